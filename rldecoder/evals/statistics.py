@@ -1,0 +1,149 @@
+"""Intervals and paired tests for scores, thin over `scipy.stats` and always seeded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from rldecoder.errors import BadInputError
+
+FloatArray = NDArray[np.float64]
+
+# Resamples are drawn in blocks of about this many numbers, so that memory does not grow with n.
+BLOCK_NUMBERS = 4_000_000
+
+
+class Interval(NamedTuple):
+    """A confidence interval, both ends included."""
+
+    low: float
+    high: float
+
+
+class MeanInterval(NamedTuple):
+    """A mean with its confidence interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+class PairedTest(NamedTuple):
+    """The result of a paired comparison of scores `a` against `b`."""
+
+    difference: float
+    """mean(a) - mean(b), in the unit of the scores."""
+    low: float
+    high: float
+    pvalue: float
+    """One-sided: how likely a difference this large is when a is no better than b."""
+
+
+def wilson_interval(successes: float, trials: int, confidence: float = 0.95) -> Interval:
+    """Wilson's score interval of a proportion; (0, 1) when there are no trials.
+
+    Unlike mean +- 1.96 sd it stays inside [0, 1] and has a width at 0 % and 100 %.
+    Fractional successes (partial credit) are rounded to the nearest count.
+    Source: Wilson 1927; `scipy.stats.binomtest(...).proportion_ci(method="wilson")`.
+
+    Raises:
+        BadInputError: successes outside [0, trials].
+    """
+    if trials == 0:
+        return Interval(0.0, 1.0)
+    count = round(successes)
+    if not 0 <= count <= trials:
+        raise BadInputError(
+            f"{successes} successes in {trials} trials are impossible.",
+            "A proportion needs 0 <= successes <= trials.",
+            "Check how the scores were counted.",
+        )
+    found = stats.binomtest(count, trials).proportion_ci(confidence, method="wilson")
+    return Interval(float(found.low), float(found.high))
+
+
+def bootstrap_mean_ci(
+    values: Sequence[float] | FloatArray,
+    *,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> MeanInterval:
+    """Percentile bootstrap of a mean (BCa where it is defined is not worth its traps here).
+
+    With one value, or with values that are all equal, the interval is the mean itself.
+
+    Raises:
+        BadInputError: no values, or a value that is not finite.
+    """
+    array = _finite(values)
+    if array.size == 1 or np.ptp(array) == 0:
+        mean = float(array[0])
+        return MeanInterval(mean, mean, mean)
+    found = stats.bootstrap(
+        (array,),
+        np.mean,
+        confidence_level=confidence,
+        n_resamples=resamples,
+        method="percentile",
+        batch=max(1, BLOCK_NUMBERS // array.size),
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return MeanInterval(float(array.mean()), float(found.low), float(found.high))
+
+
+def paired_bootstrap_pvalue(
+    a: Sequence[float] | FloatArray,
+    b: Sequence[float] | FloatArray,
+    *,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> PairedTest:
+    """Is `a` better than `b` on the same items? Percentile bootstrap of the paired difference.
+
+    The p-value is one-sided, (1 + #{resampled difference <= 0}) / (1 + resamples), so it is
+    never 0 and never below what the number of resamples can show.
+    Source: Efron and Tibshirani 1993, chapter 16; Koehn 2004.
+
+    Raises:
+        BadInputError: lengths differ, no values, or a value that is not finite.
+    """
+    first, second = _finite(a), _finite(b)
+    if first.shape != second.shape:
+        raise BadInputError(
+            f"Paired scores have {first.size} and {second.size} values.",
+            "A paired test compares two methods on the same items.",
+            "Score both methods on the same prompts, in the same order.",
+        )
+    difference = first - second
+    means = _resampled_means(difference, resamples, seed)
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(means, [tail, 1 - tail])
+    pvalue = (1 + int((means <= 0).sum())) / (1 + resamples)
+    return PairedTest(float(difference.mean()), float(low), float(high), pvalue)
+
+
+def _resampled_means(values: FloatArray, resamples: int, seed: int) -> FloatArray:
+    rng = np.random.default_rng(seed)
+    block = max(1, BLOCK_NUMBERS // values.size)
+    means = [
+        values[rng.integers(0, values.size, (min(block, resamples - start), values.size))].mean(1)
+        for start in range(0, resamples, block)
+    ]
+    return np.concatenate(means)
+
+
+def _finite(values: Sequence[float] | FloatArray) -> FloatArray:
+    array = np.asarray(values, dtype=np.float64).reshape(-1)
+    if array.size == 0 or not np.isfinite(array).all():
+        raise BadInputError(
+            "A mean was asked of no scores, or of a score that is not a finite number.",
+            "Missing scores must be left out or counted as wrong before the statistics.",
+            "Check the rows that were scored.",
+        )
+    return array

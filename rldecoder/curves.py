@@ -1,0 +1,71 @@
+"""Training curves: kept with the checkpoint while training runs, published as Parquet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rldecoder import schemas
+
+
+class CurvePoint(NamedTuple):
+    """One value of one metric at one step."""
+
+    step: int
+    name: str
+    value: float
+
+
+class Curves:
+    """An append-only list of curve points.
+
+    Its state goes into every checkpoint, so that a resumed run publishes the same curves as an
+    undisturbed one.
+    """
+
+    def __init__(self) -> None:
+        self.rows: list[CurvePoint] = []
+
+    def log(self, step: int, **values: float) -> None:
+        """Append `values` at `step`."""
+        self.rows.extend(CurvePoint(step, name, float(value)) for name, value in values.items())
+
+    def last(self, name: str) -> float | None:
+        """The newest value of `name`, or None."""
+        return next((row.value for row in reversed(self.rows) if row.name == name), None)
+
+    def state(self) -> list[list[Any]]:
+        """JSON form for checkpoints."""
+        return [list(row) for row in self.rows]
+
+    @classmethod
+    def from_state(cls, state: list[list[Any]]) -> Curves:
+        """The inverse of `state`."""
+        curves = cls()
+        curves.rows = [
+            CurvePoint(int(step), str(name), float(value)) for step, name, value in state
+        ]
+        return curves
+
+    def write(self, path: Path) -> None:
+        """Publish as Parquet (schemas.CURVES)."""
+        schemas.write_parquet(
+            path,
+            {
+                "step": [row.step for row in self.rows],
+                "name": [row.name for row in self.rows],
+                "value": [row.value for row in self.rows],
+            },
+            schemas.CURVES,
+        )
+
+
+def read_curves(path: Path) -> dict[str, tuple[list[int], list[float]]]:
+    """Read curves back as name -> (steps, values)."""
+    table = schemas.read_parquet(path)
+    out: dict[str, tuple[list[int], list[float]]] = {}
+    for row in table.to_pylist():
+        steps, values = out.setdefault(row["name"], ([], []))
+        steps.append(row["step"])
+        values.append(row["value"])
+    return out

@@ -1,0 +1,59 @@
+"""Errors that say what happened, why, and how to mend it; each knows its exit code."""
+
+from __future__ import annotations
+
+EXIT_DONE = 0
+EXIT_GATE_FAILED = 1
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 3
+
+
+class RlDecoderError(Exception):
+    """Root of every error this project raises on purpose.
+
+    Args:
+        what: what happened, with the offending value.
+        why: the reason, when it is known.
+        mend: what the user can do, naming the setting or the command.
+    """
+
+    exit_code = EXIT_BAD_INPUT
+
+    def __init__(self, what: str, why: str = "", mend: str = "") -> None:
+        self.what, self.why, self.mend = what, why, mend
+        super().__init__(" ".join(part for part in (what, why, mend) if part))
+
+    def __reduce__(self) -> tuple[type[RlDecoderError], tuple[str, str, str]]:
+        return type(self), (self.what, self.why, self.mend)
+
+
+class BadInputError(RlDecoderError):
+    """The user's file, setting, model or text cannot be used as it is."""
+
+
+class DamagedFileError(RlDecoderError):
+    """A file's content does not match what was published, or cannot be parsed."""
+
+
+class StoreBusyError(RlDecoderError):
+    """Another run is building the same artifact at this moment."""
+
+
+class NoResourceError(RlDecoderError):
+    """Too little disk or memory, or no device that is free."""
+
+
+class NumericalError(RlDecoderError):
+    """NaN or infinity where numbers were expected, or training that collapsed."""
+
+
+class GateFailedError(RlDecoderError):
+    """A quality gate said no. The report is published all the same."""
+
+    exit_code = EXIT_GATE_FAILED
+
+
+class InterruptedRunError(RlDecoderError):
+    """The run was stopped by the user; checkpoints are kept and a rerun resumes."""
+
+    exit_code = EXIT_INTERRUPTED

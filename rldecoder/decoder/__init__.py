@@ -1,1 +1,1 @@
-
+"""The feature decoder: SAE latents to next-token logits, as a transformers model."""

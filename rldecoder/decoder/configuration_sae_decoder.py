@@ -1,0 +1,55 @@
+"""Configuration of the feature decoder, in transformers' own form."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+
+
+@strict
+class SaeDecoderConfig(PreTrainedConfig):
+    """Shapes of a `SaeDecoderForCausalLM` and of the frozen parts it must be attached to.
+
+    Fields:
+        kind: `linear`, latents -> final hidden state -> logits through the frozen unembedding.
+        d_model: width of the frozen model's residual stream.
+        vocab_size: rows of the frozen unembedding.
+        num_latents: columns of the SAE dictionary.
+        hook_layer: L >= 1; the SAE reads the residual stream after L blocks.
+        max_position_embeddings: longest sequence that the frozen model accepts, in tokens.
+        base_model: name of the frozen model, for people.
+    """
+
+    model_type = "sae_decoder"
+    keys_to_ignore_at_inference = ("past_key_values",)
+    # The KV cache is sized by `num_hidden_layers`, and only the trunk's L blocks fill it.
+    attribute_map = {"hidden_size": "d_model", "num_hidden_layers": "hook_layer"}  # noqa: RUF012
+
+    kind: Literal["linear"] = "linear"
+    d_model: int = 64
+    vocab_size: int = 512
+    num_latents: int = 256
+    hook_layer: int = 1
+    max_position_embeddings: int = 512
+    base_model: str = ""
+    initializer_range: float = 0.02
+    use_cache: bool = True
+    tie_word_embeddings: bool = False
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    pad_token_id: int | None = None
+
+    def validate_architecture(self) -> None:
+        """Refuse sizes that no model has (called by transformers after construction).
+
+        Raises:
+            ValueError: a size is not positive (wrapped by transformers' own validation error).
+        """
+        for name in ("d_model", "vocab_size", "num_latents", "hook_layer"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+AutoConfig.register("sae_decoder", SaeDecoderConfig, exist_ok=True)

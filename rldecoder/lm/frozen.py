@@ -1,0 +1,413 @@
+"""A frozen language model, cut at any layer: trunk, tail, splice, unembedding.
+
+Words: the residual stream at layer L is what flows after L blocks (0 = embeddings). The final
+hidden state is the output of the model's last norm; the unembedding turns it into logits.
+Axes: B sequence, T position, D model width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Cache,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from rldecoder.errors import BadInputError
+
+# The module after the last block, by architecture: Llama, Gemma, Mistral, Qwen | GPT-2 |
+# GPT-NeoX (Pythia) | Phi.
+_FINAL_NORM_NAMES = ("norm", "ln_f", "final_layer_norm", "final_layernorm")
+
+
+class TrunkOutput(NamedTuple):
+    """The residual stream at a layer, and the cache that lets the next call go on from there."""
+
+    resid: Tensor
+    """[B, T, D]"""
+    past_key_values: Cache | None
+
+
+class FrozenLM:
+    """A causal language model that is only read: eval mode, no parameter takes a gradient.
+
+    Gradients do flow through `tail`, `splice` and `unembed` to tensors given to them, which is
+    what attribution and training through the frozen model need.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    folder: Path
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path
+    ) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.folder = folder
+        self._base: nn.Module = model.base_model
+        self._blocks_name, self._norm_name = _find_parts(model)
+        self._cuts: dict[tuple[str, int], nn.Module] = {}
+        self._unembedding_float32: Tensor | None = None
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+    ) -> FrozenLM:
+        """Load a Hugging Face folder (safetensors only, no code from the folder is run).
+
+        Args:
+            folder: holds config.json, model.safetensors and the tokenizer's files.
+            device: where the weights go.
+            dtype: of weights and residuals; None reads `compute_dtype` of `../model.json` (as the
+                `sync_tokenizer` artifact has it), else the dtype of the stored weights.
+
+        Raises:
+            BadInputError: the folder is not a model that can be read.
+        """
+        folder = Path(folder)
+        if not (folder / "config.json").is_file():
+            raise BadInputError(
+                f"No model at {folder}.",
+                "There is no config.json in this folder.",
+                "Give the folder that `save_pretrained` wrote.",
+            )
+        wanted = dtype if dtype is not None else _recorded_dtype(folder)
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=wanted if wanted is not None else "auto",
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+            )
+            tokenizer = AutoTokenizer.from_pretrained(
+                folder, trust_remote_code=False, local_files_only=True
+            )
+        except (OSError, ValueError) as error:
+            raise BadInputError(
+                f"The model at {folder} cannot be loaded.",
+                str(error).strip().splitlines()[0],
+                "It must be a causal language model of `transformers` with safetensors weights.",
+            ) from error
+        return cls(model.to(device), tokenizer, folder)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.unembedding.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights, and so of all residuals."""
+        return self.unembedding.dtype
+
+    @property
+    def num_layers(self) -> int:
+        """The number of blocks; layers run from 0 (embeddings) to this number."""
+        return len(self._blocks)
+
+    @property
+    def d_model(self) -> int:
+        """Width of the residual stream."""
+        return int(self.unembedding.shape[1])
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the unembedding (a padded vocabulary counts in full)."""
+        return int(self.unembedding.shape[0])
+
+    @property
+    def eos_token_id(self) -> int:
+        """The tokenizer's end-of-text token."""
+        if self.tokenizer.eos_token_id is None:
+            raise BadInputError(
+                f"The tokenizer in {self.folder} has no end-of-text token.",
+                "Documents are separated by it.",
+                "Set `eos_token` in tokenizer_config.json.",
+            )
+        return int(self.tokenizer.eos_token_id)
+
+    @property
+    def pad_token_id(self) -> int:
+        """The padding token; the end-of-text token where none is defined (GPT-2)."""
+        pad = self.tokenizer.pad_token_id
+        return self.eos_token_id if pad is None else int(pad)
+
+    @property
+    def unembedding(self) -> Tensor:
+        """The frozen weights [V, D] of the output layer, in the model's dtype."""
+        return self._head.weight
+
+    @property
+    def _head(self) -> nn.Module:
+        return self.model.get_output_embeddings()
+
+    @property
+    def _blocks(self) -> nn.ModuleList:
+        blocks = self._base.get_submodule(self._blocks_name)
+        assert isinstance(blocks, nn.ModuleList)
+        return blocks
+
+    def trunk(
+        self,
+        input_ids: Tensor,
+        layer: int,
+        *,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool = False,
+    ) -> TrunkOutput:
+        """The residual stream [B, T, D] after `layer` blocks; later blocks are not run.
+
+        Args:
+            input_ids: [B, T]; with `past_key_values`, only the tokens that it has not seen.
+            layer: 0 to `num_layers`.
+            attention_mask: [B, S], 1 = real token, S counts cached positions too.
+            position_ids: [B, T]; None counts the real tokens of the mask, which left padding
+                needs (GPT-2 would otherwise number the padding).
+            past_key_values: what an earlier call returned.
+            use_cache: return a cache for the next call.
+        """
+        self._check_layer(layer)
+        if use_cache and layer == 0:
+            raise BadInputError(
+                "Layer 0 has no cache: its residuals are the embeddings.",
+                "A cache counts the positions that a block has seen.",
+                "Use a layer of 1 or more, or `use_cache=False`.",
+            )
+        with torch.no_grad():
+            out = self._cut("trunk", layer)(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=_positions(attention_mask, position_ids, input_ids.shape[1]),
+                past_key_values=past_key_values,
+                use_cache=use_cache,
+            )
+        return TrunkOutput(out.last_hidden_state, out.past_key_values if use_cache else None)
+
+    def tail(
+        self,
+        resid: Tensor,
+        layer: int,
+        *,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+    ) -> Tensor:
+        """The final hidden state [B, T, D] from the residual stream [B, T, D] at `layer`.
+
+        Differentiable with respect to `resid`, which is cast to the model's dtype.
+        """
+        self._check_layer(layer)
+        resid = resid.to(self.dtype)
+        cut = self._cut("tail", layer)
+        first = self._part_after(layer)
+        # The embedding part of `forward` (position embeddings, scales) would change the residual:
+        # it is given a detached copy, and its result is replaced at the first block's door.
+        with _replaced_input(first, lambda _: resid):
+            out = cut(
+                inputs_embeds=resid.detach(),
+                attention_mask=attention_mask,
+                position_ids=_positions(attention_mask, position_ids, resid.shape[1]),
+                use_cache=False,
+            )
+        return out.last_hidden_state
+
+    @torch.no_grad()
+    def resid_and_final(
+        self,
+        input_ids: Tensor,
+        layer: int,
+        *,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Residual stream at `layer` and final hidden state, both [B, T, D], in one pass."""
+        self._check_layer(layer)
+        seen: list[Tensor] = []
+        with _replaced_input(self._part_after(layer), lambda resid: _keep(seen, resid)):
+            final = self._run(input_ids, attention_mask, position_ids)
+        return seen[0], final
+
+    @torch.no_grad()
+    def residuals(
+        self, input_ids: Tensor, *, attention_mask: Tensor | None = None
+    ) -> tuple[list[Tensor], Tensor]:
+        """All `num_layers + 1` residual streams (0 = embeddings) and the final hidden state.
+
+        Unlike `output_hidden_states`, the last residual is the one before the final norm.
+        """
+        seen: list[Tensor] = []
+        handles = [
+            self._part_after(layer).register_forward_pre_hook(
+                lambda _module, args, kwargs: _on_input(
+                    args, kwargs, lambda resid: _keep(seen, resid)
+                ),
+                with_kwargs=True,
+            )
+            for layer in range(self.num_layers + 1)
+        ]
+        try:
+            final = self._run(input_ids, attention_mask, None)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return seen, final
+
+    def splice(
+        self,
+        input_ids: Tensor,
+        layer: int,
+        replace: Callable[[Tensor], Tensor],
+        *,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+    ) -> Tensor:
+        """The final hidden state [B, T, D] when the residual at `layer` becomes `replace(resid)`.
+
+        Differentiable with respect to whatever `replace` uses; its result is cast to the model's
+        dtype.
+        """
+        self._check_layer(layer)
+        with _replaced_input(self._part_after(layer), lambda resid: replace(resid).to(resid.dtype)):
+            return self._run(input_ids, attention_mask, position_ids)
+
+    def unembed(self, final_hidden: Tensor) -> Tensor:
+        """Float32 logits [..., V] of final hidden states [..., D].
+
+        Always multiplied in float32: bfloat16 logits near 16 lie 0.06 to 0.12 apart, so that
+        the best two of a position often tie.
+        """
+        if self.dtype == torch.float32:
+            weight = self.unembedding
+        else:
+            if self._unembedding_float32 is None:
+                self._unembedding_float32 = self.unembedding.float()
+            weight = self._unembedding_float32
+        bias = getattr(self._head, "bias", None)
+        logits = F.linear(final_hidden.float(), weight, None if bias is None else bias.float())
+        cap = getattr(self.model.config, "final_logit_softcapping", None)
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    def _run(
+        self, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None
+    ) -> Tensor:
+        return self._base(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=_positions(attention_mask, position_ids, input_ids.shape[1]),
+            use_cache=False,
+        ).last_hidden_state
+
+    def _check_layer(self, layer: int) -> None:
+        if not 0 <= layer <= self.num_layers:
+            raise BadInputError(
+                f"Hook layer {layer} is out of range.",
+                f"The model in {self.folder} has {self.num_layers} blocks.",
+                f"Choose a layer from 0 (embeddings) to {self.num_layers}.",
+            )
+
+    def _part_after(self, layer: int) -> nn.Module:
+        """The module whose input is the residual stream at `layer`."""
+        if layer == self.num_layers:
+            return self._base.get_submodule(self._norm_name)
+        return self._blocks[layer]
+
+    def _cut(self, side: str, layer: int) -> nn.Module:
+        """The base model with only the blocks on one side of `layer`, sharing all parameters."""
+        key = (side, layer)
+        if key not in self._cuts:
+            keep = slice(None, layer) if side == "trunk" else slice(layer, None)
+            cut = copy.copy(self._base)
+            cut._modules = dict(self._base._modules)
+            cut._modules[self._blocks_name] = nn.ModuleList(list(self._blocks)[keep])
+            if side == "trunk":
+                cut._modules[self._norm_name] = nn.Identity()
+            config = copy.deepcopy(self._base.config)
+            layer_types = getattr(config, "layer_types", None)
+            config.num_hidden_layers = len(range(self.num_layers)[keep])
+            if layer_types is not None:
+                config.layer_types = layer_types[keep]
+            cut.config = config
+            self._cuts[key] = cut
+        return self._cuts[key]
+
+
+def _find_parts(model: PreTrainedModel) -> tuple[str, str]:
+    """Names of the block list and of the final norm inside the base model."""
+    base = model.base_model
+    depth = model.config.num_hidden_layers
+    blocks = [
+        name
+        for name, module in base.named_children()
+        if isinstance(module, nn.ModuleList) and len(module) == depth
+    ]
+    norms = [name for name in _FINAL_NORM_NAMES if isinstance(getattr(base, name, None), nn.Module)]
+    if len(blocks) != 1 or len(norms) != 1 or model.get_output_embeddings() is None:
+        raise BadInputError(
+            f"Models of type {model.config.model_type!r} are not supported.",
+            f"Found block lists {blocks} and final norms {norms}; exactly one of each is needed.",
+            "Use a GPT-2, Llama, GPT-NeoX, Gemma, Phi or similar model.",
+        )
+    return blocks[0], norms[0]
+
+
+def _recorded_dtype(folder: Path) -> torch.dtype | None:
+    """The `compute_dtype` that the `sync_tokenizer` stage recorded beside the model, if any."""
+    record = folder.parent / "model.json"
+    if not record.is_file():
+        return None
+    name = json.loads(record.read_text(encoding="utf-8")).get("compute_dtype")
+    return None if name is None else getattr(torch, name)
+
+
+def _positions(
+    attention_mask: Tensor | None, position_ids: Tensor | None, num_tokens: int
+) -> Tensor | None:
+    """Positions [B, T] counted over the real tokens of the mask [B, S], unless they are given."""
+    if position_ids is not None or attention_mask is None:
+        return position_ids
+    return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -num_tokens:]
+
+
+def _keep(seen: list[Tensor], resid: Tensor) -> Tensor:
+    seen.append(resid)
+    return resid
+
+
+def _on_input(
+    args: tuple[Any, ...], kwargs: dict[str, Any], change: Callable[[Tensor], Tensor]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A block's arguments with `change` applied to the hidden states, which may come by name."""
+    if args:
+        return (change(args[0]), *args[1:]), kwargs
+    return args, {**kwargs, "hidden_states": change(kwargs["hidden_states"])}
+
+
+@contextmanager
+def _replaced_input(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """While open, `module` receives `change(hidden_states)` instead of its hidden states."""
+    handle = module.register_forward_pre_hook(
+        lambda _module, args, kwargs: _on_input(args, kwargs, change), with_kwargs=True
+    )
+    try:
+        yield
+    finally:
+        handle.remove()

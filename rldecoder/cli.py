@@ -1,0 +1,164 @@
+"""The command line. Settings belong in YAML; commands only say what to do with them."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from rldecoder.errors import (
+    EXIT_INTERRUPTED,
+    InterruptedRunError,
+    RlDecoderError,
+)
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from rldecoder.artifacts import ArtifactStore
+    from rldecoder.config.run import RunConfig
+
+app = typer.Typer(
+    help="Read a frozen language model's middle layers: sparse autoencoder, feature decoder, "
+    "PPO, checked explanations.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+
+ConfigPath = Annotated[Path, typer.Argument(help="A run's YAML, such as configs/quickstart.yaml.")]
+StoreOption = Annotated[
+    Path | None, typer.Option("--store", help="Artifact store; default: the config's `store`.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Change one setting: --set train_sae.k=32 (repeatable)."),
+]
+
+
+@app.command()
+def run(
+    config: ConfigPath,
+    store: StoreOption = None,
+    until: Annotated[
+        str | None, typer.Option(help="Stop after this stage (see `rldecoder status`).")
+    ] = None,
+    overrides: SetOption = None,
+    prefect: Annotated[
+        bool, typer.Option("--prefect/--no-prefect", help="Run as a Prefect flow, or plainly.")
+    ] = True,
+) -> None:
+    """Run the pipeline: finished stages are reused, an interrupted one goes on."""
+    from rldecoder.cli_run import run_and_summarise
+
+    run_and_summarise(*_load(config, store, overrides), until=until, prefect=prefect)
+
+
+@app.command()
+def status(config: ConfigPath, store: StoreOption = None, overrides: SetOption = None) -> None:
+    """Show each stage's artifact: published, failed gate, interrupted or missing."""
+    from rldecoder.cli_show import show_status
+
+    show_status(*_load(config, store, overrides), console)
+
+
+@app.command()
+def explain(
+    config: ConfigPath,
+    prompt: Annotated[str, typer.Argument(help="The text whose next token is explained.")],
+    store: StoreOption = None,
+    overrides: SetOption = None,
+) -> None:
+    """Explain the next-token prediction for a prompt, in claims tested by intervention."""
+    from rldecoder.cli_show import show_explanation
+
+    show_explanation(*_load(config, store, overrides), prompt, console)
+
+
+@app.command()
+def report(config: ConfigPath, store: StoreOption = None, overrides: SetOption = None) -> None:
+    """Build (or reuse) the report of a finished run and print its path and targets."""
+    from rldecoder.cli_run import rebuild_report
+
+    rebuild_report(*_load(config, store, overrides))
+
+
+@app.command()
+def smoke(model: Annotated[str, typer.Argument(help="A name from `rldecoder models`.")]) -> None:
+    """Run the frozen model on 1k tokens: throughput, hidden-state shapes, memory."""
+    from rldecoder.cli_show import show_smoke
+
+    show_smoke(model, console)
+
+
+@app.command()
+def models() -> None:
+    """List the known base models and whether their weights are on this machine."""
+    from rldecoder.cli_show import show_models
+
+    show_models(console)
+
+
+@app.command()
+def devices() -> None:
+    """List accelerators: memory, utilisation, and who holds a lease."""
+    from rldecoder.cli_show import show_devices
+
+    show_devices(console)
+
+
+def main() -> None:
+    """Entry point: turns errors into one message and an exit code."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        app(standalone_mode=False)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except typer.TyperUsageError as error:  # pragma: no cover - typer's own usage text
+        error.show()
+        sys.exit(error.exit_code)
+    except RlDecoderError as error:
+        _print_error(error)
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        _print_error(
+            InterruptedRunError(
+                "Interrupted.",
+                "What was published is safe and checkpoints are kept.",
+                "The same command goes on from there.",
+            )
+        )
+        sys.exit(EXIT_INTERRUPTED)
+
+
+def _load(
+    config: Path, store: Path | None, overrides: list[str] | None
+) -> tuple[RunConfig, ArtifactStore]:
+    from rldecoder.config.run import load_run_config
+    from rldecoder.runner import store_for
+
+    loaded = load_run_config(config, overrides or [])
+    return loaded, store_for(loaded, store)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    """Treat SIGTERM like Ctrl-C, so that a stopped worker leaves a resumable run."""
+    raise KeyboardInterrupt
+
+
+def _print_error(error: RlDecoderError) -> None:
+    target = Console(stderr=True)
+    target.print(f"[bold red]error:[/bold red] {escape(error.what)}", highlight=False)
+    for part in (error.why, error.mend):
+        if part:
+            target.print(f"  {escape(part)}", highlight=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""The whole run's configuration: one YAML file, one section a stage."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError
+
+from rldecoder.config.base import Config, StageConfig, free
+from rldecoder.config.data import BaselinesConfig, CacheActivationsConfig, IngestConfig
+from rldecoder.config.decoder import GateDecoderConfig, TrainDecoderConfig
+from rldecoder.config.explain import EvaluateConfig, ReportConfig, TrainExplainerConfig
+from rldecoder.config.interp import (
+    ClusterFeaturesConfig,
+    LabelFeaturesConfig,
+    RankFeaturesConfig,
+)
+from rldecoder.config.model import SyncTokenizerConfig
+from rldecoder.config.rl import ControlPpoConfig, FreezeDecoderConfig, TrainPpoConfig
+from rldecoder.config.sae import GateSaeConfig, TrainSaeConfig
+from rldecoder.errors import BadInputError
+
+
+class TrackingConfig(Config):
+    """Where metrics go beside the artifacts."""
+
+    wandb: Literal["off", "offline", "online"] = free("offline")
+    """`offline` needs no account; `online` needs WANDB_API_KEY in the environment."""
+    project: str = free("rl-decoder")
+    """The wandb project."""
+
+
+class RunConfig(Config):
+    """One run: what to build, from which model and text, with which budgets."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    """The run's name, in reports and in docs/experiments/<name>.md."""
+    description: str = free("")
+    """One line about what the run is for."""
+    seed: int = Field(0, ge=0)
+    """The one seed; every stage derives its own from it."""
+    store: Path = free(Path("artifacts"))
+    """The folder of the artifact store, relative to the working directory."""
+    mirror: str | None = free(None)
+    """fsspec URL that published artifacts are copied to and fetched from (s3://...), or null."""
+    threads: int | None = free(None, ge=1)
+    """CPU threads for torch; null takes all cores. Bitwise equality holds at equal threads."""
+    device: str = free("auto")
+    """`auto` (a free GPU, else the CPU), `cpu`, `cuda`, or the UUID of a GPU."""
+    tracking: TrackingConfig = free(TrackingConfig())
+    """wandb."""
+
+    sync_tokenizer: SyncTokenizerConfig
+    ingest: IngestConfig = IngestConfig()
+    baselines: BaselinesConfig = BaselinesConfig()
+    cache_activations: CacheActivationsConfig = CacheActivationsConfig()
+    train_sae: TrainSaeConfig = TrainSaeConfig()
+    gate_sae: GateSaeConfig = GateSaeConfig()
+    train_decoder: TrainDecoderConfig = TrainDecoderConfig()
+    gate_decoder: GateDecoderConfig = GateDecoderConfig()
+    train_ppo: TrainPpoConfig = TrainPpoConfig()
+    control_ppo: ControlPpoConfig = ControlPpoConfig()
+    freeze_decoder: FreezeDecoderConfig = FreezeDecoderConfig()
+    rank_features: RankFeaturesConfig = RankFeaturesConfig()
+    label_features: LabelFeaturesConfig = LabelFeaturesConfig()
+    cluster_features: ClusterFeaturesConfig = ClusterFeaturesConfig()
+    train_explainer: TrainExplainerConfig = TrainExplainerConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    report: ReportConfig = ReportConfig()
+
+    def stage(self, name: str) -> StageConfig:
+        """The config of one stage."""
+        config = getattr(self, name)
+        assert isinstance(config, StageConfig), name
+        return config
+
+
+def load_run_config(path: Path | str, overrides: list[str] | None = None) -> RunConfig:
+    """Read a run's YAML and apply `a.b=c` overrides (values are YAML).
+
+    Raises:
+        BadInputError: no such file, not YAML, an unknown key, or a value out of range; every
+            problem is named at once.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise BadInputError(
+            f"The config {path} cannot be read.",
+            str(error),
+            "Give the path of a YAML file, such as configs/quickstart.yaml.",
+        ) from error
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise BadInputError(f"{path} is not valid YAML.", str(error), "Mend that line.") from error
+    if not isinstance(values, dict):
+        raise BadInputError(f"{path} holds no settings.", "A mapping of keys was expected.")
+    for override in overrides or []:
+        _apply(values, override)
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        problems = "\n".join(f"  {_problem(RunConfig, item)}" for item in error.errors())
+        raise BadInputError(
+            f"{path} has settings that cannot be used:\n{problems}\n",
+            "",
+            "Every setting is described in rldecoder/config/ and docs/pipeline.md.",
+        ) from error
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise BadInputError(
+            f"--set {override} is not of the form a.b=c.", "", "Example: --set train_sae.k=32"
+        )
+    *parents, last = key.strip().split(".")
+    place = values
+    for parent in parents:
+        place = place.setdefault(parent, {})
+        if not isinstance(place, dict):
+            raise BadInputError(f"--set {override}: {parent} is not a section.")
+    try:
+        place[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise BadInputError(f"--set {override}: the value is not YAML.", str(error)) from error
+
+
+def _problem(root: type[BaseModel], item: Any) -> str:
+    """One validation error as a line, with the nearest known key when one is unknown."""
+    place = ".".join(str(part) for part in item["loc"])
+    if item["type"] != "extra_forbidden":
+        return f"{place}: {item['msg']} (got {item['input']!r})"
+    model: Any = root
+    for part in item["loc"][:-1]:
+        field = getattr(model, "model_fields", {}).get(part)
+        model = getattr(field, "annotation", None)
+    known = list(getattr(model, "model_fields", {}))
+    near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(sorted(known))}"
+    return f"{place}: unknown key; {hint}"

@@ -1,0 +1,279 @@
+"""Runs stages against a store: reuse, lock, build, publish, judge. Knows no Prefect."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from rldecoder import provenance
+from rldecoder.artifacts import ArtifactRef, ArtifactStore, Manifest, artifact_digest
+from rldecoder.config.run import RunConfig
+from rldecoder.errors import BadInputError, GateFailedError, NumericalError
+from rldecoder.seeds import derive_seed, seed_everything
+from rldecoder.stages.table import STAGES, stage_named
+from rldecoder.stages.context import (
+    InputArtifact,
+    Reporter,
+    Scalar,
+    Stage,
+    StageContext,
+    StageOutput,
+)
+
+
+class StageRun(NamedTuple):
+    """What became of one stage in one run."""
+
+    ref: ArtifactRef
+    reused: bool
+    verdict: str | None
+    caveats: tuple[str, ...]
+    metrics: dict[str, Scalar]
+    wall_seconds: float
+    """Time spent now: near zero when reused."""
+
+
+def plan(run: RunConfig) -> dict[str, ArtifactRef]:
+    """The address of every stage's artifact, in order, without running anything."""
+    refs: dict[str, ArtifactRef] = {}
+    for stage in STAGES:
+        refs[stage.name] = _ref(run, stage, refs)[0]
+    return refs
+
+
+def run_stage(
+    run: RunConfig,
+    stage_name: str,
+    refs: Mapping[str, ArtifactRef],
+    *,
+    store: ArtifactStore,
+    report: Reporter,
+    device: str | None = None,
+) -> StageRun:
+    """Reuse a stage's artifact, or build and publish it.
+
+    Args:
+        refs: at least the artifacts that the stage reads.
+        device: a torch device; None takes CUDA when there is one.
+
+    Raises:
+        GateFailedError: an upstream gate, or this one, said no and its `on_fail` is `stop`.
+            The artifact of a failed gate is published all the same.
+    """
+    stage = stage_named(stage_name)
+    started = time.monotonic()
+    ref, fingerprint, seed = _ref(run, stage, refs)
+    inputs = {name: _input(store, refs[name]) for name in stage.inputs}
+    _refuse_failed_gates(run, stage, inputs)
+    with store.lock(ref, report.note):
+        manifest = store.existing(ref, report.note)
+        reused = manifest is not None
+        if manifest is None:
+            manifest = _build(
+                run, stage, ref, fingerprint, seed, inputs,
+                store=store, report=report, device=device, refs=refs,
+            )  # fmt: skip
+        elif manifest.source_digest != provenance.source_digest(_module(stage)):
+            report.note(
+                f"{ref} is reused although its code has changed since it was built. "
+                f"If the change alters results, raise the stage's version."
+            )
+    result = StageRun(
+        ref, reused, manifest.verdict, tuple(manifest.caveats), dict(manifest.metrics),
+        time.monotonic() - started,
+    )  # fmt: skip
+    if stage.gate and manifest.verdict == "fail":
+        _judge(run, stage, store, ref, manifest, report)
+    return result
+
+
+def run_pipeline(
+    run: RunConfig,
+    *,
+    store: ArtifactStore,
+    report: Reporter,
+    until: str | None = None,
+    device: str | None = None,
+    on_stage: Callable[[Stage, StageRun], None] | None = None,
+) -> list[StageRun]:
+    """Run all stages in order, up to and including `until`."""
+    if until is not None:
+        stage_named(until)
+    refs: dict[str, ArtifactRef] = {}
+    results = []
+    for stage in STAGES:
+        result = run_stage(run, stage.name, refs, store=store, report=report, device=device)
+        refs[stage.name] = result.ref
+        results.append(result)
+        if on_stage is not None:
+            on_stage(stage, result)
+        if stage.name == until:
+            break
+    return results
+
+
+def read_input(store: ArtifactStore, ref: ArtifactRef) -> InputArtifact:
+    """A published artifact as stages see it, its files verified."""
+    return _input(store, ref)
+
+
+def _ref(
+    run: RunConfig, stage: Stage, refs: Mapping[str, ArtifactRef]
+) -> tuple[ArtifactRef, dict[str, str], int]:
+    config = run.stage(stage.name)
+    missing = [name for name in stage.inputs if name not in refs]
+    if missing:
+        raise BadInputError(
+            f"Stage {stage.name} cannot run yet.", f"It reads {', '.join(missing)}."
+        )
+    fingerprint = stage.fingerprint(config)
+    seed = derive_seed(run.seed, stage.name)
+    digest = artifact_digest(
+        stage=stage.name,
+        version=stage.version,
+        config=config.digest_fields(),
+        seed=seed,
+        fingerprint=fingerprint,
+        inputs={name: refs[name] for name in stage.inputs},
+    )
+    return ArtifactRef(kind=stage.kind, stage=stage.name, digest=digest), fingerprint, seed
+
+
+def _input(store: ArtifactStore, ref: ArtifactRef) -> InputArtifact:
+    manifest = store.verify(ref)
+    return InputArtifact(
+        kind=ref.kind,
+        stage=ref.stage,
+        digest=ref.digest,
+        path=store.path(ref),
+        metrics=manifest.metrics,
+        config=manifest.config,
+        verdict=manifest.verdict,
+        caveats=tuple(manifest.caveats),
+        wall_seconds=manifest.wall_seconds,
+    )
+
+
+def _build(
+    run: RunConfig,
+    stage: Stage,
+    ref: ArtifactRef,
+    fingerprint: dict[str, str],
+    seed: int,
+    inputs: Mapping[str, InputArtifact],
+    *,
+    store: ArtifactStore,
+    report: Reporter,
+    device: str | None,
+    refs: Mapping[str, ArtifactRef],
+) -> Manifest:
+    torch_device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if run.threads is not None:
+        torch.set_num_threads(run.threads)
+    progress = store.progress_path(ref)
+    resumed = progress.is_dir() and any(progress.iterdir())
+    if resumed:
+        report.note(f"{stage.name} goes on from its last checkpoint.")
+    progress.mkdir(parents=True, exist_ok=True)
+    upstream = _merge_caveats(inputs)
+    started = time.monotonic()
+    seed_everything(seed)
+    with store.building(ref) as out:
+        context = StageContext(out, progress, seed, torch_device, report, upstream)
+        output = stage.run(inputs, run.stage(stage.name), context)
+        _check_metrics(stage, output)
+        caveats = list(upstream)
+        if output.verdict == "fail" or (output.reasons and not stage.gate):
+            caveats += [f"{stage.name}: {reason}" for reason in output.reasons]
+        manifest = Manifest(
+            kind=stage.kind,
+            stage=stage.name,
+            digest=ref.digest,
+            version=stage.version,
+            config=run.stage(stage.name).model_dump(mode="json"),
+            seed=seed,
+            inputs={name: refs[name] for name in stage.inputs},
+            fingerprint=fingerprint,
+            files={},
+            metrics=output.metrics,
+            verdict=output.verdict,
+            reasons=list(output.reasons),
+            caveats=caveats,
+            source_digest=provenance.source_digest(_module(stage)),
+            git_commit=provenance.git_commit(),
+            packages=provenance.package_versions(),
+            device=str(torch_device),
+            device_name=provenance.device_name(torch_device),
+            threads=torch.get_num_threads(),
+            wall_seconds=time.monotonic() - started,
+            peak_memory_bytes=provenance.peak_memory_bytes(torch_device),
+            resumed=resumed,
+            created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        return store.publish(ref, out, manifest)
+
+
+def _merge_caveats(inputs: Mapping[str, InputArtifact]) -> tuple[str, ...]:
+    """The caveats of all inputs, each once, in order."""
+    return tuple(dict.fromkeys(c for artifact in inputs.values() for c in artifact.caveats))
+
+
+def _check_metrics(stage: Stage, output: StageOutput) -> None:
+    for name, value in output.metrics.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise NumericalError(
+                f"{stage.name} measured {name} = {value}.",
+                "A number that is not finite is not a result.",
+                "Look for NaN upstream; lower the learning rate if training diverged.",
+            )
+    if stage.gate != (output.verdict is not None):
+        raise TypeError(f"{stage.name}: gates, and only gates, return a verdict")
+
+
+def _refuse_failed_gates(
+    run: RunConfig, stage: Stage, inputs: Mapping[str, InputArtifact]
+) -> None:
+    for name, artifact in inputs.items():
+        if artifact.verdict == "fail" and _on_fail(run, name) == "stop":
+            raise GateFailedError(
+                f"{stage.name} refuses to run: {name} failed.",
+                "; ".join(artifact.caveats),
+                f"Mend the cause, or set {name}.on_fail: warn to go on under a caveat.",
+            )
+
+
+def _judge(
+    run: RunConfig,
+    stage: Stage,
+    store: ArtifactStore,
+    ref: ArtifactRef,
+    manifest: Manifest,
+    report: Reporter,
+) -> None:
+    reasons = "; ".join(manifest.reasons)
+    if _on_fail(run, stage.name) == "stop":
+        raise GateFailedError(
+            f"{stage.name} said no: {reasons}.",
+            f"The report is published at {store.path(ref)}.",
+            f"Mend the cause, or set {stage.name}.on_fail: warn to go on under a caveat.",
+        )
+    report.note(f"{stage.name} said no ({reasons}); on_fail is warn, so the run goes on, marked.")
+
+
+def _on_fail(run: RunConfig, stage_name: str) -> str:
+    return str(getattr(run.stage(stage_name), "on_fail", "stop"))
+
+
+def _module(stage: Stage) -> str:
+    return stage.run.__module__
+
+
+def store_for(run: RunConfig, root: Path | None = None) -> ArtifactStore:
+    """The store that a run's config names, unless `root` says otherwise."""
+    return ArtifactStore(root or run.store, mirror=run.mirror)

@@ -1,0 +1,58 @@
+"""Fixtures shared by all tests: tiny models on disk, and a stage context."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("WANDB_MODE", "offline")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from rldecoder.stages.context import SilentReporter, StageContext
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def tiny_lm_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random GPT-2 (4 layers, d_model 64, vocabulary 512) with a real tokenizer."""
+    from rldecoder.lm.random_model import make_random_model
+
+    return make_random_model(tmp_path_factory.mktemp("gpt2") / "model", architecture="gpt2")
+
+
+@pytest.fixture(scope="session")
+def tiny_llama_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama of the same size."""
+    from rldecoder.lm.random_model import make_random_model
+
+    return make_random_model(tmp_path_factory.mktemp("llama") / "model", architecture="llama")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The workplace's corpora; tests that want them skip on machines without."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip("../shared/data is not here")
+    return SHARED_DATA
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Callable[..., StageContext]:
+    """A factory of stage contexts; `name` keeps several apart, the same name resumes."""
+
+    def make(name: str = "stage", *, seed: int = 0, device: str = "cpu") -> StageContext:
+        out, progress = tmp_path / name / "out", tmp_path / name / "progress"
+        out.mkdir(parents=True, exist_ok=True)
+        progress.mkdir(parents=True, exist_ok=True)
+        return StageContext(out, progress, seed, torch.device(device), SilentReporter())
+
+    return make

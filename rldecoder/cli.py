@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
+from typer.exceptions import TyperException
 
 from rldecoder.errors import (
+    EXIT_BAD_INPUT,
     EXIT_INTERRUPTED,
     InterruptedRunError,
     RlDecoderError,
@@ -117,12 +119,12 @@ def main() -> None:
     """Entry point: turns errors into one message and an exit code."""
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        app(standalone_mode=False)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
-    except typer.TyperUsageError as error:  # pragma: no cover - typer's own usage text
+        # Outside standalone mode typer returns the code of `typer.Exit` (after --help, say).
+        code = app(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except TyperException as error:
         error.show()
-        sys.exit(error.exit_code)
+        sys.exit(EXIT_BAD_INPUT)
     except RlDecoderError as error:
         _print_error(error)
         sys.exit(error.exit_code)

@@ -1,0 +1,144 @@
+"""The commands that build: `run` and `report`."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import ExitStack
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from rldecoder import schemas
+from rldecoder.artifacts import ArtifactRef, ArtifactStore
+from rldecoder.config.run import RunConfig
+from rldecoder.errors import BadInputError
+from rldecoder.progress import RichReporter, TeeReporter
+from rldecoder.runner import StageRun, plan, run_pipeline, run_stage
+from rldecoder.stages.context import Reporter, Stage
+from rldecoder.stages.table import STAGES
+from rldecoder.tracking import wandb_reporter
+
+SHOWN_EXAMPLES = 3
+
+
+def run_and_summarise(
+    run: RunConfig, store: ArtifactStore, *, until: str | None, prefect: bool
+) -> None:
+    """Run the pipeline with progress bars, then print targets, report path and examples.
+
+    Raises:
+        GateFailedError: a gate with `on_fail: stop` said no; its report is published.
+    """
+    _quiet_libraries()
+    terminal = RichReporter()
+    console = terminal.console
+    console.print(f"[bold]{escape(run.name)}[/bold] {escape(run.description)}", highlight=False)
+    console.print(f"  [dim]store {escape(str(store.root))}[/dim]", highlight=False)
+    started = time.monotonic()
+    with ExitStack() as stack:
+        reporters: list[Reporter] = [terminal]
+        tracked = stack.enter_context(wandb_reporter(run, store.root / "wandb"))
+        if tracked is not None:
+            reporters.append(tracked)
+        report = TeeReporter(reporters)
+
+        def show(stage: Stage, result: StageRun) -> None:
+            _print_stage(console, stage, result)
+
+        if prefect:
+            from flows.cli_run import run_with_prefect
+
+            results = run_with_prefect(run, store=store, report=report, until=until, on_stage=show)
+        else:
+            results = run_pipeline(
+                run, store=store, report=report, until=until,
+                device=None if run.device == "auto" else run.device, on_stage=show,
+            )  # fmt: skip
+    reused = sum(result.reused for result in results)
+    console.print(
+        f"[bold]done[/bold] in {time.monotonic() - started:,.0f} s: "
+        f"{len(results) - reused} stages built, {reused} reused",
+        highlight=False,
+    )
+    refs = {result.ref.stage: result.ref for result in results}
+    if "report" in refs:
+        print_summary(Console(), store, refs)
+
+
+def rebuild_report(run: RunConfig, store: ArtifactStore) -> None:
+    """Build the report of a finished run (or reuse it), then print the summary.
+
+    Raises:
+        BadInputError: a stage that the report reads has not been published.
+    """
+    refs = plan(run)
+    missing = [s.name for s in STAGES if s.name != "report" and not store.is_published(refs[s.name])]
+    if missing:
+        raise BadInputError(
+            f"The run {run.name} is not finished.",
+            f"Missing in {store.root}: {', '.join(missing)}.",
+            "Finish it with `rldecoder run CONFIG`, using the same --store and --set.",
+        )
+    result = run_stage(run, "report", refs, store=store, report=RichReporter())
+    refs["report"] = result.ref
+    print_summary(Console(), store, refs)
+
+
+def print_summary(console: Console, store: ArtifactStore, refs: dict[str, ArtifactRef]) -> None:
+    """Targets with measured values, caveats, example explanations, the report's path."""
+    targets = schemas.read_json(store.path(refs["evaluate"]) / "targets.json")
+    table = Table(title="Targets of the original plan", title_justify="left")
+    table.add_column("target")
+    table.add_column("goal", justify="right")
+    table.add_column("measured", justify="right")
+    table.add_column("met")
+    marks = {True: "[green]yes[/green]", False: "[red]no[/red]", None: "[yellow]unknown[/yellow]"}
+    for row in targets:
+        value = "-" if row["value"] is None else f"{row['value']:.4g}"
+        table.add_row(
+            escape(row["name"]), escape(str(row["target"])), value, marks[row["met"]]
+        )
+    console.print(table)
+    manifest = store.manifest(refs["report"])
+    for caveat in manifest.caveats:
+        console.print(f"[yellow]caveat[/yellow] {escape(caveat)}", highlight=False)
+    console.print()
+    examples = schemas.read_json(store.path(refs["train_explainer"]) / "examples.json")
+    from rldecoder.explain.session import render_example
+
+    for example in examples[:SHOWN_EXAMPLES]:
+        console.print(render_example(example))
+    console.print(f"report: {store.path(refs['report']) / 'report.html'}", highlight=False,
+                  soft_wrap=True)  # fmt: skip
+
+
+def _print_stage(console: Console, stage: Stage, result: StageRun) -> None:
+    state = "reused" if result.reused else f"{result.wall_seconds:,.1f} s"
+    color = "dim" if result.reused else "green"
+    verdict = {"pass": "  [green]pass[/green]", "fail": "  [red]fail[/red]"}.get(
+        result.verdict or "", ""
+    )
+    numbers = [
+        f"{name} {value:.4g}"
+        for name, value in result.metrics.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    ][:4]
+    console.print(
+        f"[{color}]{stage.name:<18}[/{color}] {state:>9}  [dim]{result.ref.digest}[/dim]"
+        f"{verdict}  [dim]{escape(', '.join(numbers))}[/dim]",
+        highlight=False,
+    )
+
+
+def _quiet_libraries() -> None:
+    """Their bars and telemetry would fight with ours; nothing here may phone home."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+

@@ -1,0 +1,135 @@
+"""Greedy generation that computes the prompts' common prefix once.
+
+Few-shot prompts of one task share most of their tokens. Computing those for one row and copying
+the KV cache makes a batch of 6-shot prompts about six times cheaper than `generate`. Works with
+any `transformers` causal LM that takes a KV cache, so with the frozen model and the decoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+GenerateFunction = Callable[..., Tensor]
+"""Takes the keywords of `transformers` generate, returns [B, prompt + new] token ids."""
+
+
+class PrefixedBatch(NamedTuple):
+    """Prompts of different lengths, split into the part all rows share and the rest."""
+
+    prefix: Tensor
+    """[1, P] token ids that every prompt starts with; P may be 0."""
+    suffix: Tensor
+    """[B, S] the rest, left-padded; S >= 1."""
+    mask: Tensor
+    """[B, P + S] int64: 1 for tokens, 0 for the padding between prefix and suffix."""
+
+    @property
+    def suffix_positions(self) -> Tensor:
+        """[B, S] absolute positions of the suffix; padding gets the position of its left
+        neighbour, which no attention reads."""
+        positions = (self.mask.cumsum(-1) - 1).clamp_min(0)
+        return positions[:, self.prefix.shape[1] :]
+
+
+def split_prefix(
+    prompts: Sequence[Sequence[int]], pad_token_id: int, device: torch.device | str = "cpu"
+) -> PrefixedBatch:
+    """Split tokenised prompts after their longest common prefix.
+
+    The last token of every prompt stays in the suffix, so that a forward pass over the suffix
+    yields the logits from which generation starts.
+    """
+    shortest = min(len(prompt) for prompt in prompts) - 1
+    shared = 0
+    while shared < shortest and len({prompt[shared] for prompt in prompts}) == 1:
+        shared += 1
+    width = max(len(prompt) for prompt in prompts) - shared
+    suffix = torch.full((len(prompts), width), pad_token_id, dtype=torch.long)
+    mask = torch.ones(len(prompts), shared + width, dtype=torch.long)
+    for row, prompt in enumerate(prompts):
+        rest = torch.tensor(prompt[shared:], dtype=torch.long)
+        suffix[row, width - len(rest) :] = rest
+        mask[row, shared : shared + width - len(rest)] = 0
+    prefix = torch.tensor([list(prompts[0][:shared])], dtype=torch.long)
+    return PrefixedBatch(prefix.to(device), suffix.to(device), mask.to(device))
+
+
+def newline_token_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids of all tokens whose text holds a line break: an answer ends at its first."""
+    texts = tokenizer.batch_decode([[index] for index in range(len(tokenizer))])
+    return [index for index, text in enumerate(texts) if "\n" in text]
+
+
+def prefix_generate(model: PreTrainedModel) -> GenerateFunction:
+    """A greedy stand-in for `model.generate` that runs the common prefix of the rows once."""
+
+    @torch.no_grad()
+    def generate(
+        *,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        max_new_tokens: int,
+        eos_token_id: Sequence[int],
+        pad_token_id: int,
+        do_sample: bool = False,
+    ) -> Tensor:
+        if do_sample:
+            raise ValueError("prefix_generate is greedy; sample with `model.generate`.")
+        rows = [ids[keep.bool()].tolist() for ids, keep in zip(input_ids, attention_mask)]  # noqa: B905
+        batch = split_prefix(rows, pad_token_id, input_ids.device)
+        past = prefix_cache(model, batch)
+        new = _greedy(model, batch, past, max_new_tokens, eos_token_id, pad_token_id)
+        return torch.cat([input_ids, new], dim=1)
+
+    return generate
+
+
+def prefix_cache(model: Callable[..., Any], batch: PrefixedBatch) -> Any:
+    """The KV cache of the shared prefix, repeated for every row; None when nothing is shared.
+
+    `model` is called with `transformers` keywords and must return `past_key_values`.
+    """
+    if batch.prefix.shape[1] == 0:
+        return None
+    past = model(input_ids=batch.prefix, use_cache=True).past_key_values
+    past.batch_repeat_interleave(len(batch.suffix))
+    return past
+
+
+def _greedy(
+    model: PreTrainedModel,
+    batch: PrefixedBatch,
+    past: Any,
+    max_new_tokens: int,
+    stop_ids: Sequence[int],
+    pad_token_id: int,
+) -> Tensor:
+    """New tokens [B, <= max_new_tokens], padded after each row's stop token."""
+    mask, step_ids = batch.mask, batch.suffix
+    positions = batch.suffix_positions
+    stops = torch.tensor(list(stop_ids), device=mask.device)
+    alive = torch.ones(len(mask), dtype=torch.bool, device=mask.device)
+    new: list[Tensor] = []
+    for _ in range(max_new_tokens):
+        out = model(
+            input_ids=step_ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=past,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        past = out.past_key_values
+        token = torch.where(alive, out.logits[:, -1].argmax(-1), pad_token_id)
+        new.append(token)
+        alive = alive & ~torch.isin(token, stops)
+        if not alive.any():
+            break
+        step_ids, positions = token[:, None], positions[:, -1:] + 1
+        mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
+    return torch.stack(new, dim=1)

@@ -1,0 +1,115 @@
+"""Run a verifiable task with a model and score it, with confidence intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from rldecoder.evals.generation import GenerateFunction, newline_token_ids
+from rldecoder.evals.prompts import TaskPrompt, max_new_tokens, score
+from rldecoder.evals.statistics import wilson_interval
+
+
+class TaskRow(NamedTuple):
+    """One prompt's outcome."""
+
+    task: str
+    prompt_index: int
+    """`TaskPrompt.index`."""
+    answer: str
+    completion: str
+    """The generated text without special tokens."""
+    score: float
+    """0 or 1."""
+
+
+class TaskResult(NamedTuple):
+    """A score with its 95 % Wilson interval."""
+
+    score: float
+    """Share of prompts answered correctly, 0 to 1."""
+    n: int
+    ci_low: float
+    ci_high: float
+    rows: list[TaskRow]
+    """One row a prompt, in the order of the prompts."""
+
+    @property
+    def scores(self) -> list[float]:
+        """The single scores, for paired comparisons on the same prompts."""
+        return [row.score for row in self.rows]
+
+    def of_task(self, task: str) -> TaskResult:
+        """The part of the result that belongs to one task."""
+        return summarise(row for row in self.rows if row.task == task)
+
+
+def run_task(
+    generate: GenerateFunction,
+    prompts: Sequence[TaskPrompt],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    batch_size: int = 16,
+    device: torch.device | str = "cpu",
+    stop_ids: Sequence[int] | None = None,
+) -> TaskResult:
+    """Answer every prompt greedily and score the answers.
+
+    Args:
+        generate: `model.generate` of a `transformers` model, or the faster
+            `rldecoder.evals.generation.prefix_generate(model)`.
+        prompts: of any mixture of tasks; batches hold one task each.
+        tokenizer: of the frozen model; its padding side does not matter.
+        batch_size: prompts generated together.
+        stop_ids: tokens that end an answer, beside the tokenizer's end of text. By default every
+            token with a line break, found anew on each call (about 0.1 s for 50k tokens).
+    """
+    eos = tokenizer.eos_token_id
+    ends = [*(newline_token_ids(tokenizer) if stop_ids is None else stop_ids)]
+    ends += [eos] if eos is not None and eos not in ends else []
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos
+    rows: dict[int, TaskRow] = {}
+    for task in dict.fromkeys(prompt.task for prompt in prompts):
+        chosen = [i for i, prompt in enumerate(prompts) if prompt.task == task]
+        for start in range(0, len(chosen), batch_size):
+            places = chosen[start : start + batch_size]
+            batch = [prompts[i] for i in places]
+            texts = _answer(generate, batch, tokenizer, ends, pad, device)
+            for place, prompt, text in zip(places, batch, texts, strict=True):
+                rows[place] = TaskRow(task, prompt.index, prompt.answer, text, score(prompt, text))
+    return summarise(rows[i] for i in range(len(prompts)))
+
+
+def summarise(rows: Iterable[TaskRow]) -> TaskResult:
+    """Mean score and Wilson interval of some rows; no rows give score 0 and interval (0, 1)."""
+    kept = list(rows)
+    total = sum(row.score for row in kept)
+    low, high = wilson_interval(total, len(kept))
+    return TaskResult(total / max(1, len(kept)), len(kept), low, high, kept)
+
+
+def _answer(
+    generate: GenerateFunction,
+    batch: Sequence[TaskPrompt],
+    tokenizer: PreTrainedTokenizerBase,
+    stop_ids: list[int],
+    pad: int,
+    device: torch.device | str,
+) -> list[str]:
+    ids = [tokenizer(prompt.prompt)["input_ids"] for prompt in batch]
+    width = max(len(row) for row in ids)
+    input_ids = torch.tensor([[pad] * (width - len(row)) + row for row in ids], device=device)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in ids], device=device)
+    with torch.no_grad():
+        out = generate(
+            input_ids=input_ids,
+            attention_mask=mask,
+            max_new_tokens=max_new_tokens(batch[0].task),
+            do_sample=False,
+            eos_token_id=stop_ids,
+            pad_token_id=pad,
+        )
+    return tokenizer.batch_decode(out[:, width:], skip_special_tokens=True)

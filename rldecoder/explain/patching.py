@@ -1,0 +1,244 @@
+"""Exact effects of removing features from the decoder: what explanations must agree with.
+
+The effect of a feature on a prediction is log p(token) - log p(token without the feature), in
+nats; positive supports the token. The decoder is linear up to its logits, so removing a share
+r_j of each feature j moves the hidden state by -sum_j r_j act_j W[j], and nothing else.
+
+Axes: N position, K active latents, C candidates (at most K), M interventions, D model width,
+V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
+from rldecoder.errors import BadInputError
+from rldecoder.sae.model import SparseLatents
+
+POSITIONS_PER_CHUNK = 1024
+POSITIONS_PER_BLOCK = 32
+VOCABULARY_PER_BLOCK = 2048
+
+
+class Candidates(NamedTuple):
+    """The features that may be named in an explanation of N predictions."""
+
+    tokens: Tensor
+    """[N] int64: the decoder's most likely token."""
+    logprobs: Tensor
+    """[N]: its log probability."""
+    acts: Tensor
+    """[N, C] float32; 0 is padding."""
+    indices: Tensor
+    """[N, C] int64: latents."""
+    contributions: Tensor
+    """[N, C]: act * W[latent] . U[token], the share of the token's logit."""
+    attributions: Tensor
+    """[N, C]: first-order estimate of the effect (attribution patching)."""
+
+
+class Measured(NamedTuple):
+    """Exact effects in nats."""
+
+    single: Tensor
+    """[N, C]: of removing one candidate."""
+    joint: Tensor
+    """[N, M]: of each intervention (M = 0 when none was asked for)."""
+
+
+def find_candidates(
+    decoder: SaeDecoderForCausalLM, latents: SparseLatents, count: int
+) -> Candidates:
+    """The `count` active latents of each position with the largest |contribution|.
+
+    Args:
+        latents: acts and indices [N, K].
+        count: C is the smaller of `count` and K.
+    """
+    _check_linear(decoder)
+    parts = [
+        _candidates_of_chunk(decoder, chunk, min(count, latents.acts.shape[-1]))
+        for chunk in _chunks(latents)
+    ]
+    return Candidates(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def _candidates_of_chunk(
+    decoder: SaeDecoderForCausalLM, latents: SparseLatents, count: int
+) -> Candidates:
+    lm = decoder.frozen.lm
+    with torch.enable_grad():
+        hidden = decoder.hidden(latents).detach().requires_grad_()
+        logprobs = lm.unembed(hidden).log_softmax(-1)
+        best = logprobs.max(-1)
+        (gradient,) = torch.autograd.grad(best.values.sum(), hidden)
+    with torch.no_grad():
+        contributions = decoder.contributions(latents, best.indices)
+        rows = F.embedding(latents.indices, decoder.W)
+        attributions = latents.acts * torch.einsum("nkd,nd->nk", rows, gradient)
+        chosen = contributions.abs().topk(count, dim=-1).indices
+    return Candidates(
+        best.indices,
+        best.values.detach(),
+        latents.acts.gather(-1, chosen),
+        latents.indices.gather(-1, chosen),
+        contributions.gather(-1, chosen),
+        attributions.gather(-1, chosen),
+    )
+
+
+@torch.no_grad()
+def measure(
+    decoder: SaeDecoderForCausalLM,
+    latents: SparseLatents,
+    candidates: Candidates,
+    removals: Tensor | None = None,
+) -> Measured:
+    """Exact effects of removing each candidate alone, and of joint interventions.
+
+    The change of all logits by one latent, act * W[latent] @ U.T, is made once for each block
+    of the vocabulary and shared by every intervention that removes it; no logits of a patched
+    position are ever stored.
+
+    Args:
+        latents: acts and indices [N, K], the unpatched positions.
+        candidates: of the same positions.
+        removals: [N, M, C], the removed share of each candidate, 0 to 1.
+    """
+    _check_linear(decoder)
+    num_positions, num_candidates = candidates.acts.shape
+    if removals is None:
+        removals = candidates.acts.new_zeros(num_positions, 0, num_candidates)
+    found = []
+    for start in range(0, num_positions, POSITIONS_PER_CHUNK):
+        part = slice(start, start + POSITIONS_PER_CHUNK)
+        hidden = decoder.hidden(SparseLatents(latents.acts[part], latents.indices[part]))
+        chunk = Candidates(*(column[part] for column in candidates))
+        found.append(_effects_of_chunk(decoder, hidden, chunk, removals[part]))
+    effects = torch.cat(found)
+    return Measured(effects[:, :num_candidates], effects[:, num_candidates:])
+
+
+def _effects_of_chunk(
+    decoder: SaeDecoderForCausalLM, hidden: Tensor, chunk: Candidates, removals: Tensor
+) -> Tensor:
+    """[n, C + M]: effects of the single removals, then of the joint ones."""
+    lm = decoder.frozen.lm
+    bias = getattr(lm.model.get_output_embeddings(), "bias", None)
+    latents, slots = chunk.indices.unique(return_inverse=True)
+    rows = decoder.W[latents]
+    num_outputs = chunk.acts.shape[1] + removals.shape[1]
+    sums = hidden.new_zeros(len(hidden), num_outputs)
+    chosen = hidden.new_zeros(len(hidden), num_outputs)
+    # exp() is taken relative to the unpatched token's logit, which no patch leaves behind by the
+    # 80 nats or so that would overflow.
+    token_vectors = lm.unembedding[chunk.tokens].float()
+    reference = (hidden * token_vectors).sum(-1)
+    if bias is not None:
+        reference = reference + bias.float()[chunk.tokens]
+    reference = _cap(lm, reference)
+    for first in range(0, lm.vocab_size, VOCABULARY_PER_BLOCK):
+        vocabulary = slice(first, first + VOCABULARY_PER_BLOCK)
+        columns = lm.unembedding[vocabulary].float()
+        raw = F.linear(hidden, columns, None if bias is None else bias.float()[vocabulary])
+        changes = rows @ columns.T
+        inside = (chunk.tokens >= first) & (chunk.tokens < first + VOCABULARY_PER_BLOCK)
+        for start in range(0, len(hidden), POSITIONS_PER_BLOCK):
+            block = slice(start, start + POSITIONS_PER_BLOCK)
+            removed = changes[slots[block]] * chunk.acts[block, :, None]
+            if removals.shape[1]:
+                removed = torch.cat([removed, removals[block] @ removed], dim=1)
+            patched = _cap(lm, raw[block, None] - removed)
+            at = (chunk.tokens[block] - first).clamp(0, raw.shape[1] - 1)
+            of_token = patched.gather(-1, at[:, None, None].expand(-1, num_outputs, 1))[..., 0]
+            chosen[block] = torch.where(inside[block, None], of_token, chosen[block])
+            sums[block] += (patched - reference[block, None, None]).exp_().sum(-1)
+    after = chosen - reference[:, None] - sums.log()
+    return chunk.logprobs[:, None] - after
+
+
+def ablate(latents: SparseLatents, latent: Tensor) -> SparseLatents:
+    """The same positions with one latent each set to zero; `latent` is [N]."""
+    keep = latents.indices != latent[:, None]
+    return SparseLatents(latents.acts * keep, latents.indices)
+
+
+@torch.no_grad()
+def noise_floor(
+    decoder: SaeDecoderForCausalLM,
+    latents: SparseLatents,
+    candidates: Candidates,
+    *,
+    generator: torch.Generator,
+    samples: int = 512,
+    quantile: float = 0.95,
+) -> float:
+    """How large an effect chance gives: the quantile of |effect| of random directions, nats.
+
+    Each sample removes, from a random position, a random direction with the norm of one of its
+    candidates. A claim counts only if its feature does more than that.
+    """
+    filled = (candidates.acts > 0).nonzero()
+    if len(filled) == 0:
+        return 0.0
+    rows = filled[torch.randint(len(filled), (samples,), generator=generator).to(filled.device)]
+    position, slot = rows[:, 0], rows[:, 1]
+    norms = decoder.W[candidates.indices[position, slot]].norm(dim=-1)
+    norms = norms * candidates.acts[position, slot]
+    direction = torch.randn(samples, decoder.W.shape[1], generator=generator).to(norms.device)
+    direction = F.normalize(direction, dim=-1) * norms[:, None]
+    hidden = decoder.hidden(SparseLatents(latents.acts[position], latents.indices[position]))
+    effects = []
+    for start in range(0, samples, 64):
+        part = slice(start, start + 64)
+        after = decoder.frozen.lm.unembed(hidden[part] - direction[part]).log_softmax(-1)
+        token = candidates.tokens[position[part], None]
+        effects.append(candidates.logprobs[position[part]] - after.gather(-1, token)[:, 0])
+    return float(torch.cat(effects).abs().quantile(quantile))
+
+
+def random_removals(
+    acts: Tensor, count: int, generator: torch.Generator, share: float = 1.0
+) -> Tensor:
+    """[N, count, C] interventions: random sets of active candidates, each removed by `share`.
+
+    The set's size is uniform from 1 to the number of active candidates, so that small and
+    large interventions are equally common.
+    """
+    active = acts > 0
+    order = torch.rand(len(acts), count, acts.shape[1], generator=generator).to(acts.device)
+    rank = order.masked_fill(~active[:, None], 2.0).argsort(-1).argsort(-1)
+    total = active.sum(-1)[:, None]
+    size = (torch.rand(len(acts), count, generator=generator).to(acts.device) * total).floor() + 1
+    chosen = (rank < size.unsqueeze(-1)) & active[:, None]
+    return chosen.float() * share
+
+
+def _chunks(latents: SparseLatents) -> list[SparseLatents]:
+    return [
+        SparseLatents(acts, indices)
+        for acts, indices in zip(
+            latents.acts.split(POSITIONS_PER_CHUNK // 4),
+            latents.indices.split(POSITIONS_PER_CHUNK // 4),
+            strict=True,
+        )
+    ]
+
+
+def _cap(lm: object, logits: Tensor) -> Tensor:
+    cap = getattr(lm.model.config, "final_logit_softcapping", None)  # type: ignore[attr-defined]
+    return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
+def _check_linear(decoder: SaeDecoderForCausalLM) -> None:
+    if decoder.config.kind != "linear":
+        raise BadInputError(
+            f"Exact patching does not know decoders of kind {decoder.config.kind!r}.",
+            "It relies on the hidden state being a sum over features.",
+            "Explain with a linear decoder.",
+        )

@@ -1,0 +1,108 @@
+"""Method A: which features are active, strongest first. It reports activity, never causes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rldecoder.explain.text import visible_text
+
+MIN_COUNT_FOR_P99 = 100
+HIGH_QUANTILE = 0.99
+UNLABELLED = "no label"
+
+
+class FeatureLabel(NamedTuple):
+    """What is known about a latent in words."""
+
+    text: str | None
+    """None when the labeler abstained or failed."""
+    confidence: float | None
+    """Calibrated probability that a person accepts the label; None when unknown."""
+
+
+class RankedFeature(NamedTuple):
+    """One active feature of Method A."""
+
+    latent: int
+    act: float
+    normalised: float
+    """Activation over the latent's usual high (p99 on the label split); 0 if never seen."""
+    label: str | None
+    confidence: float | None
+
+
+def activation_scales(indices: Tensor, acts: Tensor, num_latents: int) -> Tensor:
+    """Each latent's usual high: the 99th percentile of its non-zero activations.
+
+    Args:
+        indices, acts: any equal shape; entries with act 0 are padding.
+        num_latents: L.
+
+    Returns: float32 [L]. With fewer than 100 activations the maximum is used, since a p99 of
+        few values is their maximum in all but name; 0 for latents that never fired.
+    """
+    fired = (acts > 0).flatten()
+    latent = indices.flatten()[fired].cpu().numpy()
+    value = acts.flatten()[fired].float().cpu().numpy()
+    order = np.lexsort((value, latent))
+    latent, value = latent[order], value[order]
+    counts = np.bincount(latent, minlength=num_latents)
+    ends = np.cumsum(counts)
+    quantile = np.where(counts >= MIN_COUNT_FOR_P99, HIGH_QUANTILE, 1.0)
+    rank = np.ceil(quantile * counts).astype(np.int64) - 1
+    position = np.clip(ends - counts + rank, 0, max(len(value) - 1, 0))
+    scales = np.zeros(num_latents, dtype=np.float32)
+    seen = counts > 0
+    scales[seen] = value[position[seen]]
+    return torch.from_numpy(scales)
+
+
+def rank_active(
+    acts: Tensor,
+    indices: Tensor,
+    scales: Tensor,
+    labels: Mapping[int, FeatureLabel],
+    top: int = 5,
+) -> list[RankedFeature]:
+    """The `top` active features of one position, by normalised activation.
+
+    Args:
+        acts, indices: [K], one position's latents; act 0 is padding.
+        scales: [L] from `activation_scales`.
+        labels: by latent; latents without an entry count as unlabelled.
+
+    Ties go to the lower latent number, so the same input always gives the same text.
+    """
+    ranked: list[RankedFeature] = []
+    for act, latent in zip(acts.tolist(), indices.tolist(), strict=True):
+        if act <= 0:
+            continue
+        scale = float(scales[latent])
+        label = labels.get(latent, FeatureLabel(None, None))
+        ranked.append(
+            RankedFeature(
+                latent, act, act / scale if scale > 0 else 0.0, label.text, label.confidence
+            )
+        )
+    ranked.sort(key=lambda feature: (-feature.normalised, feature.latent))
+    return ranked[:top]
+
+
+def ranking_text(ranked: Sequence[RankedFeature]) -> str:
+    """Method A's words. Says what is active and how strongly; draws no conclusion from it."""
+    if not ranked:
+        return "No feature is active at this position."
+    parts = []
+    for place, feature in enumerate(ranked, start=1):
+        label = UNLABELLED if feature.label is None else f"“{visible_text(feature.label, 120)}”"
+        sure = "" if feature.confidence is None else f", label confidence {feature.confidence:.2f}"
+        high = (
+            f"{feature.normalised:.2f} of its usual high" if feature.normalised > 0 else "first seen"
+        )
+        parts.append(f"{place}. #{feature.latent} {label} ({high}{sure})")
+    return "Active at this position, strongest first: " + "; ".join(parts) + "."

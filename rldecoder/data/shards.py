@@ -1,0 +1,103 @@
+"""Token sequences on disk: Parquet shards per split, all sequences of one length."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from rldecoder.errors import BadInputError, DamagedFileError
+from rldecoder.schemas import read_parquet, write_parquet
+
+SPLITS = ("train", "validation", "label", "test", "ood")
+"""train fits; validation chooses checkpoints; labels are fitted on label; gates and evaluations
+read test; ood is another kind of text."""
+
+IN_DOMAIN_SPLITS = SPLITS[:-1]
+
+DOCUMENTS = pa.schema(
+    [
+        ("doc_id", pa.int32()),
+        ("split", pa.string()),
+        ("source", pa.string()),
+        ("licence", pa.string()),
+        ("title", pa.string()),
+        ("num_tokens", pa.int32()),
+        ("sha256", pa.string()),
+    ]
+)
+"""`documents.parquet`. `num_tokens` counts the tokens kept, without the EOS; `sha256` is of the
+cleaned text in UTF-8."""
+
+
+def token_schema(vocab_size: int) -> pa.Schema:
+    """Columns of a token shard; ids take two bytes where the vocabulary allows.
+
+    `seq_id` counts from 0 within a split and is the row of `read_tokens`. `doc_starts[i]` is the
+    position where (the part of) document `doc_ids[i]` begins, so `doc_starts[0] == 0`.
+    """
+    ids = pa.uint16() if vocab_size <= 1 << 16 else pa.int32()
+    return pa.schema(
+        [
+            ("seq_id", pa.int32()),
+            ("split", pa.string()),
+            ("source", pa.string()),
+            ("doc_ids", pa.list_(pa.int32())),
+            ("doc_starts", pa.list_(pa.int32())),
+            ("input_ids", pa.list_(ids)),
+        ]
+    )
+
+
+def write_token_shard(
+    folder: Path, split: str, index: int, columns: dict[str, Any], vocab_size: int
+) -> None:
+    """Write one shard of sequences (columns of `token_schema`)."""
+    path = folder / f"{split}-{index:05d}.parquet"
+    write_parquet(path, columns, token_schema(vocab_size))
+
+
+def read_token_table(folder: Path, split: str) -> pa.Table:
+    """All sequences of a split with the columns of `token_schema`.
+
+    Raises:
+        BadInputError: if the artifact holds no such split.
+        DamagedFileError: if a shard cannot be read.
+    """
+    paths = sorted(folder.glob(f"{split}-*.parquet"))
+    if not paths:
+        raise BadInputError(
+            f"The tokens in {folder} hold no split `{split}`.",
+            "Its budget was 0.",
+            f"Give `ingest.budget_tokens.{split}` a value above 0.",
+        )
+    return pa.concat_tables([read_parquet(path) for path in paths])
+
+
+def read_tokens(folder: Path, split: str, max_sequences: int | None = None) -> np.ndarray:
+    """Token ids of a split as int64 [S, T]; row number is `seq_id`.
+
+    Args:
+        folder: the `ingest` artifact.
+        split: one of `SPLITS`.
+        max_sequences: read only the first sequences (None: all).
+
+    Raises:
+        BadInputError: if the artifact holds no such split.
+        DamagedFileError: if a shard cannot be read or its sequences differ in length.
+    """
+    table = read_token_table(folder, split)
+    if max_sequences is not None:
+        table = table.slice(0, max_sequences)
+    lists = table.column("input_ids").combine_chunks()
+    flat = lists.flatten().to_numpy(zero_copy_only=False).astype(np.int64)
+    lengths = np.unique(lists.value_lengths().to_numpy(zero_copy_only=False))
+    if len(lengths) != 1:
+        raise DamagedFileError(
+            f"Sequences of split `{split}` in {folder} have lengths {lengths.tolist()}.",
+            "All sequences of an ingestion have the same length, so a shard is damaged.",
+            "Delete the artifact's folder and run again; it will be rebuilt.",
+        )
+    return flat.reshape(len(table), int(lengths[0]))

@@ -1,0 +1,184 @@
+"""Activation shards: exact round trip, shuffled reads, resume, damage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rldecoder.data.activations import (
+    ActivationBatch,
+    ActivationMeta,
+    ActivationReader,
+    ActivationWriter,
+    activation_schema,
+    row_bytes,
+)
+from rldecoder.errors import BadInputError, DamagedFileError, NumericalError
+
+D_MODEL = 8
+
+
+def meta(**changes: object) -> ActivationMeta:
+    values = {
+        "model_name": "tiny",
+        "hook_layer": 2,
+        "num_layers": 4,
+        "d_model": D_MODEL,
+        "vocab_size": 512,
+        "context_length": 11,
+    }
+    return ActivationMeta.model_validate(values | changes)
+
+
+def rows(count: int, seed: int = 0) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.arange(count)
+    return (
+        ids // 10,
+        ids % 10 + 1,
+        torch.randint(0, 512, (count,), generator=generator),
+        torch.randn(count, D_MODEL, generator=generator),
+        torch.randn(count, D_MODEL, generator=generator),
+    )
+
+
+def write(folder: Path, count: int, shard_rows: int, split: str = "train") -> tuple:
+    data = rows(count)
+    with ActivationWriter(folder, split, meta(), shard_rows) as writer:
+        for start in range(0, count, 7):
+            writer.add(*(t[start : start + 7] for t in data))
+    return data
+
+
+def token_order(batches: list[ActivationBatch]) -> list[int]:
+    return [int(s) * 10 + int(p) - 1 for b in batches for s, p in zip(b.seq_id, b.pos, strict=True)]
+
+
+def test_round_trip_is_exact_in_bfloat16(tmp_path: Path) -> None:
+    data = write(tmp_path, 53, shard_rows=20)
+    reader = ActivationReader(tmp_path, "train")
+    assert sorted(p.name for p in tmp_path.glob("*.parquet")) == [
+        f"train-0000{i}.parquet" for i in range(3)
+    ]
+    assert reader.num_tokens == 53
+    assert reader.meta.tokens == {"train": 53}
+    batches = list(reader.ordered(9, columns=("resid", "final_hidden")))
+    assert [len(b.pos) for b in batches] == [9, 9, 9, 9, 9, 8]
+    for index, expected in enumerate(data):
+        got = torch.cat([b[index] for b in batches])
+        want = expected.to(torch.bfloat16) if expected.is_floating_point() else expected
+        assert torch.equal(got, want)
+    assert next(reader.ordered(9)).final_hidden is None
+
+
+def test_splits_share_a_folder(tmp_path: Path) -> None:
+    write(tmp_path, 30, 10)
+    write(tmp_path, 20, 10, split="test")
+    assert ActivationReader(tmp_path, "test").meta.tokens == {"train": 30, "test": 20}
+    with pytest.raises(BadInputError, match="no split `ood`"):
+        ActivationReader(tmp_path, "ood")
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    count=st.integers(1, 60),
+    shard_rows=st.integers(1, 30),
+    batch=st.integers(1, 25),
+    window_rows=st.integers(1, 80),
+    start=st.integers(0, 6),
+)
+def test_shuffled_is_a_permutation_that_resumes_exactly(
+    tmp_path_factory: pytest.TempPathFactory,
+    count: int,
+    shard_rows: int,
+    batch: int,
+    window_rows: int,
+    start: int,
+) -> None:
+    folder = tmp_path_factory.mktemp("cache")
+    write(folder, count, shard_rows)
+    reader = ActivationReader(folder, "train", window_bytes=window_rows * (10 + 2 * D_MODEL))
+    full = list(reader.shuffled(batch, seed=1, drop_last=False))
+    assert sorted(token_order(full)) == list(range(count))
+    resumed = list(reader.shuffled(batch, seed=1, start_batch=start, drop_last=False))
+    assert token_order(resumed) == token_order(full[start:])
+    if batch <= count:
+        dropped = list(reader.shuffled(batch, seed=1))
+        assert len(dropped) == reader.batches_per_epoch(batch) == count // batch
+        assert token_order(dropped) == token_order(full)[: len(dropped) * batch]
+
+
+def test_shuffled_rows_stay_together_and_epochs_differ(tmp_path: Path) -> None:
+    data = write(tmp_path, 50, 10)
+    reader = ActivationReader(tmp_path, "train")
+    batches = list(reader.shuffled(10, seed=3, columns=("resid", "final_hidden")))
+    order = token_order(batches)
+    assert order != sorted(order)
+    assert torch.equal(torch.cat([b.resid for b in batches]), data[3][order].to(torch.bfloat16))
+    again = token_order(list(ActivationReader(tmp_path, "train").shuffled(10, seed=3)))
+    assert again == order
+    assert token_order(list(reader.shuffled(10, seed=3, epoch=1))) != order
+    assert token_order(list(reader.shuffled(10, seed=4))) != order
+
+
+@pytest.mark.parametrize("limit", [1, 9, 10, 23, 50, 99])
+def test_ordered_stops_at_max_tokens(tmp_path: Path, limit: int) -> None:
+    write(tmp_path, 50, 10)
+    batches = list(ActivationReader(tmp_path, "train").ordered(9, max_tokens=limit))
+    assert token_order(batches) == list(range(min(limit, 50)))
+
+
+def test_batch_larger_than_split_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, 5, 10)
+    with pytest.raises(BadInputError, match="larger than split"):
+        next(ActivationReader(tmp_path, "train").shuffled(6, seed=0))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_nan_is_refused_and_writes_nothing(tmp_path: Path, bad: float) -> None:
+    data = rows(5)
+    data[4][2, 1] = bad
+    with (
+        pytest.raises(NumericalError, match="1 of 5 rows of `final_hidden`"),
+        ActivationWriter(tmp_path, "train", meta(), 5) as writer,
+    ):
+        writer.add(*data)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_truncated_or_missing_shard_is_named(tmp_path: Path) -> None:
+    write(tmp_path, 30, 10)
+    last = tmp_path / "train-00002.parquet"
+    content = last.read_bytes()
+    last.write_bytes(content[:-20])
+    with pytest.raises(DamagedFileError, match="train-00002"):
+        ActivationReader(tmp_path, "train")
+    last.unlink()
+    with pytest.raises(DamagedFileError, match="a shard is missing"):
+        ActivationReader(tmp_path, "train")
+    (tmp_path / "meta.json").write_text("{")
+    with pytest.raises(DamagedFileError, match=r"meta\.json"):
+        ActivationReader(tmp_path, "train")
+
+
+def test_shard_of_another_width_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, 10, 10)
+    path = tmp_path / "meta.json"
+    path.write_text(path.read_text().replace('"d_model": 8', '"d_model": 9'))
+    with pytest.raises(DamagedFileError, match="columns"):
+        ActivationReader(tmp_path, "train")
+
+
+def test_row_bytes_counts_the_schema() -> None:
+    width = sum(field.type.bit_width // 8 for field in activation_schema(D_MODEL))
+    assert row_bytes(D_MODEL) == width
+
+
+def test_batch_moves_to_a_device() -> None:
+    batch = ActivationBatch(*rows(3)[:4], None).to("cpu")
+    assert batch.final_hidden is None
+    assert batch.resid is not None

@@ -30,7 +30,8 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from rldecoder.decoder.configuration_sae_decoder import SaeDecoderConfig
 from rldecoder.errors import BadInputError
 from rldecoder.lm.frozen import FrozenLM
-from rldecoder.sae.model import Sae, SparseLatents
+from rldecoder.sae.model import Sae
+from rldecoder.sae.sparse_ops import SparseLatents, decode_sparse
 
 
 class FeaturesOutput(NamedTuple):
@@ -164,14 +165,7 @@ class SaeDecoderForCausalLM(PreTrainedModel, GenerationMixin):
 
     def hidden(self, latents: SparseLatents) -> Tensor:
         """Predicted final (normed) hidden state [..., D] from latents [..., K]."""
-        num_active = latents.indices.shape[-1]
-        summed = F.embedding_bag(
-            latents.indices.reshape(-1, num_active),
-            self.W,
-            per_sample_weights=latents.acts.reshape(-1, num_active).to(self.W.dtype),
-            mode="sum",
-        )
-        return summed.reshape(*latents.indices.shape[:-1], -1) + self.b
+        return decode_sparse(latents, self.W, self.b)
 
     def logits(self, latents: SparseLatents) -> Tensor:
         """Next-token logits [..., V], float32, from latents [..., K]."""

@@ -1,0 +1,179 @@
+"""Distillation losses and held-out faithfulness, without ever holding [N, V] logits for all N.
+
+For one position let z = U h be the decoder's logits and p = softmax of them, q the frozen
+model's distribution and y the next token. Then
+
+    d KL(q || p) / dz = p - q        d CE(y, p) / dz = p - onehot(y)
+
+so the gradient with respect to the predicted hidden state h is one product with U, known as
+soon as the logits are. It is computed chunk by chunk in the forward pass and no graph is kept.
+
+Axes: N tokens, D model width, V vocabulary. All losses are in nats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from rldecoder.data.activations import ActivationReader
+from rldecoder.lm.frozen import FrozenLM
+
+NO_LABEL = -100
+"""The label of a position whose next token is unknown (the last one of a sequence)."""
+
+# One float32 buffer of logits. Buffers above 32 MiB are mapped anew by malloc every time, and
+# the page faults then cost as much as the softmax (measured: 36 -> 100 us a token).
+CHUNK_BYTES = 32 << 20
+
+MatmulPrecision = Literal["highest", "high", "medium"]
+
+
+@contextmanager
+def matmul_precision(precision: MatmulPrecision) -> Iterator[None]:
+    """Set torch's float32 matmul precision for a while.
+
+    `medium` multiplies in bfloat16 and accumulates and returns float32 (on CPUs with AMX about
+    3 times faster); on hardware without it nothing changes.
+    """
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def chunk_rows(vocab_size: int) -> int:
+    """How many rows of float32 logits fit `CHUNK_BYTES`."""
+    return max(16, CHUNK_BYTES // (4 * vocab_size))
+
+
+class TokenLosses(NamedTuple):
+    """Losses of N tokens, float32."""
+
+    loss: Tensor
+    """[N], (1 - ce_weight) * kl + ce_weight * ce; differentiable in the predicted hidden."""
+    kl: Tensor
+    """[N], KL(frozen || decoder); detached."""
+    ce: Tensor
+    """[N], cross-entropy to the next token, 0 where it is unknown; detached."""
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    """Losses of all tokens, and their gradient, one chunk of logits at a time."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_pred: Tensor,
+        hidden_frozen: Tensor,
+        labels: Tensor,
+        lm: FrozenLM,
+        ce_weight: float,
+        rows: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        kl = torch.empty(len(hidden_pred), device=hidden_pred.device)
+        ce = torch.empty_like(kl)
+        grad = torch.empty_like(hidden_pred) if ctx.needs_input_grad[0] else None
+        for start in range(0, len(hidden_pred), rows):
+            part = slice(start, start + rows)
+            pred = hidden_pred[part].detach().requires_grad_(grad is not None)
+            with torch.set_grad_enabled(grad is not None):
+                logits = lm.unembed(pred)
+            kl[part], ce[part], logit_grad = _losses_and_logit_grad(
+                logits.detach(), lm.unembed(hidden_frozen[part]), labels[part], ce_weight
+            )
+            if grad is not None:
+                (grad[part],) = torch.autograd.grad(logits, pred, logit_grad)
+        if grad is not None:
+            ctx.save_for_backward(grad)
+        ctx.mark_non_differentiable(kl, ce)
+        return (1 - ce_weight) * kl + ce_weight * ce, kl, ce
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = ctx.saved_tensors
+        return grad * grads[0][:, None], None, None, None, None, None
+
+
+def _losses_and_logit_grad(
+    logits: Tensor, frozen_logits: Tensor, labels: Tensor, ce_weight: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """KL [n], CE [n] and d loss / d logits [n, V]; overwrites `frozen_logits`."""
+    has_label = labels != NO_LABEL
+    safe_labels = labels.clamp_min(0)[:, None]
+    lse, frozen_lse = logits.logsumexp(-1), frozen_logits.logsumexp(-1)
+    ce = torch.where(has_label, lse - logits.gather(-1, safe_labels)[:, 0], 0.0)
+    difference = frozen_logits - logits
+    frozen_probs = frozen_logits.sub_(frozen_lse[:, None]).exp_()
+    kl = difference.mul_(frozen_probs).sum(-1) - frozen_lse + lse
+    label_weight = ce_weight * has_label
+    grad = torch.sub(logits, lse[:, None], out=difference).exp_()
+    grad.mul_((1 - ce_weight + label_weight)[:, None])
+    grad.sub_(frozen_probs, alpha=1 - ce_weight)
+    grad.scatter_add_(-1, safe_labels, -label_weight[:, None])
+    return kl, ce, grad
+
+
+def chunked_kl_ce(
+    hidden_pred: Tensor,
+    hidden_frozen: Tensor,
+    lm: FrozenLM,
+    *,
+    labels: Tensor | None = None,
+    ce_weight: float = 0.0,
+    rows: int | None = None,
+) -> TokenLosses:
+    """Distillation losses of N tokens through the frozen unembedding, memory flat in N.
+
+    Costs three products with U: two for the logits, one for the gradient.
+
+    Args:
+        hidden_pred: [N, D] float32, the decoder's final hidden states.
+        hidden_frozen: [N, D], the frozen model's (any float dtype).
+        lm: its `unembed` makes logits of both; it gets no gradient.
+        labels: [N] int64 next tokens, `NO_LABEL` where unknown; None: all unknown.
+        ce_weight: share of CE in the loss, 0 to 1.
+        rows: rows of logits that live at once (default: what fits `CHUNK_BYTES`).
+    """
+    if labels is None:
+        labels = torch.full((len(hidden_pred),), NO_LABEL, device=hidden_pred.device)
+    rows = rows or chunk_rows(lm.vocab_size)
+    loss, kl, ce = _ChunkedLoss.apply(hidden_pred, hidden_frozen, labels, lm, ce_weight, rows)
+    return TokenLosses(loss, kl, ce)
+
+
+class NextTokens:
+    """The next token of every cached position of a split.
+
+    The token after (seq_id, pos) is the cached one at (seq_id, pos + 1); the last position of a
+    sequence has none.
+    """
+
+    def __init__(self, reader: ActivationReader) -> None:
+        self._length = reader.meta.context_length
+        ids = list(reader.ordered(1 << 20, columns=()))
+        seq_id = torch.cat([batch.seq_id for batch in ids])
+        pos = torch.cat([batch.pos for batch in ids])
+        token_id = torch.cat([batch.token_id for batch in ids])
+        # Sequence ids of a split may start anywhere; only their range matters for the table.
+        self._first = int(seq_id.min())
+        num_sequences = int(seq_id.max()) - self._first + 1
+        self._table = torch.full((num_sequences * self._length + 1,), NO_LABEL)
+        has_previous = pos > 0
+        key = self._key(seq_id[has_previous], pos[has_previous] - 1)
+        self._table[key] = token_id[has_previous].long()
+
+    def _key(self, seq_id: Tensor, pos: Tensor) -> Tensor:
+        return (seq_id.long() - self._first) * self._length + pos.long()
+
+    def labels(self, seq_id: Tensor, pos: Tensor) -> Tensor:
+        """Next tokens [N] int64 of positions [N], `NO_LABEL` where there is none."""
+        return self._table[self._key(seq_id, pos)]

@@ -1,0 +1,226 @@
+"""Held-out faithfulness of predicted final hidden states: KL, CE, accuracy, agreement, ECE.
+
+Every predictor is compared with the frozen model on the same cached tokens, and the frozen
+logits are computed once for all of them. Formulas: docs/metrics/decoder.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import stats
+from torch import Tensor
+
+from rldecoder.data.activations import ActivationBatch, ActivationReader
+from rldecoder.decoder.distill import NO_LABEL, NextTokens, chunk_rows
+from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
+from rldecoder.errors import NumericalError
+from rldecoder.lm.frozen import FrozenLM
+
+Predictor = Callable[[ActivationBatch], Tensor]
+"""From a batch of cached rows to predicted final hidden states [N, D] float32."""
+
+NUM_ECE_BINS = 15
+_COLUMNS = ("kl", "ce", "frozen_ce", "correct", "frozen_correct", "agree", "confidence")
+
+
+class Faithfulness(NamedTuple):
+    """How well a predictor stands in for the frozen model on one split."""
+
+    kl: float
+    """Mean KL(frozen || predictor), nats per token."""
+    kl_low: float
+    kl_high: float
+    """95 % bootstrap interval of `kl`, resampling whole sequences."""
+    ce: float
+    """Mean cross-entropy to the next token, nats per labelled token."""
+    frozen_ce: float
+    """The same of the frozen model."""
+    accuracy: float
+    """Share of labelled tokens whose next token is the predictor's first choice."""
+    frozen_accuracy: float
+    """The same of the frozen model."""
+    agreement: float
+    """Share of all tokens where predictor and frozen model have the same first choice."""
+    ece: float
+    """Expected calibration error of the first choice, 15 equal bins, labelled tokens."""
+    num_tokens: int
+    num_labels: int
+    """How many of the tokens have a known next token."""
+    num_sequences: int
+
+
+def evaluate_faithfulness(
+    decoder: SaeDecoderForCausalLM,
+    reader: ActivationReader,
+    *,
+    max_tokens: int | None = None,
+    seed: int = 0,
+) -> Faithfulness:
+    """Faithfulness of a decoder on the first `max_tokens` rows of a cached split."""
+    found = evaluate_predictors(
+        {"decoder": decoder_predictor(decoder)},
+        reader,
+        decoder.frozen.lm,
+        max_tokens=max_tokens,
+        seed=seed,
+    )
+    return found["decoder"]
+
+
+def decoder_predictor(decoder: SaeDecoderForCausalLM) -> Predictor:
+    """The decoder as a predictor: cached residual -> SAE latents -> hidden."""
+
+    def predict(batch: ActivationBatch) -> Tensor:
+        assert batch.resid is not None
+        resid = batch.resid.to(decoder.device).float()
+        return decoder.hidden(decoder.frozen.sae.encode(resid))
+
+    return predict
+
+
+def lens_predictor(A: Tensor, c: Tensor) -> Predictor:
+    """An affine lens on the raw residual, SAE left out: `resid @ A + c`."""
+
+    def predict(batch: ActivationBatch) -> Tensor:
+        assert batch.resid is not None
+        return batch.resid.to(A.device).float() @ A + c
+
+    return predict
+
+
+@torch.no_grad()
+def evaluate_predictors(
+    predictors: Mapping[str, Predictor],
+    reader: ActivationReader,
+    lm: FrozenLM,
+    *,
+    max_tokens: int | None = None,
+    seed: int = 0,
+) -> dict[str, Faithfulness]:
+    """Faithfulness of several predictors on the same rows of one split.
+
+    Args:
+        predictors: name -> predictor.
+        reader: the split.
+        lm: the frozen model whose `unembed` makes all logits.
+        max_tokens: only the first so many rows, in (seq_id, pos) order.
+        seed: of the bootstrap.
+
+    Raises:
+        NumericalError: a predictor gives NaN or infinity.
+    """
+    next_tokens = NextTokens(reader)
+    rows = chunk_rows(lm.vocab_size)
+    scores: dict[str, list[Tensor]] = {name: [] for name in predictors}
+    labels, sequences = [], []
+    for batch in reader.ordered(4096, columns=("resid", "final_hidden"), max_tokens=max_tokens):
+        assert batch.final_hidden is not None
+        labels.append(next_tokens.labels(batch.seq_id, batch.pos))
+        sequences.append(batch.seq_id)
+        predicted = {name: predict(batch) for name, predict in predictors.items()}
+        for start in range(0, len(batch.pos), rows):
+            part = slice(start, start + rows)
+            frozen_logits = lm.unembed(batch.final_hidden[part].to(lm.device))
+            label = labels[-1][part].to(lm.device)
+            for name, hidden in predicted.items():
+                logits = lm.unembed(hidden[part])
+                scores[name].append(_score_rows(logits, frozen_logits, label).cpu())
+    has_label = (torch.cat(labels) != NO_LABEL).numpy()
+    sequence = torch.cat(sequences).numpy()
+    return {
+        name: _summarise(name, torch.cat(parts).double().numpy(), has_label, sequence, seed)
+        for name, parts in scores.items()
+    }
+
+
+def _score_rows(logits: Tensor, frozen_logits: Tensor, labels: Tensor) -> Tensor:
+    """One row of `_COLUMNS` for each of n tokens: [n, 7] float32."""
+    safe_labels = labels.clamp_min(0)[:, None]
+    top, choice = logits.max(-1)
+    lse, frozen_lse = logits.logsumexp(-1), frozen_logits.logsumexp(-1)
+    frozen_choice = frozen_logits.argmax(-1)
+    frozen_probs = (frozen_logits - frozen_lse[:, None]).exp_()
+    kl = (frozen_logits - logits).mul_(frozen_probs).sum(-1) - frozen_lse + lse
+    columns = {
+        "kl": kl,
+        "ce": lse - logits.gather(-1, safe_labels)[:, 0],
+        "frozen_ce": frozen_lse - frozen_logits.gather(-1, safe_labels)[:, 0],
+        "correct": (choice == labels).float(),
+        "frozen_correct": (frozen_choice == labels).float(),
+        "agree": (choice == frozen_choice).float(),
+        "confidence": (top - lse).exp(),
+    }
+    return torch.stack([columns[name] for name in _COLUMNS], dim=-1)
+
+
+def _summarise(
+    name: str,
+    scores: NDArray[np.float64],
+    has_label: NDArray[np.bool_],
+    sequence: NDArray[np.int64],
+    seed: int,
+) -> Faithfulness:
+    if not np.isfinite(scores).all():
+        raise NumericalError(
+            f"The predictor `{name}` gives NaN or infinity on held-out text.",
+            "Its weights diverged, or the cached activations are damaged.",
+            "Lower `train_decoder.lr`, or rebuild the activation cache.",
+        )
+    column = dict(zip(_COLUMNS, scores.T, strict=True))
+    labelled = {key: values[has_label] for key, values in column.items()}
+    low, high = _sequence_bootstrap(column["kl"], sequence, seed)
+    return Faithfulness(
+        kl=float(column["kl"].mean()),
+        kl_low=low,
+        kl_high=high,
+        ce=_mean(labelled["ce"]),
+        frozen_ce=_mean(labelled["frozen_ce"]),
+        accuracy=_mean(labelled["correct"]),
+        frozen_accuracy=_mean(labelled["frozen_correct"]),
+        agreement=float(column["agree"].mean()),
+        ece=expected_calibration_error(labelled["confidence"], labelled["correct"]),
+        num_tokens=len(scores),
+        num_labels=int(has_label.sum()),
+        num_sequences=len(np.unique(sequence)),
+    )
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    return float(values.mean()) if len(values) else 0.0
+
+
+def _sequence_bootstrap(
+    values: NDArray[np.float64], sequence: NDArray[np.int64], seed: int
+) -> tuple[float, float]:
+    """95 % interval of the token mean, resampling sequences (tokens of one are not independent)."""
+    _, where = np.unique(sequence, return_inverse=True)
+    sums, counts = np.bincount(where, weights=values), np.bincount(where).astype(float)
+    if len(sums) == 1:
+        return float(values.mean()), float(values.mean())
+    found = stats.bootstrap(
+        (sums, counts),
+        lambda total, count, axis: total.sum(axis) / count.sum(axis),
+        paired=True,
+        vectorized=True,
+        n_resamples=1000,
+        batch=100,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return float(found.low), float(found.high)
+
+
+def expected_calibration_error(
+    confidence: NDArray[np.float64], correct: NDArray[np.float64], num_bins: int = NUM_ECE_BINS
+) -> float:
+    """Mean |accuracy - confidence| over equal-width bins, weighted by their size (1706.04599)."""
+    if not len(confidence):
+        return 0.0
+    bins = np.minimum((confidence * num_bins).astype(int), num_bins - 1)
+    gaps = np.bincount(bins, weights=correct - confidence, minlength=num_bins)
+    return float(np.abs(gaps).sum() / len(confidence))

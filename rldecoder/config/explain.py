@@ -1,0 +1,99 @@
+"""Configuration of the stages that explain, evaluate and report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from rldecoder.config.base import Config, StageConfig, free
+
+
+class TrainExplainerConfig(StageConfig):
+    """Method B: pairs from exact patches, the pointer model, its evaluation and examples."""
+
+    num_pairs: int = Field(5000, ge=8)
+    """Positions (feature set, exact effects) of the label split and of training prompts."""
+    task_share: float = Field(0.1, ge=0, le=1)
+    """Share of the pairs that come from task prompts of the training split."""
+    num_test_positions: int = Field(500, ge=4)
+    """Held-out positions of the test split that explanations are evaluated on."""
+    scale_tokens: int = Field(20_000, ge=1)
+    """Tokens of the label split that give each feature's usual high (p99)."""
+    max_candidates: int = Field(32, ge=1, le=64)
+    """Active features a position that may be claimed: those with the largest |contribution|."""
+    max_claims: int = Field(5, ge=1, le=16)
+    """Most claims an explanation makes."""
+    interventions_per_position: int = Field(4, ge=1)
+    """Random joint removals a position whose effects the reconstructor must predict."""
+    width: int = Field(96, ge=8, multiple_of=4)
+    """Hidden width of the set encoder."""
+    num_layers: int = Field(2, ge=1)
+    """Attention layers of the set encoder."""
+    steps: int = Field(400, ge=1)
+    """Optimiser steps."""
+    batch_size: int = Field(64, ge=1)
+    """Positions a step."""
+    lr: float = Field(1e-3, gt=0)
+    """Peak learning rate (AdamW), after a warm-up of a tenth of the steps, then cosine to 0."""
+    weight_decay: float = Field(0.01, ge=0)
+    """AdamW weight decay."""
+    effect_weight: float = Field(1.0, ge=0)
+    """Weight of the regression on exact single effects."""
+    reconstruction_weight: float = Field(1.0, ge=0)
+    """Weight of predicting joint effects from the claims alone."""
+    length_weight: float = Field(0.02, ge=0)
+    """Price of a claim, in units of the other losses."""
+    noise_quantile: float = Field(0.95, gt=0, lt=1)
+    """A claim must beat this quantile of the effects of equally long random directions."""
+    bootstrap_resamples: int = Field(2000, ge=100)
+    """Resamples of confidence intervals and paired tests."""
+    num_text_examples: int = Field(4, ge=0)
+    """Example explanations of test-split text, beside one a task."""
+    example_tokens: int = Field(48, ge=2)
+    """Tokens of context in a text example."""
+
+
+class ExternalTask(Config):
+    """A task read from a Parquet file, with free-text answers."""
+
+    name: str = Field(pattern=r"^[a-z0-9_]+$")
+    """Its name in the tables."""
+    path: Path
+    """Parquet with columns question, answer, and optionally passage and split (test is used)."""
+    metric: str = Field("exact_match", pattern=r"^(exact_match|f1|number)$")
+    """`exact_match` or token `f1` of the first line, or the last `number` of the completion."""
+    max_new_tokens: int = Field(32, ge=1)
+    """Length of a completion."""
+
+
+class EvaluateConfig(StageConfig):
+    """Frozen, supervised and final decoder side by side, and the targets table."""
+
+    num_prompts: int = Field(64, ge=2)
+    """Test prompts a task (fewer where a task has fewer)."""
+    tasks: tuple[str, ...] = ("addition", "cloze")
+    """Generated tasks."""
+    external_tasks: tuple[ExternalTask, ...] = ()
+    """Further tasks by file (GSM8K, BoolQ, SQuAD); a missing file is noted, not an error."""
+    batch_size: int = free(32, ge=1)
+    """Prompts generated together."""
+    num_tokens: int = Field(8192, ge=16)
+    """Held-out tokens a split for faithfulness (KL, CE, accuracy, agreement)."""
+    batch_tokens: int = free(1024, ge=1)
+    """Tokens a micro-batch of the faithfulness measurement."""
+    deletion_positions: int = Field(256, ge=4)
+    """Test positions of the comprehensiveness and sufficiency curves."""
+    bootstrap_resamples: int = Field(2000, ge=100)
+    """Resamples of confidence intervals."""
+
+
+class ReportConfig(StageConfig):
+    """The HTML report."""
+
+    title: str = "RL-Decoder"
+    """Heading of the report, normally the run's name."""
+    max_feature_cards: int = Field(200, ge=1)
+    """Features in the browser, most important first; the rest stay in the artifacts."""
+    contexts_per_feature: int = Field(6, ge=1)
+    """Example contexts on a card."""

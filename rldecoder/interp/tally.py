@@ -1,0 +1,155 @@
+"""Sums of importance over a domain: the table per latent, and how much of it the top k hold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rldecoder.interp.importance import Attribution, PatchBatch
+
+FloatArray = NDArray[np.float64]
+
+IMPORTANCE = pa.schema(
+    [
+        ("latent", pa.int32()),
+        ("domain", pa.string()),
+        ("target", pa.string()),
+        ("importance", pa.float64()),
+        ("signed", pa.float64()),
+        ("count", pa.int64()),
+    ]
+)
+"""One row a latent that fired, a domain and a target. `importance` is the mean of |I| and `signed`
+the mean of I over all positions considered (nats a position; a latent that does not fire there
+counts 0), `count` the positions where it fired. A latent without a row has importance 0."""
+
+MASS_KS = (1, 5, 10, 20, 50)
+NUM_BLOCKS = 20
+
+
+@dataclass(frozen=True)
+class ImportanceColumns:
+    """Columns of IMPORTANCE for one domain and target."""
+
+    latent: NDArray[np.int64]
+    importance: FloatArray
+    signed: FloatArray
+    count: NDArray[np.int64]
+
+
+class Tally:
+    """Adds up attributions of one domain and one target.
+
+    Sums are also kept in NUM_BLOCKS blocks of sequences, so that confidence intervals come from
+    a bootstrap over blocks in bounded memory (tokens of one sequence are not independent).
+    """
+
+    def __init__(self, num_latents: int) -> None:
+        self.absolute = torch.zeros(NUM_BLOCKS, num_latents, dtype=torch.float64)
+        self.signed = torch.zeros(num_latents, dtype=torch.float64)
+        self.count = torch.zeros(num_latents, dtype=torch.int64)
+        self.error = np.zeros(NUM_BLOCKS)
+        self.share = np.zeros((NUM_BLOCKS, len(MASS_KS)))
+        self.positions = np.zeros(NUM_BLOCKS)
+        self.sequences = 0
+
+    def add(self, batch: PatchBatch, found: Attribution, considered: Tensor) -> None:
+        """Add the positions `considered` [B, T] of a batch."""
+        for row in range(considered.shape[0]):
+            block = self.sequences % NUM_BLOCKS
+            self.sequences += 1
+            keep = considered[row]
+            values = found.latents[row][keep].double().cpu()
+            indices = batch.latents.indices[row][keep].cpu()
+            acts = batch.latents.acts[row][keep].cpu()
+            error = found.error[row][keep].double().abs().cpu()
+            flat = indices.reshape(-1)
+            self.absolute[block].index_add_(0, flat, values.abs().reshape(-1))
+            self.signed.index_add_(0, flat, values.reshape(-1))
+            self.count.index_add_(0, flat, (acts > 0).long().reshape(-1))
+            self.error[block] += float(error.sum())
+            self.share[block] += _top_shares(values.abs(), error)
+            self.positions[block] += int(keep.sum())
+
+    @property
+    def num_positions(self) -> int:
+        """Positions added so far."""
+        return int(self.positions.sum())
+
+    def columns(self) -> ImportanceColumns:
+        """The latents that fired, with their means over all positions."""
+        count = self.count.numpy()
+        latent = np.flatnonzero(count)
+        scale = max(self.num_positions, 1)
+        absolute = self.absolute.sum(0).numpy()
+        return ImportanceColumns(
+            latent, absolute[latent] / scale, self.signed.numpy()[latent] / scale, count[latent]
+        )
+
+    def mass(
+        self, *, confidence: float = 0.95, resamples: int = 500, seed: int = 0
+    ) -> dict[str, Any]:
+        """Share of importance held by the top k latents, for k in MASS_KS, with intervals.
+
+        per_position: mean over positions of (sum of the k largest |I| there) / (sum of all |I|
+        there + |I of the error term|). overall: the same with sums over the whole domain first.
+        error_share: the error term's part of the overall denominator. None without positions.
+        """
+        rng = np.random.default_rng(seed)
+        used = np.flatnonzero(self.positions)
+        if used.size == 0 or float(self.absolute.sum()) + self.error.sum() == 0:
+            return {"num_positions": self.num_positions, "top_k": None, "error_share": None}
+        draws = [used, *(rng.choice(used, used.size) for _ in range(resamples))]
+        weights = np.stack([np.bincount(draw, minlength=NUM_BLOCKS) for draw in draws])
+        absolute = self.absolute.numpy()
+        totals = absolute.sum(1) + self.error
+        denominator = np.maximum(weights @ totals, np.finfo(float).tiny)
+        local = (weights @ self.share) / (weights @ self.positions)[:, None]
+        overall = np.stack(
+            [
+                _largest(weight @ absolute) / total
+                for weight, total in zip(weights, denominator, strict=True)
+            ]
+        )
+        error = (weights @ self.error) / denominator
+        return {
+            "num_positions": self.num_positions,
+            "top_k": {
+                str(k): {
+                    "per_position": _interval(local[:, i], confidence),
+                    "overall": _interval(overall[:, i], confidence),
+                }
+                for i, k in enumerate(MASS_KS)
+            },
+            "error_share": _interval(error, confidence),
+        }
+
+
+def _top_shares(absolute: Tensor, error: Tensor) -> FloatArray:
+    """[len(MASS_KS)] sums over positions of the top-k shares; a position without any counts 0."""
+    ordered = absolute.sort(-1, descending=True).values.cumsum(-1)
+    total = (ordered[:, -1] + error).clamp_min(torch.finfo(torch.float64).tiny)
+    width = ordered.shape[1]
+    shares = [float((ordered[:, min(k, width) - 1] / total).sum()) for k in MASS_KS]
+    return np.array(shares)
+
+
+def _largest(sums: FloatArray) -> FloatArray:
+    """Sums of the k largest entries, for k in MASS_KS."""
+    limit = min(max(MASS_KS), sums.size)
+    top = np.sort(np.partition(sums, sums.size - limit)[sums.size - limit :])[::-1].cumsum()
+    return np.array([top[min(k, limit) - 1] for k in MASS_KS])
+
+
+def _interval(values: FloatArray, confidence: float) -> dict[str, float]:
+    """The estimate (first value) with the percentile interval of the resamples after it."""
+    tail = (1 - confidence) / 2
+    resampled = values[1:] if values.size > 1 else values
+    low, high = np.quantile(resampled, [tail, 1 - tail])
+    return {"value": float(values[0]), "low": float(low), "high": float(high)}

@@ -1,0 +1,155 @@
+"""What each token looks like: its text, and the classes that predicates can name."""
+
+from __future__ import annotations
+
+import string
+import unicodedata
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+
+BoolArray = NDArray[np.bool_]
+MAX_CACHED_AFFIXES = 512
+CODE_SYMBOLS = frozenset("{}[]()<>=_;/\\|&^%$#@`~*+")
+
+TOKEN_CLASSES: dict[str, str] = {
+    "number": "is a number",
+    "lowercase": "is in lower case",
+    "uppercase": "is in upper case",
+    "capitalised": "starts with a capital letter",
+    "letters": "is made of letters",
+    "punctuation": "is punctuation",
+    "whitespace": "is white space",
+    "newline": "contains a line break",
+    "code_symbol": "contains a code symbol",
+    "non_ascii": "contains a non-ASCII character",
+    "word_start": "starts a word (leading space)",
+    "word_piece": "continues a word (letters, no leading space)",
+    "special": "is a special token",
+}
+"""Class name -> how a label says it."""
+
+
+class Vocabulary:
+    """Texts of all token ids of a model, with cached boolean tables over them.
+
+    Every table has one more entry than there are tokens: the last one, False, is what the
+    index UNKNOWN (-1) reads.
+    """
+
+    def __init__(self, texts: Sequence[str], special_ids: Sequence[int] = ()) -> None:
+        self.texts = tuple(texts)
+        self.size = len(self.texts)
+        self._words = tuple(text.strip().lower() for text in self.texts)
+        special = np.zeros(self.size, bool)
+        special[list(special_ids)] = True
+        self._special = special
+        self._class_tables = {name: self._classify(name) for name in TOKEN_CLASSES}
+        self._affix_tables: dict[tuple[str, str], BoolArray] = {}
+
+    @classmethod
+    def from_tokenizer(cls, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> Vocabulary:
+        """Texts of ids 0..vocab_size-1; ids that the tokenizer does not know become empty."""
+        known = min(len(tokenizer), vocab_size)
+        pieces = tokenizer.convert_ids_to_tokens(list(range(known)))
+        decoded = tokenizer.batch_decode(
+            [[i] for i in range(known)], clean_up_tokenization_spaces=False
+        )
+        # SentencePiece decoders drop a leading space; its mark on the piece still shows it.
+        texts = [
+            piece.replace("▁", " ") if piece is not None and piece.startswith("▁") else text
+            for piece, text in zip(pieces, decoded, strict=True)
+        ]
+        special = [i for i in tokenizer.all_special_ids if i < vocab_size]
+        return cls(texts + [""] * (vocab_size - known), special)
+
+    def class_table(self, name: str) -> BoolArray:
+        """[V + 1] which tokens belong to a class of TOKEN_CLASSES."""
+        return self._class_tables[name]
+
+    def affix_table(self, side: str, text: str) -> BoolArray:
+        """[V + 1] whose text, stripped and in lower case, starts ("prefix") or ends with `text`."""
+        key = (side, text)
+        if key not in self._affix_tables:
+            if len(self._affix_tables) >= MAX_CACHED_AFFIXES:
+                self._affix_tables.clear()
+            table = np.zeros(self.size + 1, bool)
+            method = "startswith" if side == "prefix" else "endswith"
+            table[:-1] = [getattr(word, method)(text) for word in self._words]
+            self._affix_tables[key] = table
+        return self._affix_tables[key]
+
+    def token_table(self, tokens: Sequence[int]) -> BoolArray:
+        """[V + 1] whether a token is one of `tokens`."""
+        table = np.zeros(self.size + 1, bool)
+        table[list(tokens)] = True
+        return table
+
+    def affixes(self, token: int, max_length: int) -> list[tuple[str, str]]:
+        """(side, text) of a token's affixes, shorter than its word; none if it is no word.
+
+        Only words longer than the affix count, so that an affix says more than a token does.
+        """
+        word = self._words[token]
+        if not word.isalpha():
+            return []
+        lengths = range(1, min(max_length, len(word) - 1) + 1)
+        return [("prefix", word[:n]) for n in lengths] + [("suffix", word[-n:]) for n in lengths]
+
+    def show(self, token: int) -> str:
+        """A token's text in quotes, with control, bidi and zero-width characters made visible."""
+        return f'"{visible(self.texts[token])}"' if 0 <= token < self.size else "?"
+
+    def _classify(self, name: str) -> BoolArray:
+        table = np.zeros(self.size + 1, bool)
+        if name == "special":
+            table[:-1] = self._special
+            return table
+        check = _CHECKS[name]
+        table[:-1] = [bool(text) and check(text) for text in self.texts]
+        table[:-1] &= ~self._special
+        return table
+
+
+def visible(text: str) -> str:
+    """Text in which no character is invisible: line breaks, controls, bidi marks are escaped."""
+    out = []
+    for char in text:
+        if char == "\n":
+            out.append("\\n")
+        elif char == "\t":
+            out.append("\\t")
+        elif unicodedata.category(char) in ("Cc", "Cf", "Zl", "Zp", "Cs", "Co", "Cn"):
+            out.append(f"\\u{ord(char):04x}")
+        else:
+            out.append(char)
+    return "".join(out)
+
+
+def _is_capitalised(text: str) -> bool:
+    word = text.strip()
+    return len(word) > 0 and word[0].isupper()
+
+
+def _is_word_piece(text: str) -> bool:
+    return text[0].isalpha() and text.isalpha()
+
+
+_CHECKS = {
+    "number": lambda text: text.strip().isdigit(),
+    "lowercase": lambda text: text.strip().islower(),
+    "uppercase": lambda text: text.strip().isupper(),
+    "capitalised": _is_capitalised,
+    "letters": lambda text: text.strip().isalpha(),
+    "punctuation": lambda text: (
+        all(c in string.punctuation for c in text.strip()) and bool(text.strip())
+    ),
+    "whitespace": lambda text: text.isspace(),
+    "newline": lambda text: "\n" in text,
+    "code_symbol": lambda text: any(c in CODE_SYMBOLS for c in text),
+    "non_ascii": lambda text: not text.isascii(),
+    "word_start": lambda text: text[0] == " " and text.strip().isalpha(),
+    "word_piece": _is_word_piece,
+}

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -65,7 +66,7 @@ class Checkpoints:
             try:
                 header = schemas.read_json(folder / "state.json")
                 tensors = load_file(folder / "tensors.safetensors")
-            except (DamagedFileError, OSError, ValueError, RuntimeError) as error:
+            except (DamagedFileError, OSError, SafetensorError) as error:
                 # An older checkpoint only costs time; a damaged one must not stop the run.
                 print(f"checkpoint {folder} is damaged and is passed over: {error}")
                 continue

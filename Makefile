@@ -1,0 +1,66 @@
+# The two commands of the README: `make quickstart` and `make test`.
+# Everything is installed into .venv from the package index; nothing else is needed.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# pip, not uv: some machines serve torch from a local index that only pip is configured for.
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+export TOKENIZERS_PARALLELISM := false
+export HF_HUB_DISABLE_TELEMETRY := 1
+
+.PHONY: help install install-dev quickstart test lint types unit debug ui format clean
+
+help:  ## Show the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit("RL-Decoder needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Set PYTHON=python3.11") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+
+# torch first and by exact version, so that the CPU build is taken where one is offered.
+$(VENV)/.installed: constraints.txt pyproject.toml | $(VENV)/bin/python
+	$(PIP) install -q -c constraints.txt torch==2.13.0
+	$(PIP) install -q -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) install -q -c constraints.txt -e '.[dev]'
+	touch $@
+
+install: $(VENV)/.installed  ## Install into .venv
+install-dev: $(VENV)/.installed-dev  ## Install with the test tools
+
+quickstart: install  ## The real pretrained model, end to end, on 2 CPU cores
+	$(BIN)/rldecoder run configs/quickstart.yaml
+
+ui: install  ## Prefect server, work pool, worker and deployments on 127.0.0.1
+	$(BIN)/python -m flows.serve_ui
+
+test: install-dev lint types unit debug  ## Lint, types, tests, and configs/debug.yaml twice
+
+lint:
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types:
+	$(BIN)/mypy
+
+unit:
+	$(BIN)/python -m pytest -m "not gpu" -q
+
+# The second run must do no work at all.
+debug:
+	rm -rf .debug-store
+	$(BIN)/rldecoder run configs/debug.yaml --store .debug-store
+	$(BIN)/rldecoder run configs/debug.yaml --store .debug-store 2>&1 | tee .debug-store/second.log
+	grep -q "done.* 0 stages built, 17 reused" .debug-store/second.log
+	rm -rf .debug-store
+
+format:  ## Format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## Remove the environment and caches (artifacts stay)
+	rm -rf $(VENV) .mypy_cache .ruff_cache .debug-store build *.egg-info

@@ -102,7 +102,9 @@ def ranking_text(ranked: Sequence[RankedFeature]) -> str:
         label = UNLABELLED if feature.label is None else f"“{visible_text(feature.label, 120)}”"
         sure = "" if feature.confidence is None else f", label confidence {feature.confidence:.2f}"
         high = (
-            f"{feature.normalised:.2f} of its usual high" if feature.normalised > 0 else "first seen"
+            f"{feature.normalised:.2f} of its usual high"
+            if feature.normalised > 0
+            else "first seen"
         )
         parts.append(f"{place}. #{feature.latent} {label} ({high}{sure})")
     return "Active at this position, strongest first: " + "; ".join(parts) + "."

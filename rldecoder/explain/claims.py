@@ -1,0 +1,155 @@
+"""Claims of Method B: what they say, in which words, and whether an intervention agrees."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
+from rldecoder.explain.patching import ablate
+from rldecoder.explain.text import visible_text, visible_token
+from rldecoder.sae.model import SparseLatents
+
+Direction = Literal["supports", "opposes"]
+Verdict = Literal["supported", "contradicted", "too small to tell"]
+
+# Nats by which removing a feature changes log p: below .1 (10 % of the odds) and above .7 (a
+# factor of two) a reader should read different words.
+SLIGHT_BELOW = 0.1
+STRONG_ABOVE = 0.7
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One checkable statement about one prediction."""
+
+    latent: int
+    label: str | None
+    evidence_position: int
+    """Token position where the feature is most active in the text so far."""
+    evidence_text: str
+    direction: Direction
+    strength: float
+    """Predicted |effect| of removing the feature on log p(output token), nats."""
+    output_token: str
+    probability: float
+    """The decoder's probability of the output token."""
+
+
+@dataclass(frozen=True)
+class CheckedClaim:
+    """A claim with the outcome of its interventions."""
+
+    claim: Claim
+    effect: float
+    """Measured on the decoder: log p(token) - log p(token without the feature), nats."""
+    verdict: Verdict
+    frozen_effect: float | None = None
+    """The same on the frozen model: the feature's direction taken out of the residual stream at
+    the last position, everything else (the SAE's error too) kept. None when not measured."""
+
+
+def claim_sentence(claim: Claim) -> str:
+    """The claim in words, always by the same grammar."""
+    label = "" if claim.label is None else f" “{visible_text(claim.label, 120)}”"
+    size = (
+        "slightly "
+        if claim.strength < SLIGHT_BELOW
+        else "strongly "
+        if claim.strength > STRONG_ABOVE
+        else ""
+    )
+    change = "lower" if claim.direction == "supports" else "raise"
+    token = visible_token(claim.output_token)
+    return (
+        f"Feature #{claim.latent}{label}, most active at “{visible_token(claim.evidence_text)}” "
+        f"(token {claim.evidence_position}), {size}{claim.direction} “{token}”: without it, "
+        f"log p would be {claim.strength:.2f} nats {change}."
+    )
+
+
+def explanation_text(claims: Sequence[Claim]) -> str:
+    """All claims as numbered sentences; says so when there is nothing to claim."""
+    if not claims:
+        return (
+            "No single feature moves this prediction by more than a random direction would; "
+            "no claim is made."
+        )
+    return " ".join(f"{place}. {claim_sentence(claim)}" for place, claim in enumerate(claims, 1))
+
+
+def judge(predicted_sign: float, effect: float, noise: float) -> Verdict:
+    """Compare a predicted direction with a measured effect.
+
+    Args:
+        predicted_sign: > 0 for supports, < 0 for opposes.
+        effect: measured, nats.
+        noise: effects up to this size are not told from chance (`patching.noise_floor`).
+    """
+    if abs(effect) <= noise:
+        return "too small to tell"
+    return "supported" if (effect > 0) == (predicted_sign > 0) else "contradicted"
+
+
+@torch.no_grad()
+def verify_on_decoder(
+    decoder: SaeDecoderForCausalLM, latents: SparseLatents, token: int, claimed: Sequence[int]
+) -> list[float]:
+    """Measured effect of each claimed latent at one position, by a real intervention.
+
+    The latent's activation is set to 0 and the decoder is run again, without the shortcuts of
+    `patching.measure`.
+
+    Args:
+        latents: acts and indices [K] of the position.
+        token: the output token.
+        claimed: latents that the claims name.
+    """
+    if not claimed:
+        return []
+    repeated = SparseLatents(
+        latents.acts.expand(len(claimed), -1), latents.indices.expand(len(claimed), -1)
+    )
+    wanted = torch.tensor(list(claimed), device=latents.indices.device)
+    before = decoder.logits(latents).log_softmax(-1)[token]
+    after = decoder.logits(ablate(repeated, wanted)).log_softmax(-1)[:, token]
+    return (before - after).tolist()
+
+
+@torch.no_grad()
+def verify_on_frozen(
+    decoder: SaeDecoderForCausalLM,
+    input_ids: torch.Tensor,
+    latents: SparseLatents,
+    token: int,
+    claimed: Sequence[int],
+) -> list[float]:
+    """The same effects on the frozen model itself, spliced at the hook layer.
+
+    act * W_dec[latent] is subtracted from the residual at the last position; the reconstruction
+    error of the SAE stays in place, so nothing but the feature is removed.
+
+    Args:
+        input_ids: [T], the text.
+        latents: acts and indices [K] at its last position.
+        token, claimed: as in `verify_on_decoder`.
+    """
+    if not claimed:
+        return []
+    lm, sae = decoder.frozen.lm, decoder.frozen.sae
+    act_of = dict(zip(latents.indices.tolist(), latents.acts.tolist(), strict=True))
+    wanted = torch.tensor(list(claimed), device=input_ids.device)
+    acts = torch.tensor([act_of.get(latent, 0.0) for latent in claimed], device=input_ids.device)
+    removed = torch.cat([sae.W_dec.new_zeros(1, sae.d_model), acts[:, None] * sae.W_dec[wanted]])
+
+    def without(resid: torch.Tensor) -> torch.Tensor:
+        last = resid[:, -1:].float() - removed[:, None]
+        return torch.cat([resid[:, :-1], last.to(resid.dtype)], dim=1)
+
+    batch = input_ids.expand(len(removed), -1)
+    final = lm.splice(batch, sae.spec.hook_layer, without)[:, -1]
+    logprobs = lm.unembed(final).log_softmax(-1)[:, token]
+    return (logprobs[0] - logprobs[1:]).tolist()

@@ -91,9 +91,7 @@ def objective(
     return 0.5 * (recall + 1 - false_alarm)
 
 
-def log_odds(
-    hits: FloatArray, totals: FloatArray, firing: float, cells: float
-) -> FloatArray:
+def log_odds(hits: FloatArray, totals: FloatArray, firing: float, cells: float) -> FloatArray:
     """Smoothed log-odds ratio of an atom under firing against not firing (Jeffreys 0.5)."""
     missed, false = firing - hits, totals - hits
     quiet = cells - firing - false
@@ -205,9 +203,7 @@ def _class_atoms(
             rows += held
             columns += [len(atoms)] * len(held)
             atoms.append(Affix(side=side, text=text, offset=offset))
-    member = sparse.csr_array(
-        (np.ones(len(rows)), (rows, columns)), shape=(seen.size, len(atoms))
-    )
+    member = sparse.csr_array((np.ones(len(rows)), (rows, columns)), shape=(seen.size, len(atoms)))
     return AtomTable(atoms, (counts[:, seen] @ member).toarray(), totals[seen] @ member)
 
 

@@ -1,0 +1,176 @@
+"""How sure a label is: p(accept), calibrated without the text that labels are scored on.
+
+A label is *accepted* on a text if its detection balanced accuracy and its population precision
+reach the configured bars there. This stands in for a person's verdict until there are verdicts
+(see `review`). The documents of the `label` split are dealt into three folds. In each of three
+rotations a predicate is fitted on one fold, measured on the second (that gives the features), and
+accepted or not on the third (that gives the outcome). A logistic regression maps features to
+p(accept). The final predicate is fitted on all folds; its features are its fit there and the means
+of the rotations' measurements. ECE and Brier are then computed on the `test` split, which took no
+part in any of it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GroupKFold
+
+from rldecoder.evals.statistics import wilson_interval
+from rldecoder.interp.scores import LabelScores
+
+FloatArray = NDArray[np.float64]
+NUM_ROTATIONS = 3
+NUM_BINS = 10
+PRECISION_BAR = 0.8
+"""Accepted precision that the Wilson lower bound must reach for a label to be high-confidence."""
+
+
+class Acceptance(NamedTuple):
+    """When a label passes on a text."""
+
+    detection: float
+    """Least detection balanced accuracy."""
+    precision: float
+    """Least population precision."""
+
+    def accepts(self, scores: LabelScores | None) -> bool:
+        """Whether the scores reach both bars; undefined or missing scores do not."""
+        if scores is None or scores.detection is None or scores.precision is None:
+            return False
+        return scores.detection >= self.detection and scores.precision >= self.precision
+
+
+class Calibration(NamedTuple):
+    """Rows for fitting: one a labelled latent and rotation. R rows, F features."""
+
+    features: FloatArray
+    """[R, F] from `label_features`."""
+    accepted: NDArray[np.bool_]
+    """[R] outcome on the fold that neither fit nor features have seen."""
+    latents: NDArray[np.int64]
+    """[R] groups: rows of one latent are not independent."""
+
+
+def label_features(
+    fit_score: float, firings: int, atoms: int, held_out: LabelScores | None
+) -> list[float]:
+    """Numbers known before the test: fit, support, length, and scores on a held-out fold."""
+
+    def of(value: float | None) -> float:
+        return 0.0 if value is None else value
+
+    if held_out is None:
+        measured = [0.0, 0.0, 0.0]
+    else:
+        measured = [of(held_out.f1), of(held_out.precision), of(held_out.detection)]
+    return [fit_score, float(np.log1p(firings)), float(atoms), *measured]
+
+
+class ConfidenceModel:
+    """p(accept) with a confidence interval from a bootstrap over latents.
+
+    With outcomes of one kind only, or fewer than 10 rows, no regression can be fitted: every label
+    then gets the smoothed share of acceptances and its Wilson interval.
+    """
+
+    def __init__(self, data: Calibration, *, seed: int, resamples: int = 100) -> None:
+        self.data = data
+        self._center = data.features.mean(0) if len(data.features) else np.zeros(1)
+        spread = data.features.std(0) if len(data.features) else np.ones(1)
+        self._spread = np.where(spread > 0, spread, 1.0)
+        self._model = _fit(self._scaled(data.features), data.accepted)
+        self._resampled: list[LogisticRegression] = []
+        rng = np.random.default_rng(seed)
+        groups = np.unique(data.latents)
+        for _ in range(resamples if self._model is not None else 0):
+            draw = rng.choice(groups, groups.size)
+            rows = np.concatenate([np.flatnonzero(data.latents == group) for group in draw])
+            model = _fit(self._scaled(data.features[rows]), data.accepted[rows])
+            if model is not None:
+                self._resampled.append(model)
+
+    @property
+    def kind(self) -> str:
+        """ "logistic", or "base_rate" where no regression could be fitted."""
+        return "base_rate" if self._model is None else "logistic"
+
+    def predict(self, features: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """p(accept) [n] and the ends of its 95 % interval, for features [n, F]."""
+        if self._model is None:
+            passed, rows = int(self.data.accepted.sum()), self.data.accepted.size
+            low, high = wilson_interval(passed, rows)
+            p = (passed + 1) / (rows + 2)
+            ones = np.ones(len(features))
+            return p * ones, min(low, p) * ones, max(high, p) * ones
+        if not len(features):
+            return np.zeros(0), np.zeros(0), np.zeros(0)
+        x = self._scaled(features)
+        p = self._model.predict_proba(x)[:, 1]
+        draws = np.stack([m.predict_proba(x)[:, 1] for m in self._resampled] or [p])
+        low, high = np.quantile(draws, [0.025, 0.975], axis=0)
+        return p, np.minimum(low, p), np.maximum(high, p)
+
+    def out_of_fold(self) -> FloatArray:
+        """[R] p(accept) of each calibration row from a model that has not seen its latent."""
+        x, y, groups = self._scaled(self.data.features), self.data.accepted, self.data.latents
+        folds = min(5, np.unique(groups).size)
+        if self._model is None or folds < 2:
+            return self.predict(self.data.features)[0]
+        out = np.zeros(y.size)
+        for train, test in GroupKFold(folds).split(x, y, groups):
+            model = _fit(x[train], y[train])
+            out[test] = y[train].mean() if model is None else model.predict_proba(x[test])[:, 1]
+        return out
+
+    def _scaled(self, features: FloatArray) -> FloatArray:
+        return (features - self._center) / self._spread
+
+
+def _fit(x: FloatArray, y: NDArray[np.bool_]) -> LogisticRegression | None:
+    if y.size < 10 or y.all() or not y.any():
+        return None
+    return LogisticRegression(C=1.0, max_iter=500).fit(x, y)
+
+
+def high_confidence_threshold(
+    p: FloatArray, accepted: NDArray[np.bool_], rows_per_latent: int = NUM_ROTATIONS
+) -> float | None:
+    """The smallest tau such that labels with p >= tau are accepted often enough.
+
+    Often enough: the Wilson lower bound (95 %) of their accepted share is at least PRECISION_BAR.
+    Rows of one latent repeat each other, so counts are divided by `rows_per_latent`. None if no
+    tau will do: then no label is of high confidence.
+    """
+    order = np.argsort(-p, kind="stable")
+    passed = accepted[order].cumsum() / rows_per_latent
+    rows = np.arange(1, p.size + 1) / rows_per_latent
+    best = None
+    for index in range(p.size):
+        last_of_value = index + 1 == p.size or p[order[index + 1]] < p[order[index]]
+        trials = int(rows[index])
+        if not last_of_value or trials == 0:
+            continue
+        share = passed[index] / rows[index]
+        if wilson_interval(int(share * trials), trials).low >= PRECISION_BAR:
+            best = float(p[order[index]])
+    return best
+
+
+def reliability(p: FloatArray, outcome: NDArray[np.bool_]) -> dict[str, Any]:
+    """Expected calibration error (10 equal bins, 1706.04599), Brier score, and the bins."""
+    if p.size == 0:
+        return {"n": 0, "ece": None, "brier": None, "bins": []}
+    index = np.minimum((p * NUM_BINS).astype(int), NUM_BINS - 1)
+    bins, ece = [], 0.0
+    for bin_index in range(NUM_BINS):
+        inside = index == bin_index
+        if inside.any():
+            mean_p, share = float(p[inside].mean()), float(outcome[inside].mean())
+            ece += float(inside.mean()) * abs(mean_p - share)
+            bins.append({"n": int(inside.sum()), "mean_p": mean_p, "accepted": share})
+    brier = float(np.mean((p - outcome) ** 2))
+    return {"n": int(p.size), "ece": ece, "brier": brier, "bins": bins}

@@ -1,0 +1,177 @@
+"""`feature_labels.json`: its versioned schema.
+
+The JSON schema committed beside this file is `FeatureLabels.model_json_schema()`; a test compares
+them, so that a change of format is always visible, and raises SCHEMA_VERSION.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from rldecoder.errors import DamagedFileError
+from rldecoder.interp.predicate import Predicate
+from rldecoder.schemas import read_json, write_json
+
+SCHEMA_VERSION = 1
+FEATURE_LABELS_FILE = "feature_labels.json"
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Scores(_Record):
+    """Scores on the `test` split, 0 to 1. Null: not defined there. A failed label scores 0."""
+
+    detection: float | None
+    """Balanced accuracy over windows (2410.13928), the predicate run on each."""
+    fuzzing: float | None
+    """Balanced accuracy at telling strongly active tokens from others of the same window."""
+    precision: float | None
+    """Of all tokens the label names, the share on which the latent fires."""
+    recall: float | None
+    """Of all tokens on which the latent fires, the share the label names."""
+    f1: float | None
+    """Harmonic mean of precision and recall."""
+    auprc: float | None
+    """Average precision of the label's yes/no answer."""
+    firings: int
+    """Tokens of the split on which the latent fires."""
+
+
+class Example(_Record):
+    """A piece of text on which the latent fires."""
+
+    seq_id: int
+    """Sequence of the `label` split."""
+    pos: int
+    """Position of the activation in the sequence."""
+    act: float
+    """The activation, in the SAE's units."""
+    tokens: list[str]
+    """Texts of the window's tokens, raw: escape them before showing."""
+    focus: int
+    """Index in `tokens` of the token at `pos`."""
+
+
+class TokenEffect(_Record):
+    """What one unit of activation does to a token's logit through the decoder's row."""
+
+    token: str
+    """The token's text, raw."""
+    token_id: int
+    effect: float
+    """Logits per unit of activation."""
+
+
+class Review(_Record):
+    """One person's verdict."""
+
+    reviewer: str
+    accept: bool | None = None
+    """Whether the label shown was right; None if only a new label was given."""
+    label: str | None = None
+    """A better label."""
+    audit: bool = False
+    """Drawn uniformly, not by the queue: only such verdicts may recalibrate."""
+    note: str = ""
+
+
+class FeatureLabel(_Record):
+    """One latent of the top K."""
+
+    latent: int
+    status: Literal["labelled", "failed"]
+    label: str | None
+    """What people read; null if it failed and nobody gave one."""
+    failure: str | None
+    """Why there is no label; null otherwise."""
+    predicate: Predicate | None
+    """The label in executable form; null if it failed or was replaced by a person's words."""
+    labeler: str
+    """Which labeler gave the label, or `person:<name>`."""
+    confidence: float = Field(ge=0, le=1)
+    """p(accept); 0 for failures."""
+    confidence_low: float = Field(ge=0, le=1)
+    """Lower end of its 95 % interval."""
+    confidence_high: float = Field(ge=0, le=1)
+    """Upper end."""
+    high_confidence: bool
+    """confidence >= the file's `high_confidence_threshold`, or accepted by a person."""
+    importance: float
+    """Mean |I| in nats a position, in the domain and target that ranked the latents."""
+    importance_rank: int
+    """1 is the most important."""
+    density: float
+    """Share of tokens of the `label` split on which the latent fires."""
+    scores: Scores
+    examples: list[Example]
+    """A few of the strongest, from the `label` split."""
+    promoted: list[TokenEffect]
+    """Tokens whose logit the decoder's row raises most."""
+    suppressed: list[TokenEffect]
+    """Tokens whose logit it lowers most."""
+    queue_rank: int
+    """Place in the review queue, 1 first: ordered by |I| * 4 p (1 - p)."""
+    reviews: list[Review] = []
+    """Verdicts, oldest first; nothing is ever deleted."""
+    previous_labels: list[str] = []
+    """Labels that were replaced, oldest first."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> FeatureLabel:
+        if (self.status == "failed") != (self.label is None):
+            raise ValueError("a failed latent has no label, and a labelled one has")
+        if (self.failure is None) != (self.status == "labelled"):
+            raise ValueError("a failure needs a reason, a label must not have one")
+        return self
+
+
+class FeatureLabels(_Record):
+    """Labels of the top K latents of one run. Coverage counts failures."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    model_name: str
+    hook_layer: int
+    num_latents: int
+    """Size of the dictionary."""
+    sae_digest: str
+    """Digest of the `train_sae` artifact that the latents belong to."""
+    requested: int
+    """K that was asked for."""
+    features: list[FeatureLabel]
+    """Most important first; fewer than `requested` only if fewer latents have importance."""
+    labelled: int
+    failed: int
+    high_confidence_threshold: float | None
+    """Smallest confidence of a high-confidence label; null if no threshold is safe enough."""
+    coverage: float = Field(ge=0, le=1)
+    """High-confidence labels over `features`, failures included."""
+    split_fit: Literal["label"] = "label"
+    """Labels, examples and calibration come from this split."""
+    split_scored: Literal["test"] = "test"
+    """Scores come from this one; no document is in both."""
+
+    def save(self, folder: Path) -> None:
+        """Write `feature_labels.json` into a folder."""
+        write_json(folder / FEATURE_LABELS_FILE, self.model_dump(mode="json"))
+
+    @classmethod
+    def load(cls, folder: Path) -> FeatureLabels:
+        """Read `feature_labels.json` from a folder.
+
+        Raises:
+            DamagedFileError: it is missing, not JSON, or of another schema.
+        """
+        path = folder / FEATURE_LABELS_FILE
+        try:
+            return cls.model_validate(read_json(path))
+        except ValidationError as error:
+            raise DamagedFileError(
+                f"{path} does not follow schema {SCHEMA_VERSION}.",
+                str(error).splitlines()[0],
+                "Rerun `label_features` with this version of the program.",
+            ) from error

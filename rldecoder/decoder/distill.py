@@ -15,12 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from rldecoder.config.decoder import MatmulPrecision
 from rldecoder.data.activations import ActivationReader
 from rldecoder.lm.frozen import FrozenLM
 
@@ -30,8 +31,6 @@ NO_LABEL = -100
 # One float32 buffer of logits. Buffers above 32 MiB are mapped anew by malloc every time, and
 # the page faults then cost as much as the softmax (measured: 36 -> 100 us a token).
 CHUNK_BYTES = 32 << 20
-
-MatmulPrecision = Literal["highest", "high", "medium"]
 
 
 @contextmanager

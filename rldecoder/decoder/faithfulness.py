@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
 
+from rldecoder.config.decoder import MatmulPrecision
 from rldecoder.data.activations import ActivationBatch, ActivationReader
-from rldecoder.decoder.distill import NO_LABEL, NextTokens, chunk_rows
+from rldecoder.decoder.distill import NO_LABEL, NextTokens, chunk_rows, matmul_precision
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
 from rldecoder.errors import NumericalError
 from rldecoder.lm.frozen import FrozenLM
@@ -60,6 +61,7 @@ def evaluate_faithfulness(
     *,
     max_tokens: int | None = None,
     seed: int = 0,
+    precision: MatmulPrecision = "highest",
 ) -> Faithfulness:
     """Faithfulness of a decoder on the first `max_tokens` rows of a cached split."""
     found = evaluate_predictors(
@@ -68,6 +70,7 @@ def evaluate_faithfulness(
         decoder.frozen.lm,
         max_tokens=max_tokens,
         seed=seed,
+        precision=precision,
     )
     return found["decoder"]
 
@@ -101,6 +104,7 @@ def evaluate_predictors(
     *,
     max_tokens: int | None = None,
     seed: int = 0,
+    precision: MatmulPrecision = "highest",
 ) -> dict[str, Faithfulness]:
     """Faithfulness of several predictors on the same rows of one split.
 
@@ -110,6 +114,7 @@ def evaluate_predictors(
         lm: the frozen model whose `unembed` makes all logits.
         max_tokens: only the first so many rows, in (seq_id, pos) order.
         seed: of the bootstrap.
+        precision: of the products with the unembedding.
 
     Raises:
         NumericalError: a predictor gives NaN or infinity.
@@ -123,13 +128,14 @@ def evaluate_predictors(
         labels.append(next_tokens.labels(batch.seq_id, batch.pos))
         sequences.append(batch.seq_id)
         predicted = {name: predict(batch) for name, predict in predictors.items()}
-        for start in range(0, len(batch.pos), rows):
-            part = slice(start, start + rows)
-            frozen_logits = lm.unembed(batch.final_hidden[part].to(lm.device))
-            label = labels[-1][part].to(lm.device)
-            for name, hidden in predicted.items():
-                logits = lm.unembed(hidden[part])
-                scores[name].append(_score_rows(logits, frozen_logits, label).cpu())
+        with matmul_precision(precision):
+            for start in range(0, len(batch.pos), rows):
+                part = slice(start, start + rows)
+                frozen_logits = lm.unembed(batch.final_hidden[part].to(lm.device))
+                label = labels[-1][part].to(lm.device)
+                for name, hidden in predicted.items():
+                    logits = lm.unembed(hidden[part])
+                    scores[name].append(_score_rows(logits, frozen_logits, label).cpu())
     has_label = (torch.cat(labels) != NO_LABEL).numpy()
     sequence = torch.cat(sequences).numpy()
     return {

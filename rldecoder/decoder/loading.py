@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM, new_decoder
@@ -44,20 +45,51 @@ def load_decoder(folder: Path, lm: FrozenLM, sae: Sae) -> SaeDecoderForCausalLM:
     return decoder.attach(lm, sae).to(lm.device).eval()
 
 
+class AffineLens(NamedTuple):
+    """Predicts final hidden states from the residual stream: `resid @ A + c`."""
+
+    A: Tensor
+    """[D, D] float32."""
+    c: Tensor
+    """[D] float32."""
+
+
+def read_affine_lens(path: Path, layer: int) -> AffineLens:
+    """One layer's lens from the `affine_lens.safetensors` of the baselines.
+
+    Raises:
+        BadInputError: no lens was fitted at this layer.
+        DamagedFileError: the file cannot be read.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = list(file.keys())
+            layers = sorted(int(name[2:]) for name in names if name.startswith("A."))
+            if layer in layers:
+                return AffineLens(
+                    file.get_tensor(f"A.{layer}").float(), file.get_tensor(f"c.{layer}").float()
+                )
+    except (SafetensorError, OSError) as error:
+        raise DamagedFileError(
+            f"The affine lenses in {path} cannot be read.", str(error), "Rebuild the baselines."
+        ) from error
+    raise BadInputError(
+        f"There is no affine lens at layer {layer}, where the SAE reads.",
+        f"The baselines fitted lenses at layers {layers}.",
+        f"Add {layer} to `baselines.lens_layers`.",
+    )
+
+
 @torch.no_grad()
-def decoder_from_lens(lm: FrozenLM, sae: Sae, A: Tensor, c: Tensor) -> SaeDecoderForCausalLM:
+def decoder_from_lens(lm: FrozenLM, sae: Sae, lens: AffineLens) -> SaeDecoderForCausalLM:
     """The decoder that reads the SAE's reconstruction through an affine lens.
 
-    The lens predicts final hidden states as `resid @ A + c` (tuned lens, arXiv 2303.08112).
-    With `resid` replaced by `latents @ W_dec + b_dec` this is the linear decoder with
-    `W = W_dec @ A` and `b = b_dec @ A + c`: the best start that needs no training.
-
-    Args:
-        A: [D, D] float32, lens matrix at the SAE's hook layer.
-        c: [D] float32, lens bias.
+    The lens (tuned lens, arXiv 2303.08112) must be that of the SAE's hook layer. With `resid`
+    replaced by `latents @ W_dec + b_dec` it is the linear decoder with `W = W_dec @ A` and
+    `b = b_dec @ A + c`: the best start that needs no training.
     """
     decoder = new_decoder(lm, sae)
-    A, c = A.to(lm.device, torch.float32), c.to(lm.device, torch.float32)
+    A, c = (tensor.to(lm.device, torch.float32) for tensor in lens)
     decoder.W.copy_(sae.W_dec.float() @ A)
     decoder.b.copy_(sae.b_dec.float() @ A + c)
     return decoder

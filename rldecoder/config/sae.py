@@ -1,0 +1,117 @@
+"""Settings of the SAE's training and of its quality gate."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from rldecoder.config.base import Config, OnFail, StageConfig, free
+
+
+class SparsityPhase(Config):
+    """A stretch of training with one sparsity coefficient."""
+
+    steps: int = Field(gt=0)
+    """Optimiser steps that it lasts."""
+    coefficient: float = Field(ge=0)
+    """Weight of the L1 term against the mean squared error per element of scaled inputs."""
+
+
+class TrainSaeConfig(StageConfig):
+    """Training of the sparse autoencoder on cached residuals."""
+
+    architecture: Literal["topk", "relu"] = "topk"
+    """`topk`: exactly k latents a token, AuxK against dead ones (Gao et al. 2024). `relu`: L1 with
+    a schedule, resampling of dead latents (Bricken et al. 2023); the original plan's choice."""
+    expansion: float = Field(10.0, gt=0)
+    """Latents per residual dimension; the plan's is 10."""
+    k: int = Field(64, gt=0)
+    """`topk` only: active latents a token."""
+    budget_tokens: int = Field(1_000_000, gt=0)
+    """Token visits: the cache is read again, reshuffled, until they are used up."""
+    batch_tokens: int = Field(2048, gt=0)
+    """Tokens per optimiser step."""
+    init_tokens: int = Field(16_384, gt=1)
+    """Training tokens from which the mean (the start of b_dec) and the input scale come."""
+    lr: float = Field(1e-3, gt=0)
+    """Adam's learning rate, on inputs scaled to unit variance per dimension."""
+    lr_final: float = Field(1e-4, gt=0)
+    """The rate at the last step."""
+    warmup_steps: int = Field(50, ge=0)
+    """Steps over which the rate rises linearly from 0."""
+    decay_from: float = Field(0.6, ge=0, le=1)
+    """Share of training after which the rate falls linearly to `lr_final`."""
+    grad_clip: float = Field(1.0, gt=0)
+    """Largest norm of the gradient."""
+    matmul_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Of the encoder's product that picks the active latents; values and gradients are float32."""
+    dead_after_tokens: int = Field(100_000, gt=0)
+    """A latent that has not fired for so many training tokens counts as dead."""
+    auxk_coefficient: float = Field(1 / 32, ge=0)
+    """`topk` only: weight of the AuxK loss."""
+    auxk: int | None = Field(None, gt=0)
+    """`topk` only: dead latents that reconstruct the error; null takes d_model / 2."""
+    sparsity_warmup_steps: int = Field(1000, ge=0)
+    """`relu` only: steps over which the coefficient rises linearly from 0."""
+    sparsity_phases: tuple[SparsityPhase, ...] = (
+        SparsityPhase(steps=10_000, coefficient=0.001),
+        SparsityPhase(steps=30_000, coefficient=0.01),
+        SparsityPhase(steps=10_000, coefficient=0.001),
+    )
+    """`relu` only: sparsity coefficients in turn; the last one stays."""
+    resample_every_steps: int = Field(1000, gt=0)
+    """`relu` only: how often dead latents are given a new direction."""
+    eval_every_steps: int = Field(50, gt=0)
+    """Steps between evaluations on the validation split; the best fvu is the one published."""
+    eval_tokens: int = Field(8192, gt=1)
+    """Validation tokens of each evaluation."""
+    checkpoint_every_steps: int = free(5000, gt=0)
+    """Steps between checkpoints, for resume."""
+    log_every_steps: int = Field(10, gt=0)
+    """Steps between points of the training curves."""
+    alert_dead_fraction: float = free(0.2, ge=0, le=1)
+    """An alert is raised when a larger share of latents is dead."""
+    alert_l0: tuple[float, float] = free((5.0, 500.0))
+    """An alert is raised when the mean L0 leaves this band after warm-up."""
+    alert_loss_jump: float = free(3.0, gt=1)
+    """An alert is raised when the loss exceeds this multiple of its running mean."""
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainSaeConfig:
+        if self.lr_final > self.lr:
+            raise ValueError(f"lr_final {self.lr_final} is above lr {self.lr}")
+        if self.architecture == "relu" and not self.sparsity_phases:
+            raise ValueError("relu needs at least one entry in sparsity_phases")
+        return self
+
+
+class GateSaeConfig(StageConfig):
+    """The SAE's quality gate: what is measured on the test split, and what must be reached."""
+
+    max_normalised_mse: float = Field(0.01, gt=0)
+    """Squared error over squared norm; the plan's target is 0.01."""
+    min_explained_variance: float = Field(0.95, le=1)
+    """1 - fvu; the plan's target is 0.95."""
+    max_splice_kl: float = Field(0.5, gt=0)
+    """Nats per token between the frozen model and the spliced one; the plan's target is 0.5."""
+    l0_range: tuple[float, float] = (50.0, 100.0)
+    """Mean active latents a token; the plan's target is 50 to 100."""
+    max_dead_fraction: float = Field(0.05, ge=0, le=1)
+    """Share of latents that never fire on the test tokens; the plan's target is 0.05."""
+    max_near_duplicate_fraction: float = Field(0.05, ge=0, le=1)
+    """Share of latents whose decoder row has a twin; the plan's target is 0.05."""
+    near_duplicate_cosine: float = Field(0.9, gt=0, le=1)
+    """Two decoder rows with a larger cosine are twins."""
+    eval_tokens: int = Field(50_000, gt=1)
+    """Test tokens for reconstruction and density; fewer if the cache holds fewer."""
+    batch_tokens: int = free(4096, gt=0)
+    """Tokens encoded at once."""
+    splice_sequences: int = Field(16, gt=0)
+    """Test sequences for the splice metrics."""
+    splice_batch: int = free(4, gt=0)
+    """Sequences run at once."""
+    random_control: bool = True
+    """Measure a random-init SAE of the same L0 as well."""
+    on_fail: OnFail = free("stop")
+    """`stop` ends the run when the gate fails; `warn` goes on and marks all that follows."""

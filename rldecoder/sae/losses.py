@@ -1,0 +1,58 @@
+"""Loss terms of SAE training. Inputs are scaled to unit variance per dimension."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from rldecoder.sae.sparse_ops import SaeWeights, top_k
+
+
+def reconstruction_loss(recon: Tensor, x: Tensor) -> Tensor:
+    """Mean squared error per element; on inputs of unit variance it approximates fvu."""
+    return (recon - x).square().mean()
+
+
+def l1_loss(acts: Tensor, num_tokens: int) -> Tensor:
+    """Sum of activations a token; decoder rows have unit norm, which would else be a weight."""
+    return acts.sum() / num_tokens
+
+
+def auxk_loss(
+    x: Tensor,
+    error: Tensor,
+    weights: SaeWeights,
+    dead: Tensor,
+    auxk: int,
+    matmul_dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """How well the `auxk` strongest dead latents explain what the living ones leave over.
+
+    Gao et al. 2024 (arXiv 2406.04093), appendix A.2: squared error of reconstructing `error` from
+    dead latents alone, over the squared error itself. Only dead latents get a gradient.
+
+    Args:
+        x: [N, D] inputs.
+        error: [N, D] x - recon; no gradient flows into it.
+        weights: the SAE's.
+        dead: [number of dead] int64, not empty.
+        auxk: how many of them may fire a token.
+        matmul_dtype: of the products.
+
+    Returns:
+        A scalar; 1 when the dead latents explain nothing. With fewer dead latents than `auxk` it
+        is scaled down in proportion, so that the last few cannot disturb training.
+    """
+    error = error.detach()
+    k = min(auxk, len(dead))
+    centred = (x - weights.b_dec.detach()).to(matmul_dtype)
+    enc, dec = weights.enc[dead].to(matmul_dtype), weights.dec[dead].to(matmul_dtype)
+    pre_acts = F.linear(centred, enc, weights.b_enc[dead].to(matmul_dtype))
+    if k < len(dead):
+        chosen = top_k(pre_acts.detach(), k).indices
+        mask = torch.zeros_like(pre_acts).scatter(1, chosen, 1.0)
+        pre_acts = pre_acts * mask
+    recon = (torch.relu(pre_acts) @ dec).float()
+    share = (recon - error).square().sum() / error.square().sum().clamp_min(1e-12)
+    return share * (k / auxk)

@@ -1,0 +1,97 @@
+"""Run configs: every YAML loads, every key is known and documented, errors name all problems."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from pydantic import BaseModel
+
+from rldecoder.config.base import Config
+from rldecoder.config.run import RunConfig, load_run_config
+from rldecoder.errors import BadInputError
+from rldecoder.stages.table import STAGES
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_config_loads(path: Path) -> None:
+    assert load_run_config(path).name
+
+
+def test_the_four_promised_configs_are_there() -> None:
+    names = {path.stem for path in CONFIGS.glob("*.yaml")}
+    assert {"debug", "quickstart", "gpt2_phase1", "scale"} <= names
+
+
+def test_sections_are_the_stages() -> None:
+    stages = {stage.name for stage in STAGES}
+    sections = {name for name in RunConfig.model_fields if name in stages}
+    assert sections == stages
+    assert all(load_run_config(CONFIGS / "debug.yaml").stage(name) for name in stages)
+
+
+def models(root: type[BaseModel]) -> set[type[BaseModel]]:
+    """A config class and every config class below it."""
+    found: set[type[BaseModel]] = set()
+    queue: list[Any] = [root]
+    while queue:
+        item = queue.pop()
+        if isinstance(item, type) and issubclass(item, Config):
+            if item not in found:
+                found.add(item)
+                queue += [field.annotation for field in item.model_fields.values()]
+        else:
+            queue += get_args(item)
+    return found
+
+
+def test_every_setting_is_documented() -> None:
+    stages = {stage.name for stage in STAGES}
+    bare = [
+        f"{model.__name__}.{name}"
+        for model in models(RunConfig)
+        for name, field in model.model_fields.items()
+        if not field.description and not (model is RunConfig and name in stages)
+    ]
+    assert bare == []
+
+
+def test_unknown_key_is_refused_with_the_nearest_name(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    text = (CONFIGS / "debug.yaml").read_text()
+    path.write_text(text + "\nsed: 1\n")
+    with pytest.raises(BadInputError, match="did you mean seed"):
+        load_run_config(path)
+    path.write_text(text)
+    with pytest.raises(BadInputError, match=r"train_sae\.kk: unknown key; did you mean k"):
+        load_run_config(path, ["train_sae.kk=3"])
+
+
+def test_all_problems_are_named_at_once() -> None:
+    with pytest.raises(BadInputError) as caught:
+        load_run_config(CONFIGS / "debug.yaml", ["seed=-1", "train_sae.k=0", "nonsense=1"])
+    assert all(word in str(caught.value) for word in ("seed", "train_sae.k", "nonsense"))
+
+
+def test_overrides_are_yaml_values() -> None:
+    run = load_run_config(CONFIGS / "debug.yaml", ["seed=7", "train_sae.k=3", "mirror=null"])
+    assert (run.seed, run.train_sae.k, run.mirror) == (7, 3, None)
+
+
+@pytest.mark.parametrize("override", ["seed", "=3", "name.deeper=1"])
+def test_malformed_overrides(override: str) -> None:
+    with pytest.raises(BadInputError):
+        load_run_config(CONFIGS / "debug.yaml", [override])
+
+
+@pytest.mark.parametrize("text", ["", "- a\n- b\n", "a: [", "!!python/object/apply:os.getcwd []"])
+def test_files_that_are_no_config(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(BadInputError):
+        load_run_config(path)
+    with pytest.raises(BadInputError, match="cannot be read"):
+        load_run_config(tmp_path / "absent.yaml")

@@ -1,0 +1,71 @@
+"""The command line: help, exit codes, error texts. The full pipeline is in test_end_to_end."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def rldecoder(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the command as a user would."""
+    return subprocess.run(
+        [sys.executable, "-m", "rldecoder.cli", *arguments],
+        cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+
+def test_help_lists_the_commands_and_is_quick() -> None:
+    result = rldecoder("--help")
+    assert result.returncode == 0
+    for command in ("run", "status", "explain", "report", "smoke", "models", "devices"):
+        assert command in result.stdout
+    loaded = subprocess.run(
+        [sys.executable, "-c", "import sys, rldecoder.cli; print('torch' in sys.modules)"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert loaded.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "absent.yaml"], "cannot be read"),
+        (["run", "configs/debug.yaml", "--set", "train_sae.kk=1"], "did you mean k"),
+        (["run", "configs/debug.yaml", "--until", "nowhere", "--no-prefect"], "no stage called"),
+        (["status"], "Missing argument"),
+        (["explain", "configs/debug.yaml", " "], "prompt is empty"),
+        (["smoke", "no-such-model"], "no-such-model"),
+    ],
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else None,
+)
+def test_bad_input_exits_2_with_one_message(
+    arguments: list[str], message: str, tmp_path: Path
+) -> None:
+    if len(arguments) > 1 and arguments[0] in ("run", "explain"):
+        arguments = [*arguments, "--store", str(tmp_path)]
+    result = rldecoder(*arguments)
+    assert result.returncode == 2, result.stderr
+    assert message in " ".join((result.stderr + result.stdout).split())
+    assert "Traceback" not in result.stderr
+
+
+def test_explain_and_report_before_the_run_say_what_is_missing(tmp_path: Path) -> None:
+    for command in (["explain", "configs/debug.yaml", "Hello"], ["report", "configs/debug.yaml"]):
+        result = rldecoder(*command, "--store", str(tmp_path))
+        assert result.returncode == 2
+        assert "Missing" in result.stderr
+
+
+def test_models_devices_and_status_show_tables(tmp_path: Path) -> None:
+    models = rldecoder("models").stdout
+    assert "smollm2-135m-instruct" in models
+    assert "gpt2" in models
+    assert "cpu" in rldecoder("devices").stdout.lower()
+    status = rldecoder("status", "configs/debug.yaml", "--store", str(tmp_path))
+    assert status.returncode == 0
+    assert status.stdout.count("missing") == 17

@@ -1,0 +1,51 @@
+"""The stage graph as a snapshot: rewiring must show up in a diff."""
+
+from __future__ import annotations
+
+import importlib
+
+from rldecoder.stages.table import STAGES
+
+GRAPH = {
+    "sync_tokenizer": (),
+    "ingest": ("sync_tokenizer",),
+    "baselines": ("sync_tokenizer", "ingest"),
+    "cache_activations": ("sync_tokenizer", "ingest"),
+    "train_sae": ("cache_activations",),
+    "gate_sae": ("sync_tokenizer", "ingest", "cache_activations", "train_sae"),
+    "train_decoder": ("sync_tokenizer", "baselines", "cache_activations", "train_sae", "gate_sae"),
+    "gate_decoder": ("sync_tokenizer", "cache_activations", "train_sae", "train_decoder"),
+}
+LAST = ("evaluate", "report")
+
+
+def test_graph_is_the_documented_one() -> None:
+    graph = {stage.name: set(stage.inputs) for stage in STAGES}
+    for name, inputs in GRAPH.items():
+        assert graph[name] == set(inputs), name
+    assert tuple(graph)[-2:] == LAST
+    assert len(graph) == len(STAGES) == 17
+
+
+def test_stages_read_only_what_came_before() -> None:
+    seen: set[str] = set()
+    for stage in STAGES:
+        assert set(stage.inputs) <= seen, stage.name
+        seen.add(stage.name)
+
+
+def test_every_artifact_is_read_or_reported() -> None:
+    read = {name for stage in STAGES for name in stage.inputs}
+    assert {stage.name for stage in STAGES} - read == {"report"}
+
+
+def test_each_room_is_what_it_says() -> None:
+    for stage in STAGES:
+        module = importlib.import_module(f"rldecoder.stages.{stage.name}")
+        assert module.STAGE is stage
+        assert stage.run is module.run
+        assert module.__doc__
+
+
+def test_gates() -> None:
+    assert [s.name for s in STAGES if s.gate] == ["gate_sae", "gate_decoder", "control_ppo"]

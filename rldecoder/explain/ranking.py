@@ -9,20 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rldecoder.explain.inputs import LabelText
 from rldecoder.explain.text import visible_text
 
 MIN_COUNT_FOR_P99 = 100
 HIGH_QUANTILE = 0.99
 UNLABELLED = "no label"
-
-
-class FeatureLabel(NamedTuple):
-    """What is known about a latent in words."""
-
-    text: str | None
-    """None when the labeler abstained or failed."""
-    confidence: float | None
-    """Calibrated probability that a person accepts the label; None when unknown."""
 
 
 class RankedFeature(NamedTuple):
@@ -66,7 +58,7 @@ def rank_active(
     acts: Tensor,
     indices: Tensor,
     scales: Tensor,
-    labels: Mapping[int, FeatureLabel],
+    labels: Mapping[int, LabelText],
     top: int = 5,
 ) -> list[RankedFeature]:
     """The `top` active features of one position, by normalised activation.
@@ -83,7 +75,7 @@ def rank_active(
         if act <= 0:
             continue
         scale = float(scales[latent])
-        label = labels.get(latent, FeatureLabel(None, None))
+        label = labels.get(latent, LabelText(None, None))
         ranked.append(
             RankedFeature(
                 latent, act, act / scale if scale > 0 else 0.0, label.text, label.confidence

@@ -1,0 +1,54 @@
+"""What explanations need of the artifacts of other stages: labels and importance."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rldecoder import schemas
+from rldecoder.interp.records import FeatureLabels
+
+
+class LabelText(NamedTuple):
+    """What is known about a latent in words."""
+
+    text: str | None
+    """None when the labeler abstained or failed."""
+    confidence: float | None
+    """Calibrated probability that a person accepts the label; None when unknown."""
+
+
+def read_labels(path: Path) -> dict[int, LabelText]:
+    """Labels by latent, failed ones included (without text).
+
+    Args:
+        path: `feature_labels.json`, or the folder that holds it.
+
+    Raises:
+        DamagedFileError: it is missing, not JSON, or of another schema.
+    """
+    labels = FeatureLabels.load(path if path.is_dir() else path.parent)
+    return {
+        feature.latent: LabelText(feature.label, feature.confidence) for feature in labels.features
+    }
+
+
+def read_importance(path: Path, num_latents: int, target: str = "decoder") -> Tensor:
+    """Mean |importance| of each latent over all domains, nats: float32 [L], 0 where unmeasured.
+
+    Args:
+        path: `importance.parquet`.
+        target: whose prediction the importance is about, `decoder` or `frozen`.
+    """
+    table = schemas.read_parquet(path, ["latent", "target", "importance", "count"])
+    rows = table.filter(np.asarray(table["target"]) == target)
+    latent = np.asarray(rows["latent"])
+    count = np.asarray(rows["count"], dtype=np.float64)
+    value = np.asarray(rows["importance"], dtype=np.float64)
+    total = np.bincount(latent, weights=value * count, minlength=num_latents)
+    seen = np.bincount(latent, weights=count, minlength=num_latents)
+    return torch.from_numpy((total / np.maximum(seen, 1)).astype(np.float32))

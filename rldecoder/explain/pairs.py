@@ -1,0 +1,185 @@
+"""Training pairs of Method B: (features of a prediction, what removing them really does)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rldecoder import schemas
+from rldecoder.data.activations import ActivationReader
+from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
+from rldecoder.explain.patching import (
+    Candidates,
+    Measured,
+    find_candidates,
+    measure,
+    random_removals,
+)
+from rldecoder.sae.model import SparseLatents
+
+RATIONALE_LENGTH = 5
+PROMPTS_PER_BATCH = 16
+
+PAIRS = pa.schema(
+    [
+        ("source", pa.string()),
+        ("seq_id", pa.int32()),
+        ("pos", pa.int32()),
+        ("context_token", pa.int32()),
+        ("output_token", pa.int32()),
+        ("logprob", pa.float32()),
+        ("latents", pa.list_(pa.int32())),
+        ("acts", pa.list_(pa.float32())),
+        ("effects", pa.list_(pa.float32())),
+        ("rationale", pa.list_(pa.int32())),
+    ]
+)
+"""One row a pair. `effects` (nats) are exact single removals, positive supports the output token;
+`rationale` names the latents with the largest |effect|, strongest first. seq_id and pos are -1
+for task prompts."""
+
+
+class Positions(NamedTuple):
+    """Predictions to explain, N of them."""
+
+    source: list[str]
+    """`text`, or the task's name."""
+    seq_id: Tensor
+    """[N]; -1 for prompts."""
+    pos: Tensor
+    """[N]; -1 for prompts."""
+    context_token: Tensor
+    """[N]: the last token that the prediction reads."""
+    latents: SparseLatents
+    """acts and indices [N, K]."""
+
+
+class Pairs(NamedTuple):
+    """Positions with their candidates and exact effects."""
+
+    positions: Positions
+    candidates: Candidates
+    measured: Measured
+    removals: Tensor
+    """[N, M, C]: the joint interventions of `measured.joint`."""
+
+
+@torch.no_grad()
+def positions_from_cache(
+    reader: ActivationReader, decoder: SaeDecoderForCausalLM, count: int, seed: int
+) -> Positions:
+    """`count` positions of a split, in random order (all of it, when it has fewer)."""
+    device = decoder.W.device
+    batch = next(iter(reader.shuffled(min(count, reader.num_tokens), seed=seed)))
+    assert batch.resid is not None
+    latents = decoder.frozen.sae.encode(batch.resid.to(device).float())
+    return Positions(
+        ["text"] * len(batch.pos),
+        batch.seq_id.long(),
+        batch.pos.long(),
+        batch.token_id.long(),
+        latents,
+    )
+
+
+@torch.no_grad()
+def positions_from_prompts(
+    decoder: SaeDecoderForCausalLM, prompts: Sequence[str], source: str
+) -> Positions:
+    """The last position of each prompt."""
+    lm = decoder.frozen.lm
+    parts, last_tokens = [], []
+    for start in range(0, len(prompts), PROMPTS_PER_BATCH):
+        rows = [lm.tokenizer.encode(text) for text in prompts[start : start + PROMPTS_PER_BATCH]]
+        longest = max(map(len, rows))
+        ids = torch.full((len(rows), longest), lm.pad_token_id)
+        mask = torch.zeros_like(ids)
+        for i, row in enumerate(rows):
+            ids[i, longest - len(row) :] = torch.tensor(row)
+            mask[i, longest - len(row) :] = 1
+        found = decoder.features(ids.to(lm.device), mask.to(lm.device)).latents
+        parts.append(SparseLatents(found.acts[:, -1], found.indices[:, -1]))
+        last_tokens.append(ids[:, -1])
+    nowhere = torch.full((len(prompts),), -1)
+    return Positions(
+        [source] * len(prompts), nowhere, nowhere, torch.cat(last_tokens), join_latents(parts)
+    )
+
+
+def join_latents(parts: Sequence[SparseLatents]) -> SparseLatents:
+    """Concatenate along N; a ReLU SAE's batches differ in K and are padded with act 0."""
+    widest = max(part.acts.shape[-1] for part in parts)
+    return SparseLatents(
+        *(
+            torch.cat([F.pad(column, (0, widest - column.shape[-1])) for column in columns])
+            for columns in zip(*parts, strict=True)
+        )
+    )
+
+
+def join_positions(parts: Sequence[Positions]) -> Positions:
+    """Concatenate along N."""
+    return Positions(
+        [name for part in parts for name in part.source],
+        torch.cat([part.seq_id for part in parts]),
+        torch.cat([part.pos for part in parts]),
+        torch.cat([part.context_token for part in parts]),
+        join_latents([part.latents for part in parts]),
+    )
+
+
+def make_pairs(
+    decoder: SaeDecoderForCausalLM,
+    positions: Positions,
+    *,
+    max_candidates: int,
+    interventions: int,
+    generator: torch.Generator,
+) -> Pairs:
+    """Find the candidates of each position and measure what removing them does."""
+    candidates = find_candidates(decoder, positions.latents, max_candidates)
+    removals = random_removals(candidates.acts, interventions, generator)
+    measured = measure(decoder, positions.latents, candidates, removals)
+    return Pairs(positions, candidates, measured, removals)
+
+
+def write_pairs(path: Path, pairs: Pairs) -> None:
+    """Publish as Parquet (`PAIRS`); padding is left out."""
+    candidates, single = pairs.candidates, pairs.measured.single
+    keep = (candidates.acts > 0).cpu().numpy()
+    latents, acts, effects = (
+        _ragged(column, keep) for column in (candidates.indices, candidates.acts, single)
+    )
+    rationale = [
+        row[np.argsort(-np.abs(effect), kind="stable")[:RATIONALE_LENGTH]]
+        for row, effect in zip(latents, effects, strict=True)
+    ]
+    schemas.write_parquet(
+        path,
+        {
+            "source": pairs.positions.source,
+            "seq_id": pairs.positions.seq_id.cpu().numpy(),
+            "pos": pairs.positions.pos.cpu().numpy(),
+            "context_token": pairs.positions.context_token.cpu().numpy(),
+            "output_token": candidates.tokens.cpu().numpy(),
+            "logprob": candidates.logprobs.cpu().numpy(),
+            "latents": latents,
+            "acts": acts,
+            "effects": effects,
+            "rationale": rationale,
+        },
+        PAIRS,
+    )
+
+
+def _ragged(
+    values: Tensor, keep: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
+) -> list[np.ndarray[tuple[int, ...], np.dtype[np.float32]]]:
+    return [row[mask] for row, mask in zip(values.cpu().numpy(), keep, strict=True)]

@@ -1,0 +1,318 @@
+"""Explaining one prompt: frozen prediction, decoder's prediction, Method A, checked Method B."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Group, RenderableType
+from rich.panel import Panel
+from rich.text import Text
+from torch import Tensor
+
+from rldecoder.decoder.loading import load_decoder
+from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
+from rldecoder.errors import BadInputError
+from rldecoder.explain.claims import (
+    CheckedClaim,
+    Claim,
+    claim_sentence,
+    explanation_text,
+    judge,
+    verify_on_decoder,
+    verify_on_frozen,
+)
+from rldecoder.explain.explainer import Explainer, make_slots
+from rldecoder.explain.inputs import LabelText, read_labels
+from rldecoder.explain.patching import find_candidates, measure
+from rldecoder.explain.ranking import RankedFeature, rank_active, ranking_text
+from rldecoder.explain.text import visible_text, visible_token
+from rldecoder.lm.frozen import FrozenLM
+from rldecoder.sae.model import Sae, SparseLatents
+
+TOP_TOKENS = 3
+SHOWN_PROMPT_CHARACTERS = 600
+VERDICT_STYLE = {"supported": "green", "contradicted": "red", "too small to tell": "yellow"}
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The next-token distribution of one model, as far as a reader needs it."""
+
+    token: str
+    token_id: int
+    probability: float
+    top: tuple[tuple[str, float], ...]
+    """The most likely tokens with their probabilities, the first included."""
+
+
+@dataclass(frozen=True)
+class Sanity:
+    """What removing the claimed features does, beside removing others: nats of log p."""
+
+    claimed_removed: float
+    """Measured effect of removing all claimed features at once."""
+    claimed_predicted: float
+    """What the reconstructor says about it, from the claims alone."""
+    others_removed: float
+    """Measured effect of removing as many of the active features that no claim names."""
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Everything that is shown about one prediction. Token text in it is raw, not escaped."""
+
+    prompt: str
+    tokens: tuple[str, ...]
+    frozen: Prediction
+    decoder: Prediction
+    kl: float
+    """KL(frozen || decoder) at this position, nats."""
+    method_a: str
+    ranked: tuple[RankedFeature, ...]
+    claims: tuple[CheckedClaim, ...]
+    method_b: str
+    noise: float
+    """Effects up to this many nats are not told from chance."""
+    sanity: Sanity | None
+    """None when no claim is made."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, as in `examples.json`."""
+        value = asdict(self)
+        value["ranked"] = [feature._asdict() for feature in self.ranked]
+        for claim, checked in zip(value["claims"], self.claims, strict=True):
+            claim["sentence"] = claim_sentence(checked.claim)
+        return value
+
+
+@dataclass(frozen=True)
+class Session:
+    """Loaded models, ready to explain any number of prompts."""
+
+    lm: FrozenLM
+    sae: Sae
+    decoder: SaeDecoderForCausalLM
+    labels: Mapping[int, LabelText]
+    explainer: Explainer
+
+    def explain(self, prompt: str) -> Explanation:
+        """See `explain_prompt`."""
+        return explain_prompt(self.lm, self.sae, self.decoder, self.labels, self.explainer, prompt)
+
+
+def load_session(
+    *,
+    model: Path,
+    sae: Path,
+    decoder: Path,
+    labels: Path,
+    explainer: Path,
+    device: torch.device | str = "cpu",
+) -> Session:
+    """Load what the stages published.
+
+    Args:
+        model, sae, decoder: folders of the frozen model, the SAE and the final decoder.
+        labels: `feature_labels.json`.
+        explainer: folder of the explainer.
+    """
+    lm = FrozenLM.load(model, device=device)
+    loaded_sae = Sae.load(sae, device=device)
+    return Session(
+        lm,
+        loaded_sae,
+        load_decoder(decoder, lm, loaded_sae),
+        read_labels(labels),
+        Explainer.load(explainer, device=device),
+    )
+
+
+@torch.no_grad()
+def explain_prompt(
+    lm: FrozenLM,
+    sae: Sae,
+    decoder: SaeDecoderForCausalLM,
+    labels: Mapping[int, LabelText],
+    explainer: Explainer,
+    prompt: str,
+) -> Explanation:
+    """Explain the decoder's next token after `prompt`; every claim is tested on both models.
+
+    Raises:
+        BadInputError: the prompt is empty or longer than the model's context.
+    """
+    ids = _encode(lm, prompt)
+    tokens = tuple(lm.tokenizer.decode([token]) for token in ids.tolist())
+    _, final = lm.resid_and_final(ids[None], sae.spec.hook_layer)
+    frozen_logprobs = lm.unembed(final[0, -1]).log_softmax(-1)
+    trace = decoder.features(ids[None]).latents
+    latents = SparseLatents(trace.acts[0, -1], trace.indices[0, -1])
+    logprobs = decoder.logits(latents).log_softmax(-1)
+    ranked = rank_active(latents.acts, latents.indices, explainer.scales, labels)
+    claims, sanity = _checked_claims(decoder, explainer, labels, ids, tokens, trace)
+    return Explanation(
+        prompt=prompt,
+        tokens=tokens,
+        frozen=_prediction(lm, frozen_logprobs),
+        decoder=_prediction(lm, logprobs),
+        kl=float((frozen_logprobs.exp() * (frozen_logprobs - logprobs)).sum()),
+        method_a=ranking_text(ranked),
+        ranked=tuple(ranked),
+        claims=claims,
+        method_b=explanation_text([checked.claim for checked in claims]),
+        noise=explainer.spec.noise,
+        sanity=sanity,
+    )
+
+
+def _encode(lm: FrozenLM, prompt: str) -> Tensor:
+    """Token ids [T], T >= 2: the first position is an attention sink that no SAE was trained on."""
+    ids = lm.tokenizer.encode(prompt)
+    if not ids:
+        raise BadInputError(
+            "The prompt is empty.", "There is no token to predict from.", "Write some text."
+        )
+    if len(ids) < 2:
+        ids = [lm.eos_token_id, *ids]
+    longest = int(lm.model.config.max_position_embeddings)
+    if len(ids) > longest:
+        raise BadInputError(
+            f"The prompt has {len(ids):,} tokens.",
+            f"The model reads at most {longest:,}.",
+            "Shorten the prompt.",
+        )
+    return torch.tensor(ids, device=lm.device)
+
+
+def _prediction(lm: FrozenLM, logprobs: Tensor) -> Prediction:
+    best = logprobs.topk(TOP_TOKENS)
+    top = tuple(
+        (lm.tokenizer.decode([token]), p)
+        for token, p in zip(best.indices.tolist(), best.values.exp().tolist(), strict=True)
+    )
+    return Prediction(top[0][0], int(best.indices[0]), top[0][1], top)
+
+
+def _checked_claims(
+    decoder: SaeDecoderForCausalLM,
+    explainer: Explainer,
+    labels: Mapping[int, LabelText],
+    ids: Tensor,
+    tokens: tuple[str, ...],
+    trace: SparseLatents,
+) -> tuple[tuple[CheckedClaim, ...], Sanity | None]:
+    """Method B at the last position, its claims tested on the decoder and the frozen model."""
+    here = SparseLatents(trace.acts[0, -1:], trace.indices[0, -1:])
+    candidates = find_candidates(decoder, here, explainer.spec.max_candidates)
+    pointers = explainer(make_slots(explainer, decoder, candidates))
+    chosen = explainer.choose(pointers)[0]
+    if not bool(chosen.any()):
+        return (), None
+    slots = pointers.logits[0].masked_fill(~chosen, float("-inf")).argsort(descending=True)
+    slots = slots[: int(chosen.sum())]
+    named = candidates.indices[0, slots].tolist()
+    token = int(candidates.tokens[0])
+    last = SparseLatents(here.acts[0], here.indices[0])
+    effects = verify_on_decoder(decoder, last, token, named)
+    frozen_effects = verify_on_frozen(decoder, ids, last, token, named)
+    checked = []
+    for slot, latent, effect, frozen_effect in zip(
+        slots.tolist(), named, effects, frozen_effects, strict=True
+    ):
+        predicted = float(pointers.effects[0, slot])
+        position = _evidence(trace, latent)
+        label = labels.get(latent)
+        claim = Claim(
+            latent=latent,
+            label=None if label is None else label.text,
+            evidence_position=position,
+            evidence_text=tokens[position],
+            direction="supports" if predicted > 0 else "opposes",
+            strength=abs(predicted),
+            output_token=decoder.frozen.lm.tokenizer.decode([token]),
+            probability=float(candidates.logprobs[0].exp()),
+        )
+        verdict = judge(predicted, effect, explainer.spec.noise)
+        checked.append(CheckedClaim(claim, effect, verdict, frozen_effect))
+    # Others: the strongest active features that no claim names, as many as there are claims.
+    ordered = torch.arange(len(chosen), device=chosen.device)
+    others = ordered[~chosen & (candidates.acts[0] > 0)][: len(slots)]
+    removals = torch.zeros(1, 2, len(chosen), device=chosen.device)
+    removals[0, 0, slots], removals[0, 1, others] = 1.0, 1.0
+    joint = measure(decoder, here, candidates, removals).joint[0]
+    unit = explainer.spec.effect_unit
+    predicted_joint = explainer.reconstructor(
+        chosen[None].float(), pointers.effects / unit, removals[:, :1], candidates.logprobs
+    )
+    return tuple(checked), Sanity(float(joint[0]), unit * float(predicted_joint), float(joint[1]))
+
+
+def _evidence(trace: SparseLatents, latent: int) -> int:
+    """The position where a latent is most active; 0, the attention sink, is left out."""
+    acts = (trace.acts[0] * (trace.indices[0] == latent)).sum(-1)
+    return int(acts[1:].argmax()) + 1
+
+
+def render_explanation(explanation: Explanation) -> RenderableType:
+    """An explanation for the terminal. Nothing in token text can act on it."""
+    return render_example(explanation.to_json())
+
+
+def render_example(example: Mapping[str, Any]) -> RenderableType:
+    """The same from the plain values of `examples.json`."""
+    # Text objects take no markup, and visible_text leaves no control character in them.
+    prompt = example["prompt"]
+    if len(prompt) > SHOWN_PROMPT_CHARACTERS:
+        prompt = "…" + prompt[-SHOWN_PROMPT_CHARACTERS:]
+    lines: list[RenderableType] = [
+        Text(visible_text(prompt, SHOWN_PROMPT_CHARACTERS + 1), style="italic"),
+        Text(),
+        _prediction_line("frozen ", example["frozen"]),
+        _prediction_line("decoder", example["decoder"]),
+        Text(f"KL(frozen || decoder) {example['kl']:.3f} nats", style="dim"),
+        Text(),
+        Text.assemble(("A  ", "bold"), example["method_a"]),
+        Text(),
+    ]
+    if not example["claims"]:
+        lines.append(Text.assemble(("B  ", "bold"), example["method_b"]))
+    for place, claim in enumerate(example["claims"], start=1):
+        lines.append(_claim_line(place, claim))
+    sanity = example["sanity"]
+    if sanity is not None:
+        lines.append(
+            Text(
+                f"removing all claimed features: {sanity['claimed_removed']:+.2f} nats measured, "
+                f"{sanity['claimed_predicted']:+.2f} predicted from the claims; as many others: "
+                f"{sanity['others_removed']:+.2f} (noise {example['noise']:.2f})",
+                style="dim",
+            )
+        )
+    return Panel(Group(*lines), title="explanation", title_align="left", border_style="dim")
+
+
+def _prediction_line(name: str, prediction: Mapping[str, Any]) -> Text:
+    others = ", ".join(f"{visible_token(token)} {p:.2f}" for token, p in prediction["top"][1:])
+    return Text.assemble(
+        (f"{name}  ", "dim"),
+        (visible_token(prediction["token"]), "bold"),
+        f"  p {prediction['probability']:.2f}",
+        (f"   then {others}", "dim"),
+    )
+
+
+def _claim_line(place: int, checked: Mapping[str, Any]) -> Text:
+    verdict = str(checked["verdict"])
+    frozen = checked["frozen_effect"]
+    measured = f"measured {checked['effect']:+.2f} nats"
+    if frozen is not None:
+        measured += f", frozen model {frozen:+.2f}"
+    return Text.assemble(
+        (f"B{place} ", "bold"),
+        f"{checked['sentence']} ",
+        (f"[{verdict}: {measured}]", VERDICT_STYLE[verdict]),
+    )

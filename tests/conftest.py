@@ -10,6 +10,8 @@ os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,7 +25,8 @@ from rldecoder.stages.context import SilentReporter, StageContext
 settings.register_profile("rldecoder", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("rldecoder")
 
-SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+ROOT = Path(__file__).resolve().parents[1]
+SHARED_DATA = ROOT.parent / "shared" / "data"
 
 
 @pytest.fixture(scope="session")
@@ -61,3 +64,18 @@ def context(tmp_path: Path) -> Callable[..., StageContext]:
         return StageContext(out, progress, seed, torch.device(device), SilentReporter())
 
     return make
+
+
+@pytest.fixture(scope="session")
+def debug_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with the whole debug run, built once a test session; treat as read-only."""
+    store = tmp_path_factory.mktemp("debug-store")
+    result = subprocess.run(
+        [sys.executable, "-m", "rldecoder.cli", "run", "configs/debug.yaml",
+         "--store", str(store), "--no-prefect"],
+        cwd=ROOT, capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+    (store / "stdout.txt").write_text(result.stdout)
+    (store / "stderr.txt").write_text(result.stderr)
+    assert result.returncode == 0, result.stderr + result.stdout
+    return store

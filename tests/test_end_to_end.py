@@ -1,0 +1,116 @@
+"""The debug run, all stages: what it publishes, that it repeats, that it repairs itself."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rldecoder import schemas
+from rldecoder.artifacts import ArtifactStore
+from rldecoder.config.run import load_run_config
+from rldecoder.runner import plan, run_pipeline
+from rldecoder.stages.context import SilentReporter
+from rldecoder.stages.table import STAGES
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG = ROOT / "configs" / "debug.yaml"
+UNSTABLE_SUFFIXES = ("_per_second", "_seconds", "_bytes")
+
+pytestmark = pytest.mark.slow
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line and wait."""
+    return subprocess.run(
+        [sys.executable, "-m", "rldecoder.cli", *arguments],
+        cwd=ROOT, capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+
+
+def stable_metrics(store: ArtifactStore) -> dict[str, dict[str, object]]:
+    """Each stage's metrics, without those that measure time and memory."""
+    refs = plan(load_run_config(CONFIG))
+    return {
+        name: {
+            key: value
+            for key, value in store.manifest(ref).metrics.items()
+            if not key.endswith(UNSTABLE_SUFFIXES)
+        }
+        for name, ref in refs.items()
+    }
+
+
+def test_all_stages_are_published_and_intact(debug_store: Path) -> None:
+    store = ArtifactStore(debug_store)
+    for ref in plan(load_run_config(CONFIG)).values():
+        manifest = store.verify(ref)
+        assert manifest.files, ref
+        assert not store.progress_path(ref).exists()
+
+
+def test_second_run_does_no_work(debug_store: Path) -> None:
+    before = {p: p.stat().st_mtime_ns for p in debug_store.rglob("*") if p.is_file()}
+    result = command("run", str(CONFIG), "--store", str(debug_store), "--no-prefect")
+    assert result.returncode == 0, result.stderr
+    assert "0 stages built, 17 reused" in result.stderr
+    after = {p: p.stat().st_mtime_ns for p in debug_store.rglob("*") if p.is_file()}
+    assert {p: t for p, t in after.items() if ".locks" not in p.parts and "wandb" not in p.parts} == {
+        p: t for p, t in before.items() if ".locks" not in p.parts and "wandb" not in p.parts
+    }
+
+
+def test_summary_shows_targets_examples_and_report(debug_store: Path) -> None:
+    shown = (debug_store / "stdout.txt").read_text()
+    assert "Targets of the original plan" in shown
+    assert "report.html" in shown
+    targets = schemas.read_json(
+        ArtifactStore(debug_store).path(plan(load_run_config(CONFIG))["evaluate"]) / "targets.json"
+    )
+    assert len(targets) >= 11
+    assert any(row["met"] is False for row in targets), "a random model cannot meet everything"
+
+
+def test_prefect_gives_the_same_digests_and_numbers(debug_store: Path, tmp_path: Path) -> None:
+    result = command("run", str(CONFIG), "--store", str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    assert "17 stages built, 0 reused" in result.stderr
+    assert stable_metrics(ArtifactStore(tmp_path)) == stable_metrics(ArtifactStore(debug_store))
+
+
+def test_damaged_shard_is_rebuilt_and_nothing_else(debug_store: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "store"
+    shutil.copytree(debug_store, copy)
+    run = load_run_config(CONFIG)
+    store = ArtifactStore(copy)
+    shard = store.path(plan(run)["cache_activations"]) / "train-00000.parquet"
+    shard.write_bytes(shard.read_bytes()[:-100])
+    report = SilentReporter()
+    results = run_pipeline(run, store=store, report=report, until="gate_sae", device="cpu")
+    assert [r.ref.stage for r in results if not r.reused] == ["cache_activations"]
+    assert any("not what was published" in note for note in report.notes)
+    assert store.verify(results[3].ref)
+
+
+def test_status_of_a_finished_run(debug_store: Path) -> None:
+    result = command("status", str(CONFIG), "--store", str(debug_store))
+    assert result.returncode == 0
+    assert result.stdout.count("published") == len(STAGES)
+
+
+def test_explain_prints_both_predictions_and_claims(debug_store: Path) -> None:
+    result = command("explain", str(CONFIG), "3 + 4 =", "--store", str(debug_store))
+    assert result.returncode == 0, result.stderr
+    assert "frozen" in result.stdout.lower()
+    assert "decoder" in result.stdout.lower()
+    assert "active" in result.stdout.lower()
+
+
+def test_report_command_prints_the_path(debug_store: Path) -> None:
+    result = command("report", str(CONFIG), "--store", str(debug_store))
+    assert result.returncode == 0, result.stderr
+    path = Path(result.stdout.strip().splitlines()[-1].removeprefix("report: "))
+    assert "<html" in path.read_text(encoding="utf-8")[:2000].lower()

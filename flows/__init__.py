@@ -1,0 +1,1 @@
+"""Prefect flows: the pipeline, its phases, the nightly run, the human review, the local UI."""

@@ -1,0 +1,346 @@
+"""Accelerators of this machine: what there is, what is free, and a lease that one task holds.
+
+A lease is an `flock` on one file a device. The kernel drops it when its last holder dies, however
+it dies, so that no crash leaves a device locked (Prefect's own file locks do, after kill -9).
+Leases are machine-wide by default: two runs in two stores still never share a device.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rldecoder.errors import BadInputError, NoResourceError
+
+FAKE_DEVICES = "RLDECODER_FAKE_DEVICES"
+"""Comma-separated ids of pretended devices, for tests: leased like real ones, computed on CPU."""
+
+LEASE_FOLDER = "RLDECODER_LEASES"
+"""Where the lock files lie; by default a folder of this user under the temporary folder."""
+
+MIN_FREE_BYTES = 1 << 30
+"""A device with less free memory is taken by a stranger, whether or not it is leased here."""
+
+_POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class DeviceInfo:
+    """One accelerator, as the driver sees it."""
+
+    index: int
+    """Position in the driver's list (PCI order)."""
+    uuid: str
+    """`GPU-...`, or `MIG-...` for a slice; what CUDA_VISIBLE_DEVICES is set to."""
+    name: str
+    memory_total_bytes: int
+    memory_free_bytes: int
+    utilisation_percent: int | None
+    """Share of the last sampling period in which a kernel ran; None where it is not reported."""
+    fake: bool = False
+
+
+@dataclass(frozen=True)
+class DeviceLease:
+    """A device that nobody else holds, for as long as the `lease_device` block lasts."""
+
+    device: str
+    """What torch calls it in a process that was started with `env`: `cuda:0` or `cpu`."""
+    uuid: str | None
+    """None on the CPU, which is not leased."""
+    name: str
+    env: Mapping[str, str] = field(default_factory=dict)
+    """Variables that make a new process see this device and no other."""
+    fd: int | None = None
+    """The locked file, to hand to a child process (`pass_fds`), which then holds the lease too."""
+
+
+def list_devices() -> list[DeviceInfo]:
+    """Accelerators that this process may use; an empty list where there is only a CPU.
+
+    CUDA_VISIBLE_DEVICES is respected, so that a cluster's scheduler has the last word.
+    """
+    fake = os.environ.get(FAKE_DEVICES)
+    if fake is not None:
+        return [
+            DeviceInfo(i, uuid.strip(), "pretended device", 8 << 30, 8 << 30, 0, fake=True)
+            for i, uuid in enumerate(fake.split(","))
+            if uuid.strip()
+        ]
+    return _visible(_nvml_devices(), os.environ.get("CUDA_VISIBLE_DEVICES"))
+
+
+def _visible(devices: list[DeviceInfo], setting: str | None) -> list[DeviceInfo]:
+    """The devices named by CUDA_VISIBLE_DEVICES, in its order (indices or id prefixes)."""
+    if setting is None:
+        return devices
+    chosen: list[DeviceInfo] = []
+    for entry in (part.strip() for part in setting.split(",")):
+        match = [
+            d
+            for d in devices
+            if (entry.isdigit() and d.index == int(entry))
+            or (entry.startswith(("GPU-", "MIG-")) and d.uuid.startswith(entry))
+        ]
+        if not match:  # CUDA ignores everything after the first entry it cannot resolve
+            break
+        chosen.extend(d for d in match if d not in chosen)
+    return chosen
+
+
+def _nvml_devices() -> list[DeviceInfo]:
+    try:
+        import pynvml
+    except ImportError:
+        return []
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:  # no driver: a machine without NVIDIA devices
+        return []
+    try:
+        found: list[DeviceInfo] = []
+        for index in range(pynvml.nvmlDeviceGetCount()):
+            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+            slices = _mig_slices(pynvml, handle)
+            found.extend(_describe(pynvml, index, h) for h in slices or [handle])
+        return found
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _mig_slices(pynvml: Any, handle: Any) -> list[Any]:
+    """Handles of a device's MIG slices; empty when it is used whole."""
+    try:
+        enabled, _ = pynvml.nvmlDeviceGetMigMode(handle)
+        count = pynvml.nvmlDeviceGetMaxMigDeviceCount(handle) if enabled else 0
+    except pynvml.NVMLError:  # the card knows no MIG
+        return []
+    slices = []
+    for i in range(count):
+        with contextlib.suppress(pynvml.NVMLError):  # not every slot is filled
+            slices.append(pynvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, i))
+    return slices
+
+
+def _describe(pynvml: Any, index: int, handle: Any) -> DeviceInfo:
+    memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+    try:
+        utilisation = int(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu)
+    except pynvml.NVMLError:  # MIG slices and some consumer cards do not report it
+        utilisation = None
+    uuid, name = pynvml.nvmlDeviceGetUUID(handle), pynvml.nvmlDeviceGetName(handle)
+    return DeviceInfo(
+        index, _text(uuid), _text(name), int(memory.total), int(memory.free), utilisation
+    )
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def snapshot(lister: Callable[[], Sequence[DeviceInfo]] = list_devices) -> dict[str, Any]:
+    """The machine's devices as plain JSON values, for manifests and reports."""
+    return {
+        "cpu_count": os.cpu_count(),
+        "devices": [
+            {
+                "uuid": d.uuid,
+                "name": d.name,
+                "memory_total_bytes": d.memory_total_bytes,
+                "memory_free_bytes": d.memory_free_bytes,
+                "utilisation_percent": d.utilisation_percent,
+            }
+            for d in lister()
+        ],
+    }
+
+
+def device_rows(
+    folder: Path | None = None, lister: Callable[[], Sequence[DeviceInfo]] = list_devices
+) -> list[tuple[str, str, str, str, str]]:
+    """For `rldecoder devices`: id, name, free memory, utilisation, lease; the CPU comes last."""
+    folder = folder or default_lease_folder()
+    rows = [
+        (
+            d.uuid,
+            d.name,
+            f"{_gib(d.memory_free_bytes)} of {_gib(d.memory_total_bytes)}",
+            "-" if d.utilisation_percent is None else f"{d.utilisation_percent} %",
+            _holder(_lock_path(folder, d.uuid)) or "free",
+        )
+        for d in lister()
+    ]
+    return [*rows, ("cpu", f"{os.cpu_count()} cores", "-", "-", "not leased")]
+
+
+def _gib(count: int) -> str:
+    return f"{count / (1 << 30):.1f} GiB"
+
+
+def default_lease_folder() -> Path:
+    """The machine-wide folder of this user's lock files (not created here)."""
+    named = os.environ.get(LEASE_FOLDER)
+    return Path(named) if named else Path(tempfile.gettempdir()) / f"rldecoder-leases-{os.getuid()}"
+
+
+def _lock_path(folder: Path, uuid: str) -> Path:
+    return folder / f"{''.join(c if c.isalnum() or c == '-' else '_' for c in uuid)}.lock"
+
+
+@contextlib.contextmanager
+def lease_device(
+    wanted: str = "auto",
+    folder: Path | None = None,
+    *,
+    timeout_seconds: float = 3600.0,
+    task: str = "",
+    say: Callable[[str], None] = lambda message: None,
+    lister: Callable[[], Sequence[DeviceInfo]] = list_devices,
+) -> Iterator[DeviceLease]:
+    """Hold a device for the length of the block.
+
+    Args:
+        wanted: `cpu`; `cuda` for any accelerator; `auto` for any accelerator, or the CPU where
+            there is none; or a device's id (`GPU-...`), whole or its unambiguous beginning.
+        folder: where the lock files lie; all who are to exclude each other name the same one.
+        timeout_seconds: how long to wait while all candidates are taken.
+        task: who holds it, for the messages of those who wait.
+        say: receives one line when the CPU is fallen back to, and one when the wait begins.
+        lister: gives the devices; tests put their own.
+
+    Raises:
+        BadInputError: `wanted` names no device of this machine.
+        NoResourceError: every candidate stayed taken for `timeout_seconds`.
+    """
+    names = _candidates(wanted, lister(), say)
+    if not names:
+        yield DeviceLease("cpu", None, "CPU")
+        return
+    folder = folder or default_lease_folder()
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    chosen, fd = _wait(names, lister, folder, timeout_seconds, task, say)
+    try:
+        yield DeviceLease(
+            device="cpu" if chosen.fake else "cuda:0",
+            uuid=chosen.uuid,
+            name=chosen.name,
+            env={"CUDA_VISIBLE_DEVICES": chosen.uuid},
+            fd=fd,
+        )
+    finally:
+        os.close(fd)  # the lock goes when the last copy is closed: a child may still hold one
+
+
+def _candidates(wanted: str, devices: Sequence[DeviceInfo], say: Callable[[str], None]) -> set[str]:
+    """Ids of the devices that would do; empty means the CPU."""
+    if wanted == "cpu":
+        return set()
+    if wanted in ("auto", "cuda"):
+        missing = _why_unusable(devices)
+        if not missing:
+            return {d.uuid for d in devices}
+        if wanted == "auto":
+            say(f"{missing} Running on the CPU.")
+            return set()
+        raise BadInputError(
+            "A CUDA device was asked for and there is none to use.", missing, "Set device to cpu."
+        )
+    named = {d.uuid for d in devices if d.uuid.startswith(wanted)}
+    if len(named) != 1:
+        raise BadInputError(
+            f"{wanted!r} names {len(named)} devices of this machine.",
+            f"Devices here: {', '.join(d.uuid for d in devices) or 'none'}.",
+            "Use auto, cpu, cuda, or one id that `rldecoder devices` lists.",
+        )
+    return named
+
+
+def _why_unusable(devices: Sequence[DeviceInfo]) -> str:
+    """Empty when there is a device that torch can use, else the reason in one sentence."""
+    if not devices:
+        return "No accelerator was found."
+    if devices[0].fake:
+        return ""
+    import torch  # takes seconds to import, and is not needed elsewhere here
+
+    if torch.version.cuda is None:
+        return f"The driver lists {devices[0].name}, but this PyTorch was built without CUDA."
+    return ""
+
+
+def _wait(
+    names: set[str],
+    lister: Callable[[], Sequence[DeviceInfo]],
+    folder: Path,
+    timeout_seconds: float,
+    task: str,
+    say: Callable[[str], None],
+) -> tuple[DeviceInfo, int]:
+    deadline, told = time.monotonic() + timeout_seconds, False
+    while True:
+        # Asked again each time: a stranger's job shows in the free memory, and nowhere else.
+        candidates = [d for d in lister() if d.uuid in names]
+        for device in sorted(candidates, key=lambda d: (-d.memory_free_bytes, d.index)):
+            if device.memory_free_bytes >= MIN_FREE_BYTES:
+                fd = _try_lock(_lock_path(folder, device.uuid), task)
+                if fd is not None:
+                    return device, fd
+        held = "; ".join(
+            f"{d.uuid}: {_holder(_lock_path(folder, d.uuid)) or 'memory taken by others'}"
+            for d in candidates
+        )
+        if time.monotonic() >= deadline:
+            raise NoResourceError(
+                f"No device became free within {timeout_seconds:g} s.",
+                f"Taken: {held}.",
+                "Wait for them, raise the waiting time, or set device to cpu.",
+            )
+        if not told:
+            say(f"Waiting for a device ({held}).")
+            told = True
+        time.sleep(_POLL_SECONDS)
+
+
+def _try_lock(path: Path, task: str) -> int | None:
+    """Lock the file and write who holds it; None when someone else has it."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, json.dumps({"pid": os.getpid(), "task": task}).encode(), 0)
+    except BlockingIOError:
+        os.close(fd)
+        return None
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _holder(path: Path) -> str:
+    """Who holds the lock, in words; empty when nobody does."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return ""
+    try:
+        # A shared probe: two probes do not disturb each other, a holder refuses both.
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return ""
+    except BlockingIOError:
+        text = os.pread(fd, 1000, 0).decode(errors="replace")
+    finally:
+        os.close(fd)
+    try:
+        who = json.loads(text)
+        return f"{who['task'] or 'a task'} (process {who['pid']})"
+    except (ValueError, KeyError, TypeError):  # read between its lock and its line
+        return "held"

@@ -1,0 +1,162 @@
+"""Runs a stage in a process of its own, with one leased device in sight and nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+from typing import IO, Any
+
+from rldecoder import errors
+from rldecoder.artifacts import ArtifactRef, ArtifactStore
+from rldecoder.config.run import RunConfig
+from rldecoder.devices import DeviceLease
+from rldecoder.errors import NoResourceError, RlDecoderError
+from rldecoder.runner import StageRun
+from rldecoder.stages.context import Bar, Reporter
+from tasks import tied
+
+_ROOT = Path(__file__).resolve().parents[1]
+_TAIL_CHARACTERS = 2000
+
+
+class StageProcessError(RlDecoderError):
+    """A stage failed in its own process in a way that no error class of ours describes."""
+
+
+def run_in_process(
+    run: RunConfig,
+    stage_name: str,
+    refs: Mapping[str, ArtifactRef],
+    *,
+    store: ArtifactStore,
+    report: Reporter,
+    lease: DeviceLease,
+) -> StageRun:
+    """`rldecoder.runner.run_stage`, in a new process that sees only the leased device.
+
+    The child holds the lease's lock too, so that the device stays taken until it is really gone;
+    it dies with this process, and is killed with its whole group when anything is raised here
+    (an error, Ctrl-C, a cancellation from the UI).
+
+    Raises:
+        RlDecoderError: what the stage raised, with its own class.
+        OSError: likewise, so that retries see it.
+        StageProcessError: any other failure; the child's traceback is in the text.
+    """
+    reading, writing = os.pipe()
+    request = json.dumps(
+        {
+            "run": run.model_dump(mode="json"),
+            "stage": stage_name,
+            "refs": {name: ref.model_dump() for name, ref in refs.items()},
+            "root": str(store.root),
+            "mirror": store.mirror.url if store.mirror else None,
+            "device": lease.device,
+            "events_fd": writing,
+        }
+    ).encode()
+    path = os.pathsep.join(p for p in (str(_ROOT), os.environ.get("PYTHONPATH", "")) if p)
+    with (
+        open(reading, encoding="utf-8") as events,
+        tempfile.TemporaryFile() as output,
+        tempfile.TemporaryFile() as asked,
+    ):
+        asked.write(request)
+        asked.seek(0)
+        try:
+            process = tied.start(
+                [sys.executable, "-m", "tasks.stage_worker"],
+                env={**os.environ, **lease.env, "PYTHONPATH": path},
+                pass_fds=[writing, *([] if lease.fd is None else [lease.fd])],
+                stdin=asked,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        finally:
+            os.close(writing)  # else the pipe never ends
+        try:
+            answer = _relay(events, report)
+            process.wait()
+        except BaseException:
+            tied.stop(process)
+            raise
+        return _result(answer, stage_name, process.returncode, output)
+
+
+def _relay(events: Iterable[str], report: Reporter) -> dict[str, Any]:
+    """Replay the child's reports until it closes the pipe; returns its last word, if any."""
+    answer: dict[str, Any] = {}
+    open_bars: dict[int, tuple[AbstractContextManager[Bar], Bar]] = {}
+    with ExitStack() as left_open:
+        for line in events:
+            event = json.loads(line)
+            match event.pop("event"):
+                case "open":
+                    number = event.pop("bar")
+                    block = report.track(**event)
+                    open_bars[number] = (block, block.__enter__())
+                    left_open.callback(_close, open_bars, number)
+                case "advance":
+                    open_bars[event["bar"]][1].advance(event["amount"], event["note"])
+                case "close":
+                    _close(open_bars, event["bar"])
+                case "metrics":
+                    report.metrics(event["stage"], event["step"], event["values"])
+                case "note":
+                    report.note(event["message"])
+                case "alert":
+                    report.alert(event["message"])
+                case kind:
+                    answer = {"kind": kind, **event}
+    return answer
+
+
+def _close(open_bars: dict[int, tuple[AbstractContextManager[Bar], Bar]], number: int) -> None:
+    if number in open_bars:
+        open_bars.pop(number)[0].__exit__(None, None, None)
+
+
+def _result(
+    answer: Mapping[str, Any], stage_name: str, returncode: int, output: IO[bytes]
+) -> StageRun:
+    if answer.get("kind") == "result":
+        values = answer["values"]
+        return StageRun(
+            **values
+            | {
+                "ref": ArtifactRef.model_validate(values["ref"]),
+                "caveats": tuple(values["caveats"]),
+            }
+        )
+    if answer.get("kind") == "error":
+        raise _rebuilt(stage_name, answer)
+    output.seek(0)
+    tail = output.read().decode(errors="replace")[-_TAIL_CHARACTERS:].strip()
+    if returncode == -signal.SIGKILL:
+        raise NoResourceError(
+            f"The process of {stage_name} was killed.",
+            "Most often the system ran out of memory.",
+            "Run again: it goes on from its last checkpoint; lower the batch sizes if it recurs.",
+        )
+    raise StageProcessError(
+        f"The process of {stage_name} ended without a result (exit status {returncode}).", tail
+    )
+
+
+def _rebuilt(stage_name: str, answer: Mapping[str, Any]) -> Exception:
+    """The child's error as an exception of the same class, where that class is known here."""
+    known = getattr(errors, answer["type"], None)
+    if answer["parts"] and isinstance(known, type) and issubclass(known, RlDecoderError):
+        return known(*answer["parts"])
+    if answer["errno"] is not None:
+        return OSError(answer["errno"], answer["message"])
+    return StageProcessError(
+        f"{stage_name} failed with {answer['type']}: {answer['message']}.", answer["traceback"]
+    )

@@ -1,0 +1,138 @@
+"""Runs one stage in this process and reports on a pipe: the child of `tasks.stage_process`.
+
+The request is one JSON object on stdin, the answers are JSON lines on the descriptor that the
+request names. Results are references, never data: artifacts travel through the store.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import IO, Any
+
+from rldecoder.artifacts import ArtifactRef, ArtifactStore
+from rldecoder.config.run import RunConfig
+from rldecoder.errors import RlDecoderError
+from rldecoder.runner import run_stage
+from rldecoder.stages.context import Bar
+
+_FLUSH_SECONDS = 0.1
+
+
+class PipeReporter:
+    """A reporter that writes every call as a JSON line.
+
+    Args:
+        stream: text stream to the parent; lines are flushed one by one.
+    """
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+        self._bars = itertools.count()
+
+    def send(self, event: str, **values: Any) -> None:
+        """Write one line."""
+        self._stream.write(json.dumps({"event": event, **values}) + "\n")
+        self._stream.flush()
+
+    @contextmanager
+    def track(
+        self, description: str, total: float | None, unit: str = "it", done: float = 0
+    ) -> Iterator[Bar]:
+        """A bar that is shown by the parent."""
+        bar = _PipeBar(self, next(self._bars))
+        self.send(
+            "open", bar=bar.number, description=description, total=total, unit=unit, done=done
+        )
+        try:
+            yield bar
+        finally:
+            bar.flush()
+            self.send("close", bar=bar.number)
+
+    def metrics(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        """Pass on; plain floats, for a tensor or NumPy scalar is not JSON."""
+        plain = {name: float(value) for name, value in values.items()}
+        self.send("metrics", stage=stage, step=step, values=plain)
+
+    def note(self, message: str) -> None:
+        """Pass on."""
+        self.send("note", message=message)
+
+    def alert(self, message: str) -> None:
+        """Pass on."""
+        self.send("alert", message=message)
+
+
+class _PipeBar:
+    """Adds up small advances: a stage may call it thousands of times a second."""
+
+    def __init__(self, reporter: PipeReporter, number: int) -> None:
+        self.number = number
+        self._reporter = reporter
+        self._amount, self._note = 0.0, ""
+        self._sent_at = time.monotonic()
+
+    def advance(self, amount: float = 1, note: str = "") -> None:
+        """Move on; sent at most ten times a second."""
+        self._amount += amount
+        self._note = note or self._note
+        if time.monotonic() - self._sent_at >= _FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Send what has gathered."""
+        if self._amount or self._note:
+            self._reporter.send("advance", bar=self.number, amount=self._amount, note=self._note)
+        self._amount, self._note = 0.0, ""
+        self._sent_at = time.monotonic()
+
+
+def work(request: Mapping[str, Any], reporter: PipeReporter) -> bool:
+    """Run the requested stage and send its result, or its error; True when it succeeded.
+
+    Args:
+        request: `run` (config), `stage`, `refs`, `root`, `mirror`, `device`.
+    """
+    try:
+        result = run_stage(
+            RunConfig.model_validate(request["run"]),
+            request["stage"],
+            {name: ArtifactRef.model_validate(ref) for name, ref in request["refs"].items()},
+            store=ArtifactStore(request["root"], mirror=request["mirror"]),
+            report=reporter,
+            device=request["device"],
+        )
+    except Exception as error:
+        reporter.send("error", **_describe(error))
+        return False
+    values = result._asdict() | {"ref": result.ref.model_dump()}
+    reporter.send("result", values=values)
+    return True
+
+
+def _describe(error: Exception) -> dict[str, Any]:
+    """What the parent needs to raise the same error again."""
+    return {
+        "type": type(error).__name__,
+        "parts": [error.what, error.why, error.mend] if isinstance(error, RlDecoderError) else None,
+        "errno": error.errno if isinstance(error, OSError) else None,
+        "message": str(error),
+        "traceback": traceback.format_exc(),
+    }
+
+
+def main() -> int:
+    """Read the request, work, answer."""
+    request = json.load(sys.stdin)
+    with open(request["events_fd"], "w", encoding="utf-8") as stream:
+        return 0 if work(request, PipeReporter(stream)) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

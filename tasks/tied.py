@@ -1,0 +1,80 @@
+"""Child processes that never outlive their parent.
+
+Each of these measures alone left orphans when tried (FINDINGS.md): a session of its own, so that
+the whole group can be killed; the kernel's parent-death signal, for a parent that dies by
+kill -9; and a group kill on every exception. This module does the first two, and `stop` the third.
+
+It doubles as the launcher: run as a script it asks for the signal and then becomes the command.
+That is safer than `preexec_fn`, which runs Python between fork and exec of a threaded process.
+Keep its imports few: they are paid by every start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_PR_SET_PDEATHSIG = 1
+
+
+def start(
+    command: Sequence[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    pass_fds: Sequence[int] = (),
+    death_signal: signal.Signals = signal.SIGKILL,
+    **popen: Any,
+) -> subprocess.Popen[bytes]:
+    """Start `command` in a session of its own, tied to this process.
+
+    The tie is to the calling *thread*: the kernel sends `death_signal` when that thread ends, so
+    call this from one that outlives the child. On systems other than Linux there is no such
+    signal, and only `stop` ends the child.
+
+    Args:
+        pass_fds: descriptors that the child inherits, such as a device lease's.
+        popen: further arguments of `subprocess.Popen`.
+    """
+    launcher = [sys.executable, "-I", "-S", __file__, str(os.getpid()), str(int(death_signal))]
+    return subprocess.Popen(
+        [*launcher, *command],
+        env=None if env is None else dict(env),
+        pass_fds=tuple(pass_fds),
+        start_new_session=True,
+        **popen,
+    )
+
+
+def stop(process: subprocess.Popen[bytes], grace_seconds: float = 5.0) -> None:
+    """End the child and everything in its session: SIGTERM, then SIGKILL after the grace."""
+    _signal_group(process.pid, signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(grace_seconds)
+    # Also when the leader has gone: its own children may still be in the group.
+    _signal_group(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _signal_group(group: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # nobody is left in it
+        os.killpg(group, number)
+
+
+def _become(parent: int, death_signal: int, command: list[str]) -> None:
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.prctl(_PR_SET_PDEATHSIG, death_signal, 0, 0, 0) != 0:
+            raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+        if os.getppid() != parent:  # the parent died before the signal was asked for
+            sys.exit(1)
+    os.execvp(command[0], command)
+
+
+if __name__ == "__main__":
+    _become(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])

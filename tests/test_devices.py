@@ -1,0 +1,218 @@
+"""Devices and leases, with pretended devices and real processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from rldecoder import devices
+from rldecoder.devices import DeviceInfo, lease_device, list_devices
+from rldecoder.errors import BadInputError, NoResourceError
+
+GIB = 1 << 30
+
+
+def fake(index: int, free: int = 8 * GIB) -> DeviceInfo:
+    return DeviceInfo(index, f"GPU-{index}-fake", "pretended", 8 * GIB, free, 0, fake=True)
+
+
+def two() -> list[DeviceInfo]:
+    return [fake(0), fake(1)]
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from rldecoder.devices import lease_device
+with lease_device("cuda", Path(sys.argv[1]), task="holder") as lease:
+    print(lease.uuid, flush=True)
+    time.sleep(60)
+"""
+
+WORKER = """
+import os, sys, time
+from pathlib import Path
+from rldecoder.devices import lease_device
+folder, log = Path(sys.argv[1]), Path(sys.argv[2])
+with lease_device("cuda", folder, timeout_seconds=60) as lease:
+    mark = log / lease.uuid
+    os.close(os.open(mark, os.O_CREAT | os.O_EXCL))  # fails when someone shares the device
+    time.sleep(0.3)
+    mark.unlink()
+"""
+
+
+def spawn(code: str, *arguments: Path) -> subprocess.Popen[str]:
+    env = {**os.environ, devices.FAKE_DEVICES: "GPU-a,GPU-b"}
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        env=env, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def test_pretended_devices_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(devices.FAKE_DEVICES, "GPU-x, GPU-y")
+    assert [d.uuid for d in list_devices()] == ["GPU-x", "GPU-y"]
+    monkeypatch.setenv(devices.FAKE_DEVICES, "")
+    assert list_devices() == []
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        (None, [0, 1]),
+        ("1", [1]),
+        ("1,0", [1, 0]),
+        ("GPU-1", [1]),
+        ("", []),
+        ("0,9,1", [0]),  # CUDA stops at the first entry that it cannot resolve
+        ("0,0", [0]),
+    ],
+)
+def test_cuda_visible_devices_has_the_last_word(setting: str | None, expected: list[int]) -> None:
+    assert [d.index for d in devices._visible(two(), setting)] == expected
+
+
+def test_auto_falls_back_to_the_cpu_with_one_line(tmp_path: Path) -> None:
+    said: list[str] = []
+    with lease_device("auto", tmp_path, say=said.append, lister=list) as lease:
+        assert (lease.device, lease.uuid, dict(lease.env)) == ("cpu", None, {})
+    assert len(said) == 1
+    assert "Running on the CPU" in said[0]
+
+
+def test_cpu_is_never_leased_and_says_nothing(tmp_path: Path) -> None:
+    said: list[str] = []
+    with lease_device("cpu", tmp_path / "locks", say=said.append, lister=two) as lease:
+        assert lease.uuid is None
+    assert said == []
+    assert not (tmp_path / "locks").exists()
+
+
+def test_cuda_without_a_device_is_an_error(tmp_path: Path) -> None:
+    with (
+        pytest.raises(BadInputError, match="Set device to cpu"),
+        lease_device("cuda", tmp_path, lister=list),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("wanted", ["GPU-7", "GPU-", "tpu"])
+def test_a_name_that_is_not_one_device_is_an_error(wanted: str, tmp_path: Path) -> None:
+    with (
+        pytest.raises(BadInputError, match="GPU-0-fake, GPU-1-fake"),
+        lease_device(wanted, tmp_path, lister=two),
+    ):
+        pass
+
+
+def test_two_leases_get_two_devices_and_a_third_waits_in_vain(tmp_path: Path) -> None:
+    said: list[str] = []
+    with (
+        lease_device("cuda", tmp_path, task="first", lister=two) as one,
+        lease_device("auto", tmp_path, lister=two) as other,
+    ):
+        assert {one.uuid, other.uuid} == {"GPU-0-fake", "GPU-1-fake"}
+        assert one.env == {"CUDA_VISIBLE_DEVICES": one.uuid}
+        with (
+            pytest.raises(NoResourceError, match=r"first \(process \d+\)"),
+            lease_device("cuda", tmp_path, timeout_seconds=0.3, say=said.append, lister=two),
+        ):
+            pass
+    assert len(said) == 1
+    with lease_device("GPU-0", tmp_path, timeout_seconds=0, lister=two) as again:
+        assert again.uuid == "GPU-0-fake"
+
+
+def test_an_exception_frees_the_device(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), lease_device("GPU-0", tmp_path, lister=two):
+        raise RuntimeError
+    with lease_device("GPU-0", tmp_path, timeout_seconds=0, lister=two):
+        pass
+
+
+def test_the_emptiest_device_is_taken_and_a_full_one_never(tmp_path: Path) -> None:
+    crowded = [fake(0, free=2 * GIB), fake(1, free=6 * GIB), fake(2, free=GIB // 2)]
+    with lease_device("auto", tmp_path, lister=lambda: crowded) as lease:
+        assert lease.uuid == "GPU-1-fake"
+    with (
+        pytest.raises(NoResourceError, match="memory taken by others"),
+        lease_device("GPU-2", tmp_path, timeout_seconds=0, lister=lambda: crowded),
+    ):
+        pass
+
+
+def test_a_device_freed_by_a_stranger_is_noticed_while_waiting(tmp_path: Path) -> None:
+    calls = iter([[fake(0, free=0)]] * 3 + [[fake(0)]] * 100)
+    with lease_device("cuda", tmp_path, timeout_seconds=10, lister=lambda: next(calls)) as lease:
+        assert lease.uuid == "GPU-0-fake"
+
+
+def test_a_killed_holder_frees_its_device(tmp_path: Path) -> None:
+    holder = spawn(HOLDER, tmp_path)
+    try:
+        assert holder.stdout is not None
+        uuid = holder.stdout.readline().strip()
+        device = [DeviceInfo(0, uuid, "pretended", GIB, GIB, 0, fake=True)]
+        assert devices.device_rows(tmp_path, lambda: device)[0][-1].startswith("holder")
+        with (
+            pytest.raises(NoResourceError),
+            lease_device(uuid, tmp_path, timeout_seconds=0, lister=lambda: device),
+        ):
+            pass
+        os.kill(holder.pid, signal.SIGKILL)
+        holder.wait()
+        with lease_device(uuid, tmp_path, timeout_seconds=5, lister=lambda: device) as lease:
+            assert lease.uuid == uuid
+    finally:
+        holder.kill()
+        holder.communicate()
+    assert devices.device_rows(tmp_path, lambda: device)[0][-1] == "free"
+
+
+def test_a_child_that_inherits_the_lock_keeps_the_device(tmp_path: Path) -> None:
+    with lease_device("GPU-0", tmp_path, lister=two) as lease:
+        assert lease.fd is not None
+        child = subprocess.Popen(
+            [sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=[lease.fd]
+        )
+    try:
+        with (
+            pytest.raises(NoResourceError),
+            lease_device("GPU-0", tmp_path, timeout_seconds=0, lister=two),
+        ):
+            pass
+    finally:
+        child.communicate(b"\n")
+    with lease_device("GPU-0", tmp_path, timeout_seconds=0, lister=two):
+        pass
+
+
+def test_processes_never_share_a_device(tmp_path: Path) -> None:
+    locks, log = tmp_path / "locks", tmp_path / "log"
+    log.mkdir()
+    started = time.monotonic()
+    workers = [spawn(WORKER, locks, log) for _ in range(4)]
+    codes = [worker.wait(60) for worker in workers]
+    for worker in workers:
+        worker.communicate()
+    assert codes == [0, 0, 0, 0]
+    assert time.monotonic() - started > 0.6  # four holds of 0.3 s on two devices
+
+
+def test_snapshot_is_plain_json() -> None:
+    snapshot = devices.snapshot(two)
+    assert snapshot["cpu_count"] == os.cpu_count()
+    assert [d["uuid"] for d in snapshot["devices"]] == ["GPU-0-fake", "GPU-1-fake"]
+
+
+def test_the_table_ends_with_the_cpu(tmp_path: Path) -> None:
+    rows = devices.device_rows(tmp_path, two)
+    assert [row[0] for row in rows] == ["GPU-0-fake", "GPU-1-fake", "cpu"]
+    assert rows[0][2:] == ("8.0 GiB of 8.0 GiB", "0 %", "free")

@@ -1,0 +1,184 @@
+"""Settings of ingestion, of the activation cache and of the baselines."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+
+from rldecoder.config.base import Config, StageConfig, free
+
+
+class SplitTokens(Config):
+    """A number of tokens for each split."""
+
+    train: NonNegativeInt = 120_000
+    """Tokens that SAE, decoder and affine lens are fitted on."""
+    validation: NonNegativeInt = 8_192
+    """Tokens that choose checkpoints."""
+    label: NonNegativeInt = 16_384
+    """Tokens that labels, importance and explainer are fitted on."""
+    test: NonNegativeInt = 12_288
+    """Tokens that gates and evaluations read."""
+    ood: NonNegativeInt = 8_192
+    """Out-of-domain tokens, for evaluation only."""
+
+
+class SplitFractions(Config):
+    """Share of the in-domain documents that each split gets; the sum is 1."""
+
+    train: float = Field(0.76, gt=0, lt=1)
+    """Share of `train`, 0 to 1."""
+    validation: float = Field(0.06, gt=0, lt=1)
+    """Share of `validation`, 0 to 1."""
+    label: float = Field(0.1, gt=0, lt=1)
+    """Share of `label`, 0 to 1."""
+    test: float = Field(0.08, gt=0, lt=1)
+    """Share of `test`, 0 to 1."""
+
+    @model_validator(mode="after")
+    def _sum_is_one(self) -> Self:
+        total = self.train + self.validation + self.label + self.test
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"the split fractions sum to {total:.6g}, not to 1")
+        return self
+
+
+class PydocsSource(Config):
+    """Documentation of Python and of installed packages; needs no download, runs no code."""
+
+    type: Literal["pydocs"] = "pydocs"
+    """Names this kind of source."""
+    stdlib: bool = True
+    """Docstrings of the standard library, and the topics of `help()`."""
+    packages: tuple[str, ...] = (
+        "numpy",
+        "scipy",
+        "scikit-learn",
+        "matplotlib",
+        "torch",
+        "datasets",
+        "prefect",
+        "pydantic",
+    )
+    """Installed distributions whose docstrings and README are read. Named one by one, so that
+    unrelated packages of the environment do not change the result."""
+
+
+class PysourceSource(Config):
+    """Source code of standard library modules that `pydocs` leaves out, without docstrings."""
+
+    type: Literal["pysource"] = "pysource"
+    """Names this kind of source."""
+
+
+class LocalSource(Config):
+    """Local files: .txt, .md, .rst (a file is a document), .jsonl, .json and .parquet (a row is)."""
+
+    type: Literal["local"] = "local"
+    """Names this kind of source."""
+    paths: tuple[str, ...] = Field(min_length=1)
+    """Files, or folders that are searched for files of these kinds."""
+    text_column: str = "text"
+    """Column of JSONL and Parquet files with the text."""
+    title_column: str | None = None
+    """Column with a title (None: the file name and row number)."""
+    document_separator: str | None = None
+    """Line that separates the documents of a text file (None: a file is one document)."""
+    licence: str = "unknown"
+    """Licence of the text. A column `licence` or `license` of a row goes before it."""
+
+
+class DatasetSource(Config):
+    """A dataset of the `datasets` library: a hub name or a local folder."""
+
+    type: Literal["dataset"] = "dataset"
+    """Names this kind of source."""
+    name: str
+    """Name on the hub, or a path."""
+    subset: str | None = None
+    """Configuration of the dataset (None: its default)."""
+    split: str = "train"
+    """Split of the dataset to read; this project's own splits are made from it."""
+    revision: str | None = None
+    """Commit or tag of the dataset; name one, or a rerun may see other text."""
+    streaming: bool = True
+    """Read over the network as needed instead of downloading everything first."""
+    text_column: str = "text"
+    """Column with the text."""
+    title_column: str | None = None
+    """Column with a title (None: the row number)."""
+    licence: str = "unknown"
+    """Licence of the text. A column `licence` or `license` of a row goes before it."""
+
+
+Source = Annotated[
+    PydocsSource | PysourceSource | LocalSource | DatasetSource, Field(discriminator="type")
+]
+
+
+class IngestConfig(StageConfig):
+    """Documents to sequences of tokens, split by document."""
+
+    sources: tuple[Source, ...] = Field((PydocsSource(),), min_length=1)
+    """In-domain text. Several sources are interleaved document by document."""
+    ood_sources: tuple[Source, ...] = (PysourceSource(),)
+    """Out-of-domain text, for the split `ood`."""
+    context_length: int = Field(256, ge=8)
+    """Tokens per sequence."""
+    budget_tokens: SplitTokens = SplitTokens()
+    """Tokens to keep per split, rounded down to whole sequences. A split of 0 is left out."""
+    fractions: SplitFractions = SplitFractions()
+    """How in-domain documents are dealt to splits. Not tied to the budgets, so that a larger
+    `train` leaves the documents of `test` as they were."""
+    min_document_chars: PositiveInt = 200
+    """Shorter documents are dropped."""
+    max_document_chars: PositiveInt | None = 4_000
+    """Longer documents are cut at a line end, so that a small budget sees many documents
+    (None: never cut)."""
+    near_duplicate_jaccard: float = Field(0.5, gt=0, le=1)
+    """Documents of different splits whose 5-word shingles overlap at least this much (Jaccard
+    index, estimated by MinHash) count as duplicates; the later one is dropped."""
+    shuffle_buffer_documents: PositiveInt = 2_048
+    """Rows of a file or dataset are shuffled within a buffer of this many documents."""
+    shard_sequences: PositiveInt = 4_096
+    """Sequences per Parquet shard."""
+    tokenizer_batch_documents: PositiveInt = free(64)
+    """Documents per call of the tokenizer."""
+
+
+class CacheActivationsConfig(StageConfig):
+    """Residual stream at one layer, and the final hidden state, of every token to Parquet."""
+
+    hook_layer: PositiveInt = 24
+    """The residual stream after this many blocks is cached."""
+    budget_tokens: SplitTokens = SplitTokens()
+    """Tokens to run through the model per split, in whole sequences; at most what `ingest` has."""
+    shard_tokens: PositiveInt = 16_384
+    """Tokens per shard; a killed run repeats at most one shard."""
+    micro_batch_sequences: PositiveInt = free(8)
+    """Sequences per forward pass. Halved when memory runs out."""
+    disk_reserve_bytes: NonNegativeInt = free(256 << 20)
+    """Bytes of disk that must stay free beside the cache."""
+
+
+class BaselinesConfig(StageConfig):
+    """The frozen model on held-out text, and lenses that read its layers."""
+
+    lens_layers: tuple[NonNegativeInt, ...] | Literal["all"] = (8, 15, 24, 27)
+    """Layers of the logit lens and the affine lens. The decoder starts from the affine lens of
+    its hook layer, which must be among them."""
+    fit_tokens: PositiveInt = 16_384
+    """Tokens of `train` that the affine lens is fitted on."""
+    validation_tokens: PositiveInt = 2_048
+    """Tokens of `validation` that choose the ridge strength."""
+    eval_tokens: PositiveInt = 1_536
+    """Tokens of `test`, and as many of `ood`, that the metrics are computed on."""
+    ridge_strengths: tuple[float, ...] = Field((1e-4, 1e-3, 1e-2, 3e-2, 1e-1, 1.0), min_length=1)
+    """Ridge penalties tried, relative to the variance of each input dimension."""
+    num_task_prompts: NonNegativeInt = 24
+    """Prompts per task (addition, cloze). 0 leaves the tasks out."""
+    micro_batch_sequences: PositiveInt = free(8)
+    """Sequences per forward pass."""
+    chunk_tokens: PositiveInt = free(256)
+    """Tokens whose logits exist at one time (the vocabulary is what fills the memory)."""

@@ -8,7 +8,7 @@ product; no loop runs over cells.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,7 @@ from rldecoder.interp.predicate import (
     TokenClass,
     TokenIn,
 )
-from rldecoder.interp.vocabulary import TOKEN_CLASSES, Vocabulary
+from rldecoder.interp.vocabulary import TOKEN_CLASSES, Side, Vocabulary
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
@@ -72,9 +72,7 @@ class AtomTable(NamedTuple):
     """[C] cells where the atom holds."""
 
 
-def objective(
-    kind: str, hits: FloatArray, totals: FloatArray, firing: FloatArray | float, cells: float
-) -> FloatArray:
+def objective(kind: str, hits: Any, totals: Any, firing: Any, cells: float) -> FloatArray:
     """F1 or balanced accuracy from counts; arguments broadcast.
 
     Args:
@@ -193,7 +191,7 @@ def _class_atoms(
         rows += members.tolist()
         columns += [len(atoms)] * members.size
         atoms.append(TokenClass(name=name, offset=offset))
-    members_of: dict[tuple[str, str], list[int]] = {}
+    members_of: dict[tuple[Side, str], list[int]] = {}
     for index, token in enumerate(seen.tolist()):
         for key in vocabulary.affixes(token, settings.max_affix_length):
             members_of.setdefault(key, []).append(index)

@@ -15,7 +15,7 @@ from rldecoder.errors import DamagedFileError
 from rldecoder.interp.predicate import Predicate
 from rldecoder.schemas import read_json, write_json
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Literal[1] = 1
 FEATURE_LABELS_FILE = "feature_labels.json"
 
 
@@ -133,7 +133,7 @@ class FeatureLabel(_Record):
 class FeatureLabels(_Record):
     """Labels of the top K latents of one run. Coverage counts failures."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     model_name: str
     hook_layer: int
     num_latents: int

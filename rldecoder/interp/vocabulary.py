@@ -5,12 +5,14 @@ from __future__ import annotations
 import string
 import unicodedata
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 BoolArray = NDArray[np.bool_]
+Side = Literal["prefix", "suffix"]
 MAX_CACHED_AFFIXES = 512
 CODE_SYMBOLS = frozenset("{}[]()<>=_;/\\|&^%$#@`~*+")
 
@@ -69,7 +71,7 @@ class Vocabulary:
         """[V + 1] which tokens belong to a class of TOKEN_CLASSES."""
         return self._class_tables[name]
 
-    def affix_table(self, side: str, text: str) -> BoolArray:
+    def affix_table(self, side: Side, text: str) -> BoolArray:
         """[V + 1] whose text, stripped and in lower case, starts ("prefix") or ends with `text`."""
         key = (side, text)
         if key not in self._affix_tables:
@@ -87,7 +89,7 @@ class Vocabulary:
         table[list(tokens)] = True
         return table
 
-    def affixes(self, token: int, max_length: int) -> list[tuple[str, str]]:
+    def affixes(self, token: int, max_length: int) -> list[tuple[Side, str]]:
         """(side, text) of a token's affixes, shorter than its word; none if it is no word.
 
         Only words longer than the affix count, so that an affix says more than a token does.
@@ -96,7 +98,8 @@ class Vocabulary:
         if not word.isalpha():
             return []
         lengths = range(1, min(max_length, len(word) - 1) + 1)
-        return [("prefix", word[:n]) for n in lengths] + [("suffix", word[-n:]) for n in lengths]
+        prefixes: list[tuple[Side, str]] = [("prefix", word[:n]) for n in lengths]
+        return prefixes + [("suffix", word[-n:]) for n in lengths]
 
     def show(self, token: int) -> str:
         """A token's text in quotes, with control, bidi and zero-width characters made visible."""

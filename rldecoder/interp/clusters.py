@@ -1,0 +1,180 @@
+"""Near-duplicate latents: found by three kinds of likeness, merged only if ablation agrees.
+
+Likeness of two latents, each on the `test` split:
+    decoder: cosine of their SAE decoder rows.
+    co-activation: Jaccard index of the tokens where they fire, and Pearson correlation of their
+        activations.
+    label: Jaccard index of the tokens where their predicates hold. It stands in for the cosine of
+        label embeddings, which needs an embedding model.
+A pair that is alike in at least `min_votes` of the three is tested by ablation: the *fingerprint*
+of a latent is the mean change of the decoder's logits of a set of probe tokens when the latent is
+set to zero where it fires. Fingerprints agree if their cosine is high enough.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from scipy import sparse
+from torch import Tensor
+
+from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
+from rldecoder.sae.model import SparseLatents
+
+FloatArray = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
+
+PAIRS = pa.schema(
+    [
+        ("latent_a", pa.int32()),
+        ("latent_b", pa.int32()),
+        ("decoder_cosine", pa.float64()),
+        ("jaccard", pa.float64()),
+        ("pearson", pa.float64()),
+        ("label_jaccard", pa.float64()),
+        ("votes", pa.int32()),
+        ("fingerprint_cosine", pa.float64()),
+        ("agree", pa.bool_()),
+        ("merged", pa.bool_()),
+    ]
+)
+"""One row a pair with at least one vote. `label_jaccard` is null if one of the two has no
+predicate; `fingerprint_cosine` is null if the pair had too few votes to be tested, or one of the
+two has no effect on the probe tokens. `merged`: b became an alias of a or both of a third."""
+
+
+class Thresholds(NamedTuple):
+    """What counts as alike."""
+
+    decoder_cosine: float
+    jaccard: float
+    pearson: float
+    label_jaccard: float
+    fingerprint_cosine: float
+    min_votes: int
+
+
+class Likeness(NamedTuple):
+    """Symmetric matrices [K, K]; the diagonal is not used."""
+
+    decoder_cosine: FloatArray
+    jaccard: FloatArray
+    pearson: FloatArray
+    label_jaccard: FloatArray
+    """NaN where one of the two latents has no predicate."""
+
+    def votes(self, limits: Thresholds) -> NDArray[np.int64]:
+        """[K, K] in how many of the three kinds two latents are alike."""
+        together = (self.jaccard >= limits.jaccard) | (self.pearson >= limits.pearson)
+        label = np.nan_to_num(self.label_jaccard, nan=-1.0) >= limits.label_jaccard
+        near = self.decoder_cosine >= limits.decoder_cosine
+        votes = near.astype(np.int64) + together.astype(np.int64) + label.astype(np.int64)
+        return votes
+
+
+def likeness(
+    directions: FloatArray,
+    acts: sparse.csr_array,
+    num_cells: int,
+    labels: list[BoolArray | None],
+) -> Likeness:
+    """Compare K latents with each other.
+
+    Args:
+        directions: [K, D] SAE decoder rows.
+        acts: [K, cells] activations.
+        num_cells: how many cells were read (activations elsewhere are absent, not zero).
+        labels: for each latent where its predicate holds [cells], or None.
+    """
+    unit = directions / np.maximum(np.linalg.norm(directions, axis=1, keepdims=True), 1e-12)
+    fires = sparse.csr_array(acts, dtype=np.float64)
+    values = fires.copy()
+    fires.data = np.ones_like(fires.data)
+    empty = np.zeros(acts.shape[1], bool)
+    held = sparse.csr_array(
+        np.stack([empty if label is None else label for label in labels]), dtype=np.float64
+    )
+    label = _jaccard(held)
+    missing = np.array([label_mask is None for label_mask in labels])
+    label[missing, :] = np.nan
+    label[:, missing] = np.nan
+    return Likeness(unit @ unit.T, _jaccard(fires), _pearson(values, num_cells), label)
+
+
+def _jaccard(rows: sparse.csr_array) -> FloatArray:
+    """Jaccard index of 0/1 rows; 0 for two empty ones."""
+    both = np.asarray((rows @ rows.T).todense())
+    size = both.diagonal()
+    either = size[:, None] + size[None, :] - both
+    return both / np.maximum(either, 1)
+
+
+def _pearson(rows: sparse.csr_array, num_cells: int) -> FloatArray:
+    """Correlation of sparse rows over `num_cells` cells; 0 for a constant row."""
+    mean = np.asarray(rows.sum(1)).reshape(-1) / num_cells
+    covariance = np.asarray((rows @ rows.T).todense()) / num_cells - np.outer(mean, mean)
+    spread = np.sqrt(np.maximum(covariance.diagonal(), 0))
+    scale = np.outer(spread, spread)
+    return np.divide(covariance, scale, out=np.zeros_like(covariance), where=scale > 1e-20)
+
+
+@torch.no_grad()
+def fingerprints(
+    decoder: SaeDecoderForCausalLM,
+    latents: SparseLatents,
+    wanted: list[int],
+    probes: Tensor,
+    max_tokens: int,
+) -> dict[int, FloatArray]:
+    """Mean effect [P] on the decoder's probe logits of setting a latent to zero where it fires.
+
+    The mean over probes is taken off, since a shift of all logits changes no probability.
+
+    Args:
+        latents: [N, K] the active latents of held-out tokens.
+        wanted: ids of the latents to ablate; one that never fires in `latents` is left out.
+        probes: [P] token ids.
+        max_tokens: at most so many tokens a latent.
+    """
+    unembedding = decoder.frozen.lm.unembedding[probes].float()
+    out = {}
+    for latent in wanted:
+        hit = (latents.indices == latent) & (latents.acts > 0)
+        where = torch.nonzero(hit.any(-1)).reshape(-1)[:max_tokens]
+        if where.numel() == 0:
+            continue
+        acts, indices = latents.acts[where], latents.indices[where]
+        ablated = SparseLatents(acts.masked_fill(hit[where], 0.0), indices)
+        change = decoder.hidden(ablated) - decoder.hidden(SparseLatents(acts, indices))
+        effect = change.float().mean(0) @ unembedding.T
+        out[latent] = (effect - effect.mean()).double().cpu().numpy()
+    return out
+
+
+def fingerprint_cosine(a: FloatArray | None, b: FloatArray | None) -> float | None:
+    """Cosine of two fingerprints; None if one is missing or zero."""
+    if a is None or b is None:
+        return None
+    scale = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return float(a @ b) / scale if scale > 0 else None
+
+
+def merge(order: list[int], agreeing: set[frozenset[int]]) -> dict[int, list[int]]:
+    """Clusters as representative -> members (itself first), from pairs that agree.
+
+    Latents are taken in `order` (most important first); each joins the first representative it
+    agrees with itself, or starts a cluster. So no two latents are merged through a third.
+    """
+    clusters: dict[int, list[int]] = {}
+    for latent in order:
+        for representative, members in clusters.items():
+            if frozenset((representative, latent)) in agreeing:
+                members.append(latent)
+                break
+        else:
+            clusters[latent] = [latent]
+    return clusters

@@ -1,0 +1,169 @@
+"""People's verdicts: which label to look at next, and what becomes of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from sklearn.linear_model import LogisticRegression
+
+from rldecoder.errors import BadInputError
+from rldecoder.interp.records import FeatureLabel, Review, Scores
+
+FloatArray = NDArray[np.float64]
+MIN_AUDIT_VERDICTS = 20
+"""Fewer uniformly drawn verdicts do not recalibrate confidences."""
+
+
+class ReviewLine(Review):
+    """One line of a review file (JSONL)."""
+
+    sae_digest: str
+    """Digest of the SAE the latent belongs to: latent 7 of another SAE is another latent."""
+    latent: int
+
+
+def read_reviews(path: Path, sae_digest: str) -> list[ReviewLine]:
+    """The lines of a review file that belong to this SAE, in file order.
+
+    Raises:
+        BadInputError: the file is missing, or a line is not a review.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise BadInputError(
+            f"The review file {path} cannot be read.",
+            str(error),
+            "Correct `label_features.reviews`, or leave it empty.",
+        ) from error
+    out = []
+    for number, text in enumerate(lines, start=1):
+        if not text.strip():
+            continue
+        try:
+            line = ReviewLine.model_validate(json.loads(text))
+        except (ValueError, ValidationError) as error:
+            raise BadInputError(
+                f"Line {number} of {path} is not a review.",
+                str(error).splitlines()[0],
+                "A line is a JSON object with sae_digest, latent, reviewer, and accept or label.",
+            ) from error
+        if line.sae_digest == sae_digest:
+            out.append(line)
+    return out
+
+
+def queue_scores(importance: FloatArray, confidence: FloatArray) -> FloatArray:
+    """|I| * 4 p (1 - p): large where a label matters and nobody knows whether it is right."""
+    return np.abs(importance) * 4 * confidence * (1 - confidence)
+
+
+def with_queue_ranks(features: list[FeatureLabel]) -> list[FeatureLabel]:
+    """The features with `queue_rank` set: 1 first; reviewed ones last; ties by importance."""
+    scores = queue_scores(
+        np.array([f.importance for f in features]), np.array([f.confidence for f in features])
+    )
+    order = sorted(
+        range(len(features)),
+        key=lambda i: (bool(features[i].reviews), -scores[i], features[i].importance_rank),
+    )
+    rank = {index: place for place, index in enumerate(order, start=1)}
+    return [f.model_copy(update={"queue_rank": rank[i]}) for i, f in enumerate(features)]
+
+
+def merge_reviews(
+    features: list[FeatureLabel], reviews: Iterable[ReviewLine]
+) -> list[FeatureLabel]:
+    """The features after people's verdicts.
+
+    A verdict decides `high_confidence`; a new label replaces the old one, which is kept in
+    `previous_labels`, and takes away predicate and scores, which belonged to the old label. Of
+    several verdicts the last counts; all are kept. Reviews of latents that are not among the
+    features change nothing.
+    """
+    by_latent: dict[int, list[Review]] = {}
+    for line in reviews:
+        review = Review(**line.model_dump(exclude={"sae_digest", "latent"}))
+        by_latent.setdefault(line.latent, []).append(review)
+    out = []
+    for feature in features:
+        for review in by_latent.get(feature.latent, []):
+            feature = _merge(feature, review)
+        out.append(feature)
+    return out
+
+
+def recalibrated(features: list[FeatureLabel]) -> list[FeatureLabel]:
+    """Confidences refitted to people's audit verdicts, if there are enough.
+
+    A logistic regression on logit(p) (Platt scaling). Only verdicts marked `audit` (drawn
+    uniformly) count: verdicts taken from the queue are on uncertain labels and would bias it.
+    With fewer than MIN_AUDIT_VERDICTS, or verdicts of one kind, nothing changes.
+    """
+    pairs = [
+        (feature.confidence, review.accept)
+        for feature in features
+        for review in feature.reviews
+        if review.audit and review.accept is not None and feature.predicate is not None
+    ]
+    accepted = np.array([accept for _, accept in pairs], bool)
+    if accepted.size < MIN_AUDIT_VERDICTS or accepted.all() or not accepted.any():
+        return features
+    model = LogisticRegression().fit(_logit(np.array([p for p, _ in pairs])), accepted)
+
+    def moved(p: float) -> float:
+        return float(model.predict_proba(_logit(np.array([p])))[0, 1])
+
+    out = []
+    for feature in features:
+        if feature.predicate is not None:
+            low, p, high = sorted(
+                moved(value)
+                for value in (
+                    feature.confidence_low,
+                    feature.confidence,
+                    feature.confidence_high,
+                )
+            )
+            feature = feature.model_copy(
+                update={"confidence": p, "confidence_low": low, "confidence_high": high}
+            )
+        out.append(feature)
+    return out
+
+
+def _logit(p: FloatArray) -> FloatArray:
+    p = np.clip(p, 1e-4, 1 - 1e-4)
+    return np.log(p / (1 - p))[:, None]
+
+
+def _merge(feature: FeatureLabel, review: Review) -> FeatureLabel:
+    changes: dict[str, object] = {"reviews": [*feature.reviews, review]}
+    if review.accept is not None:
+        changes["high_confidence"] = review.accept and feature.status == "labelled"
+    if review.label is not None and review.label != feature.label:
+        old = feature.label if feature.label is not None else f"(failed: {feature.failure})"
+        changes |= {
+            "label": review.label,
+            "status": "labelled",
+            "failure": None,
+            "predicate": None,
+            "labeler": f"person:{review.reviewer}",
+            "high_confidence": True,
+            "previous_labels": [*feature.previous_labels, old],
+            "scores": Scores(
+                detection=None,
+                fuzzing=None,
+                precision=None,
+                recall=None,
+                f1=None,
+                auprc=None,
+                firings=feature.scores.firings,
+            ),
+        }
+    return feature.model_copy(update=changes)

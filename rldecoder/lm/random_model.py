@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pydoc_data.topics
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -13,12 +13,12 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
-    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 
 from rldecoder.errors import BadInputError
+from rldecoder.lm.quiet import quiet_transformers
 from rldecoder.seeds import derive_seed
 
 Architecture = Literal["gpt2", "llama"]
@@ -60,7 +60,8 @@ def make_random_model(
             "Lower `vocab_size`.",
         )
     model = _build_model(architecture, n_layer, d_model, n_head, vocab_size, n_positions, seed)
-    model.save_pretrained(folder)
+    with quiet_transformers():
+        model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -121,32 +122,26 @@ def _build_model(
     n_positions: int,
     seed: int,
 ) -> PreTrainedModel:
-    special = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
-    config: PretrainedConfig
-    if architecture == "gpt2":
-        config = GPT2Config(
-            vocab_size=vocab_size,
-            n_positions=n_positions,
-            n_embd=d_model,
-            n_layer=n_layer,
-            n_head=n_head,
-            initializer_range=_INITIALIZER_RANGE,
-            **special,
-        )
-    else:
-        config = LlamaConfig(
-            vocab_size=vocab_size,
-            max_position_embeddings=n_positions,
-            hidden_size=d_model,
-            intermediate_size=3 * d_model,
-            num_hidden_layers=n_layer,
-            num_attention_heads=n_head,
-            num_key_value_heads=1 if n_head % 2 else n_head // 2,
-            tie_word_embeddings=True,
-            initializer_range=_INITIALIZER_RANGE,
-            **special,
-        )
-    model_class = GPT2LMHeadModel if architecture == "gpt2" else LlamaForCausalLM
+    common: dict[str, Any] = {
+        "vocab_size": vocab_size,
+        "hidden_size": d_model,
+        "num_hidden_layers": n_layer,
+        "num_attention_heads": n_head,
+        "max_position_embeddings": n_positions,
+        "initializer_range": _INITIALIZER_RANGE,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+        "pad_token_id": 0,
+    }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "random_model", architecture))
-        return model_class(config).eval()
+        if architecture == "gpt2":
+            return GPT2LMHeadModel(GPT2Config(**common))
+        return LlamaForCausalLM(
+            LlamaConfig(
+                intermediate_size=3 * d_model,
+                num_key_value_heads=1 if n_head % 2 else n_head // 2,
+                tie_word_embeddings=True,
+                **common,
+            )
+        )

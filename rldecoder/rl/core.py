@@ -259,7 +259,7 @@ class ReturnNormaliser:
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
-    """1 - Var(returns - values) / Var(returns) over the mask: 1 perfect, 0 no better than a mean."""
+    """1 - Var(returns - values) / Var(returns) over the mask: 1 is perfect, 0 a constant."""
     keep = mask.bool()
     target = returns[keep]
     variance = float(target.var(unbiased=False)) if target.numel() else 0.0

@@ -1,0 +1,159 @@
+"""Settings of PPO, of its controls and of the freeze verdict."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from rldecoder.config.base import Config, OnFail, StageConfig, free
+
+TaskName = Literal["addition", "cloze"]
+
+
+class PpoStage(Config):
+    """One stretch of training with its own reward weights."""
+
+    steps: int = Field(ge=1)
+    """PPO steps: each samples one batch of rollouts and runs the inner epochs on it."""
+    faithfulness: float = Field(ge=0)
+    """Weight of the faithfulness reward (nats per token) and of the differentiable KL loss."""
+    monosemanticity: float = Field(ge=0)
+    """Weight of the monosemanticity reward (0 to 1) and of the contribution-entropy loss."""
+    task: float = Field(ge=0)
+    """Weight of the verifiable task score (0 or 1 per response)."""
+
+
+class PpoSettings(Config):
+    """The optimiser, and what PPO is made of."""
+
+    batch_size: int = Field(16, ge=2)
+    """Responses sampled in a PPO step."""
+    minibatches: int = Field(1, ge=1)
+    """Parts that each inner epoch splits the batch into; divides `batch_size`."""
+    inner_epochs: int = Field(3, ge=1)
+    """Passes over each batch of rollouts."""
+    clip_coef: float = Field(0.2, gt=0)
+    """Half-width of the interval that the probability ratio is clipped to."""
+    value_clip_coef: float = Field(0.2, gt=0)
+    """The same for the critic, in normalised returns."""
+    gamma: float = Field(0.99, gt=0, le=1)
+    """Discount per token."""
+    gae_lambda: float = Field(0.95, ge=0, le=1)
+    """0: one-step TD; 1: Monte Carlo."""
+    entropy_coef: float = Field(0.01, ge=0)
+    """Weight of the entropy bonus (nats per token)."""
+    kl_penalty: float = Field(0.1, ge=0)
+    """Weight of log pi(a) - log reference(a), the reference being the supervised decoder."""
+    policy_coef: float = Field(1.0, ge=0)
+    """Weight of the advantages; 0 leaves only the differentiable losses (an ablation)."""
+    kl_loss_coef: float = Field(1.0, ge=0)
+    """Weight of KL(frozen || decoder) as a loss, times the stage's faithfulness weight."""
+    sparsity_loss_coef: float = Field(0.1, ge=0)
+    """Weight of the contribution entropy as a loss, times the monosemanticity weight."""
+    replay_tokens: int = Field(256, ge=0)
+    """Training-text tokens on which the KL loss is also taken in each step; 0: rollouts only.
+    Without them the decoder drifts away on text that is no task prompt."""
+    lr: float = Field(5e-5, gt=0)
+    """Peak learning rate of the decoder (Adam)."""
+    critic_lr: float = Field(1e-3, gt=0)
+    """Peak learning rate of the critic."""
+    critic_width: int = Field(128, ge=1)
+    """Hidden units of the critic."""
+    warmup_steps: int = Field(500, ge=0)
+    """Optimiser steps of linear warm-up, at most a tenth of all; then linear decay to 0."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradient clip, of decoder and critic separately."""
+    temperature: float = Field(1.0, gt=0)
+    """Of sampling, and therefore of scoring too."""
+
+    @model_validator(mode="after")
+    def _check(self) -> PpoSettings:
+        if self.batch_size % self.minibatches:
+            raise ValueError(
+                f"minibatches={self.minibatches} must divide batch_size={self.batch_size}"
+            )
+        return self
+
+
+class AdaptiveRule(Config):
+    """The plan's rule that shifts the reward weights, applied at each evaluation."""
+
+    kl_target: float = 0.5
+    """Held-out KL (nats per token) below which faithfulness is weighed less."""
+    faithfulness_factor: float = 0.95
+    """What its weight is multiplied by then."""
+    latents_target: float = 120.0
+    """Effective latents a token above which monosemanticity is weighed more."""
+    monosemanticity_factor: float = 1.1
+    """What its weight is multiplied by then."""
+
+
+class CollapseRule(Config):
+    """When training is stopped because it has gone wrong."""
+
+    min_entropy_fraction: float = Field(0.02, ge=0)
+    """Of the first step's entropy; less for `patience` steps in a row stops training."""
+    max_clip_fraction: float = Field(0.5, gt=0)
+    """Share of clipped tokens; more for `patience` steps in a row stops training."""
+    max_kl_increase: float = Field(1.0, gt=0)
+    """Nats per token that held-out KL may rise above its start."""
+    patience: int = Field(5, ge=1)
+    """Bad steps in a row that count as collapse."""
+
+
+class TrainPpoConfig(StageConfig):
+    """PPO on the feature decoder, in stages of different reward weights."""
+
+    tasks: tuple[TaskName, ...] = Field(("addition", "cloze"), min_length=1)
+    """Generated tasks; each batch holds an equal share of each."""
+    stages: tuple[PpoStage, ...] = Field(
+        (
+            PpoStage(steps=3, faithfulness=0.5, monosemanticity=0.3, task=0.2),
+            PpoStage(steps=6, faithfulness=0.4, monosemanticity=0.3, task=0.3),
+            PpoStage(steps=3, faithfulness=0.3, monosemanticity=0.2, task=0.5),
+        ),
+        min_length=3,
+        max_length=3,
+    )
+    """The three stages, in order."""
+    ppo: PpoSettings = PpoSettings()
+    """PPO itself."""
+    adaptive: AdaptiveRule = AdaptiveRule()
+    """Adaptive reward weights."""
+    collapse: CollapseRule = CollapseRule()
+    """Early stop."""
+    eval_every_steps: int = Field(6, ge=1)
+    """PPO steps between evaluations (also at the start and at each stage's end)."""
+    eval_prompts: int = Field(8, ge=1, le=40)
+    """Validation prompts a task."""
+    eval_tokens: int = Field(1024, ge=1)
+    """Cached validation tokens for held-out KL."""
+    checkpoint_every_steps: int = free(4, ge=1)
+    """PPO steps between checkpoints."""
+
+
+class ControlPpoConfig(StageConfig):
+    """Random controls, judged on task score and held-out KL; length and settings of train_ppo."""
+
+    test_prompts: int = Field(24, ge=1, le=64)
+    """Test prompts a task, the same for every system."""
+    test_tokens: int = Field(2048, ge=1)
+    """Cached test tokens for held-out KL."""
+    supervised_continuation: bool = False
+    """Also train as long with the differentiable losses alone: what does the reward add?"""
+    checkpoint_every_steps: int = free(4, ge=1)
+    """PPO steps between checkpoints of the trained controls."""
+    on_fail: OnFail = free("stop")
+    """What the runner does when a control comes near the trained decoder."""
+
+
+class FreezeDecoderConfig(StageConfig):
+    """Which decoder is published as final, and whether it counts as frozen."""
+
+    max_kl: float = Field(0.5, gt=0)
+    """Held-out KL(frozen || decoder) in nats per token below which the decoder may be frozen."""
+    max_task_drop: float = Field(0.03, ge=0)
+    """Task score below the frozen model's that is still accepted (0.03: three points of 100)."""
+    max_kl_above_supervised: float = Field(0.05, ge=0)
+    """The PPO decoder is passed over when its held-out KL exceeds the supervised one's by more."""

@@ -1,0 +1,125 @@
+"""Settings of importance, labels and clusters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from rldecoder.config.base import StageConfig, free
+from rldecoder.interp.candidates import PredicateSettings
+
+Domain = Literal["label", "test", "ood", "addition", "cloze"]
+
+
+class RankFeaturesConfig(StageConfig):
+    """Which latents carry predictions, by attribution patching, validated by exact patching."""
+
+    domains: tuple[Domain, ...] = ("label", "ood", "addition", "cloze")
+    """Where importance is measured: splits of the text, and generated tasks. Latents are chosen
+    for labelling by one of these, so `test` is left out by default."""
+    targets: tuple[Literal["decoder", "frozen"], ...] = ("decoder", "frozen")
+    """Whose prediction: the feature decoder's, and the spliced frozen model's."""
+    metric_token: Literal["frozen_argmax", "next_token"] = "frozen_argmax"
+    """The token whose log-probability counts on text; on tasks always the frozen argmax."""
+    estimator: Literal["attribution_patching", "integrated_gradients"] = "attribution_patching"
+    """What importance.parquet holds; both are validated."""
+    integrated_steps: int = Field(4, ge=1)
+    """Midpoints of integrated gradients; each costs one more backward pass."""
+    budget_tokens: int = Field(2048, gt=0)
+    """Tokens of each text domain, rounded up to whole sequences."""
+    metric_stride: int = Field(4, ge=1)
+    """Every so many positions of text count in the metric: the unembedding is expensive."""
+    num_prompts: int = Field(8, ge=1)
+    """Prompts of each task (of its training split); their last position counts."""
+    validation_domain: Domain = "label"
+    """Where estimates are compared with exact ablation; one of `domains`."""
+    validation_tokens: int = Field(256, gt=0)
+    """Tokens (or whole prompts) of that comparison."""
+    validation_top: int = Field(50, ge=1)
+    """Most important latents that are ablated exactly."""
+    validation_others: int = Field(50, ge=0)
+    """Other latents that are ablated exactly, drawn evenly over the ranking."""
+    batch_sequences: int = free(4, ge=1)
+    """Sequences run at once; changes memory, and results only by rounding."""
+
+    @model_validator(mode="after")
+    def _check(self) -> RankFeaturesConfig:
+        if self.validation_domain not in self.domains:
+            raise ValueError(f"validation_domain {self.validation_domain} is not in domains")
+        if not self.targets:
+            raise ValueError("targets is empty")
+        return self
+
+
+class LabelFeaturesConfig(StageConfig):
+    """Labels of the most important latents, scored on text the labeler has not seen."""
+
+    num_features: int = Field(1000, ge=1)
+    """K: latents to label, by importance."""
+    rank_domain: Domain = "label"
+    """The domain whose importance chooses them; it must be one of `rank_features.domains`."""
+    rank_target: Literal["decoder", "frozen"] = "decoder"
+    """Whose prediction chooses them."""
+    fit_tokens: int = Field(100_000, gt=0)
+    """Tokens of the `label` split for labels, examples and calibration, at most."""
+    score_tokens: int = Field(100_000, gt=0)
+    """Tokens of the `test` split for scores, at most."""
+    predicate: PredicateSettings = PredicateSettings()
+    """Search of the deterministic labeler."""
+    window_tokens: int = Field(16, ge=2)
+    """Width of a context window, for examples, detection and fuzzing."""
+    num_top: int = Field(10, ge=1)
+    """Strongest examples kept per latent."""
+    num_quantile: int = Field(10, ge=0)
+    """Examples over the rest of a latent's range."""
+    num_negative: int = Field(10, ge=0)
+    """Windows per latent in which it was checked not to fire."""
+    num_shown: int = Field(3, ge=0)
+    """Examples per latent in feature_labels.json itself."""
+    num_effects: int = Field(10, ge=1)
+    """Promoted, and suppressed, tokens per latent."""
+    accept_detection: float = Field(0.8, ge=0, le=1)
+    """Least detection balanced accuracy of a label that counts as accepted."""
+    accept_precision: float = Field(0.5, ge=0, le=1)
+    """Least population precision of a label that counts as accepted."""
+    control_features: int = Field(200, ge=1)
+    """Latents of a random SAE that are labelled and scored as a control."""
+    control_tokens: int = Field(20_000, gt=0)
+    """Tokens of each of the two splits for that control, at most."""
+    reviews: Path | None = None
+    """A JSONL file with people's verdicts (docs/metrics/interp.md); its content is part of the
+    stage's fingerprint."""
+    batch_tokens: int = free(4096, ge=1)
+    """Tokens encoded at once; changes memory only."""
+
+
+class ClusterFeaturesConfig(StageConfig):
+    """Near-duplicate latents among the labelled ones, merged only if ablation agrees."""
+
+    tokens: int = Field(100_000, gt=0)
+    """Tokens of the `test` split for co-activation and label likeness, at most."""
+    decoder_cosine: float = Field(0.7, ge=-1, le=1)
+    """SAE decoder rows at least this alike count as one vote."""
+    jaccard: float = Field(0.5, ge=0, le=1)
+    """Tokens where both fire over tokens where one does: at least this is the co-activation vote."""
+    pearson: float = Field(0.7, ge=-1, le=1)
+    """Correlation of activations: at least this is the co-activation vote too."""
+    label_jaccard: float = Field(0.7, ge=0, le=1)
+    """Tokens where both predicates hold over tokens where one does: at least this is one vote."""
+    min_votes: int = Field(2, ge=1, le=3)
+    """Votes a pair needs before it is tested by ablation."""
+    fingerprint_cosine: float = Field(0.9, ge=-1, le=1)
+    """Ablation effects at least this alike let the pair be merged."""
+    fingerprint_tokens: int = Field(8192, gt=0)
+    """Tokens searched for places where the latents fire."""
+    fingerprint_tokens_per_latent: int = Field(64, gt=0)
+    """Places at which each latent is ablated, at most."""
+    num_probe_tokens: int = Field(512, ge=2)
+    """Vocabulary entries whose logits make up a fingerprint: half the most frequent of the text,
+    half drawn from the rest."""
+    ultra_dense: float = Field(0.1, gt=0, le=1)
+    """A latent that fires on a larger share of tokens is flagged."""
+    batch_tokens: int = free(4096, ge=1)
+    """Tokens encoded at once; changes memory only."""

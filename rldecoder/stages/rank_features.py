@@ -1,0 +1,203 @@
+"""Rank latents by what they do to predictions: attribution patching, validated exactly."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rldecoder import schemas
+from rldecoder.config.interp import Domain, RankFeaturesConfig
+from rldecoder.data.activations import ActivationReader
+from rldecoder.data.shards import read_tokens
+from rldecoder.decoder.loading import load_decoder
+from rldecoder.evals.prompts import make_prompts
+from rldecoder.interp.importance import (
+    PatchBatch,
+    Subject,
+    attribute,
+    considered_positions,
+    make_batch,
+)
+from rldecoder.interp.tally import IMPORTANCE, Tally
+from rldecoder.interp.validation import validate
+from rldecoder.lm.frozen import FrozenLM
+from rldecoder.sae.model import Sae
+from rldecoder.seeds import derive_seed, seed_everything
+from rldecoder.stages.context import InputArtifact, Scalar, Stage, StageContext, StageOutput
+
+HEADLINE_K = "10"
+
+
+def run(
+    inputs: Mapping[str, InputArtifact], config: RankFeaturesConfig, ctx: StageContext
+) -> StageOutput:
+    """Write importance.parquet, mass.json and validation.json."""
+    seed_everything(ctx.seed)
+    subject = _load(inputs, ctx)
+    skip_first = ActivationReader(inputs["cache_activations"].path, "label").meta.skip_first
+    loader = _Loader(inputs, config, ctx, subject, skip_first)
+    steps = config.integrated_steps if config.estimator == "integrated_gradients" else None
+    columns: dict[str, list[Any]] = {name: [] for name in IMPORTANCE.names}
+    mass: dict[str, dict[str, Any]] = {}
+    for domain in config.domains:
+        tallies = {target: Tally(subject.sae.num_latents) for target in config.targets}
+        total = loader.num_sequences(domain)
+        with ctx.report.track(f"importance on {domain}", total, "seq") as bar:
+            for batch in loader.batches(domain):
+                for target, tally in tallies.items():
+                    found = attribute(subject.metric(target), batch, steps)
+                    tally.add(batch, found, considered_positions(target, batch, skip_first))
+                bar.advance(batch.metric_mask.shape[0])
+        for target, tally in tallies.items():
+            part = tally.columns()
+            columns["latent"] += part.latent.tolist()
+            columns["domain"] += [domain] * part.latent.size
+            columns["target"] += [target] * part.latent.size
+            columns["importance"] += part.importance.tolist()
+            columns["signed"] += part.signed.tolist()
+            columns["count"] += part.count.tolist()
+            seed = derive_seed(ctx.seed, "mass", domain, target)
+            mass.setdefault(domain, {})[target] = tally.mass(seed=seed)
+    schemas.write_parquet(ctx.out / "importance.parquet", columns, IMPORTANCE)
+    schemas.write_json(ctx.out / "mass.json", mass)
+    validation = _validate(loader, config, ctx, subject)
+    schemas.write_json(ctx.out / "validation.json", validation)
+    return StageOutput(_metrics(config, mass, validation))
+
+
+def _load(inputs: Mapping[str, InputArtifact], ctx: StageContext) -> Subject:
+    # float32: ablation effects are small differences, which bfloat16 logits (16 apart by 0.06
+    # and more) would drown.
+    lm = FrozenLM.load(
+        inputs["sync_tokenizer"].path / "model", device=ctx.device, dtype=torch.float32
+    )
+    sae = Sae.load(inputs["train_sae"].path / "sae", device=ctx.device)
+    decoder = load_decoder(inputs["freeze_decoder"].path / "decoder", lm, sae)
+    return Subject(lm, sae, decoder.requires_grad_(False))
+
+
+class _Loader:
+    """Makes the patch batches of a domain."""
+
+    def __init__(
+        self,
+        inputs: Mapping[str, InputArtifact],
+        config: RankFeaturesConfig,
+        ctx: StageContext,
+        subject: Subject,
+        skip_first: int,
+    ) -> None:
+        self.ingest = inputs["ingest"].path
+        self.config, self.ctx, self.subject = config, ctx, subject
+        self.skip_first = skip_first
+
+    def num_sequences(self, domain: Domain) -> int:
+        """How many sequences `batches` will yield in all."""
+        return len(self._sequences(domain))
+
+    def batches(self, domain: Domain, max_tokens: int | None = None) -> Iterator[PatchBatch]:
+        """Patch batches of a domain; `max_tokens` stops early, after at least one sequence."""
+        task = domain in ("addition", "cloze")
+        sequences = self._sequences(domain)
+        if max_tokens is not None:
+            ends = np.cumsum([len(sequence) for sequence in sequences])
+            sequences = sequences[: max(1, int(np.searchsorted(ends, max_tokens, "right")))]
+        # Prompts differ in length and are run one by one, which spares padding.
+        size = 1 if task else self.config.batch_sequences
+        for start in range(0, len(sequences), size):
+            rows = np.stack(sequences[start : start + size])
+            ids = torch.as_tensor(rows, dtype=torch.long, device=self.ctx.device)
+            yield make_batch(
+                self.subject,
+                ids,
+                self._metric_mask(ids, task),
+                metric_token="frozen_argmax" if task else self.config.metric_token,
+                skip_first=self.skip_first,
+            )
+
+    def _metric_mask(self, ids: Tensor, task: bool) -> Tensor:
+        mask = torch.zeros(ids.shape, dtype=torch.bool, device=ids.device)
+        if task:
+            mask[:, -1] = True
+        else:
+            # Ends at the last position but one: the last has no next token.
+            mask[:, self.skip_first : -1 : self.config.metric_stride] = True
+        return mask
+
+    def _sequences(self, domain: Domain) -> list[np.ndarray[Any, Any]]:
+        if domain in ("label", "test", "ood"):
+            length = read_tokens(self.ingest, domain, 1).shape[1]
+            count = math.ceil(self.config.budget_tokens / length)
+            return list(read_tokens(self.ingest, domain, count))
+        assert domain in ("addition", "cloze")
+        # Prompts of the training split: evaluation keeps the test split to itself.
+        prompts = make_prompts(
+            "addition" if domain == "addition" else "cloze",
+            "train",
+            self.config.num_prompts,
+            derive_seed(self.ctx.seed, "prompts", domain),
+        )
+        tokenizer = self.subject.lm.tokenizer
+        limit = int(self.subject.lm.model.config.max_position_embeddings)
+        # A prompt longer than the model's context keeps its end, where the question is.
+        return [np.array(tokenizer(prompt.prompt)["input_ids"][-limit:]) for prompt in prompts]
+
+
+def _validate(
+    loader: _Loader, config: RankFeaturesConfig, ctx: StageContext, subject: Subject
+) -> dict[str, Any]:
+    """The comparison with exact ablation, for each target."""
+    batches = list(loader.batches(config.validation_domain, config.validation_tokens))
+    total = (config.validation_top + config.validation_others) * len(config.targets)
+    out: dict[str, Any] = {"domain": config.validation_domain}
+    with ctx.report.track("exact patching", total, "latent") as bar:
+        for target in config.targets:
+            out[target] = validate(
+                subject.metric(target),
+                batches,
+                subject.sae.num_latents,
+                num_top=config.validation_top,
+                num_others=config.validation_others,
+                integrated_steps=config.integrated_steps,
+                seed=derive_seed(ctx.seed, "validate", target),
+                advance=bar.advance,
+            )
+    return out
+
+
+def _metrics(
+    config: RankFeaturesConfig, mass: dict[str, dict[str, Any]], validation: dict[str, Any]
+) -> dict[str, Scalar]:
+    """Headline numbers: agreement of the estimator, and the mass of the top 10."""
+    metrics: dict[str, Scalar] = {}
+    for target in config.targets:
+        agreement = validation[target]["estimators"][config.estimator]
+        for name in ("spearman", "recall_at_10", "sign_agreement"):
+            metrics[f"{target}_{name}"] = agreement[name]["value"]
+        for domain in config.domains:
+            found = mass[domain][target]["top_k"]
+            value = None if found is None else found[HEADLINE_K]["per_position"]["value"]
+            metrics[f"{target}_top10_mass_{domain}"] = value
+        metrics[f"{target}_error_share_{config.validation_domain}"] = _value(
+            mass[config.validation_domain][target]["error_share"]
+        )
+    return metrics
+
+
+def _value(interval: dict[str, float] | None) -> float | None:
+    return None if interval is None else interval["value"]
+
+
+STAGE = Stage(
+    name="rank_features",
+    kind="importance",
+    version=1,
+    inputs=("sync_tokenizer", "ingest", "cache_activations", "train_sae", "freeze_decoder"),
+    run=run,
+    phase="interpretation",
+)

@@ -66,8 +66,8 @@ class TrainSaeConfig(StageConfig):
     """Steps between evaluations on the validation split; the best fvu is the one published."""
     eval_tokens: int = Field(8192, gt=1)
     """Validation tokens of each evaluation."""
-    checkpoint_every_steps: int = free(5000, gt=0)
-    """Steps between checkpoints, for resume."""
+    checkpoint_every_steps: int = free(100, gt=0)
+    """Steps between checkpoints, for resume; the plan's is 5,000."""
     log_every_steps: int = Field(10, gt=0)
     """Steps between points of the training curves."""
     alert_dead_fraction: float = free(0.2, ge=0, le=1)

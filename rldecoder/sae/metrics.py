@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -106,11 +107,7 @@ def usage_entropy(density: Tensor) -> Usage:
         return Usage(0.0, 0.0, 1.0)
     share = density.double() / total
     entropy = float(torch.special.entr(share).sum())
-    return Usage(
-        entropy,
-        entropy / float(torch.tensor(len(density)).double().log()),
-        float(torch.tensor(entropy).double().exp()),
-    )
+    return Usage(entropy, entropy / math.log(len(density)), math.exp(entropy))
 
 
 @torch.inference_mode()
@@ -127,7 +124,7 @@ def near_duplicate_fraction(W_dec: Tensor, threshold: float, chunk: int = 2048) 
     return twins / len(rows)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def random_control(spec: SaeSpec, seed: int, sample: Tensor, l0: float) -> Sae:
     """A random-init SAE that fires as often as the measured one, at its best single gain.
 
@@ -147,9 +144,9 @@ def random_control(spec: SaeSpec, seed: int, sample: Tensor, l0: float) -> Sae:
     if spec.architecture == "relu":
         pre_acts = control.pre_acts(x).flatten()
         rank = max(1, min(len(pre_acts), round(l0 * len(x))))
-        control.b_enc -= pre_acts.kthvalue(len(pre_acts) - rank + 1).values
+        control.b_enc.sub_(pre_acts.kthvalue(len(pre_acts) - rank + 1).values)
     recon = control(x).recon - control.b_dec
     centred = x - control.b_dec
     gain = (recon * centred).sum() / recon.square().sum().clamp_min(1e-12)
-    control.W_dec *= gain
+    control.W_dec.mul_(gain)
     return control.eval().requires_grad_(False)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from rldecoder.checkpoints import Checkpoint, pack_optimizer, unpack_optimizer
+from rldecoder.checkpoints import pack_optimizer, unpack_optimizer
 from rldecoder.config.sae import TrainSaeConfig
 from rldecoder.errors import BadInputError, NumericalError
 from rldecoder.sae.losses import auxk_loss, l1_loss, reconstruction_loss
@@ -171,6 +171,12 @@ class SaeTrainer:
             revived=float(revived),
         )
 
+    @property
+    def dead_fraction(self) -> float:
+        """Share of latents that have not fired for `dead_after_tokens` training tokens."""
+        dead = self.tokens_since_fired >= self.config.dead_after_tokens
+        return float(dead.double().mean())
+
     @torch.no_grad()
     def _count_firing(self, fired: Tensor, num_tokens: int) -> None:
         self.tokens_since_fired += num_tokens
@@ -243,8 +249,3 @@ class SaeTrainer:
             for name in self.weights._fields
             if f"best.{name}" in tensors
         }
-
-    def resume(self, checkpoint: Checkpoint | None) -> None:
-        """Go on from a checkpoint, if there is one."""
-        if checkpoint is not None:
-            self.unpack(checkpoint.tensors, checkpoint.state["trainer"])

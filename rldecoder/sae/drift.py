@@ -1,0 +1,56 @@
+"""Alerts when training drifts: each kind speaks once when it begins, and again if it comes back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rldecoder.config.sae import TrainSaeConfig
+from rldecoder.sae.training import StepResult
+
+RUNNING_MEAN_DECAY = 0.98
+
+
+class DriftWatch:
+    """Compares every step with its recent past and with the bands of the config."""
+
+    def __init__(self, config: TrainSaeConfig) -> None:
+        self.config = config
+        self.mean_loss: float | None = None
+        self.active: set[str] = set()
+
+    def observe(self, step: int, result: StepResult) -> list[str]:
+        """Messages for what has just begun to drift; nothing during warm-up."""
+        config = self.config
+        mean = result.loss if self.mean_loss is None else self.mean_loss
+        self.mean_loss = RUNNING_MEAN_DECAY * mean + (1 - RUNNING_MEAN_DECAY) * result.loss
+        warm_up = config.warmup_steps
+        if config.architecture == "relu":
+            # L1 needs its full weight and time to act before L0 means anything.
+            warm_up = max(warm_up, 2 * config.sparsity_warmup_steps)
+        if step < warm_up:
+            return []
+        low, high = config.alert_l0
+        found = {}
+        if result.loss > config.alert_loss_jump * mean:
+            found["loss"] = f"loss {result.loss:.4g} jumped above its running mean {mean:.4g}"
+        if not low <= result.l0 <= high:
+            found["l0"] = f"mean L0 {result.l0:.1f} is outside {low:g} to {high:g}"
+        if result.dead_fraction > config.alert_dead_fraction:
+            found["dead"] = (
+                f"dead fraction {result.dead_fraction:.3f} exceeds {config.alert_dead_fraction:g}"
+            )
+        messages = [
+            f"SAE training, step {step}: {text}."
+            for kind, text in found.items()
+            if kind not in self.active
+        ]
+        self.active = set(found)
+        return messages
+
+    def state(self) -> dict[str, Any]:
+        """JSON form for checkpoints."""
+        return {"mean_loss": self.mean_loss, "active": sorted(self.active)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """The inverse of `state`, in place."""
+        self.mean_loss, self.active = state["mean_loss"], set(state["active"])

@@ -1,0 +1,164 @@
+"""Train the sparse autoencoder on cached residuals; publish the weights of the best held-out fvu.
+
+In: cache_activations (splits train and validation). Out: `sae/` (sae_lens layout),
+`curves.parquet`, `best.json`. Killed and run again, it goes on from its last checkpoint and ends
+with the same bytes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from rldecoder.checkpoints import Checkpoints
+from rldecoder.config.sae import TrainSaeConfig
+from rldecoder.curves import Curves
+from rldecoder.data.activations import ActivationMeta, ActivationReader
+from rldecoder.errors import BadInputError
+from rldecoder.sae.drift import DriftWatch
+from rldecoder.sae.model import SaeSpec
+from rldecoder.sae.training import SaeTrainer, input_statistics
+from rldecoder.schemas import write_json
+from rldecoder.seeds import derive_seed, seed_everything
+from rldecoder.stages.context import InputArtifact, Stage, StageContext, StageOutput
+
+
+def run(
+    inputs: Mapping[str, InputArtifact], config: TrainSaeConfig, ctx: StageContext
+) -> StageOutput:
+    """Train until `budget_tokens` are consumed."""
+    seed_everything(ctx.seed)
+    cache = inputs["cache_activations"].path
+    reader = ActivationReader(cache, "train")
+    held_out = _held_out(cache, config)
+    batch_seed = derive_seed(ctx.seed, "batches")
+    num_steps = max(1, config.budget_tokens // config.batch_tokens)
+
+    sample = next(
+        reader.shuffled(
+            min(config.init_tokens, reader.num_tokens), seed=derive_seed(ctx.seed, "init")
+        )
+    )
+    assert sample.resid is not None
+    trainer = SaeTrainer(
+        spec_for(reader.meta, config),
+        config,
+        num_steps,
+        input_statistics(sample.resid),
+        ctx.seed,
+        ctx.device,
+    )
+    watch, curves = DriftWatch(config), Curves()
+    checkpoints = Checkpoints(ctx.progress / "train_sae")
+    checkpoint = checkpoints.load()
+    if checkpoint is not None:
+        trainer.unpack(checkpoint.tensors, checkpoint.state["trainer"])
+        watch.restore(checkpoint.state["watch"])
+        curves = Curves.from_state(checkpoint.state["curves"])
+        ctx.report.note(f"train_sae goes on from step {trainer.step_index} of {num_steps}")
+
+    started, first = time.perf_counter(), trainer.step_index
+    batches = _batches(reader, config.batch_tokens, batch_seed, trainer.step_index)
+    total, done = num_steps * config.batch_tokens, first * config.batch_tokens
+    with ctx.report.track("SAE", total, "tokens", done) as bar:
+        while trainer.step_index < num_steps:
+            result = trainer.step(next(batches))
+            step = trainer.step_index
+            for message in watch.observe(step, result):
+                ctx.report.alert(message)
+            if step % config.log_every_steps == 0 or step == num_steps:
+                curves.log(step, **result._asdict())
+                ctx.report.metrics("train_sae", step, result._asdict())
+            if step % config.eval_every_steps == 0 or step == num_steps:
+                fvu, l0 = trainer.evaluate(held_out)
+                values = {"validation_fvu": fvu, "validation_l0": l0}
+                curves.log(step, **values)
+                ctx.report.metrics("train_sae", step, values)
+            if step % config.checkpoint_every_steps == 0 and step < num_steps:
+                tensors, state = trainer.pack()
+                rest = {"watch": watch.state(), "curves": curves.state()}
+                checkpoints.save(step, tensors, {"trainer": state, **rest})
+            bar.advance(config.batch_tokens, f"fvu {trainer.best_fvu:.3f} mse {result.mse:.3f}")
+    seconds = max(time.perf_counter() - started, 1e-9)
+
+    trainer.sae(best=True).save(ctx.out / "sae")
+    curves.write(ctx.out / "curves.parquet")
+    best = {
+        "split": "validation",
+        "fvu": trainer.best_fvu,
+        "step": trainer.best_step,
+        "num_steps": num_steps,
+        "tokens": total,
+        "epochs": total / reader.num_tokens,
+        "dead_fraction": trainer.dead_fraction,
+    }
+    write_json(ctx.out / "best.json", best)
+    return StageOutput(
+        metrics={
+            "validation_fvu": trainer.best_fvu,
+            "validation_l0": curves.last("validation_l0"),
+            "dead_fraction": trainer.dead_fraction,
+            "best_step": trainer.best_step,
+            "steps": num_steps,
+            "tokens": total,
+            "epochs": total / reader.num_tokens,
+            "tokens_per_second": (num_steps - first) * config.batch_tokens / seconds,
+        }
+    )
+
+
+def spec_for(meta: ActivationMeta, config: TrainSaeConfig) -> SaeSpec:
+    """The SAE's shape for this cache.
+
+    Raises:
+        BadInputError: k exceeds the number of latents.
+    """
+    num_latents = max(1, round(config.expansion * meta.d_model))
+    k = config.k if config.architecture == "topk" else None
+    if k is not None and k > num_latents:
+        raise BadInputError(
+            f"train_sae.k is {k}, but the SAE has {num_latents} latents.",
+            f"expansion {config.expansion:g} times d_model {meta.d_model} gives that number.",
+            "Lower `train_sae.k` or raise `train_sae.expansion`.",
+        )
+    return SaeSpec(
+        architecture=config.architecture,
+        d_model=meta.d_model,
+        num_latents=num_latents,
+        k=k,
+        hook_layer=meta.hook_layer,
+        model_name=meta.model_name,
+        context_length=meta.context_length,
+    )
+
+
+def _held_out(cache: Path, config: TrainSaeConfig) -> list[Tensor]:
+    reader = ActivationReader(cache, "validation")
+    batches = reader.ordered(config.batch_tokens, max_tokens=config.eval_tokens)
+    return [batch.resid for batch in batches if batch.resid is not None]
+
+
+def _batches(
+    reader: ActivationReader, batch_tokens: int, seed: int, start: int
+) -> Iterator[Tensor]:
+    """Endless [N, D] batches, one shuffled epoch after the other, from batch number `start`."""
+    per_epoch = reader.batches_per_epoch(batch_tokens)
+    epoch, skip = divmod(start, max(per_epoch, 1))
+    while True:
+        for batch in reader.shuffled(batch_tokens, seed=seed, epoch=epoch, start_batch=skip):
+            assert batch.resid is not None
+            yield batch.resid
+        epoch, skip = epoch + 1, 0
+
+
+STAGE = Stage(
+    name="train_sae",
+    kind="sae",
+    version=1,
+    inputs=("cache_activations",),
+    run=run,
+    phase="features",
+)

@@ -24,16 +24,19 @@ class SplitTokens(Config):
     """Out-of-domain tokens, for evaluation only."""
 
 
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+
 class SplitFractions(Config):
     """Share of the in-domain documents that each split gets; the sum is 1."""
 
-    train: float = Field(0.76, gt=0, lt=1)
+    train: Share = 0.76
     """Share of `train`, 0 to 1."""
-    validation: float = Field(0.06, gt=0, lt=1)
+    validation: Share = 0.06
     """Share of `validation`, 0 to 1."""
-    label: float = Field(0.1, gt=0, lt=1)
+    label: Share = 0.1
     """Share of `label`, 0 to 1."""
-    test: float = Field(0.08, gt=0, lt=1)
+    test: Share = 0.08
     """Share of `test`, 0 to 1."""
 
     @model_validator(mode="after")
@@ -73,7 +76,7 @@ class PysourceSource(Config):
 
 
 class LocalSource(Config):
-    """Local files: .txt, .md, .rst (a file is a document), .jsonl, .json and .parquet (a row is)."""
+    """Local files: a .txt, .md or .rst file is a document, or a row of .jsonl, .json, .parquet."""
 
     type: Literal["local"] = "local"
     """Names this kind of source."""
@@ -133,7 +136,7 @@ class IngestConfig(StageConfig):
     `train` leaves the documents of `test` as they were."""
     min_document_chars: PositiveInt = 200
     """Shorter documents are dropped."""
-    max_document_chars: PositiveInt | None = 4_000
+    max_document_chars: PositiveInt | None = 2_000
     """Longer documents are cut at a line end, so that a small budget sees many documents
     (None: never cut)."""
     near_duplicate_jaccard: float = Field(0.5, gt=0, le=1)
@@ -143,8 +146,6 @@ class IngestConfig(StageConfig):
     """Rows of a file or dataset are shuffled within a buffer of this many documents."""
     shard_sequences: PositiveInt = 4_096
     """Sequences per Parquet shard."""
-    tokenizer_batch_documents: PositiveInt = free(64)
-    """Documents per call of the tokenizer."""
 
 
 class CacheActivationsConfig(StageConfig):

@@ -1,0 +1,75 @@
+"""Documents: what a source yields, how text is cleaned, and which split a document goes to."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+# Control characters apart from newline and tab; zero-width and bidirectional marks stay, since
+# scripts need them.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+_TRAILING_SPACE = re.compile(r"[ \t]+(?=\n|$)")
+_BLANK_LINES = re.compile(r"\n{3,}")
+
+
+class Document(NamedTuple):
+    """One text with its origin."""
+
+    key: str
+    """Stable identity: decides the split, and stays the same when the text is edited."""
+    title: str
+    source: str
+    """Where it is from, with the version where there is one (`numpy==2.4.6`)."""
+    licence: str
+    """SPDX identifier where known, else `unknown`."""
+    text: str
+
+
+class Candidate(NamedTuple):
+    """A document that has a key, but has not been read yet."""
+
+    key: str
+    load: Callable[[], Document | None]
+    """Reads it; None when there is no text in it."""
+
+
+def clean_text(text: str, max_chars: int | None = None) -> str:
+    """Normalise Unicode (NFC), line ends and blank lines; drop control characters.
+
+    Args:
+        text: anything.
+        max_chars: cut longer texts at the last line end before this many characters.
+    """
+    text = unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n"))
+    text = _BLANK_LINES.sub("\n\n", _TRAILING_SPACE.sub("", _CONTROL.sub("", text))).strip("\n")
+    # A lone surrogate (from JSON escapes) is no character and cannot be encoded.
+    text = text.encode("utf-8", "ignore").decode("utf-8")
+    if max_chars is not None and len(text) > max_chars:
+        head = text[:max_chars]
+        text = (head[: head.rfind("\n")] if "\n" in head else head).rstrip()
+    return text
+
+
+def unit_hash(*parts: str | int) -> float:
+    """A number in [0, 1) that depends on the parts only, uniform over different parts."""
+    text = "\x1f".join(map(str, parts))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2.0**64
+
+
+def assign_split(key: str, seed: int, fractions: Mapping[str, float]) -> str:
+    """The split of a document: a hash of (seed, key) against cumulated fractions.
+
+    Args:
+        key: the document's key.
+        seed: seed of the ingestion.
+        fractions: share of each split, in order; they sum to 1.
+    """
+    point, total = unit_hash("split", seed, key), 0.0
+    for name, share in fractions.items():
+        total += share
+        if point < total:
+            return name
+    return name  # rounding may leave the sum a hair below 1

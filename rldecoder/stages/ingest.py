@@ -1,0 +1,305 @@
+"""Text to sequences of tokens: read, clean, split by document, drop duplicates, pack, shard."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from rldecoder.config.data import IngestConfig
+from rldecoder.data.deduplicate import CrossSplitDeduplicator
+from rldecoder.data.documents import Candidate, Document, assign_split, clean_text
+from rldecoder.data.packing import SequencePacker, TokenShardWriter
+from rldecoder.data.shards import DOCUMENTS, SPLITS
+from rldecoder.data.sources import candidates, fingerprint
+from rldecoder.errors import BadInputError
+from rldecoder.schemas import read_json, write_json, write_parquet
+from rldecoder.stages.context import Bar, InputArtifact, Stage, StageContext, StageOutput
+
+TOKENIZER_BATCH_DOCUMENTS = 32
+"""Documents per call of the tokenizer. A constant: it decides how many documents are admitted
+after a budget is reached, and so which later ones count as duplicates."""
+
+
+class Admitted(NamedTuple):
+    """A clean document with its split, no duplicate of another split."""
+
+    split: str
+    document: Document
+
+
+@dataclass
+class Tally:
+    """What happened to documents; becomes provenance.json."""
+
+    dropped: Counter[str] = field(default_factory=Counter)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    """Rows of documents.parquet."""
+
+
+class SplitSink(NamedTuple):
+    """Where a split's documents go."""
+
+    packer: SequencePacker
+    writer: TokenShardWriter
+
+
+def run(
+    inputs: Mapping[str, InputArtifact], config: IngestConfig, ctx: StageContext
+) -> StageOutput:
+    """Publish token shards per split, documents.parquet and provenance.json."""
+    model_folder = inputs["sync_tokenizer"].path / "model"
+    _check_budgets(config)
+    _check_context_length(config.context_length, model_folder)
+    tokenizer = load_tokenizer(model_folder)
+    sinks = _open_sinks(config, tokenizer, ctx.out)
+    deduplicator = CrossSplitDeduplicator(config.near_duplicate_jaccard)
+    tally = Tally()
+    started = time.perf_counter()
+
+    def in_domain(key: str) -> str:
+        return assign_split(key, ctx.seed, config.fractions.model_dump())
+
+    # In-domain text first: should a document be in both, it is out-of-domain text that goes.
+    parts = [(config.sources, in_domain), (config.ood_sources, lambda key: "ood")]
+    total = sum(getattr(config.budget_tokens, name) for name in sinks)
+    with ctx.report.track("ingest", total, unit="tokens") as bar:
+        for sources, choose_split in parts:
+            stream = candidates(
+                sources, seed=ctx.seed, shuffle_buffer=config.shuffle_buffer_documents
+            )
+            admitted = _admit(stream, choose_split, sinks, deduplicator, tally, config)
+            _pack(admitted, sinks, tokenizer, tally, bar)
+    seconds = time.perf_counter() - started
+    for sink in sinks.values():
+        sink.writer.close()
+    _check_filled(sinks, tally, config)
+    return _publish(sinks, tally, config, ctx, seconds)
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The fast tokenizer of a model folder.
+
+    Raises:
+        BadInputError: if there is none, or it has no end-of-text token.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, ValueError) as error:
+        raise BadInputError(
+            f"No tokenizer can be loaded from {folder}.",
+            f"{error}.",
+            "Rerun `sync_tokenizer` with a model that carries its tokenizer files.",
+        ) from error
+    if tokenizer.eos_token_id is None:
+        raise BadInputError(
+            f"The tokenizer in {folder} has no end-of-text token.",
+            "Documents are separated by it.",
+            "Set `eos_token` in tokenizer_config.json.",
+        )
+    return tokenizer
+
+
+def _check_budgets(config: IngestConfig) -> None:
+    for name in SPLITS:
+        budget = getattr(config.budget_tokens, name)
+        if 0 < budget < config.context_length:
+            raise BadInputError(
+                f"The budget of split `{name}` is {budget} tokens.",
+                f"That is less than one sequence of {config.context_length}.",
+                f"Raise `ingest.budget_tokens.{name}` or lower `ingest.context_length`.",
+            )
+    if config.budget_tokens.ood and not config.ood_sources:
+        raise BadInputError(
+            f"`ingest.budget_tokens.ood` is {config.budget_tokens.ood}, but no source fills it.",
+            "`ingest.ood_sources` is empty.",
+            "Name an out-of-domain source, or set the budget to 0.",
+        )
+
+
+def _check_context_length(context_length: int, model_folder: Path) -> None:
+    constants = read_json(model_folder / "config.json")
+    limit = constants.get("max_position_embeddings") or constants.get("n_positions")
+    if limit is not None and context_length > limit:
+        raise BadInputError(
+            f"`ingest.context_length` is {context_length}.",
+            f"The model has positions for {limit} tokens.",
+            f"Set it to {limit} or less.",
+        )
+
+
+def _open_sinks(
+    config: IngestConfig, tokenizer: PreTrainedTokenizerBase, folder: Path
+) -> dict[str, SplitSink]:
+    sinks = {}
+    for name in SPLITS:
+        num_sequences = getattr(config.budget_tokens, name) // config.context_length
+        if num_sequences:
+            eos = int(tokenizer.eos_token_id)
+            sinks[name] = SplitSink(
+                SequencePacker(config.context_length, num_sequences, eos),
+                TokenShardWriter(folder, name, len(tokenizer), config.shard_sequences),
+            )
+    return sinks
+
+
+def _admit(
+    stream: Iterator[Candidate],
+    choose_split: Callable[[str], str],
+    sinks: Mapping[str, SplitSink],
+    deduplicator: CrossSplitDeduplicator,
+    tally: Tally,
+    config: IngestConfig,
+) -> Iterator[Admitted]:
+    """Documents worth packing. The split is known before a document is read, so text that no
+    budget has room for is never parsed."""
+    for candidate in stream:
+        split = choose_split(candidate.key)
+        if split not in sinks or sinks[split].packer.full:
+            continue
+        document = candidate.load()
+        if document is None:
+            tally.dropped["no_text"] += 1
+            continue
+        text = clean_text(document.text, config.max_document_chars)
+        if len(text) < config.min_document_chars:
+            tally.dropped["too_short"] += 1
+            continue
+        duplicate = deduplicator.admit(split, text)
+        if duplicate is not None:
+            tally.dropped[f"{duplicate}_duplicates_across_splits"] += 1
+            continue
+        yield Admitted(split, document._replace(text=text))
+
+
+def _pack(
+    admitted: Iterator[Admitted],
+    sinks: Mapping[str, SplitSink],
+    tokenizer: PreTrainedTokenizerBase,
+    tally: Tally,
+    bar: Bar,
+) -> None:
+    """Tokenise in batches and pack until the source is exhausted or every budget is reached."""
+    while batch := list(islice(admitted, TOKENIZER_BATCH_DOCUMENTS)):
+        # Text that spells a special token stays text: it must not end a document.
+        encoded = tokenizer(
+            [item.document.text for item in batch],
+            add_special_tokens=False,
+            split_special_tokens=True,
+            return_attention_mask=False,
+            verbose=False,
+        )["input_ids"]
+        for item, token_ids in zip(batch, encoded, strict=True):
+            packer, writer = sinks[item.split]
+            doc_id = len(tally.rows)
+            num_tokens = packer.add(doc_id, item.document.source, token_ids)
+            if num_tokens == 0:
+                continue
+            writer.add(packer.take())
+            tally.rows.append(_document_row(doc_id, item, num_tokens))
+            bar.advance(num_tokens + 1, item.document.title)
+
+
+def _document_row(doc_id: int, item: Admitted, num_tokens: int) -> dict[str, Any]:
+    document = item.document
+    return {
+        "doc_id": doc_id,
+        "split": item.split,
+        "source": document.source,
+        "licence": document.licence,
+        "title": document.title,
+        "num_tokens": num_tokens,
+        "sha256": hashlib.sha256(document.text.encode()).hexdigest(),
+    }
+
+
+def _check_filled(sinks: Mapping[str, SplitSink], tally: Tally, config: IngestConfig) -> None:
+    dropped = ", ".join(f"{count} {why}" for why, count in sorted(tally.dropped.items())) or "none"
+    if not tally.rows:
+        raise BadInputError(
+            "The corpus is empty: no document was kept.",
+            f"Dropped: {dropped}.",
+            "Check `ingest.sources`, or lower `ingest.min_document_chars`.",
+        )
+    for name, sink in sinks.items():
+        if sink.writer.num_sequences == 0:
+            count = sum(row["split"] == name for row in tally.rows)
+            raise BadInputError(
+                f"Split `{name}` got no sequence of {config.context_length} tokens.",
+                f"{count} of {len(tally.rows)} documents fell to it (dropped: {dropped}).",
+                "Give more or longer documents (for text files see `document_separator`), "
+                f"raise `ingest.fractions.{name}`, lower `ingest.context_length`, or set its "
+                "budget to 0.",
+            )
+
+
+def _publish(
+    sinks: Mapping[str, SplitSink],
+    tally: Tally,
+    config: IngestConfig,
+    ctx: StageContext,
+    seconds: float,
+) -> StageOutput:
+    columns = {name: [row[name] for row in tally.rows] for name in DOCUMENTS.names}
+    write_parquet(ctx.out / "documents.parquet", columns, DOCUMENTS)
+    splits: dict[str, dict[str, int]] = {}
+    for name, sink in sinks.items():
+        num_tokens = sink.writer.num_sequences * config.context_length
+        budget = getattr(config.budget_tokens, name)
+        splits[name] = {
+            "documents": sum(row["split"] == name for row in tally.rows),
+            "sequences": sink.writer.num_sequences,
+            "tokens": num_tokens,
+            "budget_tokens": budget,
+        }
+        if budget - num_tokens >= config.context_length:
+            ctx.report.note(
+                f"Split {name} holds {num_tokens:,} of {budget:,} tokens: no more text."
+            )
+    sources: dict[str, dict[str, Any]] = {}
+    for row in tally.rows:
+        entry = sources.setdefault(row["source"], {"documents": 0, "tokens": 0, "licences": []})
+        entry["documents"] += 1
+        entry["tokens"] += row["num_tokens"]
+        if row["licence"] not in entry["licences"]:
+            entry["licences"].append(row["licence"])
+    provenance = {
+        "context_length": config.context_length,
+        "splits": splits,
+        "sources": sources,
+        "dropped_documents": dict(tally.dropped),
+        "fingerprint": _fingerprint(config),
+    }
+    write_json(ctx.out / "provenance.json", provenance)
+    total = sum(split["tokens"] for split in splits.values())
+    metrics: dict[str, Any] = {f"tokens_{name}": split["tokens"] for name, split in splits.items()}
+    metrics |= {
+        "documents": len(tally.rows),
+        "duplicates_removed": sum(n for why, n in tally.dropped.items() if "duplicates" in why),
+        "tokens_per_second": total / max(seconds, 1e-9),
+    }
+    return StageOutput(metrics)
+
+
+def _fingerprint(config: IngestConfig) -> dict[str, str]:
+    return fingerprint([*config.sources, *config.ood_sources])
+
+
+STAGE = Stage(
+    name="ingest",
+    kind="tokens",
+    version=1,
+    inputs=("sync_tokenizer",),
+    run=run,
+    phase="prepare",
+    fingerprint=_fingerprint,
+)

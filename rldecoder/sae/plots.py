@@ -1,0 +1,43 @@
+"""Figures of the QA gate, as SVG that is the same on every run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+from torch import Tensor
+
+
+def density_histogram(density: Tensor, control: Tensor | None, path: Path) -> None:
+    """Histogram of log10 firing density; dead latents are counted in the legend.
+
+    Args:
+        density: [L] share of tokens on which each latent fires.
+        control: the same of the random-init SAE, or None.
+        path: of the SVG.
+    """
+    # matplotlib otherwise names clip paths by a random salt and stamps the date.
+    with mpl.rc_context({"svg.hashsalt": "rldecoder", "font.size": 9}):
+        figure = Figure(figsize=(5.2, 3.0), layout="constrained")
+        axes = figure.add_subplot()
+        series = [("trained", density, "#1f6f8b")]
+        if control is not None:
+            series.append(("random init, same L0", control, "#b0b0b0"))
+        for name, values, colour in series:
+            alive = values[values > 0].log10().numpy()
+            dead = int((values == 0).sum())
+            axes.hist(
+                alive,
+                bins=60,
+                range=(-6, 0),
+                histtype="step",
+                color=colour,
+                label=f"{name} ({dead} of {len(values)} never fire)",
+            )
+        axes.set_xlabel("log10 of the share of tokens on which a latent fires")
+        axes.set_ylabel("latents")
+        axes.legend(frameon=False, loc="upper left")
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+        figure.savefig(path, format="svg", metadata={"Date": None})

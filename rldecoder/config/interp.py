@@ -7,10 +7,38 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from rldecoder.config.base import StageConfig, free
-from rldecoder.interp.candidates import PredicateSettings
+from rldecoder.config.base import Config, StageConfig, free
 
 Domain = Literal["label", "test", "ood", "addition", "cloze"]
+
+
+class PredicateSettings(Config):
+    """How the deterministic labeler searches for a predicate."""
+
+    objective: Literal["f1", "balanced_accuracy"] = "f1"
+    """What a predicate is chosen by, on the text it is fitted on."""
+    max_atoms: int = Field(default=3, ge=1, le=6)
+    """Largest number of atoms joined by and / or."""
+    max_tokens: int = Field(default=12, ge=1)
+    """Largest number of tokens (or n-grams) in one atom."""
+    min_hits: int = Field(default=2, ge=1)
+    """A token or n-gram is considered if the latent fires on it at least so often."""
+    max_affix_length: int = Field(default=4, ge=1)
+    """Longest prefix or suffix, in characters."""
+    min_affix_tokens: int = Field(default=4, ge=2)
+    """An affix is considered if so many different tokens of the text share it."""
+    offsets: tuple[int, ...] = (0, -1, -2)
+    """Which tokens are looked at: 0 the current one, -1 the previous one, ..."""
+    keep_classes: int = Field(default=4, ge=1)
+    """Classes and affixes kept per latent and offset for the combination search."""
+    atom_penalty: float = Field(default=0.02, ge=0)
+    """Subtracted from the objective for each further atom."""
+    token_penalty: float = Field(default=0.002, ge=0)
+    """Subtracted from the objective for each further token or n-gram in an atom."""
+    min_firings: int = Field(default=10, ge=1)
+    """A latent that fires on fewer cells is not labelled."""
+    min_score: float = Field(default=0.1, ge=0, le=1)
+    """A latent whose best predicate scores lower is not labelled."""
 
 
 class RankFeaturesConfig(StageConfig):
@@ -25,21 +53,21 @@ class RankFeaturesConfig(StageConfig):
     """The token whose log-probability counts on text; on tasks always the frozen argmax."""
     estimator: Literal["attribution_patching", "integrated_gradients"] = "attribution_patching"
     """What importance.parquet holds; both are validated."""
-    integrated_steps: int = Field(4, ge=1)
+    integrated_steps: int = Field(default=4, ge=1)
     """Midpoints of integrated gradients; each costs one more backward pass."""
-    budget_tokens: int = Field(2048, gt=0)
+    budget_tokens: int = Field(default=2048, gt=0)
     """Tokens of each text domain, rounded up to whole sequences."""
-    metric_stride: int = Field(4, ge=1)
+    metric_stride: int = Field(default=4, ge=1)
     """Every so many positions of text count in the metric: the unembedding is expensive."""
-    num_prompts: int = Field(8, ge=1)
+    num_prompts: int = Field(default=8, ge=1)
     """Prompts of each task (of its training split); their last position counts."""
     validation_domain: Domain = "label"
     """Where estimates are compared with exact ablation; one of `domains`."""
-    validation_tokens: int = Field(256, gt=0)
+    validation_tokens: int = Field(default=256, gt=0)
     """Tokens (or whole prompts) of that comparison."""
-    validation_top: int = Field(50, ge=1)
+    validation_top: int = Field(default=50, ge=1)
     """Most important latents that are ablated exactly."""
-    validation_others: int = Field(50, ge=0)
+    validation_others: int = Field(default=50, ge=0)
     """Other latents that are ablated exactly, drawn evenly over the ranking."""
     batch_sequences: int = free(4, ge=1)
     """Sequences run at once; changes memory, and results only by rounding."""
@@ -56,41 +84,41 @@ class RankFeaturesConfig(StageConfig):
 class LabelFeaturesConfig(StageConfig):
     """Labels of the most important latents, scored on text the labeler has not seen."""
 
-    num_features: int = Field(1000, ge=1)
+    num_features: int = Field(default=1000, ge=1)
     """K: latents to label, by importance."""
     rank_domain: Domain = "label"
     """The domain whose importance chooses them; it must be one of `rank_features.domains`."""
     rank_target: Literal["decoder", "frozen"] = "decoder"
     """Whose prediction chooses them."""
-    fit_tokens: int = Field(100_000, gt=0)
+    fit_tokens: int = Field(default=100_000, gt=0)
     """Tokens of the `label` split for labels, examples and calibration, at most."""
-    score_tokens: int = Field(100_000, gt=0)
+    score_tokens: int = Field(default=100_000, gt=0)
     """Tokens of the `test` split for scores, at most."""
     predicate: PredicateSettings = PredicateSettings()
     """Search of the deterministic labeler."""
-    window_tokens: int = Field(16, ge=2)
+    window_tokens: int = Field(default=16, ge=2)
     """Width of a context window, for examples, detection and fuzzing."""
-    num_top: int = Field(10, ge=1)
+    num_top: int = Field(default=10, ge=1)
     """Strongest examples kept per latent."""
-    num_quantile: int = Field(10, ge=0)
+    num_quantile: int = Field(default=10, ge=0)
     """Examples over the rest of a latent's range."""
-    num_negative: int = Field(10, ge=0)
+    num_negative: int = Field(default=10, ge=0)
     """Windows per latent in which it was checked not to fire."""
-    num_shown: int = Field(3, ge=0)
+    num_shown: int = Field(default=3, ge=0)
     """Examples per latent in feature_labels.json itself."""
-    num_effects: int = Field(10, ge=1)
+    num_effects: int = Field(default=10, ge=1)
     """Promoted, and suppressed, tokens per latent."""
-    accept_detection: float = Field(0.8, ge=0, le=1)
+    accept_detection: float = Field(default=0.8, ge=0, le=1)
     """Least detection balanced accuracy of a label that counts as accepted."""
-    accept_precision: float = Field(0.5, ge=0, le=1)
+    accept_precision: float = Field(default=0.5, ge=0, le=1)
     """Least population precision of a label that counts as accepted."""
-    control_features: int = Field(200, ge=1)
+    control_features: int = Field(default=200, ge=1)
     """Latents of a random SAE that are labelled and scored as a control."""
-    control_tokens: int = Field(20_000, gt=0)
+    control_tokens: int = Field(default=20_000, gt=0)
     """Tokens of each of the two splits for that control, at most."""
-    reviews: Path | None = None
-    """A JSONL file with people's verdicts (docs/metrics/interp.md); its content is part of the
-    stage's fingerprint."""
+    reviews: Path | None = free(None)
+    """A JSONL file with people's verdicts (docs/metrics/interp.md). Its content, not its place, is
+    part of the stage's fingerprint."""
     batch_tokens: int = free(4096, ge=1)
     """Tokens encoded at once; changes memory only."""
 
@@ -98,28 +126,28 @@ class LabelFeaturesConfig(StageConfig):
 class ClusterFeaturesConfig(StageConfig):
     """Near-duplicate latents among the labelled ones, merged only if ablation agrees."""
 
-    tokens: int = Field(100_000, gt=0)
+    tokens: int = Field(default=100_000, gt=0)
     """Tokens of the `test` split for co-activation and label likeness, at most."""
-    decoder_cosine: float = Field(0.7, ge=-1, le=1)
+    decoder_cosine: float = Field(default=0.7, ge=-1, le=1)
     """SAE decoder rows at least this alike count as one vote."""
-    jaccard: float = Field(0.5, ge=0, le=1)
-    """Tokens where both fire over tokens where one does: at least this is the co-activation vote."""
-    pearson: float = Field(0.7, ge=-1, le=1)
-    """Correlation of activations: at least this is the co-activation vote too."""
-    label_jaccard: float = Field(0.7, ge=0, le=1)
+    jaccard: float = Field(default=0.5, ge=0, le=1)
+    """Tokens where both fire over tokens where one does: at least this is the joint-firing vote."""
+    pearson: float = Field(default=0.7, ge=-1, le=1)
+    """Correlation of activations: at least this is the joint-firing vote too."""
+    label_jaccard: float = Field(default=0.7, ge=0, le=1)
     """Tokens where both predicates hold over tokens where one does: at least this is one vote."""
-    min_votes: int = Field(2, ge=1, le=3)
+    min_votes: int = Field(default=2, ge=1, le=3)
     """Votes a pair needs before it is tested by ablation."""
-    fingerprint_cosine: float = Field(0.9, ge=-1, le=1)
+    fingerprint_cosine: float = Field(default=0.9, ge=-1, le=1)
     """Ablation effects at least this alike let the pair be merged."""
-    fingerprint_tokens: int = Field(8192, gt=0)
+    fingerprint_tokens: int = Field(default=8192, gt=0)
     """Tokens searched for places where the latents fire."""
-    fingerprint_tokens_per_latent: int = Field(64, gt=0)
+    fingerprint_tokens_per_latent: int = Field(default=64, gt=0)
     """Places at which each latent is ablated, at most."""
-    num_probe_tokens: int = Field(512, ge=2)
+    num_probe_tokens: int = Field(default=512, ge=2)
     """Vocabulary entries whose logits make up a fingerprint: half the most frequent of the text,
     half drawn from the rest."""
-    ultra_dense: float = Field(0.1, gt=0, le=1)
+    ultra_dense: float = Field(default=0.1, gt=0, le=1)
     """A latent that fires on a larger share of tokens is flagged."""
     batch_tokens: int = free(4096, ge=1)
     """Tokens encoded at once; changes memory only."""

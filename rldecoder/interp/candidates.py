@@ -8,14 +8,13 @@ product; no loop runs over cells.
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 from scipy import sparse
 
-from rldecoder.config.base import Config
+from rldecoder.config.interp import PredicateSettings
 from rldecoder.interp.corpus import Firings, TokenGrid
 from rldecoder.interp.predicate import (
     Affix,
@@ -31,35 +30,6 @@ IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
 POSITION_BOUNDS = (2, 3, 5, 9, 17, 33)
 SMOOTHING = 0.5
-
-
-class PredicateSettings(Config):
-    """How the deterministic labeler searches for a predicate."""
-
-    objective: Literal["f1", "balanced_accuracy"] = "f1"
-    """What a predicate is chosen by, on the text it is fitted on."""
-    max_atoms: int = Field(3, ge=1, le=6)
-    """Largest number of atoms joined by and / or."""
-    max_tokens: int = Field(12, ge=1)
-    """Largest number of tokens (or n-grams) in one atom."""
-    min_hits: int = Field(2, ge=1)
-    """A token or n-gram is considered if the latent fires on it at least so often."""
-    max_affix_length: int = Field(4, ge=1)
-    """Longest prefix or suffix, in characters."""
-    min_affix_tokens: int = Field(4, ge=2)
-    """An affix is considered if so many different tokens of the text share it."""
-    offsets: tuple[int, ...] = (0, -1, -2)
-    """Which tokens are looked at: 0 the current one, -1 the previous one, ..."""
-    keep_classes: int = Field(4, ge=1)
-    """Classes and affixes kept per latent and offset for the combination search."""
-    atom_penalty: float = Field(0.02, ge=0)
-    """Subtracted from the objective for each further atom."""
-    token_penalty: float = Field(0.002, ge=0)
-    """Subtracted from the objective for each further token or n-gram in an atom."""
-    min_firings: int = Field(10, ge=1)
-    """A latent that fires on fewer cells is not labelled."""
-    min_score: float = Field(0.1, ge=0, le=1)
-    """A latent whose best predicate scores lower is not labelled."""
 
 
 class AtomTable(NamedTuple):

@@ -11,7 +11,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from rldecoder.interp.candidates import PredicateSettings, find_candidates, objective
+from rldecoder.config.interp import PredicateSettings
+from rldecoder.interp.candidates import find_candidates, objective
 from rldecoder.interp.corpus import Firings, TokenGrid
 from rldecoder.interp.predicate import (
     Atom,

@@ -98,12 +98,13 @@ def merge_reviews(
     return out
 
 
-def recalibrated(features: list[FeatureLabel]) -> list[FeatureLabel]:
+def recalibrated(features: list[FeatureLabel], tau: float | None) -> list[FeatureLabel]:
     """Confidences refitted to people's audit verdicts, if there are enough.
 
     A logistic regression on logit(p) (Platt scaling). Only verdicts marked `audit` (drawn
     uniformly) count: verdicts taken from the queue are on uncertain labels and would bias it.
-    With fewer than MIN_AUDIT_VERDICTS, or verdicts of one kind, nothing changes.
+    With fewer than MIN_AUDIT_VERDICTS, or verdicts of one kind, nothing changes. Labels without a
+    verdict are of high confidence if their new confidence is at least `tau`.
     """
     pairs = [
         (feature.confidence, review.accept)
@@ -130,9 +131,10 @@ def recalibrated(features: list[FeatureLabel]) -> list[FeatureLabel]:
                     feature.confidence_high,
                 )
             )
-            feature = feature.model_copy(
-                update={"confidence": p, "confidence_low": low, "confidence_high": high}
-            )
+            changes = {"confidence": p, "confidence_low": low, "confidence_high": high}
+            if all(review.accept is None for review in feature.reviews):
+                changes["high_confidence"] = tau is not None and p >= tau
+            feature = feature.model_copy(update=changes)
         out.append(feature)
     return out
 

@@ -1,0 +1,253 @@
+"""Find near-duplicates among the labelled latents, merge what ablation confirms, flag bad ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rldecoder import schemas
+from rldecoder.config.interp import ClusterFeaturesConfig
+from rldecoder.data.activations import ActivationReader
+from rldecoder.decoder.loading import load_decoder
+from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
+from rldecoder.interp.clusters import (
+    PAIRS,
+    Likeness,
+    Thresholds,
+    fingerprint_cosine,
+    fingerprints,
+    likeness,
+    merge,
+)
+from rldecoder.interp.corpus import SplitFirings, read_firings
+from rldecoder.interp.predicate import evaluate
+from rldecoder.interp.records import FeatureLabels
+from rldecoder.interp.vocabulary import Vocabulary
+from rldecoder.lm.frozen import FrozenLM
+from rldecoder.sae.model import Sae, SparseLatents
+from rldecoder.seeds import derive_seed, seed_everything
+from rldecoder.stages.context import InputArtifact, Scalar, Stage, StageContext, StageOutput
+
+
+class Tested(NamedTuple):
+    """Pairs with at least one vote, as columns of PAIRS, and those that agree under ablation."""
+
+    columns: dict[str, list[Any]]
+    agreeing: set[frozenset[int]]
+
+
+def run(
+    inputs: Mapping[str, InputArtifact], config: ClusterFeaturesConfig, ctx: StageContext
+) -> StageOutput:
+    """Write clusters.json and pairs.parquet."""
+    seed_everything(ctx.seed)
+    labels = FeatureLabels.load(inputs["label_features"].path)
+    latents = np.array([feature.latent for feature in labels.features], np.int64)
+    lm = FrozenLM.load(inputs["sync_tokenizer"].path / "model", device=ctx.device)
+    sae = Sae.load(inputs["train_sae"].path / "sae", device=ctx.device)
+    decoder = load_decoder(inputs["freeze_decoder"].path / "decoder", lm, sae)
+    vocabulary = Vocabulary.from_tokenizer(lm.tokenizer, lm.vocab_size)
+    reader = ActivationReader(inputs["cache_activations"].path, "test")
+    with ctx.report.track("clusters", 3, "step") as bar:
+        split = read_firings(
+            reader,
+            sae,
+            split="test",
+            max_tokens=config.tokens,
+            batch_tokens=config.batch_tokens,
+        )
+        bar.advance(note="text read")
+        alike = _compare(labels, split, sae, vocabulary)
+        bar.advance(note="compared")
+        tested = _test_pairs(latents, alike, config, decoder, split, reader, ctx.seed)
+        bar.advance(note="ablated")
+    clusters = merge(latents.tolist(), tested.agreeing)
+    representative = {m: rep for rep, members in clusters.items() for m in members}
+    tested.columns["merged"] = [
+        representative[a] == representative[b]
+        for a, b in zip(tested.columns["latent_a"], tested.columns["latent_b"], strict=True)
+    ]
+    schemas.write_parquet(ctx.out / "pairs.parquet", tested.columns, PAIRS)
+    result = _result(labels, clusters, split, config)
+    schemas.write_json(ctx.out / "clusters.json", result)
+    metrics: dict[str, Scalar] = {
+        "latents": len(latents),
+        "clusters": len(clusters),
+        "merged_latents": len(latents) - len(clusters),
+        "pairs_with_votes": len(tested.columns["latent_a"]),
+        "pairs_tested": sum(cosine is not None for cosine in tested.columns["fingerprint_cosine"]),
+        "pairs_agreeing": len(tested.agreeing),
+        "dead_latents": result["counts"]["dead"],
+        "ultra_dense_latents": result["counts"]["ultra_dense"],
+        "label_failed_latents": result["counts"]["label_failed"],
+    }
+    return StageOutput(metrics)
+
+
+def _compare(
+    labels: FeatureLabels, split: SplitFirings, sae: Sae, vocabulary: Vocabulary
+) -> Likeness:
+    """Likeness of all pairs of labelled latents on the valid cells."""
+    cells = split.grid.cells
+    masks: list[NDArray[np.bool_] | None] = []
+    for feature in labels.features:
+        held = None
+        if feature.predicate is not None:
+            held = evaluate(feature.predicate, split.grid.tokens, vocabulary).reshape(-1)[cells]
+        masks.append(held)
+    latents = np.array([feature.latent for feature in labels.features], np.int64)
+    directions = sae.W_dec[torch.as_tensor(latents)].double().cpu().numpy()
+    # `split` keeps all latents, so a latent's row is its id.
+    acts = split.firings.matrix[latents]
+    return likeness(directions, acts, cells.size, masks)
+
+
+def _test_pairs(
+    latents: NDArray[np.int64],
+    alike: Likeness,
+    config: ClusterFeaturesConfig,
+    decoder: SaeDecoderForCausalLM,
+    split: SplitFirings,
+    reader: ActivationReader,
+    seed: int,
+) -> Tested:
+    """Ablate the latents of pairs with enough votes and compare what happens."""
+    limits = Thresholds(
+        config.decoder_cosine,
+        config.jaccard,
+        config.pearson,
+        config.label_jaccard,
+        config.fingerprint_cosine,
+        config.min_votes,
+    )
+    votes = np.triu(alike.votes(limits), k=1)
+    first, second = np.nonzero(votes)
+    enough = votes[first, second] >= limits.min_votes
+    wanted = np.unique(latents[np.concatenate([first[enough], second[enough]])]).tolist()
+    probes = _probes(split, decoder.config.vocab_size, config.num_probe_tokens, seed)
+    found = {}
+    if wanted:
+        found = fingerprints(
+            decoder,
+            _encode(reader, decoder.frozen.sae, config),
+            wanted,
+            probes.to(decoder.W.device),
+            config.fingerprint_tokens_per_latent,
+        )
+    columns: dict[str, list[Any]] = {name: [] for name in PAIRS.names}
+    agreeing = set()
+    for i, j, ready in zip(first.tolist(), second.tolist(), enough.tolist(), strict=True):
+        a, b = int(latents[i]), int(latents[j])
+        cosine = fingerprint_cosine(found.get(a), found.get(b)) if ready else None
+        agree = cosine is not None and cosine >= limits.fingerprint_cosine
+        if agree:
+            agreeing.add(frozenset((a, b)))
+        label = float(alike.label_jaccard[i, j])
+        values = {
+            "latent_a": a,
+            "latent_b": b,
+            "decoder_cosine": float(alike.decoder_cosine[i, j]),
+            "jaccard": float(alike.jaccard[i, j]),
+            "pearson": float(alike.pearson[i, j]),
+            "label_jaccard": None if np.isnan(label) else label,
+            "votes": int(votes[i, j]),
+            "fingerprint_cosine": cosine,
+            "agree": agree,
+        }
+        for name, value in values.items():
+            columns[name].append(value)
+    return Tested(columns, agreeing)
+
+
+@torch.no_grad()
+def _encode(reader: ActivationReader, sae: Sae, config: ClusterFeaturesConfig) -> SparseLatents:
+    """The active latents of the first tokens of the split, padded to one width."""
+    parts = []
+    device = sae.W_enc.device
+    for batch in reader.ordered(
+        config.batch_tokens, columns=("resid",), max_tokens=config.fingerprint_tokens
+    ):
+        assert batch.resid is not None
+        parts.append(sae.encode(batch.resid.to(device).float()))
+    width = max(part.acts.shape[1] for part in parts)
+
+    def padded(tensor: Tensor) -> Tensor:
+        return torch.nn.functional.pad(tensor, (0, width - tensor.shape[1]))
+
+    return SparseLatents(
+        torch.cat([padded(part.acts) for part in parts]),
+        torch.cat([padded(part.indices) for part in parts]),
+    )
+
+
+def _probes(split: SplitFirings, vocab_size: int, count: int, seed: int) -> Tensor:
+    """Probe token ids: half the most frequent of the text, half drawn from the other tokens."""
+    tokens = split.grid.tokens[split.grid.valid]
+    frequent = np.argsort(-np.bincount(tokens, minlength=vocab_size), kind="stable")
+    count = min(count, vocab_size)
+    half = count // 2
+    rng = np.random.default_rng(derive_seed(seed, "probes"))
+    drawn = rng.choice(frequent[half:], count - half, replace=False)
+    return torch.from_numpy(np.sort(np.concatenate([frequent[:half], drawn])))
+
+
+def _result(
+    labels: FeatureLabels,
+    clusters: dict[int, list[int]],
+    split: SplitFirings,
+    config: ClusterFeaturesConfig,
+) -> dict[str, Any]:
+    """clusters.json: clusters, aliases (every latent keeps its id), and flags."""
+    feature_of = {feature.latent: feature for feature in labels.features}
+    density = split.firings.counts / split.grid.cells.size
+    reasons = {
+        "dead": np.flatnonzero(density == 0).tolist(),
+        "ultra_dense": np.flatnonzero(density > config.ultra_dense).tolist(),
+        "label_failed": sorted(f.latent for f in labels.features if f.status == "failed"),
+    }
+    flagged: dict[int, list[str]] = {}
+    for reason, ids in reasons.items():
+        for latent in ids:
+            flagged.setdefault(int(latent), []).append(reason)
+    return {
+        "schema_version": 1,
+        "sae_digest": labels.sae_digest,
+        "num_tokens": int(split.grid.cells.size),
+        "clusters": [
+            {
+                "representative": latent,
+                "members": members,
+                "label": feature_of[latent].label,
+                "importance": sum(feature_of[member].importance for member in members),
+            }
+            for latent, members in clusters.items()
+        ],
+        "aliases": {
+            str(member): latent for latent, members in clusters.items() for member in members[1:]
+        },
+        "flagged": [{"latent": latent, "reasons": flagged[latent]} for latent in sorted(flagged)],
+        "counts": {reason: len(ids) for reason, ids in reasons.items()},
+        "thresholds": config.digest_fields(),
+    }
+
+
+STAGE = Stage(
+    name="cluster_features",
+    kind="clusters",
+    version=1,
+    inputs=(
+        "sync_tokenizer",
+        "cache_activations",
+        "train_sae",
+        "freeze_decoder",
+        "rank_features",
+        "label_features",
+    ),
+    run=run,
+    phase="interpretation",
+)

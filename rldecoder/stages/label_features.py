@@ -1,0 +1,338 @@
+"""Label the most important latents, score the labels on unseen text, and say how sure they are."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rldecoder import schemas
+from rldecoder.config.interp import LabelFeaturesConfig
+from rldecoder.data.activations import ActivationReader
+from rldecoder.data.shards import read_token_table
+from rldecoder.decoder.loading import load_decoder
+from rldecoder.errors import BadInputError
+from rldecoder.interp.calibration import Acceptance, high_confidence_threshold, reliability
+from rldecoder.interp.corpus import SplitFirings, read_firings, with_documents
+from rldecoder.interp.examples import (
+    EXAMPLES,
+    ExampleSettings,
+    collect_examples,
+    token_effects,
+    top_examples,
+)
+from rldecoder.interp.labelers import PredicateLabeler
+from rldecoder.interp.labelling import (
+    Confidences,
+    Labelled,
+    calibrate,
+    check_disjoint,
+    draw_alive,
+    label_and_score,
+    random_sae,
+    score_columns,
+    shuffled_control,
+    summary,
+)
+from rldecoder.interp.records import FeatureLabel, FeatureLabels, Scores
+from rldecoder.interp.review import merge_reviews, read_reviews, recalibrated, with_queue_ranks
+from rldecoder.interp.scores import SCORES
+from rldecoder.interp.tally import IMPORTANCE
+from rldecoder.interp.vocabulary import Vocabulary
+from rldecoder.lm.frozen import FrozenLM
+from rldecoder.sae.model import Sae
+from rldecoder.seeds import derive_seed, seed_everything
+from rldecoder.stages.context import InputArtifact, Scalar, Stage, StageContext, StageOutput
+
+MEAN_TOKENS = 4096
+"""Tokens whose mean residual centres the random SAE."""
+
+
+class Ranked(NamedTuple):
+    """The latents to label, most important first."""
+
+    latents: NDArray[np.int64]
+    importance: NDArray[np.float64]
+
+
+def run(
+    inputs: Mapping[str, InputArtifact], config: LabelFeaturesConfig, ctx: StageContext
+) -> StageOutput:
+    """Write feature_labels.json, examples.parquet, scores.parquet and controls.json."""
+    seed_everything(ctx.seed)
+    ranked = _ranked(inputs, config)
+    digest = inputs["train_sae"].digest
+    reviews = [] if config.reviews is None else read_reviews(config.reviews, digest)
+    lm = FrozenLM.load(inputs["sync_tokenizer"].path / "model", device=ctx.device)
+    sae = Sae.load(inputs["train_sae"].path / "sae", device=ctx.device)
+    vocabulary = Vocabulary.from_tokenizer(lm.tokenizer, lm.vocab_size)
+    labeler = PredicateLabeler(config.predicate)
+    acceptance = Acceptance(config.accept_detection, config.accept_precision)
+    rng = np.random.default_rng(derive_seed(ctx.seed, "labels"))
+
+    with ctx.report.track("labels", 5, "step") as bar:
+        fit = _read(inputs, config, sae, "label", ranked.latents, config.fit_tokens)
+        scored = _read(inputs, config, sae, "test", ranked.latents, config.score_tokens)
+        check_disjoint(fit.grid, scored.grid)
+        bar.advance(note="text read")
+        labelled = label_and_score(labeler, fit, scored, vocabulary, config.window_tokens, rng)
+        bar.advance(note="labelled")
+        confidences = calibrate(
+            labeler,
+            fit,
+            labelled.drafts,
+            vocabulary,
+            config.window_tokens,
+            acceptance,
+            derive_seed(ctx.seed, "calibration"),
+        )
+        bar.advance(note="calibrated")
+        methods = {
+            "label": labelled,
+            "shuffled": shuffled_control(labelled, scored, vocabulary, config.window_tokens, rng),
+            "random_sae": _random_control(inputs, config, ctx, sae, vocabulary),
+        }
+        bar.advance(note="controls")
+        decoder = load_decoder(inputs["freeze_decoder"].path / "decoder", lm, sae)
+        sizes = ExampleSettings(
+            config.window_tokens, config.num_top, config.num_quantile, config.num_negative
+        )
+        examples = collect_examples(fit.grid, fit.firings, sizes, rng)
+        effects = token_effects(decoder, ranked.latents, vocabulary, config.num_effects)
+        shown = top_examples(examples, vocabulary, config.num_shown)
+        bar.advance(note="examples")
+
+    tau = high_confidence_threshold(
+        confidences.model.out_of_fold(), confidences.model.data.accepted
+    )
+    cells = fit.grid.cells.size
+    features = [
+        _record(row, ranked, labelled, confidences, tau, labeler.name).model_copy(
+            update={
+                "density": int(fit.firings.counts[row]) / cells,
+                "examples": shown.get(int(latent), []),
+                "promoted": effects[row][0],
+                "suppressed": effects[row][1],
+            }
+        )
+        for row, latent in enumerate(ranked.latents)
+    ]
+    features = with_queue_ranks(recalibrated(merge_reviews(features, reviews), tau))
+    schemas.write_parquet(ctx.out / "examples.parquet", examples, EXAMPLES)
+    schemas.write_parquet(ctx.out / "scores.parquet", _columns(methods), SCORES)
+    controls = {
+        "methods": {name: summary(method, acceptance) for name, method in methods.items()},
+        "calibration": _calibration_report(labelled, confidences, acceptance, tau),
+        "acceptance": acceptance._asdict(),
+    }
+    schemas.write_json(ctx.out / "controls.json", controls)
+    labels = _file(inputs, config, sae, features, tau)
+    labels.save(ctx.out)
+    return _output(labels, controls, config)
+
+
+def _ranked(inputs: Mapping[str, InputArtifact], config: LabelFeaturesConfig) -> Ranked:
+    """The top K latents of the configured domain and target; ties by id."""
+    path = inputs["rank_features"].path / "importance.parquet"
+    table = schemas.read_parquet(path, IMPORTANCE.names)
+    wanted = (np.asarray(table["domain"]) == config.rank_domain) & (
+        np.asarray(table["target"]) == config.rank_target
+    )
+    latents = np.asarray(table["latent"], np.int64)[wanted]
+    importance = np.asarray(table["importance"], np.float64)[wanted]
+    order = np.lexsort((latents, -importance))
+    order = order[importance[order] > 0][: config.num_features]
+    if not order.size:
+        raise BadInputError(
+            f"No latent has importance in domain {config.rank_domain!r} for target "
+            f"{config.rank_target!r}.",
+            "`rank_features` did not measure this pair, or every importance is 0.",
+            "Set label_features.rank_domain and rank_target to what rank_features measures.",
+        )
+    return Ranked(latents[order], importance[order])
+
+
+def _read(
+    inputs: Mapping[str, InputArtifact],
+    config: LabelFeaturesConfig,
+    sae: Sae,
+    split: str,
+    latents: NDArray[np.int64] | None,
+    max_tokens: int,
+) -> SplitFirings:
+    """Firings on a split's cached activations, with documents from the token table."""
+    grid, firings = read_firings(
+        ActivationReader(inputs["cache_activations"].path, split),
+        sae,
+        split=split,
+        latents=latents,
+        max_tokens=max_tokens,
+        batch_tokens=config.batch_tokens,
+    )
+    return SplitFirings(
+        with_documents(grid, read_token_table(inputs["ingest"].path, split)), firings
+    )
+
+
+def _random_control(
+    inputs: Mapping[str, InputArtifact],
+    config: LabelFeaturesConfig,
+    ctx: StageContext,
+    sae: Sae,
+    vocabulary: Vocabulary,
+) -> Labelled:
+    """Label and score latents of an untrained SAE exactly as those of the trained one."""
+    seed = derive_seed(ctx.seed, "random-sae")
+    rng = np.random.default_rng(seed)
+    reader = ActivationReader(inputs["cache_activations"].path, "label")
+    control = random_sae(sae.spec, reader, MEAN_TOKENS, seed).to(ctx.device)
+    fit = _read(inputs, config, control, "label", None, config.control_tokens)
+    chosen = draw_alive(fit.firings, config.control_features, config.predicate.min_firings, rng)
+    latents = fit.firings.latents[chosen]
+    fit = fit._replace(firings=fit.firings.select(chosen))
+    scored = _read(inputs, config, control, "test", latents, config.control_tokens)
+    labeler = PredicateLabeler(config.predicate)
+    return label_and_score(labeler, fit, scored, vocabulary, config.window_tokens, rng)
+
+
+def _record(
+    row: int,
+    ranked: Ranked,
+    labelled: Labelled,
+    confidences: Confidences,
+    tau: float | None,
+    labeler: str,
+) -> FeatureLabel:
+    """One latent's record, without density, examples and token effects."""
+    draft, scores = labelled.drafts[row], labelled.scores[row]
+    p = float(confidences.p[row])
+    return FeatureLabel(
+        latent=draft.latent,
+        status="failed" if draft.text is None else "labelled",
+        label=draft.text,
+        failure=draft.failure,
+        predicate=draft.predicate,
+        labeler=labeler,
+        confidence=p,
+        confidence_low=float(confidences.low[row]),
+        confidence_high=float(confidences.high[row]),
+        high_confidence=draft.text is not None and tau is not None and p >= tau,
+        importance=float(ranked.importance[row]),
+        importance_rank=row + 1,
+        density=0.0,
+        scores=Scores(**{name: getattr(scores, name) for name in Scores.model_fields}),
+        examples=[],
+        promoted=[],
+        suppressed=[],
+        queue_rank=row + 1,
+    )
+
+
+def _columns(methods: dict[str, Labelled]) -> dict[str, list[Any]]:
+    """All methods' rows for scores.parquet."""
+    columns: dict[str, list[Any]] = {name: [] for name in SCORES.names}
+    for name, labelled in methods.items():
+        for column, values in score_columns(labelled, name).items():
+            columns[column] += values
+    return columns
+
+
+def _calibration_report(
+    labelled: Labelled, confidences: Confidences, acceptance: Acceptance, tau: float | None
+) -> dict[str, Any]:
+    """How confidences made on the `label` split hold on the `test` split, for labels that exist."""
+    has_label = np.array([draft.predicate is not None for draft in labelled.drafts], bool)
+    outcome = np.array([acceptance.accepts(scores) for scores in labelled.scores], bool)
+    model = confidences.model
+    return {
+        "model": model.kind,
+        "fit_rows": int(model.data.accepted.size),
+        "fit_accepted": int(model.data.accepted.sum()),
+        "high_confidence_threshold": tau,
+        "test": reliability(confidences.p[has_label], outcome[has_label]),
+        "fit_out_of_fold": reliability(model.out_of_fold(), model.data.accepted),
+    }
+
+
+def _file(
+    inputs: Mapping[str, InputArtifact],
+    config: LabelFeaturesConfig,
+    sae: Sae,
+    features: list[FeatureLabel],
+    tau: float | None,
+) -> FeatureLabels:
+    labelled = sum(feature.status == "labelled" for feature in features)
+    return FeatureLabels(
+        model_name=sae.spec.model_name,
+        hook_layer=sae.spec.hook_layer,
+        num_latents=sae.num_latents,
+        sae_digest=inputs["train_sae"].digest,
+        requested=config.num_features,
+        features=features,
+        labelled=labelled,
+        failed=len(features) - labelled,
+        high_confidence_threshold=tau,
+        coverage=sum(feature.high_confidence for feature in features) / len(features),
+    )
+
+
+def _output(
+    labels: FeatureLabels, controls: dict[str, Any], config: LabelFeaturesConfig
+) -> StageOutput:
+    methods, test = controls["methods"], controls["calibration"]["test"]
+    metrics: dict[str, Scalar] = {
+        "latents": len(labels.features),
+        "labelled": labels.labelled,
+        "failed": labels.failed,
+        "accepted_on_test": methods["label"]["accepted"],
+        "high_confidence_coverage": labels.coverage,
+        "mean_detection": methods["label"]["mean_detection"],
+        "mean_fuzzing": methods["label"]["mean_fuzzing"],
+        "mean_f1": methods["label"]["mean_f1"],
+        "shuffled_detection": methods["shuffled"]["mean_detection"],
+        "random_sae_detection": methods["random_sae"]["mean_detection"],
+        "random_sae_f1": methods["random_sae"]["mean_f1"],
+        "confidence_ece": test["ece"],
+        "confidence_brier": test["brier"],
+    }
+    reasons: tuple[str, ...] = ()
+    if len(labels.features) < config.num_features:
+        reasons = (
+            f"Only {len(labels.features)} of the {config.num_features} requested latents have "
+            "importance above 0.",
+        )
+    return StageOutput(metrics, reasons=reasons)
+
+
+def _fingerprint(config: LabelFeaturesConfig) -> dict[str, str]:
+    """The content of the review file decides, not its place."""
+    if config.reviews is None:
+        return {}
+    if not config.reviews.is_file():
+        raise BadInputError(
+            f"The review file {config.reviews} does not exist.",
+            "",
+            "Correct `label_features.reviews`, or leave it empty.",
+        )
+    return {"reviews": hashlib.sha256(config.reviews.read_bytes()).hexdigest()}
+
+
+STAGE = Stage(
+    name="label_features",
+    kind="labels",
+    version=1,
+    inputs=(
+        "sync_tokenizer",
+        "ingest",
+        "cache_activations",
+        "train_sae",
+        "freeze_decoder",
+        "rank_features",
+    ),
+    run=run,
+    phase="interpretation",
+    fingerprint=_fingerprint,
+)

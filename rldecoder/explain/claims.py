@@ -62,7 +62,7 @@ def claim_sentence(claim: Claim) -> str:
         if claim.strength > STRONG_ABOVE
         else ""
     )
-    change = "lower" if claim.direction == "supports" else "raise"
+    change = "lower" if claim.direction == "supports" else "higher"
     token = visible_token(claim.output_token)
     return (
         f"Feature #{claim.latent}{label}, most active at “{visible_token(claim.evidence_text)}” "

@@ -274,9 +274,11 @@ def losses(
     pointer = -(share * logprob).sum(-1).mean()
     error = F.smooth_l1_loss(pointers.effects / unit, single / unit, reduction="none")
     effect = (error * slots.mask).sum() / slots.mask.sum().clamp_min(1)
-    # Straight-through: the claims are hard choices, their gradient is the gates'.
+    # Straight-through: the claims are hard choices, their gradient is the gates'. Strengths are
+    # detached: they must stay what was measured, not become a code for the reconstructor.
     hard = explainer.choose(pointers).float()
     claimed = hard + pointers.gates - pointers.gates.detach()
-    predicted = explainer.reconstructor(claimed, pointers.effects / unit, removals, logprobs)
+    strengths = pointers.effects.detach() / unit
+    predicted = explainer.reconstructor(claimed, strengths, removals, logprobs)
     reconstruction = F.smooth_l1_loss(predicted, joint / unit)
     return LossParts(pointer, effect, reconstruction, pointers.gates.sum(-1).mean())

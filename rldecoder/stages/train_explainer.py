@@ -43,7 +43,8 @@ from rldecoder.stages.context import InputArtifact, Stage, StageContext, StageOu
 
 TOKENS_PER_BATCH = 4096
 LOG_EVERY = 10
-TEST_PROMPT_SHARE = 0.1
+# Fewer than the smallest task has: test prompts never repeat.
+MAX_TEST_PROMPTS = 48
 
 
 def run(
@@ -89,6 +90,8 @@ def _make(
     count = config.num_pairs if split == "train" else config.num_test_positions
     reader = ActivationReader(cache, "label" if split == "train" else "test")
     num_prompts = math.ceil(count * config.task_share / len(TASKS))
+    if split == "test":
+        num_prompts = min(num_prompts, MAX_TEST_PROMPTS)
     seed = derive_seed(ctx.seed, "positions", split)
     parts: list[Positions] = []
     if count > num_prompts * len(TASKS):

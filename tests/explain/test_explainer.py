@@ -1,0 +1,147 @@
+"""The pointer model: a set function that cannot invent a feature, learns, and round-trips."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
+from rldecoder.errors import BadInputError, DamagedFileError
+from rldecoder.explain.explainer import Explainer, Pointers, Slots, losses, make_slots
+from rldecoder.explain.pairs import Pairs
+
+
+def slots_of(explainer: Explainer, decoder: SaeDecoderForCausalLM, pairs: Pairs) -> Slots:
+    return make_slots(explainer, decoder, pairs.candidates)
+
+
+def test_permuting_candidates_permutes_the_output(
+    explainer: Explainer, decoder: SaeDecoderForCausalLM, pairs: dict[str, Pairs]
+) -> None:
+    for head in (explainer.pointer_head, explainer.effect_head):
+        torch.nn.init.normal_(head.weight)
+    slots = slots_of(explainer, decoder, pairs["label"])
+    order = torch.randperm(8)
+    permuted = Slots(*(column[:, order] for column in slots))
+    expected, found = explainer(slots), explainer(permuted)
+    for name in Pointers._fields:
+        torch.testing.assert_close(
+            getattr(found, name), getattr(expected, name)[:, order], atol=1e-4, rtol=1e-4
+        )
+
+
+def test_claims_point_only_to_active_features(
+    explainer: Explainer, decoder: SaeDecoderForCausalLM, pairs: dict[str, Pairs]
+) -> None:
+    torch.nn.init.normal_(explainer.pointer_head.weight)
+    torch.nn.init.constant_(explainer.gate_bias, 50.0)
+    candidates = pairs["label"].candidates
+    acts = candidates.acts.clone()
+    acts[:, 5:] = 0
+    acts[0] = 0
+    pointers = explainer(make_slots(explainer, decoder, candidates._replace(acts=acts)))
+    chosen = explainer.choose(pointers)
+    assert bool(torch.isfinite(pointers.effects).all())
+    assert not bool(chosen[:, 5:].any())
+    assert not bool(chosen[0].any())
+    assert chosen[1:].sum(-1).unique().tolist() == [3]
+
+
+def test_claims_below_the_noise_are_not_made(
+    explainer: Explainer, decoder: SaeDecoderForCausalLM, pairs: dict[str, Pairs]
+) -> None:
+    torch.nn.init.constant_(explainer.gate_bias, 50.0)
+    pointers = explainer(slots_of(explainer, decoder, pairs["label"]))
+    noise = float(pointers.effects.detach().abs().median())
+    explainer.spec = explainer.spec.model_copy(update={"noise": noise, "max_claims": 8})
+    chosen = explainer.choose(pointers)
+    assert bool((pointers.effects.abs()[chosen] > noise).all())
+    assert int(chosen.sum()) == int((pointers.effects.abs() > noise).sum())
+
+
+def test_reconstructor_reads_the_claims_alone(explainer: Explainer) -> None:
+    for layer in explainer.reconstructor.modules():
+        if isinstance(layer, torch.nn.Linear):
+            torch.nn.init.normal_(layer.weight)
+    claimed = torch.tensor([[1.0, 0.0, 1.0]])
+    removals = torch.ones(1, 2, 3)
+    removals[0, 1, 0] = 0
+    effects = torch.tensor([[0.5, 3.0, -1.0]])
+    other = torch.tensor([[0.5, -9.0, -1.0]])
+    logprobs = torch.tensor([-1.0])
+    explainer.requires_grad_(False)
+    first = explainer.reconstructor(claimed, effects, removals, logprobs)
+    torch.testing.assert_close(first, explainer.reconstructor(claimed, other, removals, logprobs))
+    assert float(first[0, 0]) != pytest.approx(float(first[0, 1]))
+
+
+def test_untrained_reconstructor_adds_up_the_claims(explainer: Explainer) -> None:
+    predicted = explainer.reconstructor(
+        torch.tensor([[1.0, 0.0, 1.0]]),
+        torch.tensor([[0.5, 3.0, -1.0]]),
+        torch.tensor([[[1.0, 1.0, 1.0], [0.5, 1.0, 0.0]]]),
+        torch.tensor([-1.0]),
+    )
+    assert predicted.tolist() == [[-0.5, 0.25]]
+
+
+def test_training_lowers_the_errors_and_helps_on_new_positions(
+    explainer: Explainer, decoder: SaeDecoderForCausalLM, pairs: dict[str, Pairs]
+) -> None:
+    def total(split: str) -> torch.Tensor:
+        found = pairs[split]
+        parts = losses(
+            explainer,
+            slots_of(explainer, decoder, found),
+            found.candidates.logprobs,
+            found.measured.single,
+            found.removals,
+            found.measured.joint,
+        )
+        return torch.stack([parts.pointer, parts.effect, parts.reconstruction])
+
+    before, before_new = total("label").detach(), total("test").detach()
+    optimizer = torch.optim.AdamW(explainer.parameters(), lr=2e-3)
+    for _ in range(60):
+        optimizer.zero_grad()
+        total("label").sum().backward()
+        optimizer.step()
+    after, after_new = total("label").detach(), total("test").detach()
+    # The pointer term starts at the first-order estimate, which is hard to beat here.
+    assert bool((after[1:] < before[1:]).all()), (before, after)
+    assert float(after_new.sum()) < 0.9 * float(before_new.sum())
+
+
+def test_length_penalty_shortens_explanations(
+    explainer: Explainer, decoder: SaeDecoderForCausalLM, pairs: dict[str, Pairs]
+) -> None:
+    slots = slots_of(explainer, decoder, pairs["label"])
+    before = explainer(slots).gates.sum()
+    optimizer = torch.optim.AdamW(explainer.parameters(), lr=1e-2)
+    for _ in range(10):
+        optimizer.zero_grad()
+        explainer(slots).gates.sum().backward()
+        optimizer.step()
+    assert float(explainer(slots).gates.sum().detach()) < float(before.detach())
+
+
+def test_save_and_load(
+    explainer: Explainer,
+    decoder: SaeDecoderForCausalLM,
+    pairs: dict[str, Pairs],
+    tmp_path: Path,
+) -> None:
+    explainer.scales.uniform_()
+    explainer.save(tmp_path)
+    loaded = Explainer.load(tmp_path)
+    assert loaded.spec == explainer.spec
+    before = explainer(slots_of(explainer, decoder, pairs["test"]))
+    after = loaded(slots_of(loaded, decoder, pairs["test"]))
+    torch.testing.assert_close(after.effects, before.effects, atol=0, rtol=0)
+    (tmp_path / "explainer.safetensors").write_bytes(b"junk")
+    with pytest.raises(DamagedFileError):
+        Explainer.load(tmp_path)
+    with pytest.raises(BadInputError):
+        Explainer.load(tmp_path / "nowhere")

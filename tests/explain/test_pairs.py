@@ -1,0 +1,84 @@
+"""Positions come from where they say, and pairs are written without padding."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from rldecoder.data.activations import ActivationReader
+from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
+from rldecoder.explain.pairs import (
+    PAIRS,
+    Pairs,
+    join_latents,
+    join_positions,
+    make_pairs,
+    positions_from_cache,
+    positions_from_prompts,
+    write_pairs,
+)
+from rldecoder.sae.model import SparseLatents
+from rldecoder.schemas import read_parquet
+from rldecoder.seeds import torch_generator
+
+
+def test_cached_positions_are_distinct_and_repeatable(
+    decoder: SaeDecoderForCausalLM, cache: Path
+) -> None:
+    reader = ActivationReader(cache, "label")
+    first, again = (positions_from_cache(reader, decoder, 50, seed=3) for _ in range(2))
+    places = list(zip(first.seq_id.tolist(), first.pos.tolist(), strict=True))
+    assert len(set(places)) == 50
+    assert first.pos.tolist() == again.pos.tolist()
+    assert len(positions_from_cache(reader, decoder, 10_000, seed=3).source) == reader.num_tokens
+
+
+def test_prompts_in_a_batch_equal_prompts_alone(decoder: SaeDecoderForCausalLM) -> None:
+    prompts = ["for x in range(10):", "a", "import os\nimport sys and more words here"]
+    together = positions_from_prompts(decoder, prompts, "addition")
+    assert together.source == ["addition"] * 3
+    for row, prompt in enumerate(prompts):
+        alone = positions_from_prompts(decoder, [prompt], "addition")
+        assert set(alone.latents.indices[0].tolist()) == set(together.latents.indices[row].tolist())
+        torch.testing.assert_close(
+            alone.latents.acts[0].sort().values,
+            together.latents.acts[row].sort().values,
+            atol=1e-3,
+            rtol=1e-3,
+        )
+        assert int(together.context_token[row]) == int(alone.context_token[0])
+
+
+def test_batches_of_different_width_are_padded_with_inactive_latents() -> None:
+    narrow = SparseLatents(torch.ones(2, 1), torch.full((2, 1), 5))
+    wide = SparseLatents(torch.full((1, 3), 2.0), torch.full((1, 3), 6))
+    joined = join_latents([narrow, wide])
+    assert joined.acts.tolist() == [[1, 0, 0], [1, 0, 0], [2, 2, 2]]
+    assert joined.indices.shape == (3, 3)
+
+
+def test_pairs_on_disk(
+    decoder: SaeDecoderForCausalLM, pairs: dict[str, Pairs], cache: Path, tmp_path: Path
+) -> None:
+    positions = join_positions(
+        [
+            positions_from_cache(ActivationReader(cache, "label"), decoder, 5, seed=0),
+            positions_from_prompts(decoder, ["one two"], "cloze"),
+        ]
+    )
+    made = make_pairs(
+        decoder, positions, max_candidates=4, interventions=2, generator=torch_generator(0)
+    )
+    made.candidates.acts[2, 3] = 0  # padding, as a ReLU SAE would have
+    write_pairs(tmp_path / "pairs.parquet", made)
+    table = read_parquet(tmp_path / "pairs.parquet")
+    assert table.schema == PAIRS
+    rows = table.to_pylist()
+    assert [row["source"] for row in rows] == ["text"] * 5 + ["cloze"]
+    assert rows[5]["seq_id"] == rows[5]["pos"] == -1
+    assert [len(row["effects"]) for row in rows] == [4, 4, 3, 4, 4, 4]
+    for row in rows:
+        strongest = row["latents"][int(np.abs(row["effects"]).argmax())]
+        assert row["rationale"][0] == strongest

@@ -1,0 +1,119 @@
+"""Exact effects against a loop that really runs the decoder."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
+from rldecoder.errors import BadInputError
+from rldecoder.explain import patching
+from rldecoder.explain.pairs import Pairs
+from rldecoder.sae.model import SparseLatents
+from rldecoder.seeds import torch_generator
+
+
+def brute_force(
+    decoder: SaeDecoderForCausalLM, latents: SparseLatents, shares: dict[int, float], token: int
+) -> float:
+    """log p(token) lost when each latent's activation is reduced by a share; one position."""
+    acts = latents.acts.clone()
+    for slot, latent in enumerate(latents.indices.tolist()):
+        acts[slot] *= 1 - shares.get(latent, 0.0)
+    before = decoder.logits(latents).log_softmax(-1)[token]
+    after = decoder.logits(SparseLatents(acts, latents.indices)).log_softmax(-1)[token]
+    return float(before - after)
+
+
+def test_effects_equal_brute_force(decoder: SaeDecoderForCausalLM, pairs: dict[str, Pairs]) -> None:
+    found = pairs["label"]
+    for row in range(0, 60, 7):
+        latents = SparseLatents(
+            found.positions.latents.acts[row], found.positions.latents.indices[row]
+        )
+        token = int(found.candidates.tokens[row])
+        assert token == int(decoder.logits(latents).argmax())
+        named = found.candidates.indices[row].tolist()
+        for slot, latent in enumerate(named):
+            expected = brute_force(decoder, latents, {latent: 1.0}, token)
+            assert float(found.measured.single[row, slot]) == pytest.approx(expected, abs=2e-5)
+        for m in range(3):
+            shares = dict(zip(named, found.removals[row, m].tolist(), strict=True))
+            expected = brute_force(decoder, latents, shares, token)
+            assert float(found.measured.joint[row, m]) == pytest.approx(expected, abs=2e-5)
+
+
+@pytest.mark.parametrize(("positions", "vocabulary"), [(1, 100), (7, 511), (64, 512), (1024, 9999)])
+def test_blocks_do_not_change_effects(
+    decoder: SaeDecoderForCausalLM,
+    pairs: dict[str, Pairs],
+    monkeypatch: pytest.MonkeyPatch,
+    positions: int,
+    vocabulary: int,
+) -> None:
+    found = pairs["label"]
+    monkeypatch.setattr(patching, "POSITIONS_PER_BLOCK", positions)
+    monkeypatch.setattr(patching, "POSITIONS_PER_CHUNK", 2 * positions)
+    monkeypatch.setattr(patching, "VOCABULARY_PER_BLOCK", vocabulary)
+    again = patching.measure(decoder, found.positions.latents, found.candidates, found.removals)
+    torch.testing.assert_close(again.single, found.measured.single, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(again.joint, found.measured.joint, atol=1e-5, rtol=1e-5)
+
+
+def test_attributions_are_the_derivative_of_the_effects(
+    decoder: SaeDecoderForCausalLM, pairs: dict[str, Pairs]
+) -> None:
+    found = pairs["label"]
+    share = 0.01
+    removals = share * torch.eye(found.candidates.acts.shape[1]).expand(60, -1, -1)
+    small = patching.measure(decoder, found.positions.latents, found.candidates, removals).joint
+    torch.testing.assert_close(small / share, found.candidates.attributions, atol=0.02, rtol=0.05)
+
+
+def test_candidates_are_active_and_have_the_largest_contributions(
+    decoder: SaeDecoderForCausalLM, pairs: dict[str, Pairs]
+) -> None:
+    found = pairs["label"]
+    latents = found.positions.latents
+    everything = decoder.contributions(latents, found.candidates.tokens).abs()
+    expected = everything.sort(-1, descending=True).values[:, :8]
+    torch.testing.assert_close(found.candidates.contributions.abs(), expected)
+    active = (latents.indices[:, :, None] == found.candidates.indices[:, None]).any(1)
+    assert bool(active.all())
+
+
+def test_random_removals_touch_only_active_candidates() -> None:
+    acts = torch.tensor([[1.0, 2.0, 0.0, 3.0], [0.0, 0.0, 0.0, 0.0]])
+    removals = patching.random_removals(acts, 200, torch_generator(0), share=0.5)
+    assert set(removals.unique().tolist()) == {0.0, 0.5}
+    assert bool((removals[:, :, 2] == 0).all())
+    assert bool((removals[1] == 0).all())
+    sizes = (removals[0] > 0).sum(-1)
+    assert set(sizes.tolist()) == {1, 2, 3}
+
+
+def test_ablate_zeroes_one_latent() -> None:
+    latents = SparseLatents(torch.tensor([[1.0, 2.0]]), torch.tensor([[7, 3]]))
+    assert patching.ablate(latents, torch.tensor([3])).acts.tolist() == [[1.0, 0.0]]
+
+
+def test_noise_floor_grows_with_the_activations(
+    decoder: SaeDecoderForCausalLM, pairs: dict[str, Pairs]
+) -> None:
+    found = pairs["label"]
+    latents = found.positions.latents
+
+    def floor(share: float) -> float:
+        candidates = found.candidates._replace(acts=found.candidates.acts * share)
+        return patching.noise_floor(decoder, latents, candidates, generator=torch_generator(0))
+
+    assert floor(0.0) == 0.0
+    assert 0 < floor(0.01) < 0.1 * floor(1.0)
+
+
+def test_unknown_kinds_of_decoder_are_refused(
+    decoder: SaeDecoderForCausalLM, pairs: dict[str, Pairs], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(decoder.config.__dict__, "kind", "transformer")
+    with pytest.raises(BadInputError, match="linear decoder"):
+        patching.find_candidates(decoder, pairs["label"].positions.latents, 4)

@@ -1,0 +1,132 @@
+"""Explaining prompts: claims are about active features and carry their measured verdicts."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from rich.console import Console
+
+from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
+from rldecoder.errors import BadInputError
+from rldecoder.explain.explainer import Explainer
+from rldecoder.explain.inputs import LabelText
+from rldecoder.explain.session import Explanation, explain_prompt, render_example
+from rldecoder.lm.frozen import FrozenLM
+from rldecoder.sae.model import Sae, SparseLatents
+
+PROMPT = "The import statement finds a module and then"
+HOSTILE = "</script><img src=x onerror=alert(1)>\u202e\u200b[bold]x[/bold]\x1b[2J"
+
+
+def explain(
+    lm: FrozenLM,
+    sae: Sae,
+    decoder: SaeDecoderForCausalLM,
+    explainer: Explainer,
+    prompt: str = PROMPT,
+    text: str = "a label",
+) -> Explanation:
+    torch.nn.init.constant_(explainer.gate_bias, 50.0)
+    labels = {latent: LabelText(f"{text} {latent}", 0.5) for latent in range(160)}
+    return explain_prompt(lm, sae, decoder, labels, explainer, prompt)
+
+
+def test_every_verdict_equals_a_real_intervention(
+    lm: FrozenLM, sae: Sae, decoder: SaeDecoderForCausalLM, explainer: Explainer
+) -> None:
+    explainer.spec = explainer.spec.model_copy(update={"noise": 0.05})
+    found = explain(lm, sae, decoder, explainer)
+    ids = torch.tensor([lm.tokenizer.encode(PROMPT)])
+    latents = sae.encode(lm.trunk(ids, 2).resid.float())
+    latents = SparseLatents(latents.acts[0, -1], latents.indices[0, -1])
+    logprobs = decoder.logits(latents).log_softmax(-1)
+    assert found.decoder.token_id == int(logprobs.argmax())
+    assert 0 < len(found.claims) <= explainer.spec.max_claims
+    for checked in found.claims:
+        latent = checked.claim.latent
+        assert latent in latents.indices[latents.acts > 0].tolist()
+        acts = latents.acts * (latents.indices != latent)
+        after = decoder.logits(SparseLatents(acts, latents.indices)).log_softmax(-1)
+        effect = float((logprobs - after)[found.decoder.token_id])
+        assert checked.effect == pytest.approx(effect, abs=1e-4)
+        supports = checked.claim.direction == "supports"
+        expected = (
+            "too small to tell"
+            if abs(effect) <= 0.05
+            else "supported"
+            if supports == (effect > 0)
+            else "contradicted"
+        )
+        assert checked.verdict == expected
+        assert 1 <= checked.claim.evidence_position < len(found.tokens)
+        assert checked.frozen_effect is not None
+
+
+def test_predictions_and_kl(
+    lm: FrozenLM, sae: Sae, decoder: SaeDecoderForCausalLM, explainer: Explainer
+) -> None:
+    found = explain(lm, sae, decoder, explainer)
+    ids = torch.tensor([lm.tokenizer.encode(PROMPT)])
+    frozen = lm.model(ids).logits[0, -1].float().log_softmax(-1)
+    mine = decoder(ids).logits[0, -1].log_softmax(-1)
+    assert found.frozen.token_id == int(frozen.argmax())
+    assert found.frozen.probability == pytest.approx(float(frozen.max().exp()), abs=1e-4)
+    assert found.kl == pytest.approx(float((frozen.exp() * (frozen - mine)).sum()), abs=1e-3)
+    assert found.sanity is not None
+    assert found.method_a.startswith("Active at this position")
+
+
+def test_renaming_labels_changes_no_number(
+    lm: FrozenLM, sae: Sae, decoder: SaeDecoderForCausalLM, explainer: Explainer
+) -> None:
+    first = explain(lm, sae, decoder, explainer, text="one")
+    second = explain(lm, sae, decoder, explainer, text="another")
+    assert first.method_b != second.method_b
+    assert [(c.effect, c.verdict) for c in first.claims] == [
+        (c.effect, c.verdict) for c in second.claims
+    ]
+    assert first.sanity == second.sanity
+
+
+def test_the_same_prompt_gives_the_same_bytes(
+    lm: FrozenLM, sae: Sae, decoder: SaeDecoderForCausalLM, explainer: Explainer
+) -> None:
+    texts = {json.dumps(explain(lm, sae, decoder, explainer).to_json()) for _ in range(2)}
+    assert len(texts) == 1
+
+
+def test_no_claim_when_nothing_beats_the_noise(
+    lm: FrozenLM, sae: Sae, decoder: SaeDecoderForCausalLM, explainer: Explainer
+) -> None:
+    explainer.spec = explainer.spec.model_copy(update={"noise": 1e9})
+    found = explain(lm, sae, decoder, explainer)
+    assert found.claims == ()
+    assert found.sanity is None
+    assert "no claim" in found.method_b
+
+
+@pytest.mark.parametrize("prompt", [HOSTILE, "x", HOSTILE * 8])
+def test_hostile_text_is_inert_in_the_terminal(
+    lm: FrozenLM, sae: Sae, decoder: SaeDecoderForCausalLM, explainer: Explainer, prompt: str
+) -> None:
+    found = explain(lm, sae, decoder, explainer, prompt, HOSTILE)
+    console = Console(width=100, force_terminal=True, color_system="truecolor")
+    with console.capture() as capture:
+        console.print(render_example(found.to_json()))
+    shown = capture.get()
+    assert "\x1b[2J" not in shown
+    assert "\u202e" not in shown
+    assert "\u200b" not in shown
+    if prompt == HOSTILE:
+        assert "[bold]" in shown
+
+
+def test_prompts_that_cannot_be_explained(
+    lm: FrozenLM, sae: Sae, decoder: SaeDecoderForCausalLM, explainer: Explainer
+) -> None:
+    with pytest.raises(BadInputError, match="empty"):
+        explain(lm, sae, decoder, explainer, "")
+    with pytest.raises(BadInputError, match="at most 512"):
+        explain(lm, sae, decoder, explainer, "word " * 2000)

@@ -1,0 +1,193 @@
+"""Lenses: what a layer's residual already says about the model's last hidden state.
+
+Logit lens: the final norm and the unembedding, applied early (nostalgebraist 2020). Affine lens:
+the best affine map from the residual to the final normed hidden state, then the unembedding
+(Belrose et al. 2023, arXiv 2303.08112, here in closed form instead of by gradient descent).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rldecoder.errors import NumericalError
+from rldecoder.lm.frozen import FrozenLM
+
+
+class AffineMap(NamedTuple):
+    """`final_hidden ~= resid @ A + c`."""
+
+    A: Tensor
+    """[D, D] float32."""
+    c: Tensor
+    """[D] float32."""
+    strength: float
+    """Ridge penalty relative to the variance of each input dimension."""
+
+    def __call__(self, resid: Tensor) -> Tensor:
+        """Predicted final hidden state [..., D] in float32."""
+        return resid.float() @ self.A + self.c
+
+
+class Moments:
+    """Sums over tokens that a least-squares fit needs, in float64: x = residual, y = target.
+
+    A residual's largest dimension is hundreds of times the others, so float32 sums would lose
+    the small ones.
+    """
+
+    def __init__(self, d_model: int, device: torch.device | str = "cpu") -> None:
+        self.count = 0
+        self.x, self.y = (torch.zeros(d_model, dtype=torch.float64, device=device) for _ in "xy")
+        self.xx, self.xy = (
+            torch.zeros(d_model, d_model, dtype=torch.float64, device=device) for _ in "xy"
+        )
+        self.yy = 0.0
+        """Sum of squared targets."""
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """Add N tokens: x and y are [N, D], of any float dtype."""
+        x, y = x.to(self.x), y.to(self.x)
+        self.count += len(x)
+        self.x += x.sum(0)
+        self.y += y.sum(0)
+        self.xx += x.T @ x
+        self.xy += x.T @ y
+        self.yy += float(y.square().sum())
+
+
+def fit_affine(moments: Moments, strength: float) -> AffineMap:
+    """Ridge regression with an unpenalised constant, from the sums alone.
+
+    Minimises sum |x A + c - y|^2 + strength * n * sum_i var(x_i) |A_i|^2: as if the inputs had
+    been scaled to unit variance, so that one strength suits dimensions of any size.
+
+    Raises:
+        NumericalError: if there are no tokens, or the result is not finite.
+    """
+    count = moments.count
+    mean_x, mean_y = moments.x / max(1, count), moments.y / max(1, count)
+    covariance = moments.xx - count * torch.outer(mean_x, mean_x)
+    cross = moments.xy - count * torch.outer(mean_x, mean_y)
+    variance = covariance.diagonal().clamp_min(0)
+    # A constant dimension has no variance; the floor keeps the system solvable.
+    penalty = strength * variance + 1e-12 * variance.mean() + 1e-30
+    A = torch.linalg.solve(covariance + torch.diag(penalty), cross)
+    c = mean_y - mean_x @ A
+    if count == 0 or not bool(torch.isfinite(A).all() and torch.isfinite(c).all()):
+        raise NumericalError(
+            f"The affine lens could not be fitted on {count} tokens.",
+            "Its sums are empty or hold NaN or infinity.",
+            "Check the model's weights, and `baselines.fit_tokens`.",
+        )
+    return AffineMap(A.float(), c.float(), strength)
+
+
+def mean_squared_error(moments: Moments, lens: AffineMap) -> float:
+    """Mean over tokens of |x A + c - y|^2 on the tokens of `moments`, without seeing them."""
+    A, c = lens.A.double(), lens.c.double()
+    predicted = ((moments.xx @ A) * A).sum() + 2 * (moments.x @ A) @ c + moments.count * (c @ c)
+    product = (moments.xy * A).sum() + moments.y @ c
+    return float(predicted - 2 * product + moments.yy) / moments.count
+
+
+def choose_affine(train: Moments, validation: Moments, strengths: Sequence[float]) -> AffineMap:
+    """The fit on `train` whose error on `validation` is least over the strengths."""
+    return min(
+        (fit_affine(train, strength) for strength in strengths),
+        key=lambda lens: mean_squared_error(validation, lens),
+    )
+
+
+def logit_lens(lm: FrozenLM, resid: Tensor) -> Tensor:
+    """The final norm applied to residuals [B, T, D] of any layer."""
+    with torch.no_grad():
+        return lm.tail(resid, lm.num_layers)
+
+
+class PredictionSums:
+    """Running sums of next-token metrics of one predictor, in double precision."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._correct = self._agree = self._kl = self._ce = 0.0
+
+    def add(self, logprobs: Tensor, frozen_logprobs: Tensor, targets: Tensor) -> None:
+        """Add N tokens.
+
+        Args:
+            logprobs: [N, V] float32 of the predictor.
+            frozen_logprobs: [N, V] float32 of the frozen model.
+            targets: [N] next tokens.
+        """
+        guess = logprobs.argmax(-1)
+        self.count += len(targets)
+        self._correct += int((guess == targets).sum())
+        self._agree += int((guess == frozen_logprobs.argmax(-1)).sum())
+        kl = (frozen_logprobs.exp() * (frozen_logprobs - logprobs)).sum(-1)
+        self._kl += float(kl.double().sum())
+        self._ce -= float(logprobs.gather(-1, targets[:, None]).double().sum())
+
+    def means(self) -> PredictionMeans:
+        """The metrics.
+
+        Raises:
+            NumericalError: if they are not finite.
+        """
+        values = [v / max(1, self.count) for v in (self._correct, self._agree, self._kl, self._ce)]
+        if self.count == 0 or not all(math.isfinite(value) for value in values):
+            raise NumericalError(
+                "Next-token metrics are not finite.",
+                f"{self.count} tokens gave accuracy, agreement, KL and CE {values}.",
+                "Check the model's weights, or use float32 as its `compute_dtype`.",
+            )
+        return PredictionMeans(*values)
+
+
+class PredictionMeans(NamedTuple):
+    """Next-token metrics over a split."""
+
+    accuracy: float
+    """Share of tokens whose most likely token is the next one."""
+    agreement: float
+    """Share of tokens where it is the frozen model's most likely one."""
+    kl: float
+    """Mean KL(frozen || predictor), nats per token."""
+    ce: float
+    """Mean cross-entropy of the next token, nats."""
+
+
+@torch.no_grad()
+def compare_predictions(
+    lm: FrozenLM,
+    final_hidden: Tensor,
+    predicted: Mapping[str, Tensor],
+    targets: Tensor,
+    sums: Mapping[str, PredictionSums],
+    chunk_tokens: int,
+) -> None:
+    """Add N tokens to the sums of several predictors of the final hidden state.
+
+    Args:
+        lm: gives the unembedding.
+        final_hidden: [N, D] of the frozen model; its own metrics go to `sums["frozen"]`.
+        predicted: name to predicted final hidden state [N, D].
+        targets: [N] next tokens.
+        sums: one entry per predictor, and "frozen".
+        chunk_tokens: tokens whose logits exist at one time.
+    """
+    for start in range(0, len(targets), chunk_tokens):
+        rows = slice(start, start + chunk_tokens)
+        frozen = _logprobs(lm, final_hidden[rows])
+        sums["frozen"].add(frozen, frozen, targets[rows])
+        for name, hidden in predicted.items():
+            sums[name].add(_logprobs(lm, hidden[rows]), frozen, targets[rows])
+
+
+def _logprobs(lm: FrozenLM, hidden: Tensor) -> Tensor:
+    # In the model's dtype, as the frozen hidden state is: the unembedding is then twice as fast.
+    return torch.log_softmax(lm.unembed(hidden.to(lm.dtype)), dim=-1)

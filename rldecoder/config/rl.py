@@ -27,44 +27,44 @@ class PpoStage(Config):
 class PpoSettings(Config):
     """The optimiser, and what PPO is made of."""
 
-    batch_size: int = Field(16, ge=2)
+    batch_size: int = Field(default=16, ge=2)
     """Responses sampled in a PPO step."""
-    minibatches: int = Field(1, ge=1)
+    minibatches: int = Field(default=1, ge=1)
     """Parts that each inner epoch splits the batch into; divides `batch_size`."""
-    inner_epochs: int = Field(3, ge=1)
+    inner_epochs: int = Field(default=3, ge=1)
     """Passes over each batch of rollouts."""
-    clip_coef: float = Field(0.2, gt=0)
+    clip_coef: float = Field(default=0.2, gt=0)
     """Half-width of the interval that the probability ratio is clipped to."""
-    value_clip_coef: float = Field(0.2, gt=0)
+    value_clip_coef: float = Field(default=0.2, gt=0)
     """The same for the critic, in normalised returns."""
-    gamma: float = Field(0.99, gt=0, le=1)
+    gamma: float = Field(default=0.99, gt=0, le=1)
     """Discount per token."""
-    gae_lambda: float = Field(0.95, ge=0, le=1)
+    gae_lambda: float = Field(default=0.95, ge=0, le=1)
     """0: one-step TD; 1: Monte Carlo."""
-    entropy_coef: float = Field(0.01, ge=0)
+    entropy_coef: float = Field(default=0.01, ge=0)
     """Weight of the entropy bonus (nats per token)."""
-    kl_penalty: float = Field(0.1, ge=0)
+    kl_penalty: float = Field(default=0.1, ge=0)
     """Weight of log pi(a) - log reference(a), the reference being the supervised decoder."""
-    policy_coef: float = Field(1.0, ge=0)
+    policy_coef: float = Field(default=1.0, ge=0)
     """Weight of the advantages; 0 leaves only the differentiable losses (an ablation)."""
-    kl_loss_coef: float = Field(1.0, ge=0)
+    kl_loss_coef: float = Field(default=1.0, ge=0)
     """Weight of KL(frozen || decoder) as a loss, times the stage's faithfulness weight."""
-    sparsity_loss_coef: float = Field(0.1, ge=0)
+    sparsity_loss_coef: float = Field(default=0.1, ge=0)
     """Weight of the contribution entropy as a loss, times the monosemanticity weight."""
-    replay_tokens: int = Field(256, ge=0)
+    replay_tokens: int = Field(default=256, ge=0)
     """Training-text tokens on which the KL loss is also taken in each step; 0: rollouts only.
     Without them the decoder drifts away on text that is no task prompt."""
-    lr: float = Field(5e-5, gt=0)
+    lr: float = Field(default=5e-5, gt=0)
     """Peak learning rate of the decoder (Adam)."""
-    critic_lr: float = Field(1e-3, gt=0)
+    critic_lr: float = Field(default=1e-3, gt=0)
     """Peak learning rate of the critic."""
-    critic_width: int = Field(128, ge=1)
+    critic_width: int = Field(default=128, ge=1)
     """Hidden units of the critic."""
-    warmup_steps: int = Field(500, ge=0)
+    warmup_steps: int = Field(default=500, ge=0)
     """Optimiser steps of linear warm-up, at most a tenth of all; then linear decay to 0."""
-    max_grad_norm: float = Field(1.0, gt=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradient clip, of decoder and critic separately."""
-    temperature: float = Field(1.0, gt=0)
+    temperature: float = Field(default=1.0, gt=0)
     """Of sampling, and therefore of scoring too."""
 
     @model_validator(mode="after")
@@ -92,23 +92,23 @@ class AdaptiveRule(Config):
 class CollapseRule(Config):
     """When training is stopped because it has gone wrong."""
 
-    min_entropy_fraction: float = Field(0.02, ge=0)
+    min_entropy_fraction: float = Field(default=0.02, ge=0)
     """Of the first step's entropy; less for `patience` steps in a row stops training."""
-    max_clip_fraction: float = Field(0.5, gt=0)
+    max_clip_fraction: float = Field(default=0.5, gt=0)
     """Share of clipped tokens; more for `patience` steps in a row stops training."""
-    max_kl_increase: float = Field(1.0, gt=0)
+    max_kl_increase: float = Field(default=1.0, gt=0)
     """Nats per token that held-out KL may rise above its start."""
-    patience: int = Field(5, ge=1)
+    patience: int = Field(default=5, ge=1)
     """Bad steps in a row that count as collapse."""
 
 
 class TrainPpoConfig(StageConfig):
     """PPO on the feature decoder, in stages of different reward weights."""
 
-    tasks: tuple[TaskName, ...] = Field(("addition", "cloze"), min_length=1)
+    tasks: tuple[TaskName, ...] = Field(default=("addition", "cloze"), min_length=1)
     """Generated tasks; each batch holds an equal share of each."""
     stages: tuple[PpoStage, ...] = Field(
-        (
+        default=(
             PpoStage(steps=3, faithfulness=0.5, monosemanticity=0.3, task=0.2),
             PpoStage(steps=6, faithfulness=0.4, monosemanticity=0.3, task=0.3),
             PpoStage(steps=3, faithfulness=0.3, monosemanticity=0.2, task=0.5),
@@ -123,11 +123,11 @@ class TrainPpoConfig(StageConfig):
     """Adaptive reward weights."""
     collapse: CollapseRule = CollapseRule()
     """Early stop."""
-    eval_every_steps: int = Field(6, ge=1)
+    eval_every_steps: int = Field(default=6, ge=1)
     """PPO steps between evaluations (also at the start and at each stage's end)."""
-    eval_prompts: int = Field(8, ge=1, le=40)
+    eval_prompts: int = Field(default=8, ge=1, le=40)
     """Validation prompts a task."""
-    eval_tokens: int = Field(1024, ge=1)
+    eval_tokens: int = Field(default=1024, ge=1)
     """Cached validation tokens for held-out KL."""
     checkpoint_every_steps: int = free(4, ge=1)
     """PPO steps between checkpoints."""
@@ -136,9 +136,9 @@ class TrainPpoConfig(StageConfig):
 class ControlPpoConfig(StageConfig):
     """Random controls, judged on task score and held-out KL; length and settings of train_ppo."""
 
-    test_prompts: int = Field(24, ge=1, le=64)
+    test_prompts: int = Field(default=24, ge=1, le=64)
     """Test prompts a task, the same for every system."""
-    test_tokens: int = Field(2048, ge=1)
+    test_tokens: int = Field(default=2048, ge=1)
     """Cached test tokens for held-out KL."""
     supervised_continuation: bool = False
     """Also train as long with the differentiable losses alone: what does the reward add?"""
@@ -151,9 +151,9 @@ class ControlPpoConfig(StageConfig):
 class FreezeDecoderConfig(StageConfig):
     """Which decoder is published as final, and whether it counts as frozen."""
 
-    max_kl: float = Field(0.5, gt=0)
+    max_kl: float = Field(default=0.5, gt=0)
     """Held-out KL(frozen || decoder) in nats per token below which the decoder may be frozen."""
-    max_task_drop: float = Field(0.03, ge=0)
+    max_task_drop: float = Field(default=0.03, ge=0)
     """Task score below the frozen model's that is still accepted (0.03: three points of 100)."""
-    max_kl_above_supervised: float = Field(0.05, ge=0)
+    max_kl_above_supervised: float = Field(default=0.05, ge=0)
     """The PPO decoder is passed over when its held-out KL exceeds the supervised one's by more."""

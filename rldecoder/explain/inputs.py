@@ -38,17 +38,17 @@ def read_labels(path: Path) -> dict[int, LabelText]:
 
 
 def read_importance(path: Path, num_latents: int, target: str = "decoder") -> Tensor:
-    """Mean |importance| of each latent over all domains, nats: float32 [L], 0 where unmeasured.
+    """Mean |importance| of each latent over the domains, nats a position: float32 [L].
+
+    A latent without a row never fired and counts 0.
 
     Args:
         path: `importance.parquet`.
         target: whose prediction the importance is about, `decoder` or `frozen`.
     """
-    table = schemas.read_parquet(path, ["latent", "target", "importance", "count"])
-    rows = table.filter(np.asarray(table["target"]) == target)
-    latent = np.asarray(rows["latent"])
-    count = np.asarray(rows["count"], dtype=np.float64)
-    value = np.asarray(rows["importance"], dtype=np.float64)
-    total = np.bincount(latent, weights=value * count, minlength=num_latents)
-    seen = np.bincount(latent, weights=count, minlength=num_latents)
-    return torch.from_numpy((total / np.maximum(seen, 1)).astype(np.float32))
+    table = schemas.read_parquet(path, ["latent", "domain", "target", "importance"])
+    wanted = np.asarray(table["target"]) == target
+    value = np.asarray(table["importance"], dtype=np.float64)[wanted]
+    domains = len(np.unique(np.asarray(table["domain"])[wanted]))
+    total = np.bincount(np.asarray(table["latent"])[wanted], weights=value, minlength=num_latents)
+    return torch.from_numpy((total / max(domains, 1)).astype(np.float32))

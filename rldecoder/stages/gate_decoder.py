@@ -32,6 +32,20 @@ TARGET_AGREEMENT = 0.75
 TARGET_OOD_RATIO = 0.8
 """Targets of the original plan. They are shown whatever the config's threshold is."""
 
+HEADLINES = (
+    "test_kl",
+    "ood_kl",
+    "test_agreement",
+    "ood_agreement",
+    "ood_agreement_ratio",
+    "test_accuracy",
+    "ood_accuracy_ratio",
+    "test_residual_lens_kl",
+    "test_kl_gained_by_training",
+    "gate_kl_below",
+)
+"""Entries of the report that also go into the manifest's metrics."""
+
 _FORMULAS = {
     "kl": ("nats/token", "mean over tokens of KL(frozen || predictor)"),
     "kl_low": ("nats/token", "lower end of the 95 % bootstrap interval of kl over sequences"),
@@ -82,7 +96,7 @@ def run(
             f"KL(frozen || decoder) on test is {kl:.3f} nats/token, not below {config.max_kl:g}.",
         )
     return StageOutput(
-        metrics={name: entry["value"] for name, entry in report.items() if entry["headline"]},
+        metrics={name: entry["value"] for name, entry in report.items() if name in HEADLINES},
         verdict="fail" if reasons else "pass",
         reasons=reasons,
     )
@@ -91,7 +105,7 @@ def run(
 def make_report(
     found: Mapping[str, Mapping[str, Faithfulness]], config: GateDecoderConfig
 ) -> dict[str, dict[str, Any]]:
-    """Flat report: name -> value, target, met, unit, formula, headline.
+    """Flat report: name -> value, target, met, unit, formula.
 
     Args:
         found: split (test, ood) -> predictor (decoder, untrained, residual_lens) -> scores.
@@ -106,16 +120,13 @@ def make_report(
                     getattr(scores, name), unit, f"{formula}; {predictor} on {split}"
                 )
     test, ood = found["test"]["decoder"], found["ood"]["decoder"]
-    report["test_kl"] |= {"target": TARGET_KL, "met": test.kl < TARGET_KL, "headline": True}
+    report["test_kl"] |= {"target": TARGET_KL, "met": test.kl < TARGET_KL}
     report["test_agreement"] |= {
         "target": TARGET_AGREEMENT,
         "met": test.agreement > TARGET_AGREEMENT,
-        "headline": True,
     }
-    for name in ("ood_kl", "ood_agreement", "test_accuracy", "test_residual_lens_kl"):
-        report[name]["headline"] = True
     report["gate_kl_below"] = _entry(
-        config.max_kl, "nats/token", "the gate passes when test_kl is below this", headline=True
+        config.max_kl, "nats/token", "the gate passes when test_kl is below this"
     )
     for name in ("agreement", "accuracy"):
         ratio = _ratio(getattr(ood, name), getattr(test, name))
@@ -125,11 +136,10 @@ def make_report(
             f"ood_{name} / test_{name}",
             target=TARGET_OOD_RATIO,
             met=None if ratio is None else ratio > TARGET_OOD_RATIO,
-            headline=True,
         )
     gained = found["test"]["untrained"].kl - test.kl
     report["test_kl_gained_by_training"] = _entry(
-        gained, "nats/token", "test_untrained_kl - test_kl", headline=True
+        gained, "nats/token", "test_untrained_kl - test_kl"
     )
     return report
 
@@ -141,7 +151,6 @@ def _entry(
     *,
     target: float | None = None,
     met: bool | None = None,
-    headline: bool = False,
 ) -> dict[str, Any]:
     return {
         "value": value,
@@ -149,7 +158,6 @@ def _entry(
         "met": met,
         "unit": unit,
         "formula": formula,
-        "headline": headline,
     }
 
 

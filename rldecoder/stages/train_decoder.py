@@ -25,7 +25,7 @@ from rldecoder.curves import Curves
 from rldecoder.data.activations import ActivationBatch, ActivationReader
 from rldecoder.decoder.distill import NextTokens, TokenLosses, chunked_kl_ce, matmul_precision
 from rldecoder.decoder.faithfulness import evaluate_faithfulness
-from rldecoder.decoder.loading import decoder_from_lens, read_affine_lens
+from rldecoder.decoder.loading import decoder_from_lens, read_affine_lens, save_decoder
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
 from rldecoder.errors import NumericalError
 from rldecoder.lm.frozen import FrozenLM
@@ -104,7 +104,7 @@ def run(
     trainer = _Trainer(decoder, readers, config, ctx)
     trainer.fit()
 
-    decoder.save_pretrained(ctx.out / "decoder")
+    save_decoder(decoder, ctx.out / "decoder")
     save_file({"A": lens.A, "c": lens.c}, ctx.out / "affine_lens.safetensors")
     rows = trainer.progress.epochs
     write_parquet(

@@ -1,0 +1,117 @@
+"""Held-out faithfulness against naive computations."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from rldecoder.data.activations import ActivationBatch, ActivationReader
+from rldecoder.decoder import faithfulness
+from rldecoder.decoder.faithfulness import (
+    decoder_predictor,
+    evaluate_faithfulness,
+    evaluate_predictors,
+    expected_calibration_error,
+    lens_predictor,
+)
+from rldecoder.decoder.loading import AffineLens
+from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
+from rldecoder.errors import NumericalError
+from rldecoder.lm.frozen import FrozenLM
+from rldecoder.sae.model import Sae
+
+
+@torch.no_grad()
+def test_equals_a_dense_computation(
+    decoder: SaeDecoderForCausalLM,
+    lm: FrozenLM,
+    sae: Sae,
+    reader: ActivationReader,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(faithfulness, "chunk_rows", lambda vocab_size: 7)
+    found = evaluate_faithfulness(decoder, reader)
+
+    (batch,) = reader.ordered(10_000, columns=("resid", "final_hidden"))
+    assert batch.resid is not None
+    assert batch.final_hidden is not None
+    probs = F.softmax(lm.unembed(decoder.hidden(sae.encode(batch.resid.float()))), -1).double()
+    frozen = F.softmax(lm.unembed(batch.final_hidden), -1).double()
+    kl = (frozen * (frozen.log() - probs.log())).sum(-1)
+    here = list(zip(batch.seq_id.tolist(), batch.pos.tolist(), strict=True))
+    token_at = dict(zip(here, batch.token_id.tolist(), strict=True))
+    labelled = torch.tensor([(seq, pos + 1) in token_at for seq, pos in here])
+    label = torch.tensor([token_at.get((seq, pos + 1), 0) for seq, pos in here])
+    rows = torch.arange(len(label))
+    assert found.num_tokens == len(label) == 84
+    assert found.num_labels == int(labelled.sum()) == 78
+    assert found.num_sequences == 6
+    assert found.kl == pytest.approx(float(kl.mean()), rel=1e-4)
+    assert found.ce == pytest.approx(float(-probs[rows, label].log()[labelled].mean()), rel=1e-4)
+    assert found.frozen_ce == pytest.approx(
+        float(-frozen[rows, label].log()[labelled].mean()), rel=1e-4
+    )
+    agree = (probs.argmax(-1) == frozen.argmax(-1)).double().mean()
+    assert found.agreement == pytest.approx(float(agree))
+    correct = (probs.argmax(-1) == label)[labelled].double()
+    assert found.accuracy == pytest.approx(float(correct.mean()))
+    confidence = probs.max(-1).values[labelled]
+    naive_ece = 0.0
+    for low in range(15):
+        inside = (confidence >= low / 15) & (confidence < (low + 1) / 15)
+        if inside.any():
+            gap = (correct[inside].mean() - confidence[inside].mean()).abs()
+            naive_ece += float(gap * inside.sum() / len(confidence))
+    assert found.ece == pytest.approx(naive_ece, rel=1e-3)
+    assert found.kl_low <= found.kl <= found.kl_high
+
+
+def test_the_frozen_model_is_faithful_to_itself(lm: FrozenLM, reader: ActivationReader) -> None:
+    def perfect(batch: ActivationBatch) -> torch.Tensor:
+        assert batch.final_hidden is not None
+        return batch.final_hidden.float()
+
+    found = evaluate_predictors({"frozen": perfect}, reader, lm)["frozen"]
+    assert found.kl == 0
+    assert found.agreement == 1
+    assert found.ce == found.frozen_ce
+    assert found.accuracy == found.frozen_accuracy
+
+
+def test_predictors_are_measured_on_the_same_tokens(
+    decoder: SaeDecoderForCausalLM, lm: FrozenLM, lens: AffineLens, reader: ActivationReader
+) -> None:
+    both = evaluate_predictors(
+        {"decoder": decoder_predictor(decoder), "lens": lens_predictor(*lens)},
+        reader,
+        lm,
+        max_tokens=30,
+    )
+    assert both["decoder"].num_tokens == both["lens"].num_tokens == 30
+    assert both["decoder"].frozen_ce == both["lens"].frozen_ce
+    assert both["decoder"] == evaluate_faithfulness(decoder, reader, max_tokens=30)
+    assert both["decoder"].kl != both["lens"].kl
+
+
+def test_nan_is_an_error(decoder: SaeDecoderForCausalLM, reader: ActivationReader) -> None:
+    with torch.no_grad():
+        decoder.W.fill_(float("nan"))
+    with pytest.raises(NumericalError, match="decoder"):
+        evaluate_faithfulness(decoder, reader)
+
+
+def test_one_sequence_has_no_interval(
+    decoder: SaeDecoderForCausalLM, reader: ActivationReader
+) -> None:
+    found = evaluate_faithfulness(decoder, reader, max_tokens=10)
+    assert found.num_sequences == 1
+    assert found.kl_low == found.kl == found.kl_high
+
+
+def test_calibration_error_of_known_cases() -> None:
+    always_sure = np.ones(4)
+    assert expected_calibration_error(always_sure, np.array([1.0, 1.0, 0.0, 0.0])) == 0.5
+    assert expected_calibration_error(np.full(4, 0.5), np.array([1.0, 0.0, 1.0, 0.0])) == 0
+    assert expected_calibration_error(np.empty(0), np.empty(0)) == 0

@@ -1,0 +1,60 @@
+"""Tiny inputs for the decoder stages: model, cache, SAE and affine lens as artifacts."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from rldecoder.data.activations import ActivationMeta, ActivationWriter
+from rldecoder.lm.frozen import FrozenLM
+from rldecoder.sae.model import Sae, SaeSpec
+from rldecoder.seeds import torch_generator
+from rldecoder.stages.context import InputArtifact
+
+HOOK_LAYER = 2
+LENGTH = 16
+
+
+def make_inputs(folder: Path, model_folder: Path) -> dict[str, InputArtifact]:
+    """Artifacts that the decoder stages read, built without their stages."""
+    shutil.copytree(model_folder, folder / "sync_tokenizer" / "model")
+    lm = FrozenLM.load(folder / "sync_tokenizer" / "model")
+    meta = ActivationMeta(
+        model_name="tiny",
+        hook_layer=HOOK_LAYER,
+        num_layers=lm.num_layers,
+        d_model=lm.d_model,
+        vocab_size=lm.vocab_size,
+        context_length=LENGTH,
+    )
+    cache = folder / "cache_activations"
+    for split, num_sequences in (("train", 20), ("validation", 6), ("test", 6), ("ood", 4)):
+        generator = torch_generator(0, split)
+        input_ids = torch.randint(lm.vocab_size, (num_sequences, LENGTH), generator=generator)
+        resid, final_hidden = lm.resid_and_final(input_ids, HOOK_LAYER)
+        grid = torch.meshgrid(torch.arange(num_sequences), torch.arange(1, LENGTH), indexing="ij")
+        with ActivationWriter(cache, split, meta, shard_rows=100) as writer:
+            writer.add(
+                grid[0].flatten(),
+                grid[1].flatten(),
+                input_ids[:, 1:].flatten(),
+                resid[:, 1:].flatten(0, 1),
+                final_hidden[:, 1:].flatten(0, 1),
+            )
+    spec = SaeSpec(d_model=lm.d_model, num_latents=96, k=16, hook_layer=HOOK_LAYER)
+    Sae.random_init(spec, seed=1).save(folder / "train_sae" / "sae")
+    (folder / "baselines").mkdir()
+    save_file(
+        {f"A.{HOOK_LAYER}": torch.eye(lm.d_model), f"c.{HOOK_LAYER}": torch.zeros(lm.d_model)},
+        folder / "baselines" / "affine_lens.safetensors",
+    )
+    names = ("sync_tokenizer", "baselines", "cache_activations", "train_sae", "gate_sae")
+    return {name: artifact(folder, name) for name in names}
+
+
+def artifact(folder: Path, name: str, path: Path | None = None) -> InputArtifact:
+    """An input as the runner would hand it over."""
+    return InputArtifact(name, name, "0" * 16, path or folder / name, {}, {})

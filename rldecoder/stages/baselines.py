@@ -1,0 +1,357 @@
+"""The frozen model by itself: next-token quality, lenses per layer, verifiable tasks.
+
+Everything later is measured against these numbers, and the decoder starts from the affine lens.
+"""
+
+from __future__ import annotations
+
+import re
+import resource
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib as mpl
+import pyarrow as pa
+import torch
+import yaml
+from matplotlib.figure import Figure
+from safetensors.torch import save_file
+from torch import Tensor
+
+from rldecoder.config.data import BaselinesConfig
+from rldecoder.data.shards import read_tokens
+from rldecoder.errors import BadInputError
+from rldecoder.evals.generation import prefix_generate
+from rldecoder.evals.prompts import TASKS, TaskPrompt, make_prompts
+from rldecoder.evals.tasks import TaskResult, run_task
+from rldecoder.lm.frozen import FrozenLM
+from rldecoder.lm.lens import (
+    AffineMap,
+    Moments,
+    PredictionMeans,
+    PredictionSums,
+    choose_affine,
+    compare_predictions,
+    logit_lens,
+)
+from rldecoder.schemas import read_json, write_json, write_parquet
+from rldecoder.stages.context import Bar, InputArtifact, Stage, StageContext, StageOutput
+
+LENS = pa.schema(
+    [
+        ("layer", pa.int32()),
+        ("lens", pa.string()),
+        ("split", pa.string()),
+        ("accuracy", pa.float64()),
+        ("agreement", pa.float64()),
+        ("kl", pa.float64()),
+        ("ce", pa.float64()),
+    ]
+)
+"""`lens.parquet`: `lens` is logit or affine; kl = KL(frozen || lens) and ce in nats per token."""
+
+SKIP_FIRST = 1
+"""Positions left out at the start of each sequence, as in the activation cache."""
+
+
+AFFINE_LENS_FILE = "affine_lens.safetensors"
+
+
+class Residuals(NamedTuple):
+    """One micro-batch through the frozen model, first positions left out."""
+
+    by_layer: dict[int, Tensor]
+    """Layer to residual stream [B, T - 1, D]."""
+    final_hidden: Tensor
+    """[B, T - 1, D]"""
+    input_ids: Tensor
+    """[B, T - 1]"""
+
+
+class _Body:
+    """Forward passes over sequences, timed."""
+
+    def __init__(self, lm: FrozenLM, layers: Sequence[int], micro_batch: int) -> None:
+        self.lm, self.layers, self._micro_batch = lm, layers, micro_batch
+        self.num_tokens, self.seconds = 0, 0.0
+
+    def over(self, input_ids: Tensor, bar: Bar) -> Iterator[Residuals]:
+        """Residuals of the layers for sequences [B, T], micro-batch by micro-batch."""
+        for ids in input_ids.split(self._micro_batch):
+            started = time.perf_counter()
+            seen, final = self.lm.residuals(ids.to(self.lm.device))
+            self.seconds += time.perf_counter() - started
+            self.num_tokens += ids.numel()
+            kept = {layer: seen[layer][:, SKIP_FIRST:] for layer in self.layers}
+            yield Residuals(kept, final[:, SKIP_FIRST:], ids[:, SKIP_FIRST:].to(self.lm.device))
+            bar.advance(ids.numel())
+
+
+def run(
+    inputs: Mapping[str, InputArtifact], config: BaselinesConfig, ctx: StageContext
+) -> StageOutput:
+    """Publish baselines.yaml, lens.parquet, affine_lens.safetensors and lens.svg."""
+    ingest, model = inputs["ingest"].path, inputs["sync_tokenizer"].path
+    tokens = {
+        "train": _sequences(ingest, "train", config.fit_tokens),
+        "validation": _sequences(ingest, "validation", config.validation_tokens),
+    }
+    held_out = ["test"] + (["ood"] if any(ingest.glob("ood-*.parquet")) else [])
+    tokens |= {split: _sequences(ingest, split, config.eval_tokens) for split in held_out}
+    lm = FrozenLM.load(model / "model", device=ctx.device)
+    layers = _resolve_layers(config.lens_layers, lm.num_layers)
+    body = _Body(lm, layers, config.micro_batch_sequences)
+
+    total = sum(ids.numel() for ids in tokens.values())
+    with ctx.report.track("baselines", total, unit="tokens") as bar:
+        lenses = _fit(body, tokens["train"], tokens["validation"], config, bar)
+        metrics = {
+            split: _evaluate(body, lenses, tokens[split], config.chunk_tokens, bar)
+            for split in held_out
+        }
+    tasks = _run_tasks(lm, config, ctx)
+
+    _write_lens_table(ctx.out / "lens.parquet", layers, metrics)
+    tensors = {f"A.{layer}": lens.A for layer, lens in lenses.items()}
+    tensors |= {f"c.{layer}": lens.c for layer, lens in lenses.items()}
+    save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, ctx.out / AFFINE_LENS_FILE)
+    _lens_figure(layers, metrics, ctx.out / "lens.svg")
+    name = str(read_json(model / "model.json")["name"])
+    summary = _summary(name, tokens, lenses, metrics, tasks)
+    text = yaml.safe_dump(summary, sort_keys=False, allow_unicode=True)
+    (ctx.out / "baselines.yaml").write_text(text, encoding="utf-8")
+    timing = {"tokens_per_second": body.num_tokens / body.seconds, "peak_memory_bytes": _peak(ctx)}
+    write_json(ctx.out / "timing.json", timing)
+    return StageOutput({**_headline(layers, metrics, tasks), **timing})
+
+
+def _sequences(ingest: Path, split: str, num_tokens: int) -> Tensor:
+    """The first whole sequences [S, T] of a split that hold `num_tokens`; at least one."""
+    length = read_tokens(ingest, split, 1).shape[1]
+    return torch.from_numpy(read_tokens(ingest, split, max(1, num_tokens // length)))
+
+
+def _resolve_layers(configured: tuple[int, ...] | str, num_layers: int) -> list[int]:
+    if isinstance(configured, str):
+        return list(range(num_layers))
+    if not configured or max(configured) > num_layers:
+        raise BadInputError(
+            f"`baselines.lens_layers` is {list(configured)}.",
+            f"The model has {num_layers} blocks; layers run from 0 (embeddings) to {num_layers}.",
+            "Name layers in that range, among them the hook layer, or `all`.",
+        )
+    return sorted(set(configured))
+
+
+def _fit(
+    body: _Body, train: Tensor, validation: Tensor, config: BaselinesConfig, bar: Bar
+) -> dict[int, AffineMap]:
+    """Affine lens per layer: fitted on `train`, ridge strength chosen on `validation`."""
+    sums = []
+    for ids in (train, validation):
+        moments = {layer: Moments(body.lm.d_model, body.lm.device) for layer in body.layers}
+        for batch in body.over(ids, bar):
+            final = batch.final_hidden.flatten(0, 1)
+            for layer, resid in batch.by_layer.items():
+                moments[layer].add(resid.flatten(0, 1), final)
+        sums.append(moments)
+    fitted, held_out = sums
+    return {
+        layer: choose_affine(fitted[layer], held_out[layer], config.ridge_strengths)
+        for layer in body.layers
+    }
+
+
+def _evaluate(
+    body: _Body, lenses: Mapping[int, AffineMap], ids: Tensor, chunk_tokens: int, bar: Bar
+) -> dict[str, PredictionMeans]:
+    """Metrics of the frozen model ("frozen") and of each lens ("logit.8", "affine.8", ...).
+
+    The last position of a sequence has no next token and is left out.
+    """
+    sums = {"frozen": PredictionSums()}
+    for layer in lenses:
+        sums |= {f"{kind}.{layer}": PredictionSums() for kind in ("logit", "affine")}
+    for batch in body.over(ids, bar):
+        predicted = {}
+        for layer, lens in lenses.items():
+            resid = batch.by_layer[layer]
+            predicted[f"logit.{layer}"] = logit_lens(body.lm, resid)[:, :-1].flatten(0, 1)
+            predicted[f"affine.{layer}"] = lens(resid[:, :-1].flatten(0, 1))
+        compare_predictions(
+            body.lm,
+            batch.final_hidden[:, :-1].flatten(0, 1),
+            predicted,
+            batch.input_ids[:, 1:].flatten(),
+            sums,
+            chunk_tokens,
+        )
+    return {name: total.means() for name, total in sums.items()}
+
+
+class TaskBaseline(NamedTuple):
+    """One task's result."""
+
+    result: TaskResult
+    working_right: float | None
+    """Addition: share of completions whose shown working is right; None for other tasks."""
+
+
+def _run_tasks(lm: FrozenLM, config: BaselinesConfig, ctx: StageContext) -> dict[str, TaskBaseline]:
+    if config.num_task_prompts == 0:
+        return {}
+    results: dict[str, TaskBaseline] = {}
+    generate = prefix_generate(lm.model)
+    with ctx.report.track("tasks", len(TASKS), unit="tasks") as bar:
+        for task in TASKS:
+            prompts = make_prompts(task, "test", config.num_task_prompts, ctx.seed)
+            result = run_task(generate, prompts, lm.tokenizer, device=lm.device)
+            working = None
+            if task == "addition":
+                right = [
+                    working_is_right(prompt, row.completion)
+                    for prompt, row in zip(prompts, result.rows, strict=True)
+                ]
+                working = sum(right) / len(right)
+            results[task] = TaskBaseline(result, working)
+            bar.advance(1, task)
+    return results
+
+
+def working_is_right(prompt: TaskPrompt, completion: str) -> bool:
+    """Whether an addition's first line shows "a + b = c" with the question's numbers, c correct.
+
+    The final answer is not looked at: a right answer after a wrong working is no reasoning.
+    """
+    asked = re.findall(r"(\d+) \+ (\d+)", prompt.prompt)[-1]
+    shown = re.search(r"(\d+)\s*\+\s*(\d+)\s*=\s*(\d+)", completion.lstrip("\n").split("\n", 1)[0])
+    if shown is None:
+        return False
+    a, b, total = map(int, shown.groups())
+    return sorted((a, b)) == sorted(map(int, asked)) and a + b == total
+
+
+def _write_lens_table(
+    path: Path, layers: Sequence[int], metrics: Mapping[str, Mapping[str, PredictionMeans]]
+) -> None:
+    rows = [
+        {"layer": layer, "lens": lens, "split": split, **by_name[f"{lens}.{layer}"]._asdict()}
+        for split, by_name in metrics.items()
+        for lens in ("logit", "affine")
+        for layer in layers
+    ]
+    write_parquet(path, {name: [row[name] for row in rows] for name in LENS.names}, LENS)
+
+
+def _lens_figure(
+    layers: Sequence[int], metrics: Mapping[str, Mapping[str, PredictionMeans]], path: Path
+) -> None:
+    """KL and agreement per layer, as SVG with the same bytes for the same numbers."""
+    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    panels = zip(
+        figure.subplots(1, 2),
+        ("kl", "agreement"),
+        ("KL(frozen || lens), nats per token", "agreement with the final layer"),
+        strict=True,
+    )
+    for axes, field, label in panels:
+        for lens, colour in (("logit", "tab:orange"), ("affine", "tab:blue")):
+            for split, style in zip(metrics, ("-", "--"), strict=False):
+                values = [getattr(metrics[split][f"{lens}.{layer}"], field) for layer in layers]
+                axes.plot(
+                    layers, values, style, marker="o", color=colour, label=f"{lens} lens, {split}"
+                )
+        axes.set(xlabel="layer", ylabel=label)
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    with mpl.rc_context({"svg.hashsalt": "rldecoder"}):
+        figure.savefig(path, format="svg", metadata={"Date": None})
+
+
+def _summary(
+    model_name: str,
+    tokens: Mapping[str, Tensor],
+    lenses: Mapping[int, AffineMap],
+    metrics: Mapping[str, Mapping[str, PredictionMeans]],
+    tasks: Mapping[str, TaskBaseline],
+) -> dict[str, Any]:
+    """What baselines.yaml says; numbers rounded for the reader, lens.parquet has them in full."""
+    return {
+        "model": model_name,
+        "tokens": {split: ids.numel() for split, ids in tokens.items()},
+        "frozen": {
+            split: {"accuracy": _short(m["frozen"].accuracy), "ce_nats": _short(m["frozen"].ce)}
+            for split, m in metrics.items()
+        },
+        "lenses": {
+            layer: {
+                "ridge_strength": lens.strength,
+                **{
+                    f"{kind}_{split}": {
+                        name: _short(value)
+                        for name, value in m[f"{kind}.{layer}"]._asdict().items()
+                    }
+                    for kind in ("logit", "affine")
+                    for split, m in metrics.items()
+                },
+            }
+            for layer, lens in lenses.items()
+        },
+        "tasks": {
+            task: {
+                "score": _short(baseline.result.score),
+                "ci95": [_short(baseline.result.ci_low), _short(baseline.result.ci_high)],
+                "prompts": baseline.result.n,
+                **(
+                    {}
+                    if baseline.working_right is None
+                    else {"shown_working_right": _short(baseline.working_right)}
+                ),
+            }
+            for task, baseline in tasks.items()
+        },
+    }
+
+
+def _headline(
+    layers: Sequence[int],
+    metrics: Mapping[str, Mapping[str, PredictionMeans]],
+    tasks: Mapping[str, TaskBaseline],
+) -> dict[str, float]:
+    values: dict[str, float] = {}
+    for split, by_name in metrics.items():
+        values[f"accuracy_{split}"] = by_name["frozen"].accuracy
+        values[f"ce_{split}"] = by_name["frozen"].ce
+    for layer in layers:
+        values[f"affine_kl_{layer}"] = metrics["test"][f"affine.{layer}"].kl
+    for task, baseline in tasks.items():
+        values[f"score_{task}"] = baseline.result.score
+        if baseline.working_right is not None:
+            values["shown_working_right"] = baseline.working_right
+    return values
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.4g}")
+
+
+def _peak(ctx: StageContext) -> int:
+    """Peak memory in bytes: of the device where there is one, else of this process."""
+    if ctx.device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(ctx.device))
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+STAGE = Stage(
+    name="baselines",
+    kind="baselines",
+    version=1,
+    inputs=("sync_tokenizer", "ingest"),
+    run=run,
+    phase="prepare",
+)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
 from rldecoder.config.base import Config, StageConfig, free
+from rldecoder.config.decoder import MatmulPrecision
 
 
 class TrainExplainerConfig(StageConfig):
@@ -61,8 +63,9 @@ class ExternalTask(Config):
     """Its name in the tables."""
     path: Path
     """Parquet with columns question, answer, and optionally passage and split (test is used)."""
-    metric: str = Field("exact_match", pattern=r"^(exact_match|f1|number)$")
-    """`exact_match` or token `f1` of the first line, or the last `number` of the completion."""
+    metric: Literal["exact_match", "first_word", "f1", "number"] = "exact_match"
+    """`exact_match`, `first_word` (yes/no) or token `f1` of the first line, or the last `number`
+    of the completion."""
     max_new_tokens: int = Field(32, ge=1)
     """Length of a completion."""
 
@@ -72,16 +75,16 @@ class EvaluateConfig(StageConfig):
 
     num_prompts: int = Field(64, ge=2)
     """Test prompts a task (fewer where a task has fewer)."""
-    tasks: tuple[str, ...] = ("addition", "cloze")
+    tasks: tuple[Literal["addition", "cloze"], ...] = ("addition", "cloze")
     """Generated tasks."""
     external_tasks: tuple[ExternalTask, ...] = ()
     """Further tasks by file (GSM8K, BoolQ, SQuAD); a missing file is noted, not an error."""
     batch_size: int = free(32, ge=1)
     """Prompts generated together."""
-    num_tokens: int = Field(8192, ge=16)
+    num_tokens: int = Field(6144, ge=16)
     """Held-out tokens a split for faithfulness (KL, CE, accuracy, agreement)."""
-    batch_tokens: int = free(1024, ge=1)
-    """Tokens a micro-batch of the faithfulness measurement."""
+    matmul_precision: MatmulPrecision = "medium"
+    """Of the products with the unembedding, as in train_decoder."""
     deletion_positions: int = Field(256, ge=4)
     """Test positions of the comprehensiveness and sufficiency curves."""
     bootstrap_resamples: int = Field(2000, ge=100)

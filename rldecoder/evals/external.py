@@ -16,7 +16,7 @@ from rldecoder import schemas
 from rldecoder.errors import BadInputError
 from rldecoder.evals.generation import GenerateFunction
 
-Metric = Literal["exact_match", "f1", "number"]
+Metric = Literal["exact_match", "first_word", "f1", "number"]
 
 
 class Question(NamedTuple):
@@ -61,15 +61,16 @@ def score_answer(metric: Metric, completion: str, answers: Sequence[str]) -> flo
     """The best score over the answers, 0 to 1.
 
     `exact_match` and `f1` compare the first line after SQuAD's normalisation (lower case,
-    no punctuation and articles); `number` the last number of the whole completion.
+    no punctuation and articles); `first_word` only its first word (yes/no questions); `number`
+    the last number of the whole completion.
     """
     if metric == "number":
         numbers = re.findall(r"-?\d+(?:\.\d+)?", completion.replace(",", ""))
         found = float(numbers[-1]) if numbers else None
         return float(any(found == _number(answer) for answer in answers if found is not None))
     line = completion.strip().split("\n", 1)[0]
-    score = _exact if metric == "exact_match" else _token_f1
-    return max((score(line, answer) for answer in answers), default=0.0)
+    compare = {"exact_match": _exact, "first_word": _first_word, "f1": _token_f1}[metric]
+    return max((compare(line, answer) for answer in answers), default=0.0)
 
 
 @torch.no_grad()
@@ -130,6 +131,10 @@ def _normalise(text: str) -> list[str]:
 
 def _exact(found: str, expected: str) -> float:
     return float(_normalise(found) == _normalise(expected))
+
+
+def _first_word(found: str, expected: str) -> float:
+    return float(_normalise(found)[:1] == _normalise(expected)[:1] != [])
 
 
 def _token_f1(found: str, expected: str) -> float:

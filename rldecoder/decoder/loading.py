@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -37,13 +37,14 @@ def load_decoder(folder: Path, lm: FrozenLM, sae: Sae) -> SaeDecoderForCausalLM:
         )
     try:
         with quiet_transformers():
-            decoder, info = SaeDecoderForCausalLM.from_pretrained(
+            loaded: Any = SaeDecoderForCausalLM.from_pretrained(
                 folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
             )
     except (SafetensorError, OSError, RuntimeError) as error:
         raise DamagedFileError(
             f"The decoder in {folder} cannot be loaded.", str(error), "Rebuild its stage."
         ) from error
+    decoder, info = loaded
     if info["missing_keys"] or info["unexpected_keys"]:
         raise DamagedFileError(
             f"The decoder in {folder} has missing or unknown weights.",

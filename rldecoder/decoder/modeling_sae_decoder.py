@@ -125,7 +125,7 @@ class SaeDecoderForCausalLM(PreTrainedModel, GenerationMixin):
         # `.to(device)` must reach the frozen parts; their dtype is theirs, so `fn` must not.
         super()._apply(fn, recurse)
         if self._frozen is not None and self.W.device.type != "meta":
-            self._frozen.lm.model.to(self.W.device)
+            self._frozen.lm.model.to(self.W.device)  # type: ignore[arg-type]  # wrapped untyped
             self._frozen.sae.to(self.W.device)
         return self
 
@@ -250,7 +250,7 @@ def new_decoder(lm: FrozenLM, sae: Sae) -> SaeDecoderForCausalLM:
     decoder.generation_config = GenerationConfig(
         eos_token_id=lm.eos_token_id, pad_token_id=lm.pad_token_id
     )
-    return decoder.to(lm.device).eval()
+    return decoder.to(lm.device).eval()  # type: ignore[arg-type]  # wrapped untyped
 
 
 AutoModelForCausalLM.register(SaeDecoderConfig, SaeDecoderForCausalLM, exist_ok=True)

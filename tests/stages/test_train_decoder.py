@@ -159,7 +159,7 @@ def test_missing_lens_is_a_clear_error(
 
 
 def test_divergence_is_an_error(inputs: dict[str, InputArtifact], context: Contexts) -> None:
-    config = CONFIG.model_copy(update={"lr": 1e30, "warmup_fraction": 0.0})
+    config = CONFIG.model_copy(update={"lr": 1e37, "warmup_fraction": 0.0})
     with pytest.raises(NumericalError, match="lr"):
         train_decoder.run(inputs, config, context())
 

@@ -44,7 +44,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB_TIMEOUT_SECONDS = 20.0
 # The hub's error derives from its HTTP client's (which client depends on the hub's version) and
 # from OSError; a failed connection raises the client's error itself.
-_NETWORK_ERRORS = HfHubHTTPError.__bases__
+_NETWORK_ERRORS: tuple[type[Exception], ...] = HfHubHTTPError.__bases__  # type: ignore[assignment]
 
 
 class SourceUnavailableError(Exception):
@@ -73,7 +73,7 @@ def locate(sources: Sequence[ModelSource]) -> Located:
     reasons: list[str] = []
     for source in sources:
         try:
-            return _locate_one(source)
+            return locate_one(source)
         except SourceUnavailableError as reason:
             reasons.append(str(reason))
     raise BadInputError(
@@ -84,7 +84,13 @@ def locate(sources: Sequence[ModelSource]) -> Located:
     )
 
 
-def _locate_one(source: ModelSource) -> Located:
+def locate_one(source: ModelSource) -> Located:
+    """Look into one source.
+
+    Raises:
+        SourceUnavailableError: it does not have the model here and now.
+        BadInputError: it has the model in a form that cannot be used.
+    """
     if isinstance(source, LocalSource):
         return _locate_local(source)
     if isinstance(source, HfCacheSource):

@@ -52,7 +52,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class ParityReport:
-    """The proof; `problems` is empty when the tokenizer fits the model."""
+    """What the checks found; `require_parity` decides."""
 
     tokenizer_size: int
     """Tokens in the tokenizer, added ones included."""
@@ -70,9 +70,14 @@ class ParityReport:
     uniform_cross_entropy: float
     """ln(vocabulary): what guessing costs."""
     problems: tuple[str, ...]
-    """What proves that the tokenizer does not fit."""
+    """What proves that the tokenizer does not fit, apart from the probes."""
     remarks: tuple[str, ...]
     """What is unusual and no proof."""
+
+    @property
+    def reads_english(self) -> bool:
+        """Whether the model finds English less surprising than noise."""
+        return self.english_cross_entropy < self.uniform_cross_entropy
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for `parity.json`."""
@@ -102,20 +107,10 @@ def check_parity(lm: FrozenLM, extra_probes: Sequence[str] = ()) -> ParityReport
                 f"the tokenizer's {name} token is {special[name]}, the model's config says {ids}"
             )
     probes = tuple(_probe(tokenizer, text) for text in (*PROBES, *extra_probes))
-    problems += [
-        f"the text {probe.text!r} comes back as {probe.decoded!r}"
-        for probe in probes
-        if not probe.lossless
-    ]
     uniform = math.log(lm.vocab_size)
     cross_entropy = math.inf if highest >= lm.vocab_size else _english_cross_entropy(lm)
     if not math.isfinite(cross_entropy):
         cross_entropy = uniform
-    if cross_entropy >= uniform:
-        remarks.append(
-            f"plain English costs the model {cross_entropy:.2f} nats a token, as bad as guessing "
-            f"({uniform:.2f}): it is untrained, or this is not its tokenizer"
-        )
     return ParityReport(
         tokenizer_size=len(token_ids),
         highest_token_id=highest,
@@ -144,15 +139,22 @@ def require_parity(report: ParityReport, place: str, *, trained: bool, lossy: bo
         BadInputError: the problems, at most three of them.
     """
     problems = list(report.problems)
-    if lossy:
-        problems = [problem for problem in problems if not problem.startswith("the text ")]
-    if trained and report.english_cross_entropy >= report.uniform_cross_entropy:
-        problems += [remark for remark in report.remarks if remark.startswith("plain English")]
+    if not lossy:
+        problems += [
+            f"the text {probe.text!r} comes back as {probe.decoded!r}"
+            for probe in report.probes
+            if not probe.lossless
+        ]
+    if trained and not report.reads_english:
+        problems.append(
+            f"plain English costs the model {report.english_cross_entropy:.2f} nats a token, as "
+            f"bad as guessing ({report.uniform_cross_entropy:.2f})"
+        )
     if problems:
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
         raise BadInputError(
             f"The tokenizer does not fit the model {place}.",
-            "; ".join(problems[:3]).capitalize() + more + ".",
+            "Found: " + "; ".join(problems[:3]) + more + ".",
             "Take the tokenizer files that were published with the weights; if only the round "
             "trip fails and you accept it, set `sync_tokenizer.allow_lossy_tokenizer: true`.",
         )

@@ -98,7 +98,8 @@ class Tally:
         """Share of importance held by the top k latents, for k in MASS_KS, with intervals.
 
         per_position: mean over positions of (sum of the k largest |I| there) / (sum of all |I|
-        there + |I of the error term|). overall: the same with sums over the whole domain first.
+        there + |I of the error term|). overall: the same with sums over the whole domain first, for
+        the k latents that hold most there.
         error_share: the error term's part of the overall denominator. None without positions.
         """
         rng = np.random.default_rng(seed)
@@ -111,12 +112,11 @@ class Tally:
         totals = absolute.sum(1) + self.error
         denominator = np.maximum(weights @ totals, np.finfo(float).tiny)
         local = (weights @ self.share) / (weights @ self.positions)[:, None]
-        overall = np.stack(
-            [
-                _largest(weight @ absolute) / total
-                for weight, total in zip(weights, denominator, strict=True)
-            ]
-        )
+        # The top latents are chosen once: chosen anew in each resample, their share is biased up.
+        top = np.argsort(-absolute.sum(0), kind="stable")[: max(MASS_KS)]
+        held = (weights @ absolute[:, top]).cumsum(1)
+        overall = np.stack([held[:, min(k, top.size) - 1] for k in MASS_KS], 1)
+        overall /= denominator[:, None]
         error = (weights @ self.error) / denominator
         return {
             "num_positions": self.num_positions,
@@ -138,13 +138,6 @@ def _top_shares(absolute: Tensor, error: Tensor) -> FloatArray:
     width = ordered.shape[1]
     shares = [float((ordered[:, min(k, width) - 1] / total).sum()) for k in MASS_KS]
     return np.array(shares)
-
-
-def _largest(sums: FloatArray) -> FloatArray:
-    """Sums of the k largest entries, for k in MASS_KS."""
-    limit = min(max(MASS_KS), sums.size)
-    top = np.sort(np.partition(sums, sums.size - limit)[sums.size - limit :])[::-1].cumsum()
-    return np.array([top[min(k, limit) - 1] for k in MASS_KS])
 
 
 def _interval(values: FloatArray, confidence: float) -> dict[str, float]:

@@ -18,7 +18,8 @@ from rldecoder.interp.importance import (
 )
 
 FloatArray = NDArray[np.float64]
-ESTIMATORS = ("attribution_patching", "integrated_gradients")
+MIN_LATENTS = 3
+"""With fewer ablated latents nothing can be compared."""
 
 
 def estimated_effects(
@@ -82,7 +83,9 @@ def validate(
         "num_latents": int(chosen.size),
         "num_metric_positions": int(sum(int(batch.metric_mask.sum()) for batch in batches)),
         "integrated_steps": integrated_steps,
-        "reason": None if chosen.size >= 3 else "fewer than 3 latents fire on these tokens",
+        "reason": None
+        if chosen.size >= MIN_LATENTS
+        else "fewer than 3 latents fire on these tokens",
         "estimators": {
             name: agreement(values[chosen], exact, seed=seed) for name, values in estimates.items()
         },
@@ -108,44 +111,56 @@ def agreement(
     latents with an exact effect other than 0. Values that are not defined are None.
     """
     rng = np.random.default_rng(seed)
-    draws = [rng.integers(0, exact.size, exact.size) for _ in range(resamples if exact.size else 0)]
-    out: dict[str, Any] = {}
-    for name, function in (
-        ("spearman", _spearman),
-        (f"recall_at_{top}", lambda a, b: _recall(a, b, top)),
-        ("sign_agreement", _sign_agreement),
-    ):
-        value = function(estimate, exact)
-        found = [function(estimate[draw], exact[draw]) for draw in draws]
-        kept = [number for number in found if number is not None]
-        tail = (1 - confidence) / 2
-        low, high = np.quantile(kept, [tail, 1 - tail]) if kept else (None, None)
-        out[name] = {
-            "value": value,
-            "low": None if value is None or low is None else float(low),
-            "high": None if value is None or high is None else float(high),
-        }
-    return out
+    size = exact.size
+    # The first row is the sample itself, the others its resamples.
+    draws = np.concatenate(
+        [np.arange(size)[None], rng.integers(0, max(size, 1), (resamples, size))]
+    )
+    first, second = estimate[draws], exact[draws]
+    return {
+        "spearman": _interval(_spearman(first, second), confidence),
+        f"recall_at_{top}": _interval(_recall(first, second, top), confidence),
+        "sign_agreement": _interval(_sign_agreement(first, second), confidence),
+    }
 
 
-def _spearman(a: FloatArray, b: FloatArray) -> float | None:
-    if a.size < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
-        return None
-    ranks = np.corrcoef(stats.rankdata(a), stats.rankdata(b))
-    return float(ranks[0, 1])
+def _interval(values: FloatArray, confidence: float) -> dict[str, float | None]:
+    """First value, with the percentile interval of the defined ones among the others."""
+    kept = values[1:][~np.isnan(values[1:])]
+    if np.isnan(values[0]) or kept.size == 0:
+        return {"value": None, "low": None, "high": None}
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(kept, [tail, 1 - tail])
+    return {"value": float(values[0]), "low": float(low), "high": float(high)}
 
 
-def _recall(a: FloatArray, b: FloatArray, top: int) -> float | None:
-    if a.size < 3:
-        return None
-    size = min(top, a.size)
-    first = set(np.argsort(-np.abs(a), kind="stable")[:size].tolist())
-    second = set(np.argsort(-np.abs(b), kind="stable")[:size].tolist())
-    return len(first & second) / size
+def _spearman(a: FloatArray, b: FloatArray) -> FloatArray:
+    """Rank correlation of each row [R, n] -> [R]; NaN where a row is constant or too short."""
+    if a.shape[1] < MIN_LATENTS:
+        return np.full(a.shape[0], np.nan)
+    x, y = (stats.rankdata(values, axis=1) for values in (a, b))
+    x, y = x - x.mean(1, keepdims=True), y - y.mean(1, keepdims=True)
+    scale = np.sqrt((x**2).sum(1) * (y**2).sum(1))
+    return np.divide((x * y).sum(1), scale, out=np.full(len(x), np.nan), where=scale > 0)
 
 
-def _sign_agreement(a: FloatArray, b: FloatArray) -> float | None:
+def _recall(a: FloatArray, b: FloatArray, top: int) -> FloatArray:
+    """Share of each row's `top` largest |b| that are among its `top` largest |a|."""
+    if a.shape[1] < MIN_LATENTS:
+        return np.full(a.shape[0], np.nan)
+    size = min(top, a.shape[1])
+    inside = []
+    for values in (a, b):
+        largest = np.argsort(-np.abs(values), axis=1, kind="stable")[:, :size]
+        member = np.zeros(values.shape, bool)
+        np.put_along_axis(member, largest, True, axis=1)
+        inside.append(member)
+    return (inside[0] & inside[1]).sum(1) / size
+
+
+def _sign_agreement(a: FloatArray, b: FloatArray) -> FloatArray:
+    """Share of each row's entries with b != 0 whose signs are equal; NaN where there is none."""
     moved = b != 0
-    if not moved.any():
-        return None
-    return float((np.sign(a[moved]) == np.sign(b[moved])).mean())
+    same = ((np.sign(a) == np.sign(b)) & moved).sum(1)
+    count = moved.sum(1)
+    return np.divide(same, count, out=np.full(len(a), np.nan), where=count > 0)

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from rldecoder.interp.importance import PatchBatch, Subject
+from rldecoder.interp.validation import agreement, choose_latents, validate
+
+
+def test_choice_takes_the_top_and_one_of_each_stratum() -> None:
+    importance = np.array([0, 5, -9, 1, 2, 0, 3, -4, 6, 7.0])
+    chosen = choose_latents(importance, 3, 2, np.random.default_rng(0))
+    assert chosen[:3].tolist() == [2, 9, 8]
+    assert len(set(chosen.tolist())) == 5
+    assert chosen[3] in (1, 7, 6)
+    assert chosen[4] in (4, 3)
+    everything = choose_latents(importance, 50, 50, np.random.default_rng(0))
+    assert sorted(everything.tolist()) == [1, 2, 3, 4, 6, 7, 8, 9]
+
+
+def test_agreement_of_perfect_reversed_and_unrelated_estimates() -> None:
+    rng = np.random.default_rng(0)
+    exact = rng.normal(size=80)
+    perfect = agreement(2 * exact, exact)
+    for name in ("spearman", "recall_at_10", "sign_agreement"):
+        assert perfect[name]["value"] == pytest.approx(1.0)
+    flipped = agreement(-exact, exact)
+    assert flipped["spearman"]["value"] == pytest.approx(-1.0)
+    assert flipped["sign_agreement"]["value"] == 0.0
+    assert flipped["recall_at_10"]["value"] == 1.0
+    noise = agreement(rng.normal(size=80), exact)
+    assert noise["spearman"]["low"] < 0.1
+    assert noise["spearman"]["low"] <= noise["spearman"]["value"] <= noise["spearman"]["high"]
+
+
+def test_spearman_equals_scipy() -> None:
+    from scipy.stats import spearmanr
+
+    rng = np.random.default_rng(1)
+    a = rng.integers(0, 6, 40).astype(float)
+    b = a + rng.normal(size=40)
+    expected = spearmanr(a, b).statistic
+    assert agreement(a, b, resamples=5)["spearman"]["value"] == pytest.approx(expected)
+
+
+def test_undefined_agreement_is_none() -> None:
+    found = agreement(np.zeros(0), np.zeros(0))
+    assert found["spearman"] == {"value": None, "low": None, "high": None}
+
+
+def test_attribution_patching_agrees_with_exact_ablation(
+    subject: Subject, batch: PatchBatch
+) -> None:
+    calls = []
+    found = validate(
+        subject.metric("frozen"),
+        [batch],
+        subject.sae.num_latents,
+        num_top=15,
+        num_others=15,
+        integrated_steps=4,
+        seed=0,
+        advance=lambda: calls.append(1),
+    )
+    assert found["num_latents"] == 30 == len(calls) == len(found["exact"])
+    for name in ("attribution_patching", "integrated_gradients"):
+        assert found["estimators"][name]["spearman"]["value"] > 0.8
+        assert found["estimators"][name]["sign_agreement"]["value"] > 0.8
+    # Against another model's effects the same estimates must not agree.
+    wrong = agreement(np.array(found["attribution_patching"]), np.roll(found["exact"], 7))
+    assert wrong["spearman"]["value"] < 0.5

@@ -1,0 +1,83 @@
+"""What PPO trains, what it is told to do, and what each of its steps reports."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rldecoder.config.rl import PpoSettings
+from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
+from rldecoder.evals.prompts import TaskPrompt
+from rldecoder.rl import core
+from rldecoder.rl.critic import Critic
+from rldecoder.rl.replay import ReplayBatch
+from rldecoder.rl.rewards import Composite, WeightedReward
+from rldecoder.rl.rollout import Rollout
+
+
+class PpoStep(NamedTuple):
+    """What one PPO step (a batch of rollouts and its inner epochs) did."""
+
+    step: int
+    """From 0."""
+    rollout: Rollout
+    rewards: Composite
+    task_scores: Tensor
+    """[B]"""
+    metrics: dict[str, float]
+    """Means over the step; names as in docs/metrics/rl.md."""
+
+
+class Learner(NamedTuple):
+    """Everything that training changes, and the fixed reference beside it."""
+
+    decoder: SaeDecoderForCausalLM
+    critic: Critic
+    optimizer: torch.optim.Optimizer
+    """Two parameter groups: decoder, critic."""
+    normaliser: core.ReturnNormaliser
+    ref_W: Tensor
+    """[L, D] of the supervised decoder."""
+    ref_b: Tensor
+    """[D]"""
+
+
+def make_learner(decoder: SaeDecoderForCausalLM, settings: PpoSettings, seed: int) -> Learner:
+    """A decoder with a fresh critic and optimiser; its present weights become the reference."""
+    critic = Critic(decoder.config.d_model, settings.critic_width, seed).to(decoder.device)
+    decoder.W.requires_grad_(True)
+    decoder.b.requires_grad_(True)
+    optimizer = torch.optim.Adam(
+        [
+            {"params": [decoder.W, decoder.b], "lr": settings.lr},
+            {"params": list(critic.parameters()), "lr": settings.critic_lr},
+        ],
+        eps=1e-8,
+    )
+    reference = decoder.W.detach().clone(), decoder.b.detach().clone()
+    return Learner(decoder, critic, optimizer, core.ReturnNormaliser(), *reference)
+
+
+class Plan(NamedTuple):
+    """What a trainer is told to do."""
+
+    settings: PpoSettings
+    prompts: Sequence[TaskPrompt]
+    """`batch_size` prompts for each of the `total_steps`, in order."""
+    total_steps: int
+    """PPO steps of the whole training; the schedule of the learning rate spans them."""
+    rewards: Callable[[], list[WeightedReward]]
+    """The reward of the present step (weights change between stages and evaluations)."""
+    loss_weights: Callable[[], core.RewardWeights]
+    """Present weights of the differentiable losses."""
+    replay: Callable[[int], ReplayBatch] | None
+    """Text tokens for a PPO step, or None."""
+    after_step: Callable[[PpoStep], bool]
+    """Called at each rollout boundary, when exact resume is possible; True stops training."""
+    seed: int
+    output_dir: Path
+    """TRL insists on one; nothing is written there."""

@@ -1,0 +1,371 @@
+"""A whole PPO training: stages of reward weights, evaluations, checkpoints, early stop.
+
+The trained decoder and the trained controls are the same session with other rewards and losses,
+so that a control differs in nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from rldecoder.checkpoints import Checkpoints, pack_optimizer, unpack_optimizer
+from rldecoder.config.rl import PpoSettings, TrainPpoConfig
+from rldecoder.curves import Curves
+from rldecoder.decoder.loading import save_decoder
+from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
+from rldecoder.errors import NumericalError
+from rldecoder.evals.prompts import TaskPrompt, make_prompts
+from rldecoder.rl import core
+from rldecoder.rl.collapse import CollapseWatch
+from rldecoder.rl.evaluation import EVALUATIONS, Evaluator, check_lengths
+from rldecoder.rl.learner import Plan, PpoStep, make_learner
+from rldecoder.rl.replay import Replay
+from rldecoder.rl.rewards import RandomReward, WeightedReward, decoder_rewards
+from rldecoder.rl.rollout import DecoderSampler
+from rldecoder.rl.rollout_log import RolloutLog
+from rldecoder.schemas import write_parquet
+from rldecoder.seeds import derive_seed
+
+Kind = Literal["trained", "random_reward", "losses_only"]
+"""`trained`: everything. `random_reward`: noise as reward and no other loss.
+`losses_only`: the differentiable losses without any reward (supervised continuation)."""
+
+
+class Watcher(Protocol):
+    """Where progress goes (a part of the stages' Reporter)."""
+
+    def metrics(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        """Live metrics."""
+        ...
+
+    def alert(self, message: str) -> None:
+        """Something is wrong."""
+        ...
+
+
+class Session:
+    """One PPO training that can be killed at any time and goes on where it was.
+
+    Args:
+        name: for live metrics and alerts.
+        kind: what drives the training.
+        config: of train_ppo (the controls use the same).
+        decoder: attached; it is trained in place, and its weights now are the reference.
+        activations: folder of the activation cache.
+        progress: folder for checkpoints.
+        seed: everything random derives from it and the PPO step.
+        watcher: progress.
+        advance: called after each PPO step with a short note (the progress bar).
+        checkpoint_every_steps: PPO steps.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        kind: Kind,
+        config: TrainPpoConfig,
+        decoder: SaeDecoderForCausalLM,
+        activations: Path,
+        progress: Path,
+        seed: int,
+        watcher: Watcher,
+        checkpoint_every_steps: int,
+    ) -> None:
+        self.name, self.kind, self.config, self.seed = name, kind, config, seed
+        self.decoder, self.progress, self.watcher = decoder, progress, watcher
+        self.checkpoint_every_steps = checkpoint_every_steps
+        self.settings = _settings(config.ppo, kind)
+        self.learner = make_learner(decoder, self.settings, seed)
+        self.total_steps = sum(stage.steps for stage in config.stages)
+        self.activations = activations
+        self.checkpoints = Checkpoints(progress / "checkpoints")
+        self.curves = Curves()
+        self.evaluations: list[list[Any]] = []
+        self.watch = CollapseWatch(config.collapse)
+        self.scale = core.RewardWeights(1.0, 1.0, 1.0)
+        self.healthy = self._weights_now()
+        self.done = 0
+        self.stopped: str | None = None
+        self._resume()
+        self.rollouts = RolloutLog(progress / "rollouts", self.done)
+        self.evaluator: Evaluator | None = None
+        if kind == "trained":
+            self.evaluator = Evaluator(
+                decoder.frozen.lm,
+                activations,
+                split="validation",
+                tasks=config.tasks,
+                num_prompts=config.eval_prompts,
+                num_tokens=config.eval_tokens,
+                seed=derive_seed(seed, "evaluation"),
+            )
+
+    @property
+    def stage(self) -> int:
+        """The stage, from 1, that PPO step `done` (the next or present one) belongs to."""
+        return self._stage_of(self.done)
+
+    def weights(self) -> core.RewardWeights:
+        """The present stage's weights, shifted by the adaptive rule."""
+        base = self.config.stages[self.stage - 1]
+        return core.RewardWeights(
+            base.faithfulness * self.scale.faithfulness,
+            base.monosemanticity * self.scale.monosemanticity,
+            base.task * self.scale.task,
+        )
+
+    def run(self, advance: Callable[[str], None]) -> None:
+        """Train to the end, or until the watch stops it; then the decoder holds the result."""
+        if self.done == 0 and self.evaluator is not None and not self.evaluations:
+            self._evaluate(stage=0)
+        if self.done < self.total_steps and self.stopped is None:
+            settings = self.settings
+            sampler = DecoderSampler(
+                self.decoder,
+                temperature=settings.temperature,
+                frozen_states=self.kind != "random_reward",
+            )
+            plan = Plan(
+                settings=settings,
+                prompts=self._prompts(),
+                total_steps=self.total_steps,
+                rewards=self._rewards,
+                loss_weights=self.weights,
+                replay=self._replay(),
+                after_step=lambda step: self._after_step(step, advance),
+                seed=self.seed,
+                output_dir=self.progress / "trl",
+            )
+            # Importing TRL takes seconds, which only stages that train should pay for.
+            from rldecoder.rl.trainer import DecoderPPOTrainer
+
+            DecoderPPOTrainer(self.learner, plan, sampler, first_step=self.done).train()
+        self.decoder.requires_grad_(False).eval()
+        if self.stopped is not None:
+            self._restore_healthy()
+            for stage in range(self._stage_of(self.done - 1), len(self.config.stages) + 1):
+                save_decoder(self.decoder, self.stage_decoder(stage))
+
+    def publish(self, out: Path) -> None:
+        """Write curves, evaluations and rollouts."""
+        self.curves.write(out / "curves.parquet")
+        columns = {
+            name: [row[i] for row in self.evaluations] for i, name in enumerate(EVALUATIONS.names)
+        }
+        write_parquet(out / "evaluations.parquet", columns, EVALUATIONS)
+        self.rollouts.publish(out / "rollouts.parquet")
+
+    def stage_decoder(self, stage: int) -> Path:
+        """Where the decoder at the end of a stage (from 1) lies, in the progress folder."""
+        return self.progress / f"stage{stage}"
+
+    def _after_step(self, step: PpoStep, advance: Callable[[str], None]) -> bool:
+        weights = self.weights()
+        metrics = dict(step.metrics)
+        metrics |= {f"weight_{name}": value for name, value in weights._asdict().items()}
+        if not all(torch.isfinite(torch.tensor(list(metrics.values())))):
+            bad = sorted(k for k, v in metrics.items() if not torch.isfinite(torch.tensor(v)))
+            raise NumericalError(
+                f"PPO step {step.step} of {self.name} gave NaN or infinity in {', '.join(bad)}.",
+                "Training diverged.",
+                "Lower train_ppo.ppo.lr; the last checkpoint is kept.",
+            )
+        stage = self._stage_of(step.step)
+        self.done = step.step + 1
+        self.curves.log(self.done, **metrics)
+        self.rollouts.add(_rollout_rows(step, stage))
+        self.watcher.metrics(self.name, self.done, metrics)
+        warning = self.watch.warning(step.step, metrics)
+        if warning is not None and self.kind == "trained":
+            self.watcher.alert(f"{self.name}: {warning}")
+        self._stop_if(self.watch.after_step(metrics))
+        ends_stage = self.done == self.total_steps or self._stage_of(self.done) != stage
+        if self.evaluator is not None and (
+            ends_stage or self.done % self.config.eval_every_steps == 0
+        ):
+            self._evaluate(stage, effective_latents=metrics["effective_latents"])
+        if ends_stage and self.kind == "trained":
+            save_decoder(self.decoder, self.stage_decoder(stage))
+        if ends_stage or self.stopped or self.done % self.checkpoint_every_steps == 0:
+            self._save()
+        advance(f"reward {metrics['reward']:.3f} task {metrics['task_score']:.2f}")
+        return self.stopped is not None
+
+    def _evaluate(self, stage: int, effective_latents: float = 0.0) -> None:
+        assert self.evaluator is not None
+        found = self.evaluator(self.decoder)
+        rule = self.config.adaptive
+        if stage > 0:
+            self.scale = core.adapt_weights(
+                self.scale,
+                kl=found.text.kl,
+                num_effective_latents=effective_latents,
+                kl_target=rule.kl_target,
+                latents_target=rule.latents_target,
+                faithfulness_factor=rule.faithfulness_factor,
+                monosemanticity_factor=rule.monosemanticity_factor,
+            )
+        self.evaluations += found.rows(self.done, stage, self.weights())
+        values = {"eval_kl": found.text.kl, "eval_task_score": found.tasks.score}
+        self.curves.log(self.done, **values)
+        self.watcher.metrics(self.name, self.done, values)
+        self._stop_if(self.watch.after_evaluation(found.text.kl))
+        if self.stopped is None:
+            self.healthy = self._weights_now()
+
+    def _stop_if(self, reason: str | None) -> None:
+        # A control runs to its end whatever becomes of it: it must be as long as the training.
+        if reason is not None and self.stopped is None and self.kind == "trained":
+            self.stopped = f"stopped after PPO step {self.done}: {reason}"
+            self.watcher.alert(f"{self.name} {self.stopped}")
+
+    def _weights_now(self) -> dict[str, Tensor]:
+        return {
+            "healthy.W": self.decoder.W.detach().clone(),
+            "healthy.b": self.decoder.b.detach().clone(),
+        }
+
+    @torch.no_grad()
+    def _restore_healthy(self) -> None:
+        """Go back to the weights of the last evaluation that was in order."""
+        self.decoder.W.copy_(self.healthy["healthy.W"])
+        self.decoder.b.copy_(self.healthy["healthy.b"])
+
+    def _stage_of(self, step: int) -> int:
+        ends = 0
+        for number, stage in enumerate(self.config.stages, start=1):
+            ends += stage.steps
+            if step < ends:
+                return number
+        return len(self.config.stages)
+
+    def _rewards(self) -> list[WeightedReward]:
+        if self.kind == "random_reward":
+            return [WeightedReward(1.0, RandomReward(self.seed))]
+        return decoder_rewards(self.weights(), self.settings.kl_penalty)
+
+    def _replay(self) -> Replay | None:
+        if self.settings.replay_tokens == 0 or self.settings.kl_loss_coef == 0:
+            return None
+        return Replay(
+            self.activations,
+            self.decoder.frozen.sae,
+            self.settings.replay_tokens,
+            derive_seed(self.seed, "replay"),
+        )
+
+    def _prompts(self) -> list[TaskPrompt]:
+        """`batch_size` training prompts for each step, the tasks taking turns."""
+        tasks, size = self.config.tasks, self.settings.batch_size
+        share = self.total_steps * -(-size // len(tasks))
+        streams = [
+            iter(make_prompts(task, "train", share, derive_seed(self.seed, "prompts")))
+            for task in tasks
+        ]
+        prompts = [
+            next(streams[place % len(tasks)])
+            for _ in range(self.total_steps)
+            for place in range(size)
+        ]
+        check_lengths(self.decoder.frozen.lm, prompts[:size])
+        return prompts
+
+    def _save(self) -> None:
+        optimizer_tensors, optimizer_state = pack_optimizer(self.learner.optimizer)
+        tensors = {
+            "W": self.decoder.W,
+            "b": self.decoder.b,
+            "ref_W": self.learner.ref_W,
+            "ref_b": self.learner.ref_b,
+            **self.healthy,
+            **{f"critic.{k}": v for k, v in self.learner.critic.state_dict().items()},
+            **optimizer_tensors,
+        }
+        self.rollouts.flush(self.done)
+        self.checkpoints.save(
+            self.done,
+            tensors,
+            {
+                "optimizer": optimizer_state,
+                "normaliser": self.learner.normaliser.state(),
+                "curves": self.curves.state(),
+                "evaluations": self.evaluations,
+                "watch": self.watch.state(),
+                "scale": list(self.scale),
+                "stopped": self.stopped,
+            },
+        )
+
+    @torch.no_grad()
+    def _resume(self) -> None:
+        found = self.checkpoints.load()
+        if found is None:
+            return
+        tensors, state = found.tensors, found.state
+        self.done = found.step
+        self.decoder.W.copy_(tensors["W"])
+        self.decoder.b.copy_(tensors["b"])
+        self.learner.ref_W.copy_(tensors["ref_W"])
+        self.learner.ref_b.copy_(tensors["ref_b"])
+        device = self.decoder.device
+        self.healthy = {k: v.to(device) for k, v in tensors.items() if k.startswith("healthy.")}
+        critic = {
+            k.removeprefix("critic."): v for k, v in tensors.items() if k.startswith("critic.")
+        }
+        self.learner.critic.load_state_dict(critic)
+        unpack_optimizer(self.learner.optimizer, tensors, state["optimizer"])
+        self.learner.normaliser.load_state(state["normaliser"])
+        self.curves = Curves.from_state(state["curves"])
+        self.evaluations = state["evaluations"]
+        self.watch.load_state(state["watch"])
+        self.scale = core.RewardWeights(*state["scale"])
+        self.stopped = state["stopped"]
+
+
+class _Row(NamedTuple):
+    """Unweighted reward parts of one response; absent ones are 0."""
+
+    faithfulness: float
+    monosemanticity: float
+    kl_penalty: float
+
+
+def _rollout_rows(step: PpoStep, stage: int) -> list[dict[str, Any]]:
+    lengths = step.rollout.mask.sum(-1).tolist()
+    totals = step.rewards.total.sum(-1).tolist()
+    parts = step.rewards.parts
+    rows = []
+    for i, prompt in enumerate(step.rollout.prompts):
+        part = {name: float(parts[name][i]) if name in parts else 0.0 for name in _Row._fields}
+        rows.append(
+            {
+                "step": step.step,
+                "stage": stage,
+                "task": prompt.task,
+                "prompt_index": prompt.index,
+                "question": "\n".join(prompt.prompt.split("\n")[-2:]),
+                "answer": prompt.answer,
+                "completion": step.rollout.completions[i],
+                "num_tokens": lengths[i],
+                "finished": bool(step.rollout.finished[i]),
+                "task_score": float(step.task_scores[i]),
+                "reward": totals[i],
+                **part,
+            }
+        )
+    return rows
+
+
+def _settings(ppo: PpoSettings, kind: Kind) -> PpoSettings:
+    if kind == "random_reward":
+        off = {"kl_loss_coef": 0.0, "sparsity_loss_coef": 0.0, "replay_tokens": 0}
+        return ppo.model_copy(update=off)
+    if kind == "losses_only":
+        return ppo.model_copy(update={"policy_coef": 0.0, "entropy_coef": 0.0})
+    return ppo

@@ -14,15 +14,15 @@ class RandomModelConfig(Config):
 
     architecture: Literal["gpt2", "llama"] = "gpt2"
     """`gpt2`: learned positions, LayerNorm. `llama`: rotary positions, RMSNorm, gated MLP."""
-    n_layer: int = Field(4, ge=1)
+    n_layer: int = Field(default=4, ge=1)
     """Transformer blocks."""
-    d_model: int = Field(64, ge=2)
+    d_model: int = Field(default=64, ge=2)
     """Width of the residual stream."""
-    n_head: int = Field(4, ge=1)
+    n_head: int = Field(default=4, ge=1)
     """Attention heads a block."""
-    vocab_size: int = Field(512, ge=257)
+    vocab_size: int = Field(default=512, ge=257)
     """Tokens of its byte-level BPE: 256 bytes, one special token, and merges."""
-    n_positions: int = Field(512, ge=2)
+    n_positions: int = Field(default=512, ge=2)
     """Longest sequence in tokens."""
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import huggingface_hub.constants
 from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
 
 from rldecoder.errors import BadInputError, DamagedFileError
 from rldecoder.lm.specs import HfCacheSource, HubSource, LocalSource, ModelSource, WheelSource
@@ -43,8 +43,11 @@ _PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB_TIMEOUT_SECONDS = 20.0
 # The hub's error derives from its HTTP client's (which client depends on the hub's version) and
-# from OSError; a failed connection raises the client's error itself.
-_NETWORK_ERRORS: tuple[type[Exception], ...] = HfHubHTTPError.__bases__  # type: ignore[assignment]
+# from OSError; a failed connection raises the client's error itself, a bad name a ValueError.
+_HUB_ERRORS: tuple[type[Exception], ...] = (
+    *HfHubHTTPError.__bases__,  # type: ignore[arg-type]
+    ValueError,
+)
 
 
 class SourceUnavailableError(Exception):
@@ -152,7 +155,7 @@ def _locate_on_hub(source: HubSource) -> Located:
         raise SourceUnavailableError(
             f"{source.repo} is gated: accept its licence on the hub and run `hf auth login`"
         ) from error
-    except (*_NETWORK_ERRORS, HFValidationError) as error:
+    except _HUB_ERRORS as error:
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise SourceUnavailableError(
             f"the hub has no reachable {source.repo} ({first_line})"
@@ -192,7 +195,7 @@ def fetch(located: Located, note: Note) -> Path:
                 etag_timeout=_HUB_TIMEOUT_SECONDS,
             )
         )
-    except (*_NETWORK_ERRORS, ValueError) as error:
+    except _HUB_ERRORS as error:
         raise BadInputError(
             f"{repo} could not be downloaded.",
             (str(error).strip() or type(error).__name__).splitlines()[0],

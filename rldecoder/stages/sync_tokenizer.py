@@ -1,0 +1,265 @@
+"""Bring the frozen model and its tokenizer into the run, and prove that they belong together.
+
+The folder that is published is a plain Hugging Face folder; every later stage reads only that.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+import torch
+import transformers
+from transformers import AutoConfig
+
+from rldecoder.config.base import hash_json
+from rldecoder.config.model import SyncTokenizerConfig
+from rldecoder.errors import BadInputError
+from rldecoder.lm.frozen import FrozenLM
+from rldecoder.lm.random_model import make_random_model
+from rldecoder.lm.registry import ModelChoice, choose_model
+from rldecoder.lm.sources import TOKENIZER_FILES, copy_model_files, fetch, locate
+from rldecoder.lm.specs import (
+    ArchitectureConstants,
+    check_constants,
+    list_model_specs,
+    load_model_spec,
+    read_constants,
+)
+from rldecoder.lm.tokenizer_parity import (
+    FileHash,
+    ParityReport,
+    check_parity,
+    hash_files,
+    require_parity,
+    require_vocabulary,
+    vocabulary_sha256,
+)
+from rldecoder.schemas import write_json
+from rldecoder.seeds import seed_everything
+from rldecoder.stages.context import InputArtifact, Stage, StageContext, StageOutput
+
+RANDOM = "random"
+
+
+def run(
+    inputs: Mapping[str, InputArtifact], config: SyncTokenizerConfig, ctx: StageContext
+) -> StageOutput:
+    """Publish model/, model.json, tokenizer_hashes.json, tokenizer_hashes.md and parity.json."""
+    seed_everything(ctx.seed)
+    folder = ctx.out / "model"
+    with ctx.report.track("model", 4, unit="steps") as bar:
+        if config.model == RANDOM:
+            choice = ModelChoice(RANDOM, None, ())
+            source: dict[str, str] = {"kind": RANDOM}
+            make_random_model(folder, seed=ctx.seed, **config.random_model.model_dump())
+            bar.advance(2, note="made")
+        else:
+            choice = _choose(config)
+            located = locate(choice.sources)
+            place = fetch(located, ctx.report.note)
+            bar.advance(note=f"found in {located.description}")
+            _check_config(choice, place)
+            copy_model_files(place, folder)
+            source = {"kind": located.source.kind, **located.identity}
+            bar.advance(note="copied")
+        known = choice.spec.file_sha256 if choice.spec else {}
+        weights = {item.name: item.sha256 for item in hash_files(_weight_files(folder), known)}
+        dtype = getattr(torch, config.compute_dtype)
+        lm = FrozenLM.load(folder, device=ctx.device, dtype=dtype)
+        constants = _constants(lm)
+        if choice.spec is not None:
+            check_constants(choice.spec, constants, str(folder))
+        _complete_folder(lm)
+        bar.advance(note="loaded")
+        hashes = hash_files(_tokenizer_files(folder), known)
+        vocabulary = vocabulary_sha256(lm.tokenizer)
+        if choice.spec is not None:
+            require_vocabulary(vocabulary, choice.spec.vocabulary_sha256, choice.name)
+        report = check_parity(lm, config.extra_probes)
+        require_parity(
+            report, choice.name, trained=choice.spec is not None, lossy=config.allow_lossy_tokenizer
+        )
+        bar.advance(note="tokenizer proved")
+    for remark in report.remarks:
+        ctx.report.note(f"{choice.name}: {remark}")
+
+    write_json(ctx.out / "model.json", _model_record(choice, constants, source, weights, config))
+    write_json(ctx.out / "parity.json", report.as_json())
+    write_json(
+        ctx.out / "tokenizer_hashes.json",
+        {
+            "files": {item.name: _hash_record(item) for item in hashes},
+            "vocabulary_sha256": vocabulary,
+        },
+    )
+    page = render_hashes_page(choice.name, hashes, vocabulary, report)
+    (ctx.out / "tokenizer_hashes.md").write_text(page, encoding="utf-8")
+    return StageOutput(
+        {
+            "model": choice.name,
+            "parameters": constants.parameters,
+            "num_layers": constants.num_layers,
+            "d_model": constants.d_model,
+            "vocab_size": constants.vocab_size,
+            "probes_lossless": sum(probe.lossless for probe in report.probes),
+            "probes": len(report.probes),
+            "english_cross_entropy": report.english_cross_entropy,
+        }
+    )
+
+
+def fingerprint(config: SyncTokenizerConfig) -> dict[str, str]:
+    """What identifies the model beside the settings: hashes, a commit, or library versions.
+
+    Raises:
+        BadInputError: no source has the model.
+    """
+    if config.model == RANDOM:
+        # The random numbers are torch's; the tokenizer is trained by `tokenizers` on the
+        # documentation that came with this Python.
+        return {
+            "python": platform.python_version(),
+            "torch": torch.__version__.split("+")[0],
+            "tokenizers": tokenizers.__version__,
+            "transformers": transformers.__version__,
+        }
+    choice = _choose(config)
+    identity = locate(choice.sources).identity
+    if choice.spec is not None:
+        expectations = choice.spec.digest_fields()
+        del expectations["sources"]
+        identity = {**identity, "spec": hash_json(expectations)}
+    return identity
+
+
+def _choose(config: SyncTokenizerConfig) -> ModelChoice:
+    return choose_model(config.model, path=config.path, repo=config.repo, revision=config.revision)
+
+
+def _check_config(choice: ModelChoice, folder: Path) -> None:
+    """Compare config.json with the spec before gigabytes are copied."""
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise BadInputError(
+            f"The config of the model at {folder} cannot be read.",
+            (str(error).strip() or type(error).__name__).splitlines()[0],
+            "It must be an architecture that `transformers` itself has; code that comes with a "
+            "model is never run.",
+        ) from error
+    if choice.spec is not None:
+        claimed = choice.spec.architecture.parameters
+        check_constants(choice.spec, read_constants(config, claimed), str(folder))
+
+
+def _constants(lm: FrozenLM) -> ArchitectureConstants:
+    parameters = sum(parameter.numel() for parameter in lm.model.parameters())
+    return read_constants(lm.model.config, parameters)
+
+
+def _complete_folder(lm: FrozenLM) -> None:
+    """Add what older model folders lack: a fast tokenizer's file and generation settings."""
+    if not (lm.folder / "tokenizer.json").is_file():
+        lm.tokenizer.backend_tokenizer.save(str(lm.folder / "tokenizer.json"))
+    if not (lm.folder / "generation_config.json").is_file():
+        lm.model.generation_config.save_pretrained(lm.folder)
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("model*.safetensors"))
+
+
+def _tokenizer_files(folder: Path) -> list[Path]:
+    return [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
+
+
+def _model_record(
+    choice: ModelChoice,
+    constants: ArchitectureConstants,
+    source: dict[str, str],
+    weights: dict[str, str],
+    config: SyncTokenizerConfig,
+) -> dict[str, Any]:
+    spec = choice.spec
+    unknown = "none: random weights" if choice.name == RANDOM else "unknown: read the model's card"
+    return {
+        "name": choice.name,
+        "title": spec.title if spec else choice.name,
+        "licence": spec.licence if spec else unknown,
+        **constants.model_dump(),
+        "hook_layer": spec.hook_layer if spec else None,
+        "compute_dtype": config.compute_dtype,
+        "source": source,
+        "weights_sha256": next(iter(weights.values())) if len(weights) == 1 else hash_json(weights),
+        "weight_files": weights,
+    }
+
+
+def _hash_record(item: FileHash) -> dict[str, Any]:
+    return {"sha256": item.sha256, "size_bytes": item.size_bytes, "status": item.status}
+
+
+def render_hashes_page(
+    name: str, hashes: list[FileHash], vocabulary: str, report: ParityReport
+) -> str:
+    """The page that is published as tokenizer_hashes.md (and kept as docs/tokenizer_hashes.md)."""
+    lines = [
+        "# Tokenizer hashes",
+        "",
+        "Written by the `sync_tokenizer` stage; do not edit.",
+        "",
+        f"## {name}",
+        "",
+        "| file | bytes | SHA-256 | compared with |",
+        "|---|---:|---|---|",
+    ]
+    lines += [f"| {h.name} | {h.size_bytes:,} | `{h.sha256}` | {h.status} |" for h in hashes]
+    lines += [
+        "",
+        f"Token table: `{vocabulary}`",
+        "(SHA-256 of the canonical JSON of token -> id, whatever file and library it came from).",
+        "",
+        "## Proof that it belongs to the model",
+        "",
+        "| check | found |",
+        "|---|---|",
+        f"| tokens, embedding rows | {report.tokenizer_size:,}, {report.embedding_rows:,} |",
+        f"| highest token id | {report.highest_token_id:,} |",
+        f"| special tokens | {json.dumps(report.special_tokens)} |",
+        f"| special tokens in the model's config | {json.dumps(report.model_special_tokens)} |",
+        f"| probe texts returned unchanged | {sum(p.lossless for p in report.probes)} of "
+        f"{len(report.probes)} |",
+        f"| cross-entropy on plain English | {report.english_cross_entropy:.3f} nats/token "
+        f"(guessing: {report.uniform_cross_entropy:.3f}) |",
+        "",
+        "## Published hashes",
+        "",
+        "A file of these names must match, or the run stops.",
+        "",
+        "| model | file | SHA-256 |",
+        "|---|---|---|",
+    ]
+    for spec in map(load_model_spec, list_model_specs()):
+        lines += [
+            f"| {spec.name} | {file} | `{digest}` |"
+            for file, digest in sorted(spec.file_sha256.items())
+        ]
+        if spec.vocabulary_sha256:
+            lines.append(f"| {spec.name} | token table | `{spec.vocabulary_sha256}` |")
+    return "\n".join(lines) + "\n"
+
+
+STAGE = Stage(
+    name="sync_tokenizer",
+    kind="model",
+    version=1,
+    inputs=(),
+    run=run,
+    phase="prepare",
+    fingerprint=fingerprint,
+)

@@ -37,7 +37,7 @@ class PredicateSettings(Config):
     """Subtracted from the objective for each further token or n-gram in an atom."""
     min_firings: int = Field(default=10, ge=1)
     """A latent that fires on fewer cells is not labelled."""
-    min_score: float = Field(default=0.1, ge=0, le=1)
+    min_score: float = Field(default=0.2, ge=0, le=1)
     """A latent whose best predicate scores lower is not labelled."""
 
 

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from rldecoder.evals.statistics import wilson_interval
+from rldecoder.interp.calibration import (
+    Acceptance,
+    Calibration,
+    ConfidenceModel,
+    high_confidence_threshold,
+    label_features,
+    reliability,
+)
+from rldecoder.interp.scores import LabelScores
+
+SCORES = LabelScores(30, 0.6, 0.5, 0.55, 0.4, 0.01, 0.85, 20, 20, 0.9, 12)
+
+
+def test_acceptance_needs_both_bars() -> None:
+    rule = Acceptance(detection=0.8, precision=0.5)
+    assert rule.accepts(SCORES)
+    assert not rule.accepts(SCORES._replace(detection=0.79))
+    assert not rule.accepts(SCORES._replace(precision=0.49))
+    assert not rule.accepts(SCORES._replace(detection=None))
+    assert not rule.accepts(None)
+
+
+def test_features_of_a_label_that_was_never_measured_are_zero() -> None:
+    assert label_features(0.5, 0, 2, None) == [0.5, 0.0, 2.0, 0.0, 0.0, 0.0]
+    assert label_features(0.5, 0, 2, SCORES)[3:] == [0.55, 0.6, 0.85]
+
+
+def _world(rows: int, seed: int) -> Calibration:
+    """Acceptance depends on the first feature with probability sigmoid(3 x)."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(rows, 6))
+    accepted = rng.random(rows) < 1 / (1 + np.exp(-3 * x[:, 0]))
+    return Calibration(x, accepted, np.arange(rows) // 3)
+
+
+def test_confidence_is_calibrated_on_unseen_rows() -> None:
+    model = ConfidenceModel(_world(900, 0), seed=0, resamples=20)
+    unseen = _world(3000, 1)
+    p, low, high = model.predict(unseen.features)
+    found = reliability(p, unseen.accepted)
+    assert found["ece"] < 0.05
+    assert found["brier"] < 0.18
+    assert (low <= p).all()
+    assert (p <= high).all()
+    assert (high - low).mean() > 0.01
+    constant = reliability(np.full(3000, 0.99), unseen.accepted)
+    assert constant["ece"] > 0.3
+
+
+def test_out_of_fold_predictions_do_not_use_the_latents_own_rows() -> None:
+    # Each latent has its own random level: rows of one latent predict each other perfectly.
+    rng = np.random.default_rng(0)
+    latents = np.repeat(np.arange(40), 3)
+    level = rng.integers(0, 2, 40)
+    features = np.eye(40)[latents]
+    data = Calibration(features, level[latents].astype(bool), latents)
+    model = ConfidenceModel(data, seed=0, resamples=2)
+    fitted = ((model.predict(features)[0] > 0.5) == data.accepted).mean()
+    honest = ((model.out_of_fold() > 0.5) == data.accepted).mean()
+    assert fitted == 1.0
+    assert honest < 0.75
+
+
+def test_base_rate_when_nothing_can_be_fitted() -> None:
+    data = Calibration(np.zeros((12, 6)), np.ones(12, bool), np.arange(12))
+    model = ConfidenceModel(data, seed=0)
+    assert model.kind == "base_rate"
+    p, low, high = model.predict(np.zeros((2, 6)))
+    assert p.tolist() == pytest.approx([13 / 14] * 2)
+    assert low[0] == pytest.approx(wilson_interval(12, 12).low)
+    assert high[0] == 1.0
+    empty = ConfidenceModel(
+        Calibration(np.zeros((0, 6)), np.zeros(0, bool), np.zeros(0, int)), seed=0
+    )
+    assert empty.predict(np.zeros((1, 6)))[0].tolist() == [0.5]
+    assert empty.out_of_fold().size == 0
+
+
+def test_threshold_is_the_smallest_safe_one() -> None:
+    p = np.linspace(0, 1, 300)
+    accepted = p > 0.4
+    tau = high_confidence_threshold(p, accepted, rows_per_latent=1)
+    assert tau is not None
+
+    def safe(threshold: float) -> bool:
+        kept = accepted[p >= threshold]
+        return wilson_interval(int(kept.sum()), kept.size).low >= 0.8
+
+    assert safe(tau)
+    assert not any(safe(value) for value in p[p < tau])
+    assert tau < 0.4
+
+
+def test_no_threshold_when_nothing_is_safe_or_too_few_rows() -> None:
+    p = np.linspace(0, 1, 300)
+    assert high_confidence_threshold(p, np.zeros(300, bool)) is None
+    few = np.ones(20, bool)
+    assert high_confidence_threshold(np.linspace(0, 1, 20), few, rows_per_latent=1) is not None
+    # The same rows, three of each latent: about seven latents are not enough.
+    assert high_confidence_threshold(np.linspace(0, 1, 20), few, rows_per_latent=3) is None
+
+
+def test_reliability_by_hand() -> None:
+    p = np.array([0.05, 0.95, 0.95, 1.0])
+    outcome = np.array([False, True, False, True])
+    found = reliability(p, outcome)
+    mean = (0.95 + 0.95 + 1.0) / 3
+    assert found["ece"] == pytest.approx(0.25 * 0.05 + 0.75 * abs(mean - 2 / 3))
+    assert found["brier"] == pytest.approx(np.mean((p - outcome) ** 2))
+    assert [b["n"] for b in found["bins"]] == [1, 3]
+    assert reliability(np.zeros(0), np.zeros(0, bool))["ece"] is None

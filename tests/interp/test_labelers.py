@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from scipy import sparse
+
+from rldecoder.config.interp import PredicateSettings
+from rldecoder.interp.corpus import Firings, SplitFirings
+from rldecoder.interp.labelers import Evidence, PredicateLabeler
+from rldecoder.interp.labelling import label_and_score, shuffled_control
+from rldecoder.interp.predicate import describe, num_atoms
+
+if TYPE_CHECKING:
+    from conftest import Planted
+
+
+@pytest.mark.parametrize("objective", ["f1", "balanced_accuracy"])
+def test_planted_features_are_recovered_and_shuffled_labels_are_not(
+    planted: Planted, objective: str
+) -> None:
+    labeler = PredicateLabeler(PredicateSettings.model_validate({"objective": objective}))
+    rng = np.random.default_rng(0)
+    found = label_and_score(labeler, planted.fit, planted.scored, planted.vocabulary, 16, rng)
+    detection = [scores.detection for scores in found.scores]
+    recovered = [value is not None and value >= 0.95 for value in detection]
+    failures = [
+        describe(predicate, planted.vocabulary)
+        for predicate, good in zip(planted.predicates, recovered, strict=True)
+        if not good
+    ]
+    assert np.mean(recovered) >= 0.95, failures
+    assert np.mean([scores.f1 for scores in found.scores]) >= 0.95
+    assert np.mean([scores.fuzzing for scores in found.scores]) >= 0.95
+    shuffled = shuffled_control(found, planted.scored, planted.vocabulary, 16, rng)
+    scores = [s.detection for s in shuffled.scores if s.detection is not None]
+    assert abs(np.mean(scores) - 0.5) < 0.1
+    assert all(d.latent != o.latent or d.predicate != o.predicate
+               for d, o in zip(found.drafts, shuffled.drafts, strict=True))  # fmt: skip
+
+
+def test_labels_are_deterministic_and_short(planted: Planted) -> None:
+    labeler = PredicateLabeler(PredicateSettings(max_atoms=2))
+    evidence = Evidence(planted.fit.grid, planted.fit.firings, planted.vocabulary)
+    first, second = labeler.label(evidence), labeler.label(evidence)
+    assert first == second
+    for draft in first:
+        assert draft.predicate is not None
+        assert num_atoms(draft.predicate) <= 2
+        assert draft.text == describe(draft.predicate, planted.vocabulary)
+
+
+def _random_firings(split: SplitFirings, count: int, seed: int) -> Firings:
+    rng = np.random.default_rng(seed)
+    cells = rng.choice(split.grid.cells, count, replace=False)
+    entries = (np.ones(count, np.float32), (np.zeros(count, int), cells))
+    matrix = sparse.csr_array(entries, shape=(1, split.grid.num_cells))
+    matrix.sort_indices()
+    return Firings(np.array([5]), matrix)
+
+
+def test_what_cannot_be_labelled_fails_with_a_reason_and_scores_nothing(planted: Planted) -> None:
+    labeler = PredicateLabeler(PredicateSettings())
+    rng = np.random.default_rng(0)
+    for count, reason in ((4, "fewer than 10"), (300, "best predicate scores")):
+        fit = planted.fit._replace(firings=_random_firings(planted.fit, count, 1))
+        scored = planted.scored._replace(firings=_random_firings(planted.scored, count, 2))
+        found = label_and_score(labeler, fit, scored, planted.vocabulary, 16, rng)
+        (draft,), (scores,) = found
+        assert draft.text is None
+        assert draft.predicate is None
+        assert draft.failure is not None
+        assert reason in draft.failure
+        assert scores.detection == scores.f1 == scores.fuzzing == scores.auprc == 0.0
+
+
+def test_labels_use_only_valid_cells(planted: Planted) -> None:
+    grid, firings = planted.fit
+    half = np.zeros(grid.tokens.shape, bool)
+    half[:120] = True
+    labeler = PredicateLabeler(PredicateSettings())
+    drafts = labeler.label(Evidence(grid.restricted(half), firings, planted.vocabulary))
+    inside = firings.within((half & grid.valid).reshape(-1)).counts
+    assert [draft.firings for draft in drafts] == inside.tolist()

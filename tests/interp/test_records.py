@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+import rldecoder.interp.records as records
+from rldecoder.errors import DamagedFileError
+from rldecoder.interp.predicate import TokenClass
+from rldecoder.interp.records import FeatureLabel, FeatureLabels, Scores
+
+
+def feature(**changes: Any) -> FeatureLabel:
+    """A labelled feature with every field set."""
+    values: dict[str, Any] = {
+        "latent": 5,
+        "status": "labelled",
+        "label": "token is a number",
+        "failure": None,
+        "predicate": TokenClass(name="number"),
+        "labeler": "predicate-1",
+        "confidence": 0.7,
+        "confidence_low": 0.6,
+        "confidence_high": 0.8,
+        "high_confidence": False,
+        "importance": 0.02,
+        "importance_rank": 1,
+        "density": 0.01,
+        "scores": Scores(
+            detection=0.9, fuzzing=None, precision=0.5, recall=0.5, f1=0.5, auprc=0.3, firings=9
+        ),
+        "examples": [],
+        "promoted": [{"token": "</script>", "token_id": 3, "effect": 1.5}],
+        "suppressed": [],
+        "queue_rank": 1,
+    }
+    return FeatureLabel.model_validate(values | changes)
+
+
+def labels(features: list[FeatureLabel]) -> FeatureLabels:
+    """A file with these features."""
+    return FeatureLabels(
+        model_name="tiny",
+        hook_layer=2,
+        num_latents=96,
+        sae_digest="abc",
+        requested=10,
+        features=features,
+        labelled=1,
+        failed=0,
+        high_confidence_threshold=None,
+        coverage=0.0,
+    )
+
+
+def test_committed_schema_is_the_models_own() -> None:
+    path = Path(records.__file__).parent / "feature_labels.schema.json"
+    assert json.loads(path.read_text(encoding="utf-8")) == FeatureLabels.model_json_schema(), (
+        "the format of feature_labels.json changed: raise SCHEMA_VERSION and commit the new schema"
+    )
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    written = labels([feature()])
+    written.save(tmp_path)
+    assert FeatureLabels.load(tmp_path) == written
+    raw = json.loads((tmp_path / "feature_labels.json").read_text(encoding="utf-8"))
+    assert raw["schema_version"] == records.SCHEMA_VERSION == 1
+    assert raw["features"][0]["predicate"] == {"kind": "token_class", "name": "number", "offset": 0}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"label": None},
+        {"failure": "too few"},
+        {"status": "failed"},
+        {"status": "failed", "label": None},
+        {"confidence": 1.2},
+        {"verdict": "good"},
+    ],
+)
+def test_inconsistent_features_are_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        feature(**changes)
+
+
+def test_another_schema_version_is_a_clear_error(tmp_path: Path) -> None:
+    labels([feature()]).save(tmp_path)
+    path = tmp_path / "feature_labels.json"
+    path.write_text(path.read_text().replace('"schema_version": 1', '"schema_version": 2'))
+    with pytest.raises(DamagedFileError, match="does not follow schema 1"):
+        FeatureLabels.load(tmp_path)

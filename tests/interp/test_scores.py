@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score, balanced_accuracy_score, f1_score
+
+from rldecoder.interp.corpus import TokenGrid
+from rldecoder.interp.predicate import TokenIn
+from rldecoder.interp.scores import LabelScores, ScoringText, derangement, mean_or_none
+from rldecoder.interp.vocabulary import Vocabulary
+
+ROWS, WIDTH, WINDOW = 30, 22, 8
+VOCABULARY = Vocabulary([f" w{i}" for i in range(40)])
+
+
+@pytest.fixture
+def text() -> ScoringText:
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, 40, (ROWS, WIDTH))
+    valid = np.ones((ROWS, WIDTH), bool)
+    valid[:, 0] = False
+    valid[-1, 5:] = False
+    return ScoringText(
+        TokenGrid("test", np.arange(ROWS), tokens, valid, tokens * 0), VOCABULARY, WINDOW
+    )
+
+
+def _random(text: ScoringText, rate: float, seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return (rng.random(text.grid.num_cells) < rate) & text.valid
+
+
+def _score(text: ScoringText, held: np.ndarray | None, fires: np.ndarray) -> LabelScores:
+    cells = np.flatnonzero(fires)
+    acts = np.random.default_rng(1).uniform(0.1, 1, cells.size).astype(np.float32)
+    return text.score(held, cells, acts, np.random.default_rng(0))
+
+
+def test_population_scores_equal_sklearn(text: ScoringText) -> None:
+    fires, held = _random(text, 0.1, 1), _random(text, 0.2, 2)
+    held |= fires & _random(text, 0.7, 3)
+    found = _score(text, held, fires)
+    truth, guess = fires[text.valid], held[text.valid]
+    assert found.f1 == pytest.approx(f1_score(truth, guess))
+    assert found.precision == pytest.approx((truth & guess).sum() / guess.sum())
+    assert found.recall == pytest.approx((truth & guess).sum() / truth.sum())
+    assert found.auprc == pytest.approx(average_precision_score(truth, guess))
+    assert found.base_rate == pytest.approx(truth.mean())
+
+
+def test_detection_equals_a_loop_over_all_windows(text: ScoringText) -> None:
+    fires, held = _random(text, 0.05, 1), _random(text, 0.05, 2)
+    held |= fires & _random(text, 0.5, 3)
+    truth, guess = [], []
+    grid_fires, grid_held = fires.reshape(ROWS, WIDTH), held.reshape(ROWS, WIDTH)
+    for row in range(ROWS):
+        for start in range(0, WIDTH, WINDOW):
+            part = slice(start, start + WINDOW)
+            if text.grid.valid[row, part].any():
+                truth.append(grid_fires[row, part].any())
+                guess.append(grid_held[row, part].any())
+    found = _score(text, held, fires)
+    assert found.detection == pytest.approx(balanced_accuracy_score(truth, guess))
+    assert found.detection_positive == sum(truth)
+    assert found.detection_negative == len(truth) - sum(truth)
+
+
+def test_a_perfect_label_scores_one_and_its_opposite_little(text: ScoringText) -> None:
+    fires = _random(text, 0.08, 4)
+    perfect = _score(text, fires, fires)
+    assert perfect.detection == perfect.f1 == perfect.auprc == perfect.fuzzing == 1.0
+    assert perfect.fuzzing_windows > 10
+    opposite = _score(text, ~fires & text.valid, fires)
+    assert opposite.fuzzing == 0.0
+    assert opposite.f1 == 0.0
+    everything = _score(text, text.valid, fires)
+    assert everything.detection == everything.fuzzing == 0.5
+
+
+def test_fuzzing_of_an_unrelated_label_is_at_chance(text: ScoringText) -> None:
+    values = [
+        _score(text, _random(text, 0.5, 100 + i), _random(text, 0.08, 4)).fuzzing for i in range(40)
+    ]
+    assert np.mean([v for v in values if v is not None]) == pytest.approx(0.5, abs=0.05)
+
+
+def test_fuzzing_marks_as_many_weak_tokens_as_strong_ones(text: ScoringText) -> None:
+    # One window: cells 1..7 of row 0. Two strong tokens, one weak firing, four silent tokens.
+    cells = np.array([2, 3, 5])
+    acts = np.array([1.0, 0.5, 0.1], np.float32)
+    held = np.zeros(text.grid.num_cells, bool)
+    held[[2]] = True
+    rng = np.random.default_rng(0)
+    found = text.score(held, cells, acts, rng)
+    assert found.fuzzing_windows == 1
+    # Half of the two marked tokens is enough; no weak token is named, so no decoy is accepted.
+    assert found.fuzzing == 1.0
+    crowded = np.arange(1, 8)
+    full = text.score(held, crowded, np.ones(7, np.float32), rng)
+    assert full.fuzzing is None
+
+
+def test_a_failed_label_is_wrong_everywhere(text: ScoringText) -> None:
+    found = _score(text, None, _random(text, 0.08, 4))
+    assert (found.detection, found.fuzzing, found.f1, found.precision, found.auprc) == (0.0,) * 5
+
+
+def test_scores_without_firings_are_undefined(text: ScoringText) -> None:
+    found = _score(text, _random(text, 0.1, 3), np.zeros(text.grid.num_cells, bool))
+    assert found.recall is None
+    assert found.auprc is None
+    assert found.detection is None
+    assert found.fuzzing is None
+    assert found.precision == 0.0
+    assert found.f1 == 0.0
+
+
+def test_predicates_do_not_hold_on_invalid_cells(text: ScoringText) -> None:
+    held = text.holds(TokenIn(tokens=tuple(range(40))))
+    assert (held == text.valid).all()
+
+
+@pytest.mark.parametrize("size", [2, 3, 17])
+def test_derangement_has_no_fixed_point(size: int) -> None:
+    order = derangement(size, np.random.default_rng(0))
+    assert sorted(order.tolist()) == list(range(size))
+    assert (order != np.arange(size)).all()
+
+
+def test_mean_leaves_undefined_values_out() -> None:
+    assert mean_or_none([None, 1.0, 0.0]) == 0.5
+    assert mean_or_none([None]) is None

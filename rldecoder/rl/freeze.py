@@ -1,0 +1,65 @@
+"""Which decoder is final, and whether it may be called frozen."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+from rldecoder.config.rl import FreezeDecoderConfig
+
+
+class Measured(NamedTuple):
+    """A decoder on the test split."""
+
+    kl: float
+    """KL(frozen || decoder), nats per token."""
+    task_score: float
+    """0 to 1."""
+
+
+class Freeze(NamedTuple):
+    """The decision."""
+
+    which: Literal["ppo", "supervised"]
+    frozen: bool
+    kl: float
+    """Of the published decoder."""
+    task_drop: float
+    """Frozen model's task score minus that of the published decoder."""
+    reasons: tuple[str, ...]
+    """Why it is not frozen; empty when it is."""
+
+
+def decide(
+    ppo: Measured,
+    supervised: Measured,
+    frozen_task_score: float,
+    *,
+    control_verdict: str | None,
+    config: FreezeDecoderConfig,
+) -> Freeze:
+    """The PPO decoder is final unless its KL is worse than the supervised one's by too much.
+
+    It is frozen when it is the PPO decoder, its KL and task drop are within their bounds, and the
+    controls were beaten.
+    """
+    reasons = []
+    excess = ppo.kl - supervised.kl
+    which: Literal["ppo", "supervised"] = "ppo"
+    if excess > config.max_kl_above_supervised:
+        which = "supervised"
+        reasons.append(
+            f"PPO made held-out KL worse by {excess:.3f} nats (allowed "
+            f"{config.max_kl_above_supervised}): the supervised decoder is published instead"
+        )
+    chosen = ppo if which == "ppo" else supervised
+    drop = frozen_task_score - chosen.task_score
+    if chosen.kl >= config.max_kl:
+        reasons.append(f"held-out KL {chosen.kl:.3f} nats is not below {config.max_kl}")
+    if drop >= config.max_task_drop:
+        reasons.append(
+            f"task score {chosen.task_score:.3f} is {drop:.3f} below the frozen model's "
+            f"{frozen_task_score:.3f} (allowed: less than {config.max_task_drop})"
+        )
+    if control_verdict != "pass":
+        reasons.append("the random controls were not beaten (control_ppo)")
+    return Freeze(which, not reasons, chosen.kl, drop, tuple(reasons))

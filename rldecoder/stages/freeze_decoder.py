@@ -1,0 +1,65 @@
+"""Publish the final decoder, and say whether it is good enough to be called frozen.
+
+Publishes `decoder/`, always loadable, and `freeze.json`. It decides on the test-split numbers that
+`control_ppo` measured, so that one set of numbers is behind both verdicts.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+
+from rldecoder.config.rl import FreezeDecoderConfig
+from rldecoder.rl.controls import FROZEN, SUPERVISED, TRAINED
+from rldecoder.rl.freeze import Measured, decide
+from rldecoder.schemas import read_json, write_json
+from rldecoder.stages.context import InputArtifact, Stage, StageContext, StageOutput
+
+
+def run(
+    inputs: Mapping[str, InputArtifact], config: FreezeDecoderConfig, ctx: StageContext
+) -> StageOutput:
+    """Choose, copy, and write down why."""
+    systems = read_json(inputs["control_ppo"].path / "verdict.json")["systems"]
+    ppo, supervised = (
+        Measured(systems[name]["kl"], systems[name]["score"]) for name in (TRAINED, SUPERVISED)
+    )
+    decision = decide(
+        ppo,
+        supervised,
+        systems[FROZEN]["score"],
+        control_verdict=inputs["control_ppo"].verdict,
+        config=config,
+    )
+    source = "train_ppo" if decision.which == "ppo" else "train_decoder"
+    shutil.copytree(inputs[source].path / "decoder", ctx.out / "decoder")
+    reasons = list(decision.reasons)
+    write_json(ctx.out / "freeze.json", {**decision._asdict(), "reasons": reasons})
+    for reason in reasons:
+        ctx.report.note(f"not frozen: {reason}")
+    return StageOutput(
+        metrics={
+            "frozen": decision.frozen,
+            "which": decision.which,
+            "kl": decision.kl,
+            "task_drop": decision.task_drop,
+        },
+        reasons=tuple(f"the decoder is not frozen: {reason}" for reason in reasons),
+    )
+
+
+STAGE = Stage(
+    name="freeze_decoder",
+    kind="decoder_final",
+    version=1,
+    inputs=(
+        "sync_tokenizer",
+        "cache_activations",
+        "train_sae",
+        "train_decoder",
+        "train_ppo",
+        "control_ppo",
+    ),
+    run=run,
+    phase="rl",
+)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rldecoder.errors import RlDecoderError
-from rldecoder.lm.sources import SourceUnavailableError, locate_one
+from rldecoder.lm.model_sources import SourceUnavailableError, locate_one
 from rldecoder.lm.specs import (
     HfCacheSource,
     HubSource,

@@ -16,9 +16,9 @@ import torch.nn.functional as F
 
 from rldecoder.errors import NumericalError
 from rldecoder.lm.frozen import FrozenLM
+from rldecoder.lm.model_sources import fetch, locate
 from rldecoder.lm.random_model import make_random_model
 from rldecoder.lm.registry import choose_model
-from rldecoder.lm.sources import fetch, locate
 from rldecoder.lm.specs import check_constants, read_constants
 
 _SEQUENCE_TOKENS = 128

@@ -20,9 +20,9 @@ from rldecoder.config.base import hash_json
 from rldecoder.config.model import SyncTokenizerConfig
 from rldecoder.errors import BadInputError
 from rldecoder.lm.frozen import FrozenLM
+from rldecoder.lm.model_sources import TOKENIZER_FILES, copy_model_files, fetch, locate
 from rldecoder.lm.random_model import make_random_model
 from rldecoder.lm.registry import ModelChoice, choose_model
-from rldecoder.lm.sources import TOKENIZER_FILES, copy_model_files, fetch, locate
 from rldecoder.lm.specs import (
     ArchitectureConstants,
     check_constants,

@@ -110,11 +110,11 @@ TARGETS: tuple[Target, ...] = (
     ),
     Target(
         "ood_ratio", "Out-of-domain over in-domain accuracy", ">", 0.80, "ratio",
-        "evaluate", "next-token accuracy of the RL decoder, ood over test text",
+        "evaluate", "next-token accuracy of the final decoder, ood over test text",
     ),
     Target(
         "agreement", "Agreement with the frozen model", ">", 0.75, "share",
-        "evaluate", "test text, same first choice, RL decoder",
+        "evaluate", "test text, same first choice, final decoder",
     ),
     Target(
         "controls", "RL decoder clearly ahead of its random controls", ">=", 1.0, "1 = yes",

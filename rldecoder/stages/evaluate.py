@@ -296,6 +296,7 @@ def _measurements(
     """The values of the targets, with the thresholds that this run's own gates used."""
     test, ood = faithfulness["test"], faithfulness["ood"]
     freeze = inputs["freeze_decoder"].config
+    final = SUPERVISED if frozen_choice == SUPERVISED else RL
     final_note = f"the published final decoder is the {frozen_choice} one"
     measured = {
         "kl_supervised": Measurement(
@@ -303,8 +304,8 @@ def _measurements(
         ),
         "kl_rl": Measurement(test[RL].kl, final_note, freeze.get("max_kl")),
         "task_drop": _task_drop(tasks, freeze.get("max_task_drop")),
-        "ood_ratio": _ood_ratio(test[RL], ood[RL]),
-        "agreement": Measurement(test[RL].agreement),
+        "ood_ratio": _ood_ratio(test[final], ood[final]),
+        "agreement": Measurement(test[final].agreement, final_note),
         "label_coverage": _coverage(interpretability["label_coverage"]["all"]),
         "top10_mass": _top10_mass(interpretability["importance_mass"]),
         "controls": Measurement(float(inputs["control_ppo"].verdict == "pass")),

@@ -1,0 +1,239 @@
+"""What the report shows, gathered from the published artifacts and made safe to show.
+
+Every text that comes from a corpus, a model or a labeler passes `visible_text` here, so that
+no control, bidirectional or zero-width character reaches the page. HTML escaping is left to the
+template and to `script_json`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from rldecoder import schemas
+from rldecoder.curves import read_curves
+from rldecoder.explain.text import visible_text, visible_token
+from rldecoder.interp.predicate import Predicate
+from rldecoder.interp.records import FeatureLabel, FeatureLabels
+
+PHASES = (
+    ("Prepare", ("sync_tokenizer", "ingest", "baselines")),
+    ("Features", ("cache_activations", "train_sae", "gate_sae")),
+    ("Decoder", ("train_decoder", "gate_decoder")),
+    ("RL", ("train_ppo", "control_ppo", "freeze_decoder")),
+    ("Interpretation", ("rank_features", "label_features", "cluster_features")),
+    ("Explanations", ("train_explainer", "evaluate", "report")),
+)
+SHOWN_METRICS = 6
+WALL_SUFFIXES = ("_per_second", "_seconds", "_bytes")
+
+
+class Published(Protocol):
+    """A published artifact; `rldecoder.stages.context.InputArtifact` is one."""
+
+    @property
+    def stage(self) -> str: ...
+    @property
+    def digest(self) -> str: ...
+    @property
+    def path(self) -> Path: ...
+    @property
+    def metrics(self) -> Mapping[str, Any]: ...
+    @property
+    def config(self) -> Mapping[str, Any]: ...
+    @property
+    def verdict(self) -> str | None: ...
+    @property
+    def caveats(self) -> tuple[str, ...]: ...
+    @property
+    def wall_seconds(self) -> float: ...
+
+
+def pipeline(inputs: Mapping[str, Published]) -> list[dict[str, Any]]:
+    """The phases with their stages: digest, verdict, wall time, headline metrics."""
+    phases = []
+    for title, names in PHASES:
+        stages = [_stage(name, inputs.get(name)) for name in names]
+        phases.append({"title": title, "stages": stages})
+    return phases
+
+
+def _stage(name: str, artifact: Published | None) -> dict[str, Any]:
+    if artifact is None:
+        return {"name": name, "digest": None, "verdict": None, "wall": None, "metrics": []}
+    metrics = [
+        (key, format_value(value))
+        for key, value in artifact.metrics.items()
+        if value is not None and not key.endswith(WALL_SUFFIXES)
+    ]
+    return {
+        "name": name,
+        "digest": artifact.digest,
+        "verdict": artifact.verdict,
+        "wall": format_seconds(artifact.wall_seconds),
+        "metrics": metrics[:SHOWN_METRICS],
+    }
+
+
+def caveats(inputs: Mapping[str, Published]) -> list[str]:
+    """All caveats of all artifacts, each once, in the order of the pipeline."""
+    found = (text for artifact in inputs.values() for text in artifact.caveats)
+    return [visible_text(text, 600) for text in dict.fromkeys(found)]
+
+
+def curves(path: Path) -> dict[str, tuple[list[int], list[float]]]:
+    """A stage's training curves by name; empty when the stage has none."""
+    file = path / "curves.parquet"
+    return read_curves(file) if file.is_file() else {}
+
+
+def features(labels_folder: Path, *, max_features: int, contexts: int) -> list[dict[str, Any]]:
+    """The feature browser's data: the most important features with highlighted contexts."""
+    labels = FeatureLabels.load(labels_folder)
+    acts = _window_acts(labels_folder / "examples.parquet")
+    return [
+        _feature(feature, acts, contexts)
+        for feature in sorted(labels.features, key=lambda f: f.importance_rank)[:max_features]
+    ]
+
+
+def _feature(
+    feature: FeatureLabel, acts: Mapping[tuple[int, int, int], list[float]], contexts: int
+) -> dict[str, Any]:
+    shown = []
+    for example in feature.examples[:contexts]:
+        window = acts.get((feature.latent, example.seq_id, example.pos))
+        if window is None or len(window) != len(example.tokens):
+            window = [0.0] * len(example.tokens)
+            window[example.focus] = example.act
+        strongest = max(max(window), 1e-9)
+        shown.append(
+            {
+                "tokens": [visible_text(token, 40) for token in example.tokens],
+                "heat": [round(max(act, 0.0) / strongest, 2) for act in window],
+                "act": round(example.act, 3),
+                "focus": example.focus,
+            }
+        )
+    scores = feature.scores
+    return {
+        "latent": feature.latent,
+        "label": None if feature.label is None else visible_text(feature.label, 200),
+        "failure": None if feature.failure is None else visible_text(feature.failure, 200),
+        "predicate": _predicate(feature.predicate),
+        "labeler": visible_text(feature.labeler, 60),
+        "confidence": round(feature.confidence, 3),
+        "high": feature.high_confidence,
+        "importance": feature.importance,
+        "rank": feature.importance_rank,
+        "density": feature.density,
+        "detection": scores.detection,
+        "fuzzing": scores.fuzzing,
+        "f1": scores.f1,
+        "promoted": [visible_token(effect.token, 24) for effect in feature.promoted],
+        "suppressed": [visible_token(effect.token, 24) for effect in feature.suppressed],
+        "examples": shown,
+    }
+
+
+def _predicate(predicate: Predicate | None) -> str | None:
+    return None if predicate is None else visible_text(predicate.model_dump_json(), 400)
+
+
+def _window_acts(path: Path) -> dict[tuple[int, int, int], list[float]]:
+    if not path.is_file():
+        return {}
+    table = schemas.read_parquet(path, ["latent", "kind", "seq_id", "pos", "acts"])
+    return {
+        (row["latent"], row["seq_id"], row["pos"]): row["acts"]
+        for row in table.to_pylist()
+        if row["kind"] == "top"
+    }
+
+
+def examples(path: Path) -> list[dict[str, Any]]:
+    """Example explanations of `examples.json`, their texts made visible."""
+    shown = []
+    for example in schemas.read_json(path):
+        shown.append(
+            {
+                "prompt": visible_text(example["prompt"][-700:], 720),
+                "cut": len(example["prompt"]) > 700,
+                "kl": example["kl"],
+                "noise": example["noise"],
+                "frozen": _prediction(example["frozen"]),
+                "decoder": _prediction(example["decoder"]),
+                "agree": example["frozen"]["token_id"] == example["decoder"]["token_id"],
+                "method_a": visible_text(example["method_a"], 2000),
+                "method_b": visible_text(example["method_b"], 2000),
+                "claims": [_claim(claim) for claim in example["claims"]],
+                "sanity": example["sanity"],
+            }
+        )
+    return shown
+
+
+def _prediction(prediction: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "token": visible_token(prediction["token"]),
+        "p": prediction["probability"],
+        "then": [(visible_token(token), p) for token, p in prediction["top"][1:]],
+    }
+
+
+def _claim(checked: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "sentence": visible_text(checked["sentence"], 800),
+        "verdict": checked["verdict"],
+        "css": str(checked["verdict"]).replace(" ", "-"),
+        "effect": checked["effect"],
+        "frozen_effect": checked["frozen_effect"],
+    }
+
+
+def format_value(value: Any) -> str:
+    """A metric in few characters."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+        value = int(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return visible_text(str(value), 40)
+
+
+def format_seconds(seconds: float) -> str:
+    """A wall time in few characters."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s"
+
+
+def config_rows(inputs: Mapping[str, Published]) -> list[dict[str, Any]]:
+    """Every stage's configuration, for the reproducibility section."""
+    return [
+        {"stage": name, "digest": artifact.digest, "config": _flat(artifact.config)}
+        for name, artifact in inputs.items()
+    ]
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            rows += _flat(item, f"{prefix}{key}.")
+        elif (
+            isinstance(item, Sequence)
+            and not isinstance(item, str)
+            and item
+            and all(isinstance(part, Mapping) for part in item)
+        ):
+            for index, part in enumerate(item):
+                rows += _flat(part, f"{prefix}{key}[{index}].")
+        else:
+            rows.append((f"{prefix}{key}", visible_text(str(item), 200)))
+    return rows

@@ -1,0 +1,192 @@
+"""Figures of the report: SVG that is the same on every run and readable in light and dark.
+
+Text stays text (`svg.fonttype: none`), so that the page's own font and colour apply. Functions
+take plain values and return SVG; the caller decides where it goes.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+PALETTE = ("#3b6fd4", "#d9762b", "#24936a", "#ad4f8f", "#8a8f98", "#7a6ad8")
+# Middle grey reads on white and on near-black.
+FRAME = "#8b909a"
+STYLE = {
+    "svg.hashsalt": "rldecoder",
+    "svg.fonttype": "none",
+    "font.size": 9,
+    "font.family": "sans-serif",
+    "text.color": FRAME,
+    "axes.labelcolor": FRAME,
+    "axes.edgecolor": FRAME,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.prop_cycle": mpl.cycler(color=PALETTE),
+    "xtick.color": FRAME,
+    "ytick.color": FRAME,
+    "grid.color": FRAME,
+    "grid.alpha": 0.25,
+    "grid.linewidth": 0.6,
+    "lines.linewidth": 1.7,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+}
+SIZE = (5.2, 2.9)
+
+
+class Line(NamedTuple):
+    """One line of a plot."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    dashed: bool = False
+
+
+class Bar(NamedTuple):
+    """A value with its interval, drawn as a dot with whiskers."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+
+
+def line_plot(
+    lines: Sequence[Line],
+    *,
+    x_label: str,
+    y_label: str,
+    log_y: bool = False,
+    target: float | None = None,
+    markers: bool = False,
+) -> str:
+    """Lines over a common axis; `target` is a dotted horizontal line."""
+    with _figure() as (figure, axes):
+        for index, line in enumerate(lines):
+            axes.plot(
+                line.x,
+                line.y,
+                label=line.name,
+                color=PALETTE[index % len(PALETTE)],
+                linestyle="--" if line.dashed else "-",
+                marker="o" if markers or len(line.x) == 1 else None,
+                markersize=3.5,
+            )
+        if target is not None:
+            axes.axhline(
+                target, color=FRAME, linestyle=":", linewidth=1.2, label=f"plan {target:g}"
+            )
+        if log_y:
+            axes.set_yscale("log")
+        axes.grid(axis="y")
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        if len(lines) > 1 or target is not None:
+            axes.legend()
+        return _svg(figure)
+
+
+def density_plot(density: Sequence[float]) -> str:
+    """Histogram of log10 firing density; dead latents are named in the legend."""
+    values = np.asarray(density, dtype=np.float64)
+    alive = values[values > 0]
+    with _figure() as (figure, axes):
+        axes.hist(
+            np.log10(alive) if alive.size else [],
+            bins=48,
+            range=(-6, 0),
+            color=PALETTE[0],
+            alpha=0.85,
+            label=f"{values.size - alive.size:,} of {values.size:,} latents never fire",
+        )
+        axes.grid(axis="y")
+        axes.set_xlabel("log10 of the share of tokens on which a latent fires")
+        axes.set_ylabel("latents")
+        axes.legend(loc="upper left", handlelength=0)
+        return _svg(figure)
+
+
+def interval_plot(
+    groups: Mapping[str, Sequence[Bar]], *, x_label: str, target: float | None = None
+) -> str:
+    """Dots with whiskers, one row a name, one colour a group."""
+    names = list(dict.fromkeys(bar.name for bars in groups.values() for bar in bars))
+    height = max(1.6, 0.34 * len(names) * max(1, len(groups) * 0.6) + 0.9)
+    with _figure((SIZE[0], height)) as (figure, axes):
+        offsets = np.linspace(-0.22, 0.22, len(groups)) if len(groups) > 1 else [0.0]
+        for index, (group, bars) in enumerate(groups.items()):
+            y = [names.index(bar.name) + float(offsets[index]) for bar in bars]
+            value = np.array([bar.value for bar in bars])
+            error = np.array([[bar.value - bar.low, bar.high - bar.value] for bar in bars]).T
+            axes.errorbar(
+                value,
+                y,
+                xerr=np.maximum(error, 0) if len(bars) else None,
+                fmt="o",
+                markersize=5,
+                linewidth=1.6,
+                color=PALETTE[index % len(PALETTE)],
+                label=group,
+            )
+        if target is not None:
+            axes.axvline(
+                target, color=FRAME, linestyle=":", linewidth=1.2, label=f"plan {target:g}"
+            )
+        axes.set_yticks(range(len(names)), names)
+        axes.set_ylim(len(names) - 0.5, -0.5)
+        axes.grid(axis="x")
+        axes.set_xlabel(x_label)
+        if len(groups) > 1 or target is not None:
+            figure.legend(loc="outside upper right", ncols=4)
+        return _svg(figure)
+
+
+def reliability_plot(bins: Sequence[Mapping[str, float]]) -> str:
+    """Claimed confidence against the share that was right; the area shows the bin's size."""
+    with _figure((3.6, 3.0)) as (figure, axes):
+        axes.plot([0, 1], [0, 1], color=FRAME, linestyle=":", linewidth=1.2)
+        if bins:
+            largest = max(entry["n"] for entry in bins)
+            axes.scatter(
+                [entry["mean_p"] for entry in bins],
+                [entry["accepted"] for entry in bins],
+                s=[20 + 160 * entry["n"] / largest for entry in bins],
+                color=PALETTE[0],
+                alpha=0.8,
+                linewidths=0,
+            )
+        axes.set_xlim(-0.03, 1.03)
+        axes.set_ylim(-0.03, 1.03)
+        axes.grid()
+        axes.set_xlabel("stated confidence")
+        axes.set_ylabel("accepted on test text")
+        return _svg(figure)
+
+
+@contextmanager
+def _figure(size: tuple[float, float] = SIZE) -> Iterator[tuple[Figure, Axes]]:
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=size, layout="constrained")
+        figure.patch.set_alpha(0)
+        axes = figure.add_subplot()
+        axes.patch.set_alpha(0)
+        yield figure, axes
+
+
+def _svg(figure: Figure) -> str:
+    """The figure as an `<svg>` element, without XML header, date and fixed size."""
+    buffer = io.StringIO()
+    metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
+    figure.savefig(buffer, format="svg", metadata=metadata)
+    text = buffer.getvalue()
+    return text[text.index("<svg") :].strip()

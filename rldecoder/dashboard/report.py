@@ -1,0 +1,137 @@
+"""The run's report: one HTML page that loads nothing, and the same facts as Markdown."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from rldecoder.explain.text import visible_text
+
+SECTIONS = (
+    ("targets", "Targets"),
+    ("pipeline", "Pipeline"),
+    ("faithfulness", "Faithfulness"),
+    ("rl", "Reinforcement learning"),
+    ("features", "Features"),
+    ("explanations", "Explanations"),
+    ("reproduce", "Reproduce"),
+)
+FIGURE_NAMES = (
+    "lens", "sae", "decoder", "density", "ppo", "ppo_task", "tasks", "mass", "calibration",
+    "deletion", "precision",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class FigureEntry:
+    """One figure with its words."""
+
+    svg: str
+    """An `<svg>` element made by `figures`."""
+    title: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """Everything on the page. All texts have passed `visible_text`."""
+
+    title: str
+    subtitle: str
+    facts: Sequence[Mapping[str, str]]
+    """Headline numbers: name, value, more."""
+    caveats: Sequence[str]
+    targets: Sequence[Mapping[str, Any]]
+    """Rows of `targets.json`."""
+    pipeline: Sequence[Mapping[str, Any]]
+    faithfulness: Sequence[Mapping[str, Any]]
+    tasks: Sequence[Mapping[str, Any]]
+    freeze_note: str
+    controls: Mapping[str, Any] | None
+    """columns, rows, verdict and reasons of the PPO controls."""
+    label_methods: Sequence[Sequence[str]]
+    claim_methods: Sequence[Sequence[str]]
+    claim_note: str
+    examples: Sequence[Mapping[str, Any]]
+    features: Sequence[Mapping[str, Any]]
+    configs: Sequence[Mapping[str, Any]]
+    figures: Mapping[str, FigureEntry] = field(default_factory=dict)
+
+
+def render_html(data: ReportData) -> str:
+    """The self-contained page.
+
+    A content security policy allows one script, named by its hash, and no request to anywhere.
+    Text is escaped by Jinja's autoescape; the feature data lies in a JSON block in which `<`, `>`
+    and `&` are escaped, and the script puts it on the page as `textContent` only.
+    """
+    templates = files("rldecoder.dashboard") / "templates"
+    script = (templates / "report.js").read_text(encoding="utf-8")
+    css = (templates / "report.css").read_text(encoding="utf-8")
+    digest = hashlib.sha256(script.encode()).digest()
+    return (
+        _environment(autoescape=True)
+        .get_template("report.html.j2")
+        .render(
+            **_values(data),
+            figures={
+                name: {"svg": Markup(entry.svg), "title": entry.title, "caption": entry.caption}
+                for name, entry in data.figures.items()
+            }
+            | {name: None for name in FIGURE_NAMES if name not in data.figures},
+            sections=SECTIONS,
+            css=Markup(css),
+            script=Markup(script),
+            script_sha256=base64.b64encode(digest).decode(),
+            feature_json=Markup(script_json(list(data.features))),
+        )
+    )
+
+
+def render_markdown(data: ReportData) -> str:
+    """The run's page for docs/experiments/: tables only, no times, no pictures."""
+    text = _environment(autoescape=False).get_template("experiment.md.j2").render(**_values(data))
+    return text.rstrip() + "\n"
+
+
+def script_json(value: Any) -> str:
+    """JSON that cannot end the `<script>` element it is put in, whatever strings it holds."""
+    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def markdown_text(text: str) -> str:
+    """Text that Markdown shows as it is: nothing in it becomes a table cell, a link or HTML."""
+    shown = visible_text(text, 600)
+    for char in "\\`*_[]<>|#&":
+        shown = shown.replace(char, f"\\{char}" if char != "&" else "&amp;")
+    return shown
+
+
+def _values(data: ReportData) -> dict[str, Any]:
+    values = {name: getattr(data, name) for name in data.__dataclass_fields__ if name != "figures"}
+    values["targets"] = [{**row, "shown": _shown(row["value"])} for row in data.targets]
+    return values
+
+
+def _shown(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}"
+
+
+def _environment(*, autoescape: bool) -> Environment:
+    environment = Environment(
+        loader=PackageLoader("rldecoder.dashboard", "templates"),
+        autoescape=autoescape,
+        undefined=StrictUndefined,
+        trim_blocks=False,
+    )
+    environment.filters["md"] = markdown_text
+    return environment

@@ -1,0 +1,77 @@
+"""Stage report: one self-contained HTML page, its figures, a summary and a Markdown page.
+
+Reads the artifacts of all other stages and computes nothing anew. Wall times stand on the page
+only; `summary.json` and `experiment.md` are the same for the same inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rldecoder import schemas
+from rldecoder.config.explain import ReportConfig
+from rldecoder.dashboard.build import build_report, summary
+from rldecoder.dashboard.report import render_html, render_markdown
+from rldecoder.stages.context import InputArtifact, Stage, StageContext, StageOutput
+
+SVG_HEADER = '<?xml version="1.0" encoding="utf-8" standalone="no"?>\n'
+
+
+def run(
+    inputs: Mapping[str, InputArtifact], config: ReportConfig, ctx: StageContext
+) -> StageOutput:
+    """Gather, draw, render."""
+    with ctx.report.track("report", 3, "parts") as bar:
+        data = build_report(
+            inputs,
+            title=config.title,
+            max_features=config.max_feature_cards,
+            contexts=config.contexts_per_feature,
+        )
+        bar.advance(1, "gathered")
+        figures = ctx.out / "figures"
+        figures.mkdir(parents=True, exist_ok=True)
+        for name, entry in data.figures.items():
+            (figures / f"{name}.svg").write_text(SVG_HEADER + entry.svg + "\n", encoding="utf-8")
+        bar.advance(1, "figures")
+        html = render_html(data)
+        (ctx.out / "report.html").write_text(html, encoding="utf-8")
+        (ctx.out / "experiment.md").write_text(render_markdown(data), encoding="utf-8")
+        schemas.write_json(ctx.out / "summary.json", summary(data, inputs))
+        bar.advance(1, "written")
+    return StageOutput(
+        {
+            "figures": len(data.figures),
+            "features_shown": len(data.features),
+            "examples_shown": len(data.examples),
+            "caveats": len(data.caveats),
+            "report_bytes": len(html.encode()),
+        }
+    )
+
+
+STAGE = Stage(
+    name="report",
+    kind="report",
+    version=1,
+    inputs=(
+        "sync_tokenizer",
+        "ingest",
+        "baselines",
+        "cache_activations",
+        "train_sae",
+        "gate_sae",
+        "train_decoder",
+        "gate_decoder",
+        "train_ppo",
+        "control_ppo",
+        "freeze_decoder",
+        "rank_features",
+        "label_features",
+        "cluster_features",
+        "train_explainer",
+        "evaluate",
+    ),
+    run=run,
+    phase="explanations",
+)

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+from scipy import sparse
+
+from rldecoder.interp.clusters import (
+    Thresholds,
+    fingerprint_cosine,
+    fingerprints,
+    likeness,
+    merge,
+)
+
+if TYPE_CHECKING:
+    from rldecoder.interp.importance import PatchBatch, Subject
+
+LIMITS = Thresholds(0.7, 0.5, 0.7, 0.7, 0.9, 2)
+
+
+@pytest.fixture
+def rows() -> np.ndarray:
+    rng = np.random.default_rng(0)
+    dense = rng.uniform(0.1, 2, (5, 400)) * (rng.random((5, 400)) < 0.1)
+    dense[1] = dense[0] * 1.5
+    dense[4] = 0
+    return dense
+
+
+def test_likeness_equals_naive_formulas(rows: np.ndarray) -> None:
+    rng = np.random.default_rng(1)
+    directions = rng.normal(size=(5, 8))
+    masks: list[np.ndarray | None] = [rng.random(400) < 0.2 for _ in range(5)]
+    masks[3] = None
+    found = likeness(directions, sparse.csr_array(rows), 400, masks)
+    for i in range(5):
+        for j in range(5):
+            if i == j:
+                continue
+            a, b = directions[i], directions[j]
+            cosine = a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+            assert found.decoder_cosine[i, j] == pytest.approx(cosine)
+            both = ((rows[i] > 0) & (rows[j] > 0)).sum()
+            either = ((rows[i] > 0) | (rows[j] > 0)).sum()
+            assert found.jaccard[i, j] == pytest.approx(both / max(either, 1))
+            if 4 not in (i, j):
+                assert found.pearson[i, j] == pytest.approx(np.corrcoef(rows[i], rows[j])[0, 1])
+            else:
+                assert found.pearson[i, j] == 0
+            if 3 in (i, j):
+                assert np.isnan(found.label_jaccard[i, j])
+            else:
+                first, second = masks[i], masks[j]
+                assert first is not None
+                assert second is not None
+                expected = (first & second).sum() / (first | second).sum()
+                assert found.label_jaccard[i, j] == pytest.approx(expected)
+
+
+def test_votes_count_three_kinds(rows: np.ndarray) -> None:
+    directions = np.eye(5)
+    directions[2] = directions[0]
+    mask = np.arange(400) < 50
+    labels: list[np.ndarray | None] = [mask, mask, ~mask, None, mask]
+    votes = likeness(directions, sparse.csr_array(rows), 400, labels).votes(LIMITS)
+    assert votes[0, 1] == 2  # fire together, same label
+    assert votes[0, 2] == 1  # same direction only
+    assert votes[0, 4] == 1  # same label only
+    assert votes[0, 3] == 0
+    assert (votes == votes.T).all()
+
+
+def test_fingerprint_of_the_linear_decoder_is_its_row(subject: Subject, batch: PatchBatch) -> None:
+    latents = type(batch.latents)(
+        batch.latents.acts.reshape(-1, 8), batch.latents.indices.reshape(-1, 8)
+    )
+    counts = torch.bincount(latents.indices[latents.acts > 0], minlength=96)
+    active = [int(i) for i in counts.argsort(descending=True)[:3]]
+    silent = int((counts == 0).nonzero()[0])
+    probes = torch.arange(0, 512, 7)
+    found = fingerprints(subject.decoder, latents, [*active, silent], probes, max_tokens=1000)
+    assert set(found) == set(active)
+    for latent in active:
+        hits = latents.acts[latents.indices == latent]
+        mean = hits[hits > 0].mean()
+        effect = -mean * subject.decoder.W[latent] @ subject.lm.unembedding[probes].T
+        expected = (effect - effect.mean()).numpy()
+        np.testing.assert_allclose(found[latent], expected, atol=1e-4)
+    capped = fingerprints(subject.decoder, latents, active[:1], probes, max_tokens=1)
+    assert np.abs(capped[active[0]] - found[active[0]]).max() > 1e-6
+    # Another size, the same direction: ablation fingerprints compare directions.
+    assert fingerprint_cosine(capped[active[0]], found[active[0]]) == pytest.approx(1.0, abs=1e-3)
+
+
+def test_fingerprint_cosine_is_undefined_without_an_effect() -> None:
+    a = np.array([1.0, -1.0])
+    assert fingerprint_cosine(a, -a) == pytest.approx(-1.0)
+    assert fingerprint_cosine(a, None) is None
+    assert fingerprint_cosine(a, a * 0) is None
+
+
+def test_merge_needs_agreement_with_the_representative_itself() -> None:
+    agreeing = {frozenset(pair) for pair in ((1, 2), (2, 3), (5, 1))}
+    assert merge([1, 2, 3, 4, 5], agreeing) == {1: [1, 2, 5], 3: [3], 4: [4]}
+    assert merge([2, 1, 3, 5], agreeing) == {2: [2, 1, 3], 5: [5]}
+    assert merge([1, 2], set()) == {1: [1], 2: [2]}

@@ -31,6 +31,8 @@ from rldecoder.lm.quiet import quiet_transformers
 # The module after the last block, by architecture: Llama, Gemma, Mistral, Qwen | GPT-2 |
 # GPT-NeoX (Pythia) | Phi.
 _FINAL_NORM_NAMES = ("norm", "ln_f", "final_layer_norm", "final_layernorm")
+# Any one of these makes a tokenizer; without them transformers would make an empty one.
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
 
 
 class TrunkOutput(NamedTuple):
@@ -89,6 +91,12 @@ class FrozenLM:
                 "There is no config.json in this folder.",
                 "Give the folder that `save_pretrained` wrote.",
             )
+        if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+            raise BadInputError(
+                f"The model at {folder} cannot be loaded.",
+                f"It has no tokenizer: none of {', '.join(_TOKENIZER_FILES)}.",
+                "Add the tokenizer files that were published with the weights.",
+            )
         wanted = dtype if dtype is not None else _recorded_dtype(folder)
         try:
             with quiet_transformers():
@@ -102,10 +110,14 @@ class FrozenLM:
                 tokenizer = AutoTokenizer.from_pretrained(
                     folder, trust_remote_code=False, local_files_only=True
                 )
-        except (OSError, ValueError) as error:
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        # Damaged files raise whatever their parser raises: OSError, ValueError, KeyError,
+        # SafetensorError, and plain Exception from the tokenizers library.
+        except Exception as error:
             raise BadInputError(
                 f"The model at {folder} cannot be loaded.",
-                str(error).strip().splitlines()[0],
+                f"{type(error).__name__}: {str(error).strip()}".splitlines()[0][:400],
                 "It must be a causal language model of `transformers` with safetensors weights.",
             ) from error
         nn.Module.to(model, device)

@@ -83,7 +83,7 @@ def test_splits_share_a_folder(tmp_path: Path) -> None:
         ActivationReader(tmp_path, "ood")
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     count=st.integers(1, 60),
     shard_rows=st.integers(1, 30),

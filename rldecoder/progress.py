@@ -58,6 +58,7 @@ class RichReporter:
             TextColumn("[dim]{task.fields[note]}"),
             console=self.console,
             transient=True,
+            disable=not self.console.is_terminal,  # a log file wants no bars
         ) as progress:
             task = progress.add_task(
                 escape(description), total=total, completed=done, speed="", note=""

@@ -78,7 +78,9 @@ def write_json(path: Path, value: Any) -> None:
         NumericalError: the value holds NaN or infinity, which JSON cannot carry.
     """
     try:
-        text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(
+            value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False, default=_scalar
+        )
     except ValueError as error:
         raise NumericalError(
             f"{path.name} was to hold NaN or infinity.",
@@ -90,6 +92,13 @@ def write_json(path: Path, value: Any) -> None:
         file.write(text + "\n")
         file.flush()
         os.fsync(file.fileno())
+
+
+def _scalar(value: Any) -> Any:
+    """NumPy scalars as the Python numbers they are; nothing else is converted silently."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} is not JSON")
 
 
 def read_json(path: Path) -> Any:

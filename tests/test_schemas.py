@@ -62,6 +62,16 @@ def test_json_round_trip(tmp_path_factory: pytest.TempPathFactory, value: object
     assert schemas.read_json(path) == value
 
 
+def test_json_takes_numpy_numbers_and_no_other_objects(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    schemas.write_json(path, {"n": np.int64(3), "ok": np.bool_(True), "x": np.float32(0.5)})
+    assert schemas.read_json(path) == {"n": 3, "ok": True, "x": 0.5}
+    with pytest.raises(NumericalError):
+        schemas.write_json(path, {"x": np.float32("nan")})
+    with pytest.raises(TypeError, match="Path is not JSON|PosixPath is not JSON"):
+        schemas.write_json(path, {"p": path})
+
+
 def test_json_refuses_nan_and_reads_no_garbage(tmp_path: Path) -> None:
     with pytest.raises(NumericalError):
         schemas.write_json(tmp_path / "x.json", {"kl": float("nan")})

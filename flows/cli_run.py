@@ -1,0 +1,68 @@
+"""`rldecoder run` as a Prefect flow: the same stages and results as `run_pipeline`."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable
+
+from flows.local_server import offline_settings, prefect_home, server_for_one_run
+from rldecoder.artifacts import ArtifactStore
+from rldecoder.config.run import RunConfig
+from rldecoder.runner import StageRun
+from rldecoder.stages.context import Reporter, Stage
+
+_DRAIN_SECONDS = 15.0
+
+
+def run_with_prefect(
+    run: RunConfig,
+    *,
+    store: ArtifactStore,
+    report: Reporter,
+    until: str | None = None,
+    on_stage: Callable[[Stage, StageRun], None] | None = None,
+) -> list[StageRun]:
+    """Run the pipeline as a flow on a running Prefect server, or on one of our own.
+
+    Raises what `rldecoder.runner.run_pipeline` raises. A server that was started here is gone
+    when this returns, and also when this process is killed.
+    """
+    home = prefect_home()
+    for name, value in {
+        **offline_settings(home),
+        # The terminal belongs to the progress bars; the UI and the API keep the whole log.
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+    }.items():
+        os.environ.setdefault(name, value)
+
+    def import_prefect() -> None:
+        importlib.import_module("flows.pipeline")
+
+    with server_for_one_run(home, import_prefect) as url:
+        # Only now: Prefect reads its settings when it is first imported.
+        from prefect import flow
+        from prefect.settings import PREFECT_API_URL, temporary_settings
+
+        from flows.pipeline import run_stages
+
+        @flow(name="pipeline", persist_result=False, validate_parameters=False)
+        def from_command_line(run: RunConfig, until: str | None) -> list[StageRun]:
+            """The pipeline, started by `rldecoder run`."""
+            return run_stages(run, store, report, until, on_stage)
+
+        with temporary_settings(updates={PREFECT_API_URL: url}):
+            try:
+                return from_command_line(run, until)
+            finally:
+                _send_what_is_left()
+
+
+def _send_what_is_left() -> None:
+    """Events (states of task runs among them) and logs go out in the background: before the
+    server is stopped, wait for them."""
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+
+    EventsWorker.drain_all(timeout=_DRAIN_SECONDS)
+    APILogWorker.drain_all(timeout=_DRAIN_SECONDS)

@@ -1,0 +1,36 @@
+"""One flow a phase: the pipeline up to the end of that phase.
+
+What earlier phases published is reused, so a phase's flow does that phase's work and no other.
+"""
+
+from __future__ import annotations
+
+from prefect import Flow, flow
+
+from flows.parameters import PipelineParameters, RunParameters
+from flows.pipeline import run_from_parameters
+from rldecoder.runner import StageRun
+from rldecoder.stages.table import STAGES
+
+
+def last_stage(phase: str) -> str:
+    """The stage that ends a phase."""
+    return [stage.name for stage in STAGES if stage.phase == phase][-1]
+
+
+def _phase_flow(phase: str) -> Flow[[RunParameters], list[StageRun]]:
+    until = last_stage(phase)
+
+    @flow(name=phase, description=f"The pipeline up to {until}.", persist_result=False)
+    def run_phase(parameters: RunParameters) -> list[StageRun]:
+        return run_from_parameters(PipelineParameters(**parameters.model_dump(), until=until))
+
+    return run_phase
+
+
+prepare = _phase_flow("prepare")
+features = _phase_flow("features")
+decoder = _phase_flow("decoder")
+rl = _phase_flow("rl")
+interpretation = _phase_flow("interpretation")
+explanations = _phase_flow("explanations")

@@ -1,0 +1,142 @@
+"""Human review: the labels that matter most and are least certain, one form each.
+
+The flow pauses at every label and shows a form in the UI (or waits for the API). Verdicts are
+appended to a JSONL file as they come, so that nothing is lost when the reviewer stops half-way;
+`label_features.reviews` reads that file, and the next run takes the verdicts into account.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from uuid import uuid4
+
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact
+from prefect.flow_runs import pause_flow_run
+from prefect.input import RunInput
+from prefect.logging import get_run_logger
+from pydantic import ConfigDict, Field
+
+from flows.parameters import RunParameters
+from rldecoder.errors import BadInputError
+from rldecoder.interp.records import FeatureLabel, FeatureLabels
+from rldecoder.interp.review import ReviewLine, read_reviews
+from rldecoder.runner import plan
+
+POLL_SECONDS = 2
+
+
+class ReviewParameters(RunParameters):
+    """Whose labels, who looks at them, and how many."""
+
+    reviewer: str = Field("anonymous", min_length=1)
+    """Who answers; kept with every verdict."""
+    count: int = Field(5, ge=1)
+    """How many labels to look at, from the top of the queue."""
+    timeout_seconds: int = Field(3600, ge=1)
+    """How long the form of one label waits; the flow then fails and may be run again."""
+    file: str | None = None
+    """Where verdicts are appended; empty takes `reviews.jsonl` in the store."""
+
+
+class Verdict(RunInput):
+    """The form."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    accept: bool
+    """Is the label right?"""
+    better_label: str = ""
+    """A better label, if you have one."""
+    note: str = ""
+    """Anything to remember."""
+
+
+def review_queue(labels: FeatureLabels, seen: set[int], count: int) -> list[FeatureLabel]:
+    """The next labels to look at: by queue rank, without those that have a verdict."""
+    waiting = [f for f in labels.features if f.latent not in seen and not f.reviews]
+    return sorted(waiting, key=lambda f: f.queue_rank)[:count]
+
+
+def as_markdown(feature: FeatureLabel) -> str:
+    """One label with its evidence. All text of the corpus is shown as quoted JSON strings in
+    code blocks: it is data, and may hold markup or invisible characters."""
+    shown = feature.label if feature.label is not None else f"(none: {feature.failure})"
+    lines = [
+        f"# Latent {feature.latent}",
+        "",
+        _code(shown),
+        "",
+        f"Confidence {feature.confidence:.2f}, importance {feature.importance:.3g} nats "
+        f"(rank {feature.importance_rank}), fires on {feature.density:.2%} of tokens.",
+        "",
+        "Strongest examples (the token at which it fires comes second in each line):",
+        "",
+    ]
+    for example in feature.examples:
+        before = "".join(example.tokens[: example.focus])
+        after = "".join(example.tokens[example.focus + 1 :])
+        lines.append(_code(before, example.tokens[example.focus], after))
+    promoted = [effect.token for effect in feature.promoted]
+    lines += ["", "Raises most:", "", _code(*promoted), ""]
+    return "\n".join(lines)
+
+
+def _code(*texts: str) -> str:
+    return "    " + "  ".join(json.dumps(text, ensure_ascii=True) for text in texts)
+
+
+def append_review(path: Path, line: ReviewLine) -> None:
+    """Add one verdict to the file and force it to disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(line.model_dump_json() + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@flow(name="review", persist_result=False)
+def review(parameters: ReviewParameters) -> int:
+    """Show the top of the review queue and keep the verdicts; returns how many were given.
+
+    Args:
+        parameters: whose labels, who looks at them, and how many.
+    """
+    run, store = parameters.load()
+    ref = plan(run)["label_features"]
+    if not store.is_published(ref):
+        raise BadInputError(
+            f"The run {run.name} has no labels yet.",
+            f"{ref} is not in {store.root}.",
+            "Run the pipeline first, at least until label_features.",
+        )
+    store.verify(ref)
+    labels = FeatureLabels.load(store.path(ref))
+    path = Path(parameters.file) if parameters.file else store.root / "reviews.jsonl"
+    seen = {r.latent for r in read_reviews(path, labels.sae_digest)} if path.is_file() else set()
+    queue = review_queue(labels, seen, parameters.count)
+    get_run_logger().info("%d labels to review; verdicts go to %s", len(queue), path)
+    for feature in queue:
+        text = as_markdown(feature)
+        create_markdown_artifact(text, key="review", description=f"Latent {feature.latent}")
+        verdict = pause_flow_run(
+            wait_for_input=Verdict.with_initial_data(description=text),
+            timeout=parameters.timeout_seconds,
+            poll_interval=POLL_SECONDS,
+            # A new key each time: Prefect lets a key pause only once, also after a timeout.
+            key=f"latent-{feature.latent}-{uuid4().hex}",
+        )
+        append_review(
+            path,
+            ReviewLine(
+                sae_digest=labels.sae_digest,
+                latent=feature.latent,
+                reviewer=parameters.reviewer,
+                accept=verdict.accept,
+                label=verdict.better_label.strip() or None,
+                note=verdict.note,
+            ),
+        )
+    return len(queue)

@@ -1,0 +1,135 @@
+"""One thin Prefect task a stage: device lease, retries, progress, UI artifacts.
+
+Nothing is cached by Prefect (`NO_CACHE`): the artifact store alone knows what can be reused, for
+it verifies the bytes. A stage that was reused ends in a state of that name, so the UI shows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from prefect import Task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.states import Completed, Failed
+
+from rldecoder.artifacts import ArtifactRef, ArtifactStore
+from rldecoder.config.run import RunConfig
+from rldecoder.devices import lease_device
+from rldecoder.errors import DamagedFileError, GateFailedError, NoResourceError, StoreBusyError
+from rldecoder.progress import TeeReporter
+from rldecoder.runner import StageRun, run_stage
+from rldecoder.stages.context import Reporter, Stage
+from rldecoder.stages.table import STAGES
+from tasks.pages import show_stage
+from tasks.reporter import PrefectReporter
+from tasks.stage_process import run_in_process
+
+RETRY_DELAYS_SECONDS = (5.0, 30.0)
+
+_PERMANENT = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
+"""OSErrors that waiting does not mend: the input is wrong."""
+
+
+class Bench:
+    """What all stages of one run share.
+
+    A plain class on purpose: Prefect looks into the fields of models and dataclasses for results
+    of earlier tasks, and would draw false edges from equal constants found there.
+
+    Args:
+        run: the run's config.
+        store: where artifacts are read from and published to.
+        planned: the address of every stage's artifact (`rldecoder.runner.plan`).
+        report: reporters beside Prefect's own, such as the terminal's.
+    """
+
+    def __init__(
+        self,
+        run: RunConfig,
+        store: ArtifactStore,
+        planned: Mapping[str, ArtifactRef],
+        report: Reporter,
+    ) -> None:
+        self.run, self.store, self.planned, self.report = run, store, planned, report
+        self._told: set[str] = set()
+
+    def tell_once(self, message: str) -> None:
+        """Say it to the user, but not again for every stage."""
+        if message not in self._told:
+            self._told.add(message)
+            self.report.note(message)
+
+
+def is_transient(task: Any, task_run: Any, state: State[Any]) -> bool:
+    """Whether trying again may help: disks, devices and locks, never bad input or a verdict."""
+    error = state.result(raise_on_failure=False)
+    if isinstance(error, _PERMANENT):
+        return False
+    return isinstance(error, OSError | NoResourceError | StoreBusyError)
+
+
+def build(
+    stage_name: str, refs: Mapping[str, ArtifactRef], bench: Bench, report: Reporter
+) -> StageRun:
+    """Run a stage on a leased device, in a process of its own unless it runs on the CPU."""
+    run, store = bench.run, bench.store
+    if _is_intact(store, bench.planned[stage_name]):
+        # Nothing will be computed, so no device is waited for.
+        return run_stage(run, stage_name, refs, store=store, report=report, device="cpu")
+    task = f"{run.name}/{stage_name}"
+    with lease_device(run.device, task=task, say=bench.tell_once) as lease:
+        if lease.uuid is None:
+            return run_stage(run, stage_name, refs, store=store, report=report, device="cpu")
+        return run_in_process(run, stage_name, refs, store=store, report=report, lease=lease)
+
+
+def _is_intact(store: ArtifactStore, ref: ArtifactRef) -> bool:
+    if not store.is_published(ref):
+        return False
+    try:
+        store.verify(ref)
+    except DamagedFileError:
+        return False
+    return True
+
+
+def make_task(stage: Stage) -> Task[..., Any]:
+    """The Prefect task of one stage.
+
+    It takes the artifacts that the stage reads (Prefect draws the graph's edges from them) and
+    the `Bench`. Call it with `return_state=True`: the state's name is `Reused` where nothing was
+    computed, and its result is a `StageRun`.
+    """
+
+    def run_one(refs: dict[str, ArtifactRef], bench: Bench) -> State[Any]:
+        here = PrefectReporter(stage.name)
+        try:
+            result = build(stage.name, refs, bench, TeeReporter([bench.report, here]))
+        except GateFailedError as error:
+            ref = bench.planned[stage.name]
+            if bench.store.is_published(ref):  # else it refused to run after an earlier verdict
+                here.display(show_stage, stage, ref, bench.store)
+            return Failed(message=str(error), data=error)
+        here.display(show_stage, stage, result.ref, bench.store)
+        if result.reused:
+            return Completed(name="Reused", message=f"{result.ref} was there", data=result)
+        return Completed(message=f"{result.ref} in {result.wall_seconds:,.1f} s", data=result)
+
+    return Task(
+        run_one,
+        name=stage.name,
+        description=f"Publishes an artifact of kind {stage.kind} (phase {stage.phase}).",
+        task_run_name=stage.name,
+        tags={stage.phase},
+        cache_policy=NO_CACHE,
+        persist_result=False,
+        retries=len(RETRY_DELAYS_SECONDS),
+        retry_delay_seconds=list(RETRY_DELAYS_SECONDS),
+        retry_condition_fn=is_transient,
+    )
+
+
+STAGE_TASKS: Mapping[str, Task[..., Any]] = {stage.name: make_task(stage) for stage in STAGES}
+"""The tasks by stage name, in the order of the stages."""

@@ -1,0 +1,146 @@
+"""The stage gate_sae on a tiny real model: a good SAE passes, a random one fails, both publish."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rldecoder.config.sae import GateSaeConfig
+from rldecoder.data.activations import ActivationMeta, ActivationWriter
+from rldecoder.data.shards import write_token_shard
+from rldecoder.lm.frozen import FrozenLM
+from rldecoder.sae.model import Sae, SaeSpec
+from rldecoder.schemas import read_parquet
+from rldecoder.stages.context import InputArtifact, StageContext
+from rldecoder.stages.gate_sae import STAGE
+
+LAYER, NUM_SEQUENCES, CONTEXT = 2, 12, 32
+EASY = GateSaeConfig(
+    max_normalised_mse=1e-6, max_splice_kl=1e-4, l0_range=(1, 200), eval_tokens=300
+)
+Inputs = Mapping[str, InputArtifact]
+Context = Callable[..., StageContext]
+
+
+def artifact(stage: str, path: Path) -> InputArtifact:
+    return InputArtifact(stage, stage, "digest", path, {}, {})
+
+
+def perfect_sae(lm: FrozenLM, resid: torch.Tensor) -> Sae:
+    """Plus and minus the residuals' principal axes, from their mean: exact, no axis twice."""
+    spec = SaeSpec(
+        architecture="relu", d_model=lm.d_model, num_latents=2 * lm.d_model, hook_layer=LAYER
+    )
+    sae = Sae(spec).requires_grad_(False)
+    axes = torch.linalg.qr(torch.randn(lm.d_model, lm.d_model))[0]
+    sae.W_dec.copy_(torch.cat([axes, -axes]))
+    sae.W_enc.copy_(sae.W_dec.T)
+    sae.b_dec.copy_(resid.mean(0))
+    return sae
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory, tiny_lm_dir: Path) -> Inputs:
+    """Model, test tokens and their activations, as the earlier stages publish them."""
+    root = tmp_path_factory.mktemp("gate")
+    (root / "sync").mkdir()
+    (root / "sync" / "model").symlink_to(tiny_lm_dir)
+    lm = FrozenLM.load(tiny_lm_dir)
+    ids = np.random.default_rng(0).integers(0, lm.vocab_size, (NUM_SEQUENCES, CONTEXT))
+    (root / "tokens").mkdir()
+    columns = {
+        "seq_id": np.arange(NUM_SEQUENCES),
+        "split": ["test"] * NUM_SEQUENCES,
+        "source": ["synthetic"] * NUM_SEQUENCES,
+        "doc_ids": [[i] for i in range(NUM_SEQUENCES)],
+        "doc_starts": [[0]] * NUM_SEQUENCES,
+        "input_ids": ids.tolist(),
+    }
+    write_token_shard(root / "tokens", "test", 0, columns, lm.vocab_size)
+    input_ids = torch.from_numpy(ids)
+    resid, final = (x[:, 1:].flatten(0, 1) for x in lm.resid_and_final(input_ids, LAYER))
+    meta = ActivationMeta(
+        model_name="tiny",
+        hook_layer=LAYER,
+        num_layers=lm.num_layers,
+        d_model=lm.d_model,
+        vocab_size=lm.vocab_size,
+        context_length=CONTEXT,
+    )
+    index = torch.arange(len(resid))
+    with ActivationWriter(root / "cache", "test", meta, shard_rows=200) as writer:
+        writer.add(
+            index // (CONTEXT - 1),
+            index % (CONTEXT - 1) + 1,
+            input_ids[:, 1:].flatten(),
+            resid,
+            final,
+        )
+    perfect_sae(lm, resid).save(root / "good" / "sae")
+    spec = SaeSpec(d_model=lm.d_model, num_latents=640, k=16, hook_layer=LAYER)
+    Sae.random_init(spec, 0).save(root / "bad" / "sae")
+    return {
+        "sync_tokenizer": artifact("sync_tokenizer", root / "sync"),
+        "ingest": artifact("ingest", root / "tokens"),
+        "cache_activations": artifact("cache_activations", root / "cache"),
+        "good": artifact("train_sae", root / "good"),
+        "bad": artifact("train_sae", root / "bad"),
+    }
+
+
+def with_sae(base: Inputs, which: str) -> Inputs:
+    return {**base, "train_sae": base[which]}
+
+
+def test_a_perfect_sae_passes(base: Inputs, context: Context) -> None:
+    ctx = context()
+    output = STAGE.run(with_sae(base, "good"), EASY, ctx)
+    assert (output.verdict, output.reasons) == ("pass", ())
+    report = json.loads((ctx.out / "report.json").read_text())
+    assert report["fvu"]["value"] < 1e-6
+    assert report["splice_kl"]["value"] < 1e-5
+    assert report["splice_agreement"]["value"] == 1.0
+    assert report["ce_recovered_zero"]["value"] == pytest.approx(1.0, abs=1e-3)
+    assert report["near_duplicate_fraction"]["value"] == 0.0
+    assert report["l0_mean"]["value"] == pytest.approx(64)
+    assert report["random_l0_mean"]["value"] == pytest.approx(64, rel=0.05)
+    assert report["random_splice_kl"]["value"] > report["splice_kl"]["value"]
+    assert report["num_tokens"]["value"] == 300
+    assert report["splice_tokens"]["value"] == NUM_SEQUENCES * (CONTEXT - 1)
+
+
+def test_density_is_that_of_the_sae(base: Inputs, context: Context) -> None:
+    ctx = context()
+    STAGE.run(with_sae(base, "bad"), GateSaeConfig(random_control=False), ctx)
+    table = read_parquet(ctx.out / "density.parquet")
+    assert table["latent"].to_pylist() == list(range(640))
+    assert sum(table["density"].to_pylist()) == pytest.approx(
+        json.loads((ctx.out / "report.json").read_text())["l0_mean"]["value"]
+    )
+    assert (ctx.out / "density.svg").stat().st_size > 1000
+
+
+def test_a_random_sae_fails_and_is_published(base: Inputs, context: Context) -> None:
+    ctx = context()
+    output = STAGE.run(with_sae(base, "bad"), GateSaeConfig(), ctx)
+    assert output.verdict == "fail"
+    assert any("explained_variance" in reason for reason in output.reasons)
+    assert any("l0_mean" in reason for reason in output.reasons)
+    report = json.loads((ctx.out / "report.json").read_text())
+    assert report["explained_variance"]["passed"] is False
+    assert output.metrics["fvu"] == report["fvu"]["value"]
+
+
+def test_two_runs_publish_the_same_bytes(base: Inputs, context: Context) -> None:
+    folders = []
+    for name in ("one", "two"):
+        ctx = context(name)
+        STAGE.run(with_sae(base, "bad"), EASY, ctx)
+        folders.append(ctx.out)
+    for path in sorted(folders[0].iterdir()):
+        assert path.read_bytes() == (folders[1] / path.name).read_bytes(), path.name

@@ -1,0 +1,182 @@
+"""The stage train_sae on a synthetic cache: what it publishes, resume after a kill, bad input."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from rldecoder.config.sae import TrainSaeConfig
+from rldecoder.curves import read_curves
+from rldecoder.data.activations import ActivationMeta, ActivationWriter
+from rldecoder.errors import BadInputError
+from rldecoder.sae.model import Sae
+from rldecoder.stages.context import InputArtifact, SilentReporter, StageContext
+from rldecoder.stages.train_sae import STAGE
+
+D_MODEL = 16
+CONFIG = TrainSaeConfig(
+    expansion=4,
+    k=4,
+    budget_tokens=6_400,
+    batch_tokens=128,
+    init_tokens=512,
+    lr=3e-3,
+    warmup_steps=5,
+    dead_after_tokens=1000,
+    eval_every_steps=10,
+    eval_tokens=256,
+    checkpoint_every_steps=8,
+    log_every_steps=5,
+)
+Context = Callable[..., StageContext]
+
+
+def write_cache(folder: Path, num_train: int = 1100) -> None:
+    """Sparse combinations of 24 directions; 1,100 rows make an epoch end inside training."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(24, D_MODEL, generator=generator)
+    meta = ActivationMeta(
+        model_name="synthetic",
+        hook_layer=2,
+        num_layers=4,
+        d_model=D_MODEL,
+        vocab_size=50,
+        context_length=11,
+    )
+    for split, count in (("train", num_train), ("validation", 330)):
+        acts = torch.rand(count, 24, generator=generator)
+        acts *= torch.rand(count, 24, generator=generator) < 0.12
+        resid = 30 * acts @ rows + 4
+        index = torch.arange(count)
+        with ActivationWriter(folder, split, meta, shard_rows=500) as writer:
+            writer.add(index // 10, index % 10 + 1, index % 50, resid, resid)
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, InputArtifact]:
+    folder = tmp_path_factory.mktemp("cache")
+    write_cache(folder)
+    return {
+        "cache_activations": InputArtifact("activations", "cache_activations", "d", folder, {}, {})
+    }
+
+
+def published(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_publishes_an_sae_better_than_nothing(
+    inputs: Mapping[str, InputArtifact], context: Context
+) -> None:
+    ctx = context()
+    output = STAGE.run(inputs, CONFIG, ctx)
+    sae = Sae.load(ctx.out / "sae")
+    assert (sae.spec.hook_layer, sae.spec.model_name, sae.num_latents) == (2, "synthetic", 64)
+    best = json.loads((ctx.out / "best.json").read_text())
+    curves = read_curves(ctx.out / "curves.parquet")
+    steps, fvus = curves["validation_fvu"]
+    assert steps == [10, 20, 30, 40, 50]
+    assert best["fvu"] == min(fvus) == output.metrics["validation_fvu"]
+    assert best["step"] == steps[fvus.index(min(fvus))]
+    assert best["fvu"] < 0.75 * fvus[0]
+    assert curves["loss"][0] == list(range(5, 51, 5))
+    assert output.metrics["tokens"] == 6_400
+    assert output.verdict is None
+
+
+class KilledError(Exception):
+    """Stands for a kill in the middle of training."""
+
+
+class KillingReporter(SilentReporter):
+    """Ends the stage when it reports a given step."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.at = at
+
+    def metrics(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        """Raise at the step."""
+        if step >= self.at:
+            raise KilledError
+
+
+@pytest.mark.parametrize("killed_at", [[20], [10, 35, 50]])
+def test_killed_and_resumed_publishes_the_same_bytes(
+    inputs: Mapping[str, InputArtifact], context: Context, killed_at: list[int]
+) -> None:
+    """Also across the end of an epoch (8 batches), and when killed several times."""
+    whole = context("whole")
+    want = STAGE.run(inputs, CONFIG, whole)
+    for step in killed_at:
+        ctx = context("killed")
+        broken = StageContext(ctx.out, ctx.progress, 0, ctx.device, KillingReporter(step))
+        with pytest.raises(KilledError):
+            STAGE.run(inputs, CONFIG, broken)
+    ctx = context("killed")
+    got = STAGE.run(inputs, CONFIG, ctx)
+    assert isinstance(ctx.report, SilentReporter)
+    resumed_from = (killed_at[-1] - 1) // 8 * 8
+    assert ctx.report.notes == [f"train_sae goes on from step {resumed_from} of 50"]
+    assert published(ctx.out) == published(whole.out)
+    same = {k: v for k, v in got.metrics.items() if not k.endswith("_per_second")}
+    assert same == {k: v for k, v in want.metrics.items() if not k.endswith("_per_second")}
+
+
+def test_seed_changes_the_result(inputs: Mapping[str, InputArtifact], context: Context) -> None:
+    one, other = context("one"), context("other", seed=1)
+    STAGE.run(inputs, CONFIG, one)
+    STAGE.run(inputs, CONFIG, other)
+    assert published(one.out) != published(other.out)
+
+
+def test_relu_variant_runs_and_alerts(
+    inputs: Mapping[str, InputArtifact], context: Context
+) -> None:
+    config = TrainSaeConfig.model_validate(
+        CONFIG.model_dump()
+        | {
+            "architecture": "relu",
+            "sparsity_warmup_steps": 5,
+            "sparsity_phases": [{"steps": 50, "coefficient": 0.01}],
+            "resample_every_steps": 20,
+            "alert_l0": (0.0, 1.0),
+        }
+    )
+    ctx = context()
+    STAGE.run(inputs, config, ctx)
+    assert Sae.load(ctx.out / "sae").spec.architecture == "relu"
+    assert isinstance(ctx.report, SilentReporter)
+    assert any("mean L0" in alert for alert in ctx.report.alerts)
+
+
+def test_bad_input_is_refused_before_training(
+    inputs: Mapping[str, InputArtifact], context: Context
+) -> None:
+    with pytest.raises(BadInputError, match="64 latents"):
+        STAGE.run(inputs, CONFIG.model_copy(update={"k": 65}), context())
+    with pytest.raises(BadInputError, match="larger than split"):
+        STAGE.run(inputs, CONFIG.model_copy(update={"batch_tokens": 5000}), context())
+
+
+@pytest.mark.parametrize(
+    "change", [{"lr_final": 1.0}, {"architecture": "relu", "sparsity_phases": []}, {"kk": 1}]
+)
+def test_contradictory_settings_are_refused(change: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        TrainSaeConfig.model_validate(change)
+
+
+def test_checkpoint_interval_is_not_in_the_digest() -> None:
+    fields = TrainSaeConfig().digest_fields()
+    assert "checkpoint_every_steps" not in fields
+    assert fields["sparsity_phases"][1] == {"steps": 30_000, "coefficient": 0.01}

@@ -9,17 +9,18 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
+from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 PALETTE = ("#3b6fd4", "#d9762b", "#24936a", "#ad4f8f", "#8a8f98", "#7a6ad8")
 # Middle grey reads on white and on near-black.
 FRAME = "#8b909a"
-STYLE = {
+STYLE: Any = {
     "svg.hashsalt": "rldecoder",
     "svg.fonttype": "none",
     "font.size": 9,
@@ -30,7 +31,7 @@ STYLE = {
     "axes.linewidth": 0.8,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.prop_cycle": mpl.cycler(color=PALETTE),
+    "axes.prop_cycle": cycler(color=PALETTE),
     "xtick.color": FRAME,
     "ytick.color": FRAME,
     "grid.color": FRAME,

@@ -62,7 +62,7 @@ def ranking_orders(
     lot = torch.rand(padding.shape, generator=generator).to(padding.device)
     keys = {"attribution": attributions.abs(), "method_a": normalised, "random": lot}
     return {
-        name: key.masked_fill(padding, -1.0).argsort(-1, descending=True, stable=True)
+        name: key.masked_fill(padding, -1.0).argsort(dim=-1, descending=True, stable=True)
         for name, key in keys.items()
     }
 

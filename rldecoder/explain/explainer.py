@@ -181,11 +181,10 @@ class Reconstructor(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.each = nn.Sequential(nn.Linear(4, self.HIDDEN), nn.GELU())
-        self.together = nn.Sequential(
-            nn.Linear(self.HIDDEN + 2, self.HIDDEN), nn.GELU(), nn.Linear(self.HIDDEN, 1)
-        )
-        nn.init.zeros_(self.together[-1].weight)
-        nn.init.zeros_(self.together[-1].bias)
+        self.together = nn.Sequential(nn.Linear(self.HIDDEN + 2, self.HIDDEN), nn.GELU())
+        self.correction = nn.Linear(self.HIDDEN, 1)
+        nn.init.zeros_(self.correction.weight)
+        nn.init.zeros_(self.correction.bias)
 
     def forward(
         self, claimed: Tensor, effects: Tensor, removals: Tensor, logprobs: Tensor
@@ -205,7 +204,8 @@ class Reconstructor(nn.Module):
         facts = torch.stack([effects[:, None].expand_as(share), share, removed, level], dim=-1)
         pooled = (self.each(facts) * claimed[:, None, :, None]).sum(-2)
         level_once = logprobs[:, None, None].expand(*total.shape)
-        return (total + self.together(torch.cat([pooled, total, level_once], dim=-1)))[..., 0]
+        joined = self.together(torch.cat([pooled, total, level_once], dim=-1))
+        return (total + self.correction(joined))[..., 0]
 
 
 class LossParts(NamedTuple):

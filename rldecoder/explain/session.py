@@ -146,7 +146,7 @@ def explain_prompt(
         BadInputError: the prompt is empty or longer than the model's context.
     """
     ids = _encode(lm, prompt)
-    tokens = tuple(lm.tokenizer.decode([token]) for token in ids.tolist())
+    tokens = tuple(_token_text(lm, token) for token in ids.tolist())
     _, final = lm.resid_and_final(ids[None], sae.spec.hook_layer)
     frozen_logprobs = lm.unembed(final[0, -1]).log_softmax(-1)
     trace = decoder.features(ids[None]).latents
@@ -188,10 +188,14 @@ def _encode(lm: FrozenLM, prompt: str) -> Tensor:
     return torch.tensor(ids, device=lm.device)
 
 
+def _token_text(lm: FrozenLM, token: int) -> str:
+    return str(lm.tokenizer.decode([token]))
+
+
 def _prediction(lm: FrozenLM, logprobs: Tensor) -> Prediction:
     best = logprobs.topk(TOP_TOKENS)
     top = tuple(
-        (lm.tokenizer.decode([token]), p)
+        (_token_text(lm, token), p)
         for token, p in zip(best.indices.tolist(), best.values.exp().tolist(), strict=True)
     )
     return Prediction(top[0][0], int(best.indices[0]), top[0][1], top)
@@ -233,7 +237,7 @@ def _checked_claims(
             evidence_text=tokens[position],
             direction="supports" if predicted > 0 else "opposes",
             strength=abs(predicted),
-            output_token=decoder.frozen.lm.tokenizer.decode([token]),
+            output_token=_token_text(decoder.frozen.lm, token),
             probability=float(candidates.logprobs[0].exp()),
         )
         verdict = judge(predicted, effect, explainer.spec.noise)

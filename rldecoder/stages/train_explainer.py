@@ -204,8 +204,8 @@ def _train(
             optimizer.step()
             schedule.step()
             if step % LOG_EVERY == 0 or step == config.steps:
-                values = {"loss": float(loss)} | {
-                    name: float(value) for name, value in parts._asdict().items()
+                values = {"loss": float(loss.detach())} | {
+                    name: float(value.detach()) for name, value in parts._asdict().items()
                 }
                 curves.log(step, **values)
                 ctx.report.metrics("train_explainer", step, values)

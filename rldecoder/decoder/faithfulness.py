@@ -17,7 +17,13 @@ from torch import Tensor
 
 from rldecoder.config.decoder import MatmulPrecision
 from rldecoder.data.activations import ActivationBatch, ActivationReader
-from rldecoder.decoder.distill import NO_LABEL, NextTokens, chunk_rows, matmul_precision
+from rldecoder.decoder.distill import (
+    NO_LABEL,
+    NextTokens,
+    chunk_rows,
+    matmul_precision,
+    softmax_and_lse,
+)
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
 from rldecoder.errors import NumericalError
 from rldecoder.lm.frozen import FrozenLM
@@ -147,10 +153,10 @@ def evaluate_predictors(
 def _score_rows(logits: Tensor, frozen_logits: Tensor, labels: Tensor) -> Tensor:
     """One row of `_COLUMNS` for each of n tokens: [n, 7] float32."""
     safe_labels = labels.clamp_min(0)[:, None]
-    top, choice = logits.max(-1)
-    lse, frozen_lse = logits.logsumexp(-1), frozen_logits.logsumexp(-1)
-    frozen_choice = frozen_logits.argmax(-1)
-    frozen_probs = (frozen_logits - frozen_lse[:, None]).exp_()
+    probs, lse = softmax_and_lse(logits)
+    frozen_probs, frozen_lse = softmax_and_lse(frozen_logits)
+    confidence, choice = probs.max(-1)
+    frozen_choice = frozen_probs.max(-1).indices
     kl = (frozen_logits - logits).mul_(frozen_probs).sum(-1) - frozen_lse + lse
     columns = {
         "kl": kl,
@@ -159,7 +165,7 @@ def _score_rows(logits: Tensor, frozen_logits: Tensor, labels: Tensor) -> Tensor
         "correct": (choice == labels).float(),
         "frozen_correct": (frozen_choice == labels).float(),
         "agree": (choice == frozen_choice).float(),
-        "confidence": (top - lse).exp(),
+        "confidence": confidence,
     }
     return torch.stack([columns[name] for name in _COLUMNS], dim=-1)
 

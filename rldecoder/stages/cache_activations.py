@@ -149,27 +149,34 @@ class _Forward:
         start = 0
         while start < len(input_ids):
             ids = input_ids[start : start + self.micro_batch]
-            begun = time.perf_counter()
-            try:
-                resid, final = self._lm.resid_and_final(ids.to(self._ctx.device), self._hook_layer)
-                batch = _rows(ids, resid, final, first_sequence + start)
-            except (RuntimeError, MemoryError) as error:
-                if not _is_out_of_memory(error):
-                    raise
-                self._shrink(error)
+            batch = self._try(ids, first_sequence + start)
+            if batch is None:
+                self._shrink()
                 continue
-            self._seconds += time.perf_counter() - begun
-            self._num_tokens += ids.numel()
             yield batch
             start += len(ids)
 
-    def _shrink(self, error: Exception) -> None:
-        if self.micro_batch == 1:
+    def _try(self, ids: Tensor, first_sequence: int) -> ActivationBatch | None:
+        """One pass over sequences [B, T]; None when memory ran out and B can shrink."""
+        begun = time.perf_counter()
+        try:
+            resid, final = self._lm.resid_and_final(ids.to(self._ctx.device), self._hook_layer)
+            batch = _rows(ids, resid, final, first_sequence)
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            if self.micro_batch > 1:
+                return None
             raise NoResourceError(
                 "Memory ran out on a single sequence.",
-                f"{error}".splitlines()[0],
+                f"{type(error).__name__}: {error}",
                 "Lower `ingest.context_length`, or use a device with more memory.",
             ) from error
+        self._seconds += time.perf_counter() - begun
+        self._num_tokens += ids.numel()
+        return batch
+
+    def _shrink(self) -> None:
         self.micro_batch //= 2
         if self._ctx.device.type == "cuda":
             torch.cuda.empty_cache()

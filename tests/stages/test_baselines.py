@@ -1,0 +1,118 @@
+"""The baselines stage: files, sanity of the lenses, tasks, bad input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from rldecoder.config.data import BaselinesConfig
+from rldecoder.data.packing import PackedSequence, TokenShardWriter
+from rldecoder.data.shards import read_tokens
+from rldecoder.errors import BadInputError
+from rldecoder.evals.prompts import make_prompts
+from rldecoder.lm.frozen import FrozenLM
+from rldecoder.schemas import read_parquet, write_json
+from rldecoder.stages.baselines import STAGE, working_is_right
+from rldecoder.stages.context import InputArtifact, StageContext
+
+MakeContext = Callable[..., StageContext]
+LENGTH = 32
+
+
+@pytest.fixture(scope="module")
+def inputs(tiny_lm_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, InputArtifact]:
+    tokens = tmp_path_factory.mktemp("ingest")
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 40), ("validation", 4), ("test", 4), ("ood", 2)):
+        writer = TokenShardWriter(tokens, split, 512, 100)
+        ids = generator.integers(0, 512, (count, LENGTH))
+        writer.add([PackedSequence("s", [0], [0], row) for row in ids])
+        writer.close()
+    write_json(tiny_lm_dir.parent / "model.json", {"name": "tiny", "compute_dtype": "float32"})
+    return {
+        "sync_tokenizer": InputArtifact("model", "sync_tokenizer", "d", tiny_lm_dir.parent, {}, {}),
+        "ingest": InputArtifact("tokens", "ingest", "d", tokens, {}, {}),
+    }
+
+
+def settings(**changes: object) -> BaselinesConfig:
+    values = {"lens_layers": [1, 3, 4], "eval_tokens": 100, "num_task_prompts": 2}
+    return BaselinesConfig.model_validate(values | changes)
+
+
+def test_files_and_numbers(
+    inputs: dict[str, InputArtifact], context: MakeContext, tiny_lm_dir: Path
+) -> None:
+    ctx = context()
+    output = STAGE.run(inputs, settings(), ctx)
+    rows = read_parquet(ctx.out / "lens.parquet").to_pylist()
+    by_key = {(row["layer"], row["lens"], row["split"]): row for row in rows}
+    assert len(rows) == len(by_key) == 3 * 2 * 2
+    # The logit lens after the last block is the model itself.
+    last = by_key[4, "logit", "test"]
+    assert last["kl"] == pytest.approx(0, abs=1e-6)
+    assert last["agreement"] == 1.0
+    for split in ("test", "ood"):
+        assert by_key[3, "affine", split]["kl"] < by_key[1, "affine", split]["kl"]
+        assert by_key[1, "affine", split]["kl"] < by_key[1, "logit", split]["kl"]
+    assert output.metrics["affine_kl_3"] == by_key[3, "affine", "test"]["kl"]
+
+    lens = load_file(ctx.out / "affine_lens.safetensors")
+    assert set(lens) == {f"{part}.{layer}" for part in "Ac" for layer in (1, 3, 4)}
+    lm = FrozenLM.load(tiny_lm_dir)
+    ids = torch.from_numpy(read_tokens(inputs["ingest"].path, "test", 3))
+    resids, final = lm.residuals(ids)
+    predicted = (resids[3] @ lens["A.3"] + lens["c.3"])[:, 1:-1]
+    p, q = (
+        torch.log_softmax(lm.unembed(hidden).double(), -1) for hidden in (final[:, 1:-1], predicted)
+    )
+    kl = (p.exp() * (p - q)).sum(-1).mean()
+    assert by_key[3, "affine", "test"]["kl"] == pytest.approx(float(kl), rel=1e-4)
+    ce = -p.gather(-1, ids[:, 2:, None]).mean()
+    assert output.metrics["ce_test"] == pytest.approx(float(ce), rel=1e-5)
+
+    summary = yaml.safe_load((ctx.out / "baselines.yaml").read_text())
+    assert summary["tokens"] == {"train": 1280, "validation": 64, "test": 96, "ood": 64} | {
+        "validation": 128
+    }
+    assert summary["tasks"]["addition"]["prompts"] == 2
+    assert summary["tasks"]["addition"]["shown_working_right"] == 0.0
+    assert (ctx.out / "lens.svg").read_text().lstrip().startswith("<?xml")
+
+
+def test_same_bytes_twice(inputs: dict[str, InputArtifact], context: MakeContext) -> None:
+    contents = []
+    for name in ("a", "b"):
+        ctx = context(name)
+        STAGE.run(inputs, settings(num_task_prompts=0, lens_layers="all"), ctx)
+        contents.append(
+            {p.name: p.read_bytes() for p in sorted(ctx.out.iterdir()) if p.name != "timing.json"}
+        )
+    assert contents[0] == contents[1]
+    assert len(contents[0]) == 4
+
+
+@pytest.mark.parametrize("layers", [[], [5], [1, 99]])
+def test_layers_out_of_range(
+    inputs: dict[str, InputArtifact], context: MakeContext, layers: list[int]
+) -> None:
+    with pytest.raises(BadInputError, match="The model has 4 blocks"):
+        STAGE.run(inputs, settings(lens_layers=layers), context())
+
+
+def test_working_of_additions() -> None:
+    prompt = make_prompts("addition", "test", 1, 0)[0]
+    question = prompt.prompt.rsplit("Q:", 1)[1]
+    a, b = (int(word) for word in question.replace("?", " ").split() if word.isdigit())
+    assert working_is_right(prompt, f" {a} + {b} = {a + b}. The answer is {a + b}.")
+    assert working_is_right(prompt, f" {b} + {a} = {a + b}. The answer is 99.")
+    assert not working_is_right(prompt, f" {a} + {b} = {a + b + 1}. The answer is {a + b}.")
+    assert not working_is_right(prompt, f" {a + 1} + {b} = {a + b + 1}.")
+    assert not working_is_right(prompt, f" The answer is {a + b}.")
+    assert not working_is_right(prompt, f" I think so.\n{a} + {b} = {a + b}.")

@@ -1,0 +1,221 @@
+"""The activation cache: values, budgets, resume after a kill, memory and disk that run out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from rldecoder.config.data import CacheActivationsConfig
+from rldecoder.data.activations import ActivationReader
+from rldecoder.data.packing import PackedSequence, TokenShardWriter
+from rldecoder.data.shards import read_tokens
+from rldecoder.errors import BadInputError, NoResourceError, NumericalError
+from rldecoder.lm.frozen import FrozenLM
+from rldecoder.schemas import write_json
+from rldecoder.stages.cache_activations import STAGE, plan_shards
+from rldecoder.stages.context import InputArtifact, StageContext
+
+MakeContext = Callable[..., StageContext]
+LENGTH, HOOK_LAYER = 16, 2
+
+
+@pytest.fixture(scope="module")
+def inputs(tiny_lm_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, InputArtifact]:
+    tokens = tmp_path_factory.mktemp("ingest")
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 11), ("test", 4)):
+        writer = TokenShardWriter(tokens, split, 512, 100)
+        ids = generator.integers(0, 512, (count, LENGTH))
+        writer.add([PackedSequence("s", [0], [0], row) for row in ids])
+        writer.close()
+    write_json(tiny_lm_dir.parent / "model.json", {"name": "tiny", "compute_dtype": "float32"})
+    return {
+        "sync_tokenizer": InputArtifact("model", "sync_tokenizer", "d", tiny_lm_dir.parent, {}, {}),
+        "ingest": InputArtifact("tokens", "ingest", "d", tokens, {}, {}),
+    }
+
+
+def settings(**changes: object) -> CacheActivationsConfig:
+    values = {"hook_layer": HOOK_LAYER, "shard_tokens": 3 * LENGTH, "micro_batch_sequences": 2}
+    return CacheActivationsConfig.model_validate(values | changes)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_rows_are_what_the_model_computes(
+    inputs: dict[str, InputArtifact], context: MakeContext, tiny_lm_dir: Path
+) -> None:
+    ctx = context()
+    output = STAGE.run(inputs, settings(), ctx)
+    assert output.metrics["tokens_train"] == 11 * (LENGTH - 1)
+    assert output.metrics["tokens_test"] == 4 * (LENGTH - 1)
+    lm = FrozenLM.load(tiny_lm_dir)
+    for split in ("train", "test"):
+        reader = ActivationReader(ctx.out, split)
+        assert (reader.meta.hook_layer, reader.meta.d_model) == (HOOK_LAYER, lm.d_model)
+        rows = next(reader.ordered(10_000, columns=("resid", "final_hidden")))
+        assert rows.resid is not None
+        assert rows.final_hidden is not None
+        kept = LENGTH - 1
+        assert rows.pos.tolist() == list(range(1, LENGTH)) * (len(rows.pos) // kept)
+        assert rows.seq_id.tolist() == [i // kept for i in range(len(rows.pos))]
+        tokens = torch.from_numpy(read_tokens(inputs["ingest"].path, split))
+        assert torch.equal(rows.token_id, tokens[:, 1:].flatten())
+        resids, final = lm.residuals(tokens)
+        for got, want in ((rows.resid, resids[HOOK_LAYER]), (rows.final_hidden, final)):
+            want = want[:, 1:].reshape(-1, lm.d_model)
+            assert torch.allclose(got.float(), want, rtol=2**-7, atol=1e-5)
+
+
+def test_budgets_are_whole_sequences(
+    inputs: dict[str, InputArtifact], context: MakeContext
+) -> None:
+    ctx = context()
+    budget = {"train": 5 * LENGTH + 3, "validation": 0, "label": 0, "test": 0, "ood": 0}
+    STAGE.run(inputs, settings(budget_tokens=budget), ctx)
+    assert ActivationReader(ctx.out, "train").meta.tokens == {"train": 5 * (LENGTH - 1)}
+
+
+@pytest.mark.parametrize("killed_after", [1, 3])
+def test_killed_run_goes_on_and_ends_the_same(
+    inputs: dict[str, InputArtifact],
+    context: MakeContext,
+    monkeypatch: pytest.MonkeyPatch,
+    killed_after: int,
+) -> None:
+    whole = context("whole")
+    STAGE.run(inputs, settings(), whole)
+
+    killed = context("killed")
+    calls = count_calls(monkeypatch, stop_after=2 * killed_after)
+    with pytest.raises(KeyboardInterrupt):
+        STAGE.run(inputs, settings(), killed)
+    monkeypatch.undo()
+    kept = files(killed.progress)
+    assert len(kept) >= killed_after - 1
+    assert not any(name.endswith(".part") for name in kept)
+    (killed.progress / "train-00009.parquet.part").write_bytes(b"half written")
+
+    calls = count_calls(monkeypatch)
+    STAGE.run(inputs, settings(), killed)
+    assert files(killed.out) == files(whole.out)
+    planned = plan_shards({"train": 11, "test": 4}, LENGTH, settings())
+    assert len(calls) == sum((s.num_sequences + 1) // 2 for s in planned[len(kept) :])
+
+
+def count_calls(monkeypatch: pytest.MonkeyPatch, stop_after: int | None = None) -> list[int]:
+    calls: list[int] = []
+    original = FrozenLM.resid_and_final
+
+    def counted(self: FrozenLM, ids: torch.Tensor, layer: int) -> Any:
+        if len(calls) == stop_after:
+            raise KeyboardInterrupt
+        calls.append(len(ids))
+        return original(self, ids, layer)
+
+    monkeypatch.setattr(FrozenLM, "resid_and_final", counted)
+    return calls
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 1 bytes."),
+    ],
+)
+def test_out_of_memory_halves_the_micro_batch(
+    inputs: dict[str, InputArtifact],
+    context: MakeContext,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+) -> None:
+    sizes: list[int] = []
+    original = FrozenLM.resid_and_final
+
+    def limited(self: FrozenLM, ids: torch.Tensor, layer: int) -> Any:
+        sizes.append(len(ids))
+        if len(ids) > 2:
+            raise error
+        return original(self, ids, layer)
+
+    plain = context("plain")
+    STAGE.run(inputs, settings(), plain)
+    monkeypatch.setattr(FrozenLM, "resid_and_final", limited)
+    ctx = context("limited")
+    STAGE.run(inputs, settings(micro_batch_sequences=8, shard_tokens=3 * LENGTH), ctx)
+    assert sizes[0] == 3
+    assert max(sizes[2:]) <= 2
+    assert files(ctx.out) == files(plain.out)
+
+    def never(self: FrozenLM, ids: torch.Tensor, layer: int) -> Any:
+        raise error
+
+    monkeypatch.setattr(FrozenLM, "resid_and_final", never)
+    with pytest.raises(NoResourceError, match="single sequence"):
+        STAGE.run(inputs, settings(), context("never"))
+
+
+def test_other_runtime_errors_are_not_swallowed(
+    inputs: dict[str, InputArtifact], context: MakeContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: FrozenLM, ids: torch.Tensor, layer: int) -> Any:
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr(FrozenLM, "resid_and_final", broken)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        STAGE.run(inputs, settings(), context())
+
+
+def test_too_little_disk_is_said_before_the_start(
+    inputs: dict[str, InputArtifact], context: MakeContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = count_calls(monkeypatch)
+    ctx = context()
+    with pytest.raises(NoResourceError, match=r"needs 0\.00 GB on disk and 1,000,000\.00 GB"):
+        STAGE.run(inputs, settings(disk_reserve_bytes=10**15), ctx)
+    assert calls == []
+    assert files(ctx.progress) == {}
+
+
+def test_nan_in_activations_is_an_error(
+    inputs: dict[str, InputArtifact], context: MakeContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = FrozenLM.resid_and_final
+
+    def spoiled(self: FrozenLM, ids: torch.Tensor, layer: int) -> Any:
+        resid, final = original(self, ids, layer)
+        resid[0, 3, 5] = float("nan")
+        return resid, final
+
+    monkeypatch.setattr(FrozenLM, "resid_and_final", spoiled)
+    ctx = context()
+    with pytest.raises(NumericalError, match="`resid` hold NaN"):
+        STAGE.run(inputs, settings(), ctx)
+    assert files(ctx.out) == {}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hook_layer": 5}, "The model has 4 blocks"),
+        ({"budget_tokens": {"test": LENGTH - 1}}, "One sequence has 16 tokens"),
+        ({"budget_tokens": {"train": 0}}, "no tokens to train on"),
+    ],
+)
+def test_bad_settings_are_named(
+    inputs: dict[str, InputArtifact],
+    context: MakeContext,
+    changes: dict[str, object],
+    message: str,
+) -> None:
+    with pytest.raises(BadInputError, match=message):
+        STAGE.run(inputs, settings(**changes), context())

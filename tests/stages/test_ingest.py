@@ -1,0 +1,189 @@
+"""Ingestion end to end: splits, leaks, budgets, provenance, bad input."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rldecoder.config.data import IngestConfig
+from rldecoder.data.shards import read_token_table, read_tokens
+from rldecoder.errors import BadInputError
+from rldecoder.schemas import read_json, read_parquet
+from rldecoder.stages.context import InputArtifact, StageContext
+from rldecoder.stages.ingest import STAGE, load_tokenizer
+
+MakeContext = Callable[..., StageContext]
+BUDGETS = {"train": 640, "validation": 64, "label": 64, "test": 128, "ood": 64}
+
+
+@pytest.fixture(scope="module")
+def model(tiny_lm_dir: Path) -> dict[str, InputArtifact]:
+    artifact = InputArtifact("model", "sync_tokenizer", "d", tiny_lm_dir.parent, {}, {})
+    return {"sync_tokenizer": artifact}
+
+
+def corpus(folder: Path, count: int = 60, name: str = "main") -> Path:
+    """Documents of 60 different words each, plus one text that spells the end-of-text token."""
+    path = folder / f"{name}.jsonl"
+    rows = [
+        {"text": " ".join(f"{name}{doc}word{i}" for i in range(60)), "licence": "CC0-1.0"}
+        for doc in range(count)
+    ]
+    rows[0]["text"] = "<|endoftext|>" + rows[0]["text"]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+def settings(folder: Path, **changes: object) -> IngestConfig:
+    values: dict[str, object] = {
+        "sources": [{"type": "local", "paths": [str(corpus(folder))]}],
+        "ood_sources": [{"type": "local", "paths": [str(corpus(folder, 5, "other"))]}],
+        "context_length": 32,
+        "budget_tokens": BUDGETS,
+        "fractions": {"train": 0.4, "validation": 0.2, "label": 0.2, "test": 0.2},
+        "shard_sequences": 7,
+    }
+    return IngestConfig.model_validate(values | changes)
+
+
+def test_splits_budgets_and_documents(
+    tmp_path: Path, model: dict[str, InputArtifact], context: MakeContext
+) -> None:
+    ctx = context()
+    output = STAGE.run(model, settings(tmp_path), ctx)
+    tokenizer = load_tokenizer(model["sync_tokenizer"].path / "model")
+    documents = read_parquet(ctx.out / "documents.parquet").to_pylist()
+    split_of = {row["doc_id"]: row["split"] for row in documents}
+    texts = {}
+    for name in ("main", "other"):
+        for line in (tmp_path / f"{name}.jsonl").read_text().splitlines():
+            text = json.loads(line)["text"]
+            texts[hashlib.sha256(text.encode()).hexdigest()] = text
+    for split, budget in BUDGETS.items():
+        ids = read_tokens(ctx.out, split)
+        assert ids.shape == (budget // 32, 32)
+        assert output.metrics[f"tokens_{split}"] == budget
+        table = read_token_table(ctx.out, split)
+        assert table.column("seq_id").to_pylist() == list(range(len(ids)))
+        owners = {doc for row in table.column("doc_ids").to_pylist() for doc in row}
+        assert {split_of[doc] for doc in owners} == {split}
+        # Oracle: the documents of the split, tokenised one by one and joined by EOS.
+        rows = [row for row in documents if row["split"] == split]
+        stream: list[int] = []
+        for row in rows:
+            encoded = tokenizer.backend_tokenizer
+            encoded.encode_special_tokens = True
+            stream += encoded.encode(texts[row["sha256"]], add_special_tokens=False).ids
+            stream.append(tokenizer.eos_token_id)
+        assert ids.flatten().tolist() == stream[: ids.size]
+    assert len(list(ctx.out.glob("train-*.parquet"))) == 3
+    provenance = read_json(ctx.out / "provenance.json")
+    assert provenance["sources"]["main.jsonl"]["licences"] == ["CC0-1.0"]
+    assert provenance["splits"]["test"]["tokens"] == 128
+
+
+def test_documents_end_where_eos_is(
+    tmp_path: Path, model: dict[str, InputArtifact], context: MakeContext
+) -> None:
+    ctx = context()
+    STAGE.run(model, settings(tmp_path), ctx)
+    eos = load_tokenizer(model["sync_tokenizer"].path / "model").eos_token_id
+    table = read_token_table(ctx.out, "train").to_pylist()
+    for row in table:
+        ends = (np.flatnonzero(np.array(row["input_ids"]) == eos) + 1).tolist()
+        assert row["doc_starts"] == [0, *(end for end in ends if end < 32)]
+
+
+def test_same_bytes_twice_and_other_seed_differs(
+    tmp_path: Path, model: dict[str, InputArtifact], context: MakeContext
+) -> None:
+    contents = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        ctx = context(name, seed=seed)
+        STAGE.run(model, settings(tmp_path), ctx)
+        contents.append({p.name: p.read_bytes() for p in sorted(ctx.out.iterdir())})
+    assert contents[0] == contents[1]
+    assert contents[0]["train-00000.parquet"] != contents[2]["train-00000.parquet"]
+
+
+def test_duplicates_across_splits_go(
+    tmp_path: Path, model: dict[str, InputArtifact], context: MakeContext
+) -> None:
+    """Twenty documents, each six times: every text ends up in one split only."""
+    rows = [{"text": " ".join(f"d{i % 20}w{j}" for j in range(80))} for i in range(120)]
+    path = tmp_path / "copies.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    ctx = context()
+    config = settings(
+        tmp_path,
+        sources=[{"type": "local", "paths": [str(path)]}],
+        budget_tokens={**BUDGETS, "train": 100_000, "ood": 0},
+    )
+    output = STAGE.run(model, config, ctx)
+    removed = output.metrics["duplicates_removed"]
+    assert isinstance(removed, int)
+    assert removed > 0
+    documents = read_parquet(ctx.out / "documents.parquet").to_pylist()
+    splits_of_text: dict[str, set[str]] = {}
+    for row in documents:
+        splits_of_text.setdefault(row["sha256"], set()).add(row["split"])
+    assert all(len(splits) == 1 for splits in splits_of_text.values())
+    assert any("train holds" in note for note in ctx.report.notes)  # type: ignore[attr-defined]
+
+
+def test_python_corpus_by_default(model: dict[str, InputArtifact], context: MakeContext) -> None:
+    ctx = context()
+    config = IngestConfig.model_validate(
+        {
+            "sources": [{"type": "pydocs", "packages": []}],
+            "context_length": 64,
+            "budget_tokens": {**BUDGETS, "label": 128},
+        }
+    )
+    STAGE.run(model, config, ctx)
+    licences = set(read_parquet(ctx.out / "documents.parquet").column("licence").to_pylist())
+    assert licences == {"PSF-2.0"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"min_document_chars": 100_000}, "corpus is empty"),
+        ({"budget_tokens": {**BUDGETS, "label": 31}}, "split `label` is 31 tokens"),
+        ({"ood_sources": []}, "no source fills it"),
+        ({"context_length": 4096, "budget_tokens": {"train": 9999}}, "positions for 512"),
+    ],
+)
+def test_bad_settings_are_named(
+    tmp_path: Path,
+    model: dict[str, InputArtifact],
+    context: MakeContext,
+    changes: dict[str, object],
+    message: str,
+) -> None:
+    if changes.get("context_length"):
+        changes["budget_tokens"] = dict.fromkeys(BUDGETS, 9999)
+    with pytest.raises(BadInputError, match=message):
+        STAGE.run(model, settings(tmp_path, **changes), context())
+
+
+def test_too_few_documents_for_the_splits(
+    tmp_path: Path, model: dict[str, InputArtifact], context: MakeContext
+) -> None:
+    path = tmp_path / "one.txt"
+    path.write_text(" ".join(f"word{i}" for i in range(400)))
+    config = settings(tmp_path, sources=[{"type": "local", "paths": [str(path)]}])
+    with pytest.raises(BadInputError, match=r"got no sequence.*document_separator"):
+        STAGE.run(model, config, context())
+
+
+def test_fractions_must_sum_to_one() -> None:
+    with pytest.raises(ValueError, match=r"sum to 1\.1"):
+        IngestConfig.model_validate(
+            {"fractions": {"train": 0.8, "validation": 0.1, "label": 0.1, "test": 0.1}}
+        )

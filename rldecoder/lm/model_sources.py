@@ -37,6 +37,8 @@ TOKENIZER_FILES = (
     "tokenizer.model",
     "chat_template.jinja",
 )
+# OpenAI's own names for GPT-2's two files, which transformers does not look for.
+_NAMES_IN_TRANSFORMERS = {"encoder.json": "vocab.json", "vocab.bpe": "merges.txt"}
 _CONFIG_FILES = ("config.json", "generation_config.json", "model.safetensors.index.json")
 _ALLOWED_PATTERNS = ["model*.safetensors", *_CONFIG_FILES, *TOKENIZER_FILES]
 _PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -260,7 +262,11 @@ def copy_model_files(folder: Path, out: Path) -> list[Path]:
     out.mkdir(parents=True, exist_ok=True)
     # copyfile follows links and, unlike copy, leaves the source's mode bits behind: a blob of
     # the cache may be read-only, and the artifact store sets its own.
-    return [Path(shutil.copyfile(path, out / path.name)) for path in wanted]
+    copies = [Path(shutil.copyfile(path, out / path.name)) for path in wanted]
+    for own, common in _NAMES_IN_TRANSFORMERS.items():
+        if (out / own).is_file() and not (out / common).is_file():
+            copies.append(Path(shutil.copyfile(out / own, out / common)))
+    return copies
 
 
 def _present(folder: Path, names: Sequence[str]) -> list[Path]:

@@ -33,21 +33,14 @@ def run(
     seed_everything(ctx.seed)
     cache = inputs["cache_activations"].path
     reader = ActivationReader(cache, "train")
-    held_out = _held_out(cache, config)
+    held_out = _sample(cache, "validation", config.eval_tokens, ctx.seed)
     batch_seed = derive_seed(ctx.seed, "batches")
     num_steps = max(1, config.budget_tokens // config.batch_tokens)
-
-    sample = next(
-        reader.shuffled(
-            min(config.init_tokens, reader.num_tokens), seed=derive_seed(ctx.seed, "init")
-        )
-    )
-    assert sample.resid is not None
     trainer = SaeTrainer(
         spec_for(reader.meta, config),
         config,
         num_steps,
-        input_statistics(sample.resid),
+        input_statistics(_sample(cache, "train", config.init_tokens, ctx.seed)),
         ctx.seed,
         ctx.device,
     )
@@ -73,7 +66,7 @@ def run(
                 curves.log(step, **result._asdict())
                 ctx.report.metrics("train_sae", step, result._asdict())
             if step % config.eval_every_steps == 0 or step == num_steps:
-                fvu, l0 = trainer.evaluate(held_out)
+                fvu, l0 = trainer.evaluate(held_out.split(config.batch_tokens))
                 values = {"validation_fvu": fvu, "validation_l0": l0}
                 curves.log(step, **values)
                 ctx.report.metrics("train_sae", step, values)
@@ -135,10 +128,13 @@ def spec_for(meta: ActivationMeta, config: TrainSaeConfig) -> SaeSpec:
     )
 
 
-def _held_out(cache: Path, config: TrainSaeConfig) -> list[Tensor]:
-    reader = ActivationReader(cache, "validation")
-    batches = reader.ordered(config.batch_tokens, max_tokens=config.eval_tokens)
-    return [batch.resid for batch in batches if batch.resid is not None]
+def _sample(cache: Path, split: str, num_tokens: int, seed: int) -> Tensor:
+    """Residuals [N, D] of random tokens of a split; fewer when the split is smaller."""
+    reader = ActivationReader(cache, split)
+    size = min(num_tokens, reader.num_tokens)
+    batch = next(reader.shuffled(size, seed=derive_seed(seed, "sample", split)))
+    assert batch.resid is not None
+    return batch.resid
 
 
 def _batches(

@@ -16,6 +16,7 @@ import numpy as np
 from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 PALETTE = ("#3b6fd4", "#d9762b", "#24936a", "#ad4f8f", "#8a8f98", "#7a6ad8")
 # Middle grey reads on white and on near-black.
@@ -42,6 +43,7 @@ STYLE: Any = {
     "legend.fontsize": 8.5,
 }
 SIZE = (5.2, 2.9)
+FAR = 2.5
 
 
 class Line(NamedTuple):
@@ -67,11 +69,13 @@ def line_plot(
     *,
     x_label: str,
     y_label: str,
-    log_y: bool = False,
     target: float | None = None,
     markers: bool = False,
 ) -> str:
-    """Lines over a common axis; `target` is a dotted horizontal line."""
+    """Lines over a common axis; `target` is a dotted line, unless it is far off the data."""
+    highest = max((max(line.y) for line in lines if len(line.y)), default=0.0)
+    if target is not None and target > FAR * highest:
+        target = None
     with _figure() as (figure, axes):
         for index, line in enumerate(lines):
             axes.plot(
@@ -87,9 +91,8 @@ def line_plot(
             axes.axhline(
                 target, color=FRAME, linestyle=":", linewidth=1.2, label=f"plan {target:g}"
             )
-        if log_y:
-            axes.set_yscale("log")
         axes.grid(axis="y")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         if len(lines) > 1 or target is not None:
@@ -154,7 +157,7 @@ def interval_plot(
 
 def reliability_plot(bins: Sequence[Mapping[str, float]]) -> str:
     """Claimed confidence against the share that was right; the area shows the bin's size."""
-    with _figure((3.6, 3.0)) as (figure, axes):
+    with _figure() as (figure, axes):
         axes.plot([0, 1], [0, 1], color=FRAME, linestyle=":", linewidth=1.2)
         if bins:
             largest = max(entry["n"] for entry in bins)

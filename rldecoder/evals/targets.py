@@ -45,7 +45,7 @@ class Target:
         bound = self.threshold if threshold is None else threshold
         if isinstance(bound, tuple):
             return f"{bound[0]:g} to {bound[1]:g}"
-        return f"{self.relation} {bound:g}"
+        return f"{_SYMBOLS.get(self.relation, self.relation)} {bound:g}"
 
     def holds(self, value: float | None) -> bool | None:
         """Whether a value meets the plan; None when there is none."""
@@ -62,6 +62,8 @@ _COMPARE: dict[str, Callable[[float, float], bool]] = {
     ">": operator.gt,
     ">=": operator.ge,
 }
+
+_SYMBOLS = {">=": "≥", "<=": "≤"}
 
 TARGETS: tuple[Target, ...] = (
     Target(

@@ -108,9 +108,8 @@ class Sae(nn.Module):
 
     def pre_acts(self, x: Tensor) -> Tensor:
         """Pre-activations [..., L] float32 of residuals [..., D] in any float dtype."""
-        # One fused product: folding b_dec into the bias saves a pass over x.
-        bias = self.b_enc - self.b_dec @ self.W_enc
-        flat = torch.addmm(bias, x.float().reshape(-1, self.d_model), self.W_enc)
+        centred = (x.float() - self.b_dec).reshape(-1, self.d_model)
+        flat = torch.addmm(self.b_enc, centred, self.W_enc)
         return flat.view(*x.shape[:-1], self.num_latents)
 
     def encode(self, x: Tensor) -> SparseLatents:

@@ -22,6 +22,9 @@ from rldecoder.runner import StageRun
 from rldecoder.stages.context import Bar, Reporter
 from tasks import tied
 
+WORKER = (sys.executable, "-m", "tasks.stage_worker")
+"""The child's command; tests put their own."""
+
 _ROOT = Path(__file__).resolve().parents[1]
 _TAIL_CHARACTERS = 2000
 
@@ -72,7 +75,7 @@ def run_in_process(
         asked.seek(0)
         try:
             process = tied.start(
-                [sys.executable, "-m", "tasks.stage_worker"],
+                WORKER,
                 env={**os.environ, **lease.env, "PYTHONPATH": path},
                 pass_fds=[writing, *([] if lease.fd is None else [lease.fd])],
                 stdin=asked,

@@ -1,0 +1,81 @@
+"""What the child writes on the pipe."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rldecoder.config.run import load_run_config
+from tasks import stage_worker
+from tasks.stage_worker import PipeReporter, work
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def stream() -> io.StringIO:
+    return io.StringIO()
+
+
+def lines(stream: io.StringIO) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
+def request(tmp_path: Path, **changes: Any) -> dict[str, Any]:
+    run = load_run_config(ROOT / "configs" / "debug.yaml")
+    return {
+        "run": run.model_dump(mode="json"), "stage": "ingest", "refs": {},
+        "root": str(tmp_path), "mirror": None, "device": "cpu", **changes,
+    }  # fmt: skip
+
+
+def test_many_small_steps_make_few_lines_and_lose_nothing(stream: io.StringIO) -> None:
+    reporter = PipeReporter(stream)
+    with reporter.track("d", 10_000, "it", 5) as bar:
+        for _ in range(10_000):
+            bar.advance(1, "last")
+    sent = lines(stream)
+    assert sent[0] == {
+        "event": "open", "bar": 0, "description": "d", "total": 10_000, "unit": "it", "done": 5,
+    }  # fmt: skip
+    steps = [line for line in sent if line["event"] == "advance"]
+    assert sum(step["amount"] for step in steps) == 10_000
+    assert len(steps) < 50
+    assert steps[-1]["note"] == "last"
+    assert sent[-1] == {"event": "close", "bar": 0}
+
+
+def test_a_bar_is_closed_when_the_stage_raises(stream: io.StringIO) -> None:
+    with pytest.raises(RuntimeError), PipeReporter(stream).track("d", 1):
+        raise RuntimeError
+    assert lines(stream)[-1]["event"] == "close"
+
+
+def test_numpy_numbers_are_sent_as_numbers(stream: io.StringIO) -> None:
+    PipeReporter(stream).metrics("s", 1, {"loss": np.float32(0.5)})  # type: ignore[dict-item]
+    assert lines(stream)[0]["values"] == {"loss": 0.5}
+
+
+def test_our_errors_are_sent_in_parts(tmp_path: Path, stream: io.StringIO) -> None:
+    assert not work(request(tmp_path), PipeReporter(stream))  # ingest without its input
+    (error,) = lines(stream)
+    assert error["type"] == "BadInputError"
+    assert error["parts"][0] == "Stage ingest cannot run yet."
+
+
+def test_other_errors_are_sent_with_their_traceback(
+    tmp_path: Path, stream: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: Any, **named: Any) -> None:
+        raise PermissionError(13, "not yours")
+
+    monkeypatch.setattr(stage_worker, "run_stage", fail)
+    assert not work(request(tmp_path), PipeReporter(stream))
+    (error,) = lines(stream)
+    assert (error["errno"], error["parts"]) == (13, None)
+    assert "not yours" in error["traceback"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import pydoc_data.topics
 import resource
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from rldecoder.errors import NumericalError
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.lm.model_sources import fetch, locate
+from rldecoder.lm.quiet import quiet_transformers
 from rldecoder.lm.random_model import make_random_model
 from rldecoder.lm.registry import choose_model
 from rldecoder.lm.specs import check_constants, read_constants
@@ -152,12 +154,10 @@ def _sample(lm: FrozenLM, num_tokens: int) -> torch.Tensor:
     length = min(_SEQUENCE_TOKENS, int(lm.model.config.max_position_embeddings))
     wanted = math.ceil(num_tokens / length) * length
     ids: list[int] = []
-    while len(ids) < wanted:
-        for name in sorted(pydoc_data.topics.topics):
-            text = pydoc_data.topics.topics[name]
-            ids += lm.tokenizer.encode(text, add_special_tokens=False)
-            if len(ids) >= wanted:
-                break
+    texts = itertools.cycle(text for _, text in sorted(pydoc_data.topics.topics.items()))
+    with quiet_transformers():  # it would warn of texts longer than the context, cut below
+        while len(ids) < wanted:
+            ids += lm.tokenizer.encode(next(texts), add_special_tokens=False)
     return torch.tensor(ids[:wanted], device=lm.device).view(-1, length)
 
 

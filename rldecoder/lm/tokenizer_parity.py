@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from rldecoder.config.base import hash_json
 from rldecoder.errors import BadInputError, DamagedFileError
 from rldecoder.lm.frozen import FrozenLM
+from rldecoder.lm.quiet import quiet_transformers
 from rldecoder.lm.user_cache import sha256_file
 
 PROBES: tuple[str, ...] = (
@@ -230,7 +231,10 @@ def _model_special_tokens(lm: FrozenLM) -> dict[str, list[int]]:
 
 @torch.no_grad()
 def _english_cross_entropy(lm: FrozenLM) -> float:
-    ids = torch.tensor([lm.tokenizer.encode(_ENGLISH, add_special_tokens=False)], device=lm.device)
+    with quiet_transformers():  # it would warn of a text longer than the context, cut below
+        tokens = lm.tokenizer.encode(_ENGLISH, add_special_tokens=False)
+    context_length = int(lm.model.config.max_position_embeddings)
+    ids = torch.tensor([tokens[:context_length]], device=lm.device)
     if ids.shape[1] < 2:
         return math.inf
     _, final = lm.resid_and_final(ids, 0)

@@ -73,11 +73,20 @@ class Comparison(NamedTuple):
 
     def reason(self) -> str:
         """One sentence for a control that was not beaten."""
+        return f"control {self.control} comes near the trained decoder: {self._numbers()}"
+
+    def no_gain(self) -> str:
+        """One sentence for a start that was not improved on."""
         return (
-            f"control {self.control} comes near the trained decoder: task score "
-            f"{self.score_difference:+.2f} [{self.score_low:+.2f}, {self.score_high:+.2f}], "
-            f"held-out KL lower by {self.kl_difference:+.3f} "
-            f"[{self.kl_low:+.3f}, {self.kl_high:+.3f}] nats"
+            f"PPO is not clearly better than the {self.control} decoder it started from: "
+            f"{self._numbers()}"
+        )
+
+    def _numbers(self) -> str:
+        return (
+            f"task score of the trained one higher by {self.score_difference:+.2f} "
+            f"[{self.score_low:+.2f}, {self.score_high:+.2f}], held-out KL lower by "
+            f"{self.kl_difference:+.3f} [{self.kl_low:+.3f}, {self.kl_high:+.3f}] nats"
         )
 
 

@@ -54,9 +54,10 @@ def make_learner(decoder: SaeDecoderForCausalLM, settings: PpoSettings, seed: in
     optimizer = torch.optim.Adam(
         [
             {"params": [decoder.W, decoder.b], "lr": settings.lr},
-            {"params": list(critic.parameters()), "lr": settings.critic_lr},
+            # Normalised returns have mean 0, so the output bias sees gradients of pure rounding
+            # noise, which Adam's default eps of 1e-8 would turn into full steps.
+            {"params": list(critic.parameters()), "lr": settings.critic_lr, "eps": 1e-5},
         ],
-        eps=1e-8,
     )
     reference = decoder.W.detach().clone(), decoder.b.detach().clone()
     return Learner(decoder, critic, optimizer, core.ReturnNormaliser(), *reference)

@@ -88,6 +88,8 @@ class _TokenStats(torch.autograd.Function):
         ctx: Any, grad_logprobs: Tensor, grad_entropy: Tensor, grad_kl: Tensor
     ) -> tuple[Tensor | None, ...]:
         token_ids, lse, entropy = ctx.saved_tensors
+        if ctx.frozen is None:
+            grad_kl = torch.zeros_like(grad_kl)
         log_p = ctx.logits - lse[:, None]
         p = log_p.exp()
         # p * (grad_kl - grad_logprobs - grad_entropy * (log p + H)), in the buffer of log p

@@ -20,6 +20,7 @@ from rldecoder.decoder.loading import save_decoder
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
 from rldecoder.errors import NumericalError
 from rldecoder.evals.prompts import TaskPrompt, make_prompts
+from rldecoder.lm.quiet import quiet_transformers
 from rldecoder.rl import core
 from rldecoder.rl.collapse import CollapseWatch
 from rldecoder.rl.evaluation import EVALUATIONS, Evaluator, check_lengths
@@ -145,7 +146,8 @@ class Session:
             # Importing TRL takes seconds, which only stages that train should pay for.
             from rldecoder.rl.trainer import DecoderPPOTrainer
 
-            DecoderPPOTrainer(self.learner, plan, sampler, first_step=self.done).train()
+            with quiet_transformers():
+                DecoderPPOTrainer(self.learner, plan, sampler, first_step=self.done).train()
         self.decoder.requires_grad_(False).eval()
         if self.stopped is not None:
             self._restore_healthy()

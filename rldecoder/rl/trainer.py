@@ -377,7 +377,7 @@ def _trl_config(plan: Plan, num_steps: int, device: torch.device) -> GRPOConfig:
         disable_dropout=True,
         shuffle_dataset=False,
         bf16=False,
-        gradient_checkpointing=False,
+        activation_checkpointing=False,
         use_cpu=device.type == "cpu",
         dataloader_pin_memory=False,
         save_strategy="no",

@@ -1,0 +1,90 @@
+"""Each reward part by hand, and that the action matters."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from rldecoder.rl.core import RewardWeights
+from rldecoder.rl.rewards import (
+    Faithfulness,
+    Monosemanticity,
+    RandomReward,
+    ReferenceKl,
+    RewardInputs,
+    TaskAccuracy,
+    compose,
+    decoder_rewards,
+)
+
+
+@pytest.fixture
+def seen() -> RewardInputs:
+    mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
+    garbage = torch.full((2, 3), 99.0)
+    logprobs = torch.tensor([[-1.0, -2.0, 0.0], [-1.0, -1.0, -1.0]])
+    contributions = torch.zeros(2, 3, 4)
+    contributions[0, :2, 0] = 1.0
+    contributions[1] = 1.0
+    return RewardInputs(
+        step=0,
+        logprobs=torch.where(mask.bool(), logprobs, garbage),
+        frozen_logprobs=torch.where(mask.bool(), logprobs + 0.5, -garbage),
+        ref_logprobs=torch.where(mask.bool(), logprobs - 0.25, -garbage),
+        contributions=contributions,
+        mask=mask,
+        task_scores=torch.tensor([1.0, 0.0]),
+    )
+
+
+def test_a_response_collects_the_mean_over_its_tokens(seen):
+    torch.testing.assert_close(Faithfulness()(seen).sum(-1), torch.tensor([0.5, 0.5]))
+    torch.testing.assert_close(ReferenceKl()(seen).sum(-1), torch.tensor([-0.25, -0.25]))
+    # one latent does everything in row 0, four share alike in row 1
+    torch.testing.assert_close(Monosemanticity()(seen).sum(-1), torch.tensor([1.0, 0.0]))
+
+
+def test_padding_gets_nothing(seen):
+    for reward in (Faithfulness(), Monosemanticity(), TaskAccuracy(), ReferenceKl()):
+        assert float(reward(seen)[0, 2]) == 0.0
+
+
+def test_task_score_arrives_at_the_last_token(seen):
+    torch.testing.assert_close(
+        TaskAccuracy()(seen), torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
+    )
+
+
+def test_composite_is_the_weighted_sum(seen):
+    weights = RewardWeights(0.5, 0.3, 0.2)
+    found = compose(decoder_rewards(weights, kl_penalty=0.1), seen)
+    assert set(found.parts) == {"faithfulness", "monosemanticity", "task", "kl_penalty"}
+    expected = 0.5 * 0.5 + 0.3 * 1.0 + 0.2 * 1.0 + 0.1 * -0.25
+    assert float(found.total[0].sum()) == pytest.approx(expected)
+
+
+def test_faithfulness_depends_on_the_action():
+    """The plan's -KL(s) gives two actions in one state the same reward; ours must not."""
+    frozen = torch.tensor([0.7, 0.2, 0.1]).log()
+    policy = torch.tensor([0.1, 0.2, 0.7]).log()
+    rewards = frozen - policy
+    assert float(rewards[0]) > 0 > float(rewards[2])
+    assert float((policy.exp() * rewards).sum()) == pytest.approx(
+        -float((policy.exp() * (policy - frozen)).sum())
+    )
+
+
+def test_random_reward_is_noise_that_resume_repeats(seen):
+    reward = RandomReward(seed=3)
+    assert torch.equal(reward(seen), RandomReward(seed=3)(seen))
+    assert not torch.equal(reward(seen), reward(seen._replace(step=1)))
+    many = seen._replace(
+        mask=torch.ones(4000, 1, dtype=torch.long),
+        logprobs=torch.zeros(4000, 1),
+        task_scores=torch.ones(4000),
+    )
+    noise = reward(many)
+    assert float(noise.mean()) == pytest.approx(0.0, abs=4 / math.sqrt(4000))
+    assert float(noise.std()) == pytest.approx(1.0, abs=0.05)

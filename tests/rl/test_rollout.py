@@ -1,0 +1,116 @@
+"""Sampling: latents, masks and states must be exactly what a second look would find."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from rldecoder.evals.prompts import TaskPrompt, make_prompts
+from rldecoder.rl.policy import token_stats
+from rldecoder.rl.rollout import DecoderSampler
+from rldecoder.sae.model import SparseLatents
+from rldecoder.seeds import torch_generator
+
+
+@pytest.fixture(params=["gpt2", "llama"])
+def decoder(request, make_decoder, tiny_llama_dir):
+    return make_decoder(scale=0.05, folder=tiny_llama_dir if request.param == "llama" else None)
+
+
+@pytest.fixture
+def prompts() -> list[TaskPrompt]:
+    """Tasks in turn, so that two groups of different lengths are merged; ragged prompts."""
+    pairs = zip(
+        make_prompts("addition", "train", 3, 0), make_prompts("cloze", "train", 3, 0), strict=True
+    )
+    return [prompt for pair in pairs for prompt in pair]
+
+
+def rows_of(rollout, decoder):
+    """Each row's tokens (prompt and response) without any padding."""
+    tokenizer = decoder.frozen.lm.tokenizer
+    for i, prompt in enumerate(rollout.prompts):
+        ids = tokenizer(prompt.prompt)["input_ids"]
+        response = rollout.token_ids[i][rollout.mask[i].bool()].tolist()
+        yield i, torch.tensor([ids + response]), len(ids), len(response)
+
+
+def test_rollouts_equal_an_unpadded_uncached_pass(decoder, prompts):
+    """Prefix cache, left padding, position ids and merging leave no trace."""
+    rollout = DecoderSampler(decoder)(prompts, torch_generator(0))
+    assert rollout.frozen_hidden is not None
+    for i, ids, start, length in rows_of(rollout, decoder):
+        states = slice(start - 1, start - 1 + length)
+        seen = decoder.features(ids).latents
+        sampled = decoder.hidden(
+            SparseLatents(rollout.latents.acts[i, :length], rollout.latents.indices[i, :length])
+        )
+        expected = decoder.hidden(SparseLatents(seen.acts[0, states], seen.indices[0, states]))
+        torch.testing.assert_close(sampled, expected, atol=1e-4, rtol=1e-4)
+        _, final = decoder.frozen.lm.resid_and_final(ids, 2)
+        torch.testing.assert_close(
+            rollout.frozen_hidden[i, :length], final[0, states], atol=1e-4, rtol=1e-4
+        )
+
+
+def test_masks_end_at_the_first_stop_token(decoder, prompts):
+    sampler = DecoderSampler(decoder)
+    rollout = sampler(prompts, torch_generator(1))
+    stops = set(sampler.stop_ids.tolist())
+    assert decoder.frozen.lm.eos_token_id in stops
+    limits = {"addition": 20, "cloze": 4}
+    for i, prompt in enumerate(prompts):
+        length = int(rollout.mask[i].sum())
+        tokens = rollout.token_ids[i, :length].tolist()
+        assert not stops & set(tokens[:-1])
+        assert (tokens[-1] in stops) == bool(rollout.finished[i])
+        assert rollout.finished[i] or length == limits[prompt.task]
+        assert (rollout.mask[i, :length] == 1).all()
+        assert (rollout.latents.acts[i, length:] == 0).all()
+
+
+def test_an_answer_that_ends_at_once_is_one_token(decoder, prompts):
+    """The end token is counted, what follows is masked, also where it equals the padding."""
+    sampler = DecoderSampler(decoder)
+    unembedding = decoder.frozen.lm.unembedding
+    end = int(sampler.stop_ids[unembedding[sampler.stop_ids].norm(dim=-1).argmax()])
+    sampler.pad_token_id = end
+    with torch.no_grad():
+        decoder.W.zero_()
+        decoder.b.copy_(unembedding[end] * 1e4)
+    rollout = sampler(prompts, torch_generator(0))
+    assert (rollout.token_ids == end).all()
+    assert rollout.mask.sum(-1).tolist() == [1] * len(prompts)
+    assert rollout.finished.all()
+
+
+def test_same_seed_same_rollouts(decoder, prompts):
+    sampler = DecoderSampler(decoder)
+    one, two = (sampler(prompts, torch_generator(5)) for _ in range(2))
+    assert torch.equal(one.token_ids, two.token_ids)
+    assert not torch.equal(one.token_ids, sampler(prompts, torch_generator(6)).token_ids)
+
+
+def test_temperature_is_that_of_scoring(make_decoder):
+    """Frequencies of sampled first tokens follow the distribution that scores them."""
+    decoder = make_decoder(scale=0.15)
+    prompt = make_prompts("cloze", "train", 1, 0)[0]
+    sampler = DecoderSampler(decoder, temperature=0.5, frozen_states=False)
+    rollout = sampler([prompt] * 400, torch_generator(0))
+    first = SparseLatents(rollout.latents.acts[:, 0], rollout.latents.indices[:, 0])
+
+    def gap_in_spreads(temperature: float) -> float:
+        """E[-log pi(a)] is the entropy when a ~ pi, so the gap is 0 up to sampling noise."""
+        with torch.no_grad():
+            stats = token_stats(
+                decoder.hidden(first),
+                rollout.token_ids[:, 0],
+                decoder.frozen.lm.unembed,
+                temperature=temperature,
+            )
+        assert float(stats.entropy.mean()) > 0.5
+        return abs(float((stats.logprobs + stats.entropy).mean() / stats.logprobs.std() * 20))
+
+    assert gap_in_spreads(0.5) < 4
+    assert gap_in_spreads(1.0) > 8
+    assert rollout.frozen_hidden is None

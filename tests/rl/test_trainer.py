@@ -1,0 +1,439 @@
+"""The TRL subclass: contract, parity with plain torch, and environments with known answers."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from trl.trainer.grpo_trainer import GRPOTrainer
+
+from rldecoder.config.rl import PpoSettings
+from rldecoder.decoder.modeling_sae_decoder import FrozenParts
+from rldecoder.evals.prompts import TaskPrompt, make_prompts
+from rldecoder.rl import core
+from rldecoder.rl.learner import Learner, Plan, PpoStep, make_learner
+from rldecoder.rl.replay import ReplayBatch
+from rldecoder.rl.rewards import RewardInputs, WeightedReward, decoder_rewards
+from rldecoder.rl.rollout import DecoderSampler, Rollout
+from rldecoder.rl.trainer import DecoderPPOTrainer
+from rldecoder.sae.sparse_ops import SparseLatents, decode_sparse
+from rldecoder.seeds import derive_seed, torch_generator
+
+WEIGHTS = core.RewardWeights(0.5, 0.3, 0.2)
+
+
+def make_plan(tmp_path: Path, settings: PpoSettings, steps: int, **kwargs: object) -> Plan:
+    prompts = [
+        prompt
+        for step in range(steps)
+        for task, count in (
+            ("addition", settings.batch_size // 2),
+            ("cloze", settings.batch_size - settings.batch_size // 2),
+        )
+        for prompt in make_prompts(task, "train", count, step)
+    ]
+    defaults: dict[str, object] = {
+        "rewards": lambda: decoder_rewards(WEIGHTS, settings.kl_penalty),
+        "loss_weights": lambda: WEIGHTS,
+        "replay": None,
+        "after_step": lambda step: False,
+    }
+    return Plan(
+        settings=settings,
+        prompts=prompts,
+        total_steps=steps,
+        seed=0,
+        output_dir=tmp_path / "trl",
+        **{**defaults, **kwargs},  # type: ignore[arg-type]
+    )
+
+
+# --- contract -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters"),
+    [
+        (
+            "_get_per_token_logps_and_entropies",
+            ["self", "model", "input_ids", "attention_mask", "logits_to_keep", "batch_size",
+             "compute_entropy", "compute_aux_loss", "pixel_values", "image_grid_thw", "num_images",
+             "pixel_attention_mask", "spatial_shapes", "num_tiles", "image_sizes",
+             "token_type_ids", "mm_token_type_ids", "image_position_ids"],
+        ),
+        ("_generate_and_score_completions", ["self", "inputs"]),
+        ("_compute_loss", ["self", "model", "inputs"]),
+        (
+            "_calculate_rewards",
+            ["self", "inputs", "prompts", "completions", "completion_ids_list"],
+        ),
+    ],
+)  # fmt: skip
+def test_private_methods_of_trl_have_the_signatures_we_override(method, parameters):
+    assert list(inspect.signature(getattr(GRPOTrainer, method)).parameters) == parameters
+    assert method in vars(DecoderPPOTrainer)
+
+
+# --- parity -------------------------------------------------------------------------------------
+
+
+def plain_ppo(decoder, learner, settings: PpoSettings, plan: Plan, steps: int) -> list[float]:
+    """PPO written down once more: plain autograd, explicit loops, no TRL."""
+    sampler = DecoderSampler(decoder, temperature=settings.temperature)
+    unembed, sae = decoder.frozen.lm.unembed, decoder.frozen.sae
+    updates, total = 0, plan.total_steps * settings.inner_epochs
+    losses = []
+    for step in range(steps):
+        prompts = plan.prompts[step * settings.batch_size : (step + 1) * settings.batch_size]
+        rollout = sampler(prompts, torch_generator(plan.seed, "rollout", step))
+        mask = rollout.mask
+        padded = rollout.latents
+
+        def logprobs_of(hidden):
+            return (unembed(hidden) / settings.temperature).log_softmax(-1)
+
+        def chosen(full, rollout=rollout):
+            return full.gather(-1, rollout.token_ids[..., None])[..., 0]
+
+        with torch.no_grad():
+            old = chosen(logprobs_of(decoder.hidden(padded)))
+            frozen = logprobs_of(rollout.frozen_hidden)
+            ref = chosen(logprobs_of(decode_sparse(padded, learner.ref_W, learner.ref_b)))
+            from rldecoder.evals.prompts import score
+
+            scores = torch.tensor(
+                [score(p, c) for p, c in zip(prompts, rollout.completions, strict=True)]
+            )
+            seen = RewardInputs(
+                step, old, chosen(frozen), ref,
+                decoder.contributions(padded, rollout.token_ids), mask, scores,
+            )  # fmt: skip
+            total_reward = sum(w * r(seen) for w, r in plan.rewards())
+            states = sae.decode(padded)
+            raw = learner.critic(states)
+            values = learner.normaliser.denormalise(raw)
+            found = core.gae(
+                total_reward, values, mask, gamma=settings.gamma, lam=settings.gae_lambda
+            )
+            learner.normaliser.update(found.returns, mask)
+            returns = learner.normaliser.normalise(found.returns)
+            advantages = core.masked_whiten(found.advantages, mask)
+        for _ in range(settings.inner_epochs):
+            factor = core.linear_schedule(
+                updates, warmup_steps=settings.warmup_steps, total_steps=total
+            )
+            for group, lr in zip(
+                learner.optimizer.param_groups, (settings.lr, settings.critic_lr), strict=True
+            ):
+                group["lr"] = lr * factor
+            full = logprobs_of(decoder.hidden(padded))
+            policy = core.ppo_policy_loss(
+                chosen(full), old, advantages, mask, clip_coef=settings.clip_coef
+            ).loss
+            entropy = core.masked_mean(core.entropy(full), mask)
+            value = core.ppo_value_loss(
+                learner.critic(states), raw, returns, mask, clip_coef=settings.value_clip_coef
+            )
+            kl = core.masked_mean(core.exact_kl(frozen, full), mask)
+            spread = core.masked_mean(
+                core.contribution_entropy(decoder.contributions(padded, rollout.token_ids)), mask
+            )
+            loss = policy - settings.entropy_coef * entropy + value
+            loss = loss + settings.kl_loss_coef * WEIGHTS.faithfulness * kl
+            loss = loss + settings.sparsity_loss_coef * WEIGHTS.monosemanticity * spread
+            if plan.replay is not None:
+                text = plan.replay(step)
+                teacher = unembed(text.frozen_hidden).log_softmax(-1)
+                student = unembed(decoder.hidden(text.latents)).log_softmax(-1)
+                text_kl = core.exact_kl(teacher, student).mean()
+                loss = loss + settings.kl_loss_coef * WEIGHTS.faithfulness * text_kl
+            learner.optimizer.zero_grad()
+            loss.backward()
+            for part in (decoder, learner.critic):
+                torch.nn.utils.clip_grad_norm_(part.parameters(), settings.max_grad_norm)
+            learner.optimizer.step()
+            updates += 1
+            losses.append(float(loss.detach()))
+    return losses
+
+
+def replay_batch(decoder) -> Callable[[int], ReplayBatch]:
+    def replay(step: int) -> ReplayBatch:
+        resid = torch.randn(9, 64, generator=torch_generator(step, "replay"))
+        target = torch.randn(9, 64, generator=torch_generator(step, "target"))
+        return ReplayBatch(decoder.frozen.sae.encode(resid), target)
+
+    return replay
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.8])
+def test_updates_equal_plain_torch_ppo(make_decoder, tmp_path, temperature):
+    settings = PpoSettings(
+        batch_size=6, inner_epochs=3, lr=2e-3, warmup_steps=2, temperature=temperature,
+        critic_width=16, entropy_coef=0.05, sparsity_loss_coef=0.5,
+    )  # fmt: skip
+    results = []
+    for runner in ("trl", "plain"):
+        decoder = make_decoder(scale=0.05)
+        learner = make_learner(decoder, settings, seed=0)
+        start = decoder.W.detach().clone()
+        plan = make_plan(tmp_path, settings, steps=2, replay=replay_batch(decoder))
+        if runner == "trl":
+            DecoderPPOTrainer(
+                learner, plan, DecoderSampler(decoder, temperature=temperature)
+            ).train()
+        else:
+            plain_ppo(decoder, learner, settings, plan, steps=2)
+        critic = torch.cat([p.detach().flatten() for p in learner.critic.parameters()])
+        results.append((decoder.W.detach() - start, decoder.b.detach(), critic))
+    moved = float(results[0][0].abs().max())
+    assert moved > 1e-3
+    for ours, plain in zip(*results, strict=True):
+        # Adam turns rounding of a gradient near 0 into a step: compare with the distance moved.
+        torch.testing.assert_close(ours, plain, atol=0.01 * moved, rtol=0)
+
+
+# --- behaviour ----------------------------------------------------------------------------------
+
+
+def test_first_inner_step_has_ratio_one_and_nothing_frozen_moves(make_decoder, tmp_path):
+    decoder = make_decoder(scale=0.05)
+    lm, sae = decoder.frozen.lm, decoder.frozen.sae
+    frozen = {**lm.model.state_dict(), **{f"sae.{k}": v for k, v in sae.state_dict().items()}}
+    before = {name: tensor.clone() for name, tensor in frozen.items()}
+    settings = PpoSettings(batch_size=6, inner_epochs=1, minibatches=1, lr=1e-3)
+    steps: list[PpoStep] = []
+    plan = make_plan(tmp_path, settings, 2, after_step=lambda step: bool(steps.append(step)))
+    learner = make_learner(decoder, settings, seed=0)
+    DecoderPPOTrainer(learner, plan, DecoderSampler(decoder)).train()
+    assert [step.step for step in steps] == [0, 1]
+    for step in steps:
+        assert step.metrics["approx_kl"] == 0.0
+        assert step.metrics["clip_fraction"] == 0.0
+    for name, tensor in frozen.items():
+        assert torch.equal(tensor, before[name]), name
+    assert "forward" not in vars(decoder)
+    assert not list((tmp_path / "trl").rglob("*"))
+
+
+def test_critic_gradient_is_absent_from_the_policy(make_decoder, tmp_path):
+    """With all policy losses off, the critic learns and the decoder stays bit-identical."""
+    decoder = make_decoder(scale=0.05)
+    settings = PpoSettings(
+        batch_size=4, policy_coef=0.0, entropy_coef=0.0, kl_loss_coef=0.0, sparsity_loss_coef=0.0
+    )
+    learner = make_learner(decoder, settings, seed=0)
+    start = decoder.W.detach().clone()
+    plan = make_plan(tmp_path, settings, 2)
+    DecoderPPOTrainer(learner, plan, DecoderSampler(decoder)).train()
+    assert torch.equal(decoder.W, start)
+    assert float(learner.critic.out_weight.detach().abs().sum()) > 0
+
+
+def test_minibatches_see_every_token_once(make_decoder, tmp_path):
+    decoder = make_decoder(scale=0.05)
+    settings = PpoSettings(batch_size=6, minibatches=3, inner_epochs=2, lr=1e-3)
+    seen: list[int] = []
+
+    class Spy(DecoderPPOTrainer):
+        def _compute_loss(self, model, inputs):
+            seen.extend(inputs["row"].tolist())
+            loss = super()._compute_loss(model, inputs)
+            flat = self._now.logprobs.detach()
+            order = inputs["row"].argsort()
+            mask = inputs["completion_mask"][order].bool()
+            old = inputs["old_per_token_logps"][order][mask]
+            if len(seen) <= 2:  # before any update the two must be the same tokens
+                torch.testing.assert_close(flat, old, atol=1e-5, rtol=0)
+            return loss
+
+    plan = make_plan(tmp_path, settings, 1)
+    Spy(make_learner(decoder, settings, seed=0), plan, DecoderSampler(decoder)).train()
+    assert sorted(seen) == sorted([*range(6)] * 2)
+
+
+def test_resume_at_a_rollout_boundary_is_exact(make_decoder, tmp_path):
+    from rldecoder.checkpoints import pack_optimizer, unpack_optimizer
+
+    settings = PpoSettings(batch_size=4, minibatches=2, inner_epochs=2, lr=1e-3, warmup_steps=3)
+    straight = make_decoder(scale=0.05)
+    learner = make_learner(straight, settings, seed=0)
+    saved: dict[str, object] = {}
+
+    def save_after_two(step: PpoStep) -> bool:
+        if step.step == 1:
+            saved["W"], saved["b"] = straight.W.detach().clone(), straight.b.detach().clone()
+            saved["critic"] = {k: v.clone() for k, v in learner.critic.state_dict().items()}
+            tensors, state = pack_optimizer(learner.optimizer)
+            saved["optimizer"] = {k: v.clone() for k, v in tensors.items()}, state
+            saved["normaliser"] = learner.normaliser.state()
+        return False
+
+    plan = make_plan(tmp_path, settings, 4, after_step=save_after_two)
+    DecoderPPOTrainer(learner, plan, DecoderSampler(straight)).train()
+
+    torch.manual_seed(12345)  # a new process has another global state
+    resumed = make_decoder(scale=0.05)
+    other = make_learner(resumed, settings, seed=0)
+    with torch.no_grad():
+        resumed.W.copy_(saved["W"])
+        resumed.b.copy_(saved["b"])
+    other.critic.load_state_dict(saved["critic"])
+    unpack_optimizer(other.optimizer, *saved["optimizer"])
+    other.normaliser.load_state(saved["normaliser"])
+    plan = make_plan(tmp_path, settings, 4)
+    DecoderPPOTrainer(other, plan, DecoderSampler(resumed), first_step=2).train()
+    assert torch.equal(resumed.W, straight.W)
+    assert torch.equal(resumed.b, straight.b)
+    assert torch.equal(other.critic.hidden_weight, learner.critic.hidden_weight)
+
+
+# --- environments with known answers ------------------------------------------------------------
+
+VOCAB, TARGETS, LENGTH = 64, 4, 12
+
+
+class TargetTokens:
+    """1 for each sampled token below TARGETS."""
+
+    name = "target"
+
+    def __init__(self, noise: bool = False) -> None:
+        self.noise = noise
+
+    def __call__(self, seen: RewardInputs) -> torch.Tensor:
+        hits = (TokenSampler.last_tokens < TARGETS).float()
+        if self.noise:
+            generator = torch_generator(7, "noise", seen.step)
+            return torch.randn(hits.shape, generator=generator)
+        return hits / LENGTH
+
+
+class TokenSampler:
+    """Samples from `decoder.logits` with the last token as the only latent."""
+
+    last_tokens: torch.Tensor
+
+    def __init__(self, decoder) -> None:
+        self.decoder = decoder
+
+    @torch.no_grad()
+    def __call__(self, prompts: Sequence[TaskPrompt], generator: torch.Generator) -> Rollout:
+        batch = len(prompts)
+        state = torch.zeros(batch, 1, dtype=torch.long)
+        tokens, states = [], []
+        for _ in range(LENGTH):
+            latents = SparseLatents(torch.ones(batch, 1), state)
+            probs = self.decoder.logits(latents)[:, :VOCAB].softmax(-1)
+            token = torch.multinomial(probs, 1, generator=generator)
+            tokens.append(token[:, 0])
+            states.append(state)
+            state = token
+        ids = torch.stack(tokens, 1)
+        TokenSampler.last_tokens = ids
+        indices = torch.stack(states, 1)
+        return Rollout(
+            list(prompts), ids, torch.ones_like(ids),
+            SparseLatents(torch.ones(indices.shape), indices), None,
+            torch.zeros(batch, dtype=torch.bool), [""] * batch,
+        )  # fmt: skip
+
+
+def toy_decoder(make_decoder):
+    """A near-uniform decoder over VOCAB tokens: the tiny model's unembedding is replaced."""
+    decoder = make_decoder(scale=0.02)
+    unembedding = torch.randn(VOCAB, decoder.config.d_model, generator=torch_generator(0, "U"))
+    lm = decoder.frozen.lm
+
+    class Toy(type(lm)):
+        def unembed(self, hidden):
+            return hidden @ unembedding.T
+
+        @property
+        def unembedding(self):
+            return unembedding
+
+    toy = object.__new__(Toy)
+    vars(toy).update(vars(lm))
+    decoder._frozen = FrozenParts(toy, decoder.frozen.sae)
+    return decoder
+
+
+def run_toy(make_decoder, tmp_path, *, noise: bool, steps: int, gamma: float, entropy: float):
+    decoder = toy_decoder(make_decoder)
+    settings = PpoSettings(
+        batch_size=32, inner_epochs=3, lr=3e-3, warmup_steps=0, gamma=gamma, entropy_coef=entropy,
+        kl_loss_coef=0.0, sparsity_loss_coef=0.0, max_grad_norm=10.0,
+    )  # fmt: skip
+    hits: list[float] = []
+
+    def watch(step: PpoStep) -> bool:
+        hits.append(float((step.rollout.token_ids < TARGETS).float().mean()))
+        return False
+
+    reward = TargetTokens(noise)
+    plan = make_plan(
+        tmp_path, settings, steps, after_step=watch, rewards=lambda: [WeightedReward(1.0, reward)]
+    )
+    DecoderPPOTrainer(make_learner(decoder, settings, 0), plan, TokenSampler(decoder)).train()
+    return hits
+
+
+def test_ppo_learns_target_tokens(make_decoder, tmp_path):
+    hits = run_toy(make_decoder, tmp_path, noise=False, steps=40, gamma=0.5, entropy=0.0)
+    assert hits[0] < 0.2
+    assert max(hits[-5:]) > 0.9
+
+
+def test_random_reward_does_not_learn_target_tokens(make_decoder, tmp_path):
+    hits = run_toy(make_decoder, tmp_path, noise=True, steps=20, gamma=0.5, entropy=0.0)
+    assert max(hits) < 0.3
+
+
+def test_kl_penalty_finds_the_closed_form_optimum(make_decoder, tmp_path):
+    """One step, reward on some tokens minus k1: the optimum is ref * exp(r / coef), normalised.
+
+    J* = coef * log E_ref[exp(r / coef)].
+    """
+    decoder = toy_decoder(make_decoder)
+    coef = 0.5
+    settings = PpoSettings(
+        batch_size=256, inner_epochs=3, lr=2e-2, warmup_steps=0, entropy_coef=0.0,
+        kl_loss_coef=0.0, sparsity_loss_coef=0.0, max_grad_norm=10.0, gamma=1.0, gae_lambda=1.0,
+    )  # fmt: skip
+
+    class Bandit(TokenSampler):
+        def __call__(self, prompts, generator):
+            one = super().__call__(prompts, generator)
+            cut = SparseLatents(one.latents.acts[:, :1], one.latents.indices[:, :1])
+            TokenSampler.last_tokens = one.token_ids[:, :1]
+            return one._replace(token_ids=one.token_ids[:, :1], mask=one.mask[:, :1], latents=cut)
+
+    class Hits(TargetTokens):
+        def __call__(self, seen):
+            return (TokenSampler.last_tokens < TARGETS).float()
+
+    from rldecoder.rl.rewards import ReferenceKl
+
+    rewards = [WeightedReward(1.0, Hits()), WeightedReward(coef, ReferenceKl())]
+    plan = make_plan(tmp_path, settings, 30, rewards=lambda: rewards)
+    learner: Learner = make_learner(decoder, settings, 0)
+    state = SparseLatents(torch.ones(1, 1), torch.zeros(1, 1, dtype=torch.long))
+    with torch.no_grad():
+        ref = decoder.logits(state)[0].log_softmax(-1)
+    DecoderPPOTrainer(learner, plan, Bandit(decoder)).train()
+    with torch.no_grad():
+        policy = decoder.logits(state)[0].log_softmax(-1)
+    reward = (torch.arange(VOCAB) < TARGETS).float()
+    optimum = coef * float(torch.logsumexp(ref + reward / coef, 0))
+    reached = float((policy.exp() * (reward - coef * (policy - ref))).sum())
+    start = float((ref.exp() * reward).sum())
+    assert optimum - start > 0.05
+    assert reached > start + 0.8 * (optimum - start)
+    assert reached <= optimum + 1e-5
+    assert derive_seed(0) >= 0
+    assert not math.isnan(reached)

@@ -1,0 +1,114 @@
+"""The control stage: systems, verdict, and that it can say no."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from rldecoder.config.rl import ControlPpoConfig
+from rldecoder.schemas import read_json
+from rldecoder.stages import control_ppo
+from rldecoder.stages.context import InputArtifact, SilentReporter, StageContext
+from rldecoder.stages.control_ppo import STAGE, run
+from tests.stages.rl_inputs import make_rl_inputs, small_config
+
+
+@pytest.fixture(scope="module")
+def inputs(tiny_lm_dir, tmp_path_factory):
+    """`train_ppo` is stood in for by the supervised decoder: nothing was learned."""
+    folder = tmp_path_factory.mktemp("control")
+    made = make_rl_inputs(folder, tiny_lm_dir)
+    shutil.copytree(made["train_decoder"].path / "decoder", folder / "train_ppo" / "decoder")
+    config = small_config().model_dump(mode="json")
+    trained = InputArtifact("policy", "train_ppo", "0" * 16, folder / "train_ppo", {}, config)
+    return made | {"train_ppo": trained}
+
+
+CONFIG = ControlPpoConfig(test_prompts=2, test_tokens=75, supervised_continuation=True)
+NO_CONTINUATION = CONFIG.model_copy(update={"supervised_continuation": False})
+
+
+@pytest.fixture(scope="module")
+def published(inputs, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("out")
+    (folder / "out").mkdir()
+    ctx = StageContext(
+        folder / "out", folder / "progress", 0, torch.device("cpu"), SilentReporter()
+    )
+    return run(inputs, CONFIG, ctx), folder / "out"
+
+
+def test_inputs_and_gate():
+    assert STAGE.gate
+    assert "train_ppo" in STAGE.inputs
+
+
+def test_a_control_that_is_better_fails_the_gate(published):
+    """The decoder of a random model is farther from it than the uniform policy is."""
+    output, out = published
+    assert output.verdict == "fail"
+    assert any("control uniform_policy comes near" in reason for reason in output.reasons)
+    verdict = read_json(out / "verdict.json")
+    assert verdict["verdict"] == "fail"
+    assert verdict["reasons"] == list(output.reasons)
+
+
+def test_no_gain_over_the_start_is_said_but_does_not_gate(published):
+    """Here the trained decoder *is* the supervised one."""
+    output, out = published
+    assert output.reasons[-1].startswith("PPO is not clearly better than the supervised decoder")
+    comparisons = {c["control"]: c for c in read_json(out / "verdict.json")["comparisons"]}
+    same = comparisons["supervised"]
+    assert same["score_difference"] == same["kl_difference"] == 0.0
+    assert not same["beaten"]
+
+
+def test_every_system_is_measured(published):
+    _, out = published
+    rows = pq.read_table(out / "controls.parquet").to_pylist()
+    gates = {row["system"]: row["gates"] for row in rows}
+    assert gates == {
+        "trained": False, "supervised": False, "frozen": False, "losses_only": False,
+        "uniform_policy": True, "random_decoder": True, "random_reward": True,
+    }  # fmt: skip
+    overall = {row["system"]: row for row in rows if row["task"] == "all"}
+    assert all(row["num_prompts"] == 4 for row in overall.values())
+    assert overall["frozen"]["kl"] == 0.0
+    assert overall["trained"]["kl"] == overall["supervised"]["kl"] > 0
+    assert overall["losses_only"]["kl"] < overall["random_reward"]["kl"]
+
+
+def test_curves_have_a_prefix_for_each_trained_control(published):
+    names = set(pq.read_table(published[1] / "curves.parquet")["name"].to_pylist())
+    assert "random_reward/reward_random" in names
+    assert "losses_only/text_kl" in names
+    assert "random_reward/text_kl" not in names
+    assert "random_reward/contribution_entropy" not in names
+
+
+def test_passes_when_all_controls_are_beaten(inputs, context, monkeypatch):
+    def clear(trained, control, seed):
+        return control_ppo.Comparison(control.name, 0.3, 0.2, 0.4, 0.5, 0.4, 0.6, True)
+
+    monkeypatch.setattr(control_ppo, "compare", clear)
+    monkeypatch.setattr(control_ppo, "_train", lambda kind, decoder, *rest: decoder)
+    output = run(inputs, NO_CONTINUATION, context())
+    assert output.verdict == "pass"
+    assert output.reasons == ()
+
+
+def test_same_seed_same_bytes(inputs, context, monkeypatch):
+    monkeypatch.setattr(control_ppo, "_train", lambda kind, decoder, *rest: decoder)
+    one, two = context("one"), context("two")
+    assert run(inputs, NO_CONTINUATION, one) == run(inputs, NO_CONTINUATION, two)
+    for name in ("verdict.json", "controls.parquet"):
+        assert (one.out / name).read_bytes() == (two.out / name).read_bytes()
+    other = replace(context("three"), seed=1)
+    run(inputs, NO_CONTINUATION, other)
+    assert (other.out / "controls.parquet").read_bytes() != (
+        one.out / "controls.parquet"
+    ).read_bytes()

@@ -1,0 +1,147 @@
+"""The PPO stage: what it publishes, that a kill changes nothing, that collapse stops it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rldecoder.config.rl import CollapseRule, PpoSettings
+from rldecoder.curves import read_curves
+from rldecoder.decoder.loading import load_decoder
+from rldecoder.errors import BadInputError
+from rldecoder.lm.frozen import FrozenLM
+from rldecoder.rl import session
+from rldecoder.sae.model import Sae
+from rldecoder.stages.train_ppo import STAGE, run
+from tests.stages.rl_inputs import make_rl_inputs, small_config
+
+
+@pytest.fixture(scope="module")
+def inputs(tiny_lm_dir, tmp_path_factory):
+    return make_rl_inputs(tmp_path_factory.mktemp("rl"), tiny_lm_dir)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing catches it, nothing is cleaned up."""
+
+
+def kill_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Die in the middle of PPO step `step` (0-based), after its rollouts."""
+    original = session.DecoderSampler.__call__
+    seen = 0
+
+    def call(self, *args):
+        nonlocal seen
+        rollout = original(self, *args)
+        seen += 1
+        if seen == step + 1:
+            raise Killed
+        return rollout
+
+    monkeypatch.setattr(session.DecoderSampler, "__call__", call)
+
+
+def test_publishes_and_a_kill_changes_nothing(inputs, context, monkeypatch):
+    assert set(STAGE.inputs) <= set(inputs)
+    config = small_config()
+    straight = context("straight")
+    output = run(inputs, config, straight)
+    published = files(straight.out)
+    assert {
+        "curves.parquet", "rollouts.parquet", "evaluations.parquet",
+        "decoder/model.safetensors", "stage1/decoder/model.safetensors",
+        "stage2/decoder/model.safetensors", "stage3/decoder/model.safetensors",
+    } <= set(published)  # fmt: skip
+    assert output.metrics["steps"] == 3
+    assert output.metrics["rollouts"] == 12
+    assert output.verdict is None
+
+    killed = context("killed")
+    with monkeypatch.context() as patch:
+        kill_after(patch, 1)
+        with pytest.raises(Killed):
+            run(inputs, config, killed)
+    assert not files(killed.out)
+    torch.manual_seed(99)
+    again = run(inputs, config, killed)
+    assert files(killed.out) == published
+    assert again == output
+
+    for folder in (straight.out, straight.progress, killed.progress):
+        endings = {path.suffix for path in folder.rglob("*") if path.is_file()}
+        assert endings <= {".parquet", ".json", ".safetensors"}, endings
+
+
+def test_contents(inputs, context):
+    ctx = context()
+    run(inputs, small_config(), ctx)
+    before = load_file(inputs["train_decoder"].path / "decoder" / "model.safetensors")
+    after = load_file(ctx.out / "decoder" / "model.safetensors")
+    assert not torch.equal(before["W"], after["W"])
+    last = load_file(ctx.out / "stage3" / "decoder" / "model.safetensors")
+    assert torch.equal(last["W"], after["W"])
+    lm = FrozenLM.load(inputs["sync_tokenizer"].path / "model")
+    load_decoder(ctx.out / "decoder", lm, Sae.load(inputs["train_sae"].path / "sae"))
+
+    rollouts = pq.read_table(ctx.out / "rollouts.parquet").to_pylist()
+    assert len(rollouts) == 12
+    assert [row["step"] for row in rollouts] == sorted(row["step"] for row in rollouts)
+    assert {row["stage"] for row in rollouts} == {1, 2, 3}
+    assert {row["task"] for row in rollouts} == {"addition", "cloze"}
+    for row in rollouts:
+        f, m, t = ((0.5, 0.3, 0.2), (0.4, 0.3, 0.3), (0.3, 0.2, 0.5))[row["stage"] - 1]
+        parts = f * row["faithfulness"] + m * row["monosemanticity"] + t * row["task_score"]
+        # the adaptive rule does not fire here: KL is far above 0.5 at this start
+        assert row["reward"] == pytest.approx(parts + 0.1 * row["kl_penalty"], abs=1e-4)
+
+    curves = read_curves(ctx.out / "curves.parquet")
+    assert {
+        "reward", "reward_faithfulness", "reward_monosemanticity", "reward_task",
+        "reward_kl_penalty", "entropy", "clip_fraction", "approx_kl", "value_loss",
+        "rollout_kl", "text_kl", "contribution_entropy", "effective_latents", "eval_kl",
+        "eval_task_score", "weight_faithfulness", "lr",
+    } <= set(curves)  # fmt: skip
+    assert curves["weight_task"] == ([1, 2, 3], pytest.approx([0.2, 0.3, 0.5]))
+    assert curves["eval_kl"][0] == [0, 1, 2, 3]
+    evaluations = pq.read_table(ctx.out / "evaluations.parquet").to_pylist()
+    assert [row["stage"] for row in evaluations if row["task"] == "all"] == [0, 1, 2, 3]
+
+
+def test_collapse_stops_and_publishes_the_last_healthy_weights(inputs, context):
+    ctx = context()
+    ppo = PpoSettings(batch_size=4, inner_epochs=1, replay_tokens=0, critic_width=8, lr=30.0)
+    rule = CollapseRule(max_kl_increase=0.5)
+    output = run(inputs, small_config(ppo=ppo, collapse=rule), ctx)
+    assert output.metrics["stopped_early"] is True
+    assert output.metrics["steps"] == 1
+    assert "held-out KL rose" in output.reasons[0]
+    assert any("held-out KL rose" in alert for alert in ctx.report.alerts)
+    start = load_file(inputs["train_decoder"].path / "decoder" / "model.safetensors")
+    for place in ("decoder", "stage1/decoder", "stage3/decoder"):
+        kept = load_file(ctx.out / place / "model.safetensors")
+        assert torch.equal(kept["W"], start["W"])
+
+
+def test_prompts_that_do_not_fit_are_refused(inputs, context, monkeypatch):
+    load = FrozenLM.load
+
+    def short(*args, **kwargs):
+        lm = load(*args, **kwargs)
+        lm.model.config.n_positions = 100
+        return lm
+
+    monkeypatch.setattr(FrozenLM, "load", short)
+    with pytest.raises(BadInputError, match="addition"):
+        run(inputs, small_config(), context())

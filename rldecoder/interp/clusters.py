@@ -87,8 +87,8 @@ def likeness(
     Args:
         directions: [K, D] SAE decoder rows.
         acts: [K, cells] activations.
-        num_cells: how many cells were read (activations elsewhere are absent, not zero).
-        labels: for each latent where its predicate holds [cells], or None.
+        num_cells: how many of the cells were read; the others are no data, not zeros.
+        labels: for each latent where its predicate holds among the cells read [cells], or None.
     """
     unit = directions / np.maximum(np.linalg.norm(directions, axis=1, keepdims=True), 1e-12)
     fires = sparse.csr_array(acts, dtype=np.float64)

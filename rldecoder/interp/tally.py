@@ -106,8 +106,11 @@ class Tally:
         used = np.flatnonzero(self.positions)
         if used.size == 0 or float(self.absolute.sum()) + self.error.sum() == 0:
             return {"num_positions": self.num_positions, "top_k": None, "error_share": None}
-        draws = [used, *(rng.choice(used, used.size) for _ in range(resamples))]
-        weights = np.stack([np.bincount(draw, minlength=NUM_BLOCKS) for draw in draws])
+        # First the blocks as they are, then resamples: how often each block is drawn.
+        weights = np.zeros((1 + resamples, NUM_BLOCKS))
+        weights[0, used] = 1
+        share = np.full(used.size, 1 / used.size)
+        weights[1:, used] = rng.multinomial(used.size, share, size=resamples)
         absolute = self.absolute.numpy()
         totals = absolute.sum(1) + self.error
         denominator = np.maximum(weights @ totals, np.finfo(float).tiny)

@@ -93,18 +93,18 @@ def _compare(
     labels: FeatureLabels, split: SplitFirings, sae: Sae, vocabulary: Vocabulary
 ) -> Likeness:
     """Likeness of all pairs of labelled latents on the valid cells."""
-    cells = split.grid.cells
+    valid = split.grid.valid.reshape(-1)
     masks: list[NDArray[np.bool_] | None] = []
     for feature in labels.features:
         held = None
         if feature.predicate is not None:
-            held = evaluate(feature.predicate, split.grid.tokens, vocabulary).reshape(-1)[cells]
+            held = evaluate(feature.predicate, split.grid.tokens, vocabulary).reshape(-1) & valid
         masks.append(held)
     latents = np.array([feature.latent for feature in labels.features], np.int64)
     directions = sae.W_dec[torch.as_tensor(latents)].double().cpu().numpy()
     # `split` keeps all latents, so a latent's row is its id.
     acts = split.firings.matrix[latents]
-    return likeness(directions, acts, cells.size, masks)
+    return likeness(directions, acts, int(valid.sum()), masks)
 
 
 def _test_pairs(

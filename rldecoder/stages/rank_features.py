@@ -145,7 +145,10 @@ class _Loader:
         tokenizer = self.subject.lm.tokenizer
         limit = int(self.subject.lm.model.config.max_position_embeddings)
         # A prompt longer than the model's context keeps its end, where the question is.
-        return [np.array(tokenizer(prompt.prompt)["input_ids"][-limit:]) for prompt in prompts]
+        return [
+            np.array(tokenizer(prompt.prompt, verbose=False)["input_ids"][-limit:])
+            for prompt in prompts
+        ]
 
 
 def _validate(

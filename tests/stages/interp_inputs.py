@@ -1,0 +1,115 @@
+"""Tiny inputs for the interpretation stages, and a way to run one stage on another's output."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from pydoc_data import topics
+from typing import Any
+
+import numpy as np
+import torch
+
+from rldecoder.data.activations import ActivationMeta, ActivationWriter
+from rldecoder.data.shards import write_token_shard
+from rldecoder.decoder.modeling_sae_decoder import new_decoder
+from rldecoder.lm.frozen import FrozenLM
+from rldecoder.sae.model import Sae, SaeSpec
+from rldecoder.stages.context import (
+    InputArtifact,
+    SilentReporter,
+    Stage,
+    StageContext,
+    StageOutput,
+)
+
+HOOK_LAYER = 2
+LENGTH = 48
+NUM_SEQUENCES = 24
+NUM_LATENTS = 96
+DOCUMENT_TOKENS = 120
+SPLITS = ("label", "test", "ood")
+
+
+def make_inputs(folder: Path, model_folder: Path) -> dict[str, InputArtifact]:
+    """Model, tokens of real English, cache, random SAE and random decoder, as artifacts."""
+    shutil.copytree(model_folder, folder / "sync_tokenizer" / "model")
+    lm = FrozenLM.load(folder / "sync_tokenizer" / "model")
+    text = "\n".join(topics.topics[name] for name in sorted(topics.topics))
+    ids = np.array(lm.tokenizer(text[:60_000], verbose=False)["input_ids"])
+    meta = ActivationMeta(
+        model_name="tiny",
+        hook_layer=HOOK_LAYER,
+        num_layers=lm.num_layers,
+        d_model=lm.d_model,
+        vocab_size=lm.vocab_size,
+        context_length=LENGTH,
+    )
+    size = NUM_SEQUENCES * LENGTH
+    for number, split in enumerate(SPLITS):
+        tokens = ids[number * size : (number + 1) * size].reshape(NUM_SEQUENCES, LENGTH)
+        docs = np.arange(size).reshape(NUM_SEQUENCES, LENGTH) // DOCUMENT_TOKENS + 100 * number
+        write_tokens(folder / "ingest", split, tokens, docs, lm.vocab_size)
+        resid, final = lm.resid_and_final(torch.from_numpy(tokens), HOOK_LAYER)
+        with ActivationWriter(folder / "cache_activations", split, meta, shard_rows=500) as writer:
+            for row in range(NUM_SEQUENCES):
+                writer.add(
+                    torch.full((LENGTH - 1,), row),
+                    torch.arange(1, LENGTH),
+                    torch.from_numpy(tokens[row, 1:]),
+                    resid[row, 1:],
+                    final[row, 1:],
+                )
+    spec = SaeSpec(d_model=lm.d_model, num_latents=NUM_LATENTS, k=8, hook_layer=HOOK_LAYER)
+    sae = Sae.random_init(spec, seed=1)
+    sae.save(folder / "train_sae" / "sae")
+    torch.manual_seed(0)
+    decoder = new_decoder(lm, sae).requires_grad_(False)
+    decoder.W.mul_(10)
+    decoder.save_pretrained(folder / "freeze_decoder" / "decoder")
+    names = ("sync_tokenizer", "ingest", "cache_activations", "train_sae", "freeze_decoder")
+    return {name: artifact(folder / name) for name in names}
+
+
+def artifact(path: Path, stage: str | None = None) -> InputArtifact:
+    """An input as the runner would hand it over; its digest is the stage's name."""
+    name = stage or path.name
+    return InputArtifact(name, name, name, path, {}, {})
+
+
+def run_stage(
+    stage: Stage,
+    inputs: dict[str, InputArtifact],
+    config: Any,
+    folder: Path,
+) -> tuple[StageOutput, Path]:
+    """Run a stage with exactly the inputs it declares; `inputs` then holds its output too."""
+    out, progress = folder / "out", folder / "progress"
+    out.mkdir(parents=True)
+    progress.mkdir()
+    ctx = StageContext(out, progress, 0, torch.device("cpu"), SilentReporter())
+    given = {key: inputs[key] for key in stage.inputs}
+    output = stage.run(given, config, ctx)
+    inputs[stage.name] = artifact(ctx.out, stage.name)
+    return output, ctx.out
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder with its bytes."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def write_tokens(
+    folder: Path, split: str, tokens: np.ndarray, docs: np.ndarray, vocab_size: int
+) -> None:
+    """Write one split of an ingestion; `docs` [S, T] is each token's document."""
+    starts = [np.flatnonzero(np.diff(row, prepend=row[0] - 1)) for row in docs]
+    columns = {
+        "seq_id": list(range(len(tokens))),
+        "split": [split] * len(tokens),
+        "source": ["topics"] * len(tokens),
+        "doc_ids": [row[start].tolist() for row, start in zip(docs, starts, strict=True)],
+        "doc_starts": [start.tolist() for start in starts],
+        "input_ids": [row.tolist() for row in tokens],
+    }
+    write_token_shard(folder, split, 0, columns, vocab_size)

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from interp_inputs import make_inputs, run_stage
+
+from rldecoder.config.interp import ClusterFeaturesConfig, LabelFeaturesConfig, RankFeaturesConfig
+from rldecoder.decoder.loading import load_decoder
+from rldecoder.interp.clusters import PAIRS
+from rldecoder.interp.records import FeatureLabels
+from rldecoder.lm.frozen import FrozenLM
+from rldecoder.sae.model import Sae
+from rldecoder.schemas import read_json, read_parquet
+from rldecoder.stages import label_features, rank_features
+from rldecoder.stages.cluster_features import STAGE
+from rldecoder.stages.context import InputArtifact
+
+RANK = RankFeaturesConfig(
+    domains=("label",), budget_tokens=256, validation_tokens=48, validation_top=3,
+    validation_others=3,
+)  # fmt: skip
+LABEL = LabelFeaturesConfig(num_features=96, control_features=2, control_tokens=600)
+CONFIG = ClusterFeaturesConfig(num_probe_tokens=64)
+
+
+def _plant_twins(inputs: dict[str, InputArtifact], names: tuple[int, int, int]) -> None:
+    """Make latent b a copy of a in the SAE and the decoder, and c one in the SAE only."""
+    a, b, c = names
+    folder = inputs["train_sae"].path / "sae"
+    sae = Sae.load(folder)
+    lm = FrozenLM.load(inputs["sync_tokenizer"].path / "model")
+    place = inputs["freeze_decoder"].path / "decoder"
+    decoder = load_decoder(place, lm, sae)
+    with torch.no_grad():
+        for twin in (b, c):
+            sae.W_enc[:, twin] = sae.W_enc[:, a]
+            sae.W_dec[twin] = sae.W_dec[a]
+        decoder.W[b] = decoder.W[a]
+    sae.save(folder)
+    decoder.save_pretrained(place)
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory, tiny_lm_dir: Path) -> dict[str, InputArtifact]:
+    folder = tmp_path_factory.mktemp("cluster")
+    made = make_inputs(folder, tiny_lm_dir)
+    _plant_twins(made, (10, 20, 30))
+    run_stage(rank_features.STAGE, made, RANK, folder / "rank")
+    run_stage(label_features.STAGE, made, LABEL, folder / "label")
+    return made
+
+
+def test_only_twins_whose_ablation_agrees_are_merged(
+    tmp_path: Path, inputs: dict[str, InputArtifact]
+) -> None:
+    latents = {f.latent for f in FeatureLabels.load(inputs["label_features"].path).features}
+    assert {10, 20, 30} <= latents, "the planted twins must be among the labelled latents"
+    output, out = run_stage(STAGE, inputs, CONFIG, tmp_path / "cluster")
+    result = read_json(out / "clusters.json")
+    table = read_parquet(out / "pairs.parquet")
+    assert table.schema == PAIRS
+    pairs = {frozenset((r["latent_a"], r["latent_b"])): r for r in table.to_pylist()}
+    same, other = pairs[frozenset((10, 20))], pairs[frozenset((10, 30))]
+    for row in (same, other):
+        assert row["decoder_cosine"] == pytest.approx(1)
+        assert row["jaccard"] > 0.7
+        assert row["votes"] >= 2
+    assert same["agree"]
+    assert same["merged"]
+    assert same["fingerprint_cosine"] > 0.99
+    assert not other["agree"]
+    assert not other["merged"]
+    assert other["fingerprint_cosine"] < 0.9
+
+    twins = next(c for c in result["clusters"] if 10 in c["members"])
+    assert {10, 20} <= set(twins["members"])
+    assert 30 not in twins["members"]
+    alias = {int(member): latent for member, latent in result["aliases"].items()}
+    assert {10, 20} & set(alias)
+    members = sorted(m for cluster in result["clusters"] for m in cluster["members"])
+    assert members == sorted(latents), "every latent keeps its id in exactly one cluster"
+    assert output.metrics["clusters"] == len(result["clusters"])
+    assert output.metrics["pairs_agreeing"] >= 1
+
+
+def test_low_quality_latents_are_flagged(tmp_path: Path, inputs: dict[str, InputArtifact]) -> None:
+    labels = FeatureLabels.load(inputs["label_features"].path)
+    _, out = run_stage(STAGE, inputs, CONFIG, tmp_path / "cluster")
+    result = read_json(out / "clusters.json")
+    flagged = {entry["latent"]: entry["reasons"] for entry in result["flagged"]}
+    failed = {f.latent for f in labels.features if f.status == "failed"}
+    assert failed == {latent for latent, reasons in flagged.items() if "label_failed" in reasons}
+    # 8 of 96 latents fire on each token: a share of 1/12 on average, and some more than 0.1.
+    assert result["counts"]["ultra_dense"] > 0
+    strict = CONFIG.model_copy(update={"ultra_dense": 1.0})
+    _, out = run_stage(STAGE, inputs, strict, tmp_path / "strict")
+    assert read_json(out / "clusters.json")["counts"]["ultra_dense"] == 0

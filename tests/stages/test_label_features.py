@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from interp_inputs import artifact, files_of, make_inputs, run_stage, write_tokens
+
+from rldecoder.config.interp import LabelFeaturesConfig, PredicateSettings, RankFeaturesConfig
+from rldecoder.data.shards import read_tokens
+from rldecoder.errors import BadInputError
+from rldecoder.interp.records import FeatureLabels
+from rldecoder.schemas import read_json, read_parquet
+from rldecoder.stages import rank_features
+from rldecoder.stages.context import InputArtifact
+from rldecoder.stages.label_features import STAGE
+
+RANK = RankFeaturesConfig(
+    domains=("label",), budget_tokens=256, validation_tokens=48, validation_top=3,
+    validation_others=3,
+)  # fmt: skip
+CONFIG = LabelFeaturesConfig(
+    num_features=24,
+    control_features=10,
+    control_tokens=600,
+    predicate=PredicateSettings(min_score=0.35),
+)
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory, tiny_lm_dir: Path) -> dict[str, InputArtifact]:
+    folder = tmp_path_factory.mktemp("label")
+    made = make_inputs(folder, tiny_lm_dir)
+    run_stage(rank_features.STAGE, made, RANK, folder / "rank")
+    return made
+
+
+def test_labels_scores_and_controls(tmp_path: Path, inputs: dict[str, InputArtifact]) -> None:
+    output, out = run_stage(STAGE, inputs, CONFIG, tmp_path / "label")
+    labels = FeatureLabels.load(out)
+    assert labels.requested == 24
+    assert labels.labelled + labels.failed == len(labels.features) == 24
+    assert labels.failed > 0
+    assert labels.sae_digest == "train_sae"
+    importance = [feature.importance for feature in labels.features]
+    assert importance == sorted(importance, reverse=True)
+    assert sorted(f.queue_rank for f in labels.features) == list(range(1, 25))
+    confident = sum(feature.high_confidence for feature in labels.features)
+    assert labels.coverage == confident / 24
+    for feature in labels.features:
+        assert feature.confidence_low <= feature.confidence <= feature.confidence_high
+        assert len(feature.promoted) == len(feature.suppressed) == 10
+        assert feature.promoted[0].effect > feature.suppressed[0].effect
+        if feature.status == "failed":
+            assert feature.failure
+            assert feature.confidence == feature.scores.f1 == feature.scores.detection == 0
+        else:
+            assert feature.examples
+            assert feature.scores.f1 is not None
+
+    scores = read_parquet(out / "scores.parquet").to_pylist()
+    by_method = {m: [r for r in scores if r["method"] == m] for m in ("label", "shuffled")}
+    assert [r["latent"] for r in by_method["label"]] == [f.latent for f in labels.features]
+    assert len(by_method["shuffled"]) == labels.labelled
+    controls = read_json(out / "controls.json")
+    methods = controls["methods"]
+    assert methods["random_sae"]["latents"] == 10
+    assert methods["label"]["failed"] == labels.failed
+    assert methods["label"]["mean_f1"] < methods["label"]["mean_f1_labelled"]
+    assert methods["shuffled"]["mean_f1"] < methods["label"]["mean_f1_labelled"]
+    assert controls["calibration"]["test"]["n"] == labels.labelled
+    assert output.metrics["failed"] == labels.failed
+    examples = read_parquet(out / "examples.parquet").to_pylist()
+    assert {row["kind"] for row in examples} == {"top", "quantile", "negative"}
+    assert all(sum(row["acts"]) == 0 for row in examples if row["kind"] == "negative")
+
+    _, again = run_stage(STAGE, inputs, CONFIG, tmp_path / "label-again")
+    assert files_of(again) == files_of(out)
+
+
+def test_a_review_file_overrides_labels_and_is_fingerprinted(
+    tmp_path: Path, inputs: dict[str, InputArtifact]
+) -> None:
+    _, out = run_stage(STAGE, inputs, CONFIG, tmp_path / "plain")
+    first = FeatureLabels.load(out).features[0]
+    path = tmp_path / "reviews.jsonl"
+    line = {"sae_digest": "train_sae", "latent": first.latent, "reviewer": "ann", "label": "mine"}
+    path.write_text(json.dumps(line) + "\n")
+    config = CONFIG.model_copy(update={"reviews": path})
+    _, out = run_stage(STAGE, inputs, config, tmp_path / "reviewed")
+    changed = FeatureLabels.load(out).features[0]
+    assert changed.latent == first.latent
+    assert changed.label == "mine"
+    assert changed.high_confidence
+    assert changed.queue_rank == 24
+    assert changed.previous_labels
+
+    before = STAGE.fingerprint(config)
+    path.write_text(path.read_text() * 2)
+    assert STAGE.fingerprint(config) != before
+    assert STAGE.fingerprint(CONFIG) == {}
+    assert "reviews" not in config.digest_fields()
+    path.unlink()
+    with pytest.raises(BadInputError, match="does not exist"):
+        STAGE.fingerprint(config)
+
+
+def test_a_leak_between_splits_is_refused(tmp_path: Path, inputs: dict[str, InputArtifact]) -> None:
+    folder = tmp_path / "ingest"
+    shutil.copytree(inputs["ingest"].path, folder)
+    tokens = read_tokens(folder, "test")
+    # The documents of the test split get the ids of those of the label split.
+    docs = np.arange(tokens.size).reshape(tokens.shape) // 120
+    write_tokens(folder, "test", tokens, docs, 512)
+    with pytest.raises(BadInputError, match="share"):
+        run_stage(STAGE, inputs | {"ingest": artifact(folder)}, CONFIG, tmp_path / "leak")
+
+
+def test_a_domain_that_was_not_ranked_is_a_clear_error(
+    tmp_path: Path, inputs: dict[str, InputArtifact]
+) -> None:
+    config = CONFIG.model_copy(update={"rank_domain": "cloze"})
+    with pytest.raises(BadInputError, match="rank_domain"):
+        run_stage(STAGE, inputs, config, tmp_path / "nothing")
+
+
+def test_fewer_latents_than_requested_is_said(
+    tmp_path: Path, inputs: dict[str, InputArtifact]
+) -> None:
+    config = CONFIG.model_copy(update={"num_features": 1000})
+    output, _ = run_stage(STAGE, inputs, config, tmp_path / "many")
+    assert "of the 1000 requested latents" in output.reasons[0]

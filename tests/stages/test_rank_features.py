@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from interp_inputs import NUM_LATENTS, files_of, make_inputs, run_stage
+from pydantic import ValidationError
+
+from rldecoder.config.interp import RankFeaturesConfig
+from rldecoder.interp.tally import IMPORTANCE
+from rldecoder.schemas import read_json, read_parquet
+from rldecoder.stages.context import InputArtifact
+from rldecoder.stages.rank_features import STAGE
+
+CONFIG = RankFeaturesConfig(
+    budget_tokens=256, num_prompts=2, validation_tokens=96, validation_top=8, validation_others=8
+)
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory, tiny_lm_dir: Path) -> dict[str, InputArtifact]:
+    return make_inputs(tmp_path_factory.mktemp("rank"), tiny_lm_dir)
+
+
+def test_ranks_every_domain_and_target(tmp_path: Path, inputs: dict[str, InputArtifact]) -> None:
+    output, out = run_stage(STAGE, inputs, CONFIG, tmp_path / "rank")
+    table = read_parquet(out / "importance.parquet")
+    assert table.schema == IMPORTANCE
+    frame = {name: np.asarray(table[name]) for name in table.schema.names}
+    assert set(frame["domain"]) == {"label", "ood", "addition", "cloze"}
+    assert set(frame["target"]) == {"decoder", "frozen"}
+    assert frame["latent"].min() >= 0
+    assert frame["latent"].max() < NUM_LATENTS
+    assert (frame["importance"] >= np.abs(frame["signed"]) - 1e-12).all()
+    assert (frame["count"] > 0).all()
+    # The decoder reads only the last position of a prompt: k = 8 latents in each of 2 prompts.
+    last = (frame["domain"] == "cloze") & (frame["target"] == "decoder")
+    assert frame["count"][last].sum() == 16
+
+    mass = read_json(out / "mass.json")
+    validation = read_json(out / "validation.json")
+    for domain in CONFIG.domains:
+        assert mass[domain]["decoder"]["error_share"]["value"] == 0
+        assert mass[domain]["frozen"]["error_share"]["value"] > 0.05
+        shares = [mass[domain]["decoder"]["top_k"][k]["per_position"]["value"] for k in ("1", "5")]
+        assert 0 < shares[0] < shares[1] < 1
+        # All 8 active latents are among the top 10, and the decoder reads no error term.
+        full = mass[domain]["decoder"]["top_k"]["10"]["per_position"]["value"]
+        assert full == pytest.approx(1)
+        assert mass[domain]["frozen"]["top_k"]["10"]["per_position"]["value"] < 1
+    for target in ("decoder", "frozen"):
+        assert validation[target]["num_latents"] == 16
+        spearman = validation[target]["estimators"]["attribution_patching"]["spearman"]
+        assert spearman["value"] > 0.7
+        assert output.metrics[f"{target}_spearman"] == spearman["value"]
+
+    _, again = run_stage(STAGE, inputs, CONFIG, tmp_path / "rank-again")
+    assert files_of(again) == files_of(out)
+
+
+def test_integrated_gradients_and_next_token_are_other_numbers(
+    tmp_path: Path, inputs: dict[str, InputArtifact]
+) -> None:
+    base = CONFIG.model_copy(update={"domains": ("label",), "targets": ("decoder",)})
+    signed = {}
+    for name, change in (
+        ("plain", {}),
+        ("integrated", {"estimator": "integrated_gradients"}),
+        ("next", {"metric_token": "next_token"}),
+    ):
+        config = RankFeaturesConfig.model_validate(base.model_dump() | change)
+        _, out = run_stage(STAGE, inputs, config, tmp_path / name)
+        signed[name] = np.asarray(read_parquet(out / "importance.parquet")["signed"])
+    assert np.abs(signed["plain"] - signed["integrated"]).max() > 1e-6
+    assert np.abs(signed["plain"] - signed["next"]).max() > 1e-4
+
+
+def test_validation_needs_a_measured_domain() -> None:
+    with pytest.raises(ValidationError, match="not in domains"):
+        RankFeaturesConfig(domains=("ood",))

@@ -109,6 +109,24 @@ def logit_lens(lm: FrozenLM, resid: Tensor) -> Tensor:
         return lm.tail(resid, lm.num_layers)
 
 
+class FrozenPredictions(NamedTuple):
+    """The frozen model's next-token distributions of N tokens; every lens is compared to them."""
+
+    logprobs: Tensor
+    """[N, V] float32."""
+    probs: Tensor
+    """[N, V] float32."""
+    guess: Tensor
+    """[N] most likely tokens."""
+    targets: Tensor
+    """[N] the tokens that came next."""
+
+    @classmethod
+    def of(cls, logprobs: Tensor, targets: Tensor) -> FrozenPredictions:
+        """From log-probabilities [N, V] and next tokens [N]."""
+        return cls(logprobs, logprobs.exp(), logprobs.argmax(-1), targets)
+
+
 class PredictionSums:
     """Running sums of next-token metrics of one predictor, in double precision."""
 
@@ -116,19 +134,13 @@ class PredictionSums:
         self.count = 0
         self._correct = self._agree = self._kl = self._ce = 0.0
 
-    def add(self, logprobs: Tensor, frozen_logprobs: Tensor, targets: Tensor) -> None:
-        """Add N tokens.
-
-        Args:
-            logprobs: [N, V] float32 of the predictor.
-            frozen_logprobs: [N, V] float32 of the frozen model.
-            targets: [N] next tokens.
-        """
-        guess = logprobs.argmax(-1)
+    def add(self, logprobs: Tensor, frozen: FrozenPredictions) -> None:
+        """Add N tokens with the predictor's log-probabilities [N, V], float32."""
+        guess, targets = logprobs.argmax(-1), frozen.targets
         self.count += len(targets)
         self._correct += int((guess == targets).sum())
-        self._agree += int((guess == frozen_logprobs.argmax(-1)).sum())
-        kl = (frozen_logprobs.exp() * (frozen_logprobs - logprobs)).sum(-1)
+        self._agree += int((guess == frozen.guess).sum())
+        kl = (frozen.probs * (frozen.logprobs - logprobs)).sum(-1)
         self._kl += float(kl.double().sum())
         self._ce -= float(logprobs.gather(-1, targets[:, None]).double().sum())
 
@@ -182,10 +194,10 @@ def compare_predictions(
     """
     for start in range(0, len(targets), chunk_tokens):
         rows = slice(start, start + chunk_tokens)
-        frozen = _logprobs(lm, final_hidden[rows])
-        sums["frozen"].add(frozen, frozen, targets[rows])
+        frozen = FrozenPredictions.of(_logprobs(lm, final_hidden[rows]), targets[rows])
+        sums["frozen"].add(frozen.logprobs, frozen)
         for name, hidden in predicted.items():
-            sums[name].add(_logprobs(lm, hidden[rows]), frozen, targets[rows])
+            sums[name].add(_logprobs(lm, hidden[rows]), frozen)
 
 
 def _logprobs(lm: FrozenLM, hidden: Tensor) -> Tensor:

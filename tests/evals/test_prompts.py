@@ -1,0 +1,104 @@
+"""Generated prompts: answers are right, splits are disjoint, the same seed gives the same."""
+
+from __future__ import annotations
+
+import re
+from itertools import combinations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rldecoder.errors import BadInputError
+from rldecoder.evals.prompts import SPLITS, TASKS, TaskPrompt, make_prompts, score
+
+FACT = re.compile(r"The (\w+) is in the (\w+)\.")
+
+
+def everything(task: str, split: str) -> list[TaskPrompt]:
+    count = {"addition": {"validation": 40, "test": 120}, "cloze": {"validation": 64, "test": 64}}
+    return make_prompts(task, split, count[task].get(split, 400), seed=0)
+
+
+def asked_sum(prompt: TaskPrompt) -> tuple[int, int]:
+    question = prompt.prompt.split("\n")[-2]
+    a, b = re.findall(r"\d+", question)
+    return int(a), int(b)
+
+
+def test_addition_answers_are_right_and_shots_are_not_asked():
+    for split in SPLITS:
+        for prompt in everything("addition", split):
+            a, b = asked_sum(prompt)
+            assert prompt.answer == str(a + b)
+            shots = prompt.prompt.split("\n\n")[:-1]
+            assert len(shots) == 6
+            for shot in shots:
+                left, right, total, again = map(int, re.findall(r"\d+", shot)[2:])
+                assert left + right == total == again
+                assert {left, right} != {a, b}
+
+
+def test_cloze_answers_are_stated_once_and_unambiguous():
+    for split in SPLITS:
+        for prompt in everything("cloze", split):
+            facts = FACT.findall(prompt.prompt)
+            assert len(facts) == 3
+            assert len({thing for thing, _ in facts}) == len({place for _, place in facts}) == 3
+            thing = re.search(r"Where is the (\w+)\?", prompt.prompt)[1]
+            assert dict(facts)[thing] == prompt.answer
+            assert prompt.prompt.endswith(f"The {thing} is in the")
+
+
+def test_splits_share_no_question():
+    for one, other in combinations(SPLITS, 2):
+        sums = [{frozenset(asked_sum(p)) for p in everything("addition", s)} for s in (one, other)]
+        assert not sums[0] & sums[1]
+        facts = [
+            {fact for p in everything("cloze", split) for fact in FACT.findall(p.prompt)}
+            for split in (one, other)
+        ]
+        assert not facts[0] & facts[1]
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_held_out_prompts_never_repeat(task, split):
+    prompts = everything(task, split)
+    assert len({prompt.prompt for prompt in prompts}) == len(prompts)
+    with pytest.raises(BadInputError, match=f"Ask for at most {len(prompts)}"):
+        make_prompts(task, split, len(prompts) + 1, seed=0)
+
+
+@settings(max_examples=25, deadline=None)
+@given(task=st.sampled_from(TASKS), count=st.integers(0, 30), seed=st.integers(0, 10**6))
+def test_deterministic_and_indexed(task, count, seed):
+    prompts = make_prompts(task, "train", count, seed)
+    assert prompts == make_prompts(task, "train", count, seed)
+    assert [prompt.index for prompt in prompts] == list(range(count))
+    assert make_prompts(task, "train", 40, seed)[:count] == prompts
+
+
+def test_unknown_task():
+    with pytest.raises(BadInputError, match="no task"):
+        make_prompts("division", "train", 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("task", "answer", "completion", "expected"),
+    [
+        ("addition", "13", " 4 + 9 = 13. The answer is 13.\n", 1),
+        ("addition", "13", " 4 + 9 = 13. The answer is 12.\n", 0),
+        ("addition", "13", " The answer is 130", 0),
+        ("addition", "13", " 4 + 9 = 13.\nThe answer is 13.", 0),
+        ("addition", "13", "\nThe answer is 13", 1),
+        ("addition", "13", "", 0),
+        ("cloze", "box", " box.", 1),
+        ("cloze", "box", " Box", 1),
+        ("cloze", "box", " boxes", 0),
+        ("cloze", "box", " bag, not the box", 0),
+        ("cloze", "box", " ...", 0),
+    ],
+)
+def test_score(task, answer, completion, expected):
+    assert score(TaskPrompt(task, "test", 0, "", answer), completion) == expected

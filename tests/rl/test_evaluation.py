@@ -1,0 +1,38 @@
+"""Evaluations: rows, splits, and prompts that do not fit."""
+
+from __future__ import annotations
+
+import pytest
+
+from rldecoder.errors import BadInputError
+from rldecoder.evals.prompts import make_prompts
+from rldecoder.rl.evaluation import EVALUATIONS, Evaluator, check_lengths
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_prompts_and_text_are_of_one_split(make_decoder, tiny_cache, split):
+    decoder = make_decoder()
+    evaluator = Evaluator(
+        decoder.frozen.lm, tiny_cache, split=split, tasks=("cloze",), num_prompts=3,
+        num_tokens=30, seed=0,
+    )  # fmt: skip
+    assert {prompt.split for prompt in evaluator.prompts} == {split}
+    assert evaluator.reader.split == split
+    found = evaluator(decoder)
+    assert found.text.num_tokens == 30
+    rows = found.rows(4, 2, (0.5, 0.3, 0.2))
+    assert all(len(row) == len(EVALUATIONS.names) for row in rows)
+    named = [dict(zip(EVALUATIONS.names, row, strict=True)) for row in rows]
+    assert [row["task"] for row in named] == ["all", "cloze"]
+    assert named[0]["kl"] == found.text.kl
+    assert named[0]["score_low"] <= named[0]["score"] <= named[0]["score_high"]
+    assert (named[0]["step"], named[0]["stage"], named[0]["task_weight"]) == (4, 2, 0.2)
+
+
+def test_lengths(make_decoder, monkeypatch):
+    lm = make_decoder().frozen.lm
+    prompts = make_prompts("cloze", "train", 2, 0)
+    check_lengths(lm, prompts)
+    monkeypatch.setattr(lm.model.config, "n_positions", 20)
+    with pytest.raises(BadInputError, match="context is 20 tokens"):
+        check_lengths(lm, prompts)

@@ -1,0 +1,54 @@
+"""The freeze decision at and around its bounds."""
+
+from __future__ import annotations
+
+import pytest
+
+from rldecoder.config.rl import FreezeDecoderConfig
+from rldecoder.rl.freeze import Measured, decide
+
+CONFIG = FreezeDecoderConfig()
+SUPERVISED = Measured(kl=0.6, task_score=0.7)
+
+
+def found(ppo: Measured, control: str | None = "pass"):
+    return decide(ppo, SUPERVISED, 0.8, control_verdict=control, config=CONFIG)
+
+
+def test_frozen_when_everything_holds():
+    decision = found(Measured(0.49, 0.79))
+    assert decision.frozen
+    assert decision.which == "ppo"
+    assert decision.reasons == ()
+    assert decision.task_drop == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize(
+    ("ppo", "control", "word"),
+    [
+        (Measured(0.5, 0.8), "pass", "held-out KL"),
+        (Measured(0.4, 0.76), "pass", "task score"),
+        (Measured(0.4, 0.8), "fail", "controls"),
+        (Measured(0.4, 0.8), None, "controls"),
+    ],
+)
+def test_one_reason_each(ppo, control, word):
+    decision = found(ppo, control)
+    assert not decision.frozen
+    assert decision.which == "ppo"
+    assert len(decision.reasons) == 1
+    assert word in decision.reasons[0]
+
+
+def test_a_ppo_decoder_that_lost_faithfulness_is_passed_over():
+    decision = found(Measured(0.66, 0.9))
+    assert decision.which == "supervised"
+    assert not decision.frozen
+    assert decision.kl == SUPERVISED.kl
+    assert decision.task_drop == pytest.approx(0.1)
+    assert "supervised decoder is published instead" in decision.reasons[0]
+    assert found(Measured(0.64, 0.9)).which == "ppo"
+
+
+def test_a_better_task_score_than_the_frozen_model_is_no_drop():
+    assert found(Measured(0.4, 0.95)).frozen

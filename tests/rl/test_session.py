@@ -1,0 +1,82 @@
+"""A session's bookkeeping: stages, weights, the adaptive rule, kinds of control."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from rldecoder.config.rl import AdaptiveRule
+from rldecoder.errors import NumericalError
+from rldecoder.rl import core
+from rldecoder.rl.session import Session
+from rldecoder.stages.context import SilentReporter
+from tests.stages.rl_inputs import small_config
+
+
+@pytest.fixture
+def make_session(make_decoder, tiny_cache, tmp_path):
+    def make(kind="trained", name="run", **changes):
+        reporter = SilentReporter()
+        session = Session(
+            name="test", kind=kind, config=small_config(**changes), decoder=make_decoder(),
+            activations=tiny_cache, progress=tmp_path / name, seed=0, watcher=reporter,
+            checkpoint_every_steps=1,
+        )  # fmt: skip
+        return session, reporter
+
+    return make
+
+
+def test_prompts_take_turns_and_fill_every_step(make_session):
+    session, _ = make_session()
+    prompts = session._prompts()
+    assert len(prompts) == 3 * 4
+    assert [prompt.task for prompt in prompts] == ["addition", "cloze"] * 6
+    assert {prompt.split for prompt in prompts} == {"train"}
+
+
+def test_kinds_differ_in_rewards_and_losses_only(make_session):
+    trained, _ = make_session("trained", "a")
+    noise, _ = make_session("random_reward", "b")
+    losses, _ = make_session("losses_only", "c")
+    assert [w.reward.name for w in trained._rewards()] == [
+        "faithfulness", "monosemanticity", "task", "kl_penalty",
+    ]  # fmt: skip
+    assert [w.reward.name for w in noise._rewards()] == ["random"]
+    assert noise._replay() is None
+    assert noise.settings.kl_loss_coef == noise.settings.sparsity_loss_coef == 0
+    assert noise.settings.lr == trained.settings.lr
+    assert noise.total_steps == losses.total_steps == trained.total_steps
+    assert losses.settings.policy_coef == 0
+    assert losses.settings.kl_loss_coef == trained.settings.kl_loss_coef
+    assert noise.evaluator is None
+
+
+def test_stage_weights_and_adaptive_rule(make_session):
+    rule = AdaptiveRule(kl_target=1e9, latents_target=0.5)
+    session, _ = make_session(adaptive=rule)
+    assert session.weights() == pytest.approx((0.5, 0.3, 0.2))
+    notes: list[str] = []
+    session.run(notes.append)
+    assert len(notes) == 3
+    # evaluated at the end of each of the three stages: the rule fired three times
+    assert session.scale == pytest.approx((0.95**3, 1.1**3, 1.0))
+    rows = [row for row in session.evaluations if row[2] == "all"]
+    assert rows[1][-3:] == pytest.approx([0.4 * 0.95, 0.3 * 1.1, 0.3])
+    assert not session.decoder.W.requires_grad
+
+
+def test_a_finished_session_does_not_train_again(make_session):
+    session, _ = make_session("random_reward")
+    session.run(lambda note: None)
+    again, _ = make_session("random_reward")
+    assert again.done == 3
+    again.run(lambda note: pytest.fail("trained again"))
+    assert torch.equal(again.decoder.W, session.decoder.W)
+
+
+def test_nan_is_an_error_that_names_the_metric(make_session, monkeypatch):
+    session, _ = make_session("random_reward")
+    monkeypatch.setattr(core, "explained_variance", lambda *args: float("nan"))
+    with pytest.raises(NumericalError, match="value_explained_variance"):
+        session.run(lambda note: None)

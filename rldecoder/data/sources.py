@@ -74,6 +74,8 @@ def fingerprint(sources: Sequence[Source]) -> dict[str, str]:
             parts = {str(path): _file_hash(path) for path in local_files(source)}
         else:
             parts = {"revision": source.revision or "unpinned"}
+            files = sorted(path for path in Path(source.name).rglob("*") if path.is_file())
+            parts |= {str(path): _file_hash(path) for path in files}
         found |= {f"{index}.{source.type}.{name}": value for name, value in parts.items()}
     return found
 

@@ -67,10 +67,16 @@ def fit_affine(moments: Moments, strength: float) -> AffineMap:
     been scaled to unit variance, so that one strength suits dimensions of any size.
 
     Raises:
-        NumericalError: if there are no tokens, or the result is not finite.
+        NumericalError: if there are no tokens, or they hold NaN or infinity.
     """
     count = moments.count
-    mean_x, mean_y = moments.x / max(1, count), moments.y / max(1, count)
+    if count == 0 or not bool(torch.isfinite(moments.xx).all() and math.isfinite(moments.yy)):
+        raise NumericalError(
+            f"The affine lens could not be fitted on {count} tokens.",
+            "There are none, or the residuals hold NaN or infinity.",
+            "Check the model's weights, and `baselines.fit_tokens`.",
+        )
+    mean_x, mean_y = moments.x / count, moments.y / count
     covariance = moments.xx - count * torch.outer(mean_x, mean_x)
     cross = moments.xy - count * torch.outer(mean_x, mean_y)
     variance = covariance.diagonal().clamp_min(0)
@@ -78,12 +84,6 @@ def fit_affine(moments: Moments, strength: float) -> AffineMap:
     penalty = strength * variance + 1e-12 * variance.mean() + 1e-30
     A = torch.linalg.solve(covariance + torch.diag(penalty), cross)
     c = mean_y - mean_x @ A
-    if count == 0 or not bool(torch.isfinite(A).all() and torch.isfinite(c).all()):
-        raise NumericalError(
-            f"The affine lens could not be fitted on {count} tokens.",
-            "Its sums are empty or hold NaN or infinity.",
-            "Check the model's weights, and `baselines.fit_tokens`.",
-        )
     return AffineMap(A.float(), c.float(), strength)
 
 

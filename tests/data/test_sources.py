@@ -150,3 +150,4 @@ def test_fingerprint_follows_file_content(tmp_path: Path) -> None:
     path.write_text(path.read_text() + "\n")
     changed = {k for k, v in fingerprint(sources).items() if v != before[k]}
     assert changed == {f"0.local.{path}"}
+    assert f"0.dataset.{path}" in fingerprint([DatasetSource(name=str(tmp_path))])

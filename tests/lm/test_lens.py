@@ -83,7 +83,7 @@ def test_no_tokens_or_nan_is_an_error() -> None:
         fit_affine(Moments(D), 0.1)
     x, y = data(20, 0)
     x[3, 1] = float("nan")
-    with pytest.raises((NumericalError, torch.linalg.LinAlgError)):
+    with pytest.raises(NumericalError, match="NaN"):
         fit_affine(moments(x, y), 0.1)
 
 

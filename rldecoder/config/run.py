@@ -50,6 +50,8 @@ class RunConfig(Config):
     """CPU threads for torch; null takes all cores. Bitwise equality holds at equal threads."""
     device: str = free("auto")
     """`auto` (a free GPU, else the CPU), `cpu`, `cuda`, or the UUID of a GPU."""
+    device_timeout_seconds: float = free(3600.0, ge=0)
+    """How long a stage waits for a device while all that would do are taken."""
     tracking: TrackingConfig = free(TrackingConfig())
     """wandb."""
 

@@ -20,9 +20,10 @@ from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
 from rldecoder.errors import BadInputError
 from rldecoder.sae.model import SparseLatents
 
-POSITIONS_PER_CHUNK = 1024
+POSITIONS_PER_CHUNK = 8192
 POSITIONS_PER_BLOCK = 32
 VOCABULARY_PER_BLOCK = 2048
+LOGIT_ROWS = 256
 
 
 class Candidates(NamedTuple):
@@ -101,9 +102,10 @@ def measure(
 ) -> Measured:
     """Exact effects of removing each candidate alone, and of joint interventions.
 
-    The change of all logits by one latent, act * W[latent] @ U.T, is made once for each block
-    of the vocabulary and shared by every intervention that removes it; no logits of a patched
-    position are ever stored.
+    When an intervention lowers the logits by d_v, log p(token) falls by
+    d_token + log sum_v p_v exp(-d_v), with p the unpatched probabilities. The change of the
+    logits by one unit of a latent, W[latent] @ U.T, is made once a block of the vocabulary and
+    shared by every position and intervention; no logits of a patched position are ever stored.
 
     Args:
         latents: acts and indices [N, K], the unpatched positions.
@@ -119,12 +121,24 @@ def measure(
         part = slice(start, start + POSITIONS_PER_CHUNK)
         hidden = decoder.hidden(SparseLatents(latents.acts[part], latents.indices[part]))
         chunk = Candidates(*(column[part] for column in candidates))
-        found.append(_effects_of_chunk(decoder, hidden, chunk, removals[part]))
+        capped = getattr(decoder.frozen.lm.model.config, "final_logit_softcapping", None)
+        if capped is None:
+            effects = _shared_effects(decoder, hidden, chunk, removals[part])
+            doubtful = ~effects.isfinite().all(-1)
+        else:
+            effects = hidden.new_zeros(len(hidden), num_candidates + removals.shape[1])
+            doubtful = torch.ones(len(hidden), dtype=torch.bool, device=hidden.device)
+        # exp(-d_v) overflows where a logit rises by more than 88 nats, and a soft cap makes
+        # logits nonlinear: such positions are run one intervention at a time.
+        for row in doubtful.nonzero()[:, 0].tolist():
+            one = Candidates(*(column[row : row + 1] for column in chunk))
+            effects[row] = _direct_effects(decoder, hidden[row], one, removals[start + row])
+        found.append(effects)
     effects = torch.cat(found)
     return Measured(effects[:, :num_candidates], effects[:, num_candidates:])
 
 
-def _effects_of_chunk(
+def _shared_effects(
     decoder: SaeDecoderForCausalLM, hidden: Tensor, chunk: Candidates, removals: Tensor
 ) -> Tensor:
     """[n, C + M]: effects of the single removals, then of the joint ones."""
@@ -132,34 +146,40 @@ def _effects_of_chunk(
     bias = getattr(lm.model.get_output_embeddings(), "bias", None)
     latents, slots = chunk.indices.unique(return_inverse=True)
     rows = decoder.W[latents]
-    num_outputs = chunk.acts.shape[1] + removals.shape[1]
-    sums = hidden.new_zeros(len(hidden), num_outputs)
-    chosen = hidden.new_zeros(len(hidden), num_outputs)
-    # exp() is taken relative to the unpatched token's logit, which no patch leaves behind by the
-    # 80 nats or so that would overflow.
     token_vectors = lm.unembedding[chunk.tokens].float()
-    reference = (hidden * token_vectors).sum(-1)
+    token_logits = (hidden * token_vectors).sum(-1)
     if bias is not None:
-        reference = reference + bias.float()[chunk.tokens]
-    reference = _cap(lm, reference)
+        token_logits = token_logits + bias.float()[chunk.tokens]
+    normaliser = token_logits - chunk.logprobs
+    sums = hidden.new_zeros(len(hidden), chunk.acts.shape[1] + removals.shape[1])
     for first in range(0, lm.vocab_size, VOCABULARY_PER_BLOCK):
         vocabulary = slice(first, first + VOCABULARY_PER_BLOCK)
         columns = lm.unembedding[vocabulary].float()
-        raw = F.linear(hidden, columns, None if bias is None else bias.float()[vocabulary])
+        logits = F.linear(hidden, columns, None if bias is None else bias.float()[vocabulary])
+        probabilities = (logits - normaliser[:, None]).exp_()[:, :, None]
         changes = rows @ columns.T
-        inside = (chunk.tokens >= first) & (chunk.tokens < first + VOCABULARY_PER_BLOCK)
         for start in range(0, len(hidden), POSITIONS_PER_BLOCK):
             block = slice(start, start + POSITIONS_PER_BLOCK)
-            removed = changes[slots[block]] * chunk.acts[block, :, None]
-            if removals.shape[1]:
-                removed = torch.cat([removed, removals[block] @ removed], dim=1)
-            patched = _cap(lm, raw[block, None] - removed)
-            at = (chunk.tokens[block] - first).clamp(0, raw.shape[1] - 1)
-            of_token = patched.gather(-1, at[:, None, None].expand(-1, num_outputs, 1))[..., 0]
-            chosen[block] = torch.where(inside[block, None], of_token, chosen[block])
-            sums[block] += (patched - reference[block, None, None]).exp_().sum(-1)
-    after = chosen - reference[:, None] - sums.log()
-    return chunk.logprobs[:, None] - after
+            lowered = changes.index_select(0, slots[block].flatten())
+            lowered = lowered.view(*slots[block].shape, -1).mul_(-chunk.acts[block, :, None])
+            joint = removals[block] @ lowered
+            single_sum = lowered.exp_() @ probabilities[block]
+            joint_sum = joint.exp_() @ probabilities[block]
+            sums[block] += torch.cat([single_sum, joint_sum], dim=1)[..., 0]
+    at_token = chunk.acts * torch.einsum("ncd,nd->nc", rows[slots], token_vectors)
+    joint_at_token = torch.einsum("nmc,nc->nm", removals, at_token)
+    return torch.cat([at_token, joint_at_token], dim=1) + sums.log()
+
+
+def _direct_effects(
+    decoder: SaeDecoderForCausalLM, hidden: Tensor, one: Candidates, removals: Tensor
+) -> Tensor:
+    """The same for one position ([D], and [M, C]), from the logits of every intervention."""
+    lm = decoder.frozen.lm
+    shares = torch.cat([torch.eye(one.acts.shape[1], device=hidden.device), removals])
+    removed = (shares * one.acts) @ F.embedding(one.indices[0], decoder.W)
+    after = torch.cat([lm.unembed(hidden - part).log_softmax(-1) for part in removed.split(8)])
+    return one.logprobs - after[:, int(one.tokens)]
 
 
 def ablate(latents: SparseLatents, latent: Tensor) -> SparseLatents:
@@ -223,16 +243,11 @@ def _chunks(latents: SparseLatents) -> list[SparseLatents]:
     return [
         SparseLatents(acts, indices)
         for acts, indices in zip(
-            latents.acts.split(POSITIONS_PER_CHUNK // 4),
-            latents.indices.split(POSITIONS_PER_CHUNK // 4),
+            latents.acts.split(LOGIT_ROWS),
+            latents.indices.split(LOGIT_ROWS),
             strict=True,
         )
     ]
-
-
-def _cap(lm: object, logits: Tensor) -> Tensor:
-    cap = getattr(lm.model.config, "final_logit_softcapping", None)  # type: ignore[attr-defined]
-    return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
 def _check_linear(decoder: SaeDecoderForCausalLM) -> None:

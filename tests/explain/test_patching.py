@@ -60,6 +60,29 @@ def test_blocks_do_not_change_effects(
     torch.testing.assert_close(again.joint, found.measured.joint, atol=1e-5, rtol=1e-5)
 
 
+def test_soft_capped_logits_and_overflow_take_the_direct_path(
+    decoder: SaeDecoderForCausalLM, pairs: dict[str, Pairs], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = pairs["label"]
+    latents = SparseLatents(*(column[:5] for column in found.positions.latents))
+    monkeypatch.setattr(decoder.frozen.lm.model.config, "final_logit_softcapping", 2.0, False)
+    candidates = patching.find_candidates(decoder, latents, 4)
+    capped = patching.measure(decoder, latents, candidates, found.removals[:5, :, :4])
+    row = SparseLatents(latents.acts[3], latents.indices[3])
+    latent, token = int(candidates.indices[3, 1]), int(candidates.tokens[3])
+    expected = brute_force(decoder, row, {latent: 1.0}, token)
+    assert float(capped.single[3, 1]) == pytest.approx(expected, abs=1e-5)
+    monkeypatch.setattr(decoder.frozen.lm.model.config, "final_logit_softcapping", None, False)
+    loud = SparseLatents(latents.acts * 300, latents.indices)
+    candidates = patching.find_candidates(decoder, loud, 4)
+    effects = patching.measure(decoder, loud, candidates).single
+    assert bool(effects.isfinite().all())
+    row = SparseLatents(loud.acts[3], loud.indices[3])
+    latent, token = int(candidates.indices[3, 1]), int(candidates.tokens[3])
+    expected = brute_force(decoder, row, {latent: 1.0}, token)
+    assert float(effects[3, 1]) == pytest.approx(expected, rel=1e-3, abs=1e-3)
+
+
 def test_attributions_are_the_derivative_of_the_effects(
     decoder: SaeDecoderForCausalLM, pairs: dict[str, Pairs]
 ) -> None:

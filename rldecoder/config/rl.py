@@ -66,6 +66,9 @@ class PpoSettings(Config):
     """Gradient clip, of decoder and critic separately."""
     temperature: float = Field(default=1.0, gt=0)
     """Of sampling, and therefore of scoring too."""
+    matmul_precision: Literal["highest", "high", "medium"] = "medium"
+    """Of the products in scoring and in the inner epochs; `medium` multiplies in bfloat16 where
+    the hardware can. Sampling and evaluation are always in float32."""
 
     @model_validator(mode="after")
     def _check(self) -> PpoSettings:
@@ -127,7 +130,7 @@ class TrainPpoConfig(StageConfig):
     """PPO steps between evaluations (also at the start and at each stage's end)."""
     eval_prompts: int = Field(default=8, ge=1, le=40)
     """Validation prompts a task."""
-    eval_tokens: int = Field(default=1024, ge=1)
+    eval_tokens: int = Field(default=512, ge=1)
     """Cached validation tokens for held-out KL."""
     checkpoint_every_steps: int = free(4, ge=1)
     """PPO steps between checkpoints."""
@@ -138,7 +141,7 @@ class ControlPpoConfig(StageConfig):
 
     test_prompts: int = Field(default=24, ge=1, le=64)
     """Test prompts a task, the same for every system."""
-    test_tokens: int = Field(default=2048, ge=1)
+    test_tokens: int = Field(default=1024, ge=1)
     """Cached test tokens for held-out KL."""
     supervised_continuation: bool = False
     """Also train as long with the differentiable losses alone: what does the reward add?"""

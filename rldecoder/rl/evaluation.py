@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from rldecoder.config.rl import TaskName
 from rldecoder.data.activations import ActivationReader
+from rldecoder.decoder.distill import matmul_precision
 from rldecoder.decoder.faithfulness import Faithfulness, evaluate_faithfulness
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
 from rldecoder.errors import BadInputError
@@ -111,8 +112,9 @@ class Evaluator:
         )
 
     def __call__(self, decoder: SaeDecoderForCausalLM) -> Evaluation:
-        """Both."""
-        return Evaluation(self.tasks(decoder), self.text(decoder))
+        """Both, in float32."""
+        with matmul_precision("highest"):
+            return Evaluation(self.tasks(decoder), self.text(decoder))
 
 
 def check_lengths(lm: FrozenLM, prompts: Sequence[TaskPrompt]) -> None:

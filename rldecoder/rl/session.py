@@ -16,6 +16,7 @@ from torch import Tensor
 from rldecoder.checkpoints import Checkpoints, pack_optimizer, unpack_optimizer
 from rldecoder.config.rl import PpoSettings, TrainPpoConfig
 from rldecoder.curves import Curves
+from rldecoder.decoder.distill import matmul_precision
 from rldecoder.decoder.loading import save_decoder
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
 from rldecoder.errors import NumericalError
@@ -146,7 +147,7 @@ class Session:
             # Importing TRL takes seconds, which only stages that train should pay for.
             from rldecoder.rl.trainer import DecoderPPOTrainer
 
-            with quiet_transformers():
+            with quiet_transformers(), matmul_precision(settings.matmul_precision):
                 DecoderPPOTrainer(self.learner, plan, sampler, first_step=self.done).train()
         self.decoder.requires_grad_(False).eval()
         if self.stopped is not None:

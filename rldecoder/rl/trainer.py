@@ -29,7 +29,7 @@ from transformers.trainer_callback import PrinterCallback
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
-from rldecoder.decoder.distill import chunked_kl_ce
+from rldecoder.decoder.distill import chunked_kl_ce, matmul_precision
 from rldecoder.evals.prompts import TaskPrompt, score
 from rldecoder.rl import core
 from rldecoder.rl.learner import Learner, Plan, PpoStep
@@ -100,8 +100,10 @@ class DecoderPPOTrainer(GRPOTrainer):
         # TRL shuffles with the global generator: tie it to the step, so that resume is exact.
         torch.manual_seed(derive_seed(seed, "shuffle", step))
         prompts = [self._remaining[int(row["row"])] for row in inputs]
-        self.rollout = self.sampler(prompts, torch_generator(seed, "rollout", step))
-        self._replay = None if self.plan.replay is None else self.plan.replay(step)
+        # Which latents are active must not depend on the precision that scoring runs in.
+        with matmul_precision("highest"):
+            self.rollout = self.sampler(prompts, torch_generator(seed, "rollout", step))
+            self._replay = None if self.plan.replay is None else self.plan.replay(step)
         return self._prepare_rollout(prompts)
 
     @torch.no_grad()

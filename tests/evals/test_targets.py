@@ -1,0 +1,67 @@
+"""The targets table: complete, fixed, and honest about what is unknown."""
+
+from __future__ import annotations
+
+import pytest
+
+from rldecoder.evals.targets import TARGETS, Measurement, targets_table
+
+# Written out from SPEC.md, "Targets of the original plan" and the QA gate, not from the code.
+PLAN = {
+    "kl_supervised": ("< 1.5", 1.49, 1.5),
+    "kl_rl": ("< 0.5", 0.49, 0.5),
+    "task_drop": ("< 0.03", 0.029, 0.03),
+    "l0": ("50 to 100", 50.0, 49.0),
+    "mse": ("< 0.01", 0.009, 0.01),
+    "explained_variance": ("> 0.95", 0.951, 0.95),
+    "dead_fraction": ("< 0.05", 0.0, 0.05),
+    "splice_kl": ("< 0.5", 0.3, 0.6),
+    "near_duplicates": ("< 0.05", 0.01, 0.05),
+    "label_coverage": ("> 0.85", 0.9, 0.85),
+    "top10_mass": ("≥ 0.3", 0.3, 0.29),
+    "ood_ratio": ("> 0.8", 0.81, 0.8),
+    "agreement": ("> 0.75", 0.8, 0.75),
+}
+
+
+def row_of(key: str, measured: dict[str, Measurement]) -> dict[str, object]:
+    return next(row for row in targets_table(measured) if row["key"] == key)
+
+
+@pytest.mark.parametrize("key", PLAN)
+def test_every_target_of_the_plan_is_there_with_its_threshold(key: str) -> None:
+    text, good, bad = PLAN[key]
+    assert row_of(key, {})["target"] == text
+    assert row_of(key, {key: Measurement(good)})["met"] is True
+    assert row_of(key, {key: Measurement(bad)})["met"] is False
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), float("inf")])
+@pytest.mark.parametrize("key", [target.key for target in TARGETS])
+def test_what_was_not_measured_is_unknown_never_met(key: str, value: float | None) -> None:
+    row = row_of(key, {key: Measurement(value, "why")})
+    assert row["met"] is None
+    assert row["value"] is None
+    assert "why" in str(row["note"])
+
+
+def test_nothing_measured_leaves_nothing_out() -> None:
+    rows = targets_table({})
+    assert [row["key"] for row in rows] == [target.key for target in TARGETS]
+    assert all(row["met"] is None and row["note"] for row in rows)
+
+
+def test_another_threshold_of_a_profile_is_shown_and_changes_no_verdict() -> None:
+    row = row_of("kl_supervised", {"kl_supervised": Measurement(2.0, "", 3.0)})
+    assert row["profile_target"] == "< 3"
+    assert row["target"] == "< 1.5"
+    assert row["met"] is False
+    same = row_of("l0", {"l0": Measurement(64.0, "", (50.0, 100.0))})
+    assert same["profile_target"] is None
+    wide = row_of("l0", {"l0": Measurement(16.0, "", (8.0, 32.0))})
+    assert (wide["profile_target"], wide["met"]) == ("8 to 32", False)
+
+
+def test_unknown_measurements_are_a_mistake() -> None:
+    with pytest.raises(KeyError, match="nonsense"):
+        targets_table({"nonsense": Measurement(1.0)})

@@ -41,7 +41,7 @@ from rldecoder.lm.tokenizer_parity import (
 )
 from rldecoder.schemas import write_json
 from rldecoder.seeds import seed_everything
-from rldecoder.stages.context import InputArtifact, Stage, StageContext, StageOutput
+from rldecoder.stages.context import Bar, InputArtifact, Stage, StageContext, StageOutput
 
 RANDOM = "random"
 
@@ -53,20 +53,7 @@ def run(
     seed_everything(ctx.seed)
     folder = ctx.out / "model"
     with ctx.report.track("model", 4, unit="steps") as bar:
-        if config.model == RANDOM:
-            choice = ModelChoice(RANDOM, None, ())
-            source: dict[str, str] = {"kind": RANDOM}
-            make_random_model(folder, seed=ctx.seed, **config.random_model.model_dump())
-            bar.advance(2, note="made")
-        else:
-            choice = _choose(config)
-            located = locate(choice.sources)
-            place = fetch(located, ctx.report.note)
-            bar.advance(note=f"found in {located.description}")
-            _check_config(choice, place)
-            copy_model_files(place, folder)
-            source = {"kind": located.source.kind, **located.identity}
-            bar.advance(note="copied")
+        choice, source = _bring_model(config, folder, ctx, bar)
         known = choice.spec.file_sha256 if choice.spec else {}
         weights = {item.name: item.sha256 for item in hash_files(_weight_files(folder), known)}
         dtype = getattr(torch, config.compute_dtype)
@@ -111,6 +98,24 @@ def run(
             "english_cross_entropy": report.english_cross_entropy,
         }
     )
+
+
+def _bring_model(
+    config: SyncTokenizerConfig, folder: Path, ctx: StageContext, bar: Bar
+) -> tuple[ModelChoice, dict[str, str]]:
+    """Fill `folder` with the model's files; which model, and what its source is known by."""
+    if config.model == RANDOM:
+        make_random_model(folder, seed=ctx.seed, **config.random_model.model_dump())
+        bar.advance(2, note="made")
+        return ModelChoice(RANDOM, None, ()), {"kind": RANDOM}
+    choice = _choose(config)
+    located = locate(choice.sources)
+    place = fetch(located, ctx.report.note)
+    bar.advance(note=f"found in {located.description}")
+    _check_config(choice, place)
+    copy_model_files(place, folder)
+    bar.advance(note="copied")
+    return choice, {"kind": located.source.kind, **located.identity}
 
 
 def fingerprint(config: SyncTokenizerConfig) -> dict[str, str]:

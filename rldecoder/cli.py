@@ -15,6 +15,7 @@ from typer.exceptions import TyperException
 from rldecoder.errors import (
     EXIT_BAD_INPUT,
     EXIT_INTERRUPTED,
+    BadInputError,
     InterruptedRunError,
     RlDecoderError,
 )
@@ -123,7 +124,9 @@ def main() -> None:
         code = app(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except TyperException as error:
-        error.show()
+        _print_error(
+            BadInputError(error.format_message(), "", "`rldecoder --help` shows the commands.")
+        )
         sys.exit(EXIT_BAD_INPUT)
     except RlDecoderError as error:
         _print_error(error)

@@ -74,7 +74,9 @@ def rebuild_report(run: RunConfig, store: ArtifactStore) -> None:
         BadInputError: a stage that the report reads has not been published.
     """
     refs = plan(run)
-    missing = [s.name for s in STAGES if s.name != "report" and not store.is_published(refs[s.name])]
+    missing = [
+        s.name for s in STAGES if s.name != "report" and not store.is_published(refs[s.name])
+    ]
     if missing:
         raise BadInputError(
             f"The run {run.name} is not finished.",
@@ -97,9 +99,7 @@ def print_summary(console: Console, store: ArtifactStore, refs: dict[str, Artifa
     marks = {True: "[green]yes[/green]", False: "[red]no[/red]", None: "[yellow]unknown[/yellow]"}
     for row in targets:
         value = "-" if row["value"] is None else f"{row['value']:.4g}"
-        table.add_row(
-            escape(row["name"]), escape(str(row["target"])), value, marks[row["met"]]
-        )
+        table.add_row(escape(row["name"]), escape(str(row["target"])), value, marks[row["met"]])
     console.print(table)
     manifest = store.manifest(refs["report"])
     for caveat in manifest.caveats:
@@ -141,4 +141,3 @@ def _quiet_libraries() -> None:
 
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-

@@ -48,9 +48,7 @@ def _state(store: ArtifactStore, ref: ArtifactRef) -> tuple[str, str, str]:
     return state, f"{manifest.wall_seconds:,.1f} s", manifest.device
 
 
-def show_explanation(
-    run: RunConfig, store: ArtifactStore, prompt: str, console: Console
-) -> None:
+def show_explanation(run: RunConfig, store: ArtifactStore, prompt: str, console: Console) -> None:
     """Explain one prompt with the published decoder.
 
     Raises:
@@ -85,7 +83,7 @@ def show_smoke(model: str, console: Console) -> None:
     """Throughput, shapes and memory of a frozen model."""
     from rldecoder.lm.smoke import smoke_test
 
-    result = smoke_test(model)
+    result = smoke_test(model, note=console.print)
     table = Table(title=f"smoke test of {model}", title_justify="left", show_header=False)
     for name, value in result.rows():
         table.add_row(escape(name), escape(value))
@@ -97,7 +95,8 @@ def show_models(console: Console) -> None:
     from rldecoder.lm.registry import list_models
 
     table = Table(title="base models", title_justify="left")
-    for column in ("name", "parameters", "layers", "d_model", "hook layer", "licence", "weights"):
+    table.add_column("name", no_wrap=True)
+    for column in ("parameters", "layers", "d_model", "hook layer", "licence", "weights"):
         table.add_column(column)
     for row in list_models():
         table.add_row(*(escape(str(value)) for value in row))

@@ -58,9 +58,9 @@ def test_second_run_does_no_work(debug_store: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert "0 stages built, 17 reused" in result.stderr
     after = {p: p.stat().st_mtime_ns for p in debug_store.rglob("*") if p.is_file()}
-    assert {p: t for p, t in after.items() if ".locks" not in p.parts and "wandb" not in p.parts} == {
-        p: t for p, t in before.items() if ".locks" not in p.parts and "wandb" not in p.parts
-    }
+    assert {
+        p: t for p, t in after.items() if ".locks" not in p.parts and "wandb" not in p.parts
+    } == {p: t for p, t in before.items() if ".locks" not in p.parts and "wandb" not in p.parts}
 
 
 def test_summary_shows_targets_examples_and_report(debug_store: Path) -> None:

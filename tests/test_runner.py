@@ -55,9 +55,7 @@ calls: list[str] = []
 crash_once: list[str] = []
 
 
-def make(
-    inputs: Mapping[str, InputArtifact], config: MakeConfig, ctx: StageContext
-) -> StageOutput:
+def make(inputs: Mapping[str, InputArtifact], config: MakeConfig, ctx: StageContext) -> StageOutput:
     """Writes a file; keeps progress; crashes when the test asks for it."""
     calls.append("make")
     mark = ctx.progress / "half"
@@ -69,9 +67,7 @@ def make(
     return StageOutput({"size": config.size, "resumed": resumed})
 
 
-def gate(
-    inputs: Mapping[str, InputArtifact], config: GateConfig, ctx: StageContext
-) -> StageOutput:
+def gate(inputs: Mapping[str, InputArtifact], config: GateConfig, ctx: StageContext) -> StageOutput:
     """Fails when the data is longer than the limit."""
     calls.append("gate")
     size = len((inputs["make"].path / "data.txt").read_text())

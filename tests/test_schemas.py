@@ -36,7 +36,7 @@ def test_truncated_parquet_names_the_file(tmp_path: Path, keep: int) -> None:
         path, {"step": [1], "name": pa.array(["loss"]), "value": [0.5]}, schemas.CURVES
     )
     path.write_bytes(path.read_bytes()[: -keep or None][: -1 if keep == 0 else None])
-    with pytest.raises(DamagedFileError, match="curves.parquet"):
+    with pytest.raises(DamagedFileError, match=r"curves\.parquet"):
         schemas.read_parquet(path)
 
 
@@ -68,7 +68,7 @@ def test_json_takes_numpy_numbers_and_no_other_objects(tmp_path: Path) -> None:
     assert schemas.read_json(path) == {"n": 3, "ok": True, "x": 0.5}
     with pytest.raises(NumericalError):
         schemas.write_json(path, {"x": np.float32("nan")})
-    with pytest.raises(TypeError, match="Path is not JSON|PosixPath is not JSON"):
+    with pytest.raises(TypeError, match=r"Path is not JSON"):
         schemas.write_json(path, {"p": path})
 
 

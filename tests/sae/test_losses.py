@@ -45,7 +45,8 @@ def test_auxk_loss_is_the_definition(weights: SaeWeights, auxk: int) -> None:
             recon += max(pre_acts[latent], 0.0) * weights.dec[latent].detach()
         left += float((recon - error[token]).square().sum())
     want = left / float(error.square().sum()) * used / auxk
-    assert float(auxk_loss(x, error, weights, dead, auxk)) == pytest.approx(want, rel=1e-4)
+    got = auxk_loss(x, error, weights, dead, auxk).item()
+    assert got == pytest.approx(want, rel=1e-4)
 
 
 def test_auxk_gradient_reaches_dead_latents_only(weights: SaeWeights) -> None:

@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from importlib.resources import files
 from typing import Any
 
@@ -126,6 +127,7 @@ def _shown(value: float | None) -> str:
     return "–" if value is None else f"{value:.3g}"
 
 
+@lru_cache(maxsize=2)
 def _environment(*, autoescape: bool) -> Environment:
     environment = Environment(
         loader=PackageLoader("rldecoder.dashboard", "templates"),

@@ -1,0 +1,116 @@
+"""Gathering: texts are made visible, activations line up with tokens, nothing is lost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rldecoder import schemas
+from rldecoder.dashboard import collect
+from rldecoder.interp.examples import EXAMPLES
+from rldecoder.interp.records import Example, FeatureLabel, FeatureLabels, Scores, TokenEffect
+
+BIDI = "a\u202eb\u200b</script>"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """Stands for an InputArtifact."""
+
+    stage: str
+    path: Path
+    digest: str = "d" * 16
+    metrics: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    verdict: str | None = None
+    caveats: tuple[str, ...] = ()
+    wall_seconds: float = 1.0
+
+
+def label(latent: int, rank: int, text: str | None, examples: list[Example]) -> FeatureLabel:
+    nothing = dict.fromkeys(Scores.model_fields, None) | {"firings": 3}
+    return FeatureLabel(
+        latent=latent, status="labelled" if text else "failed", label=text,
+        failure=None if text else "too rare", predicate=None, labeler="test", confidence=0.5,
+        confidence_low=0.4, confidence_high=0.6, high_confidence=False, importance=1.0 / rank,
+        importance_rank=rank, density=0.1, scores=Scores(**nothing), examples=examples,
+        promoted=[TokenEffect(token=BIDI, token_id=1, effect=2.0)], suppressed=[], queue_rank=1,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def labels_folder(tmp_path: Path) -> Path:
+    shown = Example(seq_id=4, pos=11, act=2.0, tokens=["x", BIDI, "y" * 9000], focus=1)
+    other = Example(seq_id=5, pos=1, act=1.0, tokens=["p", "q"], focus=0)
+    FeatureLabels(
+        model_name="tiny", hook_layer=1, num_latents=9, sae_digest="s", requested=2,
+        features=[label(7, 2, None, []), label(3, 1, BIDI, [shown, other])], labelled=1,
+        failed=1, high_confidence_threshold=None, coverage=0.0,
+    ).save(tmp_path)  # fmt: skip
+    schemas.write_parquet(
+        tmp_path / "examples.parquet",
+        {
+            "latent": [3, 3], "kind": ["top", "negative"], "rank": [0, 0], "seq_id": [4, 4],
+            "pos": [11, 11], "act": [2.0, 0.0], "start": [10, 10],
+            "tokens": [[1, 2, 3], [1, 2, 3]], "acts": [[0.0, 2.0, 0.5], [9.0, 9.0, 9.0]],
+        },
+        EXAMPLES,
+    )  # fmt: skip
+    return tmp_path
+
+
+def test_features_are_ordered_visible_and_highlighted(labels_folder: Path) -> None:
+    found = collect.features(labels_folder, max_features=10, contexts=5)
+    assert [feature["latent"] for feature in found] == [3, 7]
+    first = found[0]
+    assert first["label"] == "a⟨U+202E⟩b⟨U+200B⟩</script>"
+    assert first["promoted"] == ["a⟨U+202E⟩b⟨U+200B⟩</script>"]
+    window = first["examples"][0]
+    assert window["heat"] == [0.0, 1.0, 0.25]
+    assert len(window["tokens"][2]) < 100
+    # Without a row in examples.parquet only the focus is coloured.
+    assert first["examples"][1]["heat"] == [1.0, 0.0]
+    assert found[1]["failure"] == "too rare"
+    assert len(collect.features(labels_folder, max_features=1, contexts=1)[0]["examples"]) == 1
+
+
+def test_caveats_once_and_in_order(tmp_path: Path) -> None:
+    inputs = {
+        "a": Artifact("a", tmp_path, caveats=("one", "two")),
+        "b": Artifact("b", tmp_path, caveats=("two", "three\u202e")),
+    }
+    assert collect.caveats(inputs) == ["one", "two", "three⟨U+202E⟩"]
+
+
+def test_pipeline_shows_every_stage_and_no_times_as_metrics(tmp_path: Path) -> None:
+    metrics = {"fvu": 0.25, "tokens_per_second": 9.0, "nothing": None, "n": 12000}
+    inputs = {"train_sae": Artifact("train_sae", tmp_path, metrics=metrics)}
+    phases = collect.pipeline(inputs)
+    stages = {stage["name"]: stage for phase in phases for stage in phase["stages"]}
+    assert len(stages) == 17
+    assert stages["train_sae"]["metrics"] == [("fvu", "0.25"), ("n", "12,000")]
+    assert stages["report"]["digest"] is None
+
+
+def test_configs_are_flattened(tmp_path: Path) -> None:
+    config = {"a": {"b": 1}, "c": [{"d": 2}, {"d": 3}], "e": [1, 2], "f": None}
+    rows = collect.config_rows({"x": Artifact("x", tmp_path, config=config)})
+    assert rows[0]["config"] == [
+        ("a.b", "1"), ("c[0].d", "2"), ("c[1].d", "3"), ("e", "[1, 2]"), ("f", "None"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.123456, "0.123"), (12345.6, "12,346"), (7, "7"), (True, "yes"), (2.0, "2"), ("x", "x")],
+)
+def test_values_are_short(value: Any, text: str) -> None:
+    assert collect.format_value(value) == text
+
+
+def test_times() -> None:
+    assert collect.format_seconds(3.21) == "3.2 s"
+    assert collect.format_seconds(125.4) == "2 min 05 s"

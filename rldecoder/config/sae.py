@@ -34,9 +34,9 @@ class TrainSaeConfig(StageConfig):
     """Tokens per optimiser step."""
     init_tokens: int = Field(16_384, gt=1)
     """Training tokens from which the mean (the start of b_dec) and the input scale come."""
-    lr: float = Field(1e-3, gt=0)
+    lr: float = Field(3e-3, gt=0)
     """Adam's learning rate, on inputs scaled to unit variance per dimension."""
-    lr_final: float = Field(1e-4, gt=0)
+    lr_final: float = Field(3e-4, gt=0)
     """The rate at the last step."""
     warmup_steps: int = Field(50, ge=0)
     """Steps over which the rate rises linearly from 0."""

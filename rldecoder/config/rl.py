@@ -54,7 +54,7 @@ class PpoSettings(Config):
     replay_tokens: int = Field(default=256, ge=0)
     """Training-text tokens on which the KL loss is also taken in each step; 0: rollouts only.
     Without them the decoder drifts away on text that is no task prompt."""
-    lr: float = Field(default=5e-5, gt=0)
+    lr: float = Field(default=2e-5, gt=0)
     """Peak learning rate of the decoder (Adam)."""
     critic_lr: float = Field(default=1e-3, gt=0)
     """Peak learning rate of the critic."""

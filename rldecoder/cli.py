@@ -118,6 +118,9 @@ def devices() -> None:
 
 def main() -> None:
     """Entry point: turns errors into one message and an exit code."""
+    # A shell starts background commands with SIGINT ignored; both signals must leave a
+    # resumable run.
+    signal.signal(signal.SIGINT, _terminate)
     signal.signal(signal.SIGTERM, _terminate)
     try:
         # Outside standalone mode typer returns the code of `typer.Exit` (after --help, say).
@@ -153,7 +156,7 @@ def _load(
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
-    """Treat SIGTERM like Ctrl-C, so that a stopped worker leaves a resumable run."""
+    """Stop like Ctrl-C, so that a stopped worker leaves a resumable run."""
     raise KeyboardInterrupt
 
 

@@ -61,7 +61,7 @@ class RichReporter:
             disable=not self.console.is_terminal,  # a log file wants no bars
         ) as progress:
             task = progress.add_task(
-                escape(description), total=total, completed=done, speed="", note=""
+                escape(description), total=total, completed=int(done), speed="", note=""
             )
             yield RichBar(progress, task, unit)
 

@@ -16,7 +16,6 @@ from rldecoder.artifacts import ArtifactRef, ArtifactStore, Manifest, artifact_d
 from rldecoder.config.run import RunConfig
 from rldecoder.errors import BadInputError, GateFailedError, NumericalError
 from rldecoder.seeds import derive_seed, seed_everything
-from rldecoder.stages.table import STAGES, stage_named
 from rldecoder.stages.context import (
     InputArtifact,
     Reporter,
@@ -25,6 +24,7 @@ from rldecoder.stages.context import (
     StageContext,
     StageOutput,
 )
+from rldecoder.stages.table import STAGES, stage_named
 
 
 class StageRun(NamedTuple):
@@ -236,9 +236,7 @@ def _check_metrics(stage: Stage, output: StageOutput) -> None:
         raise TypeError(f"{stage.name}: gates, and only gates, return a verdict")
 
 
-def _refuse_failed_gates(
-    run: RunConfig, stage: Stage, inputs: Mapping[str, InputArtifact]
-) -> None:
+def _refuse_failed_gates(run: RunConfig, stage: Stage, inputs: Mapping[str, InputArtifact]) -> None:
     for name, artifact in inputs.items():
         if artifact.verdict == "fail" and _on_fail(run, name) == "stop":
             raise GateFailedError(

@@ -79,4 +79,4 @@ def wandb_reporter(run: RunConfig, folder: Path) -> Iterator[WandbReporter | Non
     try:
         yield WandbReporter(wandb_run)
     finally:
-        wandb_run.finish(quiet=True)
+        wandb_run.finish()

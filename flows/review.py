@@ -38,7 +38,8 @@ class ReviewParameters(RunParameters):
     timeout_seconds: int = Field(3600, ge=1)
     """How long the form of one label waits; the flow then fails and may be run again."""
     file: str | None = None
-    """Where verdicts are appended; empty takes `reviews.jsonl` in the store."""
+    """Where verdicts are appended; empty takes the run's `label_features.reviews`, or else
+    `reviews.jsonl` in the store."""
 
 
 class Verdict(RunInput):
@@ -110,11 +111,11 @@ def review(parameters: ReviewParameters) -> int:
         raise BadInputError(
             f"The run {run.name} has no labels yet.",
             f"{ref} is not in {store.root}.",
-            "Run the pipeline first, at least until label_features.",
+            "Run the pipeline until label_features first (again, after new verdicts).",
         )
     store.verify(ref)
     labels = FeatureLabels.load(store.path(ref))
-    path = Path(parameters.file) if parameters.file else store.root / "reviews.jsonl"
+    path = Path(parameters.file or run.label_features.reviews or store.root / "reviews.jsonl")
     seen = {r.latent for r in read_reviews(path, labels.sae_digest)} if path.is_file() else set()
     queue = review_queue(labels, seen, parameters.count)
     get_run_logger().info("%d labels to review; verdicts go to %s", len(queue), path)

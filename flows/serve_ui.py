@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 
+import httpx
 import psutil
 
 from flows.local_server import LocalServer, offline_settings, owned, prefect_home, shared_url
@@ -27,6 +28,7 @@ POOL = "local"
 """The process work pool that prefect.yaml names."""
 
 _GRACE_SECONDS = 15.0
+_TAIL_CHARACTERS = 1500
 
 
 def serve(home: Path, port: int) -> None:
@@ -50,9 +52,7 @@ def serve(home: Path, port: int) -> None:
         stack.callback(server.stop)
         server.wait()
         env = {**os.environ, **offline_settings(home), "PREFECT_API_URL": server.url}
-        _say("making the work pool and the deployments ...")
-        _prefect(["work-pool", "create", POOL, "--type", "process", "--overwrite"], env)
-        _prefect(["deploy", "--all"], env)
+        _make_pool(server.url)
         with (home / "worker.log").open("wb") as log:
             worker = tied.start(
                 [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL],
@@ -60,6 +60,8 @@ def serve(home: Path, port: int) -> None:
                 stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
             )  # fmt: skip
         stack.callback(_stop_worker, worker)
+        _say("making the deployments of prefect.yaml ...")
+        _deploy(env)
         offer(server.url)  # from now on `rldecoder run` shows its runs here too
         _say(f"ready: {server.url.removesuffix('/api')}   (Ctrl-C stops everything)")
         while server.process.poll() is None and worker.poll() is None:
@@ -69,17 +71,23 @@ def serve(home: Path, port: int) -> None:
         )
 
 
-def _prefect(arguments: list[str], env: Mapping[str, str]) -> None:
-    """Run one command of Prefect's own command line in the project's root."""
+def _make_pool(url: str) -> None:
+    """Make the work pool unless it is there; the worker gives it its template."""
+    answer = httpx.post(f"{url}/work_pools/", json={"name": POOL, "type": "process"}, timeout=60)
+    if answer.status_code not in (httpx.codes.CREATED, httpx.codes.CONFLICT):
+        raise NoResourceError("The work pool cannot be made.", answer.text[:_TAIL_CHARACTERS])
+
+
+def _deploy(env: Mapping[str, str]) -> None:
+    """Apply prefect.yaml."""
     done = subprocess.run(
-        [sys.executable, "-m", "prefect", "--no-prompt", *arguments],
+        [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"],
         env=dict(env), cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True,
         check=False,
     )  # fmt: skip
     if done.returncode != 0:
-        raise NoResourceError(
-            f"`prefect {' '.join(arguments)}` failed.", (done.stdout + done.stderr).strip()[-1500:]
-        )
+        output = (done.stdout + done.stderr).strip()
+        raise NoResourceError("prefect.yaml cannot be applied.", output[-_TAIL_CHARACTERS:])
 
 
 def _stop_worker(worker: subprocess.Popen[bytes]) -> None:

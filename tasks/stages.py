@@ -78,8 +78,12 @@ def build(
     if _is_intact(store, bench.planned[stage_name]):
         # Nothing will be computed, so no device is waited for.
         return run_stage(run, stage_name, refs, store=store, report=report, device="cpu")
-    task = f"{run.name}/{stage_name}"
-    with lease_device(run.device, task=task, say=bench.tell_once) as lease:
+    with lease_device(
+        run.device,
+        timeout_seconds=run.device_timeout_seconds,
+        task=f"{run.name}/{stage_name}",
+        say=bench.tell_once,
+    ) as lease:
         if lease.uuid is None:
             return run_stage(run, stage_name, refs, store=store, report=report, device="cpu")
         return run_in_process(run, stage_name, refs, store=store, report=report, lease=lease)

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from tasks.stage_process import StageProcessError, run_in_process
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = DeviceLease("cpu", None, "CPU")
+Act = Callable[..., StageRun]
 
 # The stand-in for tasks.stage_worker: reads the request, gets `say` and `request`, runs the test's
 # own lines.
@@ -72,27 +73,27 @@ def run() -> RunConfig:
 
 
 @pytest.fixture
-def act(run: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
+def act(run: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Act]:
     """Calls `run_in_process` with a stand-in worker made of the given lines."""
 
     def call(code: str, report: object = None, lease: DeviceLease = CPU) -> StageRun:
         monkeypatch.setattr(stage_process, "WORKER", (sys.executable, "-c", PROLOGUE + code))
         return run_in_process(
             run, "ingest", {}, store=ArtifactStore(tmp_path / "store"),
-            report=report or Recorder(), lease=lease,  # type: ignore[arg-type]
+            report=report or Recorder(), lease=lease,
         )  # fmt: skip
 
     yield call
     assert [c for c in psutil.Process().children() if c.status() != psutil.STATUS_ZOMBIE] == []
 
 
-def test_the_result_comes_back_whole(act) -> None:  # type: ignore[no-untyped-def]
+def test_the_result_comes_back_whole(act: Act) -> None:
     result = act('say("result", values=result)')
     assert result.ref.stage == "ingest"
     assert (result.caveats, result.metrics, result.wall_seconds) == (("one",), {"m": 1.5}, 2.0)
 
 
-def test_reports_are_replayed_in_order(act) -> None:  # type: ignore[no-untyped-def]
+def test_reports_are_replayed_in_order(act: Act) -> None:
     report = Recorder()
     act(
         'say("open", bar=0, description="train", total=10, unit="tok", done=4)\n'
@@ -108,7 +109,7 @@ def test_reports_are_replayed_in_order(act) -> None:  # type: ignore[no-untyped-
     ]  # fmt: skip
 
 
-def test_the_child_sees_the_leased_device_only(act) -> None:  # type: ignore[no-untyped-def]
+def test_the_child_sees_the_leased_device_only(act: Act) -> None:
     report = Recorder()
     lease = DeviceLease("cpu", "GPU-7", "fake", {"CUDA_VISIBLE_DEVICES": "GPU-7"})
     act(
@@ -134,23 +135,25 @@ def test_the_child_sees_the_leased_device_only(act) -> None:  # type: ignore[no-
          StageProcessError, "annotations"),
     ],
 )  # fmt: skip
-def test_errors_come_back_as_what_they_were(act, line, error, text) -> None:  # type: ignore[no-untyped-def]
+def test_errors_come_back_as_what_they_were(
+    act: Act, line: str, error: type[Exception], text: str
+) -> None:
     with pytest.raises(error, match=text) as caught:
         act(f'say("error", {line})')
     assert type(caught.value) is error
 
 
-def test_a_crash_shows_the_end_of_its_output(act) -> None:  # type: ignore[no-untyped-def]
+def test_a_crash_shows_the_end_of_its_output(act: Act) -> None:
     with pytest.raises(StageProcessError, match=r"(?s)status 5.*last words"):
         act('print("last words", flush=True)\nos._exit(5)')
 
 
-def test_a_process_killed_by_the_system_is_a_lack_of_memory(act) -> None:  # type: ignore[no-untyped-def]
+def test_a_process_killed_by_the_system_is_a_lack_of_memory(act: Act) -> None:
     with pytest.raises(NoResourceError, match="memory"):
         act("os.kill(os.getpid(), 9)")
 
 
-def test_an_interruption_here_ends_the_child_and_closes_its_bars(act) -> None:  # type: ignore[no-untyped-def]
+def test_an_interruption_here_ends_the_child_and_closes_its_bars(act: Act) -> None:
     class Interrupting(Recorder):
         def note(self, message: str) -> None:
             raise KeyboardInterrupt

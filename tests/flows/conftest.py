@@ -1,0 +1,62 @@
+"""`make ui`, started once for all tests of the flows: server, work pool, deployments, worker."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from ui_client import ROOT, Ui
+
+from flows.local_server import free_port
+from tasks import tied
+
+# Prefect reads its settings when it is imported: none of the user's, nothing sent anywhere.
+if "PREFECT_HOME" not in os.environ:
+    os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="rldecoder-prefect-")
+    atexit.register(shutil.rmtree, os.environ["PREFECT_HOME"], ignore_errors=True)
+os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
+os.environ["DO_NOT_TRACK"] = "1"
+os.environ.pop("PREFECT_API_URL", None)
+
+
+@pytest.fixture(scope="session")
+def ui() -> Iterator[Ui]:
+    """`make ui` in a process of its own; at the end Ctrl-C must stop all of it."""
+    port, home = free_port(), Path(os.environ["PREFECT_HOME"])
+    env = {
+        **os.environ,
+        "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "10",
+        "PREFECT_WORKER_QUERY_SECONDS": "1",
+    }
+    process = tied.start(
+        [sys.executable, "-m", "flows.serve_ui", "--port", str(port)],
+        env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        said = b""
+        for line in process.stdout:
+            said += line
+            if b"ready" in line:
+                break
+        assert b"ready: http://127.0.0.1:" in said, said.decode()
+        yield Ui(f"http://127.0.0.1:{port}/api", home)
+        family = psutil.Process(process.pid).children(recursive=True)
+        assert len(family) >= 2  # the server and the worker
+        process.send_signal(signal.SIGINT)
+        rest = process.stdout.read()
+        assert process.wait(60) == 0, rest.decode()
+        assert b"stopped" in rest
+        _, alive = psutil.wait_procs(family, timeout=10)
+        assert [p for p in alive if p.status() != psutil.STATUS_ZOMBIE] == []
+    finally:
+        tied.stop(process)

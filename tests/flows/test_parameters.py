@@ -1,0 +1,51 @@
+"""The typed form's models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from flows.parameters import PipelineParameters, RunParameters
+from flows.phases import decoder, explanations, features, interpretation, last_stage, prepare, rl
+from rldecoder.errors import BadInputError
+from rldecoder.stages.table import STAGES
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_a_config_is_found_by_name_and_by_path(tmp_path: Path) -> None:
+    by_name, store = RunParameters(config="debug", store=str(tmp_path / "s")).load()
+    by_path, _ = RunParameters(
+        config=str(ROOT / "configs" / "debug.yaml"), store=str(tmp_path / "s")
+    ).load()
+    assert by_name == by_path
+    assert store.root == tmp_path / "s"
+
+
+def test_overrides_apply(tmp_path: Path) -> None:
+    run, _ = RunParameters(config="debug", overrides=["train_sae.k=8"], store=str(tmp_path)).load()
+    assert run.train_sae.k == 8
+
+
+def test_a_config_that_is_not_there_is_bad_input() -> None:
+    with pytest.raises(BadInputError, match="cannot be read"):
+        RunParameters(config="no-such-run").load()
+
+
+def test_unknown_keys_and_stages_are_refused() -> None:
+    with pytest.raises(ValidationError, match="extra_forbidden"):
+        PipelineParameters(confg="debug")
+    with pytest.raises(ValidationError, match="no stage called"):
+        PipelineParameters(until="nowhere")
+    assert PipelineParameters(until="report").until == "report"
+
+
+def test_there_is_a_flow_for_every_phase() -> None:
+    flows = [prepare, features, decoder, rl, interpretation, explanations]
+    assert [flow.name for flow in flows] == list(dict.fromkeys(s.phase for s in STAGES))
+    assert [last_stage(flow.name) for flow in flows] == [
+        "baselines", "gate_sae", "gate_decoder", "freeze_decoder", "cluster_features", "report",
+    ]  # fmt: skip
+    assert all("parameters" in flow.parameters.properties for flow in flows)

@@ -1,0 +1,166 @@
+"""Human review: what is asked, how it is shown, and that answers survive. The server is real."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ui_client import ROOT, Ui
+
+from flows.review import ReviewParameters, append_review, as_markdown, review, review_queue
+from rldecoder.artifacts import ArtifactStore, Manifest
+from rldecoder.config.run import load_run_config
+from rldecoder.errors import BadInputError
+from rldecoder.interp.records import Example, FeatureLabel, FeatureLabels, Review, Scores
+from rldecoder.interp.review import ReviewLine, read_reviews
+from rldecoder.runner import plan
+
+
+def feature(latent: int, queue_rank: int, **changes: Any) -> FeatureLabel:
+    values: dict[str, Any] = {
+        "latent": latent,
+        "status": "labelled",
+        "label": "a <b>number</b>",
+        "failure": None,
+        "predicate": None,
+        "labeler": "predicate-1",
+        "confidence": 0.5,
+        "confidence_low": 0.4,
+        "confidence_high": 0.6,
+        "high_confidence": False,
+        "importance": 0.02,
+        "importance_rank": latent,
+        "density": 0.01,
+        "scores": Scores(
+            detection=0.9, fuzzing=None, precision=0.5, recall=0.5, f1=0.5, auprc=0.3, firings=9
+        ),
+        "examples": [
+            Example(seq_id=0, pos=2, act=1.0, tokens=["a\n", "</script>", "\u202eb"], focus=1)
+        ],
+        "promoted": [],
+        "suppressed": [],
+        "queue_rank": queue_rank,
+    }
+    return FeatureLabel.model_validate(values | changes)
+
+
+def labels(*features: FeatureLabel) -> FeatureLabels:
+    return FeatureLabels(
+        model_name="tiny",
+        hook_layer=2,
+        num_latents=96,
+        sae_digest="abc",
+        requested=10,
+        features=list(features),
+        labelled=len(features),
+        failed=0,
+        high_confidence_threshold=None,
+        coverage=0.0,
+    )
+
+
+def test_the_queue_skips_what_has_a_verdict() -> None:
+    reviewed = feature(4, 1, reviews=[Review(reviewer="ann", accept=True)])
+    file = labels(feature(1, 4), feature(2, 2), feature(3, 3), reviewed)
+    assert [f.latent for f in review_queue(file, {3}, 5)] == [2, 1]
+    assert [f.latent for f in review_queue(file, set(), 1)] == [2]
+
+
+def test_text_of_the_corpus_stays_inert() -> None:
+    shown = as_markdown(feature(1, 1))
+    assert "\u202e" not in shown  # an override that would reverse the line is spelt out
+    assert r"\u202eb" in shown
+    risky = [line for line in shown.splitlines() if "<" in line]
+    assert len(risky) == 2
+    assert all(line.startswith('    "') for line in risky)  # Markdown code: no markup in it
+
+
+def test_a_failed_label_shows_why() -> None:
+    failed = feature(1, 1, status="failed", label=None, failure="too few firings")
+    assert "too few firings" in as_markdown(failed)
+
+
+def test_what_is_appended_is_what_the_labels_stage_reads(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "reviews.jsonl"
+    lines = [
+        ReviewLine(sae_digest="abc", latent=latent, reviewer="ann", accept=True, note="ü\n")
+        for latent in (1, 2)
+    ]
+    for line in lines:
+        append_review(path, line)
+    assert read_reviews(path, "abc") == lines
+
+
+def test_the_form_refuses_nonsense() -> None:
+    with pytest.raises(ValueError, match="count"):
+        ReviewParameters(count=0)
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> ArtifactStore:
+    """A store that holds labels of the debug run, and nothing else."""
+    store = ArtifactStore(tmp_path)
+    ref = plan(load_run_config(ROOT / "configs" / "debug.yaml"))["label_features"]
+    manifest = Manifest(
+        kind=ref.kind, stage=ref.stage, digest=ref.digest, version=1, config={}, seed=0,
+        inputs={}, fingerprint={}, files={}, metrics={}, source_digest="", git_commit=None,
+        packages={}, device="cpu", device_name="cpu", threads=1, wall_seconds=0.0,
+        peak_memory_bytes=0, resumed=False, created_at="",
+    )  # fmt: skip
+    with store.building(ref) as out:
+        labels(feature(7, 2), feature(8, 1)).save(out)
+        store.publish(ref, out, manifest)
+    return store
+
+
+@pytest.mark.slow
+def test_the_flow_asks_waits_and_keeps_the_answers(ui: Ui, published: ArtifactStore) -> None:
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    parameters = ReviewParameters(config="debug", store=str(published.root), reviewer="ann")
+
+    def work() -> int:
+        with temporary_settings(updates={PREFECT_API_URL: ui.url}):
+            return review(parameters)
+
+    def paused(done: set[str]) -> Any:
+        runs = ui.flow_runs(flows={"name": {"any_": ["review"]}}, sort="START_TIME_DESC", limit=1)
+        state = runs[0]["state"] if runs else {"type": ""}
+        waiting = state["type"] == "PAUSED" and state["id"] not in done
+        return runs[0] if waiting else None
+
+    answers = [{"accept": True}, {"accept": False, "better_label": "digits", "note": "n"}]
+    with ThreadPoolExecutor(1) as pool:
+        flow = pool.submit(work)
+        seen: set[str] = set()
+        for answer in answers:
+            run = ui.until(lambda: flow.exception() if flow.done() else paused(seen))
+            assert not isinstance(run, BaseException), run
+            seen.add(run["state"]["id"])
+            path = f"/flow_runs/{run['id']}/resume"
+            # The form is checked by the server: `accept` is required.
+            assert ui.post(path, {"run_input": {}}).json()["status"] == "REJECT"
+            assert ui.post(path, {"run_input": answer}).json()["status"] == "ACCEPT"
+        assert flow.result(60) == 2
+    lines = read_reviews(published.root / "reviews.jsonl", "abc")
+    assert [(line.latent, line.accept, line.label) for line in lines] == [
+        (8, True, None), (7, False, "digits"),
+    ]  # fmt: skip
+    assert {line.reviewer for line in lines} == {"ann"}
+    shown = ui.get("/artifacts/review/latest")["data"]
+    assert json.dumps("a <b>number</b>") in shown
+    assert work() == 0  # nothing is asked twice
+
+
+@pytest.mark.slow
+def test_a_run_without_labels_is_bad_input(ui: Ui, tmp_path: Path) -> None:
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with (
+        temporary_settings(updates={PREFECT_API_URL: ui.url}),
+        pytest.raises(BadInputError, match="has no labels yet"),
+    ):
+        review(ReviewParameters(config="debug", store=str(tmp_path)))

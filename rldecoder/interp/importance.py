@@ -177,21 +177,30 @@ def attribute(
 
 
 @torch.no_grad()
-def exact_effect(metric: MetricFunction, batch: PatchBatch, latent: int) -> float:
-    """Sum of metric(latent set to zero) - metric over the batch, by running both.
+def sequence_metrics(metric: MetricFunction, batch: PatchBatch, acts: Tensor) -> Tensor:
+    """[B] float64: the metric of each sequence, summed over its positions, under `acts`."""
+    values = metric(batch, acts, batch.error).double()
+    rows = batch.metric_mask.nonzero()[:, 0]
+    return values.new_zeros(acts.shape[0]).index_add_(0, rows, values)
+
+
+@torch.no_grad()
+def exact_effect(metric: MetricFunction, batch: PatchBatch, latent: int, baseline: Tensor) -> float:
+    """Sum of metric(latent set to zero) - metric over the batch, by running it.
 
     The latent is zeroed wherever it is active, at once; sequences without it are not run.
+
+    Args:
+        baseline: [B] `sequence_metrics` of the batch as it is.
     """
     acts, indices = batch.latents
     hit = (indices == latent) & (acts > 0)
     sequences = hit.any(-1).any(-1)
     if not bool(sequences.any()):
         return 0.0
-    part, hit = batch.rows(sequences), hit[sequences]
-    ablated = part.latents.acts.masked_fill(hit, 0.0)
-    after = metric(part, ablated, part.error).double().sum()
-    before = metric(part, part.latents.acts, part.error).double().sum()
-    return float(after - before)
+    part = batch.rows(sequences)
+    ablated = part.latents.acts.masked_fill(hit[sequences], 0.0)
+    return float((sequence_metrics(metric, part, ablated) - baseline[sequences]).sum())
 
 
 def considered_positions(target: TargetName, batch: PatchBatch, skip_first: int = 1) -> Tensor:

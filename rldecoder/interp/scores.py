@@ -122,8 +122,8 @@ class ScoringText:
         detection = None
         if positive and negative:
             named = self._windows(np.flatnonzero(held))
-            found = np.count_nonzero(named & active) / positive
-            false = np.count_nonzero(named & ~active) / negative
+            found = int((named & active).sum()) / positive
+            false = int((named & ~active).sum()) / negative
             detection = 0.5 * (found + 1 - false)
         fuzzing, windows = self._fuzz(held, fires, acts, rng)
         return LabelScores(

@@ -15,6 +15,7 @@ from rldecoder.interp.importance import (
     PatchBatch,
     attribute,
     exact_effect,
+    sequence_metrics,
 )
 
 FloatArray = NDArray[np.float64]
@@ -75,9 +76,13 @@ def validate(
     }
     rng = np.random.default_rng(seed)
     chosen = choose_latents(estimates["attribution_patching"], num_top, num_others, rng)
+    baselines = [sequence_metrics(metric, batch, batch.latents.acts) for batch in batches]
     exact = np.zeros(chosen.size)
     for index, latent in enumerate(chosen):
-        exact[index] = sum(exact_effect(metric, batch, int(latent)) for batch in batches)
+        exact[index] = sum(
+            exact_effect(metric, batch, int(latent), baseline)
+            for batch, baseline in zip(batches, baselines, strict=True)
+        )
         advance()
     return {
         "num_latents": int(chosen.size),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import string
 import unicodedata
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from typing import Literal
 
@@ -13,7 +14,6 @@ from transformers import PreTrainedTokenizerBase
 
 BoolArray = NDArray[np.bool_]
 Side = Literal["prefix", "suffix"]
-MAX_CACHED_AFFIXES = 512
 CODE_SYMBOLS = frozenset("{}[]()<>=_;/\\|&^%$#@`~*+")
 
 TOKEN_CLASSES: dict[str, str] = {
@@ -35,7 +35,7 @@ TOKEN_CLASSES: dict[str, str] = {
 
 
 class Vocabulary:
-    """Texts of all token ids of a model, with cached boolean tables over them.
+    """Texts of all token ids of a model, and boolean tables over them.
 
     Every table has one more entry than there are tokens: the last one, False, is what the
     index UNKNOWN (-1) reads.
@@ -49,7 +49,11 @@ class Vocabulary:
         special[list(special_ids)] = True
         self._special = special
         self._class_tables = {name: self._classify(name) for name in TOKEN_CLASSES}
-        self._affix_tables: dict[tuple[str, str], BoolArray] = {}
+        # Words with a common affix are neighbours when sorted (from the end for suffixes).
+        self._sorted: dict[Side, tuple[list[str], NDArray[np.int64]]] = {
+            "prefix": _sorted_words(self._words),
+            "suffix": _sorted_words(tuple(word[::-1] for word in self._words)),
+        }
 
     @classmethod
     def from_tokenizer(cls, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> Vocabulary:
@@ -73,15 +77,17 @@ class Vocabulary:
 
     def affix_table(self, side: Side, text: str) -> BoolArray:
         """[V + 1] whose text, stripped and in lower case, starts ("prefix") or ends with `text`."""
-        key = (side, text)
-        if key not in self._affix_tables:
-            if len(self._affix_tables) >= MAX_CACHED_AFFIXES:
-                self._affix_tables.clear()
-            table = np.zeros(self.size + 1, bool)
-            method = "startswith" if side == "prefix" else "endswith"
-            table[:-1] = [getattr(word, method)(text) for word in self._words]
-            self._affix_tables[key] = table
-        return self._affix_tables[key]
+        if side == "suffix":
+            text = text[::-1]
+        words, ids = self._sorted[side]
+
+        def start(word: str) -> str:
+            return word[: len(text)]
+
+        low, high = bisect_left(words, text, key=start), bisect_right(words, text, key=start)
+        table = np.zeros(self.size + 1, bool)
+        table[ids[low:high]] = True
+        return table
 
     def token_table(self, tokens: Sequence[int]) -> BoolArray:
         """[V + 1] whether a token is one of `tokens`."""
@@ -114,6 +120,12 @@ class Vocabulary:
         table[:-1] = [bool(text) and check(text) for text in self.texts]
         table[:-1] &= ~self._special
         return table
+
+
+def _sorted_words(words: Sequence[str]) -> tuple[list[str], NDArray[np.int64]]:
+    """The words in order, and the index that each had."""
+    order = sorted(range(len(words)), key=words.__getitem__)
+    return [words[i] for i in order], np.array(order, np.int64)
 
 
 def visible(text: str) -> str:

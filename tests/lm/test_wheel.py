@@ -10,7 +10,6 @@ import pytest
 import torch
 from filelock import FileLock
 from safetensors.torch import load_file
-from tiny_wheel import TinyWheel
 from transformers import PreTrainedTokenizerFast
 
 from rldecoder.errors import BadInputError, DamagedFileError, NoResourceError
@@ -21,6 +20,7 @@ from rldecoder.lm.wheel import (
     wheel_identity,
     wheel_model_folder,
 )
+from tests.lm.tiny_wheel import TinyWheel
 
 
 def silent(message: str) -> None:

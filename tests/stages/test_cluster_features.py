@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from interp_inputs import make_inputs, run_stage
 
 from rldecoder.config.interp import ClusterFeaturesConfig, LabelFeaturesConfig, RankFeaturesConfig
 from rldecoder.decoder.loading import load_decoder
@@ -16,6 +15,7 @@ from rldecoder.schemas import read_json, read_parquet
 from rldecoder.stages import label_features, rank_features
 from rldecoder.stages.cluster_features import STAGE
 from rldecoder.stages.context import InputArtifact
+from tests.stages.interp_inputs import make_inputs, run_stage
 
 RANK = RankFeaturesConfig(
     domains=("label",), budget_tokens=256, validation_tokens=48, validation_top=3,

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from decoder_inputs import artifact, make_inputs
 from safetensors.torch import save_file
 
 from rldecoder.config.decoder import GateDecoderConfig
@@ -19,6 +18,7 @@ from rldecoder.schemas import read_json
 from rldecoder.stages import gate_decoder
 from rldecoder.stages.context import InputArtifact, StageContext
 from rldecoder.stages.gate_decoder import HEADLINES, make_report
+from tests.stages.decoder_inputs import artifact, make_inputs
 
 Contexts = Callable[..., StageContext]
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from interp_inputs import artifact, files_of, make_inputs, run_stage, write_tokens
 
 from rldecoder.config.interp import LabelFeaturesConfig, PredicateSettings, RankFeaturesConfig
 from rldecoder.data.shards import read_tokens
@@ -16,6 +15,7 @@ from rldecoder.schemas import read_json, read_parquet
 from rldecoder.stages import rank_features
 from rldecoder.stages.context import InputArtifact
 from rldecoder.stages.label_features import STAGE
+from tests.stages.interp_inputs import artifact, files_of, make_inputs, run_stage, write_tokens
 
 RANK = RankFeaturesConfig(
     domains=("label",), budget_tokens=256, validation_tokens=48, validation_top=3,

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from interp_inputs import NUM_LATENTS, files_of, make_inputs, run_stage
 from pydantic import ValidationError
 
 from rldecoder.config.interp import RankFeaturesConfig
@@ -12,6 +11,7 @@ from rldecoder.interp.tally import IMPORTANCE
 from rldecoder.schemas import read_json, read_parquet
 from rldecoder.stages.context import InputArtifact
 from rldecoder.stages.rank_features import STAGE
+from tests.stages.interp_inputs import NUM_LATENTS, files_of, make_inputs, run_stage
 
 CONFIG = RankFeaturesConfig(
     budget_tokens=256, num_prompts=2, validation_tokens=96, validation_top=8, validation_others=8

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from decoder_inputs import artifact, make_inputs
 from safetensors.torch import load_file, save_file
 
 from rldecoder.config.decoder import TrainDecoderConfig
@@ -23,6 +22,7 @@ from rldecoder.schemas import read_parquet
 from rldecoder.stages import train_decoder
 from rldecoder.stages.context import InputArtifact, SilentReporter, StageContext, StageOutput
 from rldecoder.stages.train_decoder import EPOCHS_SCHEMA, learning_rate, steps_per_epoch
+from tests.stages.decoder_inputs import artifact, make_inputs
 
 CONFIG = TrainDecoderConfig(
     budget_tokens=None, batch_tokens=32, lr=3e-3, checkpoint_every_steps=4, validation_tokens=80

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from ui_client import ROOT, Ui
 
 from flows.local_server import free_port
 from tasks import tied
+from tests.flows.ui_client import ROOT, Ui
 
 # Prefect reads its settings when it is imported: none of the user's, nothing sent anywhere.
 if "PREFECT_HOME" not in os.environ:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ui_client import ROOT, Ui
 
 from flows.cli_run import run_with_prefect
 from rldecoder import runner
@@ -16,6 +15,7 @@ from rldecoder.errors import BadInputError, GateFailedError
 from rldecoder.runner import StageRun, plan, run_pipeline
 from rldecoder.stages.context import SilentReporter
 from rldecoder.stages.table import STAGES
+from tests.flows.ui_client import ROOT, Ui
 
 pytestmark = pytest.mark.slow
 

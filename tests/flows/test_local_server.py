@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from ui_client import Ui
 
 from flows import local_server
 from flows.local_server import owned, server_for_one_run, shared_url
 from rldecoder.errors import BadInputError, NoResourceError
+from tests.flows.ui_client import Ui
 
 OWNER = """
 import sys, time

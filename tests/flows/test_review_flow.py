@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ui_client import ROOT, Ui
 
 from flows.review import ReviewParameters, append_review, as_markdown, review, review_queue
 from rldecoder.artifacts import ArtifactStore, Manifest
@@ -17,6 +16,7 @@ from rldecoder.errors import BadInputError
 from rldecoder.interp.records import Example, FeatureLabel, FeatureLabels, Review, Scores
 from rldecoder.interp.review import ReviewLine, read_reviews
 from rldecoder.runner import plan
+from tests.flows.ui_client import ROOT, Ui
 
 
 def feature(latent: int, queue_rank: int, **changes: Any) -> FeatureLabel:

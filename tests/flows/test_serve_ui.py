@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ui_client import ROOT, Ui
 
 from rldecoder.artifacts import ArtifactStore
 from rldecoder.stages.table import STAGES
+from tests.flows.ui_client import ROOT, Ui
 
 pytestmark = pytest.mark.slow
 

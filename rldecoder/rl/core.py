@@ -131,7 +131,7 @@ def k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     """exp(-k1) - 1 + k1: unbiased and >= 0, for display only.
 
     In a reward it steers to a wrong optimum, and as a loss its gradient is that of the reverse
-    KL (Schulman 2020, joschu.net/blog/kl-approx.html; measured in docs/rl.md).
+    KL (Schulman 2020, joschu.net/blog/kl-approx.html; see docs/rl.md).
     """
     difference = ref_logprobs - logprobs
     return difference.exp() - 1 - difference

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import settings
 
 from rldecoder.stages.context import SilentReporter, StageContext
@@ -67,15 +68,22 @@ def context(tmp_path: Path) -> Callable[..., StageContext]:
 
 
 @pytest.fixture(scope="session")
-def debug_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with the whole debug run, built once a test session; treat as read-only."""
-    store = tmp_path_factory.mktemp("debug-store")
-    result = subprocess.run(
-        [sys.executable, "-m", "rldecoder.cli", "run", "configs/debug.yaml",
-         "--store", str(store), "--no-prefect"],
-        cwd=ROOT, capture_output=True, text=True, timeout=600, check=False,
-    )  # fmt: skip
-    (store / "stdout.txt").write_text(result.stdout)
-    (store / "stderr.txt").write_text(result.stderr)
-    assert result.returncode == 0, result.stderr + result.stdout
+def debug_store(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A store with the whole debug run, built once a test session; treat as read-only.
+
+    Under pytest-xdist the workers share it: the first one that needs it builds it.
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = base if worker_id == "master" else base.parent
+    store = shared / "debug-store"
+    with FileLock(shared / "debug-store.lock"):
+        if not (shared / "debug-store.done").exists():
+            result = subprocess.run(
+                [sys.executable, "-m", "rldecoder.cli", "run", "configs/debug.yaml",
+                 "--store", str(store), "--no-prefect"],
+                cwd=ROOT, capture_output=True, text=True, timeout=600, check=False,
+            )  # fmt: skip
+            assert result.returncode == 0, result.stderr + result.stdout
+            (store / "stdout.txt").write_text(result.stdout)
+            (shared / "debug-store.done").touch()
     return store

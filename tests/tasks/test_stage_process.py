@@ -83,8 +83,10 @@ def act(run: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
             report=report or Recorder(), lease=lease,
         )  # fmt: skip
 
+    before = set(psutil.Process().children())
     yield call
-    assert [c for c in psutil.Process().children() if c.status() != psutil.STATUS_ZOMBIE] == []
+    left = set(psutil.Process().children()) - before
+    assert [child for child in left if child.status() != psutil.STATUS_ZOMBIE] == []
 
 
 def test_the_result_comes_back_whole(act: Act) -> None:

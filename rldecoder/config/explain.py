@@ -46,8 +46,8 @@ class TrainExplainerConfig(StageConfig):
     """Weight of predicting joint effects from the claims alone."""
     length_weight: float = Field(0.02, ge=0)
     """Price of a claim, in units of the other losses."""
-    noise_quantile: float = Field(0.95, gt=0, lt=1)
-    """A claim must beat this quantile of the effects of equally long random directions."""
+    min_effect: float = Field(0.05, ge=0)
+    """Nats of log p; smaller effects are never claimed, nor count as support for a claim."""
     bootstrap_resamples: int = Field(2000, ge=100)
     """Resamples of confidence intervals and paired tests."""
     num_text_examples: int = Field(4, ge=0)

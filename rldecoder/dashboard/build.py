@@ -217,6 +217,7 @@ def _claim_methods(claims: Mapping[str, Any]) -> list[list[str]]:
                 f"{found['sign_accuracy']:.3f}",
                 f"{found['contradicted']:.3f}",
                 f"{found['effect_share']:.3f}",
+                "" if found["strength_mae_nats"] is None else f"{found['strength_mae_nats']:.3f}",
                 "" if against is None else f"{against['difference']:+.3f}",
                 "" if against is None else f"{against['pvalue']:.4f}",
             ]
@@ -230,9 +231,9 @@ def _claim_note(claims: Mapping[str, Any]) -> str:
     frozen = claims["frozen_model"]
     parts = [
         f"{claims['num_explained']:,} of {claims['num_positions']:,} held-out predictions got "
-        f"claims; trained on {claims['num_pairs']:,} pairs. An effect counts above "
-        f"{claims['noise_nats']:.3f} nats, the 95th percentile of equally long random directions "
-        "unless the settings say otherwise.",
+        f"claims; trained on {claims['num_pairs']:,} pairs. An effect counts when it exceeds "
+        f"{claims['min_effect_nats']:.2f} nats and what 95 % of equally long random directions do "
+        f"at the same position (median {claims['median_noise_nats']:.3f} nats).",
         f"From the claims alone, effects of joint removals are predicted with a mean error of "
         f"{removal['claims_mae_nats']:.3f} nats (predicting none: {removal['zero_mae_nats']:.3f}), "
         f"of halving, never seen in training, {halving['claims_mae_nats']:.3f} "

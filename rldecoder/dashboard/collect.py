@@ -184,7 +184,6 @@ def examples(path: Path) -> list[dict[str, Any]]:
                 "prompt": visible_text(example["prompt"][-700:], 720),
                 "cut": len(example["prompt"]) > 700,
                 "kl": example["kl"],
-                "noise": example["noise"],
                 "frozen": _prediction(example["frozen"]),
                 "decoder": _prediction(example["decoder"]),
                 "agree": example["frozen"]["token_id"] == example["decoder"]["token_id"],
@@ -212,6 +211,7 @@ def _claim(checked: Mapping[str, Any]) -> dict[str, Any]:
         "css": str(checked["verdict"]).replace(" ", "-"),
         "effect": checked["effect"],
         "frozen_effect": checked["frozen_effect"],
+        "noise": checked["claim"]["noise"],
     }
 
 

@@ -34,6 +34,8 @@ class Claim:
     direction: Direction
     strength: float
     """Predicted |effect| of removing the feature on log p(output token), nats."""
+    noise: float
+    """Effects up to this many nats are what a random direction of the same length does."""
     output_token: str
     probability: float
     """The decoder's probability of the output token."""

@@ -20,11 +20,17 @@ from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
 from rldecoder.evals.statistics import bootstrap_mean_ci, paired_bootstrap_pvalue
 from rldecoder.explain.explainer import Explainer, Pointers
 from rldecoder.explain.pairs import Pairs
-from rldecoder.explain.patching import Candidates, measure, random_removals
+from rldecoder.explain.patching import (
+    Candidates,
+    measure,
+    noise_floor,
+    random_removals,
+)
 from rldecoder.sae.model import SparseLatents
 
 METHOD_B = "method_b"
 HALVED = 0.5
+WITH_STRENGTH = (METHOD_B, "attribution_top_k")
 
 
 class ClaimSet(NamedTuple):
@@ -33,7 +39,7 @@ class ClaimSet(NamedTuple):
     latents: Tensor
     """[N, n] int64."""
     signs: Tensor
-    """[N, n]: +1 supports, -1 opposes."""
+    """[N, n]: +1 supports, -1 opposes; or the predicted effect in nats, where there is one."""
     mask: Tensor
     """[N, n] bool."""
 
@@ -47,6 +53,8 @@ class ClaimScores(NamedTuple):
     """[N, n] bool."""
     effects: Tensor
     """[N, n]: measured, nats; 0 for features that are not active."""
+    above_noise: Tensor
+    """[N, n] bool: larger than random directions and than the smallest useful effect."""
 
 
 def claims_of_method_b(explainer: Explainer, pointers: Pointers, test: Pairs) -> ClaimSet:
@@ -57,7 +65,7 @@ def claims_of_method_b(explainer: Explainer, pointers: Pointers, test: Pairs) ->
     order = order[:, :count]
     return ClaimSet(
         test.candidates.indices.gather(1, order),
-        pointers.effects.gather(1, order).sign(),
+        pointers.effects.gather(1, order),
         chosen.gather(1, order),
     )
 
@@ -90,7 +98,7 @@ def claims_of_baselines(
         "method_a": ClaimSet(_top(latents, normalised.masked_fill(~active, -1), count), ones, mask),
         "attribution_top_k": ClaimSet(
             test.candidates.indices.gather(1, attributed),
-            attributions.gather(1, attributed).sign(),
+            attributions.gather(1, attributed),
             mask,
         ),
         "mean_explanation": _fixed_claims([by_all] * len(mask), mask),
@@ -138,19 +146,27 @@ def _largest(effects: dict[int, float], count: int) -> list[tuple[int, float]]:
 
 
 def score_claims(
-    decoder: SaeDecoderForCausalLM, test: Pairs, claims: ClaimSet, noise: float
+    decoder: SaeDecoderForCausalLM, test: Pairs, claims: ClaimSet, min_effect: float
 ) -> ClaimScores:
-    """Remove every claimed feature and compare."""
+    """Remove every claimed feature and compare with its noise floor."""
     latents = test.positions.latents
     same = latents.indices[:, None, :] == claims.latents[:, :, None]
     acts = (latents.acts[:, None, :] * same).sum(-1)
     nothing = torch.zeros_like(acts)
     wanted = Candidates(
-        test.candidates.tokens, test.candidates.logprobs, acts, claims.latents, nothing, nothing
+        test.candidates.tokens,
+        test.candidates.logprobs,
+        acts,
+        claims.latents,
+        nothing,
+        nothing,
+        test.candidates.sensitivity,
     )
     effects = measure(decoder, latents, wanted).single
-    right_sign = (effects.sign() == claims.signs) & claims.mask
-    return ClaimScores(right_sign & (effects.abs() > noise), right_sign, effects)
+    right_sign = (effects.sign() == claims.signs.sign()) & claims.mask
+    size = effects.abs()
+    above = (size > noise_floor(decoder, wanted)) & (size > min_effect) & (acts > 0)
+    return ClaimScores(right_sign & above, right_sign, effects, above)
 
 
 def evaluate_claims(
@@ -176,7 +192,8 @@ def evaluate_claims(
         "num_positions": len(said),
         "num_explained": int(said.sum()),
         "abstention": 1 - float(said.float().mean()),
-        "noise_nats": explainer.spec.noise,
+        "min_effect_nats": explainer.spec.min_effect,
+        "median_noise_nats": _median_noise(pointers, test),
         "methods": {},
         "method_b_against": {},
     }
@@ -185,11 +202,11 @@ def evaluate_claims(
     all_effects = test.measured.single.abs().sum(-1)[said]
     precision: dict[str, Any] = {}
     for name, claims in methods.items():
-        scores = score_claims(decoder, test, claims, explainer.spec.noise)
+        scores = score_claims(decoder, test, claims, explainer.spec.min_effect)
         counts = claims.mask.sum(-1)[said]
         per_position = scores.supported.sum(-1)[said] / counts
         covered = (scores.effects.abs() * claims.mask).sum(-1)[said] / all_effects.clamp_min(1e-9)
-        wrong = ~scores.right_sign & claims.mask & (scores.effects.abs() > explainer.spec.noise)
+        wrong = ~scores.right_sign & claims.mask & scores.above_noise
         precision[name] = per_position.double().cpu().numpy()
         interval = bootstrap_mean_ci(precision[name], resamples=resamples, seed=seed)
         result["methods"][name] = {
@@ -200,6 +217,9 @@ def evaluate_claims(
             "contradicted": float((wrong.sum(-1)[said] / counts).mean()),
             "effect_share": float(covered.mean()),
             "claims_per_position": float(counts.float().mean()),
+            "strength_mae_nats": float((claims.signs - scores.effects).abs()[claims.mask].mean())
+            if name in WITH_STRENGTH
+            else None,
         }
     for name in methods:
         if name != METHOD_B:
@@ -208,6 +228,11 @@ def evaluate_claims(
             )
             result["method_b_against"][name] = test_result._asdict()
     return result
+
+
+def _median_noise(pointers: Pointers, test: Pairs) -> float:
+    active = test.candidates.acts > 0
+    return float(pointers.noise[active].median()) if bool(active.any()) else 0.0
 
 
 @torch.no_grad()

@@ -24,7 +24,7 @@ from rldecoder import schemas
 from rldecoder.config.base import Config
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
 from rldecoder.errors import BadInputError, DamagedFileError
-from rldecoder.explain.patching import Candidates
+from rldecoder.explain.patching import Candidates, noise_floor
 
 SCALARS_PER_SLOT = 8
 ROW_WIDTH = 64
@@ -49,8 +49,8 @@ class ExplainerSpec(Config):
     """Attention layers."""
     effect_unit: float = Field(gt=0)
     """Root mean square of the training effects, nats: the unit the model computes in."""
-    noise: float = Field(ge=0)
-    """Effects up to this many nats are not told from chance; smaller ones are not claimed."""
+    min_effect: float = Field(ge=0)
+    """Effects up to this many nats are of no use to a reader and are not claimed."""
 
 
 class Slots(NamedTuple):
@@ -64,6 +64,8 @@ class Slots(NamedTuple):
     """[B, C] bool: real candidates."""
     attributions: Tensor
     """[B, C]: first-order effects, nats."""
+    noise: Tensor
+    """[B, C]: effects up to this many nats are not told from chance."""
 
 
 class Pointers(NamedTuple):
@@ -75,6 +77,8 @@ class Pointers(NamedTuple):
     """[B, C] in 0..1: whether to claim."""
     effects: Tensor
     """[B, C]: predicted effect, nats, positive supports."""
+    noise: Tensor
+    """[B, C]: as in the input."""
 
 
 class Explainer(nn.Module):
@@ -103,7 +107,8 @@ class Explainer(nn.Module):
         )
         self.pointer_head = nn.Linear(width, 1)
         self.effect_head = nn.Linear(width, 1)
-        self.gate_bias = nn.Parameter(torch.zeros(()))
+        # At the start candidates with more than an eighth of the typical effect are claimed.
+        self.gate_bias = nn.Parameter(torch.tensor(2.0))
         self.reconstructor = Reconstructor()
         # Both heads correct the first-order estimate, so they start from no correction.
         for head in (self.pointer_head, self.effect_head):
@@ -123,7 +128,12 @@ class Explainer(nn.Module):
         logits = prior + self.pointer_head(encoded)[..., 0]
         gates = (logits + self.gate_bias).sigmoid() * slots.mask
         effects = slots.attributions + unit * self.effect_head(encoded)[..., 0]
-        return Pointers(logits.masked_fill(~slots.mask, float("-inf")), gates, effects * slots.mask)
+        return Pointers(
+            logits.masked_fill(~slots.mask, float("-inf")),
+            gates,
+            effects * slots.mask,
+            slots.noise,
+        )
 
     def choose(self, pointers: Pointers) -> Tensor:
         """Which candidates become claims: bool [B, C], at most `max_claims` a row.
@@ -131,7 +141,8 @@ class Explainer(nn.Module):
         A claim needs an open gate, a rank among the first, and a predicted effect that chance
         does not explain. A position may have none.
         """
-        allowed = (pointers.gates > 0.5) & (pointers.effects.abs() > self.spec.noise)
+        size = pointers.effects.abs()
+        allowed = (pointers.gates > 0.5) & (size > pointers.noise) & (size > self.spec.min_effect)
         order = pointers.logits.masked_fill(~allowed, float("-inf")).argsort(-1, descending=True)
         rank = order.argsort(-1)
         return allowed & (rank < self.spec.max_claims)
@@ -252,7 +263,8 @@ def make_slots(
         dim=-1,
     )
     unit_rows = rows / norms.clamp_min(_TINY)[..., None] * explainer.spec.d_model**0.5
-    return Slots(scalars * mask[..., None], unit_rows, mask, attributions * mask)
+    noise = noise_floor(decoder, candidates)
+    return Slots(scalars * mask[..., None], unit_rows, mask, attributions * mask, noise)
 
 
 def losses(

@@ -75,8 +75,6 @@ class Explanation:
     ranked: tuple[RankedFeature, ...]
     claims: tuple[CheckedClaim, ...]
     method_b: str
-    noise: float
-    """Effects up to this many nats are not told from chance."""
     sanity: Sanity | None
     """None when no claim is made."""
 
@@ -164,7 +162,6 @@ def explain_prompt(
         ranked=tuple(ranked),
         claims=claims,
         method_b=explanation_text([checked.claim for checked in claims]),
-        noise=explainer.spec.noise,
         sanity=sanity,
     )
 
@@ -239,8 +236,9 @@ def _checked_claims(
             strength=abs(predicted),
             output_token=_token_text(decoder.frozen.lm, token),
             probability=float(candidates.logprobs[0].exp()),
+            noise=max(float(pointers.noise[0, slot]), explainer.spec.min_effect),
         )
-        verdict = judge(predicted, effect, explainer.spec.noise)
+        verdict = judge(predicted, effect, claim.noise)
         checked.append(CheckedClaim(claim, effect, verdict, frozen_effect))
     # Others: the strongest active features that no claim names, as many as there are claims.
     ordered = torch.arange(len(chosen), device=chosen.device)
@@ -292,7 +290,7 @@ def render_example(example: Mapping[str, Any]) -> RenderableType:
             Text(
                 f"removing all claimed features: {sanity['claimed_removed']:+.2f} nats measured, "
                 f"{sanity['claimed_predicted']:+.2f} predicted from the claims; as many others: "
-                f"{sanity['others_removed']:+.2f} (noise {example['noise']:.2f})",
+                f"{sanity['others_removed']:+.2f}",
                 style="dim",
             )
         )
@@ -312,7 +310,7 @@ def _prediction_line(name: str, prediction: Mapping[str, Any]) -> Text:
 def _claim_line(place: int, checked: Mapping[str, Any]) -> Text:
     verdict = str(checked["verdict"])
     frozen = checked["frozen_effect"]
-    measured = f"measured {checked['effect']:+.2f} nats"
+    measured = f"measured {checked['effect']:+.2f} nats (chance {checked['claim']['noise']:.2f})"
     if frozen is not None:
         measured += f", frozen model {frozen:+.2f}"
     return Text.assemble(

@@ -33,7 +33,7 @@ from rldecoder.explain.pairs import (
     positions_from_prompts,
     write_pairs,
 )
-from rldecoder.explain.patching import Candidates, noise_floor
+from rldecoder.explain.patching import Candidates
 from rldecoder.explain.ranking import activation_scales
 from rldecoder.explain.session import Explanation, Session
 from rldecoder.lm.frozen import FrozenLM
@@ -128,14 +128,6 @@ def _scales(sae: Sae, cache: Path, config: TrainExplainerConfig) -> torch.Tensor
 def _new_explainer(
     decoder: SaeDecoderForCausalLM, train: Pairs, config: TrainExplainerConfig, ctx: StageContext
 ) -> Explainer:
-    generator = torch_generator(ctx.seed, "noise")
-    noise = noise_floor(
-        decoder,
-        train.positions.latents,
-        train.candidates,
-        generator=generator,
-        quantile=config.noise_quantile,
-    )
     active = train.candidates.acts > 0
     unit = float(train.measured.single[active].square().mean().sqrt()) if active.any() else 0.0
     spec = ExplainerSpec(
@@ -146,7 +138,7 @@ def _new_explainer(
         width=config.width,
         num_layers=config.num_layers,
         effect_unit=max(unit, 1e-6),
-        noise=noise,
+        min_effect=config.min_effect,
     )
     return Explainer(spec).to(ctx.device)
 
@@ -299,7 +291,7 @@ def _output(evaluation: dict[str, Any], explainer: Explainer) -> StageOutput:
         "claim_precision_attribution": methods.get("attribution_top_k", {}).get("precision"),
         "abstention": evaluation["abstention"],
         "reconstruction_mae_nats": removal["claims_mae_nats"],
-        "noise_nats": evaluation["noise_nats"],
+        "strength_mae_nats": ours.get("strength_mae_nats"),
         "num_pairs": evaluation["num_pairs"],
         "num_parameters": sum(parameter.numel() for parameter in explainer.parameters()),
     }

@@ -16,13 +16,13 @@ HOSTILE = "</script><img src=x onerror=alert(1)>\"'&amp;{{7*7}}"
 def example(text: str) -> dict[str, Any]:
     prediction = {"token": text, "p": 0.5, "then": [(text, 0.25)]}
     return {
-        "prompt": text, "cut": True, "kl": 0.3, "noise": 0.1, "frozen": prediction,
+        "prompt": text, "cut": True, "kl": 0.3, "frozen": prediction,
         "decoder": prediction, "agree": True, "method_a": text, "method_b": text,
         "claims": [
             {"sentence": text, "verdict": "supported", "css": "supported", "effect": 0.5,
-             "frozen_effect": -0.1},
+             "frozen_effect": -0.1, "noise": 0.1},
             {"sentence": text, "verdict": "too small to tell", "css": "too-small-to-tell",
-             "effect": 0.0, "frozen_effect": None},
+             "effect": 0.0, "frozen_effect": None, "noise": 0.1},
         ],
         "sanity": {"claimed_removed": 1.0, "claimed_predicted": 0.9, "others_removed": 0.1},
     }  # fmt: skip
@@ -70,7 +70,7 @@ def data() -> ReportData:
         controls={"columns": ("a", "b"), "rows": [(text, text)], "verdict": "pass",
                   "reasons": text},
         label_methods=[[text] * 7],
-        claim_methods=[[text] * 7],
+        claim_methods=[[text] * 8],
         claim_note=text,
         examples=[example(text)],
         features=[feature(0, text, text), feature(1, text, None), feature(2, "plain", "months")],

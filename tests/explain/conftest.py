@@ -89,7 +89,7 @@ def pairs(decoder: SaeDecoderForCausalLM, cache: Path) -> dict[str, Pairs]:
 
 @pytest.fixture
 def explainer(pairs: dict[str, Pairs]) -> Explainer:
-    """An untrained explainer in the units of the pairs, without a noise floor."""
+    """An untrained explainer in the units of the pairs, without a smallest effect."""
     torch.manual_seed(0)
     unit = float(pairs["label"].measured.single.square().mean().sqrt())
     spec = ExplainerSpec(
@@ -100,6 +100,6 @@ def explainer(pairs: dict[str, Pairs]) -> Explainer:
         width=16,
         num_layers=1,
         effect_unit=unit,
-        noise=0.0,
+        min_effect=0.0,
     )
     return Explainer(spec).eval()

@@ -22,7 +22,8 @@ from rldecoder.sae.model import Sae, SparseLatents
 def make_claim(**changes: object) -> Claim:
     values: dict[str, object] = {
         "latent": 12, "label": "months", "evidence_position": 3, "evidence_text": " May",
-        "direction": "supports", "strength": 0.3, "output_token": " 5", "probability": 0.4,
+        "direction": "supports", "strength": 0.3, "noise": 0.1, "output_token": " 5",
+        "probability": 0.4,
     }  # fmt: skip
     return Claim(**{**values, **changes})  # type: ignore[arg-type]
 

@@ -41,7 +41,8 @@ def test_claims_point_only_to_active_features(
     acts = candidates.acts.clone()
     acts[:, 5:] = 0
     acts[0] = 0
-    pointers = explainer(make_slots(explainer, decoder, candidates._replace(acts=acts)))
+    slots = make_slots(explainer, decoder, candidates._replace(acts=acts))
+    pointers = explainer(slots._replace(noise=torch.zeros_like(acts)))
     chosen = explainer.choose(pointers)
     assert bool(torch.isfinite(pointers.effects).all())
     assert not bool(chosen[:, 5:].any())
@@ -54,11 +55,12 @@ def test_claims_below_the_noise_are_not_made(
 ) -> None:
     torch.nn.init.constant_(explainer.gate_bias, 50.0)
     pointers = explainer(slots_of(explainer, decoder, pairs["label"]))
-    noise = float(pointers.effects.detach().abs().median())
-    explainer.spec = explainer.spec.model_copy(update={"noise": noise, "max_claims": 8})
-    chosen = explainer.choose(pointers)
-    assert bool((pointers.effects.abs()[chosen] > noise).all())
-    assert int(chosen.sum()) == int((pointers.effects.abs() > noise).sum())
+    size = pointers.effects.abs()
+    least = float(size.detach().median())
+    explainer.spec = explainer.spec.model_copy(update={"min_effect": least, "max_claims": 8})
+    expected = (size > least) & (size > pointers.noise)
+    assert torch.equal(explainer.choose(pointers), expected)
+    assert 0 < int(expected.sum()) < int((size > least).sum())
 
 
 def test_reconstructor_reads_the_claims_alone(explainer: Explainer) -> None:

@@ -120,18 +120,24 @@ def test_ablate_zeroes_one_latent() -> None:
     assert patching.ablate(latents, torch.tensor([3])).acts.tolist() == [[1.0, 0.0]]
 
 
-def test_noise_floor_grows_with_the_activations(
+def test_noise_floor_is_what_random_directions_do(
     decoder: SaeDecoderForCausalLM, pairs: dict[str, Pairs]
 ) -> None:
     found = pairs["label"]
     latents = found.positions.latents
-
-    def floor(share: float) -> float:
+    for share in (0.05, 0.5):
         candidates = found.candidates._replace(acts=found.candidates.acts * share)
-        return patching.noise_floor(decoder, latents, candidates, generator=torch_generator(0))
-
-    assert floor(0.0) == 0.0
-    assert 0 < floor(0.01) < 0.1 * floor(1.0)
+        floor = patching.noise_floor(decoder, candidates)
+        norms = decoder.W.norm(dim=-1)[candidates.indices] * candidates.acts
+        generator = torch_generator(0, int(100 * share))
+        direction = torch.randn(40, 60, 8, 64, generator=generator)
+        direction = direction / direction.norm(dim=-1, keepdim=True) * norms[..., None]
+        hidden = decoder.hidden(latents)
+        after = decoder.frozen.lm.unembed(hidden[:, None] - direction).log_softmax(-1)
+        tokens = candidates.tokens[None, :, None, None].expand(40, 60, 8, 1)
+        effects = candidates.logprobs[None, :, None] - after.gather(-1, tokens)[..., 0]
+        exceeded = (effects.abs() > floor).float().mean()
+        assert 0.015 < float(exceeded) < 0.075
 
 
 def test_unknown_kinds_of_decoder_are_refused(

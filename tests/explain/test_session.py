@@ -20,6 +20,15 @@ PROMPT = "The import statement finds a module and then"
 HOSTILE = "</script><img src=x onerror=alert(1)>\u202e\u200b[bold]x[/bold]\x1b[2J"
 
 
+@pytest.fixture(autouse=True)
+def no_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The features of a random SAE are random directions: none would beat the noise floor."""
+    monkeypatch.setattr(
+        "rldecoder.explain.explainer.noise_floor",
+        lambda _, candidates: torch.zeros_like(candidates.acts),
+    )
+
+
 def explain(
     lm: FrozenLM,
     sae: Sae,
@@ -36,7 +45,7 @@ def explain(
 def test_every_verdict_equals_a_real_intervention(
     lm: FrozenLM, sae: Sae, decoder: SaeDecoderForCausalLM, explainer: Explainer
 ) -> None:
-    explainer.spec = explainer.spec.model_copy(update={"noise": 0.05})
+    explainer.spec = explainer.spec.model_copy(update={"min_effect": 0.05})
     found = explain(lm, sae, decoder, explainer)
     ids = torch.tensor([lm.tokenizer.encode(PROMPT)])
     latents = sae.encode(lm.trunk(ids, 2).resid.float())
@@ -52,9 +61,10 @@ def test_every_verdict_equals_a_real_intervention(
         effect = float((logprobs - after)[found.decoder.token_id])
         assert checked.effect == pytest.approx(effect, abs=1e-4)
         supports = checked.claim.direction == "supports"
+        assert checked.claim.noise >= 0.05
         expected = (
             "too small to tell"
-            if abs(effect) <= 0.05
+            if abs(effect) <= checked.claim.noise
             else "supported"
             if supports == (effect > 0)
             else "contradicted"
@@ -100,7 +110,7 @@ def test_the_same_prompt_gives_the_same_bytes(
 def test_no_claim_when_nothing_beats_the_noise(
     lm: FrozenLM, sae: Sae, decoder: SaeDecoderForCausalLM, explainer: Explainer
 ) -> None:
-    explainer.spec = explainer.spec.model_copy(update={"noise": 1e9})
+    explainer.spec = explainer.spec.model_copy(update={"min_effect": 1e9})
     found = explain(lm, sae, decoder, explainer)
     assert found.claims == ()
     assert found.sanity is None

@@ -59,7 +59,6 @@ def test_what_is_published(inputs: dict[str, InputArtifact], config: RunConfig) 
     explainer = Explainer.load(folder)
     assert float(explainer.scales.max()) > 0
     assert float(explainer.importance.max()) > 0
-    assert explainer.spec.noise > 0
     evaluation = schemas.read_json(folder / "evaluation.json")
     assert evaluation["num_positions"] == config.train_explainer.num_test_positions
     assert set(evaluation["reconstruction"]) == {"removal", "halving"}

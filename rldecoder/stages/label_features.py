@@ -14,6 +14,7 @@ from rldecoder.config.interp import LabelFeaturesConfig
 from rldecoder.data.activations import ActivationReader
 from rldecoder.data.shards import read_token_table
 from rldecoder.decoder.loading import load_decoder
+from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
 from rldecoder.errors import BadInputError
 from rldecoder.interp.calibration import Acceptance, high_confidence_threshold, reliability
 from rldecoder.interp.corpus import SplitFirings, read_firings, with_documents
@@ -37,7 +38,7 @@ from rldecoder.interp.labelling import (
     shuffled_control,
     summary,
 )
-from rldecoder.interp.records import FeatureLabel, FeatureLabels, Scores
+from rldecoder.interp.records import Example, FeatureLabel, FeatureLabels, Scores, TokenEffect
 from rldecoder.interp.review import merge_reviews, read_reviews, recalibrated, with_queue_ranks
 from rldecoder.interp.scores import SCORES
 from rldecoder.interp.tally import IMPORTANCE
@@ -56,6 +57,14 @@ class Ranked(NamedTuple):
 
     latents: NDArray[np.int64]
     importance: NDArray[np.float64]
+
+
+class Material(NamedTuple):
+    """What a record shows beside label and scores; rows as in `Ranked`."""
+
+    density: NDArray[np.float64]
+    shown: dict[int, list[Example]]
+    effects: list[tuple[list[TokenEffect], list[TokenEffect]]]
 
 
 def run(
@@ -81,14 +90,9 @@ def run(
         labelled = label_and_score(labeler, fit, scored, vocabulary, config.window_tokens, rng)
         bar.advance(note="labelled")
         confidences = calibrate(
-            labeler,
-            fit,
-            labelled.drafts,
-            vocabulary,
-            config.window_tokens,
-            acceptance,
+            labeler, fit, labelled.drafts, vocabulary, config.window_tokens, acceptance,
             derive_seed(ctx.seed, "calibration"),
-        )
+        )  # fmt: skip
         bar.advance(note="calibrated")
         methods = {
             "label": labelled,
@@ -97,28 +101,15 @@ def run(
         }
         bar.advance(note="controls")
         decoder = load_decoder(inputs["freeze_decoder"].path / "decoder", lm, sae)
-        sizes = ExampleSettings(
-            config.window_tokens, config.num_top, config.num_quantile, config.num_negative
-        )
-        examples = collect_examples(fit.grid, fit.firings, sizes, rng)
-        effects = token_effects(decoder, ranked.latents, vocabulary, config.num_effects)
-        shown = top_examples(examples, vocabulary, config.num_shown)
+        examples, material = _material(fit, decoder, vocabulary, config, rng)
         bar.advance(note="examples")
 
     tau = high_confidence_threshold(
         confidences.model.out_of_fold(), confidences.model.data.accepted
     )
-    cells = fit.grid.cells.size
     features = [
-        _record(row, ranked, labelled, confidences, tau, labeler.name).model_copy(
-            update={
-                "density": int(fit.firings.counts[row]) / cells,
-                "examples": shown.get(int(latent), []),
-                "promoted": effects[row][0],
-                "suppressed": effects[row][1],
-            }
-        )
-        for row, latent in enumerate(ranked.latents)
+        _record(row, ranked, labelled, confidences, material, tau)
+        for row in range(ranked.latents.size)
     ]
     features = with_queue_ranks(recalibrated(merge_reviews(features, reviews), tau))
     schemas.write_parquet(ctx.out / "examples.parquet", examples, EXAMPLES)
@@ -129,9 +120,29 @@ def run(
         "acceptance": acceptance._asdict(),
     }
     schemas.write_json(ctx.out / "controls.json", controls)
-    labels = _file(inputs, config, sae, features, tau)
+    labels = _file(digest, config, sae, features, tau)
     labels.save(ctx.out)
     return _output(labels, controls, config)
+
+
+def _material(
+    fit: SplitFirings,
+    decoder: SaeDecoderForCausalLM,
+    vocabulary: Vocabulary,
+    config: LabelFeaturesConfig,
+    rng: np.random.Generator,
+) -> tuple[dict[str, list[Any]], Material]:
+    """Columns of examples.parquet, and what the records show of them and of the decoder."""
+    sizes = ExampleSettings(
+        config.window_tokens, config.num_top, config.num_quantile, config.num_negative
+    )
+    examples = collect_examples(fit.grid, fit.firings, sizes, rng)
+    material = Material(
+        fit.firings.counts / fit.grid.cells.size,
+        top_examples(examples, vocabulary, config.num_shown),
+        token_effects(decoder, fit.firings.latents, vocabulary, config.num_effects),
+    )
+    return examples, material
 
 
 def _ranked(inputs: Mapping[str, InputArtifact], config: LabelFeaturesConfig) -> Ranked:
@@ -203,11 +214,12 @@ def _record(
     ranked: Ranked,
     labelled: Labelled,
     confidences: Confidences,
+    material: Material,
     tau: float | None,
-    labeler: str,
 ) -> FeatureLabel:
-    """One latent's record, without density, examples and token effects."""
+    """One latent's record, before reviews."""
     draft, scores = labelled.drafts[row], labelled.scores[row]
+    promoted, suppressed = material.effects[row]
     p = float(confidences.p[row])
     return FeatureLabel(
         latent=draft.latent,
@@ -215,18 +227,18 @@ def _record(
         label=draft.text,
         failure=draft.failure,
         predicate=draft.predicate,
-        labeler=labeler,
+        labeler=PredicateLabeler.name,
         confidence=p,
         confidence_low=float(confidences.low[row]),
         confidence_high=float(confidences.high[row]),
         high_confidence=draft.text is not None and tau is not None and p >= tau,
         importance=float(ranked.importance[row]),
         importance_rank=row + 1,
-        density=0.0,
+        density=float(material.density[row]),
         scores=Scores(**{name: getattr(scores, name) for name in Scores.model_fields}),
-        examples=[],
-        promoted=[],
-        suppressed=[],
+        examples=material.shown.get(draft.latent, []),
+        promoted=promoted,
+        suppressed=suppressed,
         queue_rank=row + 1,
     )
 
@@ -258,7 +270,7 @@ def _calibration_report(
 
 
 def _file(
-    inputs: Mapping[str, InputArtifact],
+    sae_digest: str,
     config: LabelFeaturesConfig,
     sae: Sae,
     features: list[FeatureLabel],
@@ -269,7 +281,7 @@ def _file(
         model_name=sae.spec.model_name,
         hook_layer=sae.spec.hook_layer,
         num_latents=sae.num_latents,
-        sae_digest=inputs["train_sae"].digest,
+        sae_digest=sae_digest,
         requested=config.num_features,
         features=features,
         labelled=labelled,

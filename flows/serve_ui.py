@@ -118,6 +118,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m flows.serve_ui", description=__doc__)
     parser.add_argument("--port", type=int, default=4200, help="port of the UI on 127.0.0.1")
     port = parser.parse_args().port
+    # Started by a shell with `&`, SIGINT would be ignored; both must stop all of it.
+    signal.signal(signal.SIGINT, _terminate)
     signal.signal(signal.SIGTERM, _terminate)
     try:
         serve(prefect_home(), port)

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from rldecoder.artifacts import ArtifactStore
     from rldecoder.config.run import RunConfig
 
+TYPER_INTERRUPTED = 130
+"""What typer makes of a KeyboardInterrupt."""
+
 app = typer.Typer(
     help="Read a frozen language model's middle layers: sparse autoencoder, feature decoder, "
     "PPO, checked explanations.",
@@ -125,6 +128,8 @@ def main() -> None:
     try:
         # Outside standalone mode typer returns the code of `typer.Exit` (after --help, say).
         code = app(standalone_mode=False)
+        if code == TYPER_INTERRUPTED:
+            raise KeyboardInterrupt
         sys.exit(code if isinstance(code, int) else 0)
     except TyperException as error:
         _print_error(

@@ -95,6 +95,15 @@ def test_damaged_shard_is_rebuilt_and_nothing_else(debug_store: Path, tmp_path: 
     assert store.verify(results[3].ref)
 
 
+def test_hook_layer_out_of_range_is_said_before_any_training(debug_store: Path) -> None:
+    result = command(
+        "run", str(CONFIG), "--store", str(debug_store), "--no-prefect",
+        "--set", "cache_activations.hook_layer=9", "--set", "baselines.lens_layers=[9]",
+    )  # fmt: skip
+    assert result.returncode == 2
+    assert "The model has 4 blocks" in " ".join(result.stderr.split())
+
+
 def test_status_of_a_finished_run(debug_store: Path) -> None:
     result = command("status", str(CONFIG), "--store", str(debug_store))
     assert result.returncode == 0

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from rldecoder.config.base import Config, StageConfig, free
 from rldecoder.config.data import BaselinesConfig, CacheActivationsConfig, IngestConfig
@@ -73,6 +73,16 @@ class RunConfig(Config):
     evaluate: EvaluateConfig = EvaluateConfig()
     report: ReportConfig = ReportConfig()
 
+    @model_validator(mode="after")
+    def _the_hook_layer_has_a_lens(self) -> Self:
+        layers, hook = self.baselines.lens_layers, self.cache_activations.hook_layer
+        if layers != "all" and hook not in layers:
+            raise ValueError(
+                f"baselines.lens_layers {list(layers)} lacks cache_activations.hook_layer {hook}, "
+                "and the decoder starts from the affine lens of its hook layer; add it"
+            )
+        return self
+
     def stage(self, name: str) -> StageConfig:
         """The config of one stage."""
         config = getattr(self, name)
@@ -137,7 +147,8 @@ def _problem(root: type[BaseModel], item: Any) -> str:
     """One validation error as a line, with the nearest known key when one is unknown."""
     place = ".".join(str(part) for part in item["loc"])
     if item["type"] != "extra_forbidden":
-        return f"{place}: {item['msg']} (got {item['input']!r})"
+        # A check across sections has no place of its own, and its input is the whole file.
+        return f"{place}: {item['msg']} (got {item['input']!r})" if place else item["msg"]
     model: Any = root
     for part in item["loc"][:-1]:
         field = getattr(model, "model_fields", {}).get(part)

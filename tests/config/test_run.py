@@ -95,3 +95,8 @@ def test_files_that_are_no_config(tmp_path: Path, text: str) -> None:
         load_run_config(path)
     with pytest.raises(BadInputError, match="cannot be read"):
         load_run_config(tmp_path / "absent.yaml")
+
+
+def test_hook_layer_without_a_lens_is_refused_before_any_work() -> None:
+    with pytest.raises(BadInputError, match=r"lens_layers \[1, 3\] lacks .*hook_layer 2"):
+        load_run_config(CONFIGS / "debug.yaml", ["cache_activations.hook_layer=2"])

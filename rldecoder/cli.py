@@ -61,17 +61,19 @@ def run(
     ] = True,
 ) -> None:
     """Run the pipeline: finished stages are reused, an interrupted one goes on."""
+    loaded, opened = _load(config, store, overrides)
     from rldecoder.cli_run import run_and_summarise
 
-    run_and_summarise(*_load(config, store, overrides), until=until, prefect=prefect)
+    run_and_summarise(loaded, opened, until=until, prefect=prefect)
 
 
 @app.command()
 def status(config: ConfigPath, store: StoreOption = None, overrides: SetOption = None) -> None:
     """Show each stage's artifact: published, failed gate, interrupted or missing."""
+    loaded, opened = _load(config, store, overrides)
     from rldecoder.cli_show import show_status
 
-    show_status(*_load(config, store, overrides), console)
+    show_status(loaded, opened, console)
 
 
 @app.command()
@@ -82,17 +84,19 @@ def explain(
     overrides: SetOption = None,
 ) -> None:
     """Explain the next-token prediction for a prompt, in claims tested by intervention."""
+    loaded, opened = _load(config, store, overrides)
     from rldecoder.cli_show import show_explanation
 
-    show_explanation(*_load(config, store, overrides), prompt, console)
+    show_explanation(loaded, opened, prompt, console)
 
 
 @app.command()
 def report(config: ConfigPath, store: StoreOption = None, overrides: SetOption = None) -> None:
     """Build (or reuse) the report of a finished run and print its path and targets."""
+    loaded, opened = _load(config, store, overrides)
     from rldecoder.cli_run import rebuild_report
 
-    rebuild_report(*_load(config, store, overrides))
+    rebuild_report(loaded, opened)
 
 
 @app.command()
@@ -154,9 +158,10 @@ def _load(
     config: Path, store: Path | None, overrides: list[str] | None
 ) -> tuple[RunConfig, ArtifactStore]:
     from rldecoder.config.run import load_run_config
-    from rldecoder.runner import store_for
 
     loaded = load_run_config(config, overrides or [])
+    from rldecoder.runner import store_for  # slow: only for a config that can be used
+
     return loaded, store_for(loaded, store)
 
 

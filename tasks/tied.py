@@ -17,6 +17,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -52,13 +53,27 @@ def start(
 
 
 def stop(process: subprocess.Popen[bytes], grace_seconds: float = 5.0) -> None:
-    """End the child and everything in its session: SIGTERM, then SIGKILL after the grace."""
+    """End the child and everything in its session: SIGTERM, then SIGKILL after the grace.
+
+    The child is collected last: until then its number cannot be given to another process, so
+    the signals reach its group and no other. A child that was collected before is left alone.
+    """
+    if process.returncode is not None:
+        return
     _signal_group(process.pid, signal.SIGTERM)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(grace_seconds)
+    deadline = time.monotonic() + grace_seconds
+    while not _has_ended(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.02)
     # Also when the leader has gone: its own children may still be in the group.
     _signal_group(process.pid, signal.SIGKILL)
     process.wait()
+
+
+def _has_ended(pid: int) -> bool:
+    """Whether our own child has ended, without collecting it."""
+    import psutil  # not at the top: the launcher must stay light (os.waitid is not everywhere)
+
+    return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
 
 
 def _signal_group(group: int, number: signal.Signals) -> None:

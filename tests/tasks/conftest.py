@@ -7,7 +7,10 @@ import os
 import shutil
 import tempfile
 
-if "PREFECT_HOME" not in os.environ:
+# One home a pytest-xdist worker: two of them would fight over one server.
+_WORKER = os.environ.get("PYTEST_XDIST_WORKER", "alone")
+if os.environ.get("RLDECODER_TEST_HOME_OF") != _WORKER:
+    os.environ["RLDECODER_TEST_HOME_OF"] = _WORKER
     os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="rldecoder-prefect-")
     atexit.register(shutil.rmtree, os.environ["PREFECT_HOME"], ignore_errors=True)
 os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"

@@ -18,7 +18,7 @@ class TrainExplainerConfig(StageConfig):
     """Positions (feature set, exact effects) of the label split and of training prompts."""
     task_share: float = Field(0.1, ge=0, le=1)
     """Share of the pairs that come from task prompts of the training split."""
-    num_test_positions: int = Field(500, ge=4)
+    num_test_positions: int = Field(300, ge=4)
     """Held-out positions of the test split that explanations are evaluated on."""
     scale_tokens: int = Field(20_000, ge=1)
     """Tokens of the label split that give each feature's usual high (p99)."""
@@ -32,9 +32,9 @@ class TrainExplainerConfig(StageConfig):
     """Hidden width of the set encoder."""
     num_layers: int = Field(2, ge=1)
     """Attention layers of the set encoder."""
-    steps: int = Field(400, ge=1)
+    steps: int = Field(300, ge=1)
     """Optimiser steps."""
-    batch_size: int = Field(64, ge=1)
+    batch_size: int = Field(32, ge=1)
     """Positions a step."""
     lr: float = Field(1e-3, gt=0)
     """Peak learning rate (AdamW), after a warm-up of a tenth of the steps, then cosine to 0."""
@@ -85,7 +85,7 @@ class EvaluateConfig(StageConfig):
     """Held-out tokens a split for faithfulness (KL, CE, accuracy, agreement)."""
     matmul_precision: MatmulPrecision = "medium"
     """Of the products with the unembedding, as in train_decoder."""
-    deletion_positions: int = Field(256, ge=4)
+    deletion_positions: int = Field(128, ge=4)
     """Test positions of the comprehensiveness and sufficiency curves."""
     bootstrap_resamples: int = Field(2000, ge=100)
     """Resamples of confidence intervals."""

@@ -16,6 +16,7 @@ MODEL_NAMES = {"frozen": "frozen model", "supervised": "supervised decoder", "rl
 METHOD_NAMES = {
     "method_b": "Method B",
     "method_a": "Method A (most active)",
+    "attribution_above_noise": "attribution above noise",
     "attribution_top_k": "first-order attribution",
     "mean_explanation": "mean explanation",
     "prompt_only": "prompt only",

@@ -30,7 +30,7 @@ from rldecoder.sae.model import SparseLatents
 
 METHOD_B = "method_b"
 HALVED = 0.5
-WITH_STRENGTH = (METHOD_B, "attribution_top_k")
+WITH_STRENGTH = (METHOD_B, "attribution_top_k", "attribution_above_noise")
 
 
 class ClaimSet(NamedTuple):
@@ -71,12 +71,19 @@ def claims_of_method_b(explainer: Explainer, pointers: Pointers, test: Pairs) ->
 
 
 def claims_of_baselines(
-    explainer: Explainer, train: Pairs, test: Pairs, mask: Tensor, generator: torch.Generator
+    explainer: Explainer,
+    train: Pairs,
+    test: Pairs,
+    mask: Tensor,
+    noise: Tensor,
+    generator: torch.Generator,
 ) -> dict[str, ClaimSet]:
     """What the simpler methods claim, as many a position as `mask` [N, n] allows.
 
     - `method_a`: the most active features (over their usual high), all taken as support.
     - `attribution_top_k`: the largest first-order attributions, with their sign.
+    - `attribution_above_noise`: the same, those first whose attribution exceeds the noise floor and
+      the smallest useful effect.
     - `mean_explanation`: the latents that matter most on average, whatever the text.
     - `prompt_only`: the latents that matter most after this token on average; sees the text's
       last token, not the features.
@@ -91,6 +98,9 @@ def claims_of_baselines(
     coin = torch.rand(mask.shape, generator=generator).to(active.device)
     attributions = test.candidates.attributions
     attributed = attributions.abs().topk(count, dim=-1).indices
+    worthwhile = attributions.abs() > noise.clamp_min(explainer.spec.min_effect)
+    # Attributions are nats, far below the 1e6 that puts worthwhile candidates first.
+    filtered = (attributions.abs() + 1e6 * worthwhile).topk(count, dim=-1).indices
     by_all, by_token = _mean_effects(train, count)
     rows = [by_token.get(int(token), by_all) for token in test.positions.context_token]
     ones = torch.ones_like(coin)
@@ -100,6 +110,9 @@ def claims_of_baselines(
             test.candidates.indices.gather(1, attributed),
             attributions.gather(1, attributed),
             mask,
+        ),
+        "attribution_above_noise": ClaimSet(
+            test.candidates.indices.gather(1, filtered), attributions.gather(1, filtered), mask
         ),
         "mean_explanation": _fixed_claims([by_all] * len(mask), mask),
         "prompt_only": _fixed_claims(rows, mask),
@@ -165,7 +178,8 @@ def score_claims(
     effects = measure(decoder, latents, wanted).single
     right_sign = (effects.sign() == claims.signs.sign()) & claims.mask
     size = effects.abs()
-    above = (size > noise_floor(decoder, wanted)) & (size > min_effect) & (acts > 0)
+    noise = noise_floor(wanted, decoder.W.detach()[claims.latents].norm(dim=-1))
+    above = (size > noise) & (size > min_effect) & (acts > 0)
     return ClaimScores(right_sign & above, right_sign, effects, above)
 
 
@@ -186,7 +200,7 @@ def evaluate_claims(
     """
     ours = claims_of_method_b(explainer, pointers, test)
     methods = {METHOD_B: ours}
-    methods |= claims_of_baselines(explainer, train, test, ours.mask, generator)
+    methods |= claims_of_baselines(explainer, train, test, ours.mask, pointers.noise, generator)
     said = ours.mask.any(-1)
     result: dict[str, Any] = {
         "num_positions": len(said),

@@ -263,7 +263,7 @@ def make_slots(
         dim=-1,
     )
     unit_rows = rows / norms.clamp_min(_TINY)[..., None] * explainer.spec.d_model**0.5
-    noise = noise_floor(decoder, candidates)
+    noise = noise_floor(candidates, norms)
     return Slots(scalars * mask[..., None], unit_rows, mask, attributions * mask, noise)
 
 

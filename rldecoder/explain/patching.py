@@ -203,7 +203,7 @@ def ablate(latents: SparseLatents, latent: Tensor) -> SparseLatents:
     return SparseLatents(latents.acts * keep, latents.indices)
 
 
-def noise_floor(decoder: SaeDecoderForCausalLM, candidates: Candidates) -> Tensor:
+def noise_floor(candidates: Candidates, row_norms: Tensor) -> Tensor:
     """How large an effect chance gives each candidate: [N, C], nats.
 
     Removing a random direction of the candidate's own length r = |act W[latent]| at the same
@@ -211,10 +211,13 @@ def noise_floor(decoder: SaeDecoderForCausalLM, candidates: Candidates) -> Tenso
     r^2 tr Cov_p(U) / 2D (second order in r; g is the gradient of log p, U the unembedding).
     95 % of random directions stay below the sum of that mean and 1.96 deviations. A feature
     that does no more than this tells nothing about its direction.
+
+    Args:
+        row_norms: [N, C], lengths of the candidates' rows of W.
     """
-    norms = decoder.W.detach().norm(dim=-1)[candidates.indices] * candidates.acts
+    length = row_norms * candidates.acts
     deviation, mean = candidates.sensitivity[:, None].unbind(-1)
-    return TWO_SIDED_95 * norms * deviation + norms.square() * mean
+    return TWO_SIDED_95 * length * deviation + length.square() * mean
 
 
 def random_removals(

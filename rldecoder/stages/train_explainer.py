@@ -302,7 +302,7 @@ def _output(evaluation: dict[str, Any], explainer: Explainer) -> StageOutput:
 STAGE = Stage(
     name="train_explainer",
     kind="explainer",
-    version=1,
+    version=2,
     inputs=(
         "sync_tokenizer",
         "cache_activations",

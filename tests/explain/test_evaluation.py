@@ -26,6 +26,12 @@ def oracle(pairs: Pairs) -> Pointers:
     return Pointers(effects.abs().log(), torch.ones_like(effects), effects, silent)
 
 
+def floor_of(decoder: SaeDecoderForCausalLM, pairs: Pairs) -> torch.Tensor:
+    """The noise floor of every candidate."""
+    norms = decoder.W[pairs.candidates.indices].norm(dim=-1)
+    return noise_floor(pairs.candidates, norms)
+
+
 def test_true_claims_are_supported_and_false_ones_are_not(
     decoder: SaeDecoderForCausalLM, pairs: dict[str, Pairs]
 ) -> None:
@@ -35,7 +41,7 @@ def test_true_claims_are_supported_and_false_ones_are_not(
     true = score_claims(decoder, test, ClaimSet(test.candidates.indices, signs, mask), 0.0)
     torch.testing.assert_close(true.effects, test.measured.single, atol=1e-5, rtol=1e-5)
     assert bool(true.right_sign.all())
-    floor = noise_floor(decoder, test.candidates)
+    floor = floor_of(decoder, test)
     assert torch.equal(true.supported, test.measured.single.abs() > floor)
     false = score_claims(decoder, test, ClaimSet(test.candidates.indices, -signs, mask), 0.0)
     assert not bool(false.supported.any())
@@ -64,14 +70,18 @@ def test_baselines_claim_as_often_as_method_b(
 ) -> None:
     explainer.scales.fill_(1.0)
     mask = torch.rand(60, 3) > 0.4
-    found = claims_of_baselines(explainer, pairs["label"], pairs["test"], mask, torch_generator(0))
+    silent = torch.zeros_like(pairs["test"].candidates.acts)
+    found = claims_of_baselines(
+        explainer, pairs["label"], pairs["test"], mask, silent, torch_generator(0)
+    )
     assert set(found) == {
-        "method_a", "attribution_top_k", "mean_explanation", "prompt_only", "random_features",
+        "method_a", "attribution_top_k", "attribution_above_noise", "mean_explanation",
+        "prompt_only", "random_features",
     }  # fmt: skip
     latents = pairs["test"].positions.latents
     for name, claims in found.items():
         assert torch.equal(claims.mask, mask), name
-        if name != "attribution_top_k":
+        if not name.startswith("attribution"):
             assert claims.signs.abs().unique().tolist() == [1.0], name
     # Equal scales: Method A is the order of the activations.
     strongest = latents.indices.gather(1, latents.acts.topk(3).indices)
@@ -84,7 +94,7 @@ def test_an_oracle_beats_every_baseline(
 ) -> None:
     explainer.scales.fill_(1.0)
     test = pairs["test"]
-    knowing = oracle(test)._replace(noise=noise_floor(decoder, test.candidates))
+    knowing = oracle(test)._replace(noise=floor_of(decoder, test))
     result = evaluate_claims(
         decoder,
         explainer,

@@ -127,8 +127,9 @@ def test_noise_floor_is_what_random_directions_do(
     latents = found.positions.latents
     for share in (0.05, 0.5):
         candidates = found.candidates._replace(acts=found.candidates.acts * share)
-        floor = patching.noise_floor(decoder, candidates)
-        norms = decoder.W.norm(dim=-1)[candidates.indices] * candidates.acts
+        rows = decoder.W.norm(dim=-1)[candidates.indices]
+        floor = patching.noise_floor(candidates, rows)
+        norms = rows * candidates.acts
         generator = torch_generator(0, int(100 * share))
         direction = torch.randn(40, 60, 8, 64, generator=generator)
         direction = direction / direction.norm(dim=-1, keepdim=True) * norms[..., None]

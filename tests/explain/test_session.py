@@ -25,7 +25,7 @@ def no_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     """The features of a random SAE are random directions: none would beat the noise floor."""
     monkeypatch.setattr(
         "rldecoder.explain.explainer.noise_floor",
-        lambda _, candidates: torch.zeros_like(candidates.acts),
+        lambda candidates, _: torch.zeros_like(candidates.acts),
     )
 
 

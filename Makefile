@@ -50,7 +50,7 @@ types:
 # A worker a core, one thread each: most tests are too small for two threads, and those that talk
 # to a Prefect server mostly wait for it.
 unit:
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu" -q -n 2 --dist loadfile --durations=15
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu" -q -n 2 --dist loadgroup --durations=15
 
 # The second run must do no work at all.
 debug:

@@ -77,6 +77,8 @@ class Manifest(BaseModel):
     packages: dict[str, str]
     device: str
     device_name: str
+    devices: dict[str, Any] = {}
+    """Cores and accelerators of the machine when the stage began (`rldecoder.devices.snapshot`)."""
     threads: int
     wall_seconds: float
     peak_memory_bytes: int

@@ -13,6 +13,7 @@ from rich.table import Table
 from rldecoder import schemas
 from rldecoder.artifacts import ArtifactRef, ArtifactStore
 from rldecoder.config.run import RunConfig
+from rldecoder.devices import lease_device
 from rldecoder.errors import BadInputError
 from rldecoder.progress import RichReporter, TeeReporter
 from rldecoder.runner import StageRun, plan, run_pipeline, run_stage
@@ -52,10 +53,19 @@ def run_and_summarise(
 
             results = run_with_prefect(run, store=store, report=report, until=until, on_stage=show)
         else:
+            # One process runs all stages, so one lease covers them all.
+            lease = stack.enter_context(
+                lease_device(
+                    run.device,
+                    timeout_seconds=run.device_timeout_seconds,
+                    task=run.name,
+                    say=report.note,
+                )
+            )
+            os.environ.update(lease.env)  # before CUDA is first used, which reads it once
             results = run_pipeline(
-                run, store=store, report=report, until=until,
-                device=None if run.device == "auto" else run.device, on_stage=show,
-            )  # fmt: skip
+                run, store=store, report=report, until=until, device=lease.device, on_stage=show
+            )
     reused = sum(result.reused for result in results)
     console.print(
         f"[bold]done[/bold] in {time.monotonic() - started:,.0f} s: "

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from rldecoder import provenance
+from rldecoder import devices, provenance
 from rldecoder.artifacts import ArtifactRef, ArtifactStore, Manifest, artifact_digest
 from rldecoder.config.run import RunConfig
 from rldecoder.errors import BadInputError, GateFailedError, NumericalError
@@ -182,6 +182,7 @@ def _build(
         report.note(f"{stage.name} goes on from its last checkpoint.")
     progress.mkdir(parents=True, exist_ok=True)
     upstream = _merge_caveats(inputs)
+    machine = devices.snapshot()
     started = time.monotonic()
     seed_everything(seed)
     with store.building(ref) as out:
@@ -210,6 +211,7 @@ def _build(
             packages=provenance.package_versions(),
             device=str(torch_device),
             device_name=provenance.device_name(torch_device),
+            devices=machine,
             threads=torch.get_num_threads(),
             wall_seconds=time.monotonic() - started,
             peak_memory_bytes=provenance.peak_memory_bytes(torch_device),

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MPLBACKEND", "Agg")
+# Prefect reads its settings when it is imported: none of the user's, nothing sent anywhere.
+# One home a pytest-xdist worker: two of them would fight over one server.
+_WORKER = os.environ.get("PYTEST_XDIST_WORKER", "alone")
+if os.environ.get("RLDECODER_TEST_HOME_OF") != _WORKER:
+    os.environ["RLDECODER_TEST_HOME_OF"] = _WORKER
+    os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="rldecoder-prefect-")
+    atexit.register(shutil.rmtree, os.environ["PREFECT_HOME"], ignore_errors=True)
+os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
+os.environ["DO_NOT_TRACK"] = "1"
+os.environ.pop("PREFECT_API_URL", None)
 
 import subprocess
 import sys
@@ -28,6 +41,13 @@ settings.load_profile("rldecoder")
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """For `--dist loadgroup`: a file to one worker, and all that share the Prefect UI to one."""
+    for item in items:
+        uses_ui = "ui" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("ui" if uses_ui else item.path.name))
 
 
 @pytest.fixture(scope="session")

@@ -130,8 +130,6 @@ class _Trainer:
         self.next_tokens = NextTokens(readers["train"])
         self.steps_per_epoch = steps_per_epoch(readers["train"].num_tokens, config)
         self.total_steps = config.epochs * self.steps_per_epoch
-        # Adam's dense update of W costs 1 % of a step here, so updating active rows alone
-        # would gain nothing; rows that get no gradient are not moved either way.
         self.optimizer = torch.optim.AdamW(
             [
                 {"params": [decoder.W], "weight_decay": config.weight_decay},

@@ -47,6 +47,7 @@ def every_minute(ui: Ui, tmp_path_factory: pytest.TempPathFactory) -> Any:
         (DEBUG, "PipelineParameters", {"config", "overrides", "store", "until"}),
         ("pipeline/pipeline-quickstart", "PipelineParameters", {"config", "until"}),
         ("nightly/nightly", "PipelineParameters", {"config", "until"}),
+        ("rl/rl", "RunParameters", {"config", "overrides", "store"}),
         ("review/review", "ReviewParameters", {"config", "reviewer", "count"}),
     ],
 )

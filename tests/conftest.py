@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
-import atexit
 import os
-import shutil
-import tempfile
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MPLBACKEND", "Agg")
+
+import atexit
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from filelock import FileLock
+from hypothesis import settings
+
+from rldecoder.stages.context import SilentReporter, StageContext
+
 # Prefect reads its settings when it is imported: none of the user's, nothing sent anywhere.
 # One home a pytest-xdist worker: two of them would fight over one server.
 _WORKER = os.environ.get("PYTEST_XDIST_WORKER", "alone")
@@ -22,18 +35,6 @@ if os.environ.get("RLDECODER_TEST_HOME_OF") != _WORKER:
 os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
 os.environ["DO_NOT_TRACK"] = "1"
 os.environ.pop("PREFECT_API_URL", None)
-
-import subprocess
-import sys
-from collections.abc import Callable
-from pathlib import Path
-
-import pytest
-import torch
-from filelock import FileLock
-from hypothesis import settings
-
-from rldecoder.stages.context import SilentReporter, StageContext
 
 # Shared, busy machines make single examples slow now and then; and a failure must repeat.
 settings.register_profile("rldecoder", deadline=None, derandomize=True, max_examples=50)

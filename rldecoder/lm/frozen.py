@@ -315,9 +315,10 @@ class FrozenLM:
         if self.dtype == torch.float32:
             weight = self.unembedding
         else:
-            weight = self._unembedding_float32
-            if weight is None or weight.device != self.device:  # the model may have moved
-                weight = self._unembedding_float32 = self.unembedding.float()
+            cached = self._unembedding_float32
+            if cached is None or cached.device != self.device:  # the model may have moved
+                cached = self._unembedding_float32 = self.unembedding.float()
+            weight = cached
         bias = getattr(self._head, "bias", None)
         # bfloat16 factors have exact float32 products, which the CPU's bfloat16 units add up in
         # float32: same logits to 1e-6, and half the time of a float32 product (measured).

@@ -17,7 +17,6 @@ from tasks import tied
 from tests.flows.ui_client import ROOT, Ui
 
 
-
 @pytest.fixture(scope="session")
 def ui() -> Iterator[Ui]:
     """`make ui` in a process of its own; at the end Ctrl-C must stop all of it."""

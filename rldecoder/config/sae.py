@@ -21,13 +21,27 @@ class SparsityPhase(Config):
 class TrainSaeConfig(StageConfig):
     """Training of the sparse autoencoder on cached residuals."""
 
-    architecture: Literal["topk", "relu"] = "topk"
-    """`topk`: exactly k latents a token, AuxK against dead ones (Gao et al. 2024). `relu`: L1 with
-    a schedule, resampling of dead latents (Bricken et al. 2023); the original plan's choice."""
+    architecture: Literal["topk", "batchtopk", "matryoshka", "jumprelu", "relu"] = "topk"
+    """`topk`: exactly k latents a token. `batchtopk`: k on average, read later with a threshold.
+    `matryoshka`: batchtopk in nested dictionaries, so that general latents come first. `jumprelu`:
+    learnt thresholds, L0 held at k by a penalty. `relu`: L1 with a schedule, resampling of dead
+    latents; the original plan's choice. Sources: rldecoder/sae/architectures.py."""
     expansion: float = Field(10.0, gt=0)
     """Latents per residual dimension; the plan's is 10."""
     k: int = Field(64, gt=0)
-    """`topk` only: active latents a token."""
+    """Active latents a token: exactly (topk), on average over a batch (batchtopk, matryoshka), or
+    what the penalty pulls towards (jumprelu); not for relu."""
+    matryoshka_prefixes: tuple[float, ...] = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
+    """`matryoshka` only: sizes of the nested dictionaries as shares of all latents; ends with 1."""
+    threshold_decay: float = Field(0.99, ge=0, lt=1)
+    """`batchtopk` and `matryoshka`: the threshold for inference is a running mean of each batch's
+    smallest chosen pre-activation, with this decay."""
+    l0_coefficient: float = Field(1.0, ge=0)
+    """`jumprelu` only: weight of (L0 / k - 1)^2."""
+    threshold_init: float = Field(0.001, gt=0)
+    """`jumprelu` only: every threshold at the start, for inputs of unit mean squared norm."""
+    bandwidth: float = Field(0.001, gt=0)
+    """`jumprelu` only: window around a threshold from which it learns, for such inputs."""
     budget_tokens: int = Field(1_000_000, gt=0)
     """Token visits: the cache is read again, reshuffled, until they are used up."""
     batch_tokens: int = Field(2048, gt=0)
@@ -49,11 +63,12 @@ class TrainSaeConfig(StageConfig):
     dead_after_tokens: int = Field(100_000, gt=0)
     """A latent that has not fired for so many training tokens counts as dead."""
     auxk_coefficient: float = Field(1 / 32, ge=0)
-    """`topk` only: weight of the AuxK loss."""
+    """topk, batchtopk, matryoshka: weight of the AuxK loss, which revives dead latents."""
     auxk: int | None = Field(None, gt=0)
-    """`topk` only: dead latents that reconstruct the error; null takes d_model / 2."""
+    """topk, batchtopk, matryoshka: dead latents that reconstruct the error; null takes half of
+    d_model."""
     sparsity_warmup_steps: int = Field(1000, ge=0)
-    """`relu` only: steps over which the coefficient rises linearly from 0."""
+    """`relu` and `jumprelu`: steps over which the sparsity coefficient rises linearly from 0."""
     sparsity_phases: tuple[SparsityPhase, ...] = (
         SparsityPhase(steps=10_000, coefficient=0.001),
         SparsityPhase(steps=30_000, coefficient=0.01),
@@ -83,6 +98,9 @@ class TrainSaeConfig(StageConfig):
             raise ValueError(f"lr_final {self.lr_final} is above lr {self.lr}")
         if self.architecture == "relu" and not self.sparsity_phases:
             raise ValueError("relu needs at least one entry in sparsity_phases")
+        prefixes = self.matryoshka_prefixes
+        if list(prefixes) != sorted(set(prefixes)) or prefixes[:1] <= (0,) or prefixes[-1:] != (1,):
+            raise ValueError("matryoshka_prefixes must rise from above 0 to 1")
         return self
 
 

@@ -75,6 +75,10 @@ class ActivationBatch(NamedTuple):
         """The same batch on a device."""
         return self.map(lambda tensor: tensor.to(device))
 
+    def select(self, rows: Tensor) -> ActivationBatch:
+        """The rows of an index or a mask."""
+        return self.map(lambda column: column[rows])
+
     def map(self, function: Callable[[Tensor], Tensor]) -> ActivationBatch:
         """Apply a function to every column that is present."""
         return ActivationBatch(

@@ -31,7 +31,8 @@ from rldecoder.decoder.configuration_sae_decoder import SaeDecoderConfig
 from rldecoder.errors import BadInputError
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.sae.model import Sae
-from rldecoder.sae.sparse_ops import SparseLatents, decode_sparse
+from rldecoder.sae.selection import SparseLatents
+from rldecoder.sae.sparse_ops import decode_sparse
 
 
 class FeaturesOutput(NamedTuple):

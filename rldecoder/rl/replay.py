@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rldecoder.data.activations import ActivationBatch, ActivationReader
 from rldecoder.sae.model import Sae
-from rldecoder.sae.sparse_ops import SparseLatents
+from rldecoder.sae.selection import SparseLatents
 
 
 class ReplayBatch(NamedTuple):

@@ -6,12 +6,24 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rldecoder.sae.sparse_ops import SaeWeights, top_k
+from rldecoder.sae.selection import top_k
+from rldecoder.sae.sparse_ops import SaeWeights
 
 
-def reconstruction_loss(recon: Tensor, x: Tensor) -> Tensor:
-    """Mean squared error per element; on inputs of unit variance it approximates fvu."""
-    return (recon - x).square().mean()
+def reconstruction_loss(levels: Tensor, x: Tensor) -> Tensor:
+    """Mean squared error per element; on inputs of unit variance it approximates fvu.
+
+    Args:
+        levels: [N, G, D] reconstructions; the mean over them is what nested dictionaries
+            (matryoshka) are trained on.
+        x: [N, D]
+    """
+    return (levels - x[:, None]).square().mean()
+
+
+def l0_loss(gates: Tensor, num_tokens: int, target: float) -> Tensor:
+    """(L0 / target - 1)^2: keeps the mean L0 of jumprelu at a target (arXiv 2407.14435, app. F)."""
+    return (gates.sum() / num_tokens / target - 1).square()
 
 
 def l1_loss(acts: Tensor, num_tokens: int) -> Tensor:

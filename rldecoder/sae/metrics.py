@@ -128,10 +128,10 @@ def near_duplicate_fraction(W_dec: Tensor, threshold: float, chunk: int = 2048) 
 def random_control(spec: SaeSpec, seed: int, sample: Tensor, l0: float) -> Sae:
     """A random-init SAE that fires as often as the measured one, at its best single gain.
 
-    Its b_dec is the sample's mean. For relu, one bias for all latents is set so that the mean L0
-    on the sample is `l0`; topk has it by construction. Its decoder rows are then multiplied by the
-    least-squares gain, because a random dictionary's scale is arbitrary and must not be what it
-    fails by.
+    Its b_dec is the sample's mean. For relu one bias, for jumprelu one threshold, is set for all
+    latents so that the mean L0 on the sample is `l0`; topk has it by construction. Its decoder
+    rows are then multiplied by the least-squares gain, because a random dictionary's scale is
+    arbitrary and must not be what it fails by.
 
     Args:
         spec: of the SAE under test.
@@ -141,10 +141,14 @@ def random_control(spec: SaeSpec, seed: int, sample: Tensor, l0: float) -> Sae:
     """
     x = sample.float()
     control = Sae.random_init(spec, seed, x.mean(0).cpu()).to(x.device)
-    if spec.architecture == "relu":
+    if spec.architecture != "topk":
         pre_acts = control.pre_acts(x).flatten()
         rank = max(1, min(len(pre_acts), round(l0 * len(x))))
-        control.b_enc.sub_(pre_acts.kthvalue(len(pre_acts) - rank + 1).values)
+        smallest = pre_acts.kthvalue(len(pre_acts) - rank + 1).values
+        if spec.architecture == "relu":
+            control.b_enc.sub_(smallest)
+        else:
+            control.threshold.fill_(smallest.clamp_min(0.0))
     recon = control(x).recon - control.b_dec
     centred = x - control.b_dec
     gain = (recon * centred).sum() / recon.square().sum().clamp_min(1e-12)

@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from rldecoder.checkpoints import pack_optimizer, unpack_optimizer
 from rldecoder.config.sae import TrainSaeConfig
 from rldecoder.errors import BadInputError, NumericalError
-from rldecoder.sae.losses import auxk_loss, l1_loss, reconstruction_loss
+from rldecoder.sae.architectures import FLOOR_MARGIN, Autoencoded, Rule, autoencode
+from rldecoder.sae.losses import auxk_loss, l0_loss, l1_loss, reconstruction_loss
 from rldecoder.sae.metrics import reconstruction_quality
 from rldecoder.sae.model import Sae, SaeSpec, fold_input_scale
 from rldecoder.sae.resampling import resample_dead
 from rldecoder.sae.schedule import learning_rate, sparsity_coefficient
-from rldecoder.sae.sparse_ops import SaeWeights, autoencode
+from rldecoder.sae.sparse_ops import SaeWeights
 from rldecoder.seeds import torch_generator
 
 
@@ -65,7 +66,7 @@ class StepResult(NamedTuple):
 
     loss: float
     mse: float
-    """Mean squared error per element of scaled inputs; an estimate of fvu."""
+    """Mean squared error per element of scaled inputs, all latents used; an estimate of fvu."""
     l0: float
     """Mean number of active latents a token."""
     dead_fraction: float
@@ -73,7 +74,7 @@ class StepResult(NamedTuple):
     """Before clipping."""
     lr: float
     penalty: float
-    """AuxK or L1 loss, before its coefficient."""
+    """AuxK, L0 or L1 loss, before its coefficient."""
     revived: float
     """Latents resampled at this step."""
 
@@ -99,8 +100,15 @@ class SaeTrainer:
             dec=nn.Parameter(start.W_dec.detach().clone()),
             b_dec=nn.Parameter(start.b_dec.detach().clone()),
         )
+        self.rule = rule_for(config, spec)
+        self.log_threshold: nn.Parameter | None = None
+        if config.architecture == "jumprelu":
+            first = math.log(config.threshold_init * math.sqrt(spec.d_model))
+            self.log_threshold = nn.Parameter(torch.full_like(self.weights.b_enc, first))
         # Mean squared errors make gradients small beside Adam's default eps (Gao et al. 2024).
-        self.optimizer = torch.optim.Adam(self.weights, lr=config.lr, eps=6.25e-10, fused=True)
+        self.optimizer = torch.optim.Adam(self._trained, lr=config.lr, eps=6.25e-10, fused=True)
+        self.batch_threshold: float | None = None
+        self._floor = math.inf
         self.matmul_dtype = getattr(torch, config.matmul_dtype)
         self.auxk = config.auxk or max(1, spec.d_model // 2)
         self.step_index = 0
@@ -117,27 +125,21 @@ class SaeTrainer:
         config, weights, index = self.config, self.weights, self.step_index
         x = raw.to(weights.dec.device).float() * self.scale
 
-        # Forward: reconstruction, and what keeps latents few (relu) or alive (topk).
-        recon, pairs = autoencode(x, weights, self.spec.k, self.matmul_dtype)
-        mse = reconstruction_loss(recon, x)
-        self._count_firing(pairs.latents[pairs.acts.detach() > 0], len(x))
+        # Forward: reconstruction, and what keeps latents few or alive.
+        out = autoencode(x, weights, self.rule, self.log_threshold, self.matmul_dtype, self._floor)
+        recon = out.levels[:, -1]
+        loss = reconstruction_loss(out.levels, x)
+        mse = loss if out.levels.shape[1] == 1 else reconstruction_loss(recon[:, None], x)
+        self._count_firing(out, len(x))
         dead = (self.tokens_since_fired >= config.dead_after_tokens).nonzero().flatten()
-        penalty, coefficient = mse.new_zeros(()), 0.0
-        if self.spec.architecture == "relu":
-            coefficient = sparsity_coefficient(
-                config.sparsity_phases, config.sparsity_warmup_steps, index
-            )
-            penalty = l1_loss(pairs.acts, len(x))
-        elif len(dead) and config.auxk_coefficient:
-            coefficient = config.auxk_coefficient
-            penalty = auxk_loss(x, x - recon, weights, dead, self.auxk, self.matmul_dtype)
-        loss = mse + coefficient * penalty
+        penalty, coefficient = self._penalty(out, x, dead)
+        loss = loss + coefficient * penalty
 
         # Backward: decoder rows keep unit norm, so their gradient's radial part is dropped.
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self._drop_radial_gradient()
-        grad_norm = nn.utils.clip_grad_norm_(self.weights, config.grad_clip)
+        grad_norm = nn.utils.clip_grad_norm_(self._trained, config.grad_clip)
         numbers = torch.stack([loss.detach(), mse.detach(), penalty.detach(), grad_norm]).tolist()
         if not all(map(math.isfinite, numbers)):
             raise NumericalError(
@@ -155,7 +157,7 @@ class SaeTrainer:
         # Resampling looks at this batch only, so that it needs no state of its own.
         revived = 0
         due = (index + 1) % config.resample_every_steps == 0 and index + 1 < self.num_steps
-        if self.spec.architecture == "relu" and due and len(dead):
+        if config.architecture == "relu" and due and len(dead):
             generator = torch_generator(self.seed, "resample", index)
             revived = resample_dead(weights, self.optimizer, dead, x, recon.detach(), generator)
             self.tokens_since_fired[dead[:revived]] = 0
@@ -163,7 +165,7 @@ class SaeTrainer:
         return StepResult(
             loss=numbers[0],
             mse=numbers[1],
-            l0=float((pairs.acts > 0).sum()) / len(x),
+            l0=float(out.gates.detach().sum()) / len(x),
             dead_fraction=len(dead) / self.spec.num_latents,
             grad_norm=numbers[3],
             lr=lr,
@@ -177,16 +179,44 @@ class SaeTrainer:
         dead = self.tokens_since_fired >= self.config.dead_after_tokens
         return float(dead.double().mean())
 
+    @property
+    def _trained(self) -> list[Tensor]:
+        """Everything that Adam moves."""
+        return [*self.weights, *([] if self.log_threshold is None else [self.log_threshold])]
+
+    def _penalty(self, out: Autoencoded, x: Tensor, dead: Tensor) -> tuple[Tensor, float]:
+        """What is added to the reconstruction loss, with its coefficient."""
+        config = self.config
+        if config.architecture == "relu":
+            coefficient = sparsity_coefficient(
+                config.sparsity_phases, config.sparsity_warmup_steps, self.step_index
+            )
+            return l1_loss(out.acts, len(x)), coefficient
+        if config.architecture == "jumprelu":
+            risen = min(1.0, (self.step_index + 1) / max(1, config.sparsity_warmup_steps))
+            return l0_loss(out.gates, len(x), config.k), config.l0_coefficient * risen
+        if len(dead) and config.auxk_coefficient:
+            error = x - out.levels[:, -1]
+            aux = auxk_loss(x, error, self.weights, dead, self.auxk, self.matmul_dtype)
+            return aux, config.auxk_coefficient
+        return x.new_zeros(()), 0.0
+
     @torch.no_grad()
-    def _count_firing(self, fired: Tensor, num_tokens: int) -> None:
+    def _count_firing(self, out: Autoencoded, num_tokens: int) -> None:
         self.tokens_since_fired += num_tokens
-        self.tokens_since_fired[fired] = 0
+        self.tokens_since_fired[out.fired] = 0
+        if self.rule.architecture in ("batchtopk", "matryoshka"):
+            before = out.cut if self.batch_threshold is None else self.batch_threshold
+            decay = self.config.threshold_decay
+            self.batch_threshold = decay * before + (1 - decay) * out.cut
+            self._floor = (1 - FLOOR_MARGIN) * out.cut
 
     @torch.no_grad()
     def _drop_radial_gradient(self) -> None:
         dec = self.weights.dec
         assert dec.grad is not None
-        dec.grad -= (dec.grad * dec).sum(1, keepdim=True) * dec
+        radial = torch.linalg.vecdot(dec.grad, dec)
+        dec.grad.addcmul_(dec, radial[:, None], value=-1)
 
     @torch.no_grad()
     def _normalise_decoder(self) -> None:
@@ -204,30 +234,41 @@ class SaeTrainer:
             )
         if quality.fvu < self.best_fvu:
             self.best_fvu, self.best_step = quality.fvu, self.step_index
-            named = self.weights._asdict()
-            self.best = {name: tensor.detach().clone() for name, tensor in named.items()}
+            self.best = {name: value.clone() for name, value in self._state().items()}
         return quality.fvu, quality.l0_mean
 
     def sae(self, *, best: bool = False) -> Sae:
         """The current (or best) weights as an SAE that reads raw residuals."""
-        named = self.best if best else self.weights._asdict()
+        named = self.best if best else self._state()
         scaled = Sae(self.spec)
-        state = {"W_enc": named["enc"].T, "b_enc": named["b_enc"]}
-        state |= {"W_dec": named["dec"], "b_dec": named["b_dec"]}
-        scaled.load_state_dict({name: tensor.detach().cpu() for name, tensor in state.items()})
+        state = {"W_enc": named["enc"].T, "W_dec": named["dec"]}
+        state |= {name: value for name, value in named.items() if name not in ("enc", "dec")}
+        scaled.load_state_dict({name: tensor.cpu() for name, tensor in state.items()})
         folded = fold_input_scale(scaled, self.scale)
         return folded.to(self.weights.dec.device).eval().requires_grad_(False)
+
+    def _state(self) -> dict[str, Tensor]:
+        """The SAE's tensors in training layout and scale, thresholds included."""
+        named = {name: tensor.detach() for name, tensor in self.weights._asdict().items()}
+        if self.log_threshold is not None:
+            named["threshold"] = self.log_threshold.detach().exp()
+        elif self.spec.architecture == "jumprelu":
+            named["threshold"] = torch.full_like(named["b_enc"], self.batch_threshold or 0.0)
+        return named
 
     def pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that a resumed run needs, as tensors and JSON values."""
         tensors, optimizer = pack_optimizer(self.optimizer)
         tensors |= {f"weights.{name}": value for name, value in self.weights._asdict().items()}
+        if self.log_threshold is not None:
+            tensors["log_threshold"] = self.log_threshold
         tensors |= {f"best.{name}": value for name, value in self.best.items()}
         tensors["tokens_since_fired"] = self.tokens_since_fired
         state = {
             "optimizer": optimizer,
             "step": self.step_index,
             "scale": self.scale,
+            "batch_threshold": self.batch_threshold,
             "best_fvu": self.best_fvu if self.best else None,
             "best_step": self.best_step,
         }
@@ -238,14 +279,32 @@ class SaeTrainer:
         """The inverse of `pack`, in place."""
         for name, parameter in self.weights._asdict().items():
             parameter.copy_(tensors[f"weights.{name}"])
+        if self.log_threshold is not None:
+            self.log_threshold.copy_(tensors["log_threshold"])
         unpack_optimizer(self.optimizer, tensors, state["optimizer"])
         self.tokens_since_fired.copy_(tensors["tokens_since_fired"])
         self.step_index, self.scale = int(state["step"]), float(state["scale"])
+        self.batch_threshold = state["batch_threshold"]
         self.best_step = int(state["best_step"])
         self.best_fvu = math.inf if state["best_fvu"] is None else float(state["best_fvu"])
         device = self.weights.dec.device
         self.best = {
-            name: tensors[f"best.{name}"].to(device)
-            for name in self.weights._fields
-            if f"best.{name}" in tensors
+            name.removeprefix("best."): tensor.to(device)
+            for name, tensor in tensors.items()
+            if name.startswith("best.")
         }
+
+
+def rule_for(config: TrainSaeConfig, spec: SaeSpec) -> Rule:
+    """How latents are chosen in training, in units of scaled inputs."""
+    architecture = config.architecture
+    if architecture == "relu":
+        return Rule(architecture)
+    if architecture == "jumprelu":
+        # Scaled inputs have a mean squared norm of d_model.
+        return Rule(architecture, bandwidth=config.bandwidth * math.sqrt(spec.d_model))
+    prefixes: tuple[int, ...] = ()
+    if architecture == "matryoshka":
+        sizes = {max(1, round(share * spec.num_latents)) for share in config.matryoshka_prefixes}
+        prefixes = tuple(sorted(sizes))
+    return Rule(architecture, config.k, prefixes)

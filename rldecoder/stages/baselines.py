@@ -37,6 +37,7 @@ from rldecoder.lm.lens import (
     compare_predictions,
     logit_lens,
 )
+from rldecoder.lm.sinks import SKIP_FIRST, is_sink
 from rldecoder.schemas import read_json, write_json, write_parquet
 from rldecoder.stages.context import Bar, InputArtifact, Stage, StageContext, StageOutput
 
@@ -52,10 +53,6 @@ LENS = pa.schema(
     ]
 )
 """`lens.parquet`: `lens` is logit or affine; kl = KL(frozen || lens) and ce in nats per token."""
-
-SKIP_FIRST = 1
-"""Positions left out at the start of each sequence, as in the activation cache."""
-
 
 AFFINE_LENS_FILE = "affine_lens.safetensors"
 
@@ -156,7 +153,9 @@ def _fit(
         for batch in body.over(ids, bar):
             final = batch.final_hidden.flatten(0, 1)
             for layer, resid in batch.by_layer.items():
-                moments[layer].add(resid.flatten(0, 1), final)
+                flat = resid.flatten(0, 1)
+                usual = ~is_sink(flat)
+                moments[layer].add(flat[usual], final[usual])
         sums.append(moments)
     fitted, held_out = sums
     return {
@@ -350,7 +349,7 @@ def _peak(ctx: StageContext) -> int:
 STAGE = Stage(
     name="baselines",
     kind="baselines",
-    version=1,
+    version=2,
     inputs=("sync_tokenizer", "ingest"),
     run=run,
     phase="prepare",

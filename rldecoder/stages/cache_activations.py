@@ -31,12 +31,9 @@ from rldecoder.data.activations import (
 from rldecoder.data.shards import SPLITS, read_tokens
 from rldecoder.errors import BadInputError, NoResourceError
 from rldecoder.lm.frozen import FrozenLM
+from rldecoder.lm.sinks import SKIP_FIRST, is_sink
 from rldecoder.schemas import read_json
 from rldecoder.stages.context import InputArtifact, Stage, StageContext, StageOutput
-
-SKIP_FIRST = 1
-"""Positions left out at the start of each sequence. The first is an attention sink: its norm is
-hundreds of times the others', and an SAE would spend its capacity on it."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +45,8 @@ class Shard:
     first_sequence: int
     num_sequences: int
 
-    def num_rows(self, context_length: int) -> int:
-        """Rows of the file."""
+    def max_rows(self, context_length: int) -> int:
+        """Rows of the file, if no token is left out for its norm."""
         return self.num_sequences * (context_length - SKIP_FIRST)
 
 
@@ -87,7 +84,9 @@ def run(
             for part in forward.batches(tokens[shard.split][rows], shard.first_sequence):
                 parts.append(part)
                 bar.advance(len(part.pos) * context_length / (context_length - SKIP_FIRST))
-            batch = ActivationBatch(*(torch.cat(column) for column in zip(*parts, strict=True)))
+            whole = ActivationBatch(*(torch.cat(column) for column in zip(*parts, strict=True)))
+            assert whole.resid is not None
+            batch = whole.select(~is_sink(whole.resid))
             if pending is not None:
                 pending.result()  # raises what the write raised; at most two shards in memory
             path = shard_path(ctx.progress, shard.split, shard.index)
@@ -97,7 +96,11 @@ def run(
 
     for shard in plan:
         _publish(shard_path(ctx.progress, shard.split, shard.index), ctx.out)
-    counts = {name: len(ids) * (context_length - SKIP_FIRST) for name, ids in tokens.items()}
+    counts = dict.fromkeys(tokens, 0)
+    for shard in plan:
+        rows_kept = pq.read_metadata(shard_path(ctx.out, shard.split, shard.index)).num_rows
+        counts[shard.split] += rows_kept
+    possible = sum(shard.max_rows(context_length) for shard in plan)
     meta = ActivationMeta(
         model_name=str(read_json(model / "model.json")["name"]),
         hook_layer=config.hook_layer,
@@ -112,6 +115,7 @@ def run(
     return StageOutput(
         {
             **{f"tokens_{name}": count for name, count in counts.items()},
+            "sink_tokens": possible - sum(counts.values()),
             "hook_layer": config.hook_layer,
             "cache_bytes": sum(path.stat().st_size for path in ctx.out.glob("*.parquet")),
             "tokens_per_second": forward.tokens_per_second,
@@ -232,7 +236,7 @@ def _is_complete(shard: Shard, folder: Path, context_length: int) -> bool:
     """Whether an earlier, interrupted run wrote this shard (files appear by rename only)."""
     path = shard_path(folder, shard.split, shard.index)
     try:
-        return int(pq.read_metadata(path).num_rows) == shard.num_rows(context_length)
+        return 0 < int(pq.read_metadata(path).num_rows) <= shard.max_rows(context_length)
     except (OSError, pa.ArrowException):
         return False
 
@@ -240,7 +244,7 @@ def _is_complete(shard: Shard, folder: Path, context_length: int) -> bool:
 def _check_disk(
     todo: list[Shard], context_length: int, d_model: int, folder: Path, reserve: int
 ) -> None:
-    num_rows = sum(shard.num_rows(context_length) for shard in todo)
+    num_rows = sum(shard.max_rows(context_length) for shard in todo)
     need = num_rows * row_bytes(d_model)
     free = shutil.disk_usage(folder).free
     if need + reserve > free:
@@ -264,7 +268,7 @@ def _publish(path: Path, folder: Path) -> None:
 STAGE = Stage(
     name="cache_activations",
     kind="activations",
-    version=1,
+    version=2,
     inputs=("sync_tokenizer", "ingest"),
     run=run,
     phase="features",

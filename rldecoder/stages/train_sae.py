@@ -110,18 +110,21 @@ def spec_for(meta: ActivationMeta, config: TrainSaeConfig) -> SaeSpec:
         BadInputError: k exceeds the number of latents.
     """
     num_latents = max(1, round(config.expansion * meta.d_model))
-    k = config.k if config.architecture == "topk" else None
-    if k is not None and k > num_latents:
+    if config.architecture != "relu" and config.k > num_latents:
         raise BadInputError(
-            f"train_sae.k is {k}, but the SAE has {num_latents} latents.",
+            f"train_sae.k is {config.k}, but the SAE has {num_latents} latents.",
             f"expansion {config.expansion:g} times d_model {meta.d_model} gives that number.",
             "Lower `train_sae.k` or raise `train_sae.expansion`.",
         )
+    # What a batch decides in training, a threshold decides for one token.
+    by_batch = config.architecture in ("batchtopk", "matryoshka")
+    read_as = "jumprelu" if by_batch else config.architecture
     return SaeSpec(
-        architecture=config.architecture,
+        architecture=read_as,
         d_model=meta.d_model,
         num_latents=num_latents,
-        k=k,
+        k=config.k if read_as == "topk" else None,
+        trained_as="" if read_as == config.architecture else config.architecture,
         hook_layer=meta.hook_layer,
         model_name=meta.model_name,
         context_length=meta.context_length,
@@ -153,7 +156,7 @@ def _batches(
 STAGE = Stage(
     name="train_sae",
     kind="sae",
-    version=1,
+    version=2,
     inputs=("cache_activations",),
     run=run,
     phase="features",

@@ -75,7 +75,8 @@ def test_frozen_model_and_decoder_run_by_either_generate(lm, prompts):
         fast = run_task(prefix_generate(model), prompts, lm.tokenizer)
         slow = run_task(model.generate, prompts, lm.tokenizer)
         assert fast == slow
-        assert all("\n" not in row.completion.rstrip("\n") for row in fast.rows)
+        # The token that ends an answer may hold spaces beside its line break, and is the last.
+        assert not any(row.completion.partition("\n")[2].strip() for row in fast.rows)
 
 
 def test_no_rows_is_not_a_division_by_zero():

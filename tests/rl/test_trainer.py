@@ -20,7 +20,8 @@ from rldecoder.rl.replay import ReplayBatch
 from rldecoder.rl.rewards import RewardInputs, WeightedReward, decoder_rewards
 from rldecoder.rl.rollout import DecoderSampler, Rollout
 from rldecoder.rl.trainer import DecoderPPOTrainer
-from rldecoder.sae.sparse_ops import SparseLatents, decode_sparse
+from rldecoder.sae.selection import SparseLatents
+from rldecoder.sae.sparse_ops import decode_sparse
 from rldecoder.seeds import derive_seed, torch_generator
 
 WEIGHTS = core.RewardWeights(0.5, 0.3, 0.2)

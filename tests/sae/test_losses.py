@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from rldecoder.sae.losses import auxk_loss, l1_loss, reconstruction_loss
+from rldecoder.sae.losses import auxk_loss, l0_loss, l1_loss, reconstruction_loss
 from rldecoder.sae.sparse_ops import SaeWeights
 
 N, D, L = 9, 6, 20
@@ -22,7 +22,21 @@ def test_reconstruction_loss_is_fvu_on_unit_variance() -> None:
     x = torch.randn(4000, D)
     recon = 0.8 * x
     fvu = (x - recon).square().sum() / (x - x.mean(0)).square().sum()
-    torch.testing.assert_close(reconstruction_loss(recon, x), fvu, rtol=0.05, atol=0)
+    torch.testing.assert_close(reconstruction_loss(recon[:, None], x), fvu, rtol=0.05, atol=0)
+    nested = torch.stack([torch.zeros_like(x), recon], dim=1)
+    torch.testing.assert_close(reconstruction_loss(nested, x), (1 + fvu) / 2, rtol=0.05, atol=0)
+
+
+def test_l0_loss_pulls_towards_its_target() -> None:
+    gates = torch.zeros(10, 8)
+    gates[:, :3] = 1.0
+    assert float(l0_loss(gates, 10, 3.0)) == 0
+    assert float(l0_loss(gates, 10, 2.0)) == 0.25
+    gates.requires_grad_()
+    (above,) = torch.autograd.grad(l0_loss(gates, 10, 2.0), gates)
+    (below,) = torch.autograd.grad(l0_loss(gates, 10, 6.0), gates)
+    assert bool((above > 0).all())
+    assert bool((below < 0).all())
 
 
 def test_l1_loss_sums_per_token() -> None:

@@ -19,8 +19,9 @@ from rldecoder.sae.training import SaeTrainer, StepResult, input_statistics
 D_MODEL, NUM_TRUE = 32, 48
 TOPK = SaeSpec(architecture="topk", d_model=D_MODEL, num_latents=96, k=4)
 RELU = SaeSpec(architecture="relu", d_model=D_MODEL, num_latents=96)
+JUMP = SaeSpec(architecture="jumprelu", d_model=D_MODEL, num_latents=96)
 CONFIG = TrainSaeConfig(
-    lr=1e-2, lr_final=1e-3, warmup_steps=10, dead_after_tokens=2000, matmul_dtype="float32"
+    k=4, lr=1e-2, lr_final=1e-3, warmup_steps=10, dead_after_tokens=2000, matmul_dtype="float32"
 )
 RELU_CONFIG = CONFIG.model_copy(
     update={
@@ -29,6 +30,20 @@ RELU_CONFIG = CONFIG.model_copy(
         "sparsity_phases": (SparsityPhase(steps=1000, coefficient=0.02),),
         "resample_every_steps": 25,
         "dead_after_tokens": 1000,
+    }
+)
+
+
+BATCH_CONFIG = CONFIG.model_copy(update={"architecture": "batchtopk", "threshold_decay": 0.9})
+MATRYOSHKA_CONFIG = BATCH_CONFIG.model_copy(
+    update={"architecture": "matryoshka", "matryoshka_prefixes": (0.25, 0.5, 1.0)}
+)
+JUMP_CONFIG = CONFIG.model_copy(
+    update={
+        "architecture": "jumprelu",
+        "sparsity_warmup_steps": 100,
+        "threshold_init": 0.01,
+        "bandwidth": 0.02,
     }
 )
 
@@ -104,7 +119,42 @@ def test_raw_sae_equals_the_trainers_scaled_one() -> None:
     torch.testing.assert_close(trainer.sae()(x).recon, want.detach(), rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize(("spec", "config"), [(TOPK, CONFIG), (RELU, RELU_CONFIG)])
+@pytest.mark.parametrize("config", [BATCH_CONFIG, MATRYOSHKA_CONFIG, JUMP_CONFIG])
+def test_thresholds_keep_about_k_latents_on_single_tokens(config: TrainSaeConfig) -> None:
+    """Trained on batches, read token by token: L0 near k, the known dictionary found."""
+    trainer, _ = train(JUMP, config, 400)
+    sae = trainer.sae()
+    quality = reconstruction_quality(sae, [next(batches(1000, seed=99))])
+    assert 0.75 * config.k < quality.l0_mean < 1.25 * config.k
+    assert quality.fvu < 0.3
+    best_cosine = (true_dictionary() @ sae.W_dec.T).amax(1)
+    assert float(best_cosine.mean()) > 0.85
+
+
+def test_nested_dictionaries_explain_most_first() -> None:
+    """The first quarter of a matryoshka dictionary does more alone than that of a plain one."""
+    held_out = next(batches(1000, seed=99))
+    fvu = {}
+    for config in (BATCH_CONFIG, MATRYOSHKA_CONFIG):
+        sae = train(JUMP, config, 300)[0].sae()
+        dense = sae.encode_dense(held_out)
+        part = dense[:, :24] @ sae.W_dec[:24] + sae.b_dec
+        centred = held_out - held_out.mean(0)
+        fvu[config.architecture] = float((held_out - part).square().sum() / centred.square().sum())
+    assert fvu["matryoshka"] < 0.8 * fvu["batchtopk"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "config"),
+    [
+        (TOPK, CONFIG),
+        (RELU, RELU_CONFIG),
+        (JUMP, BATCH_CONFIG),
+        (JUMP, MATRYOSHKA_CONFIG),
+        (JUMP, JUMP_CONFIG),
+    ],
+    ids=lambda value: value.architecture,
+)
 def test_resume_is_bit_identical(spec: SaeSpec, config: TrainSaeConfig, tmp_path: object) -> None:
     """60 steps at once, against 33, a checkpoint on disk, and 27 more in a new trainer."""
     stream = batches(128)

@@ -74,6 +74,28 @@ def test_rows_are_what_the_model_computes(
             assert torch.allclose(got.float(), want, rtol=2**-7, atol=1e-5)
 
 
+def test_sinks_are_left_out_and_counted(
+    inputs: dict[str, InputArtifact], context: MakeContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = FrozenLM.resid_and_final
+
+    def with_sink(self: FrozenLM, ids: torch.Tensor, layer: int) -> Any:
+        resid, final = original(self, ids, layer)
+        resid[:, 1] *= torch.where(ids[:, 1, None] == token, 1000.0, 1.0)
+        return resid, final
+
+    tokens = torch.from_numpy(read_tokens(inputs["ingest"].path, "train"))
+    token = int(tokens[5, 1])
+    monkeypatch.setattr(FrozenLM, "resid_and_final", with_sink)
+    ctx = context()
+    output = STAGE.run(inputs, settings(), ctx)
+    assert output.metrics["sink_tokens"] == 1
+    reader = ActivationReader(ctx.out, "train")
+    assert reader.num_tokens == output.metrics["tokens_train"] == 11 * (LENGTH - 1) - 1
+    rows = next(reader.ordered(10_000))
+    assert (5, 1) not in set(zip(rows.seq_id.tolist(), rows.pos.tolist(), strict=True))
+
+
 def test_budgets_are_whole_sequences(
     inputs: dict[str, InputArtifact], context: MakeContext
 ) -> None:

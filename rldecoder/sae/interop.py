@@ -1,0 +1,197 @@
+"""How an SAE lies on disk: the layout of sae_lens 6.54, which loads what is written here.
+
+A folder with `cfg.json` and `sae_weights.safetensors`; see `Sae` for what the tensors mean. SAEs
+trained with `batchtopk` or `matryoshka` are kept as `jumprelu`, for that is how they are read.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from rldecoder.errors import BadInputError, DamagedFileError
+from rldecoder.sae.spec import SaeSpec
+
+WEIGHTS_FILE = "sae_weights.safetensors"
+CONFIG_FILE = "cfg.json"
+_LENS_ARCHITECTURE = {"topk": "topk", "relu": "standard", "jumprelu": "jumprelu"}
+_ARCHITECTURE = {lens: ours for ours, lens in _LENS_ARCHITECTURE.items()}
+
+
+def tensor_shapes(spec: SaeSpec) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of an SAE's tensors."""
+    d_model, num_latents = spec.d_model, spec.num_latents
+    shapes: dict[str, tuple[int, ...]] = {
+        "W_enc": (d_model, num_latents),
+        "b_enc": (num_latents,),
+        "W_dec": (num_latents, d_model),
+        "b_dec": (d_model,),
+    }
+    return shapes | ({"threshold": (num_latents,)} if spec.architecture == "jumprelu" else {})
+
+
+def write_sae(folder: Path, spec: SaeSpec, tensors: dict[str, Tensor]) -> None:
+    """Write both files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = {name: tensors[name].detach().cpu().contiguous() for name in tensor_shapes(spec)}
+    save_file(kept, folder / WEIGHTS_FILE)
+    text = json.dumps(_lens_config(spec), indent=2, sort_keys=True)
+    (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def read_sae(folder: Path) -> tuple[SaeSpec, dict[str, Tensor]]:
+    """Read a folder written by `write_sae` or by sae_lens, in this project's conventions.
+
+    Raises:
+        BadInputError: the folder or a file is missing, or uses what this project does not.
+        DamagedFileError: a file cannot be parsed, a shape is wrong, a value is not finite.
+    """
+    config = _read_config(folder)
+    spec = _spec_from_lens(config, folder)
+    shapes = tensor_shapes(spec)
+    tensors = _read_tensors(folder, set(shapes))
+    for name, shape in shapes.items():
+        if tuple(tensors[name].shape) != shape:
+            raise DamagedFileError(
+                f"{name} in {folder / WEIGHTS_FILE} has shape {tuple(tensors[name].shape)}.",
+                f"{CONFIG_FILE} says {shape}.",
+                "Build the SAE again, or copy both files from the same source.",
+            )
+        if not bool(torch.isfinite(tensors[name]).all()):
+            raise DamagedFileError(
+                f"{name} in {folder / WEIGHTS_FILE} holds NaN or infinity.",
+                "The file was damaged, or training diverged.",
+                "Build the SAE again with a lower `train_sae.lr`.",
+            )
+    return spec, _fold_lens_options(tensors, config)
+
+
+def _lens_config(spec: SaeSpec) -> dict[str, Any]:
+    config: dict[str, Any] = {
+        "architecture": _LENS_ARCHITECTURE[spec.architecture],
+        "d_in": spec.d_model,
+        "d_sae": spec.num_latents,
+        "dtype": spec.dtype,
+        "device": "cpu",
+        "apply_b_dec_to_input": True,
+        "normalize_activations": "none",
+        "reshape_activations": "none",
+        "metadata": {
+            "hook_name": spec.hook_name,
+            "hook_layer": spec.hook_layer,
+            "model_name": spec.model_name,
+            "context_size": spec.context_length,
+            "made_by": "rl-decoder",
+        },
+    }
+    if spec.trained_as:
+        config["metadata"]["training_architecture"] = spec.trained_as
+    if spec.k is not None:
+        config |= {"k": spec.k, "rescale_acts_by_decoder_norm": False}
+    return config
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        raise BadInputError(
+            f"No SAE at {folder}: {CONFIG_FILE} is missing.",
+            "An SAE is a folder with cfg.json and sae_weights.safetensors.",
+            "Check the path, or run the stage `train_sae`.",
+        )
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise DamagedFileError(
+            f"{path} cannot be read.", f"{error}.", "Build the SAE again."
+        ) from error
+    needed = {"architecture", "d_in", "d_sae"}
+    if not isinstance(config, dict) or not needed <= config.keys():
+        raise DamagedFileError(
+            f"{path} is not an SAE's config.",
+            f"It needs the keys {sorted(needed)}.",
+            "Build the SAE again, or save it with sae_lens 6.",
+        )
+    return config
+
+
+def _read_tensors(folder: Path, names: set[str]) -> dict[str, Tensor]:
+    path = folder / WEIGHTS_FILE
+    if not path.is_file():
+        raise BadInputError(
+            f"No SAE weights at {path}.", "The file is missing.", "Build the SAE again."
+        )
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise DamagedFileError(
+            f"{path} cannot be read.", f"{error}.", "Build the SAE again."
+        ) from error
+    if set(tensors) != names:
+        raise DamagedFileError(
+            f"{path} holds the tensors {sorted(tensors)}.",
+            f"An SAE of this architecture holds exactly {sorted(names)}.",
+            "Build the SAE again, or copy both files from the same source.",
+        )
+    return {name: tensor.float() for name, tensor in tensors.items()}
+
+
+def _spec_from_lens(config: dict[str, Any], folder: Path) -> SaeSpec:
+    architecture = _ARCHITECTURE.get(config["architecture"])
+    unscaled = config.get("normalize_activations", "none") in ("none", None)
+    flat = config.get("reshape_activations", "none") in ("none", None)
+    if architecture is None or not unscaled or not flat:
+        raise BadInputError(
+            f"The SAE at {folder} cannot be used: architecture {config['architecture']!r}, "
+            f"normalize_activations {config.get('normalize_activations')!r}, "
+            f"reshape_activations {config.get('reshape_activations')!r}.",
+            f"Supported are {sorted(_ARCHITECTURE)} on raw, unreshaped activations.",
+            "Fold the normalisation into the weights before saving it.",
+        )
+    metadata = config.get("metadata") or {}
+    try:
+        return SaeSpec(
+            architecture=architecture,  # type: ignore[arg-type]  # checked just above
+            d_model=config["d_in"],
+            num_latents=config["d_sae"],
+            k=config.get("k") if architecture == "topk" else None,
+            hook_layer=_hook_layer(metadata),
+            model_name=metadata.get("model_name") or "",
+            context_length=metadata.get("context_size"),
+            trained_as=metadata.get("training_architecture") or "",
+        )
+    except ValueError as error:
+        raise DamagedFileError(
+            f"{folder / CONFIG_FILE} describes no valid SAE.", f"{error}", "Build the SAE again."
+        ) from error
+
+
+def _hook_layer(metadata: dict[str, Any]) -> int:
+    """Blocks before the hook point; sae_lens files name it by hook only."""
+    if isinstance(metadata.get("hook_layer"), int):
+        return int(metadata["hook_layer"])
+    name = str(metadata.get("hook_name", ""))
+    block = re.search(r"(?:blocks|layers|h)\.(\d+)", name)
+    if block is None:
+        return 0
+    return int(block.group(1)) + (0 if name.endswith("hook_resid_pre") else 1)
+
+
+def _fold_lens_options(tensors: dict[str, Tensor], config: dict[str, Any]) -> dict[str, Tensor]:
+    """Express sae_lens's optional conventions in the one this project computes."""
+    out = dict(tensors)
+    if not config.get("apply_b_dec_to_input", True):
+        out["b_enc"] = out["b_enc"] + out["b_dec"] @ out["W_enc"]
+    if config.get("rescale_acts_by_decoder_norm", False):  # topk only
+        norm = out["W_dec"].norm(dim=1).clamp_min(1e-12)
+        out["W_enc"] = out["W_enc"] * norm
+        out["b_enc"] = out["b_enc"] * norm
+        out["W_dec"] = out["W_dec"] / norm[:, None]
+    return out

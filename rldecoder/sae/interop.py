@@ -21,6 +21,8 @@ from rldecoder.sae.spec import SaeSpec
 
 WEIGHTS_FILE = "sae_weights.safetensors"
 CONFIG_FILE = "cfg.json"
+LAYOUT_VERSION = "6.54.12"
+"""The sae_lens whose layout this is."""
 _LENS_ARCHITECTURE = {"topk": "topk", "relu": "standard", "jumprelu": "jumprelu"}
 _ARCHITECTURE = {lens: ours for ours, lens in _LENS_ARCHITECTURE.items()}
 
@@ -84,6 +86,8 @@ def _lens_config(spec: SaeSpec) -> dict[str, Any]:
         "normalize_activations": "none",
         "reshape_activations": "none",
         "metadata": {
+            # Without it sae_lens takes the file for one of before 6.0 and drops the metadata.
+            "sae_lens_version": LAYOUT_VERSION,
             "hook_name": spec.hook_name,
             "hook_layer": spec.hook_layer,
             "model_name": spec.model_name,

@@ -18,6 +18,7 @@ from rldecoder.sae.model import Sae, SaeSpec, SparseLatents, fold_input_scale
 
 TOPK = SaeSpec(architecture="topk", d_model=12, num_latents=40, k=5, hook_layer=3, model_name="m")
 RELU = SaeSpec(architecture="relu", d_model=12, num_latents=40, hook_layer=0)
+JUMP = SaeSpec(architecture="jumprelu", d_model=12, num_latents=40, trained_as="batchtopk")
 
 
 def random_sae(spec: SaeSpec, seed: int = 0) -> Sae:
@@ -38,19 +39,21 @@ def naive_recon(sae: Sae, x: Tensor) -> Tensor:
         order = pre_acts.argsort(descending=True)[: sae.spec.k or sae.num_latents]
         recon = sae.b_dec.double().clone()
         for latent in order.tolist():
-            recon += max(float(pre_acts[latent]), 0.0) * sae.W_dec[latent].double()
+            floor = float(sae.threshold[latent]) if sae.spec.architecture == "jumprelu" else 0.0
+            act = float(pre_acts[latent])
+            recon += (act if act > max(floor, 0.0) else 0.0) * sae.W_dec[latent].double()
         rows.append(recon)
     return torch.stack(rows).view(x.shape)
 
 
-@pytest.mark.parametrize("spec", [TOPK, RELU])
+@pytest.mark.parametrize("spec", [TOPK, RELU, JUMP])
 def test_forward_is_the_definition(spec: SaeSpec) -> None:
     sae, x = random_sae(spec), torch.randn(2, 7, 12)
     out = sae(x)
     torch.testing.assert_close(out.recon.double(), naive_recon(sae, x), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("spec", [TOPK, RELU])
+@pytest.mark.parametrize("spec", [TOPK, RELU, JUMP])
 def test_dense_and_sparse_agree(spec: SaeSpec) -> None:
     sae, x = random_sae(spec), torch.randn(3, 4, 12)
     latents, dense = sae.encode(x), sae.encode_dense(x)
@@ -85,7 +88,7 @@ def test_bfloat16_input_is_computed_in_float32() -> None:
     assert torch.equal(out.recon, sae(x.float()).recon)
 
 
-@pytest.mark.parametrize("spec", [TOPK, RELU])
+@pytest.mark.parametrize("spec", [TOPK, RELU, JUMP])
 def test_save_and_load_round_trip(spec: SaeSpec, tmp_path: Path) -> None:
     sae, x = random_sae(spec), torch.randn(5, 12)
     sae.save(tmp_path)
@@ -126,7 +129,7 @@ def test_sae_lens_options_are_folded(tmp_path: Path) -> None:
     assert loaded.spec.hook_layer == 3
 
 
-@given(st.floats(0.01, 100), st.sampled_from([TOPK, RELU]))
+@given(st.floats(0.01, 100), st.sampled_from([TOPK, RELU, JUMP]))
 def test_folding_the_scale_is_equivalent(scale: float, spec: SaeSpec) -> None:
     """recon_raw(x) * scale == recon_scaled(scale * x), and folding back restores the weights."""
     sae, x = random_sae(spec), torch.randn(8, 12, generator=torch.Generator().manual_seed(1))

@@ -1,0 +1,193 @@
+"""SAE training against public trainers: speed of a step, and quality after equal tokens.
+
+    python -m benchmarks.bench_sae speed
+    python -m benchmarks.bench_sae quality --activations artifacts/cache_activations/<digest>
+
+The peers come with `pip install -e '.[bench]'`. Speed is a ratio within one run: contenders take
+turns, step by step, so that a busy minute hits all of them. Results: docs/results.md.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.nn import functional as F
+
+from benchmarks.sae_peers import Contender, Problem, contenders
+from rldecoder.data.activations import ActivationReader
+from rldecoder.seeds import torch_generator
+
+app = typer.Typer(help=__doc__, no_args_is_help=True)
+console = Console(width=120)
+
+TRUE_DIRECTIONS = 4608
+ACTIVE = 64
+
+Threads = Annotated[int, typer.Option(help="Threads of torch.")]
+
+
+class Synthetic:
+    """Sparse sums of a known dictionary of unit directions, some far more frequent than others."""
+
+    def __init__(self, d_model: int = 576) -> None:
+        self.d_model = d_model
+        rows = torch.randn(TRUE_DIRECTIONS, d_model, generator=torch_generator(0, "rows"))
+        self.truth: Tensor | None = F.normalize(rows, dim=1)
+        self._shift = torch.randn(d_model, generator=torch_generator(0, "shift"))
+        self._frequency = torch.arange(1, TRUE_DIRECTIONS + 1).float().rsqrt()
+        self.held_out = self._batch(8192, "held out", 0)
+
+    def batches(self, num_tokens: int) -> Iterator[Tensor]:
+        """Endless [N, D] batches, the same ones at every call."""
+        for index in itertools.count():
+            yield self._batch(num_tokens, "train", index)
+
+    def _batch(self, num_tokens: int, *name: str | int) -> Tensor:
+        generator = torch_generator(1, *name)
+        weights = self._frequency.expand(num_tokens, -1)
+        active = torch.multinomial(weights, ACTIVE, generator=generator)
+        size = torch.rand(num_tokens, ACTIVE, generator=generator) + 0.1
+        assert self.truth is not None
+        sums = F.embedding_bag(active, self.truth, per_sample_weights=size, mode="sum")
+        return sums + self._shift
+
+
+class Cached:
+    """Residuals of a language model, scaled to a variance of 1 a dimension for all contenders."""
+
+    truth: Tensor | None = None
+
+    def __init__(self, folder: Path) -> None:
+        self._train = ActivationReader(folder, "train")
+        self.d_model = self._train.meta.d_model
+        probe = next(self._train.shuffled(min(16_384, self._train.num_tokens), seed=0)).resid
+        assert probe is not None
+        self._scale = float(probe.float().var(0).mean().rsqrt())
+        test = ActivationReader(folder, "test")
+        rows = next(test.ordered(min(test.num_tokens, 16_384))).resid
+        assert rows is not None
+        self.held_out = rows.float() * self._scale
+
+    def batches(self, num_tokens: int) -> Iterator[Tensor]:
+        """Endless [N, D] batches, the same ones at every call."""
+        for epoch in itertools.count():
+            for batch in self._train.shuffled(num_tokens, seed=0, epoch=epoch):
+                assert batch.resid is not None
+                yield batch.resid.float() * self._scale
+
+
+@app.command()
+def speed(
+    architecture: Annotated[str, typer.Option(help="topk or batchtopk.")] = "topk",
+    d_model: int = 576,
+    num_latents: int = 5760,
+    k: int = 64,
+    batch_tokens: int = 4096,
+    steps: Annotated[int, typer.Option(help="Timed steps of each contender.")] = 9,
+    threads: Threads = 2,
+) -> None:
+    """Median time of a training step; all contenders on the same batches, in turn."""
+    torch.set_num_threads(threads)
+    batches = list(itertools.islice(Synthetic(d_model).batches(batch_tokens), steps + 2))
+    problem = Problem(d_model, num_latents, k, batch_tokens, 1000, batches[0])
+    running = {name: make(problem) for name, make in contenders(architecture).items()}
+    seconds: dict[str, list[float]] = {name: [] for name in running}
+    for index, x in enumerate(batches):
+        for name, contender in running.items():
+            started = time.perf_counter()
+            contender.step(x)
+            if index >= 2:  # warm-up
+                seconds[name].append(time.perf_counter() - started)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    reference = medians.get("sae_lens float32")
+    flops = 2.0 * batch_tokens * d_model * (num_latents + 6 * k)
+    table = Table(title=f"{architecture}: d_model {d_model}, {num_latents} latents, k {k}, "
+                        f"batch {batch_tokens}, {threads} threads, median of {steps}")  # fmt: skip
+    for column in ("trainer", "ms a step", "fastest", "tokens/s", "sparse GFLOP/s", "x sae_lens"):
+        table.add_column(column, justify="left" if column == "trainer" else "right")
+    for name, median in sorted(medians.items(), key=lambda item: item[1]):
+        ratio = f"{reference / median:.2f}" if reference else "-"
+        table.add_row(
+            name, f"{1e3 * median:.0f}", f"{1e3 * min(seconds[name]):.0f}",
+            f"{batch_tokens / median:,.0f}", f"{flops / median / 1e9:.0f}", ratio,
+        )  # fmt: skip
+    console.print(table)
+
+
+@app.command()
+def quality(
+    activations: Annotated[
+        Path | None, typer.Option(help="A cache_activations artifact; default: synthetic data.")
+    ] = None,
+    architecture: Annotated[str, typer.Option(help="topk or batchtopk.")] = "topk",
+    num_latents: int = 5760,
+    k: int = 64,
+    batch_tokens: int = 2048,
+    tokens: Annotated[int, typer.Option(help="Training tokens of each run.")] = 307_200,
+    rates: Annotated[
+        str, typer.Option(help="Learning rates tried by all.")
+    ] = "3e-4,1e-3,3e-3,6e-3",
+    only: Annotated[str, typer.Option(help="Only contenders whose name contains this.")] = "",
+    threads: Threads = 2,
+) -> None:
+    """Held-out fvu (and recovery of a known dictionary) after equal tokens and equal tuning."""
+    torch.set_num_threads(threads)
+    num_steps = tokens // batch_tokens
+    data = Synthetic() if activations is None else Cached(activations)
+    batches = list(itertools.islice(data.batches(batch_tokens), num_steps))
+    sample = torch.cat(batches)[:16_384]
+    table = Table(title=f"{architecture} after {tokens:,} tokens, batch {batch_tokens}, k {k}")
+    for column in ("trainer", "b_dec start", "lr", "fvu", "L0", "recovery"):
+        table.add_column(column, justify="left" if column == "trainer" else "right")
+    for name, make in contenders(architecture).items():
+        if only not in name or "autocast" in name:
+            continue
+        best: tuple[float, list[str]] | None = None
+        starts = (True, False) if name.startswith(("sae_lens", "sparsify")) else (True,)
+        for mean_start in starts:
+            for rate in (float(text) for text in rates.split(",")):
+                problem = Problem(
+                    data.d_model, num_latents, k, batch_tokens, num_steps, sample, rate, mean_start
+                )
+                torch.manual_seed(0)
+                contender = make(problem)
+                for x in batches:
+                    contender.step(x)
+                fvu, l0 = _fvu(contender, data.held_out)
+                row = [name, "mean" if mean_start else "zero", f"{rate:g}", f"{fvu:.4f}",
+                       f"{l0:.1f}", _recovery(contender, data.truth)]  # fmt: skip
+                console.print("  ".join(row), style="dim", highlight=False)
+                if best is None or fvu < best[0]:
+                    best = (fvu, row)
+        assert best is not None
+        table.add_row(*best[1])
+    console.print(table)
+
+
+@torch.no_grad()
+def _fvu(contender: Contender, x: Tensor) -> tuple[float, float]:
+    recon, active = contender.reconstruct(x)
+    error = (x - recon).double().square().sum()
+    return float(error / (x - x.mean(0)).double().square().sum()), float(active.float().mean())
+
+
+def _recovery(contender: Contender, truth: Tensor | None) -> str:
+    """Mean over true directions of the largest cosine to a decoder row."""
+    if truth is None:
+        return "-"
+    rows = F.normalize(contender.directions(), dim=1)
+    return f"{float((truth @ rows.T).amax(1).mean()):.4f}"
+
+
+if __name__ == "__main__":
+    app()

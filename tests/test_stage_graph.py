@@ -11,7 +11,7 @@ GRAPH = {
     "ingest": ("sync_tokenizer",),
     "baselines": ("sync_tokenizer", "ingest"),
     "cache_activations": ("sync_tokenizer", "ingest"),
-    "train_sae": ("cache_activations",),
+    "train_sae": ("sync_tokenizer", "ingest", "cache_activations"),
     "gate_sae": ("sync_tokenizer", "ingest", "cache_activations", "train_sae"),
     "train_decoder": ("sync_tokenizer", "baselines", "cache_activations", "train_sae", "gate_sae"),
     "gate_decoder": ("sync_tokenizer", "cache_activations", "train_sae", "train_decoder"),

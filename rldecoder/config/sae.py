@@ -42,8 +42,15 @@ class TrainSaeConfig(StageConfig):
     """`jumprelu` only: every threshold at the start, for inputs of unit mean squared norm."""
     bandwidth: float = Field(0.001, gt=0)
     """`jumprelu` only: window around a threshold from which it learns, for such inputs."""
+    source: Literal["cache", "stream"] = "cache"
+    """`cache` reads the train split of `cache_activations`; `stream` runs the frozen model up to
+    the hook layer over `stream_tokens` as training goes on, for budgets that no disk holds."""
+    stream_tokens: int | None = Field(None, gt=0)
+    """`stream` only: tokens of `ingest`'s train split; null takes all of them."""
+    window_bytes: int = Field(1 << 29, gt=0)
+    """Rows that are shuffled together occupy at most this much memory."""
     budget_tokens: int = Field(1_000_000, gt=0)
-    """Token visits: the cache is read again, reshuffled, until they are used up."""
+    """Token visits: the activations are read again, reshuffled, until they are used up."""
     batch_tokens: int = Field(2048, gt=0)
     """Tokens per optimiser step."""
     init_tokens: int = Field(16_384, gt=1)

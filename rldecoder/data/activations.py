@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -208,7 +209,7 @@ class ActivationWriter:
             self._flush(self._shard_rows)
 
     def _flush(self, num_rows: int) -> None:
-        joined = _concatenate(self._pending)
+        joined = concatenate(self._pending)
         head, tail = joined.map(lambda t: t[:num_rows]), joined.map(lambda t: t[num_rows:])
         write_activation_shard(shard_path(self._folder, self._split, self._num_shards), head)
         self._num_shards += 1
@@ -232,8 +233,108 @@ class ActivationWriter:
         write_meta(self._folder, self._meta.model_copy(update={"tokens": tokens}))
 
 
-class ActivationReader:
-    """Reads one split of a cache, in order or shuffled, with memory bounded by `window_bytes`."""
+class ShuffledActivations(ABC):
+    """Rows of a split in a random order, with memory bounded by `window_bytes`.
+
+    Args:
+        meta: what the rows are.
+        window_bytes: rows that are shuffled together occupy at most this much memory.
+    """
+
+    num_tokens: int
+    """Rows of the split; at most so many where sinks have not been counted yet."""
+
+    def __init__(self, meta: ActivationMeta, window_bytes: int) -> None:
+        self.meta, self._window_bytes = meta, window_bytes
+
+    @abstractmethod
+    def _full_rows(self) -> list[int]:
+        """Rows of each shard as if no sink had been left out: what windows are made by."""
+
+    @abstractmethod
+    def _rows(self, shard: int) -> int:
+        """Rows of a shard."""
+
+    @abstractmethod
+    def _load(self, shards: tuple[int, ...], columns: Sequence[VectorColumn]) -> dict[str, Tensor]:
+        """The columns of some shards' rows, ids included."""
+
+    def shuffled(
+        self,
+        batch_tokens: int,
+        *,
+        seed: int,
+        epoch: int = 0,
+        start_batch: int = 0,
+        columns: Sequence[VectorColumn] = ("resid",),
+        drop_last: bool = True,
+    ) -> Iterator[ActivationBatch]:
+        """One epoch in an order that depends on (seed, epoch) only.
+
+        Shards are shuffled, then rows within windows of shards that fit `window_bytes`; a split
+        that fits one window is shuffled fully. `start_batch` skips batches without reading the
+        windows they lie in, and gives the same batches as an uninterrupted pass.
+
+        Raises:
+            BadInputError: if `drop_last` leaves no batch at all.
+        """
+        if drop_last and batch_tokens > self.num_tokens:
+            raise BadInputError(
+                f"A batch of {batch_tokens} tokens is larger than the split.",
+                f"There are activations of {self.num_tokens} tokens.",
+                "Lower the batch size or raise `cache_activations.budget_tokens`.",
+            )
+        windows = self._windows(columns, seed, epoch)
+        carry: dict[str, Tensor] | None = None
+        skip = start_batch * batch_tokens
+        for index, shards in enumerate(windows):
+            num_rows = sum(map(self._rows, shards)) if skip else 0
+            if num_rows and skip >= num_rows:
+                skip -= num_rows
+                continue
+            data = self._load(shards, columns)
+            num_rows = len(data["pos"])
+            order = torch.randperm(num_rows, generator=torch_generator(seed, "rows", epoch, index))
+            order, skip = order[skip:], 0
+            if carry is not None:
+                missing = batch_tokens - len(carry["pos"])
+                joined = {k: torch.cat([carry[k], data[k][order[:missing]]]) for k in carry}
+                order = order[missing:]
+                if len(joined["pos"]) < batch_tokens:
+                    carry = joined
+                    continue
+                yield _as_batch(joined)
+            full = len(order) // batch_tokens * batch_tokens
+            for start in range(0, full, batch_tokens):
+                rows = order[start : start + batch_tokens]
+                yield _as_batch({k: v[rows] for k, v in data.items()})
+            rest = order[full:]
+            carry = {k: v[rest] for k, v in data.items()} if len(rest) else None
+        if carry is not None and not drop_last:
+            yield _as_batch(carry)
+
+    def _windows(
+        self, columns: Sequence[VectorColumn], seed: int, epoch: int
+    ) -> list[tuple[int, ...]]:
+        """Shard numbers, shuffled, in groups that fit the memory allowed (one shard at least)."""
+        generator = torch_generator(seed, "shards", epoch)
+        full_rows = self._full_rows()
+        shuffled = torch.randperm(len(full_rows), generator=generator).tolist()
+        width = ID_BYTES + len(columns) * BYTES_PER_VALUE * self.meta.d_model
+        rows_allowed = max(1, self._window_bytes // width)
+        windows: list[list[int]] = []
+        rows = math.inf
+        for shard in shuffled:
+            if rows + full_rows[shard] > rows_allowed:
+                windows.append([])
+                rows = 0
+            windows[-1].append(shard)
+            rows += full_rows[shard]
+        return [tuple(sorted(window)) for window in windows]
+
+
+class ActivationReader(ShuffledActivations):
+    """Reads one split of a cache, in order or shuffled."""
 
     def __init__(self, folder: Path, split: str, *, window_bytes: int = 1 << 29) -> None:
         """Open a split.
@@ -247,9 +348,8 @@ class ActivationReader:
             BadInputError: if the cache holds no such split.
             DamagedFileError: if a shard is missing, truncated or not what `meta.json` says.
         """
+        super().__init__(read_meta(folder), window_bytes)
         self.folder, self.split = folder, split
-        self.meta = read_meta(folder)
-        self._window_bytes = window_bytes
         if not self.meta.tokens.get(split):
             raise BadInputError(
                 f"The activation cache {folder} holds no split `{split}`.",
@@ -280,58 +380,13 @@ class ActivationReader:
         """Full batches in one shuffled pass (`drop_last=True`)."""
         return self.num_tokens // batch_tokens
 
-    def shuffled(
-        self,
-        batch_tokens: int,
-        *,
-        seed: int,
-        epoch: int = 0,
-        start_batch: int = 0,
-        columns: Sequence[VectorColumn] = ("resid",),
-        drop_last: bool = True,
-    ) -> Iterator[ActivationBatch]:
-        """One epoch in an order that depends on (seed, epoch) only.
+    def _full_rows(self) -> list[int]:
+        # A shard holds whole sequences, and far fewer sinks than a sequence has tokens.
+        whole = self.meta.context_length - self.meta.skip_first
+        return [math.ceil(rows / whole) * whole for rows in self._shard_rows]
 
-        Shards are shuffled, then rows within windows of shards that fit `window_bytes`; a split
-        that fits one window is shuffled fully. `start_batch` skips batches without reading the
-        windows they lie in, and gives the same batches as an uninterrupted pass.
-
-        Raises:
-            BadInputError: if `drop_last` leaves no batch at all.
-        """
-        if drop_last and batch_tokens > self.num_tokens:
-            raise BadInputError(
-                f"A batch of {batch_tokens} tokens is larger than split `{self.split}`.",
-                f"The activation cache has {self.num_tokens} tokens there.",
-                "Lower the batch size or raise `cache_activations.budget_tokens`.",
-            )
-        windows = self._windows(columns, seed, epoch)
-        carry: dict[str, Tensor] | None = None
-        skip = start_batch * batch_tokens
-        for index, shards in enumerate(windows):
-            num_rows = sum(self._shard_rows[shard] for shard in shards)
-            if skip >= num_rows:
-                skip -= num_rows
-                continue
-            data = self._load(shards, columns)
-            order = torch.randperm(num_rows, generator=torch_generator(seed, "rows", epoch, index))
-            order, skip = order[skip:], 0
-            if carry is not None:
-                missing = batch_tokens - len(carry["pos"])
-                joined = {k: torch.cat([carry[k], data[k][order[:missing]]]) for k in carry}
-                order = order[missing:]
-                if len(joined["pos"]) < batch_tokens:
-                    carry = joined
-                    continue
-                yield _as_batch(joined)
-            full = len(order) // batch_tokens * batch_tokens
-            for start in range(0, full, batch_tokens):
-                rows = order[start : start + batch_tokens]
-                yield _as_batch({k: v[rows] for k, v in data.items()})
-            rest = order[full:]
-            carry = {k: v[rest] for k, v in data.items()} if len(rest) else None
-        if carry is not None and not drop_last:
-            yield _as_batch(carry)
+    def _rows(self, shard: int) -> int:
+        return self._shard_rows[shard]
 
     def ordered(
         self,
@@ -362,24 +417,6 @@ class ActivationReader:
             if left <= 0:
                 return
             carry = {k: v[start:] for k, v in data.items()}
-
-    def _windows(
-        self, columns: Sequence[VectorColumn], seed: int, epoch: int
-    ) -> list[tuple[int, ...]]:
-        """Shard numbers, shuffled, in groups that fit the memory allowed (one shard at least)."""
-        generator = torch_generator(seed, "shards", epoch)
-        shuffled = torch.randperm(len(self._paths), generator=generator).tolist()
-        width = ID_BYTES + len(columns) * BYTES_PER_VALUE * self.meta.d_model
-        rows_allowed = max(1, self._window_bytes // width)
-        windows: list[list[int]] = []
-        rows = math.inf
-        for shard in shuffled:
-            if rows + self._shard_rows[shard] > rows_allowed:
-                windows.append([])
-                rows = 0
-            windows[-1].append(shard)
-            rows += self._shard_rows[shard]
-        return [tuple(sorted(window)) for window in windows]
 
     def _load(self, shards: tuple[int, ...], columns: Sequence[VectorColumn]) -> dict[str, Tensor]:
         """Rows of some shards; the last answer is kept, so a small split is read from disk once."""
@@ -432,8 +469,12 @@ def _as_batch(data: Mapping[str, Tensor]) -> ActivationBatch:
     )
 
 
-def _concatenate(batches: Sequence[ActivationBatch]) -> ActivationBatch:
-    return ActivationBatch(*(torch.cat(parts) for parts in zip(*batches, strict=True)))
+def concatenate(batches: Sequence[ActivationBatch]) -> ActivationBatch:
+    """Rows of several batches, which hold the same columns, in order."""
+    joined: list[Any] = [
+        None if parts[0] is None else torch.cat(parts) for parts in zip(*batches, strict=True)
+    ]
+    return ActivationBatch(*joined)
 
 
 def _damaged(path: Path, error: Exception) -> DamagedFileError:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from rldecoder.errors import BadInputError
 from rldecoder.lm.frozen import FrozenLM
+from rldecoder.lm.sinks import is_sink
 
 ROWS_AT_ONCE = 256
 """Tokens whose logits are held at once: at a vocabulary of 50k, 50 MB a float32 tensor."""
@@ -57,7 +58,8 @@ def splice_quality(
 
     Position 0 keeps its residual in every replacement and is left out of all means: it is the
     attention sink, of another scale than all other positions, and SAEs do not see it in training.
-    The blocks below `layer` run once for all replacements.
+    A sink that forms at another position keeps its residual too. The blocks below `layer` run
+    once for all replacements.
 
     Args:
         lm: the frozen model.
@@ -87,16 +89,18 @@ def splice_quality(
         frozen_ce += ce
         num_kl += targets.numel()
         num_ce += int((targets >= 0).sum())
+        kept = is_sink(resid[:, 1:].flatten(0, 1)).view(len(ids), -1, 1)
         for name, replace in replacements.items():
-            changed = torch.cat([resid[:, :1], replace(resid[:, 1:]).to(resid.dtype)], dim=1)
+            replaced = torch.where(kept, resid[:, 1:], replace(resid[:, 1:]).to(resid.dtype))
+            changed = torch.cat([resid[:, :1], replaced], dim=1)
             ce, rest = _compare(lm, frozen, lm.tail(changed, layer)[:, 1:], targets)
             sums[name] += torch.tensor([rest[0], ce, rest[1]], dtype=torch.float64)
         advance(len(ids))
-    replaced = {
+    qualities = {
         name: SpliceQuality(float(kl) / num_kl, float(ce) / num_ce, float(agree) / num_kl)
         for name, (kl, ce, agree) in sums.items()
     }
-    return SpliceReport(frozen_ce / num_ce, replaced, num_kl)
+    return SpliceReport(frozen_ce / num_ce, qualities, num_kl)
 
 
 def _compare(

@@ -111,7 +111,7 @@ def _residuals(
 STAGE = Stage(
     name="gate_sae",
     kind="qa_report",
-    version=1,
+    version=2,
     inputs=("sync_tokenizer", "ingest", "cache_activations", "train_sae"),
     run=run,
     phase="features",

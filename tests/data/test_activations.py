@@ -134,7 +134,7 @@ def test_ordered_stops_at_max_tokens(tmp_path: Path, limit: int) -> None:
 
 def test_batch_larger_than_split_is_refused(tmp_path: Path) -> None:
     write(tmp_path, 5, 10)
-    with pytest.raises(BadInputError, match="larger than split"):
+    with pytest.raises(BadInputError, match="larger than the split"):
         next(ActivationReader(tmp_path, "train").shuffled(6, seed=0))
 
 

@@ -12,12 +12,13 @@ import torch
 
 from rldecoder.config.data import CacheActivationsConfig
 from rldecoder.data.activations import ActivationReader
+from rldecoder.data.forward import plan_shards
 from rldecoder.data.packing import PackedSequence, TokenShardWriter
 from rldecoder.data.shards import read_tokens
 from rldecoder.errors import BadInputError, NoResourceError, NumericalError
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.schemas import write_json
-from rldecoder.stages.cache_activations import STAGE, plan_shards
+from rldecoder.stages.cache_activations import STAGE
 from rldecoder.stages.context import InputArtifact, StageContext
 
 MakeContext = Callable[..., StageContext]
@@ -128,7 +129,7 @@ def test_killed_run_goes_on_and_ends_the_same(
     calls = count_calls(monkeypatch)
     STAGE.run(inputs, settings(), killed)
     assert files(killed.out) == files(whole.out)
-    planned = plan_shards({"train": 11, "test": 4}, LENGTH, settings())
+    planned = plan_shards({"train": 11, "test": 4}, LENGTH, 3 * LENGTH)
     assert len(calls) == sum((s.num_sequences + 1) // 2 for s in planned[len(kept) :])
 
 

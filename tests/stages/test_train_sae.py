@@ -164,7 +164,7 @@ def test_bad_input_is_refused_before_training(
 ) -> None:
     with pytest.raises(BadInputError, match="64 latents"):
         STAGE.run(inputs, CONFIG.model_copy(update={"k": 65}), context())
-    with pytest.raises(BadInputError, match="larger than split"):
+    with pytest.raises(BadInputError, match="larger than the split"):
         STAGE.run(inputs, CONFIG.model_copy(update={"batch_tokens": 5000}), context())
 
 

@@ -1,0 +1,137 @@
+"""Training on a stream of activations ends with the weights that training on their cache gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from rldecoder.config.data import CacheActivationsConfig
+from rldecoder.config.sae import TrainSaeConfig
+from rldecoder.data import forward
+from rldecoder.data.packing import PackedSequence, TokenShardWriter
+from rldecoder.lm.frozen import FrozenLM
+from rldecoder.schemas import write_json
+from rldecoder.stages import cache_activations, train_sae
+from rldecoder.stages.context import InputArtifact, SilentReporter, StageContext
+
+MakeContext = Callable[..., StageContext]
+LENGTH, SEQUENCES = 16, 40
+CACHE = CacheActivationsConfig(hook_layer=2, shard_tokens=6 * LENGTH, micro_batch_sequences=4)
+CONFIG = TrainSaeConfig(
+    expansion=2, k=4, batch_tokens=50, budget_tokens=50 * 30, init_tokens=150, eval_tokens=40,
+    warmup_steps=3, eval_every_steps=10, checkpoint_every_steps=4, log_every_steps=5,
+    window_bytes=200 * (10 + 2 * 64),
+)  # fmt: skip
+STREAM = CONFIG.model_copy(update={"source": "stream"})
+
+
+def few_are_sinks(resid: Tensor) -> Tensor:
+    """About one row in 50, so that shards differ in length."""
+    first = resid[:, 0].float()
+    return first > first.quantile(0.98)
+
+
+@pytest.fixture
+def inputs(
+    tiny_lm_dir: Path, tmp_path: Path, context: MakeContext, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, InputArtifact]:
+    monkeypatch.setattr(forward, "is_sink", few_are_sinks)
+    tokens = tmp_path / "ingest"
+    tokens.mkdir()
+    generator = np.random.default_rng(0)
+    for split, count in (("train", SEQUENCES), ("validation", 6)):
+        writer = TokenShardWriter(tokens, split, 512, 100)
+        rows = generator.integers(0, 512, (count, LENGTH))
+        writer.add([PackedSequence("s", [0], [0], row) for row in rows])
+        writer.close()
+    write_json(tiny_lm_dir.parent / "model.json", {"name": "tiny", "compute_dtype": "float32"})
+    found = {
+        "sync_tokenizer": InputArtifact("model", "sync_tokenizer", "d", tiny_lm_dir.parent, {}, {}),
+        "ingest": InputArtifact("tokens", "ingest", "d", tokens, {}, {}),
+    }
+    ctx = context("cache")
+    output = cache_activations.STAGE.run(found, CACHE, ctx)
+    assert output.metrics["sink_tokens"]
+    config = CACHE.model_dump(mode="json")
+    cache = InputArtifact("activations", "cache_activations", "d", ctx.out, {}, config)
+    return found | {"cache_activations": cache}
+
+
+def weights(folder: Path) -> dict[str, bytes]:
+    files = [*sorted((folder / "sae").iterdir()), folder / "curves.parquet"]
+    return {path.name: path.read_bytes() for path in files}
+
+
+def count_tokens(monkeypatch: pytest.MonkeyPatch, stop_after: float = float("inf")) -> list[int]:
+    """Tokens of every pass through the trunk; Ctrl-C after so many passes."""
+    seen: list[int] = []
+    original = FrozenLM.trunk
+
+    def counted(self: FrozenLM, ids: Tensor, layer: int, **named: object) -> object:
+        if len(seen) >= stop_after:
+            raise KeyboardInterrupt
+        seen.append(ids.numel())
+        return original(self, ids, layer, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(FrozenLM, "trunk", counted)
+    return seen
+
+
+def test_stream_and_cache_give_the_same_weights(
+    inputs: dict[str, InputArtifact], context: MakeContext
+) -> None:
+    """Over two epochs and a half, each of several windows, some rows left out as sinks."""
+    cached, streamed = context("cached"), context("streamed")
+    train_sae.STAGE.run(inputs, CONFIG, cached)
+    for path in inputs["cache_activations"].path.glob("train-*"):
+        path.unlink()  # the stream must not need them
+    train_sae.STAGE.run(inputs, STREAM, streamed)
+    assert weights(streamed.out) == weights(cached.out)
+
+
+def test_a_killed_stream_goes_on_without_computing_what_it_skips(
+    inputs: dict[str, InputArtifact], context: MakeContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, killed = context("whole"), context("killed")
+    passes = len(count_all(inputs, whole, monkeypatch))
+    count_tokens(monkeypatch, stop_after=2 * passes // 3)
+    with pytest.raises(KeyboardInterrupt):
+        train_sae.STAGE.run(inputs, STREAM, killed)
+    monkeypatch.undo()
+    monkeypatch.setattr(forward, "is_sink", few_are_sinks)
+    again = count_tokens(monkeypatch)
+    train_sae.STAGE.run(inputs, STREAM, killed)
+    assert weights(killed.out) == weights(whole.out)
+    assert isinstance(killed.report, SilentReporter)
+    assert any("goes on from step" in note for note in killed.report.notes)
+    assert len(again) < 2 * passes // 3
+
+
+def count_all(
+    inputs: Mapping[str, InputArtifact], ctx: StageContext, monkeypatch: pytest.MonkeyPatch
+) -> list[int]:
+    """The passes of an undisturbed run."""
+    seen = count_tokens(monkeypatch)
+    train_sae.STAGE.run(inputs, STREAM, ctx)
+    monkeypatch.undo()
+    monkeypatch.setattr(forward, "is_sink", few_are_sinks)
+    return seen
+
+
+def test_a_stream_runs_no_block_above_the_hook_and_only_the_tokens_asked_for(
+    inputs: dict[str, InputArtifact], context: MakeContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object, **named: object) -> None:
+        raise AssertionError("the whole model was run")
+
+    monkeypatch.setattr(FrozenLM, "resid_and_final", refuse)
+    seen = count_tokens(monkeypatch)
+    config = STREAM.model_copy(update={"stream_tokens": 13 * LENGTH, "budget_tokens": 150})
+    train_sae.STAGE.run(inputs, config, context())
+    assert sum(seen) == 13 * LENGTH
+    assert torch.is_grad_enabled()

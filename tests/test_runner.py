@@ -93,7 +93,7 @@ TABLE = (
 
 @pytest.fixture(autouse=True)
 def table(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Replace the seventeen real stages by the three above."""
+    """Replace the real stages by the three above."""
     calls.clear()
     crash_once.clear()
     monkeypatch.setattr(runner, "STAGES", TABLE)

@@ -10,6 +10,7 @@ GRAPH = {
     "sync_tokenizer": (),
     "ingest": ("sync_tokenizer",),
     "baselines": ("sync_tokenizer", "ingest"),
+    "sweep_sae": ("sync_tokenizer", "ingest"),
     "cache_activations": ("sync_tokenizer", "ingest"),
     "train_sae": ("sync_tokenizer", "ingest", "cache_activations"),
     "gate_sae": ("sync_tokenizer", "ingest", "cache_activations", "train_sae"),
@@ -24,7 +25,7 @@ def test_graph_is_the_documented_one() -> None:
     for name, inputs in GRAPH.items():
         assert graph[name] == set(inputs), name
     assert tuple(graph)[-2:] == LAST
-    assert len(graph) == len(STAGES) == 17
+    assert len(graph) == len(STAGES) == 18
 
 
 def test_stages_read_only_what_came_before() -> None:

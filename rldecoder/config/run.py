@@ -20,7 +20,7 @@ from rldecoder.config.interp import (
 )
 from rldecoder.config.model import SyncTokenizerConfig
 from rldecoder.config.rl import ControlPpoConfig, FreezeDecoderConfig, TrainPpoConfig
-from rldecoder.config.sae import GateSaeConfig, TrainSaeConfig
+from rldecoder.config.sae import GateSaeConfig, SweepSaeConfig, TrainSaeConfig
 from rldecoder.errors import BadInputError
 
 
@@ -58,6 +58,7 @@ class RunConfig(Config):
     sync_tokenizer: SyncTokenizerConfig
     ingest: IngestConfig = IngestConfig()
     baselines: BaselinesConfig = BaselinesConfig()
+    sweep_sae: SweepSaeConfig = SweepSaeConfig()
     cache_activations: CacheActivationsConfig = CacheActivationsConfig()
     train_sae: TrainSaeConfig = TrainSaeConfig()
     gate_sae: GateSaeConfig = GateSaeConfig()

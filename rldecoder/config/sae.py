@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from rldecoder.config.base import Config, OnFail, StageConfig, free
 
@@ -109,6 +109,31 @@ class TrainSaeConfig(StageConfig):
         if list(prefixes) != sorted(set(prefixes)) or prefixes[:1] <= (0,) or prefixes[-1:] != (1,):
             raise ValueError("matryoshka_prefixes must rise from above 0 to 1")
         return self
+
+
+class SweepSaeConfig(StageConfig):
+    """Small SAEs over layers, k and expansion, to choose the hook layer by."""
+
+    layers: tuple[PositiveInt, ...] = ()
+    """Layers compared; none: no sweep."""
+    ks: tuple[PositiveInt, ...] = Field((64,), min_length=1)
+    """Active latents a token."""
+    expansions: tuple[PositiveFloat, ...] = Field((10.0,), min_length=1)
+    """Latents per residual dimension."""
+    train_tokens: PositiveInt = 50_000
+    """Tokens of `train` that every SAE and every affine decoder is fitted on, held in memory."""
+    test_tokens: PositiveInt = 8_192
+    """Tokens of `test` that everything is measured on."""
+    splice_sequences: PositiveInt = 8
+    """Test sequences for the splice KL."""
+    training: TrainSaeConfig = TrainSaeConfig(budget_tokens=400_000)
+    """How each SAE is trained; its `k`, `expansion` and `source` are not read."""
+    max_decoder_kl: PositiveFloat = 1.5
+    """Nats per token; the plan's gate for a supervised decoder."""
+    max_splice_kl: PositiveFloat = 0.5
+    """Nats per token; the plan's gate for an SAE."""
+    micro_batch_sequences: PositiveInt = free(8)
+    """Sequences per forward pass."""
 
 
 class GateSaeConfig(StageConfig):

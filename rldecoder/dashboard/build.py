@@ -256,6 +256,7 @@ def _figures(
 ) -> dict[str, FigureEntry]:
     drawn = {
         "lens": _lens(inputs["baselines"]),
+        "sweep": _sweep(inputs["sweep_sae"]),
         "density": _density(inputs["gate_sae"]),
         "tasks": _tasks(tasks),
         "mass": _mass(interpretability["importance_mass"]),
@@ -289,6 +290,27 @@ def _lens(baselines: Published) -> FigureEntry:
         figures.line_plot(lines, x_label="layer", y_label="KL to the final layer", markers=True),
         "What a layer knows.",
         "KL between the frozen model and a lens on the raw residual stream, nats per token.",
+    )
+
+
+def _sweep(sweep: Published) -> FigureEntry | None:
+    """Decoder KL by layer for every SAE size; None where no sweep was asked for."""
+    if not (sweep.path / "sweep.parquet").is_file():
+        return None
+    rows = schemas.read_parquet(sweep.path / "sweep.parquet").to_pylist()
+    verdict = schemas.read_json(sweep.path / "verdict.json")
+    lines = []
+    for size in dict.fromkeys((row["k"], row["expansion"]) for row in rows):
+        points = [row for row in rows if (row["k"], row["expansion"]) == size]
+        layers = [row["layer"] for row in points]
+        name = f"k {size[0]}, {size[1]:g}x"
+        lines.append(Line(name, layers, [row["decoder_kl"] for row in points]))
+    bare = sorted({row["layer"]: row["residual_lens_kl"] for row in rows}.items())
+    lines.append(Line("no SAE", [x for x, _ in bare], [y for _, y in bare], dashed=True))
+    return FigureEntry(
+        figures.line_plot(lines, x_label="layer", y_label="KL of an affine decoder", markers=True),
+        "Which layer to decode?",
+        f"Small SAEs, each read by the best affine decoder. Chosen: {verdict['why']}.",
     )
 
 

@@ -26,7 +26,7 @@ SECTIONS = (
     ("reproduce", "Reproduce"),
 )
 FIGURE_NAMES = (
-    "lens", "sae", "decoder", "density", "ppo", "ppo_task", "tasks", "mass", "calibration",
+    "lens", "sweep", "sae", "decoder", "density", "ppo", "ppo_task", "tasks", "mass", "calibration",
     "deletion", "precision",
 )  # fmt: skip
 

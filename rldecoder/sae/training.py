@@ -308,3 +308,38 @@ def rule_for(config: TrainSaeConfig, spec: SaeSpec) -> Rule:
         sizes = {max(1, round(share * spec.num_latents)) for share in config.matryoshka_prefixes}
         prefixes = tuple(sorted(sizes))
     return Rule(architecture, config.k, prefixes)
+
+
+def published_spec(
+    config: TrainSaeConfig,
+    d_model: int,
+    *,
+    hook_layer: int,
+    model_name: str,
+    context_length: int | None = None,
+) -> SaeSpec:
+    """The shape of the SAE that a config trains on residuals of width `d_model`.
+
+    Raises:
+        BadInputError: k exceeds the number of latents.
+    """
+    num_latents = max(1, round(config.expansion * d_model))
+    if config.architecture != "relu" and config.k > num_latents:
+        raise BadInputError(
+            f"train_sae.k is {config.k}, but the SAE has {num_latents} latents.",
+            f"expansion {config.expansion:g} times d_model {d_model} gives that number.",
+            "Lower `train_sae.k` or raise `train_sae.expansion`.",
+        )
+    # What a batch decides in training, a threshold decides for one token.
+    by_batch = config.architecture in ("batchtopk", "matryoshka")
+    read_as = "jumprelu" if by_batch else config.architecture
+    return SaeSpec(
+        architecture=read_as,
+        d_model=d_model,
+        num_latents=num_latents,
+        k=config.k if read_as == "topk" else None,
+        hook_layer=hook_layer,
+        model_name=model_name,
+        context_length=context_length,
+        trained_as="" if read_as == config.architecture else config.architecture,
+    )

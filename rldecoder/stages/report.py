@@ -58,6 +58,7 @@ STAGE = Stage(
         "sync_tokenizer",
         "ingest",
         "baselines",
+        "sweep_sae",
         "cache_activations",
         "train_sae",
         "gate_sae",

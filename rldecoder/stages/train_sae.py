@@ -18,7 +18,6 @@ from rldecoder.checkpoints import Checkpoints
 from rldecoder.config.sae import TrainSaeConfig
 from rldecoder.curves import Curves
 from rldecoder.data.activations import (
-    ActivationMeta,
     ActivationReader,
     ShuffledActivations,
     read_meta,
@@ -26,11 +25,9 @@ from rldecoder.data.activations import (
 from rldecoder.data.forward import ActivationPass
 from rldecoder.data.shards import read_tokens
 from rldecoder.data.streaming import StreamedActivations
-from rldecoder.errors import BadInputError
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.sae.drift import DriftWatch
-from rldecoder.sae.model import SaeSpec
-from rldecoder.sae.training import SaeTrainer, input_statistics
+from rldecoder.sae.training import SaeTrainer, input_statistics, published_spec
 from rldecoder.schemas import write_json
 from rldecoder.seeds import derive_seed, seed_everything
 from rldecoder.stages.context import InputArtifact, Stage, StageContext, StageOutput
@@ -48,7 +45,13 @@ def run(
     batch_seed = derive_seed(ctx.seed, "batches")
     num_steps = max(1, config.budget_tokens // config.batch_tokens)
     trainer = SaeTrainer(
-        spec_for(reader.meta, config),
+        published_spec(
+            config,
+            reader.meta.d_model,
+            hook_layer=reader.meta.hook_layer,
+            model_name=reader.meta.model_name,
+            context_length=reader.meta.context_length,
+        ),
         config,
         num_steps,
         # The first rows of the first epoch: a stream has computed them by then.
@@ -118,34 +121,6 @@ def run(
             "epochs": total / reader.num_tokens,
             "tokens_per_second": (num_steps - first) * config.batch_tokens / seconds,
         }
-    )
-
-
-def spec_for(meta: ActivationMeta, config: TrainSaeConfig) -> SaeSpec:
-    """The SAE's shape for this cache.
-
-    Raises:
-        BadInputError: k exceeds the number of latents.
-    """
-    num_latents = max(1, round(config.expansion * meta.d_model))
-    if config.architecture != "relu" and config.k > num_latents:
-        raise BadInputError(
-            f"train_sae.k is {config.k}, but the SAE has {num_latents} latents.",
-            f"expansion {config.expansion:g} times d_model {meta.d_model} gives that number.",
-            "Lower `train_sae.k` or raise `train_sae.expansion`.",
-        )
-    # What a batch decides in training, a threshold decides for one token.
-    by_batch = config.architecture in ("batchtopk", "matryoshka")
-    read_as = "jumprelu" if by_batch else config.architecture
-    return SaeSpec(
-        architecture=read_as,
-        d_model=meta.d_model,
-        num_latents=num_latents,
-        k=config.k if read_as == "topk" else None,
-        trained_as="" if read_as == config.architecture else config.architecture,
-        hook_layer=meta.hook_layer,
-        model_name=meta.model_name,
-        context_length=meta.context_length,
     )
 
 

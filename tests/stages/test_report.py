@@ -32,7 +32,7 @@ def inputs(debug_store: Path, config: RunConfig) -> dict[str, InputArtifact]:
 
 
 def test_every_other_stage_is_an_input() -> None:
-    assert len(STAGE.inputs) == 16
+    assert len(STAGE.inputs) == 17
 
 
 @pytest.mark.slow

@@ -1,0 +1,193 @@
+"""Small SAEs at several layers and sizes, trained in memory on the same tokens and compared.
+
+A sweep chooses; it does not replace the training of the SAE that is chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from rldecoder.config.sae import SweepSaeConfig, TrainSaeConfig
+from rldecoder.lm.frozen import FrozenLM
+from rldecoder.lm.lens import (
+    Moments,
+    PredictionMeans,
+    PredictionSums,
+    choose_affine,
+    compare_predictions,
+)
+from rldecoder.lm.sinks import SKIP_FIRST, is_sink
+from rldecoder.sae.metrics import random_control, reconstruction_quality
+from rldecoder.sae.model import Sae
+from rldecoder.sae.splice import splice_quality
+from rldecoder.sae.training import SaeTrainer, input_statistics, published_spec
+from rldecoder.seeds import derive_seed, torch_generator
+
+RIDGE_STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)
+_CHUNK_TOKENS = 256
+_ENCODE_TOKENS = 4096
+
+
+class LayerData(NamedTuple):
+    """Tokens of one split at one layer, sinks and first positions left out."""
+
+    resid: Tensor
+    """[N, D] bfloat16"""
+    final_hidden: Tensor
+    """[N, D] bfloat16: normed hidden state that the unembedding reads."""
+    targets: Tensor
+    """[N] the next tokens."""
+
+
+def collect(
+    lm: FrozenLM,
+    input_ids: Tensor,
+    layers: Sequence[int],
+    micro_batch: int,
+    advance: Callable[[int], None],
+) -> dict[int, LayerData]:
+    """Residuals of several layers in one pass over sequences [S, T]."""
+    parts: dict[int, list[LayerData]] = {layer: [] for layer in layers}
+    for ids in input_ids.split(micro_batch):
+        here = ids.to(lm.device)
+        seen, final = lm.residuals(here)
+        for layer in layers:
+            resid = seen[layer][:, SKIP_FIRST:-1].flatten(0, 1)
+            usual = ~is_sink(resid)
+            kept = LayerData(
+                resid[usual].to("cpu", torch.bfloat16),
+                final[:, SKIP_FIRST:-1].flatten(0, 1)[usual].to("cpu", torch.bfloat16),
+                here[:, SKIP_FIRST + 1 :].flatten()[usual].cpu(),
+            )
+            parts[layer].append(kept)
+        advance(ids.numel())
+    return {
+        layer: LayerData(*(torch.cat(column) for column in zip(*found, strict=True)))
+        for layer, found in parts.items()
+    }
+
+
+def train_small(
+    data: Tensor,
+    config: TrainSaeConfig,
+    seed: int,
+    *,
+    hook_layer: int,
+    model_name: str,
+    after_step: Callable[[], None],
+) -> Sae:
+    """Train an SAE on rows [N, D] held in memory."""
+    spec = published_spec(config, data.shape[1], hook_layer=hook_layer, model_name=model_name)
+    num_steps = max(1, config.budget_tokens // config.batch_tokens)
+    generator = torch_generator(seed, "order")
+    order = torch.empty(0, dtype=torch.int64)
+    probe = torch.randperm(len(data), generator=torch_generator(seed, "probe"))
+    statistics = input_statistics(data[probe[: config.init_tokens]])
+    trainer = SaeTrainer(spec, config, num_steps, statistics, seed)
+    for _ in range(num_steps):
+        if len(order) < config.batch_tokens:
+            order = torch.randperm(len(data), generator=generator)
+        trainer.step(data[order[: config.batch_tokens]])
+        order = order[config.batch_tokens :]
+        after_step()
+    return trainer.sae()
+
+
+def measure(
+    lm: FrozenLM,
+    sae: Sae,
+    train: LayerData,
+    test: LayerData,
+    sequences: Tensor,
+    seed: int,
+) -> dict[str, Any]:
+    """Quality of one SAE, and what an affine decoder of its reconstructions reaches.
+
+    The decoder is the closed-form affine lens on the reconstruction: a floor of what training the
+    feature decoder gives, cheap enough for every cell. The same lens on the raw residual (what
+    the SAE loses nothing of) and on a random SAE of the same L0 stand beside it.
+    """
+    quality = reconstruction_quality(sae, test.resid.split(_ENCODE_TOKENS))
+    sample = test.resid[:_ENCODE_TOKENS]
+    control = random_control(sae.spec, derive_seed(seed, "control"), sample, quality.l0_mean)
+    layer = sae.spec.hook_layer
+    splice = splice_quality(lm, sequences, layer, {"sae": lambda resid: sae(resid).recon})
+    views: dict[str, Callable[[Tensor], Tensor]] = {
+        "sae": lambda resid: sae(resid).recon,
+        "residual": lambda resid: resid.float(),
+        "random": lambda resid: control(resid).recon,
+    }
+    reached = {name: affine_decoder(lm, view, train, test) for name, view in views.items()}
+    return {
+        "fvu": quality.fvu,
+        "l0": quality.l0_mean,
+        "dead_fraction": float((quality.density == 0).double().mean()),
+        "splice_kl": splice.replaced["sae"].kl,
+        "decoder_kl": reached["sae"].kl,
+        "decoder_agreement": reached["sae"].agreement,
+        "residual_lens_kl": reached["residual"].kl,
+        "random_sae_kl": reached["random"].kl,
+    }
+
+
+@torch.no_grad()
+def affine_decoder(
+    lm: FrozenLM, view: Callable[[Tensor], Tensor], train: LayerData, test: LayerData
+) -> PredictionMeans:
+    """The best affine map from a view of the residual to the final hidden state, on `test`.
+
+    A tenth of `train` chooses the ridge strength.
+    """
+    held = max(1, len(train.resid) // 10)
+    moments = []
+    for rows in (slice(held, None), slice(held)):
+        sums = Moments(lm.d_model)
+        pairs = zip(
+            train.resid[rows].split(_ENCODE_TOKENS),
+            train.final_hidden[rows].split(_ENCODE_TOKENS),
+            strict=True,
+        )
+        for resid, final in pairs:
+            sums.add(view(resid), final)
+        moments.append(sums)
+    lens = choose_affine(moments[0], moments[1], RIDGE_STRENGTHS)
+    predicted = torch.cat([lens(view(part)) for part in test.resid.split(_ENCODE_TOKENS)])
+    found = {"frozen": PredictionSums(), "lens": PredictionSums()}
+    compare_predictions(
+        lm,
+        test.final_hidden.to(lm.device, lm.dtype),
+        {"lens": predicted.to(lm.device)},
+        test.targets.to(lm.device),
+        found,
+        _CHUNK_TOKENS,
+    )
+    return found["lens"].means()
+
+
+def choose(rows: Sequence[dict[str, Any]], config: SweepSaeConfig) -> dict[str, Any]:
+    """The cell to go on with, and why.
+
+    The earliest layer that still meets both limits: the earlier the layer, the more of the
+    model's computation an explanation covers. Within it, the least decoder KL. Where no cell
+    meets them, the least decoder KL of all.
+    """
+    able = [
+        row
+        for row in rows
+        if row["decoder_kl"] <= config.max_decoder_kl and row["splice_kl"] <= config.max_splice_kl
+    ]
+    limits = (
+        f"decoder KL <= {config.max_decoder_kl:g} and splice KL <= {config.max_splice_kl:g} nats"
+    )
+    if able:
+        layer = min(row["layer"] for row in able)
+        cell = min((r for r in able if r["layer"] == layer), key=lambda row: row["decoder_kl"])
+        why = f"layer {layer} is the earliest that meets {limits}"
+    else:
+        cell = min(rows, key=lambda row: row["decoder_kl"])
+        why = f"no cell meets {limits}; this one has the least decoder KL"
+    return {"meets_limits": bool(able), "why": why, "cell": cell}

@@ -47,6 +47,10 @@ class TrainSaeConfig(StageConfig):
     the hook layer over `stream_tokens` as training goes on, for budgets that no disk holds."""
     stream_tokens: int | None = Field(None, gt=0)
     """`stream` only: tokens of `ingest`'s train split; null takes all of them."""
+    processes: PositiveInt = free(1)
+    """Processes that share every batch, each on a device of its own (or all on the CPU). Results
+    of one and of several agree to rounding, and for batchtopk and matryoshka less well: each
+    process chooses among its own tokens."""
     window_bytes: int = Field(1 << 29, gt=0)
     """Rows that are shuffled together occupy at most this much memory."""
     budget_tokens: int = Field(1_000_000, gt=0)

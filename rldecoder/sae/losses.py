@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -21,9 +23,9 @@ def reconstruction_loss(levels: Tensor, x: Tensor) -> Tensor:
     return (levels - x[:, None]).square().mean()
 
 
-def l0_loss(gates: Tensor, num_tokens: int, target: float) -> Tensor:
+def l0_loss(l0: Tensor, target: float) -> Tensor:
     """(L0 / target - 1)^2: keeps the mean L0 of jumprelu at a target (arXiv 2407.14435, app. F)."""
-    return (gates.sum() / num_tokens / target - 1).square()
+    return (l0 / target - 1).square()
 
 
 def l1_loss(acts: Tensor, num_tokens: int) -> Tensor:
@@ -38,6 +40,7 @@ def auxk_loss(
     dead: Tensor,
     auxk: int,
     matmul_dtype: torch.dtype = torch.float32,
+    mean_over_processes: Callable[[Tensor], Tensor] = lambda value: value,
 ) -> Tensor:
     """How well the `auxk` strongest dead latents explain what the living ones leave over.
 
@@ -51,6 +54,7 @@ def auxk_loss(
         dead: [number of dead] int64, not empty.
         auxk: how many of them may fire a token.
         matmul_dtype: of the products.
+        mean_over_processes: applied to the squared error, which is the whole batch's.
 
     Returns:
         A scalar; 1 when the dead latents explain nothing. With fewer dead latents than `auxk` it
@@ -66,5 +70,6 @@ def auxk_loss(
         mask = torch.zeros_like(pre_acts).scatter(1, chosen, 1.0)
         pre_acts = pre_acts * mask
     recon = (torch.relu(pre_acts) @ dec).float()
-    share = (recon - error).square().sum() / error.square().sum().clamp_min(1e-12)
+    total = mean_over_processes(error.square().sum()).clamp_min(1e-12)
+    share = (recon - error).square().sum() / total
     return share * (k / auxk)

@@ -21,6 +21,7 @@ from rldecoder.sae.architectures import FLOOR_MARGIN, Autoencoded, Rule, autoenc
 from rldecoder.sae.losses import auxk_loss, l0_loss, l1_loss, reconstruction_loss
 from rldecoder.sae.metrics import reconstruction_quality
 from rldecoder.sae.model import Sae, SaeSpec, fold_input_scale
+from rldecoder.sae.parallel import Group
 from rldecoder.sae.resampling import resample_dead
 from rldecoder.sae.schedule import learning_rate, sparsity_coefficient
 from rldecoder.sae.sparse_ops import SaeWeights
@@ -90,8 +91,10 @@ class SaeTrainer:
         statistics: InputStatistics,
         seed: int,
         device: torch.device | str = "cpu",
+        group: Group | None = None,
     ) -> None:
         self.spec, self.config, self.num_steps, self.seed = spec, config, num_steps, seed
+        self.group = group or Group()
         self.scale = statistics.scale
         start = Sae.random_init(spec, seed, statistics.mean * statistics.scale).to(device)
         self.weights = SaeWeights(
@@ -117,13 +120,13 @@ class SaeTrainer:
         self.best_fvu, self.best_step = math.inf, -1
 
     def step(self, raw: Tensor) -> StepResult:
-        """Train on one batch of raw residuals [N, D].
+        """Train on one batch of raw residuals [N, D]; every process of a group is given all of it.
 
         Raises:
             NumericalError: the loss or the gradient is NaN or infinite.
         """
-        config, weights, index = self.config, self.weights, self.step_index
-        x = raw.to(weights.dec.device).float() * self.scale
+        config, weights, index, group = self.config, self.weights, self.step_index, self.group
+        x = group.slice(raw).to(weights.dec.device).float() * self.scale
 
         # Forward: reconstruction, and what keeps latents few or alive.
         out = autoencode(x, weights, self.rule, self.log_threshold, self.matmul_dtype, self._floor)
@@ -138,9 +141,11 @@ class SaeTrainer:
         # Backward: decoder rows keep unit norm, so their gradient's radial part is dropped.
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        group.average_gradients(self._trained)
         self._drop_radial_gradient()
         grad_norm = nn.utils.clip_grad_norm_(self._trained, config.grad_clip)
-        numbers = torch.stack([loss.detach(), mse.detach(), penalty.detach(), grad_norm]).tolist()
+        l0 = out.gates.detach().sum() / len(x)
+        numbers = group.mean(torch.stack([loss, mse, penalty, grad_norm, l0])).tolist()
         if not all(map(math.isfinite, numbers)):
             raise NumericalError(
                 f"SAE training diverged at step {index}: loss {numbers[0]}, "
@@ -149,8 +154,8 @@ class SaeTrainer:
                 "Lower `train_sae.lr`; the last checkpoint is kept.",
             )
         lr = learning_rate(config, index, self.num_steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        for parameters in self.optimizer.param_groups:
+            parameters["lr"] = lr
         self.optimizer.step()
         self._normalise_decoder()
 
@@ -158,14 +163,12 @@ class SaeTrainer:
         revived = 0
         due = (index + 1) % config.resample_every_steps == 0 and index + 1 < self.num_steps
         if config.architecture == "relu" and due and len(dead):
-            generator = torch_generator(self.seed, "resample", index)
-            revived = resample_dead(weights, self.optimizer, dead, x, recon.detach(), generator)
-            self.tokens_since_fired[dead[:revived]] = 0
+            revived = self._resample(raw, dead)
         self.step_index += 1
         return StepResult(
             loss=numbers[0],
             mse=numbers[1],
-            l0=float(out.gates.detach().sum()) / len(x),
+            l0=numbers[4],
             dead_fraction=len(dead) / self.spec.num_latents,
             grad_norm=numbers[3],
             lr=lr,
@@ -194,22 +197,38 @@ class SaeTrainer:
             return l1_loss(out.acts, len(x)), coefficient
         if config.architecture == "jumprelu":
             risen = min(1.0, (self.step_index + 1) / max(1, config.sparsity_warmup_steps))
-            return l0_loss(out.gates, len(x), config.k), config.l0_coefficient * risen
+            l0 = out.gates.sum() / len(x)
+            # The penalty is of the whole batch's L0; this process moves its own part of it.
+            l0 = l0 + (self.group.mean(l0) - l0.detach())
+            return l0_loss(l0, config.k), config.l0_coefficient * risen
         if len(dead) and config.auxk_coefficient:
             error = x - out.levels[:, -1]
-            aux = auxk_loss(x, error, self.weights, dead, self.auxk, self.matmul_dtype)
+            aux = auxk_loss(
+                x, error, self.weights, dead, self.auxk, self.matmul_dtype, self.group.mean
+            )
             return aux, config.auxk_coefficient
         return x.new_zeros(()), 0.0
 
     @torch.no_grad()
     def _count_firing(self, out: Autoencoded, num_tokens: int) -> None:
-        self.tokens_since_fired += num_tokens
-        self.tokens_since_fired[out.fired] = 0
+        self.tokens_since_fired += num_tokens * self.group.size
+        self.tokens_since_fired[self.group.any(out.fired)] = 0
         if self.rule.architecture in ("batchtopk", "matryoshka"):
-            before = out.cut if self.batch_threshold is None else self.batch_threshold
+            cut = float(self.group.mean(torch.tensor(out.cut, device=out.levels.device)))
+            before = cut if self.batch_threshold is None else self.batch_threshold
             decay = self.config.threshold_decay
-            self.batch_threshold = decay * before + (1 - decay) * out.cut
-            self._floor = (1 - FLOOR_MARGIN) * out.cut
+            self.batch_threshold = decay * before + (1 - decay) * cut
+            self._floor = (1 - FLOOR_MARGIN) * cut
+
+    @torch.no_grad()
+    def _resample(self, raw: Tensor, dead: Tensor) -> int:
+        """Revive dead latents; every process sees the whole batch, and so does the same."""
+        x = raw.to(self.weights.dec.device).float() * self.scale
+        recon = autoencode(x, self.weights, self.rule, None, self.matmul_dtype).levels[:, -1]
+        generator = torch_generator(self.seed, "resample", self.step_index)
+        revived = resample_dead(self.weights, self.optimizer, dead, x, recon, generator)
+        self.tokens_since_fired[dead[:revived]] = 0
+        return revived
 
     @torch.no_grad()
     def _drop_radial_gradient(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -27,59 +28,118 @@ from rldecoder.data.shards import read_tokens
 from rldecoder.data.streaming import StreamedActivations
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.sae.drift import DriftWatch
-from rldecoder.sae.training import SaeTrainer, input_statistics, published_spec
+from rldecoder.sae.parallel import Group, peers
+from rldecoder.sae.training import SaeTrainer, StepResult, input_statistics, published_spec
 from rldecoder.schemas import write_json
 from rldecoder.seeds import derive_seed, seed_everything
-from rldecoder.stages.context import InputArtifact, Stage, StageContext, StageOutput
+from rldecoder.stages.context import (
+    InputArtifact,
+    SilentReporter,
+    Stage,
+    StageContext,
+    StageOutput,
+)
 
 
 def run(
     inputs: Mapping[str, InputArtifact], config: TrainSaeConfig, ctx: StageContext
 ) -> StageOutput:
     """Train until `budget_tokens` are consumed."""
-    seed_everything(ctx.seed)
-    cache = inputs["cache_activations"].path
-    reader = open_train_split(inputs, config, ctx)
-    validation = ActivationReader(cache, "validation")
-    held_out = _sample(validation, config.eval_tokens, derive_seed(ctx.seed, "validation"))
-    batch_seed = derive_seed(ctx.seed, "batches")
-    num_steps = max(1, config.budget_tokens // config.batch_tokens)
-    trainer = SaeTrainer(
-        published_spec(
+    arguments = (dict(inputs), config, replace(ctx, report=SilentReporter()))
+    with peers(config.processes, _assist, arguments, ctx.device) as (group, device):
+        return _train(inputs, config, replace(ctx, device=device), group)
+
+
+def _assist(
+    group: Group,
+    device: torch.device,
+    inputs: Mapping[str, InputArtifact],
+    config: TrainSaeConfig,
+    ctx: StageContext,
+) -> None:
+    """What a further process does: the same steps, and nothing else."""
+    training = _Training(inputs, config, replace(ctx, device=device), group)
+    while training.trainer.step_index < training.num_steps:
+        training.step()
+
+
+class _Training:
+    """What all processes hold: data, trainer, and where in the data it is."""
+
+    def __init__(
+        self,
+        inputs: Mapping[str, InputArtifact],
+        config: TrainSaeConfig,
+        ctx: StageContext,
+        group: Group,
+    ) -> None:
+        seed_everything(ctx.seed)
+        self.reader = open_train_split(inputs, config, ctx)
+        self.num_steps = max(1, config.budget_tokens // config.batch_tokens)
+        batch_seed = derive_seed(ctx.seed, "batches")
+        meta = self.reader.meta
+        spec = published_spec(
             config,
-            reader.meta.d_model,
-            hook_layer=reader.meta.hook_layer,
-            model_name=reader.meta.model_name,
-            context_length=reader.meta.context_length,
-        ),
-        config,
-        num_steps,
+            meta.d_model,
+            hook_layer=meta.hook_layer,
+            model_name=meta.model_name,
+            context_length=meta.context_length,
+        )
         # The first rows of the first epoch: a stream has computed them by then.
-        input_statistics(_sample(reader, config.init_tokens, batch_seed)),
-        ctx.seed,
-        ctx.device,
-    )
-    watch, curves = DriftWatch(config), Curves()
-    checkpoints = Checkpoints(ctx.progress / "train_sae")
-    checkpoint, position = checkpoints.load(), Position(0, 0)
-    if checkpoint is not None:
-        trainer.unpack(checkpoint.tensors, checkpoint.state["trainer"])
-        watch.restore(checkpoint.state["watch"])
-        curves = Curves.from_state(checkpoint.state["curves"])
-        position = Position(*checkpoint.state["position"])
-        if isinstance(reader, StreamedActivations):
-            reader.rows_found |= dict(checkpoint.state["stream_rows"])
-        ctx.report.note(f"train_sae goes on from step {trainer.step_index} of {num_steps}")
+        statistics = input_statistics(_sample(self.reader, config.init_tokens, batch_seed))
+        self.trainer = SaeTrainer(
+            spec, config, self.num_steps, statistics, ctx.seed, ctx.device, group
+        )
+        self.watch, self.curves = DriftWatch(config), Curves()
+        self.checkpoints = Checkpoints(ctx.progress / "train_sae")
+        self.position = Position(0, 0)
+        checkpoint = self.checkpoints.load()
+        if checkpoint is not None:
+            self.trainer.unpack(checkpoint.tensors, checkpoint.state["trainer"])
+            self.watch.restore(checkpoint.state["watch"])
+            self.curves = Curves.from_state(checkpoint.state["curves"])
+            self.position = Position(*checkpoint.state["position"])
+            if isinstance(self.reader, StreamedActivations):
+                self.reader.rows_found |= dict(checkpoint.state["stream_rows"])
+            ctx.report.note(
+                f"train_sae goes on from step {self.trainer.step_index} of {self.num_steps}"
+            )
+        self._batches = _batches(self.reader, config.batch_tokens, batch_seed, self.position)
+
+    def step(self) -> StepResult:
+        """The next batch."""
+        batch, self.position = next(self._batches)
+        return self.trainer.step(batch)
+
+    def save(self) -> None:
+        """A checkpoint from which a killed run goes on exactly."""
+        tensors, trainer = self.trainer.pack()
+        state = {
+            "trainer": trainer,
+            "watch": self.watch.state(),
+            "curves": self.curves.state(),
+            "position": self.position,
+        }
+        if isinstance(self.reader, StreamedActivations):
+            state["stream_rows"] = list(self.reader.rows_found.items())
+        self.checkpoints.save(self.trainer.step_index, tensors, state)
+
+
+def _train(
+    inputs: Mapping[str, InputArtifact], config: TrainSaeConfig, ctx: StageContext, group: Group
+) -> StageOutput:
+    training = _Training(inputs, config, ctx, group)
+    trainer, curves, num_steps = training.trainer, training.curves, training.num_steps
+    validation = ActivationReader(inputs["cache_activations"].path, "validation")
+    held_out = _sample(validation, config.eval_tokens, derive_seed(ctx.seed, "validation"))
 
     started, first = time.perf_counter(), trainer.step_index
-    batches = _batches(reader, config.batch_tokens, batch_seed, position)
     total, done = num_steps * config.batch_tokens, first * config.batch_tokens
     with ctx.report.track("SAE", total, "tokens", done) as bar:
         while trainer.step_index < num_steps:
-            batch, position = next(batches)
-            result = trainer.step(batch)
+            result = training.step()
             step = trainer.step_index
-            for message in watch.observe(step, result):
+            for message in training.watch.observe(step, result):
                 ctx.report.alert(message)
             if step % config.log_every_steps == 0 or step == num_steps:
                 curves.log(step, **result._asdict())
@@ -90,11 +150,7 @@ def run(
                 curves.log(step, **values)
                 ctx.report.metrics("train_sae", step, values)
             if step % config.checkpoint_every_steps == 0 and step < num_steps:
-                tensors, state = trainer.pack()
-                rest = {"watch": watch.state(), "curves": curves.state(), "position": position}
-                if isinstance(reader, StreamedActivations):
-                    rest["stream_rows"] = list(reader.rows_found.items())
-                checkpoints.save(step, tensors, {"trainer": state, **rest})
+                training.save()
             bar.advance(config.batch_tokens, f"fvu {trainer.best_fvu:.3f} mse {result.mse:.3f}")
     seconds = max(time.perf_counter() - started, 1e-9)
 
@@ -106,7 +162,7 @@ def run(
         "step": trainer.best_step,
         "num_steps": num_steps,
         "tokens": total,
-        "epochs": total / reader.num_tokens,
+        "epochs": total / training.reader.num_tokens,
         "dead_fraction": trainer.dead_fraction,
     }
     write_json(ctx.out / "best.json", best)
@@ -118,7 +174,7 @@ def run(
             "best_step": trainer.best_step,
             "steps": num_steps,
             "tokens": total,
-            "epochs": total / reader.num_tokens,
+            "epochs": total / training.reader.num_tokens,
             "tokens_per_second": (num_steps - first) * config.batch_tokens / seconds,
         }
     )

@@ -180,3 +180,22 @@ def test_checkpoint_interval_is_not_in_the_digest() -> None:
     fields = TrainSaeConfig().digest_fields()
     assert "checkpoint_every_steps" not in fields
     assert fields["sparsity_phases"][1] == {"steps": 30_000, "coefficient": 0.01}
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_same_sae(
+    inputs: Mapping[str, InputArtifact], context: Context
+) -> None:
+    """To rounding; also when the run was killed and goes on."""
+    one, two = context("one"), context("two")
+    want = STAGE.run(inputs, CONFIG, one)
+    config = CONFIG.model_copy(update={"processes": 2})
+    broken = StageContext(two.out, two.progress, 0, two.device, KillingReporter(30))
+    with pytest.raises(KilledError):
+        STAGE.run(inputs, config, broken)
+    got = STAGE.run(inputs, config, two)
+    assert isinstance(two.report, SilentReporter)
+    assert two.report.notes == ["train_sae goes on from step 24 of 50"]
+    assert got.metrics["validation_fvu"] == pytest.approx(want.metrics["validation_fvu"], rel=0.02)
+    theirs, ours = Sae.load(one.out / "sae"), Sae.load(two.out / "sae")
+    assert float((theirs.W_dec - ours.W_dec).abs().mean()) < 0.01

@@ -23,12 +23,8 @@ import typer
 from rich.console import Console
 from torch import Tensor
 
-from rldecoder.data.activations import (
-    VECTOR_COLUMNS,
-    ActivationReader,
-    read_meta,
-    write_activation_shard,
-)
+from rldecoder.data.activation_reader import ActivationReader
+from rldecoder.data.activations import VECTOR_COLUMNS, read_meta, write_activation_shard
 from rldecoder.data.forward import ActivationPass
 from rldecoder.data.shards import read_tokens
 from rldecoder.lm.frozen import FrozenLM

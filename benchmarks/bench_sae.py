@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.sae_peers import Contender, Problem, contenders
-from rldecoder.data.activations import ActivationReader
+from rldecoder.data.activation_reader import ActivationReader
 from rldecoder.seeds import torch_generator
 
 app = typer.Typer(help=__doc__, no_args_is_help=True)

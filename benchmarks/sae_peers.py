@@ -6,7 +6,7 @@ is rewritten. A library that is not installed is left out, and said to be.
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -233,11 +233,17 @@ def contenders(architecture: str) -> dict[str, Make]:
     if _installed("sparsify") and architecture == "topk":
         found["sparsify signum"] = lambda problem: Sparsify(problem)
         found["sparsify adam"] = lambda problem: Sparsify(problem, "adam")
-    if _installed("dictionary_learning"):
+    if _installed("dictionary_learning.trainers.top_k"):
         found["dictionary_learning"] = lambda problem: DictionaryLearning(problem, architecture)
     return found
 
 
-def _installed(package: str) -> bool:
-    warnings.filterwarnings("ignore", module=package)
-    return importlib.util.find_spec(package) is not None
+def _installed(module: str) -> bool:
+    """Whether a peer can be imported; says so when it cannot."""
+    warnings.filterwarnings("ignore", module=module.partition(".")[0])
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        print(f"left out: {module} ({error})")
+        return False
+    return True

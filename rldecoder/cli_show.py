@@ -9,8 +9,6 @@ from rich.table import Table
 from rldecoder.artifacts import ArtifactRef, ArtifactStore
 from rldecoder.config.run import RunConfig
 from rldecoder.errors import BadInputError, DamagedFileError
-from rldecoder.runner import plan, read_input
-from rldecoder.stages.table import STAGES
 
 EXPLAIN_NEEDS = (
     "sync_tokenizer", "train_sae", "freeze_decoder", "label_features", "train_explainer",
@@ -19,6 +17,9 @@ EXPLAIN_NEEDS = (
 
 def show_status(run: RunConfig, store: ArtifactStore, console: Console) -> None:
     """One row a stage: its address and what is there."""
+    from rldecoder.runner import plan  # slow: imports every stage
+    from rldecoder.stages.table import STAGES
+
     refs = plan(run)
     table = Table(title=f"{run.name} in {store.root}", title_justify="left")
     for column in ("stage", "digest", "state", "wall", "device"):
@@ -56,6 +57,8 @@ def show_explanation(run: RunConfig, store: ArtifactStore, prompt: str, console:
     """
     if not prompt.strip():
         raise BadInputError("The prompt is empty.", "", 'Example: rldecoder explain CONFIG "The"')
+    from rldecoder.runner import plan, read_input
+
     refs = plan(run)
     missing = [name for name in EXPLAIN_NEEDS if not store.is_published(refs[name])]
     if missing:

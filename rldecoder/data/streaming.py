@@ -11,13 +11,8 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from rldecoder.data.activations import (
-    ActivationBatch,
-    ActivationMeta,
-    ShuffledActivations,
-    VectorColumn,
-    concatenate,
-)
+from rldecoder.data.activation_reader import ShuffledActivations
+from rldecoder.data.activations import ActivationBatch, ActivationMeta, VectorColumn, concatenate
 from rldecoder.data.forward import ActivationPass, plan_shards
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from rldecoder.config.decoder import MatmulPrecision
-from rldecoder.data.activations import ActivationReader
+from rldecoder.data.activation_reader import ActivationReader
 from rldecoder.lm.frozen import FrozenLM
 
 NO_LABEL = -100

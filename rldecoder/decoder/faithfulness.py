@@ -16,7 +16,8 @@ from scipy import stats
 from torch import Tensor
 
 from rldecoder.config.decoder import MatmulPrecision
-from rldecoder.data.activations import ActivationBatch, ActivationReader
+from rldecoder.data.activation_reader import ActivationReader
+from rldecoder.data.activations import ActivationBatch
 from rldecoder.decoder.distill import (
     NO_LABEL,
     NextTokens,

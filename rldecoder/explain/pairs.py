@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rldecoder import schemas
-from rldecoder.data.activations import ActivationReader
+from rldecoder.data.activation_reader import ActivationReader
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
 from rldecoder.explain.patching import (
     Candidates,

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rldecoder.data.activations import ActivationReader
+from rldecoder.data.activation_reader import ActivationReader
 from rldecoder.decoder.distill import chunk_rows
 from rldecoder.decoder.faithfulness import Predictor
 from rldecoder.evals.prompts import TaskPrompt, max_new_tokens, score

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from rldecoder.config.rl import TaskName
-from rldecoder.data.activations import ActivationReader
+from rldecoder.data.activation_reader import ActivationReader
 from rldecoder.decoder.distill import matmul_precision
 from rldecoder.decoder.faithfulness import Faithfulness, evaluate_faithfulness
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM

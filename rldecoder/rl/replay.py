@@ -9,7 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rldecoder.data.activations import ActivationBatch, ActivationReader
+from rldecoder.data.activation_reader import ActivationReader
+from rldecoder.data.activations import ActivationBatch
 from rldecoder.sae.model import Sae
 from rldecoder.sae.selection import SparseLatents
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rldecoder import schemas
 from rldecoder.config.interp import ClusterFeaturesConfig
-from rldecoder.data.activations import ActivationReader
+from rldecoder.data.activation_reader import ActivationReader
 from rldecoder.decoder.loading import load_decoder
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
 from rldecoder.interp.clusters import (

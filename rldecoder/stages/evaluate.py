@@ -17,7 +17,7 @@ import torch
 
 from rldecoder import schemas
 from rldecoder.config.explain import EvaluateConfig, ExternalTask
-from rldecoder.data.activations import ActivationReader
+from rldecoder.data.activation_reader import ActivationReader
 from rldecoder.decoder.faithfulness import Faithfulness, decoder_predictor, evaluate_predictors
 from rldecoder.decoder.loading import load_decoder
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM

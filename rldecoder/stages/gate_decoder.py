@@ -13,7 +13,7 @@ from typing import Any
 from safetensors.torch import load_file
 
 from rldecoder.config.decoder import GateDecoderConfig
-from rldecoder.data.activations import ActivationReader
+from rldecoder.data.activation_reader import ActivationReader
 from rldecoder.decoder.faithfulness import (
     Faithfulness,
     decoder_predictor,

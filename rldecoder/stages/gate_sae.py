@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rldecoder.config.sae import GateSaeConfig
-from rldecoder.data.activations import ActivationReader
+from rldecoder.data.activation_reader import ActivationReader
 from rldecoder.data.shards import read_tokens
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.sae.metrics import (

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from rldecoder import schemas
 from rldecoder.config.interp import LabelFeaturesConfig
-from rldecoder.data.activations import ActivationReader
+from rldecoder.data.activation_reader import ActivationReader
 from rldecoder.data.shards import read_token_table
 from rldecoder.decoder.loading import load_decoder
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM

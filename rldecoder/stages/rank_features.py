@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rldecoder import schemas
 from rldecoder.config.interp import Domain, RankFeaturesConfig
-from rldecoder.data.activations import ActivationReader
+from rldecoder.data.activation_reader import ActivationReader
 from rldecoder.data.shards import read_tokens
 from rldecoder.decoder.loading import load_decoder
 from rldecoder.evals.prompts import make_prompts

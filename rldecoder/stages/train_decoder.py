@@ -22,7 +22,8 @@ from torch import Tensor
 from rldecoder.checkpoints import Checkpoints, pack_optimizer, unpack_optimizer
 from rldecoder.config.decoder import TrainDecoderConfig
 from rldecoder.curves import Curves
-from rldecoder.data.activations import ActivationBatch, ActivationReader
+from rldecoder.data.activation_reader import ActivationReader
+from rldecoder.data.activations import ActivationBatch
 from rldecoder.decoder.distill import NextTokens, TokenLosses, chunked_kl_ce, matmul_precision
 from rldecoder.decoder.faithfulness import evaluate_faithfulness
 from rldecoder.decoder.loading import decoder_from_lens, read_affine_lens, save_decoder

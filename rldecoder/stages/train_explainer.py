@@ -16,7 +16,7 @@ import torch
 from rldecoder import schemas
 from rldecoder.config.explain import TrainExplainerConfig
 from rldecoder.curves import Curves
-from rldecoder.data.activations import ActivationReader
+from rldecoder.data.activation_reader import ActivationReader
 from rldecoder.decoder.loading import load_decoder
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
 from rldecoder.errors import NumericalError

@@ -18,11 +18,8 @@ from torch import Tensor
 from rldecoder.checkpoints import Checkpoints
 from rldecoder.config.sae import TrainSaeConfig
 from rldecoder.curves import Curves
-from rldecoder.data.activations import (
-    ActivationReader,
-    ShuffledActivations,
-    read_meta,
-)
+from rldecoder.data.activation_reader import ActivationReader, ShuffledActivations
+from rldecoder.data.activations import read_meta
 from rldecoder.data.forward import ActivationPass
 from rldecoder.data.shards import read_tokens
 from rldecoder.data.streaming import StreamedActivations

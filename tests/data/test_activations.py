@@ -9,10 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rldecoder.data.activation_reader import ActivationReader
 from rldecoder.data.activations import (
     ActivationBatch,
     ActivationMeta,
-    ActivationReader,
     ActivationWriter,
     activation_schema,
     row_bytes,

@@ -7,7 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rldecoder.data.activations import ActivationBatch, ActivationReader
+from rldecoder.data.activation_reader import ActivationReader
+from rldecoder.data.activations import ActivationBatch
 from rldecoder.decoder import faithfulness
 from rldecoder.decoder.faithfulness import (
     decoder_predictor,

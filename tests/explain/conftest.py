@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from rldecoder.data.activations import ActivationMeta, ActivationReader, ActivationWriter
+from rldecoder.data.activation_reader import ActivationReader
+from rldecoder.data.activations import ActivationMeta, ActivationWriter
 from rldecoder.decoder.loading import AffineLens, decoder_from_lens
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
 from rldecoder.explain.explainer import Explainer, ExplainerSpec

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from rldecoder.data.activations import ActivationReader
+from rldecoder.data.activation_reader import ActivationReader
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
 from rldecoder.explain.pairs import (
     PAIRS,

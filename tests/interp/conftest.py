@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from rldecoder.data.activations import ActivationMeta, ActivationReader, ActivationWriter
+from rldecoder.data.activation_reader import ActivationReader
+from rldecoder.data.activations import ActivationMeta, ActivationWriter
 from rldecoder.decoder.modeling_sae_decoder import new_decoder
 from rldecoder.interp.corpus import SplitFirings, TokenGrid, read_firings
 from rldecoder.interp.importance import PatchBatch, Subject, make_batch

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from rldecoder.data.activations import ActivationReader
+from rldecoder.data.activation_reader import ActivationReader
 from rldecoder.interp.corpus import (
     UNKNOWN,
     TokenGrid,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rldecoder.config.interp import PredicateSettings
-from rldecoder.data.activations import ActivationReader
+from rldecoder.data.activation_reader import ActivationReader
 from rldecoder.errors import BadInputError
 from rldecoder.interp.calibration import Acceptance
 from rldecoder.interp.labelers import Evidence, LabelDraft, PredicateLabeler

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from rldecoder.data.activations import ActivationReader
+from rldecoder.data.activation_reader import ActivationReader
 from rldecoder.decoder.faithfulness import decoder_predictor, evaluate_faithfulness
 from rldecoder.evals.prompts import make_prompts
 from rldecoder.evals.tasks import TaskRow, summarise

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from rldecoder.config.data import CacheActivationsConfig
-from rldecoder.data.activations import ActivationReader
+from rldecoder.data.activation_reader import ActivationReader
 from rldecoder.data.forward import plan_shards
 from rldecoder.data.packing import PackedSequence, TokenShardWriter
 from rldecoder.data.shards import read_tokens

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rldecoder.config.decoder import TrainDecoderConfig
-from rldecoder.data.activations import ActivationReader
+from rldecoder.data.activation_reader import ActivationReader
 from rldecoder.decoder.faithfulness import evaluate_faithfulness
 from rldecoder.decoder.loading import load_decoder
 from rldecoder.errors import BadInputError, NumericalError

@@ -1,0 +1,263 @@
+"""Reading activations: in order, or shuffled with bounded memory, from a cache on disk."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from rldecoder.data.activations import (
+    BYTES_PER_VALUE,
+    ID_BYTES,
+    ActivationBatch,
+    ActivationMeta,
+    VectorColumn,
+    activation_schema,
+    damaged_cache,
+    read_meta,
+)
+from rldecoder.errors import BadInputError, DamagedFileError
+from rldecoder.seeds import torch_generator
+
+
+class ShuffledActivations(ABC):
+    """Rows of a split in a random order, with memory bounded by `window_bytes`.
+
+    Args:
+        meta: what the rows are.
+        window_bytes: rows that are shuffled together occupy at most this much memory.
+    """
+
+    num_tokens: int
+    """Rows of the split; at most so many where sinks have not been counted yet."""
+
+    def __init__(self, meta: ActivationMeta, window_bytes: int) -> None:
+        self.meta, self._window_bytes = meta, window_bytes
+
+    @abstractmethod
+    def _full_rows(self) -> list[int]:
+        """Rows of each shard as if no sink had been left out: what windows are made by."""
+
+    @abstractmethod
+    def _rows(self, shard: int) -> int:
+        """Rows of a shard."""
+
+    @abstractmethod
+    def _load(self, shards: tuple[int, ...], columns: Sequence[VectorColumn]) -> dict[str, Tensor]:
+        """The columns of some shards' rows, ids included."""
+
+    def shuffled(
+        self,
+        batch_tokens: int,
+        *,
+        seed: int,
+        epoch: int = 0,
+        start_batch: int = 0,
+        columns: Sequence[VectorColumn] = ("resid",),
+        drop_last: bool = True,
+    ) -> Iterator[ActivationBatch]:
+        """One epoch in an order that depends on (seed, epoch) only.
+
+        Shards are shuffled, then rows within windows of shards that fit `window_bytes`; a split
+        that fits one window is shuffled fully. `start_batch` skips batches without reading the
+        windows they lie in, and gives the same batches as an uninterrupted pass.
+
+        Raises:
+            BadInputError: if `drop_last` leaves no batch at all.
+        """
+        if drop_last and batch_tokens > self.num_tokens:
+            raise BadInputError(
+                f"A batch of {batch_tokens} tokens is larger than the split.",
+                f"There are activations of {self.num_tokens} tokens.",
+                "Lower the batch size or raise `cache_activations.budget_tokens`.",
+            )
+        windows = self._windows(columns, seed, epoch)
+        carry: dict[str, Tensor] | None = None
+        skip = start_batch * batch_tokens
+        for index, shards in enumerate(windows):
+            num_rows = sum(map(self._rows, shards)) if skip else 0
+            if num_rows and skip >= num_rows:
+                skip -= num_rows
+                continue
+            data = self._load(shards, columns)
+            num_rows = len(data["pos"])
+            order = torch.randperm(num_rows, generator=torch_generator(seed, "rows", epoch, index))
+            order, skip = order[skip:], 0
+            if carry is not None:
+                missing = batch_tokens - len(carry["pos"])
+                joined = {k: torch.cat([carry[k], data[k][order[:missing]]]) for k in carry}
+                order = order[missing:]
+                if len(joined["pos"]) < batch_tokens:
+                    carry = joined
+                    continue
+                yield _as_batch(joined)
+            full = len(order) // batch_tokens * batch_tokens
+            for start in range(0, full, batch_tokens):
+                rows = order[start : start + batch_tokens]
+                yield _as_batch({k: v[rows] for k, v in data.items()})
+            rest = order[full:]
+            carry = {k: v[rest] for k, v in data.items()} if len(rest) else None
+        if carry is not None and not drop_last:
+            yield _as_batch(carry)
+
+    def _windows(
+        self, columns: Sequence[VectorColumn], seed: int, epoch: int
+    ) -> list[tuple[int, ...]]:
+        """Shard numbers, shuffled, in groups that fit the memory allowed (one shard at least)."""
+        generator = torch_generator(seed, "shards", epoch)
+        full_rows = self._full_rows()
+        shuffled = torch.randperm(len(full_rows), generator=generator).tolist()
+        width = ID_BYTES + len(columns) * BYTES_PER_VALUE * self.meta.d_model
+        rows_allowed = max(1, self._window_bytes // width)
+        windows: list[list[int]] = []
+        rows = math.inf
+        for shard in shuffled:
+            if rows + full_rows[shard] > rows_allowed:
+                windows.append([])
+                rows = 0
+            windows[-1].append(shard)
+            rows += full_rows[shard]
+        return [tuple(sorted(window)) for window in windows]
+
+
+class ActivationReader(ShuffledActivations):
+    """Reads one split of a cache, in order or shuffled."""
+
+    def __init__(self, folder: Path, split: str, *, window_bytes: int = 1 << 29) -> None:
+        """Open a split.
+
+        Args:
+            folder: the artifact's folder.
+            split: `train`, `validation`, `label`, `test` or `ood`.
+            window_bytes: rows that are shuffled together occupy at most this much memory.
+
+        Raises:
+            BadInputError: if the cache holds no such split.
+            DamagedFileError: if a shard is missing, truncated or not what `meta.json` says.
+        """
+        super().__init__(read_meta(folder), window_bytes)
+        self.folder, self.split = folder, split
+        if not self.meta.tokens.get(split):
+            raise BadInputError(
+                f"The activation cache {folder} holds no split `{split}`.",
+                f"It has: {', '.join(sorted(self.meta.tokens)) or 'nothing'}.",
+                f"Give `cache_activations.budget_tokens.{split}` a value above 0.",
+            )
+        self._paths = sorted(folder.glob(f"{split}-*.parquet"))
+        self._shard_rows = [self._count_rows(path) for path in self._paths]
+        self.num_tokens = sum(self._shard_rows)
+        if self.num_tokens != self.meta.tokens[split]:
+            raise DamagedFileError(
+                f"Split `{split}` of {folder} has {self.num_tokens} rows in its shards.",
+                f"`meta.json` says {self.meta.tokens[split]}: a shard is missing.",
+                "Remove the artifact's folder; the next run rebuilds it.",
+            )
+        self._held: tuple[tuple[object, ...], dict[str, Tensor]] | None = None
+
+    def _count_rows(self, path: Path) -> int:
+        try:
+            footer = pq.read_metadata(path)
+        except (OSError, pa.ArrowException) as error:
+            raise damaged_cache(path, error) from error
+        if not footer.schema.to_arrow_schema().equals(activation_schema(self.meta.d_model)):
+            raise damaged_cache(path, ValueError("its columns are not those of `meta.json`"))
+        return int(footer.num_rows)
+
+    def batches_per_epoch(self, batch_tokens: int) -> int:
+        """Full batches in one shuffled pass (`drop_last=True`)."""
+        return self.num_tokens // batch_tokens
+
+    def _full_rows(self) -> list[int]:
+        # A shard holds whole sequences, and far fewer sinks than a sequence has tokens.
+        whole = self.meta.context_length - self.meta.skip_first
+        return [math.ceil(rows / whole) * whole for rows in self._shard_rows]
+
+    def _rows(self, shard: int) -> int:
+        return self._shard_rows[shard]
+
+    def ordered(
+        self,
+        batch_tokens: int,
+        *,
+        columns: Sequence[VectorColumn] = ("resid",),
+        max_tokens: int | None = None,
+    ) -> Iterator[ActivationBatch]:
+        """Rows in (seq_id, pos) order; the last batch may be smaller.
+
+        Args:
+            batch_tokens: rows per batch.
+            columns: vectors to read.
+            max_tokens: stop after this many rows (None: all).
+        """
+        left = self.num_tokens if max_tokens is None else min(max_tokens, self.num_tokens)
+        carry: dict[str, Tensor] | None = None
+        for shard in range(len(self._paths)):
+            data = self._load((shard,), columns)
+            if carry is not None:
+                data = {k: torch.cat([carry[k], v]) for k, v in data.items()}
+            start = 0
+            while left > 0 and len(data["pos"]) - start >= min(batch_tokens, left):
+                stop = start + min(batch_tokens, left)
+                yield _as_batch({k: v[start:stop] for k, v in data.items()})
+                left -= stop - start
+                start = stop
+            if left <= 0:
+                return
+            carry = {k: v[start:] for k, v in data.items()}
+
+    def _load(self, shards: tuple[int, ...], columns: Sequence[VectorColumn]) -> dict[str, Tensor]:
+        """Rows of some shards; the last answer is kept, so a small split is read from disk once."""
+        key = (shards, tuple(columns))
+        if self._held is not None and self._held[0] == key:
+            return self._held[1]
+        self._held = None  # freed before the next window is read, or two would be in memory
+        num_rows = sum(self._shard_rows[shard] for shard in shards)
+        data = {name: torch.empty(num_rows, dtype=torch.int64) for name in _ID_COLUMNS}
+        for vector in columns:
+            data[vector] = torch.empty(num_rows, self.meta.d_model, dtype=torch.bfloat16)
+        start = 0
+        for shard in shards:
+            path = self._paths[shard]
+            try:
+                table = pq.read_table(path, columns=[*_ID_COLUMNS, *columns])
+            except (OSError, pa.ArrowException) as error:
+                raise damaged_cache(path, error) from error
+            rows = slice(start, start + table.num_rows)
+            for name in _ID_COLUMNS:
+                data[name].numpy()[rows] = table.column(name).to_numpy()
+            for vector in columns:
+                raw = data[vector].view(torch.int16).numpy()
+                raw[rows] = _from_binary(table.column(vector), self.meta.d_model)
+            start += table.num_rows
+        self._held = (key, data)
+        return data
+
+
+_ID_COLUMNS = ("seq_id", "pos", "token_id")
+
+
+def _from_binary(column: pa.ChunkedArray, d_model: int) -> np.ndarray:
+    """Fixed-size binary values as int16 [N, d_model] (bfloat16 bit patterns)."""
+    parts = []
+    for chunk in column.chunks:
+        flat = np.frombuffer(chunk.buffers()[1], dtype=np.int16)
+        parts.append(flat[chunk.offset * d_model : (chunk.offset + len(chunk)) * d_model])
+    joined = parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, np.int16), *parts])
+    return joined.reshape(-1, d_model)
+
+
+def _as_batch(data: Mapping[str, Tensor]) -> ActivationBatch:
+    return ActivationBatch(
+        data["seq_id"],
+        data["pos"],
+        data["token_id"],
+        data.get("resid"),
+        data.get("final_hidden"),
+    )

@@ -138,6 +138,9 @@ def quality(
         str, typer.Option(help="Learning rates tried by all.")
     ] = "3e-4,1e-3,3e-3,6e-3",
     only: Annotated[str, typer.Option(help="Only contenders whose name contains this.")] = "",
+    zero_start: Annotated[
+        bool, typer.Option(help="Also as they come: b_dec at zero where the library has it so.")
+    ] = True,
     threads: Threads = 2,
 ) -> None:
     """Held-out fvu (and recovery of a known dictionary) after equal tokens and equal tuning."""
@@ -153,7 +156,8 @@ def quality(
         if only not in name or "autocast" in name:
             continue
         best: tuple[float, list[str]] | None = None
-        starts = (True, False) if name.startswith(("sae_lens", "sparsify")) else (True,)
+        leaves_zero = name.startswith(("sae_lens", "sparsify"))
+        starts = (True, False) if leaves_zero and zero_start else (True,)
         for mean_start in starts:
             for rate in (float(text) for text in rates.split(",")):
                 problem = Problem(

@@ -31,7 +31,7 @@ app = typer.Typer(help=__doc__, no_args_is_help=True)
 console = Console(width=120)
 
 TRUE_DIRECTIONS = 4608
-ACTIVE = 64
+ACTIVE = 16
 
 Threads = Annotated[int, typer.Option(help="Threads of torch.")]
 
@@ -56,7 +56,7 @@ class Synthetic:
         generator = torch_generator(1, *name)
         weights = self._frequency.expand(num_tokens, -1)
         active = torch.multinomial(weights, ACTIVE, generator=generator)
-        size = torch.rand(num_tokens, ACTIVE, generator=generator) + 0.1
+        size = torch.rand(num_tokens, ACTIVE, generator=generator) + 0.5
         assert self.truth is not None
         sums = F.embedding_bag(active, self.truth, per_sample_weights=size, mode="sum")
         return sums + self._shift

@@ -67,6 +67,11 @@ class TrainSaeConfig(StageConfig):
     """Steps over which the rate rises linearly from 0."""
     decay_from: float = Field(0.6, ge=0, le=1)
     """Share of training after which the rate falls linearly to `lr_final`."""
+    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    """Adam's first decay. Rows of latents that fire rarely get few gradients; 0.5 learns faster."""
+    encoder_init: float = Field(1.0, gt=0)
+    """Norm of the encoder's rows at the start (the decoder's have 1). 0.3 learns faster: the first
+    reconstructions are then of the inputs' size instead of larger."""
     grad_clip: float = Field(1.0, gt=0)
     """Largest norm of the gradient."""
     matmul_dtype: Literal["float32", "bfloat16"] = "bfloat16"

@@ -98,7 +98,7 @@ class SaeTrainer:
         self.scale = statistics.scale
         start = Sae.random_init(spec, seed, statistics.mean * statistics.scale).to(device)
         self.weights = SaeWeights(
-            enc=nn.Parameter(start.W_enc.detach().T.contiguous()),
+            enc=nn.Parameter(start.W_enc.detach().T.contiguous() * config.encoder_init),
             b_enc=nn.Parameter(start.b_enc.detach().clone()),
             dec=nn.Parameter(start.W_dec.detach().clone()),
             b_dec=nn.Parameter(start.b_dec.detach().clone()),
@@ -109,7 +109,9 @@ class SaeTrainer:
             first = math.log(config.threshold_init * math.sqrt(spec.d_model))
             self.log_threshold = nn.Parameter(torch.full_like(self.weights.b_enc, first))
         # Mean squared errors make gradients small beside Adam's default eps (Gao et al. 2024).
-        self.optimizer = torch.optim.Adam(self._trained, lr=config.lr, eps=6.25e-10, fused=True)
+        self.optimizer = torch.optim.Adam(
+            self._trained, config.lr, (config.adam_beta1, 0.999), eps=6.25e-10, fused=True
+        )
         self.batch_threshold: float | None = None
         self._floor = math.inf
         self.matmul_dtype = getattr(torch, config.matmul_dtype)

@@ -106,6 +106,16 @@ def test_decoder_rows_keep_unit_norm_and_l0_is_k() -> None:
     assert 3.5 < result.l0 <= 4
 
 
+def test_a_smaller_encoder_and_less_momentum_learn_faster() -> None:
+    held_out = [next(batches(1000, seed=99))]
+    fvu = []
+    for changes in ({}, {"encoder_init": 0.3, "adam_beta1": 0.5}):
+        config = CONFIG.model_copy(update={"lr": 3e-3, **changes})
+        trainer, _ = train(TOPK, config, 60)
+        fvu.append(reconstruction_quality(trainer.sae(), held_out).fvu)
+    assert fvu[1] < 0.95 * fvu[0]
+
+
 def test_raw_sae_equals_the_trainers_scaled_one() -> None:
     """What is published reconstructs raw residuals as training reconstructed scaled ones."""
     trainer, _ = train(TOPK, CONFIG, 30)

@@ -46,9 +46,14 @@ SHARED_DATA = ROOT.parent / "shared" / "data"
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """For `--dist loadgroup`: a file to one worker, and all that share the Prefect UI to one."""
+
+    def uses_ui(item: pytest.Item) -> bool:
+        return "ui" in getattr(item, "fixturenames", ())
+
     for item in items:
-        uses_ui = "ui" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("ui" if uses_ui else item.path.name))
+        item.add_marker(pytest.mark.xdist_group("ui" if uses_ui(item) else item.path.name))
+    # The longest group first: one worker is busy with it while the other takes the rest.
+    items.sort(key=uses_ui, reverse=True)
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from rldecoder import runner
 from rldecoder.artifacts import ArtifactStore
 from rldecoder.config.run import RunConfig, load_run_config
 from rldecoder.errors import BadInputError, GateFailedError
-from rldecoder.runner import StageRun, plan
+from rldecoder.runner import StageRun, plan, run_pipeline
 from rldecoder.stages.context import SilentReporter
 from rldecoder.stages.table import STAGES
 from tests.flows.ui_client import ROOT, Ui
@@ -29,15 +28,11 @@ def run() -> RunConfig:
 
 
 @pytest.fixture(scope="module")
-def store(
-    run: RunConfig, debug_store: Path, tmp_path_factory: pytest.TempPathFactory
-) -> ArtifactStore:
-    """What was built without Prefect, in a copy that may be damaged."""
-    folder = tmp_path_factory.mktemp("plain")
-    for name in ("sync_tokenizer", "ingest", UNTIL):
-        digest = plan(run)[name].digest
-        shutil.copytree(debug_store / name / digest, folder / name / digest)
-    return ArtifactStore(folder)
+def store(run: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> ArtifactStore:
+    """What `run_pipeline` builds, without Prefect."""
+    store = ArtifactStore(tmp_path_factory.mktemp("plain"))
+    run_pipeline(run, store=store, report=SilentReporter(), until=UNTIL)
+    return store
 
 
 @pytest.fixture

@@ -54,7 +54,7 @@ def cells_of(mask: Tensor) -> tuple[Tensor, Tensor]:
     """Where [N, L] is true: the latents of all cells, row by row, and their number in each row."""
     if mask.device.type != "cpu":
         return mask.nonzero(as_tuple=True)[1], mask.sum(1)
-    # numpy finds the true cells of a mask ten times as fast as torch on a CPU.
+    # numpy found the true cells of a mask seven times as fast as torch (measured on 2 cores).
     found = _in_threads(np.flatnonzero, [part.numpy() for part in mask.split(_PIECE_ROWS)])
     latents = np.concatenate([cells % mask.shape[1] for cells in found] or [np.empty(0, np.int64)])
     return torch.from_numpy(latents), mask.sum(1)

@@ -10,8 +10,10 @@ import subprocess
 from functools import cache
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 PACKAGE = Path(__file__).parent
 TRACKED_PACKAGES = (
@@ -74,6 +76,8 @@ def source_digest(module: str) -> str:
 def peak_memory_bytes(device: torch.device) -> int:
     """Peak resident memory of this process so far, or peak allocation on the accelerator."""
     if device.type == "cuda":
+        import torch
+
         return int(torch.cuda.max_memory_allocated(device))
     unit = 1 if platform.system() == "Darwin" else 1024
     return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * unit
@@ -82,6 +86,8 @@ def peak_memory_bytes(device: torch.device) -> int:
 def device_name(device: torch.device) -> str:
     """The model name of a GPU, or of the CPU."""
     if device.type == "cuda":
+        import torch
+
         return str(torch.cuda.get_device_name(device))
     info = Path("/proc/cpuinfo")
     if info.exists():

@@ -9,8 +9,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-
 from rldecoder import devices, provenance
 from rldecoder.artifacts import ArtifactRef, ArtifactStore, Manifest, artifact_digest
 from rldecoder.config.run import RunConfig
@@ -173,6 +171,8 @@ def _build(
     device: str | None,
     refs: Mapping[str, ArtifactRef],
 ) -> Manifest:
+    import torch  # here, because planning and reusing need none
+
     torch_device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if run.threads is not None:
         torch.set_num_threads(run.threads)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import random
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 def derive_seed(seed: int, *names: str | int) -> int:
@@ -21,6 +22,9 @@ def derive_seed(seed: int, *names: str | int) -> int:
 
 def seed_everything(seed: int) -> None:
     """Seed Python, NumPy and torch (all devices) for code that reads global generators."""
+    import numpy as np
+    import torch
+
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002  (third-party code reads the legacy global)
     torch.manual_seed(seed)
@@ -28,6 +32,8 @@ def seed_everything(seed: int) -> None:
 
 def torch_generator(seed: int, *names: str | int) -> torch.Generator:
     """A CPU generator seeded with `derive_seed(seed, *names)`."""
+    import torch
+
     generator = torch.Generator()
     generator.manual_seed(derive_seed(seed, *names))
     return generator

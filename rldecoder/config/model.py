@@ -8,6 +8,9 @@ from pydantic import Field, model_validator
 
 from rldecoder.config.base import Config, StageConfig, free
 
+RANDOM = "random"
+"""The `model` that is made on the spot."""
+
 
 class RandomModelConfig(Config):
     """Sizes of the model that `model: random` makes on the spot."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError
-from transformers import PretrainedConfig
 
 from rldecoder.config.base import Config
 from rldecoder.errors import BadInputError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 # A link to configs/models, so that an installed package carries the same files.
 SPEC_FOLDER = Path(__file__).parent / "specs"

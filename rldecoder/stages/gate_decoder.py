@@ -25,7 +25,7 @@ from rldecoder.lm.frozen import FrozenLM
 from rldecoder.sae.model import Sae
 from rldecoder.schemas import write_json
 from rldecoder.seeds import derive_seed, seed_everything
-from rldecoder.stages.context import InputArtifact, Stage, StageContext, StageOutput
+from rldecoder.stages.context import InputArtifact, StageContext, StageOutput
 
 TARGET_KL = 1.5
 TARGET_AGREEMENT = 0.75
@@ -167,14 +167,3 @@ def _entry(
 
 def _ratio(numerator: float, denominator: float) -> float | None:
     return numerator / denominator if denominator > 0 else None
-
-
-STAGE = Stage(
-    name="gate_decoder",
-    kind="decoder_report",
-    version=1,
-    inputs=("sync_tokenizer", "cache_activations", "train_sae", "train_decoder"),
-    run=run,
-    phase="decoder",
-    gate=True,
-)

@@ -28,7 +28,7 @@ from rldecoder.sae.report import failures, make_report
 from rldecoder.sae.splice import splice_quality
 from rldecoder.schemas import DENSITY, write_json, write_parquet
 from rldecoder.seeds import derive_seed, seed_everything
-from rldecoder.stages.context import InputArtifact, Stage, StageContext, StageOutput
+from rldecoder.stages.context import InputArtifact, StageContext, StageOutput
 
 SPLIT = "test"
 CONTROL_TOKENS = 4096
@@ -106,14 +106,3 @@ def _residuals(
         yield batch.resid
         if advance is not None:
             advance(len(batch.resid))
-
-
-STAGE = Stage(
-    name="gate_sae",
-    kind="qa_report",
-    version=2,
-    inputs=("sync_tokenizer", "ingest", "cache_activations", "train_sae"),
-    run=run,
-    phase="features",
-    gate=True,
-)

@@ -21,7 +21,7 @@ from rldecoder.data.shards import DOCUMENTS, SPLITS
 from rldecoder.data.sources import candidates, fingerprint
 from rldecoder.errors import BadInputError
 from rldecoder.schemas import read_json, write_json, write_parquet
-from rldecoder.stages.context import Bar, InputArtifact, Stage, StageContext, StageOutput
+from rldecoder.stages.context import Bar, InputArtifact, StageContext, StageOutput
 
 TOKENIZER_BATCH_DOCUMENTS = 32
 """Documents per call of the tokenizer. A constant: it decides how many documents are admitted
@@ -277,7 +277,7 @@ def _publish(
         "splits": splits,
         "sources": sources,
         "dropped_documents": dict(tally.dropped),
-        "fingerprint": _fingerprint(config),
+        "fingerprint": fingerprint([*config.sources, *config.ood_sources]),
     }
     write_json(ctx.out / "provenance.json", provenance)
     total = sum(split["tokens"] for split in splits.values())
@@ -288,18 +288,3 @@ def _publish(
         "tokens_per_second": total / max(seconds, 1e-9),
     }
     return StageOutput(metrics)
-
-
-def _fingerprint(config: IngestConfig) -> dict[str, str]:
-    return fingerprint([*config.sources, *config.ood_sources])
-
-
-STAGE = Stage(
-    name="ingest",
-    kind="tokens",
-    version=1,
-    inputs=("sync_tokenizer",),
-    run=run,
-    phase="prepare",
-    fingerprint=_fingerprint,
-)

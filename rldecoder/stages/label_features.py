@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -46,7 +45,7 @@ from rldecoder.interp.vocabulary import Vocabulary
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.sae.model import Sae
 from rldecoder.seeds import derive_seed, seed_everything
-from rldecoder.stages.context import InputArtifact, Scalar, Stage, StageContext, StageOutput
+from rldecoder.stages.context import InputArtifact, Scalar, StageContext, StageOutput
 
 MEAN_TOKENS = 4096
 """Tokens whose mean residual centres the random SAE."""
@@ -317,34 +316,3 @@ def _output(
             "importance above 0.",
         )
     return StageOutput(metrics, reasons=reasons)
-
-
-def _fingerprint(config: LabelFeaturesConfig) -> dict[str, str]:
-    """The content of the review file decides, not its place."""
-    if config.reviews is None:
-        return {}
-    if not config.reviews.is_file():
-        raise BadInputError(
-            f"The review file {config.reviews} does not exist.",
-            "",
-            "Correct `label_features.reviews`, or leave it empty.",
-        )
-    return {"reviews": hashlib.sha256(config.reviews.read_bytes()).hexdigest()}
-
-
-STAGE = Stage(
-    name="label_features",
-    kind="labels",
-    version=1,
-    inputs=(
-        "sync_tokenizer",
-        "ingest",
-        "cache_activations",
-        "train_sae",
-        "freeze_decoder",
-        "rank_features",
-    ),
-    run=run,
-    phase="interpretation",
-    fingerprint=_fingerprint,
-)

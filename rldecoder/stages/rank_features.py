@@ -28,7 +28,7 @@ from rldecoder.interp.validation import validate
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.sae.model import Sae
 from rldecoder.seeds import derive_seed, seed_everything
-from rldecoder.stages.context import InputArtifact, Scalar, Stage, StageContext, StageOutput
+from rldecoder.stages.context import InputArtifact, Scalar, StageContext, StageOutput
 
 HEADLINE_K = "10"
 
@@ -194,13 +194,3 @@ def _metrics(
 
 def _value(interval: dict[str, float] | None) -> float | None:
     return None if interval is None else interval["value"]
-
-
-STAGE = Stage(
-    name="rank_features",
-    kind="importance",
-    version=1,
-    inputs=("sync_tokenizer", "ingest", "cache_activations", "train_sae", "freeze_decoder"),
-    run=run,
-    phase="interpretation",
-)

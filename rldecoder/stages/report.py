@@ -12,7 +12,7 @@ from rldecoder import schemas
 from rldecoder.config.explain import ReportConfig
 from rldecoder.dashboard.build import build_report, summary
 from rldecoder.dashboard.report import render_html, render_markdown
-from rldecoder.stages.context import InputArtifact, Stage, StageContext, StageOutput
+from rldecoder.stages.context import InputArtifact, StageContext, StageOutput
 
 SVG_HEADER = '<?xml version="1.0" encoding="utf-8" standalone="no"?>\n'
 
@@ -48,31 +48,3 @@ def run(
             "report_bytes": len(html.encode()),
         }
     )
-
-
-STAGE = Stage(
-    name="report",
-    kind="report",
-    version=1,
-    inputs=(
-        "sync_tokenizer",
-        "ingest",
-        "baselines",
-        "sweep_sae",
-        "cache_activations",
-        "train_sae",
-        "gate_sae",
-        "train_decoder",
-        "gate_decoder",
-        "train_ppo",
-        "control_ppo",
-        "freeze_decoder",
-        "rank_features",
-        "label_features",
-        "cluster_features",
-        "train_explainer",
-        "evaluate",
-    ),
-    run=run,
-    phase="explanations",
-)

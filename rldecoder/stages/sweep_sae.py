@@ -24,7 +24,7 @@ from rldecoder.lm.frozen import FrozenLM
 from rldecoder.sae.sweep import choose, collect, measure, train_small
 from rldecoder.schemas import read_json, write_json, write_parquet
 from rldecoder.seeds import derive_seed, seed_everything
-from rldecoder.stages.context import InputArtifact, Stage, StageContext, StageOutput
+from rldecoder.stages.context import InputArtifact, StageContext, StageOutput
 
 CELLS = pa.schema(
     [
@@ -138,13 +138,3 @@ def _figure(rows: Sequence[Mapping[str, Any]], config: SweepSaeConfig, path: Pat
             axes.set_title(title)
             axes.set_ylim(bottom=0)
         figure.savefig(path, format="svg", metadata={"Date": None})
-
-
-STAGE = Stage(
-    name="sweep_sae",
-    kind="sweep",
-    version=1,
-    inputs=("sync_tokenizer", "ingest"),
-    run=run,
-    phase="prepare",
-)

@@ -6,18 +6,15 @@ The folder that is published is a plain Hugging Face folder; every later stage r
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import tokenizers
 import torch
-import transformers
 from transformers import AutoConfig
 
 from rldecoder.config.base import hash_json
-from rldecoder.config.model import SyncTokenizerConfig
+from rldecoder.config.model import RANDOM, SyncTokenizerConfig
 from rldecoder.errors import BadInputError
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.lm.model_sources import TOKENIZER_FILES, copy_model_files, fetch, locate
@@ -41,9 +38,7 @@ from rldecoder.lm.tokenizer_parity import (
 )
 from rldecoder.schemas import write_json
 from rldecoder.seeds import seed_everything
-from rldecoder.stages.context import Bar, InputArtifact, Stage, StageContext, StageOutput
-
-RANDOM = "random"
+from rldecoder.stages.context import Bar, InputArtifact, StageContext, StageOutput
 
 
 def run(
@@ -116,30 +111,6 @@ def _bring_model(
     copy_model_files(place, folder)
     bar.advance(note="copied")
     return choice, {"kind": located.source.kind, **located.identity}
-
-
-def fingerprint(config: SyncTokenizerConfig) -> dict[str, str]:
-    """What identifies the model beside the settings: hashes, a commit, or library versions.
-
-    Raises:
-        BadInputError: no source has the model.
-    """
-    if config.model == RANDOM:
-        # The random numbers are torch's; the tokenizer is trained by `tokenizers` on the
-        # documentation that came with this Python.
-        return {
-            "python": platform.python_version(),
-            "torch": torch.__version__.split("+")[0],
-            "tokenizers": tokenizers.__version__,
-            "transformers": transformers.__version__,
-        }
-    choice = _choose(config)
-    identity = locate(choice.sources).identity
-    if choice.spec is not None:
-        expectations = choice.spec.digest_fields()
-        del expectations["sources"]
-        identity = {**identity, "spec": hash_json(expectations)}
-    return identity
 
 
 def _choose(config: SyncTokenizerConfig) -> ModelChoice:
@@ -257,14 +228,3 @@ def render_hashes_page(
         if spec.vocabulary_sha256:
             lines.append(f"| {spec.name} | token table | `{spec.vocabulary_sha256}` |")
     return "\n".join(lines) + "\n"
-
-
-STAGE = Stage(
-    name="sync_tokenizer",
-    kind="model",
-    version=1,
-    inputs=(),
-    run=run,
-    phase="prepare",
-    fingerprint=fingerprint,
-)

@@ -33,7 +33,7 @@ from rldecoder.lm.frozen import FrozenLM
 from rldecoder.sae.model import Sae
 from rldecoder.schemas import write_parquet
 from rldecoder.seeds import derive_seed, seed_everything
-from rldecoder.stages.context import InputArtifact, Stage, StageContext, StageOutput
+from rldecoder.stages.context import InputArtifact, StageContext, StageOutput
 
 EPOCHS_SCHEMA = pa.schema(
     [
@@ -298,13 +298,3 @@ def _headline(trainer: _Trainer) -> dict[str, Any]:
                 for name in ("kl", "ce", "accuracy", "agreement"):
                     metrics[f"{prefix}{row['split']}_{name}"] = row[name]
     return metrics
-
-
-STAGE = Stage(
-    name="train_decoder",
-    kind="decoder_supervised_init",
-    version=1,
-    inputs=("sync_tokenizer", "baselines", "cache_activations", "train_sae", "gate_sae"),
-    run=run,
-    phase="decoder",
-)

@@ -39,7 +39,7 @@ from rldecoder.explain.session import Explanation, Session
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.sae.model import Sae
 from rldecoder.seeds import derive_seed, torch_generator
-from rldecoder.stages.context import InputArtifact, Stage, StageContext, StageOutput
+from rldecoder.stages.context import InputArtifact, StageContext, StageOutput
 
 TOKENS_PER_BATCH = 4096
 LOG_EVERY = 10
@@ -297,21 +297,3 @@ def _output(evaluation: dict[str, Any], explainer: Explainer) -> StageOutput:
     }
     reasons = () if methods else ("no held-out prediction got any claim",)
     return StageOutput(metrics, reasons=reasons)
-
-
-STAGE = Stage(
-    name="train_explainer",
-    kind="explainer",
-    version=2,
-    inputs=(
-        "sync_tokenizer",
-        "cache_activations",
-        "train_sae",
-        "freeze_decoder",
-        "rank_features",
-        "label_features",
-        "cluster_features",
-    ),
-    run=run,
-    phase="explanations",
-)

@@ -16,7 +16,7 @@ from rldecoder.lm.frozen import FrozenLM
 from rldecoder.rl.session import Session
 from rldecoder.sae.model import Sae
 from rldecoder.seeds import seed_everything
-from rldecoder.stages.context import InputArtifact, Scalar, Stage, StageContext, StageOutput
+from rldecoder.stages.context import InputArtifact, Scalar, StageContext, StageOutput
 
 
 def run(
@@ -71,13 +71,3 @@ def _headline(session: Session) -> dict[str, Scalar]:
         "effective_latents_end": last("effective_latents"),
         "entropy_end": last("entropy"),
     }
-
-
-STAGE = Stage(
-    name="train_ppo",
-    kind="policy",
-    version=1,
-    inputs=("sync_tokenizer", "cache_activations", "train_sae", "train_decoder", "gate_decoder"),
-    run=run,
-    phase="rl",
-)

@@ -32,7 +32,6 @@ from rldecoder.seeds import derive_seed, seed_everything
 from rldecoder.stages.context import (
     InputArtifact,
     SilentReporter,
-    Stage,
     StageContext,
     StageOutput,
 )
@@ -226,13 +225,3 @@ def _batches(
             index += 1
             yield batch.resid, Position(epoch, index)
         epoch, index = epoch + 1, 0
-
-
-STAGE = Stage(
-    name="train_sae",
-    kind="sae",
-    version=3,
-    inputs=("sync_tokenizer", "ingest", "cache_activations"),
-    run=run,
-    phase="features",
-)

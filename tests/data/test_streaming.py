@@ -55,7 +55,7 @@ def inputs(
         "ingest": InputArtifact("tokens", "ingest", "d", tokens, {}, {}),
     }
     ctx = context("cache")
-    output = cache_activations.STAGE.run(found, CACHE, ctx)
+    output = cache_activations.run(found, CACHE, ctx)
     assert output.metrics["sink_tokens"]
     config = CACHE.model_dump(mode="json")
     cache = InputArtifact("activations", "cache_activations", "d", ctx.out, {}, config)
@@ -87,10 +87,10 @@ def test_stream_and_cache_give_the_same_weights(
 ) -> None:
     """Over two epochs and a half, each of several windows, some rows left out as sinks."""
     cached, streamed = context("cached"), context("streamed")
-    train_sae.STAGE.run(inputs, CONFIG, cached)
+    train_sae.run(inputs, CONFIG, cached)
     for path in inputs["cache_activations"].path.glob("train-*"):
         path.unlink()  # the stream must not need them
-    train_sae.STAGE.run(inputs, STREAM, streamed)
+    train_sae.run(inputs, STREAM, streamed)
     assert weights(streamed.out) == weights(cached.out)
 
 
@@ -101,11 +101,11 @@ def test_a_killed_stream_goes_on_without_computing_what_it_skips(
     passes = len(count_all(inputs, whole, monkeypatch))
     count_tokens(monkeypatch, stop_after=2 * passes // 3)
     with pytest.raises(KeyboardInterrupt):
-        train_sae.STAGE.run(inputs, STREAM, killed)
+        train_sae.run(inputs, STREAM, killed)
     monkeypatch.undo()
     monkeypatch.setattr(forward, "is_sink", few_are_sinks)
     again = count_tokens(monkeypatch)
-    train_sae.STAGE.run(inputs, STREAM, killed)
+    train_sae.run(inputs, STREAM, killed)
     assert weights(killed.out) == weights(whole.out)
     assert isinstance(killed.report, SilentReporter)
     assert any("goes on from step" in note for note in killed.report.notes)
@@ -117,7 +117,7 @@ def count_all(
 ) -> list[int]:
     """The passes of an undisturbed run."""
     seen = count_tokens(monkeypatch)
-    train_sae.STAGE.run(inputs, STREAM, ctx)
+    train_sae.run(inputs, STREAM, ctx)
     monkeypatch.undo()
     monkeypatch.setattr(forward, "is_sink", few_are_sinks)
     return seen
@@ -132,6 +132,6 @@ def test_a_stream_runs_no_block_above_the_hook_and_only_the_tokens_asked_for(
     monkeypatch.setattr(FrozenLM, "resid_and_final", refuse)
     seen = count_tokens(monkeypatch)
     config = STREAM.model_copy(update={"stream_tokens": 13 * LENGTH, "budget_tokens": 150})
-    train_sae.STAGE.run(inputs, config, context())
+    train_sae.run(inputs, config, context())
     assert sum(seen) == 13 * LENGTH
     assert torch.is_grad_enabled()

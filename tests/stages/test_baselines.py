@@ -18,8 +18,11 @@ from rldecoder.errors import BadInputError
 from rldecoder.evals.prompts import make_prompts
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.schemas import read_parquet, write_json
-from rldecoder.stages.baselines import STAGE, working_is_right
+from rldecoder.stages.baselines import working_is_right
 from rldecoder.stages.context import InputArtifact, StageContext
+from rldecoder.stages.table import stage_named
+
+STAGE = stage_named("baselines")
 
 MakeContext = Callable[..., StageContext]
 LENGTH = 32

@@ -18,8 +18,10 @@ from rldecoder.data.shards import read_tokens
 from rldecoder.errors import BadInputError, NoResourceError, NumericalError
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.schemas import write_json
-from rldecoder.stages.cache_activations import STAGE
 from rldecoder.stages.context import InputArtifact, StageContext
+from rldecoder.stages.table import stage_named
+
+STAGE = stage_named("cache_activations")
 
 MakeContext = Callable[..., StageContext]
 LENGTH, HOOK_LAYER = 16, 2

@@ -12,10 +12,11 @@ from rldecoder.interp.records import FeatureLabels
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.sae.model import Sae
 from rldecoder.schemas import read_json, read_parquet
-from rldecoder.stages import label_features, rank_features
-from rldecoder.stages.cluster_features import STAGE
 from rldecoder.stages.context import InputArtifact
+from rldecoder.stages.table import stage_named
 from tests.stages.interp_inputs import make_inputs, run_stage
+
+STAGE = stage_named("cluster_features")
 
 RANK = RankFeaturesConfig(
     domains=("label",), budget_tokens=256, validation_tokens=48, validation_top=3,
@@ -47,8 +48,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory, tiny_lm_dir: Path) -> dict[
     folder = tmp_path_factory.mktemp("cluster")
     made = make_inputs(folder, tiny_lm_dir)
     _plant_twins(made, (10, 20, 30))
-    run_stage(rank_features.STAGE, made, RANK, folder / "rank")
-    run_stage(label_features.STAGE, made, LABEL, folder / "label")
+    run_stage(stage_named("rank_features"), made, RANK, folder / "rank")
+    run_stage(stage_named("label_features"), made, LABEL, folder / "label")
     return made
 
 

@@ -13,8 +13,11 @@ from rldecoder.config.rl import ControlPpoConfig
 from rldecoder.schemas import read_json
 from rldecoder.stages import control_ppo
 from rldecoder.stages.context import InputArtifact, SilentReporter, StageContext
-from rldecoder.stages.control_ppo import STAGE, run
+from rldecoder.stages.control_ppo import run
+from rldecoder.stages.table import stage_named
 from tests.stages.rl_inputs import make_rl_inputs, small_config
+
+STAGE = stage_named("control_ppo")
 
 
 @pytest.fixture(scope="module")

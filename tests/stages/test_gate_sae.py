@@ -17,7 +17,9 @@ from rldecoder.lm.frozen import FrozenLM
 from rldecoder.sae.model import Sae, SaeSpec
 from rldecoder.schemas import read_parquet
 from rldecoder.stages.context import InputArtifact, StageContext
-from rldecoder.stages.gate_sae import STAGE
+from rldecoder.stages.table import stage_named
+
+STAGE = stage_named("gate_sae")
 
 LAYER, NUM_SEQUENCES, CONTEXT = 2, 12, 32
 EASY = GateSaeConfig(

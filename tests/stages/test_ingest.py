@@ -15,7 +15,10 @@ from rldecoder.data.shards import read_token_table, read_tokens
 from rldecoder.errors import BadInputError
 from rldecoder.schemas import read_json, read_parquet
 from rldecoder.stages.context import InputArtifact, StageContext
-from rldecoder.stages.ingest import STAGE, load_tokenizer
+from rldecoder.stages.ingest import load_tokenizer
+from rldecoder.stages.table import stage_named
+
+STAGE = stage_named("ingest")
 
 MakeContext = Callable[..., StageContext]
 BUDGETS = {"train": 640, "validation": 64, "label": 64, "test": 128, "ood": 64}

@@ -12,10 +12,11 @@ from rldecoder.data.shards import read_tokens
 from rldecoder.errors import BadInputError
 from rldecoder.interp.records import FeatureLabels
 from rldecoder.schemas import read_json, read_parquet
-from rldecoder.stages import rank_features
 from rldecoder.stages.context import InputArtifact
-from rldecoder.stages.label_features import STAGE
+from rldecoder.stages.table import stage_named
 from tests.stages.interp_inputs import artifact, files_of, make_inputs, run_stage, write_tokens
+
+STAGE = stage_named("label_features")
 
 RANK = RankFeaturesConfig(
     domains=("label",), budget_tokens=256, validation_tokens=48, validation_top=3,
@@ -33,7 +34,7 @@ CONFIG = LabelFeaturesConfig(
 def inputs(tmp_path_factory: pytest.TempPathFactory, tiny_lm_dir: Path) -> dict[str, InputArtifact]:
     folder = tmp_path_factory.mktemp("label")
     made = make_inputs(folder, tiny_lm_dir)
-    run_stage(rank_features.STAGE, made, RANK, folder / "rank")
+    run_stage(stage_named("rank_features"), made, RANK, folder / "rank")
     return made
 
 

@@ -10,8 +10,10 @@ from rldecoder.config.interp import RankFeaturesConfig
 from rldecoder.interp.tally import IMPORTANCE
 from rldecoder.schemas import read_json, read_parquet
 from rldecoder.stages.context import InputArtifact
-from rldecoder.stages.rank_features import STAGE
+from rldecoder.stages.table import stage_named
 from tests.stages.interp_inputs import NUM_LATENTS, files_of, make_inputs, run_stage
+
+STAGE = stage_named("rank_features")
 
 CONFIG = RankFeaturesConfig(
     budget_tokens=256, num_prompts=2, validation_tokens=96, validation_top=8, validation_others=8

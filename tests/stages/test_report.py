@@ -15,7 +15,9 @@ from rldecoder.evals.targets import TARGETS
 from rldecoder.runner import plan, read_input
 from rldecoder.seeds import derive_seed
 from rldecoder.stages.context import InputArtifact, StageContext
-from rldecoder.stages.report import STAGE
+from rldecoder.stages.table import stage_named
+
+STAGE = stage_named("report")
 
 ROOT = Path(__file__).resolve().parents[2]
 

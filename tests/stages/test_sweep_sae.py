@@ -16,7 +16,9 @@ from rldecoder.sae.sweep import choose
 from rldecoder.schemas import read_parquet, write_json
 from rldecoder.stages import sweep_sae
 from rldecoder.stages.context import InputArtifact, StageContext
-from rldecoder.stages.sweep_sae import STAGE
+from rldecoder.stages.table import stage_named
+
+STAGE = stage_named("sweep_sae")
 
 MakeContext = Callable[..., StageContext]
 LENGTH = 24

@@ -21,7 +21,9 @@ from rldecoder.lm.random_model import make_random_model
 from rldecoder.lm.specs import SPEC_FOLDER, load_model_spec, read_constants
 from rldecoder.lm.user_cache import sha256_file
 from rldecoder.stages.context import SilentReporter, StageContext
-from rldecoder.stages.sync_tokenizer import STAGE
+from rldecoder.stages.table import stage_named
+
+STAGE = stage_named("sync_tokenizer")
 
 MakeContext = Callable[..., StageContext]
 TINY = RandomModelConfig(n_layer=2, d_model=32, n_head=2, vocab_size=300, n_positions=64)

@@ -15,7 +15,9 @@ from rldecoder.explain.pairs import PAIRS
 from rldecoder.runner import plan, read_input
 from rldecoder.seeds import derive_seed, seed_everything
 from rldecoder.stages.context import InputArtifact, StageContext
-from rldecoder.stages.train_explainer import STAGE
+from rldecoder.stages.table import stage_named
+
+STAGE = stage_named("train_explainer")
 
 ROOT = Path(__file__).resolve().parents[2]
 

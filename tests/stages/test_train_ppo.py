@@ -16,8 +16,11 @@ from rldecoder.errors import BadInputError
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.rl import session
 from rldecoder.sae.model import Sae
-from rldecoder.stages.train_ppo import STAGE, run
+from rldecoder.stages.table import stage_named
+from rldecoder.stages.train_ppo import run
 from tests.stages.rl_inputs import make_rl_inputs, small_config
+
+STAGE = stage_named("train_ppo")
 
 
 @pytest.fixture(scope="module")

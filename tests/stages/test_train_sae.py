@@ -16,7 +16,9 @@ from rldecoder.data.activations import ActivationMeta, ActivationWriter
 from rldecoder.errors import BadInputError
 from rldecoder.sae.model import Sae
 from rldecoder.stages.context import InputArtifact, SilentReporter, StageContext
-from rldecoder.stages.train_sae import STAGE
+from rldecoder.stages.table import stage_named
+
+STAGE = stage_named("train_sae")
 
 D_MODEL = 16
 CONFIG = TrainSaeConfig(

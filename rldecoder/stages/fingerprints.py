@@ -1,0 +1,78 @@
+"""Hashes of what stages read from outside the store; they are part of a digest.
+
+Apart from the rooms, because a plan needs them all, and must not import torch for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from importlib import metadata
+
+from rldecoder.config.base import hash_json
+from rldecoder.config.data import IngestConfig
+from rldecoder.config.explain import EvaluateConfig
+from rldecoder.config.interp import LabelFeaturesConfig
+from rldecoder.config.model import RANDOM, SyncTokenizerConfig
+from rldecoder.data import sources
+from rldecoder.errors import BadInputError
+from rldecoder.lm.model_sources import locate
+from rldecoder.lm.registry import choose_model
+
+
+def sync_tokenizer(config: SyncTokenizerConfig) -> dict[str, str]:
+    """What identifies the model beside the settings: hashes, a commit, or library versions.
+
+    Raises:
+        BadInputError: no source has the model.
+    """
+    if config.model == RANDOM:
+        # The random numbers are torch's; the tokenizer is trained by `tokenizers` on the
+        # documentation that came with this Python.
+        versions = {name: metadata.version(name) for name in ("tokenizers", "transformers")}
+        return {
+            "python": platform.python_version(),
+            "torch": metadata.version("torch").split("+")[0],
+            **versions,
+        }
+    choice = choose_model(
+        config.model, path=config.path, repo=config.repo, revision=config.revision
+    )
+    identity = locate(choice.sources).identity
+    if choice.spec is not None:
+        expectations = choice.spec.digest_fields()
+        del expectations["sources"]
+        identity = {**identity, "spec": hash_json(expectations)}
+    return identity
+
+
+def ingest(config: IngestConfig) -> dict[str, str]:
+    """The content of the text sources, or the version of what makes them."""
+    return sources.fingerprint([*config.sources, *config.ood_sources])
+
+
+def label_features(config: LabelFeaturesConfig) -> dict[str, str]:
+    """The content of the review file decides, not its place.
+
+    Raises:
+        BadInputError: there is no such file.
+    """
+    if config.reviews is None:
+        return {}
+    if not config.reviews.is_file():
+        raise BadInputError(
+            f"The review file {config.reviews} does not exist.",
+            "",
+            "Correct `label_features.reviews`, or leave it empty.",
+        )
+    return {"reviews": hashlib.sha256(config.reviews.read_bytes()).hexdigest()}
+
+
+def evaluate(config: EvaluateConfig) -> dict[str, str]:
+    """The content of task files decides, not their place; a missing one counts as such."""
+    return {
+        task.name: hashlib.sha256(task.path.read_bytes()).hexdigest()
+        if task.path.is_file()
+        else "missing"
+        for task in config.external_tasks
+    }

@@ -68,8 +68,6 @@ class Ours:
                 "lr": lr,
                 "lr_final": lr / 10,
                 "warmup_steps": min(50, problem.num_steps // 10),
-                "encoder_init": 0.3,
-                "adam_beta1": 0.5,
             }
         )
         spec = SaeSpec(

@@ -59,19 +59,20 @@ class TrainSaeConfig(StageConfig):
     """Tokens per optimiser step."""
     init_tokens: int = Field(16_384, gt=1)
     """Training tokens from which the mean (the start of b_dec) and the input scale come."""
-    lr: float = Field(3e-3, gt=0)
+    lr: float = Field(4.5e-3, gt=0)
     """Adam's learning rate, on inputs scaled to unit variance per dimension."""
-    lr_final: float = Field(3e-4, gt=0)
+    lr_final: float = Field(4.5e-4, gt=0)
     """The rate at the last step."""
     warmup_steps: int = Field(50, ge=0)
     """Steps over which the rate rises linearly from 0."""
     decay_from: float = Field(0.6, ge=0, le=1)
     """Share of training after which the rate falls linearly to `lr_final`."""
-    adam_beta1: float = Field(0.9, ge=0, lt=1)
-    """Adam's first decay. Rows of latents that fire rarely get few gradients; 0.5 learns faster."""
-    encoder_init: float = Field(1.0, gt=0)
-    """Norm of the encoder's rows at the start (the decoder's have 1). 0.3 learns faster: the first
-    reconstructions are then of the inputs' size instead of larger."""
+    adam_beta1: float = Field(0.7, ge=0, lt=1)
+    """Adam's first decay. Rows of latents that fire rarely get few gradients, for which the usual
+    0.9 is slow; much less forgets too soon."""
+    encoder_init: float = Field(0.3, gt=0)
+    """Norm of the encoder's rows at the start (the decoder's have 1). At 1 the first
+    reconstructions are larger than the inputs, and undoing that takes many steps."""
     grad_clip: float = Field(1.0, gt=0)
     """Largest norm of the gradient."""
     matmul_dtype: Literal["float32", "bfloat16"] = "bfloat16"

@@ -19,15 +19,19 @@ $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit("RL-Decoder needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Set PYTHON=python3.11") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
 
-# torch first and by exact version, so that the CPU build is taken where one is offered.
+# torch first and by exact version, so that the CPU build is taken where one is offered. Python
+# compiles what is imported; compiling all that is installed would take another minute or two.
+INSTALL := $(PIP) install -q --no-compile -c constraints.txt
+
 $(VENV)/.installed: constraints.txt pyproject.toml | $(VENV)/bin/python
-	$(PIP) install -q -c constraints.txt torch==2.13.0
-	$(PIP) install -q -c constraints.txt -e .
+	$(INSTALL) torch==2.13.0
+	$(INSTALL) -e .
 	touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP) install -q -c constraints.txt -e '.[dev]'
-	touch $@
+$(VENV)/.installed-dev: constraints.txt pyproject.toml | $(VENV)/bin/python
+	$(INSTALL) torch==2.13.0
+	$(INSTALL) -e '.[dev]'
+	touch $(VENV)/.installed $@
 
 install: $(VENV)/.installed  ## Install into .venv
 install-dev: $(VENV)/.installed-dev  ## Install with the test tools

@@ -25,6 +25,7 @@ from torch.nn import functional as F
 
 from benchmarks.sae_peers import Contender, Problem, contenders
 from rldecoder.data.activation_reader import ActivationReader
+from rldecoder.provenance import peak_memory_bytes
 from rldecoder.seeds import torch_generator
 
 app = typer.Typer(help=__doc__, no_args_is_help=True)
@@ -94,13 +95,19 @@ def speed(
     k: int = 64,
     batch_tokens: int = 4096,
     steps: Annotated[int, typer.Option(help="Timed steps of each contender.")] = 9,
+    only: Annotated[str, typer.Option(help="Only contenders whose name contains this.")] = "",
     threads: Threads = 2,
 ) -> None:
-    """Median time of a training step; all contenders on the same batches, in turn."""
+    """Median time of a training step; all contenders on the same batches, in turn.
+
+    With `--only`, the peak memory is that of one contender (and of the benchmark's batches).
+    """
     torch.set_num_threads(threads)
     batches = list(itertools.islice(Synthetic(d_model).batches(batch_tokens), steps + 2))
     problem = Problem(d_model, num_latents, k, batch_tokens, 1000, batches[0])
-    running = {name: make(problem) for name, make in contenders(architecture).items()}
+    running = {
+        name: make(problem) for name, make in contenders(architecture).items() if only in name
+    }
     seconds: dict[str, list[float]] = {name: [] for name in running}
     for index, x in enumerate(batches):
         for name, contender in running.items():
@@ -122,6 +129,8 @@ def speed(
             f"{batch_tokens / median:,.0f}", f"{flops / median / 1e9:.0f}", ratio,
         )  # fmt: skip
     console.print(table)
+    gib = peak_memory_bytes(torch.device("cpu")) / (1 << 30)
+    console.print(f"peak resident memory of the process: {gib:.1f} GiB")
 
 
 @app.command()

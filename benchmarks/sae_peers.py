@@ -149,15 +149,21 @@ class Sparsify:
         from schedulefree import ScheduleFreeWrapper
         from sparsify import SparseCoder, SparseCoderConfig
         from sparsify.sign_sgd import SignSGD
+        from transformers import get_linear_schedule_with_warmup
 
         config = SparseCoderConfig(num_latents=problem.num_latents, k=problem.k)
         self.coder = SparseCoder(problem.d_model, config)
         if problem.mean_start:
             self.coder.b_dec.data.copy_(problem.sample.mean(0))
         parameters, scale = list(self.coder.parameters()), problem.num_latents / 2**14
+        self.schedule: Any = None
         if optimizer == "adam":
             self.optimizer: Any = torch.optim.Adam(
                 parameters, lr=problem.lr or 2e-4 / scale**0.5, fused=True
+            )
+            # Its own schedule; the warm-up is as short as everyone's here.
+            self.schedule = get_linear_schedule_with_warmup(
+                self.optimizer, min(50, problem.num_steps // 10), problem.num_steps
             )
         else:
             inner = SignSGD(parameters, lr=problem.lr or 5e-3 / scale**0.5)
@@ -173,6 +179,8 @@ class Sparsify:
         self.coder.remove_gradient_parallel_to_decoder_directions()
         self.optimizer.step()
         self.optimizer.zero_grad()
+        if self.schedule is not None:
+            self.schedule.step()
         self.alone += self.batch_tokens
         self.alone[out.latent_indices.flatten()] = 0
 

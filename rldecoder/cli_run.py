@@ -57,6 +57,7 @@ def run_and_summarise(
             lease = stack.enter_context(
                 lease_device(
                     run.device,
+                    count=max(run.stage(stage.name).num_devices for stage in STAGES),
                     timeout_seconds=run.device_timeout_seconds,
                     task=run.name,
                     say=report.note,

@@ -50,17 +50,17 @@ class DeviceInfo:
 
 @dataclass(frozen=True)
 class DeviceLease:
-    """A device that nobody else holds, for as long as the `lease_device` block lasts."""
+    """Devices that nobody else holds, for as long as the `lease_device` block lasts."""
 
     device: str
-    """What torch calls it in a process that was started with `env`: `cuda:0` or `cpu`."""
-    uuid: str | None
-    """None on the CPU, which is not leased."""
+    """What torch calls the first in a process that was started with `env`: `cuda:0` or `cpu`."""
+    uuids: tuple[str, ...]
+    """Empty on the CPU, which is not leased."""
     name: str
     env: Mapping[str, str] = field(default_factory=dict)
-    """Variables that make a new process see this device and no other."""
-    fd: int | None = None
-    """The locked file, to hand to a child process (`pass_fds`), which then holds the lease too."""
+    """Variables that make a new process see these devices and no other."""
+    fds: tuple[int, ...] = ()
+    """The locked files, to hand to a child process (`pass_fds`), which then holds the lease too."""
 
 
 def list_devices() -> list[DeviceInfo]:
@@ -200,43 +200,53 @@ def lease_device(
     wanted: str = "auto",
     folder: Path | None = None,
     *,
+    count: int = 1,
     timeout_seconds: float = 3600.0,
     task: str = "",
     say: Callable[[str], None] = lambda message: None,
     lister: Callable[[], Sequence[DeviceInfo]] = list_devices,
 ) -> Iterator[DeviceLease]:
-    """Hold a device for the length of the block.
+    """Hold one device, or several, for the length of the block.
 
     Args:
         wanted: `cpu`; `cuda` for any accelerator; `auto` for any accelerator, or the CPU where
             there is none; or a device's id (`GPU-...`), whole or its unambiguous beginning.
         folder: where the lock files lie; all who are to exclude each other name the same one.
-        timeout_seconds: how long to wait while all candidates are taken.
+        count: devices held together. They are taken all at once or not at all, so that two who
+            want several never wait for each other.
+        timeout_seconds: how long to wait while too many candidates are taken.
         task: who holds it, for the messages of those who wait.
         say: receives one line when the CPU is fallen back to, and one when the wait begins.
         lister: gives the devices; tests put their own.
 
     Raises:
-        BadInputError: `wanted` names no device of this machine.
-        NoResourceError: every candidate stayed taken for `timeout_seconds`.
+        BadInputError: `wanted` names no device of this machine, or fewer than `count`.
+        NoResourceError: too many candidates stayed taken for `timeout_seconds`.
     """
     names = _candidates(wanted, lister(), say)
     if not names:
-        yield DeviceLease("cpu", None, "CPU")
+        yield DeviceLease("cpu", (), "CPU")
         return
+    if len(names) < count:
+        raise BadInputError(
+            f"{count} devices are wanted at once, and {len(names)} would do.",
+            f"`device: {wanted}` allows {', '.join(sorted(names))}.",
+            "Lower the stage's `processes`, or set device to cuda on a machine with more of them.",
+        )
     folder = folder or default_lease_folder()
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    chosen, fd = _wait(names, lister, folder, timeout_seconds, task, say)
+    held = _wait(names, count, lister, folder, timeout_seconds, task, say)
+    uuids = tuple(device.uuid for device, _ in held)
     try:
         yield DeviceLease(
-            device="cpu" if chosen.fake else "cuda:0",
-            uuid=chosen.uuid,
-            name=chosen.name,
-            env={"CUDA_VISIBLE_DEVICES": chosen.uuid},
-            fd=fd,
+            device="cpu" if held[0][0].fake else "cuda:0",
+            uuids=uuids,
+            name=", ".join(device.name for device, _ in held),
+            env={"CUDA_VISIBLE_DEVICES": ",".join(uuids)},
+            fds=tuple(fd for _, fd in held),
         )
     finally:
-        os.close(fd)  # the lock goes when the last copy is closed: a child may still hold one
+        _release(held)
 
 
 def _candidates(wanted: str, devices: Sequence[DeviceInfo], say: Callable[[str], None]) -> set[str]:
@@ -278,28 +288,29 @@ def _why_unusable(devices: Sequence[DeviceInfo]) -> str:
 
 def _wait(
     names: set[str],
+    count: int,
     lister: Callable[[], Sequence[DeviceInfo]],
     folder: Path,
     timeout_seconds: float,
     task: str,
     say: Callable[[str], None],
-) -> tuple[DeviceInfo, int]:
+) -> list[tuple[DeviceInfo, int]]:
+    """`count` devices, with their locked files."""
     deadline, told = time.monotonic() + timeout_seconds, False
     while True:
         # Asked again each time: a stranger's job shows in the free memory, and nowhere else.
         candidates = [d for d in lister() if d.uuid in names]
-        for device in sorted(candidates, key=lambda d: (-d.memory_free_bytes, d.index)):
-            if device.memory_free_bytes >= MIN_FREE_BYTES:
-                fd = _try_lock(_lock_path(folder, device.uuid), task)
-                if fd is not None:
-                    return device, fd
+        taken = _take(candidates, count, folder, task)
+        if len(taken) == count:
+            return taken
         held = "; ".join(
             f"{d.uuid}: {_holder(_lock_path(folder, d.uuid)) or 'memory taken by others'}"
             for d in candidates
         )
         if time.monotonic() >= deadline:
             raise NoResourceError(
-                f"No device became free within {timeout_seconds:g} s.",
+                f"{'No device' if count == 1 else f'Not {count} devices'} became free "
+                f"within {timeout_seconds:g} s.",
                 f"Taken: {held}.",
                 "Wait for them, raise the waiting time, or set device to cpu.",
             )
@@ -307,6 +318,31 @@ def _wait(
             say(f"Waiting for a device ({held}).")
             told = True
         time.sleep(_POLL_SECONDS)
+
+
+def _take(
+    candidates: Sequence[DeviceInfo], count: int, folder: Path, task: str
+) -> list[tuple[DeviceInfo, int]]:
+    """Lock `count` of the candidates, those with most free memory first; none if too few."""
+    taken: list[tuple[DeviceInfo, int]] = []
+    try:
+        for device in sorted(candidates, key=lambda d: (-d.memory_free_bytes, d.index)):
+            if len(taken) < count and device.memory_free_bytes >= MIN_FREE_BYTES:
+                fd = _try_lock(_lock_path(folder, device.uuid), task)
+                if fd is not None:
+                    taken.append((device, fd))
+    except BaseException:
+        _release(taken)
+        raise
+    if len(taken) < count:
+        _release(taken)
+        return []
+    return taken
+
+
+def _release(held: Sequence[tuple[DeviceInfo, int]]) -> None:
+    for _, fd in held:
+        os.close(fd)  # the lock goes when the last copy is closed: a child may still hold one
 
 
 def _try_lock(path: Path, task: str) -> int | None:

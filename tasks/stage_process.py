@@ -77,7 +77,7 @@ def run_in_process(
             process = tied.start(
                 WORKER,
                 env={**os.environ, **lease.env, "PYTHONPATH": path},
-                pass_fds=[writing, *([] if lease.fd is None else [lease.fd])],
+                pass_fds=[writing, *lease.fds],
                 stdin=asked,
                 stdout=output,
                 stderr=subprocess.STDOUT,

@@ -80,11 +80,12 @@ def build(
         return run_stage(run, stage_name, refs, store=store, report=report, device="cpu")
     with lease_device(
         run.device,
+        count=run.stage(stage_name).num_devices,
         timeout_seconds=run.device_timeout_seconds,
         task=f"{run.name}/{stage_name}",
         say=bench.tell_once,
     ) as lease:
-        if lease.uuid is None:
+        if not lease.uuids:
             return run_stage(run, stage_name, refs, store=store, report=report, device="cpu")
         return run_in_process(run, stage_name, refs, store=store, report=report, lease=lease)
 

@@ -31,7 +31,7 @@ import sys, time
 from pathlib import Path
 from rldecoder.devices import lease_device
 with lease_device("cuda", Path(sys.argv[1]), task="holder") as lease:
-    print(lease.uuid, flush=True)
+    print(lease.uuids[0], flush=True)
     time.sleep(60)
 """
 
@@ -41,7 +41,7 @@ from pathlib import Path
 from rldecoder.devices import lease_device
 folder, log = Path(sys.argv[1]), Path(sys.argv[2])
 with lease_device("cuda", folder, timeout_seconds=60) as lease:
-    mark = log / lease.uuid
+    mark = log / lease.uuids[0]
     os.close(os.open(mark, os.O_CREAT | os.O_EXCL))  # fails when someone shares the device
     time.sleep(0.3)
     mark.unlink()
@@ -82,7 +82,7 @@ def test_cuda_visible_devices_has_the_last_word(setting: str | None, expected: l
 def test_auto_falls_back_to_the_cpu_with_one_line(tmp_path: Path) -> None:
     said: list[str] = []
     with lease_device("auto", tmp_path, say=said.append, lister=list) as lease:
-        assert (lease.device, lease.uuid, dict(lease.env)) == ("cpu", None, {})
+        assert (lease.device, lease.uuids, dict(lease.env)) == ("cpu", (), {})
     assert len(said) == 1
     assert "Running on the CPU" in said[0]
 
@@ -90,7 +90,7 @@ def test_auto_falls_back_to_the_cpu_with_one_line(tmp_path: Path) -> None:
 def test_cpu_is_never_leased_and_says_nothing(tmp_path: Path) -> None:
     said: list[str] = []
     with lease_device("cpu", tmp_path / "locks", say=said.append, lister=two) as lease:
-        assert lease.uuid is None
+        assert lease.uuids == ()
     assert said == []
     assert not (tmp_path / "locks").exists()
 
@@ -118,8 +118,8 @@ def test_two_leases_get_two_devices_and_a_third_waits_in_vain(tmp_path: Path) ->
         lease_device("cuda", tmp_path, task="first", lister=two) as one,
         lease_device("auto", tmp_path, lister=two) as other,
     ):
-        assert {one.uuid, other.uuid} == {"GPU-0-fake", "GPU-1-fake"}
-        assert one.env == {"CUDA_VISIBLE_DEVICES": one.uuid}
+        assert {*one.uuids, *other.uuids} == {"GPU-0-fake", "GPU-1-fake"}
+        assert one.env == {"CUDA_VISIBLE_DEVICES": one.uuids[0]}
         with (
             pytest.raises(NoResourceError, match=r"first \(process \d+\)"),
             lease_device("cuda", tmp_path, timeout_seconds=0.3, say=said.append, lister=two),
@@ -127,7 +127,34 @@ def test_two_leases_get_two_devices_and_a_third_waits_in_vain(tmp_path: Path) ->
             pass
     assert len(said) == 1
     with lease_device("GPU-0", tmp_path, timeout_seconds=0, lister=two) as again:
-        assert again.uuid == "GPU-0-fake"
+        assert again.uuids == ("GPU-0-fake",)
+
+
+def test_several_are_taken_all_at_once_or_not_at_all(tmp_path: Path) -> None:
+    with lease_device("cuda", tmp_path, count=2, lister=two) as both:
+        assert set(both.uuids) == {"GPU-0-fake", "GPU-1-fake"}
+        assert both.env == {"CUDA_VISIBLE_DEVICES": ",".join(both.uuids)}
+        with (
+            pytest.raises(NoResourceError, match="No device"),
+            lease_device("cuda", tmp_path, timeout_seconds=0, lister=two),
+        ):
+            pass
+    with lease_device("GPU-0", tmp_path, lister=two):
+        with (
+            pytest.raises(NoResourceError, match="Not 2 devices"),
+            lease_device("cuda", tmp_path, count=2, timeout_seconds=0, lister=two),
+        ):
+            pass
+        # The one that it could have had was let go.
+        with lease_device("cuda", tmp_path, timeout_seconds=0, lister=two) as other:
+            assert other.uuids == ("GPU-1-fake",)
+    with (
+        pytest.raises(BadInputError, match="3 devices are wanted at once, and 2 would do"),
+        lease_device("cuda", tmp_path, count=3, lister=two),
+    ):
+        pass
+    with lease_device("cpu", tmp_path, count=3, lister=two) as lease:
+        assert lease.uuids == ()
 
 
 def test_an_exception_frees_the_device(tmp_path: Path) -> None:
@@ -140,7 +167,7 @@ def test_an_exception_frees_the_device(tmp_path: Path) -> None:
 def test_the_emptiest_device_is_taken_and_a_full_one_never(tmp_path: Path) -> None:
     crowded = [fake(0, free=2 * GIB), fake(1, free=6 * GIB), fake(2, free=GIB // 2)]
     with lease_device("auto", tmp_path, lister=lambda: crowded) as lease:
-        assert lease.uuid == "GPU-1-fake"
+        assert lease.uuids == ("GPU-1-fake",)
     with (
         pytest.raises(NoResourceError, match="memory taken by others"),
         lease_device("GPU-2", tmp_path, timeout_seconds=0, lister=lambda: crowded),
@@ -151,7 +178,7 @@ def test_the_emptiest_device_is_taken_and_a_full_one_never(tmp_path: Path) -> No
 def test_a_device_freed_by_a_stranger_is_noticed_while_waiting(tmp_path: Path) -> None:
     calls = iter([[fake(0, free=0)]] * 3 + [[fake(0)]] * 100)
     with lease_device("cuda", tmp_path, timeout_seconds=10, lister=lambda: next(calls)) as lease:
-        assert lease.uuid == "GPU-0-fake"
+        assert lease.uuids == ("GPU-0-fake",)
 
 
 def test_a_killed_holder_frees_its_device(tmp_path: Path) -> None:
@@ -169,7 +196,7 @@ def test_a_killed_holder_frees_its_device(tmp_path: Path) -> None:
         os.kill(holder.pid, signal.SIGKILL)
         holder.wait()
         with lease_device(uuid, tmp_path, timeout_seconds=5, lister=lambda: device) as lease:
-            assert lease.uuid == uuid
+            assert lease.uuids == (uuid,)
     finally:
         holder.kill()
         holder.communicate()
@@ -178,9 +205,9 @@ def test_a_killed_holder_frees_its_device(tmp_path: Path) -> None:
 
 def test_a_child_that_inherits_the_lock_keeps_the_device(tmp_path: Path) -> None:
     with lease_device("GPU-0", tmp_path, lister=two) as lease:
-        assert lease.fd is not None
+        assert lease.fds
         child = subprocess.Popen(
-            [sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=[lease.fd]
+            [sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=lease.fds
         )
     try:
         with (

@@ -37,6 +37,11 @@ class Config(BaseModel):
 class StageConfig(Config):
     """Base of the stage configs."""
 
+    @property
+    def num_devices(self) -> int:
+        """Accelerators that the stage holds at once, where there are any."""
+        return 1
+
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Config):

@@ -38,8 +38,10 @@ class TrainSaeConfig(StageConfig):
     smallest chosen pre-activation, with this decay."""
     l0_coefficient: float = Field(1.0, ge=0)
     """`jumprelu` only: weight of (L0 / k - 1)^2."""
-    threshold_init: float = Field(0.001, gt=0)
-    """`jumprelu` only: every threshold at the start, for inputs of unit mean squared norm."""
+    threshold_init: float | None = Field(None, gt=0)
+    """`jumprelu` only: every threshold at the start, for inputs of unit mean squared norm (the
+    paper's is 0.001); null starts each latent's where it fires on its share of the first batch,
+    so that L0 starts at k instead of falling to it over many thousand steps."""
     bandwidth: float = Field(0.001, gt=0)
     """`jumprelu` only: window around a threshold from which it learns, for such inputs."""
     source: Literal["cache", "stream"] = "cache"
@@ -108,6 +110,11 @@ class TrainSaeConfig(StageConfig):
     """An alert is raised when the mean L0 leaves this band after warm-up."""
     alert_loss_jump: float = free(3.0, gt=1)
     """An alert is raised when the loss exceeds this multiple of its running mean."""
+
+    @property
+    def num_devices(self) -> int:
+        """One a process."""
+        return self.processes
 
     @model_validator(mode="after")
     def _check(self) -> TrainSaeConfig:

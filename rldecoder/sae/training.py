@@ -27,6 +27,9 @@ from rldecoder.sae.schedule import learning_rate, sparsity_coefficient
 from rldecoder.sae.sparse_ops import SaeWeights
 from rldecoder.seeds import torch_generator
 
+FIRST_TOKENS = 2048
+"""Tokens of the first batch from which jumprelu's thresholds start."""
+
 
 class InputStatistics(NamedTuple):
     """What training knows of its inputs beforehand."""
@@ -106,7 +109,7 @@ class SaeTrainer:
         self.rule = rule_for(config, spec)
         self.log_threshold: nn.Parameter | None = None
         if config.architecture == "jumprelu":
-            first = math.log(config.threshold_init * math.sqrt(spec.d_model))
+            first = math.log((config.threshold_init or 1.0) * math.sqrt(spec.d_model))
             self.log_threshold = nn.Parameter(torch.full_like(self.weights.b_enc, first))
         # Mean squared errors make gradients small beside Adam's default eps (Gao et al. 2024).
         self.optimizer = torch.optim.Adam(
@@ -128,6 +131,8 @@ class SaeTrainer:
             NumericalError: the loss or the gradient is NaN or infinite.
         """
         config, weights, index, group = self.config, self.weights, self.step_index, self.group
+        if index == 0 and self.log_threshold is not None and config.threshold_init is None:
+            self._start_thresholds(raw[:FIRST_TOKENS])
         x = group.slice(raw).to(weights.dec.device).float() * self.scale
 
         # Forward: reconstruction, and what keeps latents few or alive.
@@ -210,6 +215,19 @@ class SaeTrainer:
             )
             return aux, config.auxk_coefficient
         return x.new_zeros(()), 0.0
+
+    @torch.no_grad()
+    def _start_thresholds(self, raw: Tensor) -> None:
+        """Each latent's threshold where it fires on k / num_latents of some tokens [N, D]."""
+        assert self.log_threshold is not None
+        weights = self.weights
+        x = raw.to(weights.dec.device).float() * self.scale
+        pre_acts = torch.nn.functional.linear(x - weights.b_dec, weights.enc, weights.b_enc)
+        share = self.config.k / self.spec.num_latents
+        firing = max(1, round(share * len(x)))
+        # The largest value that must not fire: a latent fires above its threshold.
+        cut = pre_acts.T.contiguous().topk(min(firing + 1, len(x)), dim=1).values[:, -1]
+        self.log_threshold.copy_(cut.clamp_min(1e-3).log())
 
     @torch.no_grad()
     def _count_firing(self, out: Autoencoded, num_tokens: int) -> None:

@@ -233,6 +233,16 @@ def test_dead_latents_are_counted_and_auxk_starts() -> None:
     assert trainer.tokens_since_fired[:10].tolist() == [256] * 10
 
 
+def test_jumprelu_starts_at_its_l0_and_stays_near() -> None:
+    config = JUMP_CONFIG.model_copy(update={"threshold_init": None})
+    stream = batches(512)
+    trainer = SaeTrainer(JUMP, config, 200, input_statistics(next(stream)), seed=0)
+    levels = [trainer.step(next(stream)).l0 for _ in range(200)]
+    assert levels[0] == pytest.approx(4, rel=0.1)
+    assert max(levels) < 24  # while the penalty warms up; the paper's start fires half of 96
+    assert sum(levels[-20:]) / 20 == pytest.approx(4, rel=0.25)
+
+
 def test_auxk_revives_the_dead() -> None:
     """Latents pushed out of every top k come back with AuxK, and do not without it."""
     alive = {}

@@ -66,7 +66,7 @@ def test_only_twins_whose_ablation_agrees_are_merged(
     same, other = pairs[frozenset((10, 20))], pairs[frozenset((10, 30))]
     for row in (same, other):
         assert row["decoder_cosine"] == pytest.approx(1)
-        assert row["jaccard"] > 0.6  # the k-th place falls to one twin alone
+        assert row["jaccard"] > 0.5  # the k-th place falls to one twin alone
         assert row["votes"] >= 2
     assert same["agree"]
     assert same["merged"]

@@ -17,7 +17,10 @@ from rldecoder.evals.targets import TARGETS
 from rldecoder.runner import plan, read_input
 from rldecoder.seeds import derive_seed
 from rldecoder.stages.context import InputArtifact, StageContext
-from rldecoder.stages.evaluate import ANSWERS, STAGE, TASKS, Answer, _task_drop, _task_rows
+from rldecoder.stages.evaluate import ANSWERS, TASKS, Answer, _task_drop, _task_rows
+from rldecoder.stages.table import stage_named
+
+STAGE = stage_named("evaluate")
 
 ROOT = Path(__file__).resolve().parents[2]
 

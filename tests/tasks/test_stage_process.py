@@ -24,7 +24,7 @@ from tasks import stage_process
 from tasks.stage_process import StageProcessError, run_in_process
 
 ROOT = Path(__file__).resolve().parents[2]
-CPU = DeviceLease("cpu", None, "CPU")
+CPU = DeviceLease("cpu", (), "CPU")
 Act = Callable[..., StageRun]
 
 # The stand-in for tasks.stage_worker: reads the request, gets `say` and `request`, runs the test's
@@ -113,7 +113,7 @@ def test_reports_are_replayed_in_order(act: Act) -> None:
 
 def test_the_child_sees_the_leased_device_only(act: Act) -> None:
     report = Recorder()
-    lease = DeviceLease("cpu", "GPU-7", "fake", {"CUDA_VISIBLE_DEVICES": "GPU-7"})
+    lease = DeviceLease("cpu", ("GPU-7",), "fake", {"CUDA_VISIBLE_DEVICES": "GPU-7"})
     act(
         'say("note", message=os.environ["CUDA_VISIBLE_DEVICES"] + request["device"])\n'
         'say("result", values=result)',
@@ -218,7 +218,7 @@ def test_kill_9_of_the_parent_ends_the_stage_and_frees_the_device(
         os.kill(parent.pid, signal.SIGKILL)
         parent.wait()
     with lease_device("cuda", tmp_path / "locks", timeout_seconds=10) as lease:
-        assert lease.uuid == "GPU-only"
+        assert lease.uuids == ("GPU-only",)
     pid = int(pid_file.read_text())  # a zombie has ended: not every init collects it at once
     assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
@@ -228,7 +228,7 @@ def test_a_real_stage_gives_the_same_artifact_in_its_own_process(
     run: RunConfig, tmp_path: Path
 ) -> None:
     store, report = ArtifactStore(tmp_path), Recorder()
-    lease = DeviceLease("cpu", "GPU-x", "fake", {"CUDA_VISIBLE_DEVICES": "GPU-x"})
+    lease = DeviceLease("cpu", ("GPU-x",), "fake", {"CUDA_VISIBLE_DEVICES": "GPU-x"})
     result = run_in_process(run, "sync_tokenizer", {}, store=store, report=report, lease=lease)
     assert result.ref == plan(run)["sync_tokenizer"]
     assert not result.reused

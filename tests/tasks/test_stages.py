@@ -111,6 +111,17 @@ def test_a_leased_device_means_a_process_of_its_own(
     assert lease.env == {"CUDA_VISIBLE_DEVICES": "GPU-a"}
 
 
+def test_a_stage_of_several_processes_holds_a_device_for_each(
+    run: RunConfig, planned: dict[str, ArtifactRef], calls: list[Any],
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setenv(FAKE_DEVICES, "GPU-a,GPU-b,GPU-c")
+    two = run.model_copy(update={"train_sae": run.train_sae.model_copy(update={"processes": 2})})
+    build("train_sae", {}, bench(two, planned, tmp_path), SilentReporter())
+    ((_, lease),) = calls
+    assert len(lease.uuids) == len(lease.fds) == 2
+
+
 def test_what_can_be_reused_waits_for_no_device(
     run: RunConfig, planned: dict[str, ArtifactRef], calls: list[Any],
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch,

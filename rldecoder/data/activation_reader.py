@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,11 @@ class ShuffledActivations(ABC):
     def _load(self, shards: tuple[int, ...], columns: Sequence[VectorColumn]) -> dict[str, Tensor]:
         """The columns of some shards' rows, ids included."""
 
+    def _prepare(  # noqa: B027  (a hint, which a stream does not take)
+        self, shards: tuple[int, ...], columns: Sequence[VectorColumn]
+    ) -> None:
+        """These shards are read next: a reader may start on them meanwhile."""
+
     def shuffled(
         self,
         batch_tokens: int,
@@ -87,6 +93,8 @@ class ShuffledActivations(ABC):
                 skip -= num_rows
                 continue
             data = self._load(shards, columns)
+            if index + 1 < len(windows):
+                self._prepare(windows[index + 1], columns)
             num_rows = len(data["pos"])
             order = torch.randperm(num_rows, generator=torch_generator(seed, "rows", epoch, index))
             order, skip = order[skip:], 0
@@ -136,7 +144,8 @@ class ActivationReader(ShuffledActivations):
         Args:
             folder: the artifact's folder.
             split: `train`, `validation`, `label`, `test` or `ood`.
-            window_bytes: rows that are shuffled together occupy at most this much memory.
+            window_bytes: rows that are shuffled together occupy at most this much memory; the next
+                ones are read meanwhile, and occupy as much again.
 
         Raises:
             BadInputError: if the cache holds no such split.
@@ -160,6 +169,8 @@ class ActivationReader(ShuffledActivations):
                 "Remove the artifact's folder; the next run rebuilds it.",
             )
         self._held: tuple[tuple[object, ...], dict[str, Tensor]] | None = None
+        self._ahead: tuple[tuple[object, ...], Future[dict[str, Tensor]]] | None = None
+        self._background = ThreadPoolExecutor(1, "read-ahead")
 
     def _count_rows(self, path: Path) -> int:
         try:
@@ -200,6 +211,8 @@ class ActivationReader(ShuffledActivations):
         carry: dict[str, Tensor] | None = None
         for shard in range(len(self._paths)):
             data = self._load((shard,), columns)
+            if shard + 1 < len(self._paths) and left > self._shard_rows[shard]:
+                self._prepare((shard + 1,), columns)
             if carry is not None:
                 data = {k: torch.cat([carry[k], v]) for k, v in data.items()}
             start = 0
@@ -215,9 +228,22 @@ class ActivationReader(ShuffledActivations):
     def _load(self, shards: tuple[int, ...], columns: Sequence[VectorColumn]) -> dict[str, Tensor]:
         """Rows of some shards; the last answer is kept, so a small split is read from disk once."""
         key = (shards, tuple(columns))
-        if self._held is not None and self._held[0] == key:
-            return self._held[1]
-        self._held = None  # freed before the next window is read, or two would be in memory
+        if self._held is None or self._held[0] != key:
+            self._held = None  # freed before another window is read
+            ahead, self._ahead = self._ahead, None
+            if ahead is not None and ahead[0] == key:
+                self._held = (key, ahead[1].result())
+            else:
+                self._held = (key, self._read(shards, columns))
+        return self._held[1]
+
+    def _prepare(self, shards: tuple[int, ...], columns: Sequence[VectorColumn]) -> None:
+        """Read the next window while this one is used; two are then in memory."""
+        key = (shards, tuple(columns))
+        self._ahead = (key, self._background.submit(self._read, shards, columns))
+
+    def _read(self, shards: tuple[int, ...], columns: Sequence[VectorColumn]) -> dict[str, Tensor]:
+        """Rows of some shards, from disk."""
         num_rows = sum(self._shard_rows[shard] for shard in shards)
         data = {name: torch.empty(num_rows, dtype=torch.int64) for name in _ID_COLUMNS}
         for vector in columns:
@@ -236,7 +262,6 @@ class ActivationReader(ShuffledActivations):
                 raw = data[vector].view(torch.int16).numpy()
                 raw[rows] = _from_binary(table.column(vector), self.meta.d_model)
             start += table.num_rows
-        self._held = (key, data)
         return data
 
 

@@ -7,13 +7,22 @@ of it fits one window.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 
 from torch import Tensor
 
 from rldecoder.data.activation_reader import ShuffledActivations
 from rldecoder.data.activations import ActivationBatch, ActivationMeta, VectorColumn, concatenate
 from rldecoder.data.forward import ActivationPass, plan_shards
+
+Progress = Callable[[int], AbstractContextManager[Callable[[int], None]]]
+"""Opened with the tokens that a window takes; gives what is called with those of each pass."""
+
+
+@contextmanager
+def _unseen(num_tokens: int) -> Iterator[Callable[[int], None]]:
+    yield lambda done: None
 
 
 class StreamedActivations(ShuffledActivations):
@@ -25,7 +34,7 @@ class StreamedActivations(ShuffledActivations):
         forward: computes a shard; `with_final` may be off.
         shard_tokens: tokens a shard.
         window_bytes: rows that are shuffled together occupy at most this much memory.
-        advance: called with the number of tokens of each forward pass.
+        progress: shown while a window is computed, which can take minutes.
     """
 
     def __init__(
@@ -36,10 +45,10 @@ class StreamedActivations(ShuffledActivations):
         *,
         shard_tokens: int,
         window_bytes: int,
-        advance: Callable[[int], None] = lambda num_tokens: None,
+        progress: Progress = _unseen,
     ) -> None:
         super().__init__(meta, window_bytes)
-        self._input_ids, self._forward, self._advance = input_ids, forward, advance
+        self._input_ids, self._forward, self._progress = input_ids, forward, progress
         self._plan = plan_shards({"train": len(input_ids)}, meta.context_length, shard_tokens)
         self.rows_found: dict[int, int] = {}
         """Rows of the shards computed so far. Kept with a checkpoint and put back, it spares a
@@ -52,8 +61,12 @@ class StreamedActivations(ShuffledActivations):
 
     def _rows(self, shard: int) -> int:
         if shard not in self.rows_found:
-            self._compute(shard)
+            with self._progress(self._tokens(shard)) as advance:
+                self._compute(shard, advance)
         return self.rows_found[shard]
+
+    def _tokens(self, shard: int) -> int:
+        return self._plan[shard].num_sequences * self.meta.context_length
 
     def _load(self, shards: tuple[int, ...], columns: Sequence[VectorColumn]) -> dict[str, Tensor]:
         if tuple(columns) != ("resid",):
@@ -64,14 +77,15 @@ class StreamedActivations(ShuffledActivations):
         return self._held[1]
 
     def _window(self, shards: tuple[int, ...]) -> dict[str, Tensor]:
-        rows = concatenate([self._compute(shard) for shard in shards])
+        with self._progress(sum(self._tokens(shard) for shard in shards)) as advance:
+            rows = concatenate([self._compute(shard, advance) for shard in shards])
         assert rows.resid is not None
         ids = {"seq_id": rows.seq_id, "pos": rows.pos, "token_id": rows.token_id}
         return ids | {"resid": rows.resid}
 
-    def _compute(self, number: int) -> ActivationBatch:
+    def _compute(self, number: int, advance: Callable[[int], None]) -> ActivationBatch:
         shard = self._plan[number]
         rows = slice(shard.first_sequence, shard.first_sequence + shard.num_sequences)
-        batch = self._forward.shard(self._input_ids[rows], shard.first_sequence, self._advance)
+        batch = self._forward.shard(self._input_ids[rows], shard.first_sequence, advance)
         self.rows_found[number] = len(batch.pos)
         return batch

@@ -8,7 +8,8 @@ and run again, it goes on from its last checkpoint and ends with the same bytes.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -198,12 +199,19 @@ def open_train_split(
         lm, meta.hook_layer, int(cache.config["micro_batch_sequences"]), ctx.report.note,
         with_final=False,
     )  # fmt: skip
+
+    @contextmanager
+    def progress(num_tokens: int) -> Iterator[Callable[[int], None]]:
+        with ctx.report.track("frozen model", num_tokens, "tokens") as bar:
+            yield bar.advance
+
     return StreamedActivations(
         meta,
         torch.from_numpy(read_tokens(inputs["ingest"].path, "train", sequences)),
         forward,
         shard_tokens=int(cache.config["shard_tokens"]),
         window_bytes=config.window_bytes,
+        progress=progress,
     )
 
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from rldecoder.data.activation_reader import ActivationReader
 from rldecoder.data.activations import (
     ActivationBatch,
     ActivationMeta,
     ActivationWriter,
+    VectorColumn,
     activation_schema,
     row_bytes,
 )
@@ -123,6 +127,30 @@ def test_shuffled_rows_stay_together_and_epochs_differ(tmp_path: Path) -> None:
     assert again == order
     assert token_order(list(reader.shuffled(10, seed=3, epoch=1))) != order
     assert token_order(list(reader.shuffled(10, seed=4))) != order
+
+
+def test_the_next_window_is_read_while_this_one_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, 50, 10)
+    reader = ActivationReader(tmp_path, "train", window_bytes=10 * (10 + 2 * D_MODEL))
+    read: list[tuple[object, bool]] = []
+    second = threading.Event()
+    original = reader._read
+
+    def watched(shards: tuple[int, ...], columns: Sequence[VectorColumn]) -> dict[str, Tensor]:
+        read.append((shards, threading.current_thread() is threading.main_thread()))
+        if len(read) == 2:
+            second.set()
+        return original(shards, columns)
+
+    monkeypatch.setattr(reader, "_read", watched)
+    batches = reader.shuffled(5, seed=1)
+    next(batches)
+    assert second.wait(10)  # nobody asked for it yet
+    assert len(list(batches)) == 9
+    assert [here for _, here in read] == [True, False, False, False, False]
+    assert len({shards for shards, _ in read}) == 5
 
 
 @pytest.mark.parametrize("limit", [1, 9, 10, 23, 50, 99])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +20,7 @@ from rldecoder.data.packing import PackedSequence, TokenShardWriter
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.schemas import write_json
 from rldecoder.stages import cache_activations, train_sae
-from rldecoder.stages.context import InputArtifact, SilentReporter, StageContext
+from rldecoder.stages.context import Bar, InputArtifact, SilentReporter, StageContext
 
 MakeContext = Callable[..., StageContext]
 LENGTH, SEQUENCES = 16, 40
@@ -60,6 +63,34 @@ def inputs(
     config = CACHE.model_dump(mode="json")
     cache = InputArtifact("activations", "cache_activations", "d", ctx.out, {}, config)
     return found | {"cache_activations": cache}
+
+
+class Tracking(SilentReporter):
+    """Adds up what bars were told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total: Counter[str] = Counter()
+        self.done: Counter[str] = Counter()
+
+    @contextmanager
+    def track(
+        self, description: str, total: float | None, unit: str = "it", done: float = 0
+    ) -> Iterator[Bar]:
+        """Remember the bar's total."""
+        self.total[description] += int(total or 0)
+        yield Told(self, description)
+
+
+class Told:
+    """One bar of `Tracking`."""
+
+    def __init__(self, report: Tracking, description: str) -> None:
+        self._report, self._description = report, description
+
+    def advance(self, amount: float = 1, note: str = "") -> None:
+        """Add up."""
+        self._report.done[self._description] += int(amount)
 
 
 def weights(folder: Path) -> dict[str, bytes]:
@@ -132,6 +163,9 @@ def test_a_stream_runs_no_block_above_the_hook_and_only_the_tokens_asked_for(
     monkeypatch.setattr(FrozenLM, "resid_and_final", refuse)
     seen = count_tokens(monkeypatch)
     config = STREAM.model_copy(update={"stream_tokens": 13 * LENGTH, "budget_tokens": 150})
-    train_sae.run(inputs, config, context())
+    report = Tracking()
+    train_sae.run(inputs, config, replace(context(), report=report))
     assert sum(seen) == 13 * LENGTH
+    # The passes show a bar, and it ends full.
+    assert report.done["frozen model"] == report.total["frozen model"] == 13 * LENGTH
     assert torch.is_grad_enabled()

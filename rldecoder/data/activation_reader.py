@@ -109,7 +109,7 @@ class ShuffledActivations(ABC):
             full = len(order) // batch_tokens * batch_tokens
             for start in range(0, full, batch_tokens):
                 rows = order[start : start + batch_tokens]
-                yield _as_batch({k: v[rows] for k, v in data.items()})
+                yield _as_batch({k: _rows_of(v, rows) for k, v in data.items()})
             rest = order[full:]
             carry = {k: v[rest] for k, v in data.items()} if len(rest) else None
         if carry is not None and not drop_last:
@@ -252,17 +252,25 @@ class ActivationReader(ShuffledActivations):
         for shard in shards:
             path = self._paths[shard]
             try:
-                table = pq.read_table(path, columns=[*_ID_COLUMNS, *columns])
+                table = pq.read_table(path, columns=[*_ID_COLUMNS, *columns], memory_map=True)
             except (OSError, pa.ArrowException) as error:
                 raise damaged_cache(path, error) from error
             rows = slice(start, start + table.num_rows)
             for name in _ID_COLUMNS:
                 data[name].numpy()[rows] = table.column(name).to_numpy()
             for vector in columns:
-                raw = data[vector].view(torch.int16).numpy()
-                raw[rows] = _from_binary(table.column(vector), self.meta.d_model)
+                # torch copies with all its threads, which the first touch of new memory needs.
+                raw = torch.from_numpy(_from_binary(table.column(vector), self.meta.d_model))
+                data[vector][rows].copy_(raw.view(torch.bfloat16))
             start += table.num_rows
         return data
+
+
+def _rows_of(values: Tensor, rows: Tensor) -> Tensor:
+    """`values[rows]`; 16-bit rows are moved as 64-bit words, three times as fast on a CPU."""
+    if values.ndim == 2 and values.dtype == torch.bfloat16 and values.shape[1] % 4 == 0:
+        return values.view(torch.int64).index_select(0, rows).view(values.dtype)
+    return values.index_select(0, rows)
 
 
 _ID_COLUMNS = ("seq_id", "pos", "token_id")

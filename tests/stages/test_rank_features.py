@@ -54,7 +54,7 @@ def test_ranks_every_domain_and_target(tmp_path: Path, inputs: dict[str, InputAr
     for target in ("decoder", "frozen"):
         assert validation[target]["num_latents"] == 16
         spearman = validation[target]["estimators"]["attribution_patching"]["spearman"]
-        # A random model, and text that differs from one Python to the next: 0.59 was seen, and above 0.7.
+        # Random model; text differs between Pythons: 0.59 was seen, and above 0.7.
         assert spearman["value"] > 0.4
         assert output.metrics[f"{target}_spearman"] == spearman["value"]
 

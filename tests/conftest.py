@@ -85,12 +85,17 @@ def context(tmp_path: Path) -> Callable[..., StageContext]:
     """A factory of stage contexts; `name` keeps several apart, the same name resumes."""
 
     def make(name: str = "stage", *, seed: int = 0, device: str = "cpu") -> StageContext:
-        out, progress = tmp_path / name / "out", tmp_path / name / "progress"
-        out.mkdir(parents=True, exist_ok=True)
-        progress.mkdir(parents=True, exist_ok=True)
-        return StageContext(out, progress, seed, torch.device(device), SilentReporter())
+        return make_context(tmp_path / name, seed=seed, device=device)
 
     return make
+
+
+def make_context(folder: Path, *, seed: int = 0, device: str = "cpu") -> StageContext:
+    """A silent stage context in a folder; the same folder resumes."""
+    out, progress = folder / "out", folder / "progress"
+    out.mkdir(parents=True, exist_ok=True)
+    progress.mkdir(parents=True, exist_ok=True)
+    return StageContext(out, progress, seed, torch.device(device), SilentReporter())
 
 
 @pytest.fixture(scope="session")

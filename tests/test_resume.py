@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import subprocess
@@ -45,7 +46,8 @@ def interrupt_midway(process: subprocess.Popen[str], progress: Path, how: int) -
     """Send a signal as soon as the stage has written its first checkpoint."""
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline and process.poll() is None:
-        if any(p.name.startswith("step-") for p in progress.rglob("step-*")):
+        # os.walk, unlike rglob, takes it calmly when a folder is renamed under its feet.
+        if any(n.startswith("step-") for _, folders, _ in os.walk(progress) for n in folders):
             process.send_signal(how)
             process.wait()
             return

@@ -9,17 +9,23 @@ from pathlib import Path
 
 from rldecoder.stages.table import STAGES
 
+# fmt: off
 GRAPH = {
     "sync_tokenizer": (),
     "ingest": ("sync_tokenizer",),
     "baselines": ("sync_tokenizer", "ingest"),
     "sweep_sae": ("sync_tokenizer", "ingest"),
+    "frontier": ("sync_tokenizer", "ingest", "sweep_sae"),
     "cache_activations": ("sync_tokenizer", "ingest"),
     "train_sae": ("sync_tokenizer", "ingest", "cache_activations"),
     "gate_sae": ("sync_tokenizer", "ingest", "cache_activations", "train_sae"),
-    "train_decoder": ("sync_tokenizer", "baselines", "cache_activations", "train_sae", "gate_sae"),
+    "train_decoder": (
+        "sync_tokenizer", "ingest", "baselines", "frontier", "cache_activations", "train_sae",
+        "gate_sae",
+    ),
     "gate_decoder": ("sync_tokenizer", "cache_activations", "train_sae", "train_decoder"),
 }
+# fmt: on
 LAST = ("evaluate", "report")
 
 
@@ -28,7 +34,7 @@ def test_graph_is_the_documented_one() -> None:
     for name, inputs in GRAPH.items():
         assert graph[name] == set(inputs), name
     assert tuple(graph)[-2:] == LAST
-    assert len(graph) == len(STAGES) == 18
+    assert len(graph) == len(STAGES) == 19
 
 
 def test_stages_read_only_what_came_before() -> None:

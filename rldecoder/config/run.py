@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from rldecoder.config.base import Config, StageConfig, free
 from rldecoder.config.data import BaselinesConfig, CacheActivationsConfig, IngestConfig
-from rldecoder.config.decoder import GateDecoderConfig, TrainDecoderConfig
+from rldecoder.config.decoder import FrontierConfig, GateDecoderConfig, TrainDecoderConfig
 from rldecoder.config.explain import EvaluateConfig, ReportConfig, TrainExplainerConfig
 from rldecoder.config.interp import (
     ClusterFeaturesConfig,
@@ -59,6 +59,7 @@ class RunConfig(Config):
     ingest: IngestConfig = IngestConfig()
     baselines: BaselinesConfig = BaselinesConfig()
     sweep_sae: SweepSaeConfig = SweepSaeConfig()
+    frontier: FrontierConfig = FrontierConfig()
     cache_activations: CacheActivationsConfig = CacheActivationsConfig()
     train_sae: TrainSaeConfig = TrainSaeConfig()
     gate_sae: GateSaeConfig = GateSaeConfig()
@@ -81,6 +82,26 @@ class RunConfig(Config):
             raise ValueError(
                 f"baselines.lens_layers {list(layers)} lacks cache_activations.hook_layer {hook}, "
                 "and the decoder starts from the affine lens of its hook layer; add it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _the_frontier_has_saes(self) -> Self:
+        swept = {"layers": self.sweep_sae.layers, "ks": self.sweep_sae.ks}
+        for name, offered in swept.items():
+            asked = getattr(self.frontier, name)
+            if self.frontier.depths and not offered:
+                raise ValueError(f"frontier.depths needs SAEs, but sweep_sae.{name} is empty")
+            if asked is not None and not set(asked) <= set(offered):
+                raise ValueError(
+                    f"frontier.{name} {list(asked)} is not part of sweep_sae.{name} {list(offered)}"
+                )
+        layers = self.frontier.layers or self.sweep_sae.layers
+        hook = self.cache_activations.hook_layer
+        if self.train_decoder.depth == "auto" and not (self.frontier.depths and hook in layers):
+            raise ValueError(
+                "train_decoder.depth: auto needs a frontier at cache_activations.hook_layer "
+                f"{hook}; set frontier.depths and add that to sweep_sae.layers, or give a depth"
             )
         return self
 

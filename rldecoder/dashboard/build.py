@@ -257,6 +257,7 @@ def _figures(
     drawn = {
         "lens": _lens(inputs["baselines"]),
         "sweep": _sweep(inputs["sweep_sae"]),
+        "frontier": _frontier(inputs["frontier"]),
         "density": _density(inputs["gate_sae"]),
         "tasks": _tasks(tasks),
         "mass": _mass(interpretability["importance_mass"]),
@@ -311,6 +312,27 @@ def _sweep(sweep: Published) -> FigureEntry | None:
         figures.line_plot(lines, x_label="layer", y_label="KL of an affine decoder", markers=True),
         "Which layer to decode?",
         f"Small SAEs, each read by the best affine decoder. Chosen: {verdict['why']}.",
+    )
+
+
+def _frontier(frontier: Published) -> FigureEntry | None:
+    """Decoder KL by depth for every SAE; None where no frontier was asked for."""
+    if not (frontier.path / "frontier.parquet").is_file():
+        return None
+    rows = schemas.read_parquet(frontier.path / "frontier.parquet").to_pylist()
+    verdict = schemas.read_json(frontier.path / "verdict.json")
+    lines = []
+    for layer, k in dict.fromkeys((row["layer"], row["k"]) for row in rows):
+        own = [row for row in rows if (row["layer"], row["k"]) == (layer, k)]
+        points = sorted((r for r in own if r["sae"] == "trained"), key=lambda row: row["depth"])
+        depths = [row["depth"] for row in points]
+        lines.append(Line(f"layer {layer}, k {k}", depths, [row["kl"] for row in points]))
+        floor = [row["splice_kl"] for row in points]
+        lines.append(Line(f"layer {layer}, splice", depths, floor, dashed=True))
+    return FigureEntry(
+        figures.line_plot(lines, x_label="blocks of the decoder", y_label="KL", markers=True),
+        "How deep must a decoder be?",
+        f"Every decoder with the same token budget. {verdict['why']}.",
     )
 
 

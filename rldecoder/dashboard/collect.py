@@ -18,7 +18,7 @@ from rldecoder.interp.predicate import Predicate
 from rldecoder.interp.records import FeatureLabel, FeatureLabels
 
 PHASES = (
-    ("Prepare", ("sync_tokenizer", "ingest", "baselines", "sweep_sae")),
+    ("Prepare", ("sync_tokenizer", "ingest", "baselines", "sweep_sae", "frontier")),
     ("Features", ("cache_activations", "train_sae", "gate_sae")),
     ("Decoder", ("train_decoder", "gate_decoder")),
     ("RL", ("train_ppo", "control_ppo", "freeze_decoder")),

@@ -115,6 +115,59 @@ class ShuffledActivations(ABC):
         if carry is not None and not drop_last:
             yield _as_batch(carry)
 
+    def shuffled_sequences(
+        self,
+        batch_sequences: int,
+        *,
+        seed: int,
+        epoch: int = 0,
+        start_batch: int = 0,
+        columns: Sequence[VectorColumn] = ("resid",),
+    ) -> Iterator[ActivationBatch]:
+        """One epoch of whole sequences, in an order that depends on (seed, epoch) only.
+
+        A batch holds the rows of `batch_sequences` sequences, each in the order of its positions
+        (sinks are missing from them). Sequences that fill no batch at the end of a window are
+        left out. `start_batch` skips as in `shuffled`.
+
+        Raises:
+            BadInputError: the split has fewer sequences than a batch.
+        """
+        full_rows, whole = self._full_rows(), self._whole_sequence()
+        if sum(full_rows) < batch_sequences * whole:
+            raise BadInputError(
+                f"A batch of {batch_sequences} sequences is larger than the split.",
+                f"There are activations of {sum(full_rows) // whole} sequences.",
+                "Lower the batch size or raise `cache_activations.budget_tokens`.",
+            )
+        windows = self._windows(columns, seed, epoch)
+        for index, shards in enumerate(windows):
+            num_batches = sum(full_rows[s] for s in shards) // whole // batch_sequences
+            if start_batch >= num_batches:
+                start_batch -= num_batches
+                continue
+            data = self._load(shards, columns)
+            if index + 1 < len(windows):
+                self._prepare(windows[index + 1], columns)
+            _, counts = torch.unique_consecutive(data["seq_id"], return_counts=True)
+            starts = counts.cumsum(0) - counts
+            generator = torch_generator(seed, "sequences", epoch, index)
+            order = torch.randperm(len(counts), generator=generator)
+            for chosen in order.split(batch_sequences)[start_batch:num_batches]:
+                rows = [torch.arange(starts[i], starts[i] + counts[i]) for i in chosen.tolist()]
+                yield _as_batch({k: _rows_of(v, torch.cat(rows)) for k, v in data.items()})
+            start_batch = 0
+
+    def sequence_batches(self, batch_sequences: int) -> int:
+        """Batches that every epoch of `shuffled_sequences` has, whatever its order of shards."""
+        total = sum(self._full_rows()) // self._whole_sequence() // batch_sequences
+        windows = len(self._windows(("resid", "final_hidden"), seed=0, epoch=0))
+        # Each window but the last may leave out a batch; another order may need one window more.
+        return total if windows == 1 else max(1, total - windows)
+
+    def _whole_sequence(self) -> int:
+        return self.meta.context_length - self.meta.skip_first
+
     def _windows(
         self, columns: Sequence[VectorColumn], seed: int, epoch: int
     ) -> list[tuple[int, ...]]:
@@ -187,7 +240,7 @@ class ActivationReader(ShuffledActivations):
 
     def _full_rows(self) -> list[int]:
         # A shard holds whole sequences, and far fewer sinks than a sequence has tokens.
-        whole = self.meta.context_length - self.meta.skip_first
+        whole = self._whole_sequence()
         return [math.ceil(rows / whole) * whole for rows in self._shard_rows]
 
     def _rows(self, shard: int) -> int:

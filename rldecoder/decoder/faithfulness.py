@@ -26,11 +26,12 @@ from rldecoder.decoder.distill import (
     softmax_and_lse,
 )
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
+from rldecoder.decoder.sequences import hidden_of_rows, whole_sequences
 from rldecoder.errors import NumericalError
 from rldecoder.lm.frozen import FrozenLM
 
 Predictor = Callable[[ActivationBatch], Tensor]
-"""From a batch of cached rows to predicted final hidden states [N, D] float32."""
+"""From cached rows of whole sequences to predicted final hidden states [N, D] float32."""
 
 NUM_ECE_BINS = 15
 _COLUMNS = ("kl", "ce", "frozen_ce", "correct", "frozen_correct", "agree", "confidence")
@@ -88,7 +89,7 @@ def decoder_predictor(decoder: SaeDecoderForCausalLM) -> Predictor:
     def predict(batch: ActivationBatch) -> Tensor:
         assert batch.resid is not None
         resid = batch.resid.to(decoder.device).float()
-        return decoder.hidden(decoder.frozen.sae.encode(resid))
+        return hidden_of_rows(decoder, decoder.frozen.sae.encode(resid), batch.seq_id, batch.pos)
 
     return predict
 
@@ -130,7 +131,10 @@ def evaluate_predictors(
     rows = chunk_rows(lm.vocab_size)
     scores: dict[str, list[Tensor]] = {name: [] for name in predictors}
     labels, sequences = [], []
-    for batch in reader.ordered(4096, columns=("resid", "final_hidden"), max_tokens=max_tokens):
+    batches = whole_sequences(
+        reader, 4096, columns=("resid", "final_hidden"), max_tokens=max_tokens
+    )
+    for batch in batches:
         assert batch.final_hidden is not None
         labels.append(next_tokens.labels(batch.seq_id, batch.pos))
         sequences.append(batch.seq_id)

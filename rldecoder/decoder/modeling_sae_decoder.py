@@ -9,7 +9,7 @@ Axes: B sequence, T position, K active latents, D model width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -27,9 +27,10 @@ from transformers import (
 from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from rldecoder.decoder.blocks import DecoderBlocks, own_layers
 from rldecoder.decoder.configuration_sae_decoder import SaeDecoderConfig
 from rldecoder.errors import BadInputError
-from rldecoder.lm.frozen import FrozenLM
+from rldecoder.lm.frozen import FrozenLM, count_positions
 from rldecoder.sae.model import Sae
 from rldecoder.sae.selection import SparseLatents
 from rldecoder.sae.sparse_ops import decode_sparse
@@ -55,34 +56,104 @@ class FrozenParts:
         return self
 
 
-class SaeDecoderForCausalLM(PreTrainedModel, GenerationMixin):
-    """The linear feature decoder: final hidden state = sum_k act_k W[index_k] + b.
+class SaeDecoderModel(PreTrainedModel):
+    """SAE latents -> predicted final hidden state of the frozen model.
 
-    `W` [num_latents, D] and `b` [D] are its only parameters. The frozen model and the SAE are
-    attached with `attach`, outside the module tree: they are neither trained nor saved, and
-    keep their own dtype when the decoder is cast.
+    `linear`: sum_k act_k W[index_k] + b. `transformer`: the same sum is read as the residual
+    stream at the door of the first of a few blocks (`DecoderBlocks`), which look back over the
+    latents of earlier positions.
+    """
+
+    config_class = SaeDecoderConfig
+    main_input_name = "latents"
+    _supports_sdpa = True
+
+    def __init__(self, config: SaeDecoderConfig) -> None:
+        super().__init__(config)
+        self.W = nn.Parameter(torch.empty(config.num_latents, config.d_model))
+        self.b = nn.Parameter(torch.empty(config.d_model))
+        self.blocks = DecoderBlocks(config) if config.kind == "transformer" else None
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        # Without super(), buffers of submodules stay uninitialised after a meta-device load.
+        super()._init_weights(module)
+        if isinstance(module, SaeDecoderModel):
+            init.normal_(module.W, mean=0.0, std=self.config.initializer_range)
+            init.zeros_(module.b)
+        elif isinstance(module, DecoderBlocks):
+            init.zeros_(module.sinks)
+            for linear in module.maps():
+                init.copy_(linear.weight, torch.eye(self.config.d_model))
+                init.zeros_(linear.bias)
+
+    def forward(
+        self,
+        latents: SparseLatents,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+    ) -> Tensor:
+        """Predicted final hidden states [..., D] from latents [..., K].
+
+        Args:
+            latents: [..., K] for `linear`; [B, T, K], with all positions from 0 on or from where
+                the cache ends, for `transformer`.
+            attention_mask: [B, S], 0 for padding; `linear` has no use for it.
+            position_ids: [B, T].
+            past_key_values: the trunk's cache with room for the decoder's own layers.
+        """
+        resid = decode_sparse(latents, self.W, self.b)
+        if self.blocks is None:
+            return resid
+        cache = None
+        if past_key_values is not None:
+            depth = len(self.blocks.numbers)
+            cache = own_layers(past_key_values, self.config.hook_layer, depth)
+        hidden: Tensor = self.blocks(
+            resid,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=cache,
+        )
+        return hidden
+
+
+class SaeDecoderForCausalLM(PreTrainedModel, GenerationMixin):
+    """The feature decoder with the frozen unembedding: logits from SAE latents alone.
+
+    The frozen model and the SAE are attached with `attach`, outside the module tree: they are
+    neither trained nor saved, and keep their own dtype when the decoder is cast.
 
     The SAE is never trained on sequence position 0 (an attention sink with a huge norm); the
     decoder still predicts there, but no quality is claimed for that position.
     """
 
     config_class = SaeDecoderConfig
+    base_model_prefix = "model"
     main_input_name = "input_ids"
     _supports_sdpa = True
 
     def __init__(self, config: SaeDecoderConfig) -> None:
         super().__init__(config)
         self._frozen: FrozenParts | None = None
-        self.W = nn.Parameter(torch.empty(config.num_latents, config.d_model))
-        self.b = nn.Parameter(torch.empty(config.d_model))
+        self.model = SaeDecoderModel(config)
         self.post_init()
 
-    def _init_weights(self, module: nn.Module) -> None:
-        # Without super(), buffers of submodules stay uninitialised after a meta-device load.
-        super()._init_weights(module)
-        if isinstance(module, SaeDecoderForCausalLM):
-            init.normal_(module.W, mean=0.0, std=self.config.initializer_range)
-            init.zeros_(module.b)
+    @property
+    def W(self) -> nn.Parameter:
+        """[num_latents, D]: what a unit of each latent adds."""
+        return self.model.W
+
+    @property
+    def b(self) -> nn.Parameter:
+        """[D]: what is there without any latent."""
+        return self.model.b
+
+    @property
+    def blocks(self) -> DecoderBlocks | None:
+        """The blocks over the positions; None for `linear`."""
+        return self.model.blocks
 
     def attach(self, lm: FrozenLM, sae: Sae) -> SaeDecoderForCausalLM:
         """Give the decoder its frozen model and SAE; returns itself.
@@ -149,9 +220,7 @@ class SaeDecoderForCausalLM(PreTrainedModel, GenerationMixin):
             use_cache: make a cache when none is given.
         """
         lm, sae = self.frozen.lm, self.frozen.sae
-        if position_ids is None and attention_mask is not None:
-            position_ids = attention_mask.long().cumsum(-1).sub(1).clamp_min(0)
-            position_ids = position_ids[:, -input_ids.shape[1] :]
+        position_ids = count_positions(attention_mask, position_ids, input_ids.shape[1])
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         trunk = lm.trunk(
@@ -164,12 +233,19 @@ class SaeDecoderForCausalLM(PreTrainedModel, GenerationMixin):
         )
         return FeaturesOutput(sae.encode(trunk.resid.float()), trunk.past_key_values)
 
-    def hidden(self, latents: SparseLatents) -> Tensor:
-        """Predicted final (normed) hidden state [..., D] from latents [..., K]."""
-        return decode_sparse(latents, self.W, self.b)
+    def hidden(
+        self,
+        latents: SparseLatents,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+    ) -> Tensor:
+        """Predicted final (normed) hidden state [..., D]; see `SaeDecoderModel.forward`."""
+        predicted: Tensor = self.model(latents, attention_mask, position_ids, past_key_values)
+        return predicted
 
     def logits(self, latents: SparseLatents) -> Tensor:
-        """Next-token logits [..., V], float32, from latents [..., K]."""
+        """Next-token logits [..., V], float32, from latents [..., K] ([B, T, K] with blocks)."""
         return self.frozen.lm.unembed(self.hidden(latents))
 
     def contributions(self, latents: SparseLatents, token_ids: Tensor) -> Tensor:
@@ -182,10 +258,35 @@ class SaeDecoderForCausalLM(PreTrainedModel, GenerationMixin):
         Args:
             latents: acts and indices [..., K].
             token_ids: [...], the token whose logit is explained.
+
+        Raises:
+            BadInputError: the decoder has blocks; `attributions` is for those.
         """
+        require_linear(self, "An exact split of a logit over latents")
         direction = self.frozen.lm.unembedding[token_ids].to(self.W.dtype)
         rows = F.embedding(latents.indices, self.W)
         return latents.acts * torch.einsum("...kd,...d->...k", rows, direction)
+
+    @torch.enable_grad()
+    def attributions(
+        self, latents: SparseLatents, token_ids: Tensor, attention_mask: Tensor | None = None
+    ) -> Tensor:
+        """What each latent of every position adds to the logit after the last one: [B, T, K].
+
+        Activation times gradient (Simonyan et al. 2013, arXiv 1312.6034): for `linear` exact, and
+        zero but at the last position; for `transformer` the first-order part of the effect.
+
+        Args:
+            latents: [B, T, K] of whole sequences, padding on the left.
+            token_ids: [B], the token whose logit is explained.
+            attention_mask: [B, T], 0 for padding.
+        """
+        acts = latents.acts.detach().requires_grad_()
+        positions = count_positions(attention_mask, None, acts.shape[1])
+        hidden = self.hidden(SparseLatents(acts, latents.indices), attention_mask, positions)
+        logits = self.frozen.lm.unembed(hidden[:, -1])
+        (slope,) = torch.autograd.grad(logits.gather(-1, token_ids[:, None]).sum(), acts)
+        return acts.detach() * slope
 
     def forward(
         self,
@@ -218,6 +319,12 @@ class SaeDecoderForCausalLM(PreTrainedModel, GenerationMixin):
                     "It has nothing to decode.",
                     "Pass one of them.",
                 )
+            position_ids = count_positions(attention_mask, position_ids, input_ids.shape[1])
+            if position_ids is None and past_key_values is not None:
+                seen = past_key_values.get_seq_length()
+                position_ids = torch.arange(
+                    seen, seen + input_ids.shape[1], device=input_ids.device
+                )[None]
             latents, past_key_values = self.features(
                 input_ids,
                 attention_mask,
@@ -225,22 +332,53 @@ class SaeDecoderForCausalLM(PreTrainedModel, GenerationMixin):
                 past_key_values,
                 self.config.use_cache if use_cache is None else use_cache,
             )
+            cache = past_key_values
+        else:
+            cache = None
+            position_ids = count_positions(attention_mask, position_ids, latents.acts.shape[-2])
         keep = (
             slice(-logits_to_keep if logits_to_keep else None, None)
             if isinstance(logits_to_keep, int)
             else logits_to_keep
         )
-        kept = SparseLatents(latents.acts[..., keep, :], latents.indices[..., keep, :])
-        return CausalLMOutputWithPast(logits=self.logits(kept), past_key_values=past_key_values)
+        if self.blocks is None:  # positions are independent: the others need no prediction
+            latents = SparseLatents(latents.acts[..., keep, :], latents.indices[..., keep, :])
+            keep = slice(None)
+        hidden = self.hidden(latents, attention_mask, position_ids, cache)[..., keep, :]
+        return CausalLMOutputWithPast(
+            logits=self.frozen.lm.unembed(hidden), past_key_values=past_key_values
+        )
 
 
-def new_decoder(lm: FrozenLM, sae: Sae) -> SaeDecoderForCausalLM:
-    """An untrained decoder (global RNG) of the right shape, attached to `lm` and `sae`."""
+def require_linear(decoder: SaeDecoderForCausalLM, what: str) -> None:
+    """Refuse a decoder with blocks.
+
+    Raises:
+        BadInputError: `what` needs the linear one.
+    """
+    if decoder.blocks is not None:
+        raise BadInputError(
+            f"{what} needs a linear decoder.",
+            f"This one has {len(decoder.blocks.numbers)} blocks over the positions, so that a "
+            "prediction is no sum over the latents of one position.",
+            "Set `train_decoder.depth: 0`.",
+        )
+
+
+def new_decoder(lm: FrozenLM, sae: Sae, blocks: Sequence[int] = ()) -> SaeDecoderForCausalLM:
+    """An untrained decoder (global RNG) of the right shape, attached to `lm` and `sae`.
+
+    Args:
+        blocks: numbers of the frozen model's blocks that it has the like of; none: linear.
+    """
     config = SaeDecoderConfig(
+        kind="transformer" if blocks else "linear",
         d_model=lm.d_model,
         vocab_size=lm.unembedding.shape[0],
         num_latents=sae.spec.num_latents,
         hook_layer=sae.spec.hook_layer,
+        blocks=list(blocks) or None,
+        block_config=lm.model.config.to_dict() if blocks else None,
         max_position_embeddings=lm.model.config.max_position_embeddings,
         base_model=sae.spec.model_name,
         eos_token_id=lm.eos_token_id,

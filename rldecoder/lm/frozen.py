@@ -60,8 +60,16 @@ class FrozenLM:
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.folder = folder
-        self._base: nn.Module = model.base_model
-        self._blocks_name, self._norm_name = _find_parts(model)
+        base = model.base_model
+        assert isinstance(base, PreTrainedModel)
+        self._base = base
+        self._blocks_name, self._norm_name = find_parts(self._base)
+        if model.get_output_embeddings() is None:
+            raise BadInputError(
+                f"Models of type {model.config.model_type!r} are not supported.",
+                "There is no output layer that makes logits.",
+                "Use a causal language model.",
+            )
         self._cuts: dict[tuple[str, int], nn.Module] = {}
         self._unembedding_float32: Tensor | None = None
 
@@ -173,6 +181,11 @@ class FrozenLM:
         return weight
 
     @property
+    def base(self) -> PreTrainedModel:
+        """The model without its output layer."""
+        return self._base
+
+    @property
     def _head(self) -> nn.Module:
         return self.model.get_output_embeddings()
 
@@ -214,7 +227,7 @@ class FrozenLM:
             out = self._cut("trunk", layer)(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
-                position_ids=_positions(attention_mask, position_ids, input_ids.shape[1]),
+                position_ids=count_positions(attention_mask, position_ids, input_ids.shape[1]),
                 past_key_values=past_key_values,
                 use_cache=use_cache,
             )
@@ -238,11 +251,11 @@ class FrozenLM:
         first = self._part_after(layer)
         # The embedding part of `forward` (position embeddings, scales) would change the residual:
         # it is given a detached copy, and its result is replaced at the first block's door.
-        with _replaced_input(first, lambda _: resid):
+        with replaced_input(first, lambda _: resid):
             out = cut(
                 inputs_embeds=resid.detach(),
                 attention_mask=attention_mask,
-                position_ids=_positions(attention_mask, position_ids, resid.shape[1]),
+                position_ids=count_positions(attention_mask, position_ids, resid.shape[1]),
                 use_cache=False,
             )
         return out.last_hidden_state
@@ -259,7 +272,7 @@ class FrozenLM:
         """Residual stream at `layer` and final hidden state, both [B, T, D], in one pass."""
         self._check_layer(layer)
         seen: list[Tensor] = []
-        with _replaced_input(self._part_after(layer), lambda resid: _keep(seen, resid)):
+        with replaced_input(self._part_after(layer), lambda resid: _keep(seen, resid)):
             final = self._run(input_ids, attention_mask, position_ids)
         return seen[0], final
 
@@ -303,7 +316,7 @@ class FrozenLM:
         dtype.
         """
         self._check_layer(layer)
-        with _replaced_input(self._part_after(layer), lambda resid: replace(resid).to(resid.dtype)):
+        with replaced_input(self._part_after(layer), lambda resid: replace(resid).to(resid.dtype)):
             return self._run(input_ids, attention_mask, position_ids)
 
     def unembed(self, final_hidden: Tensor) -> Tensor:
@@ -334,7 +347,7 @@ class FrozenLM:
         return self._base(
             input_ids=input_ids,
             attention_mask=attention_mask,
-            position_ids=_positions(attention_mask, position_ids, input_ids.shape[1]),
+            position_ids=count_positions(attention_mask, position_ids, input_ids.shape[1]),
             use_cache=False,
         ).last_hidden_state
 
@@ -385,19 +398,22 @@ def _bfloat16_products() -> Iterator[None]:
         setting.fp32_precision = before
 
 
-def _find_parts(model: PreTrainedModel) -> tuple[str, str]:
-    """Names of the block list and of the final norm inside the base model."""
-    base = model.base_model
-    depth = model.config.num_hidden_layers
+def find_parts(base: PreTrainedModel) -> tuple[str, str]:
+    """Names of the block list and of the final norm inside a base model.
+
+    Raises:
+        BadInputError: there is not exactly one of each.
+    """
+    depth = base.config.num_hidden_layers
     blocks = [
         name
         for name, module in base.named_children()
         if isinstance(module, nn.ModuleList) and len(module) == depth
     ]
     norms = [name for name in _FINAL_NORM_NAMES if isinstance(getattr(base, name, None), nn.Module)]
-    if len(blocks) != 1 or len(norms) != 1 or model.get_output_embeddings() is None:
+    if len(blocks) != 1 or len(norms) != 1:
         raise BadInputError(
-            f"Models of type {model.config.model_type!r} are not supported.",
+            f"Models of type {base.config.model_type!r} are not supported.",
             f"Found block lists {blocks} and final norms {norms}; exactly one of each is needed.",
             "Use a GPT-2, Llama, GPT-NeoX, Gemma, Phi or similar model.",
         )
@@ -413,7 +429,7 @@ def _recorded_dtype(folder: Path) -> torch.dtype | None:
     return None if name is None else getattr(torch, name)
 
 
-def _positions(
+def count_positions(
     attention_mask: Tensor | None, position_ids: Tensor | None, num_tokens: int
 ) -> Tensor | None:
     """Positions [B, T] counted over the real tokens of the mask [B, S], unless they are given."""
@@ -437,7 +453,7 @@ def _on_input(
 
 
 @contextmanager
-def _replaced_input(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+def replaced_input(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """While open, `module` receives `change(hidden_states)` instead of its hidden states."""
     handle = module.register_forward_pre_hook(
         lambda _module, args, kwargs: _on_input(args, kwargs, change), with_kwargs=True

@@ -43,6 +43,11 @@ class LayerData(NamedTuple):
     """[N] the next tokens."""
 
 
+def sae_folder(layer: int, k: int, expansion: float) -> str:
+    """Where the SAE of a cell is, in the sweep's artifact."""
+    return f"saes/layer-{layer}-k-{k}-x{expansion:g}"
+
+
 def collect(
     lm: FrozenLM,
     input_ids: Tensor,

@@ -1,13 +1,15 @@
 """Compare small SAEs over layers, k and expansion, and say which layer to decode.
 
-In: model, tokens. Out: `sweep.parquet`, `sweep.svg`, `verdict.json`. One pass over the text serves
-all layers. A killed run repeats that pass and goes on with the cells that are not yet measured.
+In: model, tokens. Out: `sweep.parquet`, `sweep.svg`, `verdict.json` and the SAEs, in `saes/`. One
+pass over the text serves all layers. A killed run repeats that pass and goes on with the cells that
+are not yet measured.
 Nothing downstream follows the verdict by itself: set `cache_activations.hook_layer` to it.
 """
 
 from __future__ import annotations
 
 import itertools
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from rldecoder.config.sae import SweepSaeConfig
 from rldecoder.data.shards import read_tokens
 from rldecoder.errors import BadInputError
 from rldecoder.lm.frozen import FrozenLM
-from rldecoder.sae.sweep import choose, collect, measure, train_small
+from rldecoder.sae.sweep import choose, collect, measure, sae_folder, train_small
 from rldecoder.schemas import read_json, write_json, write_parquet
 from rldecoder.seeds import derive_seed, seed_everything
 from rldecoder.stages.context import InputArtifact, StageContext, StageOutput
@@ -93,6 +95,7 @@ def run(
                 after_step=lambda: bar.advance(1),
             )  # fmt: skip
             row = measure(lm, sae, train, test, sequences, seed)
+            sae.save(ctx.progress / sae_folder(layer, k, expansion))
             done[key] = {"layer": layer, "k": k, "expansion": expansion, **row}
             write_json(done_path, done)
             ctx.report.note(
@@ -102,6 +105,7 @@ def run(
 
     rows = [done[f"{layer}/{k}/{expansion:g}"] for layer, k, expansion in cells]
     verdict = choose(rows, config)
+    shutil.copytree(ctx.progress / "saes", ctx.out / "saes")
     write_parquet(
         ctx.out / "sweep.parquet", {n: [row[n] for row in rows] for n in CELLS.names}, CELLS
     )

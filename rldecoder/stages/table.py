@@ -53,7 +53,8 @@ STAGES: tuple[Stage, ...] = (
     _stage("sync_tokenizer", "model", 1, (), "prepare", fingerprint=fingerprints.sync_tokenizer),
     _stage("ingest", "tokens", 1, ("sync_tokenizer",), "prepare", fingerprint=fingerprints.ingest),
     _stage("baselines", "baselines", 2, ("sync_tokenizer", "ingest"), "prepare"),
-    _stage("sweep_sae", "sweep", 1, ("sync_tokenizer", "ingest"), "prepare"),
+    _stage("sweep_sae", "sweep", 2, ("sync_tokenizer", "ingest"), "prepare"),
+    _stage("frontier", "frontier", 1, ("sync_tokenizer", "ingest", "sweep_sae"), "prepare"),
     _stage("cache_activations", "activations", 2, ("sync_tokenizer", "ingest"), "features"),
     _stage("train_sae", "sae", 3, ("sync_tokenizer", "ingest", "cache_activations"), "features"),
     _stage(
@@ -67,8 +68,16 @@ STAGES: tuple[Stage, ...] = (
     _stage(
         "train_decoder",
         "decoder_supervised_init",
-        1,
-        ("sync_tokenizer", "baselines", "cache_activations", "train_sae", "gate_sae"),
+        2,
+        (
+            "sync_tokenizer",
+            "ingest",
+            "baselines",
+            "frontier",
+            "cache_activations",
+            "train_sae",
+            "gate_sae",
+        ),
         "decoder",
     ),
     _stage(
@@ -196,6 +205,7 @@ STAGES: tuple[Stage, ...] = (
             "ingest",
             "baselines",
             "sweep_sae",
+            "frontier",
             "cache_activations",
             "train_sae",
             "gate_sae",

@@ -210,3 +210,44 @@ def test_batch_moves_to_a_device() -> None:
     batch = ActivationBatch(*rows(3)[:4], None).to("cpu")
     assert batch.final_hidden is None
     assert batch.resid is not None
+
+
+@pytest.mark.parametrize("window_rows", [20, 45, 1000])
+def test_sequences_come_whole_once_and_in_random_order(tmp_path: Path, window_rows: int) -> None:
+    data = write(tmp_path, 120, 20)  # 12 sequences of 10 rows, two in each shard
+    window = window_rows * (24 + 2 * 2 * D_MODEL)
+    reader = ActivationReader(tmp_path, "train", window_bytes=window)
+    columns: tuple[VectorColumn, ...] = ("resid", "final_hidden")
+    orders = []
+    for epoch in (0, 0, 1):
+        batches = list(reader.shuffled_sequences(2, seed=1, epoch=epoch, columns=columns))
+        assert len(batches) >= reader.sequence_batches(2)
+        order = []
+        for batch in batches:
+            assert batch.seq_id.reshape(2, 10).unique(dim=1).shape[1] == 1
+            assert torch.equal(batch.pos.reshape(2, 10), torch.arange(1, 11).expand(2, 10))
+            rows_read = batch.seq_id * 10 + batch.pos - 1
+            assert torch.equal(batch.resid, data[3][rows_read].bfloat16())
+            order += batch.seq_id[::10].tolist()
+        assert sorted(order) == list(range(12))
+        orders.append(order)
+    assert orders[0] == orders[1] != orders[2]
+    for start in (1, 3, 5):
+        late = list(reader.shuffled_sequences(2, seed=1, start_batch=start, columns=columns))
+        assert [i for b in late for i in b.seq_id[::10].tolist()] == orders[0][2 * start :]
+
+
+def test_missing_sinks_leave_the_other_rows_of_their_sequence(tmp_path: Path) -> None:
+    data = rows(60)
+    kept = torch.ones(60, dtype=torch.bool)
+    kept[[3, 40, 41]] = False
+    with ActivationWriter(tmp_path, "train", meta(), 1000) as writer:
+        writer.add(*(t[kept] for t in data))
+    reader = ActivationReader(tmp_path, "train")
+    assert reader.sequence_batches(4) == 1
+    (batch,) = reader.shuffled_sequences(4, seed=0)
+    for sequence in batch.seq_id.unique().tolist():
+        mine = kept[sequence * 10 : sequence * 10 + 10].nonzero()[:, 0] + 1
+        assert torch.equal(batch.pos[batch.seq_id == sequence], mine)
+    with pytest.raises(BadInputError, match="6 sequences"):
+        next(iter(reader.shuffled_sequences(7, seed=0)))

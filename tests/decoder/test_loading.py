@@ -75,11 +75,11 @@ def test_wrong_tensors(
     weights = tmp_path / "model.safetensors"
     tensors = load_file(weights)
     if change == "missing":
-        del tensors["b"]
+        del tensors["model.b"]
     elif change == "unknown":
         tensors["extra"] = torch.zeros(2)
     else:
-        tensors["W"] = torch.zeros(5, 64)
+        tensors["model.W"] = torch.zeros(5, 64)
     save_file(tensors, weights, metadata={"format": "pt"})
     with pytest.raises(DamagedFileError):
         load_decoder(tmp_path, lm, sae)

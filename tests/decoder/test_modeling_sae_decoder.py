@@ -166,7 +166,7 @@ def test_save_and_load_are_exact_and_leave_the_frozen_parts_out(
     decoder: SaeDecoderForCausalLM, lm: FrozenLM, sae: Sae, input_ids: torch.Tensor, tmp_path: Path
 ) -> None:
     save_decoder(decoder, tmp_path)
-    assert set(load_file(tmp_path / "model.safetensors")) == {"W", "b"}
+    assert set(load_file(tmp_path / "model.safetensors")) == {"model.W", "model.b"}
     loaded = load_decoder(tmp_path, lm, sae)
     assert torch.equal(loaded(input_ids).logits, decoder(input_ids).logits)
     assert loaded.generation_config.eos_token_id == lm.eos_token_id
@@ -187,7 +187,7 @@ def test_training_touches_w_and_b_only(
         name: tensor.clone()
         for name, tensor in (*lm.model.state_dict().items(), *sae.state_dict().items())
     }
-    assert {name for name, _ in decoder.named_parameters()} == {"W", "b"}
+    assert {name for name, _ in decoder.named_parameters()} == {"model.W", "model.b"}
     W = decoder.W.detach().clone()
     optimizer = torch.optim.AdamW(decoder.train().parameters(), lr=0.1)
     decoder(input_ids).logits.logsumexp(-1).sum().backward()
@@ -258,6 +258,15 @@ def test_config_refuses_sizes_below_one(field: str) -> None:
         SaeDecoderConfig(**{field: 0})
 
 
-def test_config_refuses_an_unknown_kind() -> None:
-    with pytest.raises(Exception, match="kind"):
-        SaeDecoderConfig(kind="transformer")
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"kind": "mystery"}, "kind"),
+        ({"kind": "transformer"}, "blocks"),
+        ({"blocks": [1]}, "blocks"),
+        ({"kind": "transformer", "blocks": [2, 1], "block_config": {"a": 1}}, "rise"),
+    ],
+)
+def test_config_refuses_what_does_not_fit(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(Exception, match=message):
+        SaeDecoderConfig(**fields)

@@ -46,6 +46,6 @@ def test_there_is_a_flow_for_every_phase() -> None:
     flows = [prepare, features, decoder, rl, interpretation, explanations]
     assert [flow.name for flow in flows] == list(dict.fromkeys(s.phase for s in STAGES))
     assert [last_stage(flow.name) for flow in flows] == [
-        "sweep_sae", "gate_sae", "gate_decoder", "freeze_decoder", "cluster_features", "report",
+        "frontier", "gate_sae", "gate_decoder", "freeze_decoder", "cluster_features", "report",
     ]  # fmt: skip
     assert all("parameters" in flow.parameters.properties for flow in flows)

@@ -11,54 +11,21 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import (
-    AutoModelForCausalLM,
     AutoTokenizer,
     BertConfig,
     BertLMHeadModel,
-    Gemma2Config,
-    GemmaConfig,
-    GPT2Config,
-    GPTNeoXConfig,
-    LlamaConfig,
-    PhiConfig,
 )
 
 from rldecoder.errors import BadInputError
 from rldecoder.lm.frozen import FrozenLM
+from tests.tiny_models import ARCHITECTURES, tiny_frozen
 
 DEPTH = 3
-COMMON: dict[str, Any] = {
-    "vocab_size": 512,
-    "hidden_size": 32,
-    "num_hidden_layers": DEPTH,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 64,
-    "initializer_range": 0.2,
-    "bos_token_id": 0,
-    "eos_token_id": 0,
-    "pad_token_id": 0,
-}
-GATED = {"intermediate_size": 48, "num_key_value_heads": 2}
-CONFIGS = {
-    "gpt2": GPT2Config(**COMMON),
-    "llama": LlamaConfig(**COMMON, **GATED),
-    "gpt_neox": GPTNeoXConfig(**COMMON, intermediate_size=48, tie_word_embeddings=False),
-    "gemma": GemmaConfig(**COMMON, **GATED, head_dim=8),
-    # Sliding and full attention in turns, and capped logits.
-    "gemma2": Gemma2Config(**COMMON, **GATED, head_dim=8, sliding_window=4),
-    # Phi's unembedding has a bias.
-    "phi": PhiConfig(**COMMON, intermediate_size=48),
-}
 
 
-@pytest.fixture(scope="module", params=sorted(CONFIGS))
+@pytest.fixture(scope="module", params=ARCHITECTURES)
 def lm(request: pytest.FixtureRequest, tiny_lm_dir: Path) -> FrozenLM:
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(CONFIGS[request.param])
-    for name, parameter in model.named_parameters():
-        if name.endswith("bias") or "norm" in name:
-            torch.nn.init.normal_(parameter, 0.5, 0.3)
-    return FrozenLM(model, AutoTokenizer.from_pretrained(tiny_lm_dir), tiny_lm_dir)
+    return tiny_frozen(request.param, tiny_lm_dir, DEPTH)
 
 
 @pytest.fixture

@@ -9,8 +9,10 @@ import torch
 from safetensors.torch import save_file
 
 from rldecoder.data.activations import ActivationMeta, ActivationWriter
+from rldecoder.data.packing import PackedSequence, TokenShardWriter
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.sae.model import Sae, SaeSpec
+from rldecoder.schemas import write_json
 from rldecoder.seeds import torch_generator
 from rldecoder.stages.context import InputArtifact
 
@@ -36,7 +38,7 @@ def make_inputs(folder: Path, model_folder: Path) -> dict[str, InputArtifact]:
         input_ids = torch.randint(lm.vocab_size, (num_sequences, LENGTH), generator=generator)
         resid, final_hidden = lm.resid_and_final(input_ids, HOOK_LAYER)
         grid = torch.meshgrid(torch.arange(num_sequences), torch.arange(1, LENGTH), indexing="ij")
-        with ActivationWriter(cache, split, meta, shard_rows=100) as writer:
+        with ActivationWriter(cache, split, meta, shard_rows=105) as writer:
             writer.add(
                 grid[0].flatten(),
                 grid[1].flatten(),
@@ -51,7 +53,17 @@ def make_inputs(folder: Path, model_folder: Path) -> dict[str, InputArtifact]:
         {f"A.{HOOK_LAYER}": torch.eye(lm.d_model), f"c.{HOOK_LAYER}": torch.zeros(lm.d_model)},
         folder / "baselines" / "affine_lens.safetensors",
     )
-    names = ("sync_tokenizer", "baselines", "cache_activations", "train_sae", "gate_sae")
+    (folder / "ingest").mkdir()
+    writer = TokenShardWriter(folder / "ingest", "train", lm.vocab_size, 100)
+    ids = torch.randint(lm.vocab_size, (20, LENGTH), generator=torch_generator(0, "train"))
+    writer.add([PackedSequence("s", [0], [0], row) for row in ids.numpy()])
+    writer.close()
+    (folder / "frontier").mkdir()
+    write_json(folder / "frontier" / "verdict.json", {"depths": {str(HOOK_LAYER): 1}})
+    names = (
+        "sync_tokenizer", "ingest", "baselines", "frontier", "cache_activations", "train_sae",
+        "gate_sae",
+    )  # fmt: skip
     return {name: artifact(folder, name) for name in names}
 
 

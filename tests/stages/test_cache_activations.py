@@ -6,20 +6,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from rldecoder.config.data import CacheActivationsConfig
 from rldecoder.data.activation_reader import ActivationReader
 from rldecoder.data.forward import plan_shards
-from rldecoder.data.packing import PackedSequence, TokenShardWriter
 from rldecoder.data.shards import read_tokens
 from rldecoder.errors import BadInputError, NoResourceError, NumericalError
 from rldecoder.lm.frozen import FrozenLM
-from rldecoder.schemas import write_json
 from rldecoder.stages.context import InputArtifact, StageContext
 from rldecoder.stages.table import stage_named
+from tests.stages.token_inputs import token_inputs
 
 STAGE = stage_named("cache_activations")
 
@@ -29,18 +27,8 @@ LENGTH, HOOK_LAYER = 16, 2
 
 @pytest.fixture(scope="module")
 def inputs(tiny_lm_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, InputArtifact]:
-    tokens = tmp_path_factory.mktemp("ingest")
-    generator = np.random.default_rng(0)
-    for split, count in (("train", 11), ("test", 4)):
-        writer = TokenShardWriter(tokens, split, 512, 100)
-        ids = generator.integers(0, 512, (count, LENGTH))
-        writer.add([PackedSequence("s", [0], [0], row) for row in ids])
-        writer.close()
-    write_json(tiny_lm_dir.parent / "model.json", {"name": "tiny", "compute_dtype": "float32"})
-    return {
-        "sync_tokenizer": InputArtifact("model", "sync_tokenizer", "d", tiny_lm_dir.parent, {}, {}),
-        "ingest": InputArtifact("tokens", "ingest", "d", tokens, {}, {}),
-    }
+    folder = tmp_path_factory.mktemp("ingest")
+    return token_inputs(folder, tiny_lm_dir, LENGTH, {"train": 11, "test": 4})
 
 
 def settings(**changes: object) -> CacheActivationsConfig:

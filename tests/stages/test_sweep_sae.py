@@ -6,17 +6,17 @@ import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from rldecoder.config.sae import SweepSaeConfig, TrainSaeConfig
-from rldecoder.data.packing import PackedSequence, TokenShardWriter
 from rldecoder.errors import BadInputError
-from rldecoder.sae.sweep import choose
-from rldecoder.schemas import read_parquet, write_json
+from rldecoder.sae.model import Sae
+from rldecoder.sae.sweep import choose, sae_folder
+from rldecoder.schemas import read_parquet
 from rldecoder.stages import sweep_sae
 from rldecoder.stages.context import InputArtifact, StageContext
 from rldecoder.stages.table import stage_named
+from tests.stages.token_inputs import token_inputs
 
 STAGE = stage_named("sweep_sae")
 
@@ -37,18 +37,8 @@ CONFIG = SweepSaeConfig(
 
 @pytest.fixture(scope="module")
 def inputs(tiny_lm_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, InputArtifact]:
-    tokens = tmp_path_factory.mktemp("ingest")
-    generator = np.random.default_rng(0)
-    for split, count in (("train", 60), ("test", 12)):
-        writer = TokenShardWriter(tokens, split, 512, 100)
-        rows = generator.integers(0, 512, (count, LENGTH))
-        writer.add([PackedSequence("s", [0], [0], row) for row in rows])
-        writer.close()
-    write_json(tiny_lm_dir.parent / "model.json", {"name": "tiny", "compute_dtype": "float32"})
-    return {
-        "sync_tokenizer": InputArtifact("model", "sync_tokenizer", "d", tiny_lm_dir.parent, {}, {}),
-        "ingest": InputArtifact("tokens", "ingest", "d", tokens, {}, {}),
-    }
+    folder = tmp_path_factory.mktemp("ingest")
+    return token_inputs(folder, tiny_lm_dir, LENGTH, {"train": 60, "test": 12})
 
 
 def test_every_cell_is_measured_against_its_controls(
@@ -70,6 +60,8 @@ def test_every_cell_is_measured_against_its_controls(
     assert by_layer[3, 8]["residual_lens_kl"] < by_layer[1, 8]["residual_lens_kl"]
     assert output.metrics["cells"] == 4
     assert (ctx.out / "sweep.svg").read_text().startswith("<?xml")
+    sae = Sae.load(ctx.out / sae_folder(3, 8, 2.0))
+    assert (sae.spec.hook_layer, sae.spec.k, sae.spec.num_latents) == (3, 8, 128)
 
 
 def test_a_killed_sweep_goes_on(

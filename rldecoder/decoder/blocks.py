@@ -1,0 +1,184 @@
+"""The blocks of a transformer decoder: a few of the frozen model's own kind, trainable.
+
+Between two kept blocks the frozen model had others. An affine map stands for them: each block
+reads `resid @ A + c`, so that it sees nearly what it saw in the frozen model (compare model
+stitching, arXiv 2106.07682, and tuned lenses, arXiv 2303.08112). The attention sink at position 0
+has a residual hundreds of times longer than all others and says nothing about the text: every
+block reads one learned vector there, and no latent.
+
+Axes: B sequence, T position, D model width, S cached and new positions.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, Cache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
+
+from rldecoder.decoder.configuration_sae_decoder import SaeDecoderConfig
+from rldecoder.lm.frozen import find_parts, replaced_input
+
+
+class _NoEmbedding(nn.Module):
+    """In the place of an embedding table: no table, no sum, no position."""
+
+    def __init__(self, d_model: int) -> None:
+        super().__init__()
+        self.d_model = d_model
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return torch.zeros(*ids.shape, self.d_model, device=ids.device)
+
+
+class DecoderBlocks(nn.Module):
+    """Residual stream at the first kept block -> predicted final hidden state."""
+
+    def __init__(self, config: SaeDecoderConfig) -> None:
+        super().__init__()
+        assert config.blocks is not None
+        self.numbers = tuple(config.blocks)
+        # The configuration names the dtype of the frozen weights; these are to be trained.
+        body = _body_config(config)
+        self.body: PreTrainedModel = AutoModel.from_config(body, dtype=torch.float32)
+        for name, child in list(self.body.named_children()):
+            if isinstance(child, nn.Embedding):
+                setattr(self.body, name, _NoEmbedding(config.d_model))
+        self._blocks_name, self._norm_name = find_parts(self.body)
+        d = config.d_model
+        self.bridges = nn.ModuleList(nn.Linear(d, d) for _ in self.numbers[1:])
+        self.out = nn.Linear(d, d)
+        self.sinks = nn.Parameter(torch.zeros(len(self.numbers), d))
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The blocks, in order."""
+        blocks = self.body.get_submodule(self._blocks_name)
+        assert isinstance(blocks, nn.ModuleList)
+        return blocks
+
+    @property
+    def norm(self) -> nn.Module:
+        """The final norm."""
+        return self.body.get_submodule(self._norm_name)
+
+    def maps(self) -> list[nn.Linear]:
+        """Every affine map: the bridges, then the one after the norm."""
+        return [module for module in (*self.bridges, self.out) if isinstance(module, nn.Linear)]
+
+    def forward(
+        self,
+        resid: Tensor,
+        *,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        up_to: int | None = None,
+    ) -> Tensor:
+        """Predicted final hidden states [B, T, D].
+
+        Args:
+            resid: [B, T, D] at the door of the first block.
+            attention_mask: [B, S], 0 for padding.
+            position_ids: [B, T]; None: 0 to T - 1.
+            past_key_values: holds these blocks' layers only; extended in place.
+            up_to: return the residual [B, T, D] that leaves block number `up_to` (from 0) instead,
+                before any bridge.
+        """
+        if position_ids is None:
+            position_ids = torch.arange(resid.shape[1], device=resid.device)[None]
+        first = (position_ids == 0)[..., None]
+        left: list[Tensor] = []
+        with ExitStack() as hooks:
+            for index, block in enumerate(self.blocks):
+                door = self._door(index, resid, first, left)
+                hooks.enter_context(replaced_input(block, door))
+            hooks.enter_context(replaced_input(self.norm, lambda x: _noted(left, x)))
+            out = self.body(
+                inputs_embeds=resid.detach(),
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                use_cache=past_key_values is not None,
+            )
+        if up_to is not None:
+            return left[up_to]
+        predicted: Tensor = self.out(out.last_hidden_state)
+        return predicted
+
+    def _door(
+        self, index: int, resid: Tensor, first: Tensor, left: list[Tensor]
+    ) -> Callable[[Tensor], Tensor]:
+        """What block `index` reads, from what the body would give it."""
+
+        def enter(hidden: Tensor) -> Tensor:
+            if index == 0:
+                read = resid  # the body's embedding part may have scaled or moved its copy
+            else:
+                read = self.bridges[index - 1](_noted(left, hidden))
+            return torch.where(first, self.sinks[index], read)
+
+        return enter
+
+    @torch.no_grad()
+    def reset_maps(self) -> None:
+        """Every affine map the identity."""
+        for linear in self.maps():
+            nn.init.eye_(linear.weight)
+            nn.init.zeros_(linear.bias)
+
+    @torch.no_grad()
+    def copy_from(self, base: PreTrainedModel) -> None:
+        """Take the weights of the frozen model's blocks of the same numbers, and its norm."""
+        blocks_name, norm_name = find_parts(base)
+        theirs = base.get_submodule(blocks_name)
+        for number, block in zip(self.numbers, self.blocks, strict=True):
+            block.load_state_dict(theirs.get_submodule(str(number)).state_dict())
+        self.norm.load_state_dict(base.get_submodule(norm_name).state_dict())
+
+
+def evenly_spaced(hook_layer: int, num_layers: int, depth: int) -> list[int]:
+    """Numbers of `depth` of the blocks hook_layer to num_layers - 1, the last one among them.
+
+    >>> evenly_spaced(15, 30, 3)
+    [19, 24, 29]
+    """
+    span = num_layers - hook_layer
+    return [hook_layer + round((i + 1) * span / depth) - 1 for i in range(depth)]
+
+
+def own_layers(cache: Cache, hook_layer: int, depth: int) -> Cache:
+    """A view of a KV cache that begins with the decoder's first block.
+
+    The blocks count from 0 and build their causal mask from the first layer that they see, which
+    is their own: the trunk's has already moved on.
+    """
+    while len(cache.layers) < hook_layer + depth:  # a cache made without a config grows by need
+        cache.layers.append(DynamicLayer())
+    view = copy.copy(cache)
+    view.layers = cache.layers[hook_layer:]
+    return view
+
+
+def _body_config(config: SaeDecoderConfig) -> Any:
+    """The frozen model's configuration with only the kept blocks, and no vocabulary."""
+    assert config.block_config is not None
+    assert config.blocks is not None
+    base: Any = AutoConfig.for_model(**copy.deepcopy(config.block_config))
+    layer_types = getattr(base, "layer_types", None)
+    base.num_hidden_layers = len(config.blocks)
+    if layer_types is not None:
+        base.layer_types = [layer_types[number] for number in config.blocks]
+    base.vocab_size = 1
+    base.pad_token_id = base.bos_token_id = base.eos_token_id = None
+    return base
+
+
+def _noted(seen: list[Tensor], hidden: Tensor) -> Tensor:
+    seen.append(hidden)
+    return hidden

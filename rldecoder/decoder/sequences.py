@@ -1,0 +1,74 @@
+"""Cached rows and sequences: a decoder with blocks reads the second, everything else the first.
+
+Rows are cached without position 0 and without other attention sinks. In a grid those places hold
+no latent; position 0 stays visible (the blocks read their learned sink there), the others do not.
+
+Axes: N rows, B sequence, T position, K active latents, D model width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from rldecoder.data.activation_reader import ActivationReader
+from rldecoder.data.activations import ActivationBatch, VectorColumn, concatenate
+from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
+from rldecoder.sae.selection import SparseLatents
+
+
+def hidden_of_rows(
+    decoder: SaeDecoderForCausalLM, latents: SparseLatents, seq_id: Tensor, pos: Tensor
+) -> Tensor:
+    """Predicted final hidden states [N, D] of N rows of whole sequences.
+
+    Args:
+        decoder: of either kind.
+        latents: [N, K].
+        seq_id: [N], rows of one sequence side by side.
+        pos: [N] positions, rising within a sequence.
+    """
+    if decoder.blocks is None:
+        return decoder.hidden(latents)
+    device = latents.acts.device
+    _, row = torch.unique_consecutive(seq_id.to(device), return_inverse=True)
+    column = pos.to(device).long()
+    shape = (int(row[-1]) + 1, int(column.max()) + 1)
+    width = latents.acts.shape[-1]
+    acts = latents.acts.new_zeros(*shape, width)
+    indices = latents.indices.new_zeros(*shape, width)
+    mask = torch.zeros(shape, dtype=torch.long, device=device)
+    acts[row, column], indices[row, column] = latents
+    mask[row, column] = 1
+    mask[:, 0] = 1
+    positions = torch.arange(shape[1], device=device).expand(shape)
+    grid = SparseLatents(acts, indices)
+    return decoder.hidden(grid, attention_mask=mask, position_ids=positions)[row, column]
+
+
+def whole_sequences(
+    reader: ActivationReader,
+    batch_tokens: int,
+    *,
+    columns: Sequence[VectorColumn],
+    max_tokens: int | None = None,
+) -> Iterator[ActivationBatch]:
+    """Rows in order, in batches that begin with a sequence; the last sequence may be cut short.
+
+    Args:
+        reader: the split.
+        batch_tokens: rows a batch, give or take a sequence.
+        columns: vectors to read.
+        max_tokens: stop after this many rows (None: all).
+    """
+    held: ActivationBatch | None = None
+    for batch in reader.ordered(batch_tokens, columns=columns, max_tokens=max_tokens):
+        joined = batch if held is None else concatenate([held, batch])
+        open_rows = joined.seq_id == joined.seq_id[-1]
+        held = joined.select(open_rows)
+        if not open_rows.all():
+            yield joined.select(~open_rows)
+    if held is not None:
+        yield held

@@ -1,0 +1,138 @@
+"""Where a decoder with blocks starts: the frozen model's own blocks, joined in closed form.
+
+The maps are fitted one after the other, each on what really arrives at its place: the SAE's
+reconstruction, then what the blocks kept so far make of it. So every map also corrects, as far as
+an affine map can, the errors made before it. No gradient step is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM, new_decoder
+from rldecoder.lm.frozen import FrozenLM
+from rldecoder.lm.lens import AffineMap, Moments, choose_affine
+from rldecoder.lm.sinks import is_sink
+from rldecoder.sae.model import Sae
+
+Init = Literal["base", "fresh"]
+HELD_OUT = 8
+"""Every so many-th sequence chooses the ridge strengths and is not fitted."""
+
+
+class _Text(NamedTuple):
+    """What the frozen model makes of the fitting text, [S, T, D] each, in its dtype."""
+
+    recon: Tensor
+    """The SAE's reconstruction at the hook layer."""
+    doors: list[Tensor]
+    """The residual stream at the door of each kept block."""
+    final: Tensor
+    """The final hidden state."""
+    usual: Tensor
+    """[S, T] bool: neither position 0 nor another sink."""
+
+
+@torch.no_grad()
+def decoder_from_blocks(
+    lm: FrozenLM,
+    sae: Sae,
+    blocks: Sequence[int],
+    input_ids: Tensor,
+    *,
+    init: Init = "base",
+    strengths: Sequence[float] = (1e-4, 1e-3, 1e-2, 1e-1),
+    micro_batch: int = 8,
+    advance: Callable[[int], None] = lambda tokens: None,
+) -> SaeDecoderForCausalLM:
+    """A transformer decoder that has been fitted, but not trained.
+
+    Args:
+        lm: the frozen model.
+        sae: at the hook layer.
+        blocks: numbers of the kept blocks.
+        input_ids: [S, T] training text, 8 sequences or more.
+        init: `base` copies the frozen model's blocks; `fresh` leaves them as transformers makes
+            them (global RNG), and then only the last map is fitted.
+        strengths: ridge penalties to choose from, for each map.
+        micro_batch: sequences a pass.
+        advance: called with the tokens of each pass.
+    """
+    decoder = new_decoder(lm, sae, blocks)
+    parts = decoder.blocks
+    assert parts is not None
+    text = _read(lm, sae, blocks, input_ids, micro_batch, advance)
+    for sink, door in zip(parts.sinks, text.doors, strict=True):
+        sink.copy_(door[:, 0].float().mean(0))
+    decoder.W.copy_(sae.W_dec.float())
+    decoder.b.copy_(sae.b_dec.float())
+    if init == "base":
+        parts.copy_from(lm.base)
+        entry = _fit(text.recon, text.doors[0], text.usual, strengths)
+        decoder.W.copy_(decoder.W @ entry.A)
+        decoder.b.copy_(decoder.b @ entry.A + entry.c)
+        resid = entry(text.recon).to(text.recon.dtype)
+        for index, bridge in enumerate(parts.bridges):
+            left = _run(decoder, resid, micro_batch, index)
+            _write(bridge, _fit(left, text.doors[index + 1], text.usual, strengths))
+    else:
+        resid = text.recon
+    predicted = _run(decoder, resid, micro_batch, None)
+    _write(parts.out, _fit(predicted, text.final, text.usual, strengths))
+    return decoder
+
+
+def _read(
+    lm: FrozenLM,
+    sae: Sae,
+    blocks: Sequence[int],
+    input_ids: Tensor,
+    micro_batch: int,
+    advance: Callable[[int], None],
+) -> _Text:
+    recons, doors, finals, usual = [], [], [], []
+    for ids in input_ids.split(micro_batch):
+        seen, final = lm.residuals(ids.to(lm.device))
+        resid = seen[sae.spec.hook_layer]
+        recons.append(sae(resid.flatten(0, 1).float()).recon.view_as(resid).to(lm.dtype))
+        doors.append(torch.stack([seen[number] for number in blocks]))
+        finals.append(final)
+        kept = ~is_sink(resid.flatten(0, 1)).view(resid.shape[:2])
+        kept[:, 0] = False
+        usual.append(kept)
+        advance(ids.numel())
+    return _Text(
+        torch.cat(recons), list(torch.cat(doors, dim=1)), torch.cat(finals), torch.cat(usual)
+    )
+
+
+def _run(
+    decoder: SaeDecoderForCausalLM, resid: Tensor, micro_batch: int, up_to: int | None
+) -> Tensor:
+    """What leaves block `up_to`, or the whole (with the last map still the identity)."""
+    parts = decoder.blocks
+    assert parts is not None
+    passes = [parts(part.float(), up_to=up_to) for part in resid.split(micro_batch)]
+    return torch.cat(passes).to(resid.dtype)
+
+
+def _fit(x: Tensor, y: Tensor, usual: Tensor, strengths: Sequence[float]) -> AffineMap:
+    """The affine map [S, T, D] -> [S, T, D] on the usual tokens."""
+    held = torch.arange(len(x), device=x.device) % HELD_OUT == HELD_OUT - 1
+    sums = []
+    for rows in (~held, held):
+        moments = Moments(x.shape[-1], x.device)
+        for one_x, one_y, kept in zip(x[rows], y[rows], usual[rows], strict=True):
+            moments.add(one_x[kept], one_y[kept])
+        sums.append(moments)
+    return choose_affine(sums[0], sums[1], strengths)
+
+
+def _write(linear: nn.Module, found: AffineMap) -> None:
+    assert isinstance(linear, nn.Linear)
+    linear.weight.copy_(found.A.T)
+    linear.bias.copy_(found.c)

@@ -1,0 +1,165 @@
+"""Distilling the frozen model into a feature decoder: the step, its rates, its data.
+
+The stage `train_decoder` adds evaluation and checkpoints, the frontier a budget.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from rldecoder.checkpoints import pack_optimizer, unpack_optimizer
+from rldecoder.config.decoder import DistillConfig
+from rldecoder.data.activation_reader import ActivationReader
+from rldecoder.data.activations import ActivationBatch, VectorColumn
+from rldecoder.decoder.distill import NextTokens, chunked_kl_ce, matmul_precision
+from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
+from rldecoder.decoder.sequences import hidden_of_rows
+from rldecoder.errors import NumericalError
+
+
+class StepValues(NamedTuple):
+    """What one optimiser step reports; losses in nats per token."""
+
+    loss: float
+    kl: float
+    ce: float
+    grad_norm: float
+    lr: float
+
+
+class DecoderTrainer:
+    """Trains a decoder on cached rows: shuffled ones for `linear`, whole sequences with blocks.
+
+    Args:
+        decoder: changed in place.
+        reader: the training split.
+        config: rates, batch and budget.
+        seed: of the order of the data.
+    """
+
+    def __init__(
+        self,
+        decoder: SaeDecoderForCausalLM,
+        reader: ActivationReader,
+        config: DistillConfig,
+        seed: int,
+    ) -> None:
+        self.decoder, self.reader, self.config, self.seed = decoder, reader, config, seed
+        self.next_tokens = NextTokens(reader)
+        self.batch_sequences = max(1, config.batch_tokens // reader.meta.context_length)
+        self.steps_per_epoch = steps_per_epoch(self._batches_in_reader(), config)
+        self.total_steps = config.epochs * self.steps_per_epoch
+        self.step_done = 0
+        self.tokens_done = 0
+        groups: list[dict[str, Any]] = [
+            {"params": [decoder.W], "weight_decay": config.weight_decay, "peak": config.lr},
+            {"params": [decoder.b], "weight_decay": 0.0, "peak": config.lr},
+        ]
+        if decoder.blocks is not None:
+            groups.append(
+                {
+                    "params": list(decoder.blocks.parameters()),
+                    "weight_decay": config.weight_decay,
+                    "peak": config.blocks_lr,
+                }
+            )
+        self.optimizer = torch.optim.AdamW(groups, lr=config.lr)
+
+    def _batches_in_reader(self) -> int:
+        if self.decoder.blocks is None:
+            return self.reader.batches_per_epoch(self.config.batch_tokens)
+        return self.reader.sequence_batches(self.batch_sequences)
+
+    def rest_of_epoch(self) -> Iterator[ActivationBatch]:
+        """The batches from `step_done` to the end of its epoch."""
+        epoch, start = divmod(self.step_done, self.steps_per_epoch)
+        columns: tuple[VectorColumn, ...] = ("resid", "final_hidden")
+        if self.decoder.blocks is None:
+            batches = self.reader.shuffled(
+                self.config.batch_tokens,
+                seed=self.seed, epoch=epoch, start_batch=start, columns=columns,
+            )  # fmt: skip
+        else:
+            batches = self.reader.shuffled_sequences(
+                self.batch_sequences,
+                seed=self.seed, epoch=epoch, start_batch=start, columns=columns,
+            )  # fmt: skip
+        for _, batch in zip(range(self.steps_per_epoch - start), batches, strict=False):
+            yield batch
+
+    def step(self, batch: ActivationBatch) -> StepValues:
+        """One optimiser step on N tokens.
+
+        Raises:
+            NumericalError: the loss or the gradient is NaN or infinite.
+        """
+        config, decoder, device = self.config, self.decoder, self.decoder.device
+        assert batch.resid is not None
+        assert batch.final_hidden is not None
+        share = schedule(self.step_done, self.total_steps, config.warmup_fraction)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak"] * share
+        with torch.no_grad():
+            latents = decoder.frozen.sae.encode(batch.resid.to(device).float())
+        with matmul_precision(config.matmul_precision):
+            losses = chunked_kl_ce(
+                hidden_of_rows(decoder, latents, batch.seq_id, batch.pos),
+                batch.final_hidden.to(device),
+                decoder.frozen.lm,
+                labels=self.next_tokens.labels(batch.seq_id, batch.pos).to(device),
+                ce_weight=config.ce_weight,
+            )
+            self.optimizer.zero_grad(set_to_none=True)
+            losses.loss.mean().backward()
+        grad_norm = torch.nn.utils.clip_grad_norm_(decoder.parameters(), config.max_grad_norm)
+        self.optimizer.step()
+        self.step_done += 1
+        self.tokens_done += len(batch.pos)
+        values = StepValues(
+            loss=float(losses.loss.detach().mean()),
+            kl=float(losses.kl.mean()),
+            ce=float(losses.ce.mean()),
+            grad_norm=float(grad_norm),
+            lr=config.lr * share,
+        )
+        if not all(map(math.isfinite, values)):
+            raise NumericalError(
+                f"Step {self.step_done} of decoder training gave {values._asdict()}.",
+                "The decoder diverged, or the cached activations are damaged.",
+                "Lower `train_decoder.lr` or `blocks_lr`; training goes on from the last "
+                "checkpoint.",
+            )
+        return values
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and JSON of a checkpoint; the inverse is `restore`."""
+        tensors, optimizer = pack_optimizer(self.optimizer)
+        tensors |= {f"now.{name}": t for name, t in self.decoder.state_dict().items()}
+        return tensors, {"optimizer": optimizer, "tokens_done": self.tokens_done}
+
+    def restore(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Go on as if training had never stopped after `step` steps."""
+        weights = {n.removeprefix("now."): t for n, t in tensors.items() if n.startswith("now.")}
+        self.decoder.load_state_dict(weights)
+        unpack_optimizer(self.optimizer, tensors, state["optimizer"])
+        self.step_done, self.tokens_done = step, int(state["tokens_done"])
+
+
+def steps_per_epoch(batches: int, config: DistillConfig) -> int:
+    """Optimiser steps between evaluations: one pass, or its share of the token budget."""
+    if config.budget_tokens is None:
+        return max(1, batches)
+    return max(1, min(batches, config.budget_tokens // (config.epochs * config.batch_tokens)))
+
+
+def schedule(step: int, total_steps: int, warmup_fraction: float) -> float:
+    """Share of the peak rate at `step` (from 0): linear warm-up, then half a cosine down to 0."""
+    warmup = math.ceil(warmup_fraction * total_steps)
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total_steps - warmup)))

@@ -1,0 +1,171 @@
+"""The frontier on a tiny model: cells, controls, verdict, resume."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+from rldecoder.config.decoder import DistillConfig, FrontierConfig
+from rldecoder.config.run import RunConfig
+from rldecoder.config.sae import SweepSaeConfig, TrainSaeConfig
+from rldecoder.decoder.frontier import recommend
+from rldecoder.errors import BadInputError
+from rldecoder.runner import check_reach
+from rldecoder.schemas import read_parquet
+from rldecoder.stages import frontier
+from rldecoder.stages.context import InputArtifact, StageContext
+from rldecoder.stages.table import stage_named
+from tests.stages.token_inputs import token_inputs
+
+STAGE = stage_named("frontier")
+LENGTH = 16
+SWEEP = SweepSaeConfig(
+    layers=(2, 3),
+    ks=(8,),
+    expansions=(2.0,),
+    train_tokens=60 * LENGTH,
+    test_tokens=12 * LENGTH,
+    splice_sequences=3,
+    training=TrainSaeConfig(
+        budget_tokens=40 * 64, batch_tokens=64, init_tokens=256, warmup_steps=3, lr=3e-3
+    ),
+)
+CONFIG = FrontierConfig(
+    depths=(0, 1),
+    train_tokens=1024,
+    test_tokens=256,
+    training=DistillConfig(
+        epochs=1, budget_tokens=512, batch_tokens=64, lr=1e-3, blocks_lr=1e-3, fit_tokens=1024
+    ),
+)
+
+MakeContext = Callable[..., StageContext]
+
+
+@pytest.fixture(scope="module")
+def inputs(tiny_lm_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, InputArtifact]:
+    from tests.conftest import make_context
+
+    folder = tmp_path_factory.mktemp("ingest")
+    found = token_inputs(folder, tiny_lm_dir, LENGTH, {"train": 64, "test": 16})
+    ctx = make_context(tmp_path_factory.mktemp("sweep"))
+    stage_named("sweep_sae").run(found, SWEEP, ctx)
+    sweep = InputArtifact("sweep", "sweep_sae", "d", ctx.out, {}, {})
+    return {**found, "sweep_sae": sweep}
+
+
+def test_every_depth_is_measured_beside_floor_lens_and_control(
+    inputs: Mapping[str, InputArtifact], context: MakeContext
+) -> None:
+    ctx = context()
+    output = STAGE.run(inputs, CONFIG, ctx)
+    rows = read_parquet(ctx.out / "frontier.parquet").to_pylist()
+    assert [(row["layer"], row["depth"], row["sae"]) for row in rows] == [
+        (layer, depth, source)
+        for layer in (2, 3)
+        for depth, source in ((0, "trained"), (1, "trained"), (1, "random"))
+    ]
+    cell = {(row["layer"], row["depth"], row["sae"]): row for row in rows}
+    for row in rows:
+        assert row["kl_low"] <= row["kl"] <= row["kl_high"]
+        assert row["tokens_trained"] >= 8 * 60
+        assert row["splice_kl"] > 0
+    for layer in (2, 3):
+        linear, deep = cell[layer, 0, "trained"], cell[layer, 1, "trained"]
+        assert deep["parameters"] > linear["parameters"]
+        assert deep["flops_per_token"] > linear["flops_per_token"]
+        assert linear["parameters"] == 128 * 64 + 64
+        assert linear["residual_lens_kl"] == deep["residual_lens_kl"]
+        # A random SAE of the same L0 loses more, to the frozen model's own blocks at least.
+        assert cell[layer, 1, "random"]["splice_kl"] > deep["splice_kl"]
+    verdict = json.loads((ctx.out / "verdict.json").read_text())
+    assert set(verdict["depths"]) == {"2", "3"}
+    assert output.metrics["cells"] == 6
+    assert (ctx.out / "frontier.svg").read_text().startswith("<?xml")
+
+
+def test_a_killed_frontier_goes_on(
+    inputs: Mapping[str, InputArtifact], context: MakeContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, killed = context("whole"), context("killed")
+    STAGE.run(inputs, CONFIG, whole)
+    original, calls = frontier._cell, []
+
+    def limited(*arguments: object) -> object:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return original(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(frontier, "_cell", limited)
+    with pytest.raises(KeyboardInterrupt):
+        STAGE.run(inputs, CONFIG, killed)
+    STAGE.run(inputs, CONFIG, killed)
+    assert len(calls) == 3 + 4
+    tables = [read_parquet(ctx.out / "frontier.parquet") for ctx in (whole, killed)]
+    assert tables[0].drop(["train_seconds"]) == tables[1].drop(["train_seconds"])
+
+
+def test_no_depths_no_frontier(inputs: Mapping[str, InputArtifact], context: MakeContext) -> None:
+    ctx = context()
+    assert STAGE.run(inputs, FrontierConfig(), ctx).metrics == {"cells": 0}
+    assert "no frontier" in json.loads((ctx.out / "verdict.json").read_text())["why"]
+
+
+def test_more_blocks_than_there_are(
+    inputs: Mapping[str, InputArtifact], context: MakeContext
+) -> None:
+    with pytest.raises(BadInputError, match="1 blocks"):
+        STAGE.run(inputs, CONFIG.model_copy(update={"depths": (2,)}), context())
+    only = CONFIG.model_copy(update={"depths": (3,), "layers": (2,)})
+    with pytest.raises(BadInputError, match="2 blocks"):
+        STAGE.run(inputs, only, context())
+
+
+def row(layer: int, depth: int, kl: float, k: int = 8) -> dict[str, float]:
+    return {"layer": layer, "depth": depth, "kl": kl, "k": k}
+
+
+def test_the_least_depth_that_is_enough_is_recommended() -> None:
+    rows = [row(8, 0, 3.0), row(8, 4, 1.0), row(15, 0, 2.0), row(15, 2, 0.6), row(15, 2, 0.45, 16),
+            row(15, 4, 0.4), row(24, 0, 0.7), row(24, 2, 0.3)]  # fmt: skip
+    verdict = recommend(rows, 0.5)
+    assert verdict["depths"] == {"8": 4, "15": 2, "24": 2}
+    assert (verdict["layer"], verdict["depth"], verdict["k"]) == (15, 2, 16)
+    assert verdict["meets_limit"]
+    verdict = recommend(rows, 0.1)
+    assert not verdict["meets_limit"]
+    assert verdict["depths"] == {"8": 4, "15": 4, "24": 2}
+    assert (verdict["layer"], verdict["depth"]) == (24, 2)
+
+
+def run_config(**changes: object) -> RunConfig:
+    values: dict[str, object] = {
+        "name": "x",
+        "sync_tokenizer": {"model": "random"},
+        "cache_activations": {"hook_layer": 2},
+        "baselines": {"lens_layers": [2]},
+    }
+    return RunConfig.model_validate(values | changes)
+
+
+def test_a_frontier_needs_saes_and_auto_needs_a_frontier() -> None:
+    with pytest.raises(ValueError, match=r"sweep_sae.layers is empty"):
+        run_config(frontier={"depths": [0]})
+    with pytest.raises(ValueError, match="not part of"):
+        run_config(sweep_sae={"layers": [2]}, frontier={"depths": [0], "layers": [3]})
+    with pytest.raises(ValueError, match="auto needs a frontier"):
+        run_config(train_decoder={"depth": "auto"})
+    run_config(sweep_sae={"layers": [2]}, frontier={"depths": [0]}, train_decoder={"depth": "auto"})
+
+
+def test_stages_that_need_a_linear_decoder_are_refused_before_any_work() -> None:
+    check_reach(run_config(), None)
+    deep = run_config(train_decoder={"depth": 2})
+    check_reach(deep, "gate_decoder")
+    for until in ("train_ppo", "report", None):
+        with pytest.raises(BadInputError, match="--until gate_decoder"):
+            check_reach(deep, until)

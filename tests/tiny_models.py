@@ -1,0 +1,61 @@
+"""Tiny random models of every architecture that the project supports."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma2Config,
+    GemmaConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    PhiConfig,
+)
+
+from rldecoder.lm.frozen import FrozenLM
+
+VOCAB_SIZE = 512
+WIDTH = 32
+
+
+def _configs(depth: int) -> dict[str, Any]:
+    common: dict[str, Any] = {
+        "vocab_size": VOCAB_SIZE,
+        "hidden_size": WIDTH,
+        "num_hidden_layers": depth,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 64,
+        "initializer_range": 0.2,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+        "pad_token_id": 0,
+    }
+    gated = {"intermediate_size": 48, "num_key_value_heads": 2}
+    return {
+        "gpt2": GPT2Config(**common),
+        "llama": LlamaConfig(**common, **gated),
+        "gpt_neox": GPTNeoXConfig(**common, intermediate_size=48, tie_word_embeddings=False),
+        "gemma": GemmaConfig(**common, **gated, head_dim=8),
+        # Sliding and full attention in turns, and capped logits.
+        "gemma2": Gemma2Config(**common, **gated, head_dim=8, sliding_window=4),
+        # Phi's unembedding has a bias.
+        "phi": PhiConfig(**common, intermediate_size=48),
+    }
+
+
+ARCHITECTURES = sorted(_configs(1))
+
+
+def tiny_frozen(architecture: str, tokenizer_folder: Path, depth: int = 3) -> FrozenLM:
+    """A random model with `depth` blocks of width 32; norms and biases are not trivial."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(_configs(depth)[architecture])
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias") or "norm" in name:
+            torch.nn.init.normal_(parameter, 0.5, 0.3)
+    return FrozenLM(model, AutoTokenizer.from_pretrained(tokenizer_folder), tokenizer_folder)

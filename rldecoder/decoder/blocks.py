@@ -12,13 +12,14 @@ Axes: B sequence, T position, D model width, S cached and new positions.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, Cache, PreTrainedModel
+from transformers import AutoConfig, AutoModel, Cache, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from rldecoder.decoder.configuration_sae_decoder import SaeDecoderConfig
@@ -78,7 +79,6 @@ class DecoderBlocks(nn.Module):
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
-        up_to: int | None = None,
     ) -> Tensor:
         """Predicted final hidden states [B, T, D].
 
@@ -87,18 +87,17 @@ class DecoderBlocks(nn.Module):
             attention_mask: [B, S], 0 for padding.
             position_ids: [B, T]; None: 0 to T - 1.
             past_key_values: holds these blocks' layers only; extended in place.
-            up_to: return the residual [B, T, D] that leaves block number `up_to` (from 0) instead,
-                before any bridge.
         """
         if position_ids is None:
             position_ids = torch.arange(resid.shape[1], device=resid.device)[None]
         first = (position_ids == 0)[..., None]
-        left: list[Tensor] = []
         with ExitStack() as hooks:
             for index, block in enumerate(self.blocks):
-                door = self._door(index, resid, first, left)
+                door = partial(self.enter, index, first=first)
+                if index == 0:
+                    # The body's embedding part may scale or move what it is given.
+                    door = partial(_instead, door, resid)
                 hooks.enter_context(replaced_input(block, door))
-            hooks.enter_context(replaced_input(self.norm, lambda x: _noted(left, x)))
             out = self.body(
                 inputs_embeds=resid.detach(),
                 attention_mask=attention_mask,
@@ -106,24 +105,31 @@ class DecoderBlocks(nn.Module):
                 past_key_values=past_key_values,
                 use_cache=past_key_values is not None,
             )
-        if up_to is not None:
-            return left[up_to]
         predicted: Tensor = self.out(out.last_hidden_state)
         return predicted
 
-    def _door(
-        self, index: int, resid: Tensor, first: Tensor, left: list[Tensor]
-    ) -> Callable[[Tensor], Tensor]:
-        """What block `index` reads, from what the body would give it."""
+    def enter(self, index: int, hidden: Tensor, *, first: Tensor) -> Tensor:
+        """What block `index` reads of `hidden` [B, T, D]; `first` [B, T, 1]: position 0."""
+        if index:
+            hidden = self.bridges[index - 1](hidden)
+        return torch.where(first, self.sinks[index], hidden)
 
-        def enter(hidden: Tensor) -> Tensor:
-            if index == 0:
-                read = resid  # the body's embedding part may have scaled or moved its copy
-            else:
-                read = self.bridges[index - 1](_noted(left, hidden))
-            return torch.where(first, self.sinks[index], read)
+    def run_block(self, index: int, hidden: Tensor) -> Tensor:
+        """What leaves block `index` (no norm after it) when `hidden` [B, T, D] stands at its door.
 
-        return enter
+        For sequences from position 0 on, without padding.
+        """
+        first = (torch.arange(hidden.shape[1], device=hidden.device) == 0)[None, :, None]
+        alone = copy.copy(self.body)
+        alone._modules = dict(self.body._modules)
+        alone._modules[self._blocks_name] = nn.ModuleList([self.blocks[index]])
+        alone._modules[self._norm_name] = nn.Identity()
+        alone.config = _with_blocks(self.body.config, [index])
+        with replaced_input(
+            self.blocks[index], lambda _: torch.where(first, self.sinks[index], hidden)
+        ):
+            left: Tensor = alone(inputs_embeds=hidden, use_cache=False).last_hidden_state
+        return left
 
     @torch.no_grad()
     def reset_maps(self) -> None:
@@ -169,16 +175,22 @@ def _body_config(config: SaeDecoderConfig) -> Any:
     """The frozen model's configuration with only the kept blocks, and no vocabulary."""
     assert config.block_config is not None
     assert config.blocks is not None
-    base: Any = AutoConfig.for_model(**copy.deepcopy(config.block_config))
-    layer_types = getattr(base, "layer_types", None)
-    base.num_hidden_layers = len(config.blocks)
+    base = AutoConfig.for_model(**copy.deepcopy(config.block_config))
+    body = _with_blocks(base, config.blocks)
+    body.vocab_size = 1
+    body.pad_token_id = body.bos_token_id = body.eos_token_id = None
+    return body
+
+
+def _with_blocks(config: PreTrainedConfig, numbers: Sequence[int]) -> Any:
+    """A copy of a model's configuration with only these blocks."""
+    fewer: Any = copy.deepcopy(config)
+    layer_types = getattr(config, "layer_types", None)
+    fewer.num_hidden_layers = len(numbers)
     if layer_types is not None:
-        base.layer_types = [layer_types[number] for number in config.blocks]
-    base.vocab_size = 1
-    base.pad_token_id = base.bos_token_id = base.eos_token_id = None
-    return base
+        fewer.layer_types = [layer_types[number] for number in numbers]
+    return fewer
 
 
-def _noted(seen: list[Tensor], hidden: Tensor) -> Tensor:
-    seen.append(hidden)
-    return hidden
+def _instead(door: Callable[[Tensor], Tensor], resid: Tensor, _: Tensor) -> Tensor:
+    return door(resid)

@@ -8,6 +8,7 @@ an affine map can, the errors made before it. No gradient step is taken.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -76,12 +77,15 @@ def decoder_from_blocks(
         decoder.W.copy_(decoder.W @ entry.A)
         decoder.b.copy_(decoder.b @ entry.A + entry.c)
         resid = entry(text.recon).to(text.recon.dtype)
-        for index, bridge in enumerate(parts.bridges):
-            left = _run(decoder, resid, micro_batch, index)
-            _write(bridge, _fit(left, text.doors[index + 1], text.usual, strengths))
+        for index in range(len(parts.numbers)):
+            if index:
+                found = _fit(resid, text.doors[index], text.usual, strengths)
+                _write(parts.bridges[index - 1], found)
+                resid = found(resid).to(resid.dtype)
+            resid = _in_parts(partial(parts.run_block, index), resid, micro_batch)
+        predicted = _in_parts(parts.norm, resid, micro_batch)
     else:
-        resid = text.recon
-    predicted = _run(decoder, resid, micro_batch, None)
+        predicted = _in_parts(parts, text.recon, micro_batch)
     _write(parts.out, _fit(predicted, text.final, text.usual, strengths))
     return decoder
 
@@ -110,13 +114,9 @@ def _read(
     )
 
 
-def _run(
-    decoder: SaeDecoderForCausalLM, resid: Tensor, micro_batch: int, up_to: int | None
-) -> Tensor:
-    """What leaves block `up_to`, or the whole (with the last map still the identity)."""
-    parts = decoder.blocks
-    assert parts is not None
-    passes = [parts(part.float(), up_to=up_to) for part in resid.split(micro_batch)]
+def _in_parts(function: Callable[[Tensor], Tensor], resid: Tensor, micro_batch: int) -> Tensor:
+    """`function` of sequences [S, T, D], a few at a time."""
+    passes = [function(part.float()) for part in resid.split(micro_batch)]
     return torch.cat(passes).to(resid.dtype)
 
 

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import (
+    AutoModel,
     AutoModelForCausalLM,
     Cache,
     DynamicCache,
@@ -65,6 +66,7 @@ class SaeDecoderModel(PreTrainedModel):
     """
 
     config_class = SaeDecoderConfig
+    base_model_prefix = "model"
     main_input_name = "latents"
     _supports_sdpa = True
 
@@ -392,4 +394,5 @@ def new_decoder(lm: FrozenLM, sae: Sae, blocks: Sequence[int] = ()) -> SaeDecode
     return decoder.to(lm.device).eval()  # type: ignore[arg-type]  # wrapped untyped
 
 
+AutoModel.register(SaeDecoderConfig, SaeDecoderModel, exist_ok=True)
 AutoModelForCausalLM.register(SaeDecoderConfig, SaeDecoderForCausalLM, exist_ok=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, DynamicCache
+from transformers import AutoModel, AutoModelForCausalLM, DynamicCache
 
 from rldecoder.decoder.blocks import evenly_spaced
 from rldecoder.decoder.loading import load_decoder, save_decoder
@@ -127,6 +127,9 @@ def test_save_and_load_are_exact(lm: FrozenLM, sae: Sae, ids: Tensor, tmp_path: 
     assert torch.equal(loaded(ids).logits, decoder(ids).logits)
     by_name = AutoModelForCausalLM.from_pretrained(tmp_path).attach(lm, sae)
     assert torch.equal(by_name(ids).logits, decoder(ids).logits)
+    bare = AutoModel.from_pretrained(tmp_path)
+    latents = decoder.features(ids).latents
+    assert torch.equal(bare(latents), decoder.hidden(latents))
 
 
 def test_cache_has_room_for_both_parts(lm: FrozenLM, sae: Sae, ids: Tensor) -> None:

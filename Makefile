@@ -61,7 +61,7 @@ debug:
 	rm -rf .debug-store
 	$(BIN)/rldecoder run configs/debug.yaml --store .debug-store
 	$(BIN)/rldecoder run configs/debug.yaml --store .debug-store 2>&1 | tee .debug-store/second.log
-	grep -q "done.* 0 stages built, 18 reused" .debug-store/second.log
+	grep -q "done.* 0 stages built, 19 reused" .debug-store/second.log
 	rm -rf .debug-store
 
 format:  ## Format the code

@@ -68,4 +68,4 @@ def test_models_devices_and_status_show_tables(tmp_path: Path) -> None:
     assert "cpu" in rldecoder("devices").stdout.lower()
     status = rldecoder("status", "configs/debug.yaml", "--store", str(tmp_path))
     assert status.returncode == 0
-    assert status.stdout.count("missing") == 18
+    assert status.stdout.count("missing") == 19

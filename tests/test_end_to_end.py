@@ -45,7 +45,7 @@ def test_second_run_does_no_work(debug_store: Path) -> None:
     before = {p: p.stat().st_mtime_ns for p in debug_store.rglob("*") if p.is_file()}
     result = command("run", str(CONFIG), "--store", str(debug_store), "--no-prefect")
     assert result.returncode == 0, result.stderr
-    assert "0 stages built, 18 reused" in result.stderr
+    assert "0 stages built, 19 reused" in result.stderr
     after = {p: p.stat().st_mtime_ns for p in debug_store.rglob("*") if p.is_file()}
     assert {
         p: t for p, t in after.items() if ".locks" not in p.parts and "wandb" not in p.parts

@@ -26,8 +26,8 @@ SECTIONS = (
     ("reproduce", "Reproduce"),
 )
 FIGURE_NAMES = (
-    "lens", "sweep", "sae", "decoder", "density", "ppo", "ppo_task", "tasks", "mass", "calibration",
-    "deletion", "precision",
+    "lens", "sweep", "frontier", "sae", "decoder", "density", "ppo", "ppo_task", "tasks", "mass",
+    "calibration", "deletion", "precision",
 )  # fmt: skip
 
 

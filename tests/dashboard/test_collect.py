@@ -90,7 +90,7 @@ def test_pipeline_shows_every_stage_and_no_times_as_metrics(tmp_path: Path) -> N
     inputs = {"train_sae": Artifact("train_sae", tmp_path, metrics=metrics)}
     phases = collect.pipeline(inputs)
     stages = {stage["name"]: stage for phase in phases for stage in phase["stages"]}
-    assert len(stages) == 18
+    assert len(stages) == 19
     assert stages["train_sae"]["metrics"] == [("fvu", "0.25"), ("n", "12,000")]
     assert stages["report"]["digest"] is None
 

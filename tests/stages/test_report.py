@@ -34,7 +34,7 @@ def inputs(debug_store: Path, config: RunConfig) -> dict[str, InputArtifact]:
 
 
 def test_every_other_stage_is_an_input() -> None:
-    assert len(STAGE.inputs) == 17
+    assert len(STAGE.inputs) == 18
 
 
 @pytest.mark.slow

@@ -92,9 +92,9 @@ def test_contents(inputs, context):
     run(inputs, small_config(), ctx)
     before = load_file(inputs["train_decoder"].path / "decoder" / "model.safetensors")
     after = load_file(ctx.out / "decoder" / "model.safetensors")
-    assert not torch.equal(before["W"], after["W"])
+    assert not torch.equal(before["model.W"], after["model.W"])
     last = load_file(ctx.out / "stage3" / "decoder" / "model.safetensors")
-    assert torch.equal(last["W"], after["W"])
+    assert torch.equal(last["model.W"], after["model.W"])
     lm = FrozenLM.load(inputs["sync_tokenizer"].path / "model")
     load_decoder(ctx.out / "decoder", lm, Sae.load(inputs["train_sae"].path / "sae"))
 
@@ -134,7 +134,7 @@ def test_collapse_stops_and_publishes_the_last_healthy_weights(inputs, context):
     start = load_file(inputs["train_decoder"].path / "decoder" / "model.safetensors")
     for place in ("decoder", "stage1/decoder", "stage3/decoder"):
         kept = load_file(ctx.out / place / "model.safetensors")
-        assert torch.equal(kept["W"], start["W"])
+        assert torch.equal(kept["model.W"], start["model.W"])
 
 
 def test_prompts_that_do_not_fit_are_refused(inputs, context, monkeypatch):

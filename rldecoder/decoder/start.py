@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM, new_decoder
+from rldecoder.errors import BadInputError
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.lm.lens import AffineMap, Moments, choose_affine
 from rldecoder.lm.sinks import is_sink
@@ -62,7 +63,16 @@ def decoder_from_blocks(
         strengths: ridge penalties to choose from, for each map.
         micro_batch: sequences a pass.
         advance: called with the tokens of each pass.
+
+    Raises:
+        BadInputError: there are too few sequences to fit and to choose on.
     """
+    if len(input_ids) < HELD_OUT:
+        raise BadInputError(
+            f"There are {len(input_ids)} training sequences to fit the decoder's maps on.",
+            f"{HELD_OUT} are the least: one of them chooses the ridge strength.",
+            "Raise `ingest.budget_tokens.train`, or set `train_decoder.depth: 0`.",
+        )
     decoder = new_decoder(lm, sae, blocks)
     parts = decoder.blocks
     assert parts is not None

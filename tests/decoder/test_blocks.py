@@ -215,6 +215,11 @@ def test_fresh_blocks_start_where_they_are_told(lm: FrozenLM, sae: Sae) -> None:
     assert not any(torch.equal(ours[name], theirs[name]) for name in shared)
 
 
+def test_too_little_text_to_fit_on_is_refused(lm: FrozenLM, sae: Sae) -> None:
+    with pytest.raises(BadInputError, match="8 are the least"):
+        decoder_from_blocks(lm, sae, [3], torch.ones(7, 16, dtype=torch.long))
+
+
 def test_evenly_spaced_ends_with_the_last_block() -> None:
     assert evenly_spaced(15, 30, 1) == [29]
     assert evenly_spaced(15, 30, 3) == [19, 24, 29]

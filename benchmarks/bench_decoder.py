@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
-from rldecoder.config.decoder import DistillConfig
+from rldecoder.config.decoder import DistillConfig, MatmulPrecision
 from rldecoder.data.activation_reader import ActivationReader
 from rldecoder.data.activations import ActivationBatch, ActivationMeta, ActivationWriter
 from rldecoder.decoder.blocks import evenly_spaced
@@ -140,10 +140,14 @@ def train(
         lm = frozen_model(Path(folder) / "model", torch.bfloat16)
         reader = random_cache(Path(folder) / "cache", layer, batch_tokens * (steps + 2) + LENGTH)
         contenders: dict[str, Callable[[ActivationBatch], Any]] = {}
-        for name, precision in (("bfloat16 factors", "medium"), ("float32", "highest")):
+        precisions: dict[str, MatmulPrecision] = {
+            "bfloat16 factors": "medium",
+            "float32": "highest",
+        }
+        for name, precision in precisions.items():
             config = DistillConfig(
                 epochs=1, budget_tokens=None, batch_tokens=batch_tokens,
-                matmul_precision=precision,  # type: ignore[arg-type]
+                matmul_precision=precision,
             )  # fmt: skip
             trainer = DecoderTrainer(make_decoder(lm, layer, depth), reader, config, 0)
             contenders[f"rldecoder, {name}"] = trainer.step

@@ -17,7 +17,9 @@ from transformers import (
     PhiConfig,
 )
 
+from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM, new_decoder
 from rldecoder.lm.frozen import FrozenLM
+from rldecoder.sae.model import Sae
 
 VOCAB_SIZE = 512
 WIDTH = 32
@@ -59,3 +61,18 @@ def tiny_frozen(architecture: str, tokenizer_folder: Path, depth: int = 3) -> Fr
         if name.endswith("bias") or "norm" in name:
             torch.nn.init.normal_(parameter, 0.5, 0.3)
     return FrozenLM(model, AutoTokenizer.from_pretrained(tokenizer_folder), tokenizer_folder)
+
+
+@torch.no_grad()
+def whole_decoder(lm: FrozenLM, sae: Sae, bos: int) -> SaeDecoderForCausalLM:
+    """All blocks above the hook layer, no map between: the frozen model with the SAE spliced in."""
+    above = list(range(sae.spec.hook_layer, lm.num_layers))
+    decoder = new_decoder(lm, sae, above)
+    assert decoder.blocks is not None
+    decoder.blocks.copy_from(lm.base)
+    seen, _ = lm.residuals(torch.tensor([[bos, 1]]))
+    for sink, number in zip(decoder.blocks.sinks, above, strict=True):
+        sink.copy_(seen[number][0, 0])
+    decoder.W.copy_(sae.W_dec)
+    decoder.b.copy_(sae.b_dec)
+    return decoder

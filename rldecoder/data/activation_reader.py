@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -84,36 +85,9 @@ class ShuffledActivations(ABC):
                 f"There are activations of {self.num_tokens} tokens.",
                 "Lower the batch size or raise `cache_activations.budget_tokens`.",
             )
-        windows = self._windows(columns, seed, epoch)
-        carry: dict[str, Tensor] | None = None
-        skip = start_batch * batch_tokens
-        for index, shards in enumerate(windows):
-            num_rows = sum(map(self._rows, shards)) if skip else 0
-            if num_rows and skip >= num_rows:
-                skip -= num_rows
-                continue
-            data = self._load(shards, columns)
-            if index + 1 < len(windows):
-                self._prepare(windows[index + 1], columns)
-            num_rows = len(data["pos"])
-            order = torch.randperm(num_rows, generator=torch_generator(seed, "rows", epoch, index))
-            order, skip = order[skip:], 0
-            if carry is not None:
-                missing = batch_tokens - len(carry["pos"])
-                joined = {k: torch.cat([carry[k], data[k][order[:missing]]]) for k in carry}
-                order = order[missing:]
-                if len(joined["pos"]) < batch_tokens:
-                    carry = joined
-                    continue
-                yield _as_batch(joined)
-            full = len(order) // batch_tokens * batch_tokens
-            for start in range(0, full, batch_tokens):
-                rows = order[start : start + batch_tokens]
-                yield _as_batch({k: _rows_of(v, rows) for k, v in data.items()})
-            rest = order[full:]
-            carry = {k: v[rest] for k, v in data.items()} if len(rest) else None
-        if carry is not None and not drop_last:
-            yield _as_batch(carry)
+        return self._in_batches(
+            "rows", batch_tokens, seed, epoch, start_batch, columns, drop_last=drop_last
+        )
 
     def shuffled_sequences(
         self,
@@ -127,43 +101,73 @@ class ShuffledActivations(ABC):
         """One epoch of whole sequences, in an order that depends on (seed, epoch) only.
 
         A batch holds the rows of `batch_sequences` sequences, each in the order of its positions
-        (sinks are missing from them). Sequences that fill no batch at the end of a window are
-        left out. `start_batch` skips as in `shuffled`.
+        (sinks are missing from them); what fills no batch at the end of the epoch is left out.
+        `start_batch` skips as in `shuffled`.
 
         Raises:
             BadInputError: the split has fewer sequences than a batch.
         """
-        full_rows, whole = self._full_rows(), self._whole_sequence()
-        if sum(full_rows) < batch_sequences * whole:
+        num_sequences = sum(self._sequences())
+        if num_sequences < batch_sequences:
             raise BadInputError(
                 f"A batch of {batch_sequences} sequences is larger than the split.",
-                f"There are activations of {sum(full_rows) // whole} sequences.",
+                f"There are activations of {num_sequences} sequences.",
                 "Lower the batch size or raise `cache_activations.budget_tokens`.",
             )
+        return self._in_batches(
+            "sequences", batch_sequences, seed, epoch, start_batch, columns, drop_last=True
+        )
+
+    def sequence_batches(self, batch_sequences: int) -> int:
+        """Batches in one epoch of `shuffled_sequences`."""
+        return sum(self._sequences()) // batch_sequences
+
+    def _in_batches(
+        self,
+        unit: Literal["rows", "sequences"],
+        size: int,
+        seed: int,
+        epoch: int,
+        start_batch: int,
+        columns: Sequence[VectorColumn],
+        *,
+        drop_last: bool,
+    ) -> Iterator[ActivationBatch]:
+        """Batches of `size` units each; what is left of a window goes into the next one's first."""
         windows = self._windows(columns, seed, epoch)
+        units_of = self._rows if unit == "rows" else self._sequences().__getitem__
+        carry: dict[str, Tensor] | None = None
+        carried, skip = 0, start_batch * size
         for index, shards in enumerate(windows):
-            num_batches = sum(full_rows[s] for s in shards) // whole // batch_sequences
-            if start_batch >= num_batches:
-                start_batch -= num_batches
+            num_units = sum(map(units_of, shards)) if skip else 0
+            if num_units and skip >= num_units:
+                skip -= num_units
                 continue
             data = self._load(shards, columns)
             if index + 1 < len(windows):
                 self._prepare(windows[index + 1], columns)
-            _, counts = torch.unique_consecutive(data["seq_id"], return_counts=True)
-            starts = counts.cumsum(0) - counts
-            generator = torch_generator(seed, "sequences", epoch, index)
-            order = torch.randperm(len(counts), generator=generator)
-            for chosen in order.split(batch_sequences)[start_batch:num_batches]:
-                rows = [torch.arange(starts[i], starts[i] + counts[i]) for i in chosen.tolist()]
-                yield _as_batch({k: _rows_of(v, torch.cat(rows)) for k, v in data.items()})
-            start_batch = 0
+            units = _Rows(data) if unit == "rows" else _WholeSequences(data)
+            order = torch.randperm(len(units), generator=torch_generator(seed, unit, epoch, index))
+            order, skip = order[skip:], 0
+            if carry is not None:
+                more = order[: size - carried]
+                added = units.take(more)
+                carry = {k: torch.cat([carry[k], added[k]]) for k in carry}
+                carried, order = carried + len(more), order[len(more) :]
+                if carried < size:
+                    continue
+                yield _as_batch(carry)
+            full = len(order) // size * size
+            for start in range(0, full, size):
+                yield _as_batch(units.take(order[start : start + size]))
+            carried = len(order) - full
+            carry = units.take(order[full:]) if carried else None
+        if carry is not None and not drop_last:
+            yield _as_batch(carry)
 
-    def sequence_batches(self, batch_sequences: int) -> int:
-        """Batches that every epoch of `shuffled_sequences` has, whatever its order of shards."""
-        total = sum(self._full_rows()) // self._whole_sequence() // batch_sequences
-        windows = len(self._windows(("resid", "final_hidden"), seed=0, epoch=0))
-        # Each window but the last may leave out a batch; another order may need one window more.
-        return total if windows == 1 else max(1, total - windows)
+    def _sequences(self) -> list[int]:
+        """Sequences of each shard."""
+        return [rows // self._whole_sequence() for rows in self._full_rows()]
 
     def _whole_sequence(self) -> int:
         return self.meta.context_length - self.meta.skip_first
@@ -317,6 +321,39 @@ class ActivationReader(ShuffledActivations):
                 data[vector][rows].copy_(raw.view(torch.bfloat16))
             start += table.num_rows
         return data
+
+
+class _Rows:
+    """The rows of a window."""
+
+    def __init__(self, data: Mapping[str, Tensor]) -> None:
+        self._data = data
+
+    def __len__(self) -> int:
+        return len(self._data["pos"])
+
+    def take(self, rows: Tensor) -> dict[str, Tensor]:
+        """These rows, in this order."""
+        return {name: _rows_of(values, rows) for name, values in self._data.items()}
+
+
+class _WholeSequences(_Rows):
+    """The sequences of a window, each with its rows in order."""
+
+    def __init__(self, data: Mapping[str, Tensor]) -> None:
+        super().__init__(data)
+        _, self._counts = torch.unique_consecutive(data["seq_id"], return_counts=True)
+        self._starts = self._counts.cumsum(0) - self._counts
+
+    def __len__(self) -> int:
+        return len(self._counts)
+
+    def take(self, sequences: Tensor) -> dict[str, Tensor]:
+        """The rows of these sequences, in this order."""
+        starts, counts = self._starts[sequences], self._counts[sequences]
+        ends = counts.cumsum(0)
+        within = torch.arange(int(counts.sum())) - (ends - counts).repeat_interleave(counts)
+        return super().take(starts.repeat_interleave(counts) + within)
 
 
 def _rows_of(values: Tensor, rows: Tensor) -> Tensor:

@@ -3,8 +3,8 @@
 Between two kept blocks the frozen model had others. An affine map stands for them: each block
 reads `resid @ A + c`, so that it sees nearly what it saw in the frozen model (compare model
 stitching, arXiv 2106.07682, and tuned lenses, arXiv 2303.08112). The attention sink at position 0
-has a residual hundreds of times longer than all others and says nothing about the text: every
-block reads one learned vector there, and no latent.
+has a residual many times longer than all others and says nothing about the text: every block
+reads one learned vector there, and no latent.
 
 Axes: B sequence, T position, D model width, S cached and new positions.
 """
@@ -12,18 +12,18 @@ Axes: B sequence, T position, D model width, S cached and new positions.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, Cache, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, Cache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from rldecoder.decoder.configuration_sae_decoder import SaeDecoderConfig
-from rldecoder.lm.frozen import find_parts, replaced_input
+from rldecoder.lm.cut import config_with_blocks, find_parts, replaced_input, with_blocks
 
 
 class _NoEmbedding(nn.Module):
@@ -120,23 +120,12 @@ class DecoderBlocks(nn.Module):
         For sequences from position 0 on, without padding.
         """
         first = (torch.arange(hidden.shape[1], device=hidden.device) == 0)[None, :, None]
-        alone = copy.copy(self.body)
-        alone._modules = dict(self.body._modules)
-        alone._modules[self._blocks_name] = nn.ModuleList([self.blocks[index]])
-        alone._modules[self._norm_name] = nn.Identity()
-        alone.config = _with_blocks(self.body.config, [index])
+        alone = with_blocks(self.body, [index], norm=False)
         with replaced_input(
             self.blocks[index], lambda _: torch.where(first, self.sinks[index], hidden)
         ):
             left: Tensor = alone(inputs_embeds=hidden, use_cache=False).last_hidden_state
         return left
-
-    @torch.no_grad()
-    def reset_maps(self) -> None:
-        """Every affine map the identity."""
-        for linear in self.maps():
-            nn.init.eye_(linear.weight)
-            nn.init.zeros_(linear.bias)
 
     @torch.no_grad()
     def copy_from(self, base: PreTrainedModel) -> None:
@@ -176,20 +165,10 @@ def _body_config(config: SaeDecoderConfig) -> Any:
     assert config.block_config is not None
     assert config.blocks is not None
     base = AutoConfig.for_model(**copy.deepcopy(config.block_config))
-    body = _with_blocks(base, config.blocks)
+    body = config_with_blocks(base, config.blocks)
     body.vocab_size = 1
     body.pad_token_id = body.bos_token_id = body.eos_token_id = None
     return body
-
-
-def _with_blocks(config: PreTrainedConfig, numbers: Sequence[int]) -> Any:
-    """A copy of a model's configuration with only these blocks."""
-    fewer: Any = copy.deepcopy(config)
-    layer_types = getattr(config, "layer_types", None)
-    fewer.num_hidden_layers = len(numbers)
-    if layer_types is not None:
-        fewer.layer_types = [layer_types[number] for number in numbers]
-    return fewer
 
 
 def _instead(door: Callable[[Tensor], Tensor], resid: Tensor, _: Tensor) -> Tensor:

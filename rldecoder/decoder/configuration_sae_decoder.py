@@ -1,6 +1,6 @@
 """Configuration of the feature decoder, in transformers' own form."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
@@ -26,7 +26,7 @@ class SaeDecoderConfig(PreTrainedConfig):
 
     model_type = "sae_decoder"
     keys_to_ignore_at_inference = ("past_key_values",)
-    attribute_map = {"hidden_size": "d_model"}  # noqa: RUF012
+    attribute_map: ClassVar[dict[str, str]] = {"hidden_size": "d_model"}
 
     kind: Literal["linear", "transformer"] = "linear"
     d_model: int = 64

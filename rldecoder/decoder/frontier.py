@@ -17,10 +17,9 @@ from rldecoder.decoder.faithfulness import Predictor, lens_predictor
 from rldecoder.decoder.loading import AffineLens, decoder_from_lens
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
 from rldecoder.lm.frozen import FrozenLM
-from rldecoder.lm.lens import AffineMap, Moments, choose_affine
+from rldecoder.lm.lens import RIDGE_STRENGTHS, AffineMap, Moments, choose_affine
 from rldecoder.sae.model import Sae
 
-RIDGE_STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)
 _ROWS = 4096
 
 
@@ -28,17 +27,16 @@ _ROWS = 4096
 def fit_lens(lm: FrozenLM, reader: ActivationReader, sae: Sae | None = None) -> AffineMap:
     """The best affine map from the cached residual, or its reconstruction, to the final hidden.
 
-    Every eighth batch of 4,096 rows chooses the ridge strength; of a single batch, its last eighth.
+    The last eighth of every batch of 4,096 rows chooses the ridge strength.
     """
     sums = (Moments(lm.d_model, lm.device), Moments(lm.d_model, lm.device))
-    for index, batch in enumerate(reader.ordered(_ROWS, columns=("resid", "final_hidden"))):
+    for batch in reader.ordered(_ROWS, columns=("resid", "final_hidden")):
         assert batch.resid is not None
         assert batch.final_hidden is not None
         x, y = batch.resid.to(lm.device).float(), batch.final_hidden.to(lm.device)
         if sae is not None:
             x = sae(x).recon
-        held = len(x) // 8 if index == 0 else len(x) * (index % 8 == 7)
-        cut = len(x) - held
+        cut = len(x) - len(x) // 8
         sums[0].add(x[:cut], y[:cut])
         sums[1].add(x[cut:], y[cut:])
     return choose_affine(*sums, RIDGE_STRENGTHS)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM, new_decoder
 from rldecoder.errors import BadInputError
 from rldecoder.lm.frozen import FrozenLM
-from rldecoder.lm.lens import AffineMap, Moments, choose_affine
+from rldecoder.lm.lens import RIDGE_STRENGTHS, AffineMap, Moments, choose_affine
 from rldecoder.lm.sinks import is_sink
 from rldecoder.sae.model import Sae
 
@@ -47,7 +47,7 @@ def decoder_from_blocks(
     input_ids: Tensor,
     *,
     init: Init = "base",
-    strengths: Sequence[float] = (1e-4, 1e-3, 1e-2, 1e-1),
+    strengths: Sequence[float] = RIDGE_STRENGTHS,
     micro_batch: int = 8,
     advance: Callable[[int], None] = lambda tokens: None,
 ) -> SaeDecoderForCausalLM:

@@ -7,10 +7,10 @@ Axes: B sequence, T position, D model width, V vocabulary.
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,11 +26,9 @@ from transformers import (
 )
 
 from rldecoder.errors import BadInputError
+from rldecoder.lm.cut import find_parts, replaced_input, with_blocks
 from rldecoder.lm.quiet import quiet_transformers
 
-# The module after the last block, by architecture: Llama, Gemma, Mistral, Qwen | GPT-2 |
-# GPT-NeoX (Pythia) | Phi.
-_FINAL_NORM_NAMES = ("norm", "ln_f", "final_layer_norm", "final_layernorm")
 # Any one of these makes a tokenizer; without them transformers would make an empty one.
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
 
@@ -272,7 +270,7 @@ class FrozenLM:
         """Residual stream at `layer` and final hidden state, both [B, T, D], in one pass."""
         self._check_layer(layer)
         seen: list[Tensor] = []
-        with replaced_input(self._part_after(layer), lambda resid: _keep(seen, resid)):
+        with replaced_input(self._part_after(layer), partial(_keep, seen)):
             final = self._run(input_ids, attention_mask, position_ids)
         return seen[0], final
 
@@ -285,20 +283,10 @@ class FrozenLM:
         Unlike `output_hidden_states`, the last residual is the one before the final norm.
         """
         seen: list[Tensor] = []
-        handles = [
-            self._part_after(layer).register_forward_pre_hook(
-                lambda _module, args, kwargs: _on_input(
-                    args, kwargs, lambda resid: _keep(seen, resid)
-                ),
-                with_kwargs=True,
-            )
-            for layer in range(self.num_layers + 1)
-        ]
-        try:
+        with ExitStack() as hooks:
+            for layer in range(self.num_layers + 1):
+                hooks.enter_context(replaced_input(self._part_after(layer), partial(_keep, seen)))
             final = self._run(input_ids, attention_mask, None)
-        finally:
-            for handle in handles:
-                handle.remove()
         return seen, final
 
     def splice(
@@ -369,19 +357,8 @@ class FrozenLM:
         """The base model with only the blocks on one side of `layer`, sharing all parameters."""
         key = (side, layer)
         if key not in self._cuts:
-            keep = slice(None, layer) if side == "trunk" else slice(layer, None)
-            cut = copy.copy(self._base)
-            cut._modules = dict(self._base._modules)
-            cut._modules[self._blocks_name] = nn.ModuleList(list(self._blocks)[keep])
-            if side == "trunk":
-                cut._modules[self._norm_name] = nn.Identity()
-            config: Any = copy.deepcopy(self.model.config)
-            layer_types = getattr(config, "layer_types", None)
-            config.num_hidden_layers = len(range(self.num_layers)[keep])
-            if layer_types is not None:
-                config.layer_types = layer_types[keep]
-            cut.config = config
-            self._cuts[key] = cut
+            numbers = range(layer) if side == "trunk" else range(layer, self.num_layers)
+            self._cuts[key] = with_blocks(self._base, numbers, norm=side == "tail")
         return self._cuts[key]
 
 
@@ -396,28 +373,6 @@ def _bfloat16_products() -> Iterator[None]:
         yield
     finally:
         setting.fp32_precision = before
-
-
-def find_parts(base: PreTrainedModel) -> tuple[str, str]:
-    """Names of the block list and of the final norm inside a base model.
-
-    Raises:
-        BadInputError: there is not exactly one of each.
-    """
-    depth = base.config.num_hidden_layers
-    blocks = [
-        name
-        for name, module in base.named_children()
-        if isinstance(module, nn.ModuleList) and len(module) == depth
-    ]
-    norms = [name for name in _FINAL_NORM_NAMES if isinstance(getattr(base, name, None), nn.Module)]
-    if len(blocks) != 1 or len(norms) != 1:
-        raise BadInputError(
-            f"Models of type {base.config.model_type!r} are not supported.",
-            f"Found block lists {blocks} and final norms {norms}; exactly one of each is needed.",
-            "Use a GPT-2, Llama, GPT-NeoX, Gemma, Phi or similar model.",
-        )
-    return blocks[0], norms[0]
 
 
 def _recorded_dtype(folder: Path) -> torch.dtype | None:
@@ -441,24 +396,3 @@ def count_positions(
 def _keep(seen: list[Tensor], resid: Tensor) -> Tensor:
     seen.append(resid)
     return resid
-
-
-def _on_input(
-    args: tuple[Any, ...], kwargs: dict[str, Any], change: Callable[[Tensor], Tensor]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """A block's arguments with `change` applied to the hidden states, which may come by name."""
-    if args:
-        return (change(args[0]), *args[1:]), kwargs
-    return args, {**kwargs, "hidden_states": change(kwargs["hidden_states"])}
-
-
-@contextmanager
-def replaced_input(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """While open, `module` receives `change(hidden_states)` instead of its hidden states."""
-    handle = module.register_forward_pre_hook(
-        lambda _module, args, kwargs: _on_input(args, kwargs, change), with_kwargs=True
-    )
-    try:
-        yield
-    finally:
-        handle.remove()

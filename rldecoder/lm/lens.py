@@ -17,6 +17,9 @@ from torch import Tensor
 from rldecoder.errors import NumericalError
 from rldecoder.lm.frozen import FrozenLM
 
+RIDGE_STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)
+"""Penalties tried where a configuration names none."""
+
 
 class AffineMap(NamedTuple):
     """`final_hidden ~= resid @ A + c`."""

@@ -84,7 +84,7 @@ class DecoderPPOTrainer(GRPOTrainer):
             callbacks=[_RolloutBoundary(self)],
         )
         # TRL replaces `forward` on the instance by one with a fused output layer that this
-        # decoder (no base model, no lm_head) cannot use.
+        # decoder (its unembedding is the frozen model's) cannot use.
         self.model.__dict__.pop("forward", None)
         self.remove_callback(PrinterCallback)
 

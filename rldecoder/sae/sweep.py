@@ -14,6 +14,7 @@ from torch import Tensor
 from rldecoder.config.sae import SweepSaeConfig, TrainSaeConfig
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.lm.lens import (
+    RIDGE_STRENGTHS,
     Moments,
     PredictionMeans,
     PredictionSums,
@@ -27,7 +28,6 @@ from rldecoder.sae.splice import splice_quality
 from rldecoder.sae.training import SaeTrainer, input_statistics, published_spec
 from rldecoder.seeds import derive_seed, torch_generator
 
-RIDGE_STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)
 _CHUNK_TOKENS = 256
 _ENCODE_TOKENS = 4096
 

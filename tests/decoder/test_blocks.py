@@ -13,12 +13,11 @@ from transformers import AutoModel, AutoModelForCausalLM, DynamicCache
 from rldecoder.decoder.blocks import evenly_spaced
 from rldecoder.decoder.loading import load_decoder, save_decoder
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM, new_decoder
-from rldecoder.decoder.start import decoder_from_blocks
 from rldecoder.errors import BadInputError
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.sae.model import Sae, SaeSpec
 from rldecoder.sae.selection import SparseLatents
-from tests.tiny_models import ARCHITECTURES, WIDTH, tiny_frozen
+from tests.tiny_models import ARCHITECTURES, WIDTH, tiny_frozen, whole_decoder
 
 DEPTH, HOOK_LAYER, LENGTH = 4, 2, 12
 ABOVE = list(range(HOOK_LAYER, DEPTH))
@@ -46,21 +45,6 @@ def ids() -> Tensor:
     return ids
 
 
-@torch.no_grad()
-def whole(lm: FrozenLM, sae: Sae) -> SaeDecoderForCausalLM:
-    """All blocks above the hook layer, no map between: the frozen model with the SAE spliced in."""
-    decoder = new_decoder(lm, sae, ABOVE)
-    assert decoder.blocks is not None
-    decoder.blocks.copy_from(lm.base)
-    decoder.blocks.reset_maps()
-    seen, _ = lm.residuals(torch.tensor([[BOS, 1]]))
-    for sink, number in zip(decoder.blocks.sinks, ABOVE, strict=True):
-        sink.copy_(seen[number][0, 0])
-    decoder.W.copy_(sae.W_dec)
-    decoder.b.copy_(sae.b_dec)
-    return decoder
-
-
 def shaken(lm: FrozenLM, sae: Sae, blocks: list[int]) -> SaeDecoderForCausalLM:
     """A decoder whose every weight matters."""
     torch.manual_seed(3)
@@ -71,7 +55,7 @@ def shaken(lm: FrozenLM, sae: Sae, blocks: list[int]) -> SaeDecoderForCausalLM:
 
 
 def test_all_blocks_give_the_spliced_model(lm: FrozenLM, sae: Sae, ids: Tensor) -> None:
-    decoder = whole(lm, sae)
+    decoder = whole_decoder(lm, sae, BOS)
 
     def replace(resid: Tensor) -> Tensor:
         first = (MASK.cumsum(-1) == 1) & MASK.bool()
@@ -182,42 +166,6 @@ def test_attributions_are_exact_for_linear_and_first_order_with_blocks(
     assert change == pytest.approx(float(found[place]), rel=0.2, abs=5e-3)
     with pytest.raises(BadInputError, match="linear"):
         decoder.contributions(latents, tokens)
-
-
-@torch.no_grad()
-def test_fitted_start_is_better_than_plain_blocks(lm: FrozenLM, sae: Sae) -> None:
-    text = torch.randint(1, 512, (64, 16), generator=torch.Generator().manual_seed(4))
-    text[:, 0] = BOS
-    fitted = decoder_from_blocks(lm, sae, [3], text)
-    plain = whole(lm, sae)
-    assert fitted.blocks is not None
-    held = torch.randint(1, 512, (16, 16), generator=torch.Generator().manual_seed(5))
-    held[:, 0] = BOS
-    target = lm.residuals(held)[1]
-    error = {}
-    for name, decoder in (("fitted", fitted), ("plain", plain)):
-        hidden = decoder.hidden(decoder.features(held).latents)
-        error[name] = float((hidden - target)[:, 1:].square().mean())
-    assert error["fitted"] < error["plain"]
-    sink = lm.residuals(held)[0][3][0, 0]
-    torch.testing.assert_close(fitted.blocks.sinks[0], sink, atol=1e-4, rtol=1e-4)
-
-
-def test_fresh_blocks_start_where_they_are_told(lm: FrozenLM, sae: Sae) -> None:
-    text = torch.randint(1, 512, (16, 16), generator=torch.Generator().manual_seed(4))
-    decoder = decoder_from_blocks(lm, sae, [2, 3], text, init="fresh")
-    assert decoder.blocks is not None
-    torch.testing.assert_close(decoder.W.detach(), sae.W_dec.detach())
-    theirs = lm.base.state_dict()
-    ours = decoder.blocks.body.state_dict()
-    shared = [name for name in ours if name in theirs and theirs[name].ndim == 2]
-    assert shared
-    assert not any(torch.equal(ours[name], theirs[name]) for name in shared)
-
-
-def test_too_little_text_to_fit_on_is_refused(lm: FrozenLM, sae: Sae) -> None:
-    with pytest.raises(BadInputError, match="8 are the least"):
-        decoder_from_blocks(lm, sae, [3], torch.ones(7, 16, dtype=torch.long))
 
 
 def test_evenly_spaced_ends_with_the_last_block() -> None:

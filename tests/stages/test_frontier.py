@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from rldecoder.config.decoder import DistillConfig, FrontierConfig
 from rldecoder.config.run import RunConfig
-from rldecoder.config.sae import SweepSaeConfig, TrainSaeConfig
 from rldecoder.decoder.frontier import recommend
 from rldecoder.errors import BadInputError
 from rldecoder.runner import check_reach
@@ -18,21 +18,11 @@ from rldecoder.schemas import read_parquet
 from rldecoder.stages import frontier
 from rldecoder.stages.context import InputArtifact, StageContext
 from rldecoder.stages.table import stage_named
-from tests.stages.token_inputs import token_inputs
+from tests.stages.token_inputs import small_sweep, token_inputs
 
 STAGE = stage_named("frontier")
 LENGTH = 16
-SWEEP = SweepSaeConfig(
-    layers=(2, 3),
-    ks=(8,),
-    expansions=(2.0,),
-    train_tokens=60 * LENGTH,
-    test_tokens=12 * LENGTH,
-    splice_sequences=3,
-    training=TrainSaeConfig(
-        budget_tokens=40 * 64, batch_tokens=64, init_tokens=256, warmup_steps=3, lr=3e-3
-    ),
-)
+SWEEP = small_sweep(LENGTH, (2, 3), (8,))
 CONFIG = FrontierConfig(
     depths=(0, 1),
     train_tokens=1024,
@@ -94,11 +84,11 @@ def test_a_killed_frontier_goes_on(
     STAGE.run(inputs, CONFIG, whole)
     original, calls = frontier._cell, []
 
-    def limited(*arguments: object) -> object:
+    def limited(*arguments: Any) -> Any:
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return original(*arguments)  # type: ignore[arg-type]
+        return original(*arguments)
 
     monkeypatch.setattr(frontier, "_cell", limited)
     with pytest.raises(KeyboardInterrupt):

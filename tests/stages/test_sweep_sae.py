@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from rldecoder.config.sae import SweepSaeConfig, TrainSaeConfig
+from rldecoder.config.sae import SweepSaeConfig
 from rldecoder.errors import BadInputError
 from rldecoder.sae.model import Sae
 from rldecoder.sae.sweep import choose, sae_folder
@@ -16,23 +17,13 @@ from rldecoder.schemas import read_parquet
 from rldecoder.stages import sweep_sae
 from rldecoder.stages.context import InputArtifact, StageContext
 from rldecoder.stages.table import stage_named
-from tests.stages.token_inputs import token_inputs
+from tests.stages.token_inputs import small_sweep, token_inputs
 
 STAGE = stage_named("sweep_sae")
 
 MakeContext = Callable[..., StageContext]
 LENGTH = 24
-CONFIG = SweepSaeConfig(
-    layers=(1, 3),
-    ks=(4, 8),
-    expansions=(2.0,),
-    train_tokens=60 * LENGTH,
-    test_tokens=12 * LENGTH,
-    splice_sequences=3,
-    training=TrainSaeConfig(
-        budget_tokens=40 * 64, batch_tokens=64, init_tokens=256, warmup_steps=3, lr=3e-3
-    ),
-)
+CONFIG = small_sweep(LENGTH, (1, 3), (4, 8))
 
 
 @pytest.fixture(scope="module")
@@ -71,11 +62,11 @@ def test_a_killed_sweep_goes_on(
     STAGE.run(inputs, CONFIG, whole)
     original, calls = sweep_sae.train_small, []
 
-    def limited(*arguments: object, **named: object) -> object:
+    def limited(*arguments: Any, **named: Any) -> Any:
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return original(*arguments, **named)  # type: ignore[arg-type]
+        return original(*arguments, **named)
 
     monkeypatch.setattr(sweep_sae, "train_small", limited)
     with pytest.raises(KeyboardInterrupt):

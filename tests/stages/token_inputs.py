@@ -1,4 +1,4 @@
-"""Random tokens and the tiny model, as the artifacts that stages before the cache read."""
+"""Random tokens and the tiny model, as the artifacts that stages before the cache read; a sweep."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rldecoder.config.sae import SweepSaeConfig, TrainSaeConfig
 from rldecoder.data.packing import PackedSequence, TokenShardWriter
 from rldecoder.schemas import write_json
 from rldecoder.stages.context import InputArtifact
@@ -28,3 +29,18 @@ def token_inputs(
         "sync_tokenizer": InputArtifact("model", "sync_tokenizer", "d", model, {}, {}),
         "ingest": InputArtifact("tokens", "ingest", "d", folder, {}, {}),
     }
+
+
+def small_sweep(length: int, layers: tuple[int, ...], ks: tuple[int, ...]) -> SweepSaeConfig:
+    """A sweep on such tokens, of seconds."""
+    return SweepSaeConfig(
+        layers=layers,
+        ks=ks,
+        expansions=(2.0,),
+        train_tokens=60 * length,
+        test_tokens=12 * length,
+        splice_sequences=3,
+        training=TrainSaeConfig(
+            budget_tokens=40 * 64, batch_tokens=64, init_tokens=256, warmup_steps=3, lr=3e-3
+        ),
+    )

@@ -13,7 +13,8 @@ Axes: N tokens, D model width, V vocabulary. All losses are in nats.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -31,6 +32,8 @@ NO_LABEL = -100
 # One float32 buffer of logits. Buffers of 32 MiB and more are mapped anew by malloc every time,
 # and the page faults then cost more than the softmax (measured: 36 -> 100 us a token).
 CHUNK_BYTES = 30 << 20
+KEPT_BYTES = 100 << 20
+"""One buffer of `LogitBuffers.kept`."""
 
 
 @contextmanager
@@ -64,6 +67,33 @@ class TokenLosses(NamedTuple):
     """[N], cross-entropy to the next token, 0 where it is unknown; detached."""
 
 
+class LogitBuffers:
+    """Memory for chunks of logits, used again and again.
+
+    Large chunks multiply faster: each product reads the whole unembedding. But malloc maps so
+    large a buffer anew every time, and the page faults cost more than is won, so it is kept.
+
+    Args:
+        rows: of logits that live at once, in four buffers.
+    """
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+        self._held: Tensor | None = None
+
+    @classmethod
+    def kept(cls, vocab_size: int) -> LogitBuffers:
+        """As large as pays for training; about 400 MB for four."""
+        return cls(max(32, KEPT_BYTES // (4 * vocab_size) // 32 * 32))
+
+    def take(self, rows: int, vocab_size: int, device: torch.device) -> list[Tensor]:
+        """Four tensors [rows, V] float32 of anything."""
+        held = self._held
+        if held is None or held.shape[1] < rows or held.shape[2] != vocab_size:
+            held = self._held = torch.empty(4, rows, vocab_size, device=device)
+        return list(held[:, :rows].unbind())
+
+
 class _ChunkedLoss(torch.autograd.Function):
     """Losses of all tokens, and their gradient, one chunk of logits at a time."""
 
@@ -75,21 +105,23 @@ class _ChunkedLoss(torch.autograd.Function):
         labels: Tensor,
         lm: FrozenLM,
         ce_weight: float,
-        rows: int,
+        buffers: LogitBuffers,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        kl = torch.empty(len(hidden_pred), device=hidden_pred.device)
+        num_tokens, device = len(hidden_pred), hidden_pred.device
+        kl = torch.empty(num_tokens, device=device)
         ce = torch.empty_like(kl)
         grad = torch.empty_like(hidden_pred) if ctx.needs_input_grad[0] else None
-        for start in range(0, len(hidden_pred), rows):
-            part = slice(start, start + rows)
-            pred = hidden_pred[part].detach().requires_grad_(grad is not None)
-            with torch.set_grad_enabled(grad is not None):
-                logits = lm.unembed(pred)
-            kl[part], ce[part], logit_grad = _losses_and_logit_grad(
-                logits.detach(), lm.unembed(hidden_frozen[part]), labels[part], ce_weight
+        rows = math.ceil(num_tokens / max(1, math.ceil(num_tokens / buffers.rows)))
+        for start in range(0, num_tokens, rows):
+            part = slice(start, min(start + rows, num_tokens))
+            held = buffers.take(part.stop - start, lm.vocab_size, device)
+            logits = lm.unembed(hidden_pred[part], out=held[0])
+            frozen_logits = lm.unembed(hidden_frozen[part], out=held[1])
+            kl[part], ce[part], logit_grad, scale = _losses_and_logit_grad(
+                logits, frozen_logits, labels[part], ce_weight, held[2:]
             )
             if grad is not None:
-                (grad[part],) = torch.autograd.grad(logits, pred, logit_grad)
+                grad[part] = lm.unembed_gradient(logits, logit_grad) * scale
         if grad is not None:
             ctx.save_for_backward(grad)
         ctx.mark_non_differentiable(kl, ce)
@@ -103,28 +135,36 @@ class _ChunkedLoss(torch.autograd.Function):
 
 
 def _losses_and_logit_grad(
-    logits: Tensor, frozen_logits: Tensor, labels: Tensor, ce_weight: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """KL [n], CE [n] and d loss / d logits [n, V]; overwrites `frozen_logits`."""
+    logits: Tensor,
+    frozen_logits: Tensor,
+    labels: Tensor,
+    ce_weight: float,
+    room: Sequence[Tensor],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """KL [n], CE [n], and d loss / d logits as [n, V] times [n, 1].
+
+    Logits do not fit the cache: every pass over them that is saved counts. Overwrites
+    `frozen_logits` and both tensors of `room`, each [n, V].
+    """
     has_label = labels != NO_LABEL
     safe_labels = labels.clamp_min(0)[:, None]
-    probs, lse = softmax_and_lse(logits)
-    frozen_probs, frozen_lse = softmax_and_lse(frozen_logits)
+    probs, lse = softmax_and_lse(logits, out=room[0])
+    frozen_probs, frozen_lse = softmax_and_lse(frozen_logits, out=room[1])
     ce = torch.where(has_label, lse - logits.gather(-1, safe_labels)[:, 0], 0.0)
     kl = frozen_logits.sub_(logits).mul_(frozen_probs).sum(-1) - frozen_lse + lse
-    label_weight = ce_weight * has_label
-    grad = probs.mul_((1 - ce_weight + label_weight)[:, None])
-    grad.sub_(frozen_probs, alpha=1 - ce_weight)
-    grad.scatter_add_(-1, safe_labels, -label_weight[:, None])
-    return kl, ce, grad
+    label_weight = (ce_weight * has_label)[:, None]
+    scale = (1 - ce_weight + label_weight).clamp_min(1e-30)  # 0: CE alone, and no label
+    grad = torch.addcmul(probs, frozen_probs, (ce_weight - 1) / scale, out=probs)
+    grad.scatter_add_(-1, safe_labels, -label_weight / scale)
+    return kl, ce, grad, scale
 
 
-def softmax_and_lse(logits: Tensor) -> tuple[Tensor, Tensor]:
+def softmax_and_lse(logits: Tensor, *, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Softmax [n, V] and logsumexp [n] of logits [n, V] with one exponentiation.
 
     The largest probability is exp(largest logit - lse), which gives lse without a second pass.
     """
-    probs = logits.softmax(-1)
+    probs = torch.softmax(logits, -1, out=out)
     return probs, logits.amax(-1) - probs.amax(-1).log()
 
 
@@ -135,7 +175,7 @@ def chunked_kl_ce(
     *,
     labels: Tensor | None = None,
     ce_weight: float = 0.0,
-    rows: int | None = None,
+    buffers: LogitBuffers | None = None,
 ) -> TokenLosses:
     """Distillation losses of N tokens through the frozen unembedding, memory flat in N.
 
@@ -147,12 +187,12 @@ def chunked_kl_ce(
         lm: its `unembed` makes logits of both; it gets no gradient.
         labels: [N] int64 next tokens, `NO_LABEL` where unknown; None: all unknown.
         ce_weight: share of CE in the loss, 0 to 1.
-        rows: rows of logits that live at once (default: what fits `CHUNK_BYTES`).
+        buffers: where logits live, for callers that come again (default: chunks of `CHUNK_BYTES`).
     """
     if labels is None:
         labels = torch.full((len(hidden_pred),), NO_LABEL, device=hidden_pred.device)
-    rows = rows or chunk_rows(lm.vocab_size)
-    loss, kl, ce = _ChunkedLoss.apply(hidden_pred, hidden_frozen, labels, lm, ce_weight, rows)
+    buffers = buffers or LogitBuffers(chunk_rows(lm.vocab_size))
+    loss, kl, ce = _ChunkedLoss.apply(hidden_pred, hidden_frozen, labels, lm, ce_weight, buffers)
     return TokenLosses(loss, kl, ce)
 
 

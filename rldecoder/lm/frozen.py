@@ -307,27 +307,57 @@ class FrozenLM:
         with replaced_input(self._part_after(layer), lambda resid: replace(resid).to(resid.dtype)):
             return self._run(input_ids, attention_mask, position_ids)
 
-    def unembed(self, final_hidden: Tensor) -> Tensor:
+    def unembed(self, final_hidden: Tensor, *, out: Tensor | None = None) -> Tensor:
         """Float32 logits [..., V] of final hidden states [..., D].
 
         Always summed in float32: bfloat16 logits near 16 lie 0.06 to 0.12 apart, so that the
         best two of a position often tie.
+
+        Args:
+            final_hidden: [..., D]; [N, D] where `out` is given.
+            out: [N, V] float32, overwritten and returned; no gradient flows then.
         """
-        if self.dtype == torch.float32:
-            weight = self.unembedding
-        else:
-            cached = self._unembedding_float32
-            if cached is None or cached.device != self.device:  # the model may have moved
-                cached = self._unembedding_float32 = self.unembedding.float()
-            weight = cached
+        weight = self._weight()
         bias = getattr(self._head, "bias", None)
         # bfloat16 factors have exact float32 products, which the CPU's bfloat16 units add up in
         # float32: same logits to 1e-6, and half the time of a float32 product (measured).
         exact = final_hidden.dtype == self.dtype == torch.bfloat16
         with _bfloat16_products() if exact else nullcontext():
-            logits = F.linear(final_hidden.float(), weight, None if bias is None else bias.float())
-        cap = getattr(self.model.config, "final_logit_softcapping", None)
-        return logits if cap is None else torch.tanh(logits / cap) * cap
+            if out is None:
+                logits = F.linear(
+                    final_hidden.float(), weight, None if bias is None else bias.float()
+                )
+                return logits if self._cap is None else torch.tanh(logits / self._cap) * self._cap
+            with torch.no_grad():
+                torch.mm(final_hidden.float(), weight.T, out=out)
+        if bias is not None:
+            out += bias
+        return out if self._cap is None else out.div_(self._cap).tanh_().mul_(self._cap)
+
+    def unembed_gradient(self, logits: Tensor, grad: Tensor) -> Tensor:
+        """What `unembed` sends back: d loss / d final hidden state [N, D].
+
+        Args:
+            logits: [N, V] that `unembed` gave.
+            grad: [N, V], d loss / d logits; overwritten where the model caps its logits.
+        """
+        if self._cap is not None:
+            grad.mul_(1 - (logits / self._cap).square())
+        return grad @ self._weight()
+
+    @property
+    def _cap(self) -> float | None:
+        """The bound on logits, where the model has one (Gemma 2)."""
+        return getattr(self.model.config, "final_logit_softcapping", None)
+
+    def _weight(self) -> Tensor:
+        """The unembedding [V, D] in float32."""
+        if self.dtype == torch.float32:
+            return self.unembedding
+        cached = self._unembedding_float32
+        if cached is None or cached.device != self.device:  # the model may have moved
+            cached = self._unembedding_float32 = self.unembedding.float()
+        return cached
 
     def _run(
         self, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None

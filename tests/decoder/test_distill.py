@@ -13,6 +13,7 @@ from rldecoder.data.activation_reader import ActivationReader
 from rldecoder.decoder import distill
 from rldecoder.decoder.distill import (
     NO_LABEL,
+    LogitBuffers,
     NextTokens,
     chunk_rows,
     chunked_kl_ce,
@@ -59,7 +60,9 @@ def test_equals_dense_autograd(
     for chunked in (True, False):
         leaf = hidden.clone().requires_grad_()
         losses = (
-            chunked_kl_ce(leaf, frozen, lm, labels=labels, ce_weight=ce_weight, rows=rows)
+            chunked_kl_ce(
+                leaf, frozen, lm, labels=labels, ce_weight=ce_weight, buffers=LogitBuffers(rows)
+            )
             if chunked
             else dense_losses(leaf, frozen, lm, labels, ce_weight)
         )
@@ -73,7 +76,9 @@ def test_follows_a_capped_unembedding(lm: FrozenLM, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(lm.model.config, "final_logit_softcapping", 0.5, raising=False)
     hidden, frozen, labels = random_case(6, 0, lm)
     leaves = [hidden.clone().requires_grad_() for _ in range(2)]
-    chunked_kl_ce(leaves[0], frozen, lm, labels=labels, ce_weight=0.3, rows=4).loss.sum().backward()
+    chunked_kl_ce(
+        leaves[0], frozen, lm, labels=labels, ce_weight=0.3, buffers=LogitBuffers(4)
+    ).loss.sum().backward()
     dense_losses(leaves[1], frozen, lm, labels, 0.3)[0].sum().backward()
     torch.testing.assert_close(leaves[0].grad, leaves[1].grad, atol=1e-6, rtol=1e-5)
 
@@ -101,10 +106,10 @@ def test_never_holds_more_logits_than_a_chunk(
     seen: list[int] = []
     unembed = lm.unembed
     monkeypatch.setattr(
-        lm, "unembed", lambda hidden: (seen.append(len(hidden)), unembed(hidden))[1]
+        lm, "unembed", lambda hidden, out: (seen.append(len(hidden)), unembed(hidden, out=out))[1]
     )
     hidden, frozen, _ = random_case(50, 3, lm)
-    loss = chunked_kl_ce(hidden.requires_grad_(), frozen, lm, rows=8).loss
+    loss = chunked_kl_ce(hidden.requires_grad_(), frozen, lm, buffers=LogitBuffers(8)).loss
     assert max(seen) == 8
     assert sum(seen) == 2 * 50
     saved = loss.grad_fn.saved_tensors  # type: ignore[union-attr]

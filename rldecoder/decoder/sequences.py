@@ -48,6 +48,22 @@ def hidden_of_rows(
     return decoder.hidden(grid, attention_mask=mask, position_ids=positions)[row, column]
 
 
+def in_parts(batch: ActivationBatch, max_tokens: int) -> Iterator[ActivationBatch]:
+    """A batch in parts of at most `max_tokens` rows, cut only between sequences.
+
+    A sequence that is longer makes a part by itself.
+    """
+    cuts = (batch.seq_id.diff() != 0).nonzero()[:, 0] + 1
+    ends = torch.cat([cuts, cuts.new_tensor([len(batch.seq_id)])])
+    start = 0
+    while start < len(batch.seq_id):
+        later = ends[ends > start]
+        fitting = later[later <= start + max_tokens]
+        stop = int(fitting[-1] if len(fitting) else later[0])
+        yield batch.select(torch.arange(start, stop))
+        start = stop
+
+
 def whole_sequences(
     reader: ActivationReader,
     batch_tokens: int,

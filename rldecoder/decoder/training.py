@@ -18,10 +18,19 @@ from rldecoder.checkpoints import pack_optimizer, unpack_optimizer
 from rldecoder.config.decoder import DistillConfig
 from rldecoder.data.activation_reader import ActivationReader
 from rldecoder.data.activations import ActivationBatch, VectorColumn
-from rldecoder.decoder.distill import LogitBuffers, NextTokens, chunked_kl_ce, matmul_precision
+from rldecoder.decoder.distill import (
+    LogitBuffers,
+    NextTokens,
+    TokenLosses,
+    chunked_kl_ce,
+    matmul_precision,
+)
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
-from rldecoder.decoder.sequences import hidden_of_rows
+from rldecoder.decoder.sequences import hidden_of_rows, in_parts
 from rldecoder.errors import NumericalError
+
+PART_TOKENS = 4096
+"""Larger batches are gone through in parts: memory does not grow with the batch."""
 
 
 class StepValues(NamedTuple):
@@ -101,33 +110,20 @@ class DecoderTrainer:
         Raises:
             NumericalError: the loss or the gradient is NaN or infinite.
         """
-        config, decoder, device = self.config, self.decoder, self.decoder.device
-        assert batch.resid is not None
-        assert batch.final_hidden is not None
+        config, decoder = self.config, self.decoder
         share = schedule(self.step_done, self.total_steps, config.warmup_fraction)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * share
-        with torch.no_grad():
-            latents = decoder.frozen.sae.encode(batch.resid.to(device).float())
-        with matmul_precision(config.matmul_precision), self._attention():
-            losses = chunked_kl_ce(
-                hidden_of_rows(decoder, latents, batch.seq_id, batch.pos),
-                batch.final_hidden.to(device),
-                decoder.frozen.lm,
-                labels=self.next_tokens.labels(batch.seq_id, batch.pos).to(device),
-                ce_weight=config.ce_weight,
-                buffers=self._buffers,
-            )
-            self.optimizer.zero_grad(set_to_none=True)
-            losses.loss.mean().backward()
+        self.optimizer.zero_grad(set_to_none=True)
+        found = [self._backward(part, len(batch.pos)) for part in in_parts(batch, PART_TOKENS)]
         grad_norm = torch.nn.utils.clip_grad_norm_(decoder.parameters(), config.max_grad_norm)
         self.optimizer.step()
         self.step_done += 1
         self.tokens_done += len(batch.pos)
         values = StepValues(
-            loss=float(losses.loss.detach().mean()),
-            kl=float(losses.kl.mean()),
-            ce=float(losses.ce.mean()),
+            loss=sum(float(losses.loss.sum()) for losses in found) / len(batch.pos),
+            kl=sum(float(losses.kl.sum()) for losses in found) / len(batch.pos),
+            ce=sum(float(losses.ce.sum()) for losses in found) / len(batch.pos),
             grad_norm=float(grad_norm),
             lr=config.lr * share,
         )
@@ -139,6 +135,25 @@ class DecoderTrainer:
                 "checkpoint.",
             )
         return values
+
+    def _backward(self, part: ActivationBatch, num_tokens: int) -> TokenLosses:
+        """Add the gradient of a part of a batch of `num_tokens`; its losses."""
+        decoder, device = self.decoder, self.decoder.device
+        assert part.resid is not None
+        assert part.final_hidden is not None
+        with torch.no_grad():
+            latents = decoder.frozen.sae.encode(part.resid.to(device).float())
+        with matmul_precision(self.config.matmul_precision), self._attention():
+            losses = chunked_kl_ce(
+                hidden_of_rows(decoder, latents, part.seq_id, part.pos),
+                part.final_hidden.to(device),
+                decoder.frozen.lm,
+                labels=self.next_tokens.labels(part.seq_id, part.pos).to(device),
+                ce_weight=self.config.ce_weight,
+                buffers=self._buffers,
+            )
+            (losses.loss.sum() / num_tokens).backward()
+        return TokenLosses(*(values.detach() for values in losses))
 
     def _attention(self) -> AbstractContextManager[None]:
         """The fastest attention for the blocks.

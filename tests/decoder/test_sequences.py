@@ -8,7 +8,7 @@ import torch
 from rldecoder.data.activation_reader import ActivationReader
 from rldecoder.data.activations import concatenate
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM, new_decoder
-from rldecoder.decoder.sequences import hidden_of_rows, whole_sequences
+from rldecoder.decoder.sequences import hidden_of_rows, in_parts, whole_sequences
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.sae.model import Sae
 
@@ -77,3 +77,16 @@ def test_linear_rows_need_no_order(
     latents = decoder.frozen.sae.encode(batch.resid.float())
     found = hidden_of_rows(decoder, latents, batch.seq_id, batch.pos)
     assert torch.equal(found, decoder.hidden(latents))
+
+
+@pytest.mark.parametrize("max_tokens", [1, 15, 16, 31, 1000])
+def test_parts_are_cut_between_sequences(reader: ActivationReader, max_tokens: int) -> None:
+    (batch,) = reader.ordered(1000)
+    parts = list(in_parts(batch, max_tokens))
+    assert torch.equal(concatenate(parts).resid, batch.resid)
+    owners = [set(part.seq_id.tolist()) for part in parts]
+    assert sum(map(len, owners)) == len(set().union(*owners))
+    assert all(
+        len(part.pos) <= max_tokens or len(own) == 1
+        for part, own in zip(parts, owners, strict=True)
+    )

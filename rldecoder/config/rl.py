@@ -55,7 +55,9 @@ class PpoSettings(Config):
     """Training-text tokens on which the KL loss is also taken in each step; 0: rollouts only.
     Without them the decoder drifts away on text that is no task prompt."""
     lr: float = Field(default=2e-5, gt=0)
-    """Peak learning rate of the decoder (Adam)."""
+    """Peak learning rate of the map from latents (Adam)."""
+    blocks_lr: float = Field(default=1e-5, gt=0)
+    """The same for the blocks of a decoder that has some."""
     critic_lr: float = Field(default=1e-3, gt=0)
     """Peak learning rate of the critic."""
     critic_width: int = Field(default=128, ge=1)

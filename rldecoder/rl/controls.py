@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rldecoder.data.activation_reader import ActivationReader
+from rldecoder.data.activations import VectorColumn
 from rldecoder.decoder.distill import chunk_rows
 from rldecoder.decoder.faithfulness import Predictor
+from rldecoder.decoder.sequences import whole_sequences
 from rldecoder.evals.prompts import TaskPrompt, max_new_tokens, score
 from rldecoder.evals.statistics import bootstrap_mean_ci, paired_bootstrap_pvalue
 from rldecoder.evals.tasks import TaskResult, TaskRow, summarise
@@ -144,13 +146,17 @@ def sequence_kl(
     rows = chunk_rows(lm.vocab_size)
     found: dict[str, list[Tensor]] = {name: [] for name in predictors}
     sequences = []
-    for batch in reader.ordered(rows, columns=("resid", "final_hidden"), max_tokens=num_tokens):
+    columns: tuple[VectorColumn, ...] = ("resid", "final_hidden")
+    for batch in whole_sequences(reader, 2048, columns=columns, max_tokens=num_tokens):
         assert batch.final_hidden is not None
-        frozen = lm.unembed(batch.final_hidden.to(lm.device)).log_softmax(-1)
-        tokens = batch.token_id.to(lm.device)
-        for name, predict in predictors.items():
-            stats = token_stats(predict(batch), tokens, lm.unembed, frozen_logprobs=frozen)
-            found[name].append(stats.kl.cpu())
+        predicted = {name: predict(batch) for name, predict in predictors.items()}
+        for start in range(0, len(batch.pos), rows):
+            part = slice(start, start + rows)
+            frozen = lm.unembed(batch.final_hidden[part].to(lm.device)).log_softmax(-1)
+            tokens = batch.token_id[part].to(lm.device)
+            for name, hidden in predicted.items():
+                stats = token_stats(hidden[part], tokens, lm.unembed, frozen_logprobs=frozen)
+                found[name].append(stats.kl.cpu())
         sequences.append(batch.seq_id)
     _, inverse, counts = np.unique(
         torch.cat(sequences).numpy(), return_inverse=True, return_counts=True

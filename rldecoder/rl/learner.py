@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rldecoder.config.rl import PpoSettings
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
@@ -38,29 +39,29 @@ class Learner(NamedTuple):
     decoder: SaeDecoderForCausalLM
     critic: Critic
     optimizer: torch.optim.Optimizer
-    """Two parameter groups: decoder, critic."""
+    """Parameter groups: the map from latents, the blocks if any, the critic. `peak` is the rate."""
     normaliser: core.ReturnNormaliser
-    ref_W: Tensor
-    """[L, D] of the supervised decoder."""
-    ref_b: Tensor
-    """[D]"""
+    reference: SaeDecoderForCausalLM
+    """The supervised decoder that training started from."""
 
 
 def make_learner(decoder: SaeDecoderForCausalLM, settings: PpoSettings, seed: int) -> Learner:
     """A decoder with a fresh critic and optimiser; its present weights become the reference."""
     critic = Critic(decoder.config.d_model, settings.critic_width, seed).to(decoder.device)
-    decoder.W.requires_grad_(True)
-    decoder.b.requires_grad_(True)
-    optimizer = torch.optim.Adam(
-        [
-            {"params": [decoder.W, decoder.b], "lr": settings.lr},
-            # Normalised returns have mean 0, so the output bias sees gradients of pure rounding
-            # noise, which Adam's default eps of 1e-8 would turn into full steps.
-            {"params": list(critic.parameters()), "lr": settings.critic_lr, "eps": 1e-5},
-        ],
-    )
-    reference = decoder.W.detach().clone(), decoder.b.detach().clone()
-    return Learner(decoder, critic, optimizer, core.ReturnNormaliser(), *reference)
+    reference = copy.deepcopy(decoder).requires_grad_(False).eval()
+    decoder.requires_grad_(True)
+    groups = [_group([decoder.W, decoder.b], settings.lr)]
+    if decoder.blocks is not None:
+        groups.append(_group(decoder.blocks.parameters(), settings.blocks_lr))
+    # Normalised returns have mean 0, so the output bias sees gradients of pure rounding noise,
+    # which Adam's default eps of 1e-8 would turn into full steps.
+    groups.append(_group(critic.parameters(), settings.critic_lr) | {"eps": 1e-5})
+    optimizer = torch.optim.Adam(groups)
+    return Learner(decoder, critic, optimizer, core.ReturnNormaliser(), reference)
+
+
+def _group(parameters: Iterable[nn.Parameter], peak: float) -> dict[str, Any]:
+    return {"params": list(parameters), "lr": peak, "peak": peak}
 
 
 class Plan(NamedTuple):

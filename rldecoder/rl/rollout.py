@@ -1,6 +1,6 @@
 """Sampling responses from the decoder, with everything that PPO reads again.
 
-One response token costs one step of the frozen trunk (KV cache), an SAE encoding and the linear
+One response token costs one step of the frozen trunk (KV cache), an SAE encoding and the
 decoder. The latents are kept, so that scoring and all inner epochs never run the trunk again, and
 so that a bfloat16 trunk cannot pick other latents in a batched pass than it did in the sampling
 one. Prompts of one task share a prefix that is computed for one row only.
@@ -16,6 +16,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from transformers import Cache
 
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
 from rldecoder.evals.generation import (
@@ -26,6 +27,24 @@ from rldecoder.evals.generation import (
 )
 from rldecoder.evals.prompts import TaskPrompt, max_new_tokens
 from rldecoder.sae.model import SparseLatents
+
+
+class Context(NamedTuple):
+    """Prompts that share a prefix, as a decoder with blocks reads them again.
+
+    P prefix, S rest of the prompt, padded on the left.
+    """
+
+    rows: Tensor
+    """[b] their rollouts."""
+    prefix: SparseLatents | None
+    """[1, P, K]; None when nothing is shared."""
+    suffix: SparseLatents
+    """[b, S, K]"""
+    mask: Tensor
+    """[b, P + S] int64, 0 on the padding between prefix and suffix."""
+    positions: Tensor
+    """[b, S]"""
 
 
 class Rollout(NamedTuple):
@@ -43,6 +62,8 @@ class Rollout(NamedTuple):
     finished: Tensor
     """[B] bool: ended by itself, not by the length limit."""
     completions: list[str]
+    contexts: tuple[Context, ...] = ()
+    """The prompts' latents; only for decoders with blocks."""
 
 
 class Sampler(Protocol):
@@ -92,10 +113,11 @@ class DecoderSampler:
         """Responses to prompts that share a prefix."""
         decoder = self.decoder
         batch = split_prefix(prompt_ids, self.pad_token_id, decoder.device)
-        past = prefix_cache(decoder.features, batch)
+        prefix, past = self._read_prefix(batch)
         ids, mask, positions = batch.suffix, batch.mask, batch.suffix_positions
         alive = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
         tokens, keep, acts, indices = [], [], [], []
+        context: Context | None = None
         for _ in range(max_tokens):
             seen = decoder.features(
                 ids,
@@ -106,7 +128,13 @@ class DecoderSampler:
             )
             past = seen.past_key_values
             last = SparseLatents(seen.latents.acts[:, -1], seen.latents.indices[:, -1])
-            probs = (decoder.logits(last) / self.temperature).softmax(-1)
+            if decoder.blocks is None:
+                hidden = decoder.hidden(last)
+            else:
+                hidden = decoder.hidden(seen.latents, mask, positions, past)[:, -1]
+                context = context or Context(ids[:, 0], prefix, seen.latents, mask, positions)
+            logits = decoder.frozen.lm.unembed(hidden) / self.temperature
+            probs = logits.softmax(-1)
             # Drawn on the CPU, so that a seed means the same on every device.
             drawn = torch.multinomial(probs.cpu(), 1, generator=generator)[:, 0].to(ids.device)
             token = torch.where(alive, drawn, self.pad_token_id)
@@ -120,9 +148,21 @@ class DecoderSampler:
             ids, positions = token[:, None], positions[:, -1:] + 1
             mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
         token_ids = torch.stack(tokens, dim=1)
-        hidden = self._frozen_hidden(batch, token_ids) if self.frozen_states else None
+        frozen = self._frozen_hidden(batch, token_ids) if self.frozen_states else None
         latents = SparseLatents(_stack_padded(acts), _stack_padded(indices))
-        return _Group(token_ids, torch.stack(keep, 1).long(), latents, hidden, ~alive)
+        return _Group(token_ids, torch.stack(keep, 1).long(), latents, frozen, ~alive, context)
+
+    def _read_prefix(self, batch: PrefixedBatch) -> tuple[SparseLatents | None, Cache | None]:
+        """Latents of the shared prefix, and the KV cache of trunk and blocks for every row."""
+        if batch.prefix.shape[1] == 0:
+            return None, None
+        seen = self.decoder.features(batch.prefix, use_cache=True)
+        past = seen.past_key_values
+        assert past is not None
+        if self.decoder.blocks is not None:
+            self.decoder.hidden(seen.latents, past_key_values=past)
+        past.batch_repeat_interleave(len(batch.suffix))
+        return seen.latents, past
 
     def _frozen_hidden(self, batch: PrefixedBatch, token_ids: Tensor) -> Tensor:
         """The frozen model's final hidden states [B, T, D] before each response token."""
@@ -172,6 +212,11 @@ class DecoderSampler:
             gather(hidden) if hidden else None,
             torch.cat([part.finished for part in parts])[order],
             self._texts(token_ids, mask),
+            tuple(
+                group.context._replace(rows=torch.tensor(group_rows, device=token_ids.device))
+                for group_rows, group in groups
+                if group.context is not None
+            ),
         )
 
     def _texts(self, token_ids: Tensor, mask: Tensor) -> list[str]:
@@ -187,6 +232,7 @@ class _Group(NamedTuple):
     latents: SparseLatents
     frozen_hidden: Tensor | None
     finished: Tensor
+    context: Context | None
 
 
 def _stack_padded(steps: list[Tensor]) -> Tensor:

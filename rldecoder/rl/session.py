@@ -57,7 +57,7 @@ class Session:
         name: for live metrics and alerts.
         kind: what drives the training.
         config: of train_ppo (the controls use the same).
-        decoder: attached; it is trained in place, and its weights now are the reference.
+        decoder: attached, the supervised one; trained in place, and a copy is the reference.
         activations: folder of the activation cache.
         progress: folder for checkpoints.
         seed: everything random derives from it and the PPO step.
@@ -229,16 +229,13 @@ class Session:
             self.watcher.alert(f"{self.name} {self.stopped}")
 
     def _weights_now(self) -> dict[str, Tensor]:
-        return {
-            "healthy.W": self.decoder.W.detach().clone(),
-            "healthy.b": self.decoder.b.detach().clone(),
-        }
+        weights = self.decoder.state_dict()
+        return {f"healthy.{name}": tensor.detach().clone() for name, tensor in weights.items()}
 
     @torch.no_grad()
     def _restore_healthy(self) -> None:
         """Go back to the weights of the last evaluation that was in order."""
-        self.decoder.W.copy_(self.healthy["healthy.W"])
-        self.decoder.b.copy_(self.healthy["healthy.b"])
+        self.decoder.load_state_dict(_under("healthy", self.healthy))
 
     def _stage_of(self, step: int) -> int:
         ends = 0
@@ -261,6 +258,7 @@ class Session:
             self.decoder.frozen.sae,
             self.settings.replay_tokens,
             derive_seed(self.seed, "replay"),
+            sequences=self.decoder.blocks is not None,
         )
 
     def _prompts(self) -> list[TaskPrompt]:
@@ -282,10 +280,7 @@ class Session:
     def _save(self) -> None:
         optimizer_tensors, optimizer_state = pack_optimizer(self.learner.optimizer)
         tensors = {
-            "W": self.decoder.W,
-            "b": self.decoder.b,
-            "ref_W": self.learner.ref_W,
-            "ref_b": self.learner.ref_b,
+            **{f"now.{name}": tensor for name, tensor in self.decoder.state_dict().items()},
             **self.healthy,
             **{f"critic.{k}": v for k, v in self.learner.critic.state_dict().items()},
             **optimizer_tensors,
@@ -312,16 +307,11 @@ class Session:
             return
         tensors, state = found.tensors, found.state
         self.done = found.step
-        self.decoder.W.copy_(tensors["W"])
-        self.decoder.b.copy_(tensors["b"])
-        self.learner.ref_W.copy_(tensors["ref_W"])
-        self.learner.ref_b.copy_(tensors["ref_b"])
+        # The reference is the decoder as the session was given it, resumed or not.
+        self.decoder.load_state_dict(_under("now", tensors))
         device = self.decoder.device
         self.healthy = {k: v.to(device) for k, v in tensors.items() if k.startswith("healthy.")}
-        critic = {
-            k.removeprefix("critic."): v for k, v in tensors.items() if k.startswith("critic.")
-        }
-        self.learner.critic.load_state_dict(critic)
+        self.learner.critic.load_state_dict(_under("critic", tensors))
         unpack_optimizer(self.learner.optimizer, tensors, state["optimizer"])
         self.learner.normaliser.load_state(state["normaliser"])
         self.curves = Curves.from_state(state["curves"])
@@ -329,6 +319,12 @@ class Session:
         self.watch.load_state(state["watch"])
         self.scale = core.RewardWeights(*state["scale"])
         self.stopped = state["stopped"]
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors `prefix.name`, by name."""
+    dot = f"{prefix}."
+    return {n.removeprefix(dot): t for n, t in tensors.items() if n.startswith(dot)}
 
 
 class _Row(NamedTuple):

@@ -30,14 +30,15 @@ from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 from rldecoder.decoder.distill import chunked_kl_ce, matmul_precision
+from rldecoder.decoder.sequences import hidden_of_rows
 from rldecoder.evals.prompts import TaskPrompt, score
 from rldecoder.rl import core
 from rldecoder.rl.learner import Learner, Plan, PpoStep
 from rldecoder.rl.policy import TokenStats, token_stats
 from rldecoder.rl.rewards import RewardInputs, compose
 from rldecoder.rl.rollout import Rollout, Sampler
+from rldecoder.rl.states import Contributions, predict
 from rldecoder.sae.model import SparseLatents
-from rldecoder.sae.sparse_ops import decode_sparse
 from rldecoder.seeds import derive_seed, torch_generator
 
 
@@ -62,10 +63,8 @@ class DecoderPPOTrainer(GRPOTrainer):
         rows = [{"prompt": prompt.prompt, "row": row} for row, prompt in enumerate(remaining)]
         self._remaining = remaining
         # A reloaded optimiser brings the rates of its last step; the schedule starts from peaks.
-        for group, rate in zip(
-            learner.optimizer.param_groups, (settings.lr, settings.critic_lr), strict=True
-        ):
-            group["lr"] = rate
+        for group in learner.optimizer.param_groups:
+            group["lr"] = group["peak"]
         schedule = LambdaLR(
             learner.optimizer,
             lambda done: core.linear_schedule(
@@ -120,14 +119,15 @@ class DecoderPPOTrainer(GRPOTrainer):
             self._frozen = logits.sub_(logits.logsumexp(-1, keepdim=True))
             chosen = self._frozen.gather(-1, flat.token_ids[:, None])[:, 0]
             frozen_logprobs = _unflatten(chosen, mask)
-        self._old = self._stats(torch.arange(len(mask)))
+        everything = torch.arange(len(mask), device=mask.device)
+        self._old, contributions = self._stats(everything, "values")
+        assert contributions is not None
         reference = token_stats(
-            decode_sparse(flat.latents, learner.ref_W, learner.ref_b),
+            predict(learner.reference, rollout, everything).hidden,
             flat.token_ids,
             unembed,
             temperature=settings.temperature,
         )
-        contributions = decoder.contributions(flat.latents, flat.token_ids)
         self._states = decoder.frozen.sae.decode(flat.latents)
         self._seen = RewardInputs(
             step=self.ppo_step,
@@ -182,20 +182,23 @@ class DecoderPPOTrainer(GRPOTrainer):
             "returns": learner.normaliser.normalise(returns),
         }
 
-    def _stats(self, rows: Tensor) -> TokenStats:
+    def _stats(
+        self, rows: Tensor, contributions: Contributions
+    ) -> tuple[TokenStats, Tensor | None]:
         """Policy statistics of the response tokens of some (ascending) rows, flat."""
-        flat = self._flat
+        flat, decoder = self._flat, self.learner.decoder
         here = torch.isin(flat.row, rows.to(flat.row.device))
         everything = bool(here.all())
         pick: Callable[[Tensor], Tensor] = (lambda x: x) if everything else (lambda x: x[here])
-        latents = SparseLatents(pick(flat.latents.acts), pick(flat.latents.indices))
-        return token_stats(
-            self.learner.decoder.hidden(latents),
+        found = predict(decoder, self.rollout, rows, contributions=contributions)
+        stats = token_stats(
+            found.hidden,
             pick(flat.token_ids),
-            self.learner.decoder.frozen.lm.unembed,
+            decoder.frozen.lm.unembed,
             temperature=self.plan.settings.temperature,
             frozen_logprobs=None if self._frozen is None else pick(self._frozen),
         )
+        return stats, found.contributions
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -212,7 +215,8 @@ class DecoderPPOTrainer(GRPOTrainer):
         rows = self._rows
         order = rows.argsort()
         mask = self.rollout.mask[rows[order]]
-        self._now = self._stats(rows[order])
+        wanted: Contributions = "differentiable" if self._sparsity_coef() > 0 else "none"
+        self._now, self._used = self._stats(rows[order], wanted)
         back = order.argsort()
         logps = _unflatten(self._now.logprobs, mask)[back]
         return logps, _unflatten(self._now.entropy, mask)[back], None
@@ -241,22 +245,23 @@ class DecoderPPOTrainer(GRPOTrainer):
         if kl_coef > 0 and self._frozen is not None:
             extra, metrics["rollout_kl"] = extra + kl_coef * kl, kl
         if kl_coef > 0 and self._replay is not None:
-            hidden = learner.decoder.hidden(self._replay.latents)
+            text = self._replay
             text_kl = chunked_kl_ce(
-                hidden, self._replay.frozen_hidden, learner.decoder.frozen.lm
+                hidden_of_rows(learner.decoder, text.latents, text.seq_id, text.pos),
+                text.frozen_hidden,
+                learner.decoder.frozen.lm,
             ).loss.mean()
             extra, metrics["text_kl"] = extra + kl_coef * text_kl, text_kl
-        sparsity_coef = settings.sparsity_loss_coef * weights.monosemanticity
-        if sparsity_coef > 0:
-            spread = self._contribution_entropy(here)
-            extra, metrics["contribution_entropy"] = extra + sparsity_coef * spread, spread
+        if self._used is not None:
+            spread = core.contribution_entropy(self._used).mean()
+            extra = extra + self._sparsity_coef() * spread
+            metrics["contribution_entropy"] = spread
         self._watch(inputs, metrics)
         return loss + extra / self.current_gradient_accumulation_steps
 
-    def _contribution_entropy(self, here: Tensor) -> Tensor:
-        latents, tokens = self._flat.latents, self._flat.token_ids[here]
-        chosen = SparseLatents(latents.acts[here], latents.indices[here])
-        return core.contribution_entropy(self.learner.decoder.contributions(chosen, tokens)).mean()
+    def _sparsity_coef(self) -> float:
+        weight = self.plan.loss_weights().monosemanticity
+        return self.plan.settings.sparsity_loss_coef * weight
 
     def _watch(self, inputs: Mapping[str, Tensor], metrics: Mapping[str, Tensor]) -> None:
         """Collect the metrics of one inner step; `finish_step` averages them."""

@@ -59,8 +59,8 @@ def run(
     decoders: dict[str, SaeDecoderForCausalLM] = {
         TRAINED: load_decoder(inputs["train_ppo"].path / "decoder", lm, sae),
         SUPERVISED: load_decoder(supervised, lm, sae),
-        RANDOM_INIT: new_decoder(lm, sae),
     }
+    decoders[RANDOM_INIT] = new_decoder(lm, sae, decoders[SUPERVISED].config.blocks or ())
     kinds: list[Kind] = ["random_reward"]
     kinds += ["losses_only"] if config.supervised_continuation else []
     for kind in kinds:

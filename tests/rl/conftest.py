@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -23,10 +23,14 @@ def make_decoder(tiny_lm_dir: Path) -> Callable[..., SaeDecoderForCausalLM]:
     """A factory of identical decoders (W random) on the tiny GPT-2."""
     lm = FrozenLM.load(tiny_lm_dir)
 
-    def make(*, scale: float = 0.02, folder: Path | None = None) -> SaeDecoderForCausalLM:
+    def make(
+        *, scale: float = 0.02, folder: Path | None = None, blocks: Sequence[int] = ()
+    ) -> SaeDecoderForCausalLM:
         frozen = lm if folder is None else FrozenLM.load(folder)
         spec = SaeSpec(d_model=frozen.d_model, num_latents=96, k=16, hook_layer=HOOK_LAYER)
-        decoder = new_decoder(frozen, Sae.random_init(spec, seed=1))
+        decoder = new_decoder(frozen, Sae.random_init(spec, seed=1), blocks)
+        if decoder.blocks is not None:
+            decoder.blocks.copy_from(frozen.base)
         with torch.no_grad():
             start = torch.randn(decoder.W.shape, generator=torch_generator(0, "W"))
             decoder.W.copy_(scale * start)

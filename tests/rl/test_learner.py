@@ -19,5 +19,5 @@ def test_two_groups_and_a_reference_of_its_own(make_decoder):
     assert {id(p) for p in critic["params"]} == {id(p) for p in learner.critic.parameters()}
     with torch.no_grad():
         decoder.W.add_(1.0)
-    assert not torch.equal(learner.ref_W, decoder.W)
-    assert not learner.ref_W.requires_grad
+    assert not torch.equal(learner.reference.W, decoder.W)
+    assert not learner.reference.W.requires_grad

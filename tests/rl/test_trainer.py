@@ -21,7 +21,6 @@ from rldecoder.rl.rewards import RewardInputs, WeightedReward, decoder_rewards
 from rldecoder.rl.rollout import DecoderSampler, Rollout
 from rldecoder.rl.trainer import DecoderPPOTrainer
 from rldecoder.sae.selection import SparseLatents
-from rldecoder.sae.sparse_ops import decode_sparse
 from rldecoder.seeds import derive_seed, torch_generator
 
 WEIGHTS = core.RewardWeights(0.5, 0.3, 0.2)
@@ -103,7 +102,7 @@ def plain_ppo(decoder, learner, settings: PpoSettings, plan: Plan, steps: int) -
         with torch.no_grad():
             old = chosen(logprobs_of(decoder.hidden(padded)))
             frozen = logprobs_of(rollout.frozen_hidden)
-            ref = chosen(logprobs_of(decode_sparse(padded, learner.ref_W, learner.ref_b)))
+            ref = chosen(logprobs_of(learner.reference.hidden(padded)))
             from rldecoder.evals.prompts import score
 
             scores = torch.tensor(
@@ -166,7 +165,8 @@ def replay_batch(decoder) -> Callable[[int], ReplayBatch]:
     def replay(step: int) -> ReplayBatch:
         resid = torch.randn(9, 64, generator=torch_generator(step, "replay"))
         target = torch.randn(9, 64, generator=torch_generator(step, "target"))
-        return ReplayBatch(decoder.frozen.sae.encode(resid), target)
+        place = torch.arange(9)
+        return ReplayBatch(decoder.frozen.sae.encode(resid), target, place, place)
 
     return replay
 

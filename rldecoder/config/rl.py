@@ -112,6 +112,9 @@ class TrainPpoConfig(StageConfig):
 
     tasks: tuple[TaskName, ...] = Field(default=("addition", "cloze"), min_length=1)
     """Generated tasks; each batch holds an equal share of each."""
+    seeds: int = Field(default=1, ge=1)
+    """Trainings from the same decoder with other random numbers. The first one is published as
+    `decoder/`, whatever the others reach; `control_ppo` judges all of them."""
     stages: tuple[PpoStage, ...] = Field(
         default=(
             PpoStage(steps=3, faithfulness=0.5, monosemanticity=0.3, task=0.2),
@@ -139,14 +142,16 @@ class TrainPpoConfig(StageConfig):
 
 
 class ControlPpoConfig(StageConfig):
-    """Random controls, judged on task score and held-out KL; length and settings of train_ppo."""
+    """Controls, judged on task score and held-out KL; length, seeds and settings of train_ppo."""
 
     test_prompts: int = Field(default=24, ge=1, le=64)
     """Test prompts a task, the same for every system."""
     test_tokens: int = Field(default=1024, ge=1)
     """Cached test tokens for held-out KL."""
-    supervised_continuation: bool = False
+    supervised_continuation: bool = True
     """Also train as long with the differentiable losses alone: what does the reward add?"""
+    max_kl_increase: float = Field(default=0.05, ge=0)
+    """Held-out KL above the supervised decoder's, nats per token, that the verdict allows."""
     checkpoint_every_steps: int = free(4, ge=1)
     """PPO steps between checkpoints of the trained controls."""
     on_fail: OnFail = free("stop")

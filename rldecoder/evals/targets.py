@@ -119,7 +119,7 @@ TARGETS: tuple[Target, ...] = (
         "evaluate", "test text, same first choice, final decoder",
     ),
     Target(
-        "controls", "RL decoder clearly ahead of its random controls", ">=", 1.0, "1 = yes",
+        "controls", "RL decoder clearly ahead of its controls", ">=", 1.0, "1 = yes",
         "control_ppo", "test prompts and test text",
     ),
     Target(

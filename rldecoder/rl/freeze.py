@@ -61,5 +61,5 @@ def decide(
             f"{frozen_task_score:.3f} (allowed: less than {config.max_task_drop})"
         )
     if control_verdict != "pass":
-        reasons.append("the random controls were not beaten (control_ppo)")
+        reasons.append("the controls were not beaten (control_ppo)")
     return Freeze(which, not reasons, chosen.kl, drop, tuple(reasons))

@@ -38,6 +38,11 @@ Kind = Literal["trained", "random_reward", "losses_only"]
 `losses_only`: the differentiable losses without any reward (supervised continuation)."""
 
 
+def trained_folder(policy: Path, number: int) -> Path:
+    """Where `train_ppo` publishes the decoder of its training `number` (from 0)."""
+    return policy / "decoder" if number == 0 else policy / "seeds" / str(number) / "decoder"
+
+
 class Watcher(Protocol):
     """Where progress goes (a part of the stages' Reporter)."""
 
@@ -156,8 +161,7 @@ class Session:
                 save_decoder(self.decoder, self.stage_decoder(stage))
 
     def publish(self, out: Path) -> None:
-        """Write curves, evaluations and rollouts."""
-        self.curves.write(out / "curves.parquet")
+        """Write evaluations and rollouts."""
         columns = {
             name: [row[i] for row in self.evaluations] for i, name in enumerate(EVALUATIONS.names)
         }

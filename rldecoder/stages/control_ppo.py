@@ -1,8 +1,10 @@
-"""Gate: does the trained decoder beat policies that learned nothing?
+"""Gate: does the reward teach the decoder anything that its controls do not have?
 
-Controls: a uniform policy, a randomly initialised decoder, and training of equal length on a
-random reward. The supervised decoder and the frozen model are measured beside them, and on
-request a continuation with the differentiable losses alone; these are reported, not gated.
+Controls: a uniform policy, a randomly initialised decoder, training of equal length on a random
+reward, and, unless switched off, training of equal length with the differentiable losses alone
+(more supervised training). Trainings are repeated for every seed of `train_ppo`. The supervised
+decoder and the frozen model are measured beside them. The gate fails where the task score is not
+clearly above a control's, or where held-out KL rose above the supervised decoder's by too much.
 Publishes `verdict.json`, `controls.parquet` (test split) and `curves.parquet`.
 """
 
@@ -10,6 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Literal
+
+import numpy as np
 
 from rldecoder.config.rl import ControlPpoConfig, TrainPpoConfig
 from rldecoder.curves import Curves
@@ -32,7 +36,7 @@ from rldecoder.rl.controls import (
     uniform_predictor,
 )
 from rldecoder.rl.evaluation import Evaluator
-from rldecoder.rl.session import Kind, Session
+from rldecoder.rl.session import Kind, Session, trained_folder
 from rldecoder.sae.model import Sae
 from rldecoder.schemas import write_json, write_parquet
 from rldecoder.seeds import derive_seed, seed_everything
@@ -42,7 +46,7 @@ UNIFORM = "uniform_policy"
 RANDOM_INIT = "random_decoder"
 RANDOM_REWARD = "random_reward"
 LOSSES_ONLY = "losses_only"
-GATING = (UNIFORM, RANDOM_INIT, RANDOM_REWARD)
+GATING = (UNIFORM, RANDOM_INIT, RANDOM_REWARD, LOSSES_ONLY)
 
 
 def run(
@@ -56,16 +60,24 @@ def run(
     supervised = inputs["train_decoder"].path / "decoder"
     curves = Curves()
     seed_everything(derive_seed(ctx.seed, RANDOM_INIT))
-    decoders: dict[str, SaeDecoderForCausalLM] = {
-        TRAINED: load_decoder(inputs["train_ppo"].path / "decoder", lm, sae),
-        SUPERVISED: load_decoder(supervised, lm, sae),
+    trainings = range(training.seeds)
+    decoders: dict[str, list[SaeDecoderForCausalLM]] = {
+        TRAINED: [
+            load_decoder(trained_folder(inputs["train_ppo"].path, i), lm, sae) for i in trainings
+        ],
+        SUPERVISED: [load_decoder(supervised, lm, sae)],
     }
-    decoders[RANDOM_INIT] = new_decoder(lm, sae, decoders[SUPERVISED].config.blocks or ())
+    blocks = decoders[SUPERVISED][0].config.blocks or ()
+    decoders[RANDOM_INIT] = [new_decoder(lm, sae, blocks)]
     kinds: list[Kind] = ["random_reward"]
     kinds += ["losses_only"] if config.supervised_continuation else []
     for kind in kinds:
-        decoder = load_decoder(supervised, lm, sae)
-        decoders[kind] = _train(kind, decoder, inputs, training, config, ctx, curves)
+        decoders[kind] = [
+            _train(
+                kind, i, load_decoder(supervised, lm, sae), inputs, training, config, ctx, curves
+            )
+            for i in trainings
+        ]
     systems = _measure(decoders, lm, inputs, training, config, ctx)
     trained = systems[TRAINED]
     comparisons = [
@@ -74,9 +86,11 @@ def run(
         if system.name not in (TRAINED, FROZEN)
     ]
     failures = [c.reason() for c in comparisons if c.control in GATING and not c.beaten]
-    verdict: Literal["pass", "fail"] = "fail" if failures else "pass"
     # A random reward can do harm, so beating it does not prove that anything was learned.
     start = next(c for c in comparisons if c.control == SUPERVISED)
+    if -start.kl_difference > config.max_kl_increase:
+        failures.append(start.too_far(config.max_kl_increase))
+    verdict: Literal["pass", "fail"] = "fail" if failures else "pass"
     notes = [] if start.beaten else [start.no_gain()]
     reasons = (*failures, *notes)
     curves.write(ctx.out / "curves.parquet")
@@ -86,6 +100,7 @@ def run(
 
 def _train(
     kind: Kind,
+    number: int,
     decoder: SaeDecoderForCausalLM,
     inputs: Mapping[str, InputArtifact],
     training: TrainPpoConfig,
@@ -93,30 +108,31 @@ def _train(
     ctx: StageContext,
     curves: Curves,
 ) -> SaeDecoderForCausalLM:
-    """Train a control as long as the decoder was trained; its curves get the kind as prefix."""
+    """Train a control as long as the decoder was trained; its curves get its name as prefix."""
+    name = kind if number == 0 else f"{kind}{number}"
     session = Session(
-        name=f"control_ppo {kind}",
+        name=f"control_ppo {name}",
         kind=kind,
         config=training,
         decoder=decoder,
         activations=inputs["cache_activations"].path,
-        progress=ctx.progress / kind,
-        seed=derive_seed(ctx.seed, kind),
+        progress=ctx.progress / name,
+        seed=derive_seed(ctx.seed, name),
         watcher=ctx.report,
         checkpoint_every_steps=config.checkpoint_every_steps,
     )
     size = training.ppo.batch_size
-    title = f"control: {kind.replace('_', ' ')}"
+    title = f"control: {name.replace('_', ' ')}"
     total, done = session.total_steps * size, session.done * size
     with ctx.report.track(title, total, unit="rollout", done=done) as bar:
         session.run(lambda note: bar.advance(size, note))
     for row in session.curves.rows:
-        curves.log(row.step, **{f"{kind}/{row.name}": row.value})
+        curves.log(row.step, **{f"{name}/{row.name}": row.value})
     return decoder
 
 
 def _measure(
-    decoders: Mapping[str, SaeDecoderForCausalLM],
+    decoders: Mapping[str, list[SaeDecoderForCausalLM]],
     lm: FrozenLM,
     inputs: Mapping[str, InputArtifact],
     training: TrainPpoConfig,
@@ -133,21 +149,36 @@ def _measure(
         num_tokens=config.test_tokens,
         seed=derive_seed(ctx.seed, "test"),
     )
-    predictors: dict[str, Predictor] = {
-        name: decoder_predictor(decoder) for name, decoder in decoders.items()
+    everyone = {
+        (name, number): decoder
+        for name, group in decoders.items()
+        for number, decoder in enumerate(group)
     }
-    predictors[UNIFORM] = uniform_predictor(lm)
-    scores: dict[str, TaskResult] = {UNIFORM: uniform_policy(evaluator.prompts, lm, ctx.seed)}
-    with ctx.report.track("test of controls", len(decoders) + 2, unit="system") as bar:
-        for name, decoder in decoders.items():
-            scores[name] = evaluator.tasks(decoder)
-            bar.advance(1, name)
-        scores[FROZEN] = evaluator.tasks(lm.model)
+    predictors: dict[tuple[str, int], Predictor] = {
+        key: decoder_predictor(decoder) for key, decoder in everyone.items()
+    }
+    predictors[UNIFORM, 0] = uniform_predictor(lm)
+    scores: dict[tuple[str, int], TaskResult] = {
+        (UNIFORM, 0): uniform_policy(evaluator.prompts, lm, ctx.seed)
+    }
+    with ctx.report.track("test of controls", len(everyone) + 2, unit="system") as bar:
+        for key, decoder in everyone.items():
+            scores[key] = evaluator.tasks(decoder)
+            bar.advance(1, key[0])
+        scores[FROZEN, 0] = evaluator.tasks(lm.model)
         bar.advance(1, FROZEN)
         kl = sequence_kl(predictors, evaluator.reader, lm, config.test_tokens)
         bar.advance(1, "KL")
-    kl[FROZEN] = 0.0 * kl[UNIFORM]
-    return {name: System(name, scores[name], kl[name], name in GATING) for name in scores}
+    kl[FROZEN, 0] = 0.0 * kl[UNIFORM, 0]
+    return {
+        name: System(
+            name,
+            [scores[key] for key in scores if key[0] == name],
+            np.stack([kl[key] for key in scores if key[0] == name]),
+            name in GATING,
+        )
+        for name, _ in scores
+    }
 
 
 def _publish(

@@ -91,14 +91,14 @@ STAGES: tuple[Stage, ...] = (
     _stage(
         "train_ppo",
         "policy",
-        1,
+        2,
         ("sync_tokenizer", "cache_activations", "train_sae", "train_decoder", "gate_decoder"),
         "rl",
     ),
     _stage(
         "control_ppo",
         "verdict",
-        1,
+        2,
         (
             "sync_tokenizer",
             "cache_activations",

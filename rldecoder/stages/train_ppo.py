@@ -3,6 +3,8 @@
 Publishes `decoder/` (the end of training, or the last healthy evaluation when it collapsed),
 `stage1/decoder` to `stage3/decoder`, `rollouts.parquet` (every response with its reward and all
 parts), `curves.parquet` (every metric at every PPO step) and `evaluations.parquet` (validation).
+With several seeds these are of the first; the others give `seeds/1/decoder` and so on, and curves
+under `seed1/`.
 """
 
 from __future__ import annotations
@@ -11,11 +13,12 @@ import shutil
 from collections.abc import Mapping
 
 from rldecoder.config.rl import TrainPpoConfig
+from rldecoder.curves import Curves
 from rldecoder.decoder.loading import load_decoder, save_decoder
 from rldecoder.lm.frozen import FrozenLM
-from rldecoder.rl.session import Session
+from rldecoder.rl.session import Session, trained_folder
 from rldecoder.sae.model import Sae
-from rldecoder.seeds import seed_everything
+from rldecoder.seeds import derive_seed, seed_everything
 from rldecoder.stages.context import InputArtifact, Scalar, StageContext, StageOutput
 
 
@@ -26,29 +29,41 @@ def run(
     seed_everything(ctx.seed)
     lm = FrozenLM.load(inputs["sync_tokenizer"].path / "model", device=ctx.device)
     sae = Sae.load(inputs["train_sae"].path / "sae", device=ctx.device)
-    decoder = load_decoder(inputs["train_decoder"].path / "decoder", lm, sae)
-    session = Session(
-        name="train_ppo",
-        kind="trained",
-        config=config,
-        decoder=decoder,
-        activations=inputs["cache_activations"].path,
-        progress=ctx.progress,
-        seed=ctx.seed,
-        watcher=ctx.report,
-        checkpoint_every_steps=config.checkpoint_every_steps,
-    )
     size = config.ppo.batch_size
-    with ctx.report.track(
-        "PPO", session.total_steps * size, unit="rollout", done=session.done * size
-    ) as bar:
-        session.run(lambda note: bar.advance(size, note))
-    save_decoder(decoder, ctx.out / "decoder")
-    for stage in range(1, len(config.stages) + 1):
-        shutil.copytree(session.stage_decoder(stage), ctx.out / f"stage{stage}" / "decoder")
-    session.publish(ctx.out)
-    reasons = () if session.stopped is None else (f"PPO {session.stopped}",)
-    return StageOutput(metrics=_headline(session), reasons=reasons)
+    total = config.seeds * size * sum(stage.steps for stage in config.stages)
+    curves = Curves()
+    reasons: list[str] = []
+    headline: dict[str, Scalar] = {}
+    with ctx.report.track("PPO", total, unit="rollout") as bar:
+        for number in range(config.seeds):
+            name = "" if number == 0 else f"seed{number}"
+            decoder = load_decoder(inputs["train_decoder"].path / "decoder", lm, sae)
+            session = Session(
+                name=f"train_ppo {name}".strip(),
+                kind="trained",
+                config=config,
+                decoder=decoder,
+                activations=inputs["cache_activations"].path,
+                progress=ctx.progress / name,
+                seed=derive_seed(ctx.seed, name) if name else ctx.seed,
+                watcher=ctx.report,
+                checkpoint_every_steps=config.checkpoint_every_steps,
+            )
+            bar.advance(session.done * size, "done before")
+            session.run(lambda note: bar.advance(size, note))
+            save_decoder(decoder, trained_folder(ctx.out, number))
+            for row in session.curves.rows:
+                curves.log(row.step, **{f"{name}/{row.name}" if name else row.name: row.value})
+            if session.stopped is not None:
+                reasons.append(f"PPO {name} {session.stopped}".replace("  ", " "))
+            if number == 0:
+                for stage in range(1, len(config.stages) + 1):
+                    folder = ctx.out / f"stage{stage}" / "decoder"
+                    shutil.copytree(session.stage_decoder(stage), folder)
+                session.publish(ctx.out)
+                headline = _headline(session)
+    curves.write(ctx.out / "curves.parquet")
+    return StageOutput(metrics=headline, reasons=tuple(reasons))
 
 
 def _headline(session: Session) -> dict[str, Scalar]:

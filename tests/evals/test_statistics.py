@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from rldecoder.errors import BadInputError
 from rldecoder.evals.statistics import (
     bootstrap_mean_ci,
+    crossed_bootstrap,
     paired_bootstrap_pvalue,
     wilson_interval,
 )
@@ -88,3 +89,37 @@ def test_equal_scores_are_no_evidence() -> None:
     assert paired_bootstrap_pvalue([1.0, 0.0], [1.0, 0.0]).pvalue == 1.0
     with pytest.raises(BadInputError, match="2 and 1"):
         paired_bootstrap_pvalue([1.0, 0.0], [1.0])
+
+
+def test_crossed_bootstrap_of_one_training_is_the_paired_one() -> None:
+    differences = np.random.default_rng(0).normal(0.2, 1.0, 40)
+    found = crossed_bootstrap(differences[None], seed=3)
+    assert found == paired_bootstrap_pvalue(differences, np.zeros(40), seed=3)
+
+
+def test_crossed_bootstrap_covers_both_kinds_of_chance() -> None:
+    """Rows + columns with known variances: the width is near that of the mean (from above)."""
+    rng = np.random.default_rng(1)
+    trainings, items, covered, widths = 6, 30, 0, []
+    for trial in range(200):
+        values = rng.normal(0, 0.3, (trainings, 1)) + rng.normal(0, 0.5, (1, items))
+        found = crossed_bootstrap(values, seed=trial, resamples=400)
+        covered += found.low <= 0 <= found.high
+        widths.append(found.high - found.low)
+    assert covered / 200 > 0.85
+    spread = (0.3**2 / trainings + 0.5**2 / items) ** 0.5
+    assert 0.8 < np.mean(widths) / (2 * 1.96 * spread) < 1.3
+
+
+def test_crossed_bootstrap_resamples_both_axes_by_brute_force() -> None:
+    values = np.random.default_rng(2).normal(0.3, 1.0, (3, 8))
+    found = crossed_bootstrap(values, seed=0, resamples=20_000)
+    rng = np.random.default_rng(5)
+    means = [
+        values[np.ix_(rng.integers(0, 3, 3), rng.integers(0, 8, 8))].mean() for _ in range(20_000)
+    ]
+    low, high = np.quantile(means, [0.025, 0.975])
+    assert found.difference == pytest.approx(values.mean())
+    assert found.low == pytest.approx(low, abs=0.02)
+    assert found.high == pytest.approx(high, abs=0.02)
+    assert found.pvalue == pytest.approx(np.mean(np.array(means) <= 0), abs=0.02)

@@ -22,9 +22,15 @@ from rldecoder.rl.controls import (
 )
 
 
-def system(name: str, scores: list[float], kl: list[float], gates: bool = False) -> System:
-    rows = [TaskRow("cloze", i, "box", "", score) for i, score in enumerate(scores)]
-    return System(name, summarise(rows), np.array(kl), gates)
+def system(
+    name: str, scores: list[list[float]], kl: list[list[float]], gates: bool = False
+) -> System:
+    """One list a training."""
+    tasks = [
+        summarise(TaskRow("cloze", i, "box", "", score) for i, score in enumerate(row))
+        for row in scores
+    ]
+    return System(name, tasks, np.array(kl), gates)
 
 
 GOOD, BAD = [1.0] * 18 + [0.0] * 2, [0.0] * 18 + [1.0] * 2
@@ -35,20 +41,36 @@ LOW, HIGH = [0.3 + 0.01 * i for i in range(10)], [1.3 + 0.02 * i for i in range(
     ("trained", "control", "beaten"),
     [
         ((GOOD, LOW), (BAD, HIGH), True),
-        ((GOOD, LOW), (GOOD, HIGH), True),  # better text, same tasks
         ((GOOD, LOW), (BAD, LOW), True),
-        ((GOOD, LOW), (GOOD, LOW), False),  # the same
-        ((GOOD, HIGH), (BAD, LOW), False),  # better on one, worse on the other
+        ((GOOD, HIGH), (BAD, LOW), True),  # the rise of KL has its own bound
+        ((GOOD, LOW), (GOOD, HIGH), False),  # better text alone is not what the reward is for
+        ((GOOD, LOW), (GOOD, LOW), False),
         ((BAD, HIGH), (GOOD, LOW), False),
     ],
 )
-def test_a_control_is_beaten_clearly_or_not_at_all(trained, control, beaten):
-    found = compare(system("trained", *trained), system("random", *control), seed=0)
+def test_a_control_is_beaten_on_the_task_or_not_at_all(trained, control, beaten):
+    one, other = (
+        system(name, [scores], [kl])
+        for name, (scores, kl) in (("trained", trained), ("random", control))
+    )
+    found = compare(one, other, seed=0)
     assert found.beaten is beaten
+    assert found.beaten == (found.score_pvalue < 0.025)
     assert found.score_low <= found.score_difference <= found.score_high
     assert found.kl_low <= found.kl_difference <= found.kl_high
     assert "control random comes near" in found.reason()
     assert found.kl_difference == pytest.approx(np.mean(control[1]) - np.mean(trained[1]))
+
+
+def test_trainings_that_disagree_widen_the_interval():
+    start = system("supervised", [[0.0] * 20], [HIGH])
+    agree = system("trained", [[1.0] * 10 + [0.0] * 10] * 3, [LOW] * 3)
+    differ = system("trained", [[1.0] * 20, [1.0] * 10 + [0.0] * 10, [0.0] * 20], [LOW] * 3)
+    alike, apart = (compare(trained, start, seed=0) for trained in (agree, differ))
+    assert alike.score_difference == apart.score_difference == 0.5
+    assert alike.score_high - alike.score_low < apart.score_high - apart.score_low
+    assert alike.beaten
+    assert not apart.beaten
 
 
 def test_sequence_kl_averages_to_the_evaluation(make_decoder, tiny_cache):
@@ -79,8 +101,17 @@ def test_uniform_policy_is_seeded_noise(make_decoder):
 
 
 def test_rows_for_each_task():
-    rows = control_rows(system("random", GOOD, LOW, gates=True), seed=0)
+    rows = control_rows(system("random", [GOOD], [LOW], gates=True), seed=0)
     assert [row["task"] for row in rows] == ["all", "cloze"]
     assert all(row["gates"] for row in rows)
     assert rows[0]["kl_low"] <= rows[0]["kl"] <= rows[0]["kl_high"]
     assert torch.isfinite(torch.tensor([rows[0][k] for k in ("kl", "kl_low", "score_low")])).all()
+
+
+def test_rows_of_several_trainings():
+    several = system("random", [GOOD, BAD, GOOD], [LOW, LOW, HIGH])
+    (everything, _) = control_rows(several, seed=0)
+    assert everything["num_trainings"] == 3
+    assert everything["num_prompts"] == 20
+    assert everything["score"] == several.score == pytest.approx((0.9 + 0.1 + 0.9) / 3)
+    assert everything["score_low"] < everything["score"] < everything["score_high"]

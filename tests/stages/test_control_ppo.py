@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from rldecoder.config.rl import ControlPpoConfig
+from rldecoder.rl.session import trained_folder
 from rldecoder.schemas import read_json
 from rldecoder.stages import control_ppo
 from rldecoder.stages.context import InputArtifact, SilentReporter, StageContext
@@ -31,7 +32,7 @@ def inputs(tiny_lm_dir, tmp_path_factory):
     return made | {"train_ppo": trained}
 
 
-CONFIG = ControlPpoConfig(test_prompts=2, test_tokens=75, supervised_continuation=True)
+CONFIG = ControlPpoConfig(test_prompts=2, test_tokens=75)
 NO_CONTINUATION = CONFIG.model_copy(update={"supervised_continuation": False})
 
 
@@ -75,8 +76,8 @@ def test_every_system_is_measured(published):
     rows = pq.read_table(out / "controls.parquet").to_pylist()
     gates = {row["system"]: row["gates"] for row in rows}
     assert gates == {
-        "trained": False, "supervised": False, "frozen": False, "losses_only": False,
-        "uniform_policy": True, "random_decoder": True, "random_reward": True,
+        "trained": False, "supervised": False, "frozen": False,
+        "uniform_policy": True, "random_decoder": True, "random_reward": True, "losses_only": True,
     }  # fmt: skip
     overall = {row["system"]: row for row in rows if row["task"] == "all"}
     assert all(row["num_prompts"] == 4 for row in overall.values())
@@ -95,17 +96,56 @@ def test_curves_have_a_prefix_for_each_trained_control(published):
 
 def test_passes_when_all_controls_are_beaten(inputs, context, monkeypatch):
     def clear(trained, control, seed):
-        return control_ppo.Comparison(control.name, 0.3, 0.2, 0.4, 0.5, 0.4, 0.6, True)
+        return control_ppo.Comparison(control.name, 0.3, 0.2, 0.4, 0.001, 0.5, 0.4, 0.6, True)
 
     monkeypatch.setattr(control_ppo, "compare", clear)
-    monkeypatch.setattr(control_ppo, "_train", lambda kind, decoder, *rest: decoder)
+    monkeypatch.setattr(control_ppo, "_train", lambda kind, number, decoder, *rest: decoder)
     output = run(inputs, NO_CONTINUATION, context())
     assert output.verdict == "pass"
     assert output.reasons == ()
 
 
+def test_a_rise_of_held_out_kl_fails_the_gate(inputs, context, monkeypatch):
+    def dear(trained, control, seed):
+        return control_ppo.Comparison(control.name, 0.3, 0.2, 0.4, 0.001, -0.2, -0.3, -0.1, True)
+
+    monkeypatch.setattr(control_ppo, "compare", dear)
+    monkeypatch.setattr(control_ppo, "_train", lambda kind, number, decoder, *rest: decoder)
+    output = run(inputs, NO_CONTINUATION, context())
+    assert output.verdict == "fail"
+    (reason,) = output.reasons
+    assert reason.startswith("PPO raised held-out KL above the supervised decoder's by 0.200")
+    allowed = NO_CONTINUATION.model_copy(update={"max_kl_increase": 0.25})
+    assert run(inputs, allowed, context()).verdict == "pass"
+
+
+def test_every_seed_is_trained_again_and_judged(inputs, context, monkeypatch, tmp_path):
+    folder = tmp_path / "train_ppo"
+    start = inputs["train_decoder"].path / "decoder"
+    for number in range(2):
+        shutil.copytree(start, trained_folder(folder, number))
+    config = small_config(seeds=2).model_dump(mode="json")
+    trained = InputArtifact("policy", "train_ppo", "0" * 16, folder, {}, config)
+    seen = []
+
+    def train(kind, number, decoder, *rest):
+        seen.append((kind, number))
+        return decoder
+
+    monkeypatch.setattr(control_ppo, "_train", train)
+    ctx = context()
+    run(inputs | {"train_ppo": trained}, CONFIG, ctx)
+    assert seen == [(kind, n) for kind in ("random_reward", "losses_only") for n in range(2)]
+    rows = pq.read_table(ctx.out / "controls.parquet").to_pylist()
+    trainings = {row["system"]: row["num_trainings"] for row in rows}
+    assert trainings == {
+        "trained": 2, "random_reward": 2, "losses_only": 2,
+        "supervised": 1, "frozen": 1, "uniform_policy": 1, "random_decoder": 1,
+    }  # fmt: skip
+
+
 def test_same_seed_same_bytes(inputs, context, monkeypatch):
-    monkeypatch.setattr(control_ppo, "_train", lambda kind, decoder, *rest: decoder)
+    monkeypatch.setattr(control_ppo, "_train", lambda kind, number, decoder, *rest: decoder)
     one, two = context("one"), context("two")
     assert run(inputs, NO_CONTINUATION, one) == run(inputs, NO_CONTINUATION, two)
     for name in ("verdict.json", "controls.parquet"):

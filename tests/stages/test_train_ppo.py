@@ -15,6 +15,7 @@ from rldecoder.decoder.loading import load_decoder
 from rldecoder.errors import BadInputError
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.rl import session
+from rldecoder.rl.session import trained_folder
 from rldecoder.sae.model import Sae
 from rldecoder.stages.table import stage_named
 from rldecoder.stages.train_ppo import run
@@ -120,6 +121,25 @@ def test_contents(inputs, context):
     assert curves["eval_kl"][0] == [0, 1, 2, 3]
     evaluations = pq.read_table(ctx.out / "evaluations.parquet").to_pylist()
     assert [row["stage"] for row in evaluations if row["task"] == "all"] == [0, 1, 2, 3]
+
+
+def test_seeds_share_the_start_and_nothing_else(inputs, context):
+    one, two = context("one"), context("two")
+    single = run(inputs, small_config(), one)
+    both = run(inputs, small_config(seeds=2), two)
+    assert single.metrics == both.metrics
+    first = files(one.out)
+    assert {name: data for name, data in files(two.out).items() if name in first} | {
+        "curves.parquet": first["curves.parquet"]
+    } == first
+    weights = [
+        load_file(trained_folder(two.out, number) / "model.safetensors")["model.W"]
+        for number in range(2)
+    ]
+    assert not torch.equal(*weights)
+    curves = read_curves(two.out / "curves.parquet")
+    assert curves["seed1/eval_kl"][1][0] == curves["eval_kl"][1][0]  # before training
+    assert curves["seed1/reward"] != curves["reward"]
 
 
 def test_collapse_stops_and_publishes_the_last_healthy_weights(inputs, context):

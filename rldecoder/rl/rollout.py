@@ -104,13 +104,17 @@ class DecoderSampler:
         for task in dict.fromkeys(prompt.task for prompt in prompts):
             rows = [i for i, prompt in enumerate(prompts) if prompt.task == task]
             ids = [self.tokenizer(prompts[i].prompt)["input_ids"] for i in rows]
-            groups.append((rows, self._sample(ids, max_new_tokens(task), generator)))
+            groups.append((rows, self._sample(rows, ids, max_new_tokens(task), generator)))
         return self._merge(prompts, groups)
 
     def _sample(
-        self, prompt_ids: list[list[int]], max_tokens: int, generator: torch.Generator
+        self,
+        rows: list[int],
+        prompt_ids: list[list[int]],
+        max_tokens: int,
+        generator: torch.Generator,
     ) -> _Group:
-        """Responses to prompts that share a prefix."""
+        """Responses to prompts that share a prefix; `rows` are their places in the batch."""
         decoder = self.decoder
         batch = split_prefix(prompt_ids, self.pad_token_id, decoder.device)
         prefix, past = self._read_prefix(batch)
@@ -132,7 +136,9 @@ class DecoderSampler:
                 hidden = decoder.hidden(last)
             else:
                 hidden = decoder.hidden(seen.latents, mask, positions, past)[:, -1]
-                context = context or Context(ids[:, 0], prefix, seen.latents, mask, positions)
+                if context is None:
+                    places = torch.tensor(rows, device=ids.device)
+                    context = Context(places, prefix, seen.latents, mask, positions)
             logits = decoder.frozen.lm.unembed(hidden) / self.temperature
             probs = logits.softmax(-1)
             # Drawn on the CPU, so that a seed means the same on every device.
@@ -212,11 +218,7 @@ class DecoderSampler:
             gather(hidden) if hidden else None,
             torch.cat([part.finished for part in parts])[order],
             self._texts(token_ids, mask),
-            tuple(
-                group.context._replace(rows=torch.tensor(group_rows, device=token_ids.device))
-                for group_rows, group in groups
-                if group.context is not None
-            ),
+            tuple(group.context for _, group in groups if group.context is not None),
         )
 
     def _texts(self, token_ids: Tensor, mask: Tensor) -> list[str]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rldecoder.config.rl import PpoSettings, PpoStage, TrainPpoConfig
 from rldecoder.decoder.loading import decoder_from_lens, read_affine_lens, save_decoder
+from rldecoder.decoder.modeling_sae_decoder import new_decoder
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.sae.model import Sae
 from rldecoder.stages.context import InputArtifact, StageOutput
@@ -25,13 +26,20 @@ def small_config(**changes: Any) -> TrainPpoConfig:
     return TrainPpoConfig(**{"stages": stages, "ppo": ppo, **defaults, **changes})
 
 
-def make_rl_inputs(folder: Path, model_folder: Path) -> dict[str, InputArtifact]:
-    """Artifacts that `train_ppo` reads."""
+def make_rl_inputs(
+    folder: Path, model_folder: Path, blocks: Sequence[int] = ()
+) -> dict[str, InputArtifact]:
+    """Artifacts that `train_ppo` reads; the decoder has these blocks of the frozen model."""
     inputs = make_inputs(folder, model_folder)
     lm = FrozenLM.load(folder / "sync_tokenizer" / "model")
     sae = Sae.load(folder / "train_sae" / "sae")
     lens = read_affine_lens(folder / "baselines" / "affine_lens.safetensors", HOOK_LAYER)
-    save_decoder(decoder_from_lens(lm, sae, lens), folder / "train_decoder" / "decoder")
+    decoder = decoder_from_lens(lm, sae, lens)
+    if blocks:
+        decoder = new_decoder(lm, sae, blocks)
+        assert decoder.blocks is not None
+        decoder.blocks.copy_from(lm.base)
+    save_decoder(decoder, folder / "train_decoder" / "decoder")
     return inputs | {name: artifact(folder, name) for name in ("train_decoder", "gate_decoder")}
 
 

@@ -88,6 +88,23 @@ def test_publishes_and_a_kill_changes_nothing(inputs, context, monkeypatch):
         assert endings <= {".parquet", ".json", ".safetensors"}, endings
 
 
+def test_a_kill_changes_nothing_with_blocks(tiny_lm_dir, tmp_path, context, monkeypatch):
+    inputs = make_rl_inputs(tmp_path / "rl", tiny_lm_dir, blocks=[2, 3])
+    straight, killed = context("straight"), context("killed")
+    output = run(inputs, small_config(), straight)
+    before = load_file(inputs["train_decoder"].path / "decoder" / "model.safetensors")
+    after = load_file(straight.out / "decoder" / "model.safetensors")
+    assert before.keys() == after.keys()
+    assert not any(torch.equal(before[name], after[name]) for name in before)
+    with monkeypatch.context() as patch:
+        kill_after(patch, 2)
+        with pytest.raises(Killed):
+            run(inputs, small_config(), killed)
+    torch.manual_seed(99)
+    assert run(inputs, small_config(), killed) == output
+    assert files(killed.out) == files(straight.out)
+
+
 def test_contents(inputs, context):
     ctx = context()
     run(inputs, small_config(), ctx)

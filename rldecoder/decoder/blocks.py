@@ -142,8 +142,7 @@ def plain_attention() -> AbstractContextManager[None]:
     """While open, attention is plain products and a softmax, with the scores kept.
 
     The CPU's flash kernel multiplies in float32; with bfloat16 factors (`matmul_precision`) plain
-    products take 0.6 of its time, forward and backward (measured at 256 positions). It also has
-    second derivatives.
+    products take 0.6 of its time, forward and backward (measured at 256 positions).
     """
     kernels: AbstractContextManager[None] = sdpa_kernel(SDPBackend.MATH)
     return kernels

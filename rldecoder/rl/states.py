@@ -10,7 +10,7 @@ out), K active latents, D model width, P prefix, S rest of the prompt.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,46 +23,43 @@ from rldecoder.rl.rollout import Context, Rollout
 from rldecoder.sae.selection import SparseLatents
 from rldecoder.sae.sparse_ops import decode_sparse
 
-Contributions = Literal["none", "values", "differentiable"]
-
 
 class Predicted(NamedTuple):
     """The decoder in N states."""
 
     hidden: Tensor
-    """[N, D]"""
-    contributions: Tensor | None
-    """[N, K], what each latent adds to the chosen logit; None unless asked for."""
+    """[N, D] predicted final hidden states."""
+    slopes: Tensor | None
+    """[N, D], what a step along the residual that the latents add up to gives the chosen logit;
+    without gradient, None unless asked for."""
 
 
 def predict(
-    decoder: SaeDecoderForCausalLM,
-    rollout: Rollout,
-    rows: Tensor,
-    *,
-    contributions: Contributions = "none",
+    decoder: SaeDecoderForCausalLM, rollout: Rollout, rows: Tensor, *, slopes: bool = False
 ) -> Predicted:
     """Predicted final hidden states of the response tokens of some rollouts.
 
-    Contributions are exact for `linear`. With blocks a latent also acts on later tokens: then they
-    are activation x gradient of the sum of the response's chosen logits (caps of logits left
+    The slope is the chosen token's direction for `linear`. With blocks a latent also acts on later
+    tokens: then it is the gradient of the sum of the response's chosen logits (caps of logits left
     out), the first-order effect on this choice and on those after it.
 
     Args:
         decoder: need not be the one that sampled.
         rollout: with contexts, if the decoder has blocks.
         rows: [b] ascending numbers of rollouts.
-        contributions: none, without gradient, or with gradient to the decoder's weights.
+        slopes: whether `contributions` will be asked for.
     """
     keep = rollout.mask[rows].bool()
-    acts, indices = rollout.latents.acts[rows][keep], rollout.latents.indices[rows][keep]
     if decoder.blocks is None:
-        latents, found = SparseLatents(acts, indices), None
-        if contributions != "none":
-            found = decoder.contributions(latents, rollout.token_ids[rows][keep])
-        return Predicted(decoder.hidden(latents), found)
+        latents = SparseLatents(
+            rollout.latents.acts[rows][keep], rollout.latents.indices[rows][keep]
+        )
+        directions = None
+        if slopes:
+            directions = _directions(decoder, rollout.token_ids[rows][keep])
+        return Predicted(decoder.hidden(latents), directions)
     hidden = torch.zeros(*keep.shape, decoder.config.d_model, device=keep.device)
-    slopes = torch.zeros_like(hidden)
+    found = torch.zeros_like(hidden)
     for context in rollout.contexts:
         inside = torch.isin(context.rows, rows)
         if not inside.any():
@@ -70,16 +67,26 @@ def predict(
         mine = context.rows[inside]
         length = int(rollout.mask[mine].sum(-1).max())
         place = torch.searchsorted(rows, mine)
-        found_hidden, found_slopes = _through_blocks(
-            decoder, rollout, context, inside, mine, length, contributions
-        )
-        hidden[place, :length] = found_hidden
-        if found_slopes is not None:
-            slopes[place, :length] = found_slopes
-    if contributions == "none":
-        return Predicted(hidden[keep], None)
-    read = torch.einsum("nkd,nd->nk", F.embedding(indices, decoder.W), slopes[keep])
-    return Predicted(hidden[keep], acts * read)
+        parts = _through_blocks(decoder, rollout, context, inside, length, slopes=slopes)
+        hidden[place, :length] = parts.hidden
+        if parts.slopes is not None:
+            found[place, :length] = parts.slopes
+    return Predicted(hidden[keep], found[keep] if slopes else None)
+
+
+def contributions(decoder: SaeDecoderForCausalLM, latents: SparseLatents, slopes: Tensor) -> Tensor:
+    """What each latent adds to the chosen logit, [N, K]; differentiable in the decoder's `W`.
+
+    Exact for `linear`, first-order with blocks. The slopes are held fixed, so that a loss on this
+    changes what the latents write and not how the blocks read it; second derivatives through the
+    blocks would double the cost of a PPO step.
+    """
+    rows = F.embedding(latents.indices, decoder.W)
+    return latents.acts * torch.einsum("nkd,nd->nk", rows, slopes)
+
+
+def _directions(decoder: SaeDecoderForCausalLM, token_ids: Tensor) -> Tensor:
+    return decoder.frozen.lm.unembedding[token_ids].to(decoder.W.dtype)
 
 
 def _through_blocks(
@@ -87,13 +94,14 @@ def _through_blocks(
     rollout: Rollout,
     context: Context,
     inside: Tensor,
-    mine: Tensor,
     length: int,
-    contributions: Contributions,
-) -> tuple[Tensor, Tensor | None]:
-    """Hidden states [b, length, D] of rows of one context; slopes of the chosen logits' sum."""
+    *,
+    slopes: bool,
+) -> Predicted:
+    """The first `length` states of the rows of a context that are `inside`: [b, length, D]."""
     blocks = decoder.blocks
     assert blocks is not None
+    mine = context.rows[inside]
     suffix = SparseLatents(context.suffix.acts[inside], context.suffix.indices[inside])
     width = suffix.acts.shape[1]
     # The response's first token is chosen in the state of the prompt's last.
@@ -101,13 +109,13 @@ def _through_blocks(
     positions = context.positions[inside]
     steps = torch.arange(1, length, device=positions.device)
     cache = DynamicCache()
-    with torch.set_grad_enabled(torch.is_grad_enabled() or contributions == "values"):
-        with plain_attention():
-            if context.prefix is not None:
-                blocks(decode_sparse(context.prefix, decoder.W, decoder.b), past_key_values=cache)
-                cache.batch_repeat_interleave(len(mine))
-            resid = decode_sparse(states, decoder.W, decoder.b)
-            if contributions == "values":
+    with plain_attention():
+        if context.prefix is not None:
+            blocks(decode_sparse(context.prefix, decoder.W, decoder.b), past_key_values=cache)
+            cache.batch_repeat_interleave(len(mine))
+        resid = decode_sparse(states, decoder.W, decoder.b)
+        with torch.set_grad_enabled(slopes or torch.is_grad_enabled()):
+            if slopes:
                 resid = resid.detach().requires_grad_()
             hidden = blocks(
                 resid,
@@ -115,17 +123,12 @@ def _through_blocks(
                 position_ids=torch.cat([positions, positions[:, -1:] + steps], dim=1),
                 past_key_values=cache,
             )[:, width - 1 :]
-        if contributions == "none":
-            return hidden, None
-        tokens, mask = rollout.token_ids[mine, :length], rollout.mask[mine, :length]
-        directions = decoder.frozen.lm.unembedding[tokens].to(hidden.dtype)
-        (slopes,) = torch.autograd.grad(
-            (hidden * directions * mask[..., None]).sum(),
-            resid,
-            create_graph=contributions == "differentiable",
-        )
-    slopes = slopes[:, width - 1 :]
-    return (hidden, slopes) if contributions == "differentiable" else (hidden.detach(), slopes)
+            if not slopes:
+                return Predicted(hidden, None)
+            mask = rollout.mask[mine, :length, None]
+            directions = _directions(decoder, rollout.token_ids[mine, :length])
+            (slope,) = torch.autograd.grad((hidden * directions * mask).sum(), resid)
+    return Predicted(hidden.detach(), slope[:, width - 1 :])
 
 
 def _cut(latents: SparseLatents, rows: Tensor, start: int, stop: int) -> SparseLatents:

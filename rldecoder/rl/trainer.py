@@ -37,7 +37,7 @@ from rldecoder.rl.learner import Learner, Plan, PpoStep
 from rldecoder.rl.policy import TokenStats, token_stats
 from rldecoder.rl.rewards import RewardInputs, compose
 from rldecoder.rl.rollout import Rollout, Sampler
-from rldecoder.rl.states import Contributions, predict
+from rldecoder.rl.states import contributions, predict
 from rldecoder.sae.model import SparseLatents
 from rldecoder.seeds import derive_seed, torch_generator
 
@@ -120,8 +120,11 @@ class DecoderPPOTrainer(GRPOTrainer):
             chosen = self._frozen.gather(-1, flat.token_ids[:, None])[:, 0]
             frozen_logprobs = _unflatten(chosen, mask)
         everything = torch.arange(len(mask), device=mask.device)
-        self._old, contributions = self._stats(everything, "values")
-        assert contributions is not None
+        found = predict(decoder, rollout, everything, slopes=True)
+        assert found.slopes is not None
+        self._slopes = found.slopes
+        self._old = self._stats(everything, found.hidden)
+        used = contributions(decoder, flat.latents, self._slopes)
         reference = token_stats(
             predict(learner.reference, rollout, everything).hidden,
             flat.token_ids,
@@ -134,7 +137,7 @@ class DecoderPPOTrainer(GRPOTrainer):
             logprobs=_unflatten(self._old.logprobs, mask),
             frozen_logprobs=frozen_logprobs,
             ref_logprobs=_unflatten(reference.logprobs, mask),
-            contributions=_unflatten(contributions, mask),
+            contributions=_unflatten(used, mask),
             mask=mask,
             task_scores=torch.zeros(len(mask), device=mask.device),
         )
@@ -182,23 +185,19 @@ class DecoderPPOTrainer(GRPOTrainer):
             "returns": learner.normaliser.normalise(returns),
         }
 
-    def _stats(
-        self, rows: Tensor, contributions: Contributions
-    ) -> tuple[TokenStats, Tensor | None]:
+    def _stats(self, rows: Tensor, hidden: Tensor) -> TokenStats:
         """Policy statistics of the response tokens of some (ascending) rows, flat."""
-        flat, decoder = self._flat, self.learner.decoder
+        flat = self._flat
         here = torch.isin(flat.row, rows.to(flat.row.device))
         everything = bool(here.all())
         pick: Callable[[Tensor], Tensor] = (lambda x: x) if everything else (lambda x: x[here])
-        found = predict(decoder, self.rollout, rows, contributions=contributions)
-        stats = token_stats(
-            found.hidden,
+        return token_stats(
+            hidden,
             pick(flat.token_ids),
-            decoder.frozen.lm.unembed,
+            self.learner.decoder.frozen.lm.unembed,
             temperature=self.plan.settings.temperature,
             frozen_logprobs=None if self._frozen is None else pick(self._frozen),
         )
-        return stats, found.contributions
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -215,8 +214,8 @@ class DecoderPPOTrainer(GRPOTrainer):
         rows = self._rows
         order = rows.argsort()
         mask = self.rollout.mask[rows[order]]
-        wanted: Contributions = "differentiable" if self._sparsity_coef() > 0 else "none"
-        self._now, self._used = self._stats(rows[order], wanted)
+        hidden = predict(self.learner.decoder, self.rollout, rows[order]).hidden
+        self._now = self._stats(rows[order], hidden)
         back = order.argsort()
         logps = _unflatten(self._now.logprobs, mask)[back]
         return logps, _unflatten(self._now.entropy, mask)[back], None
@@ -252,16 +251,18 @@ class DecoderPPOTrainer(GRPOTrainer):
                 learner.decoder.frozen.lm,
             ).loss.mean()
             extra, metrics["text_kl"] = extra + kl_coef * text_kl, text_kl
-        if self._used is not None:
-            spread = core.contribution_entropy(self._used).mean()
-            extra = extra + self._sparsity_coef() * spread
-            metrics["contribution_entropy"] = spread
+        sparsity_coef = settings.sparsity_loss_coef * weights.monosemanticity
+        if sparsity_coef > 0:
+            spread = self._contribution_entropy(here)
+            extra, metrics["contribution_entropy"] = extra + sparsity_coef * spread, spread
         self._watch(inputs, metrics)
         return loss + extra / self.current_gradient_accumulation_steps
 
-    def _sparsity_coef(self) -> float:
-        weight = self.plan.loss_weights().monosemanticity
-        return self.plan.settings.sparsity_loss_coef * weight
+    def _contribution_entropy(self, here: Tensor) -> Tensor:
+        latents = self._flat.latents
+        chosen = SparseLatents(latents.acts[here], latents.indices[here])
+        used = contributions(self.learner.decoder, chosen, self._slopes[here])
+        return core.contribution_entropy(used).mean()
 
     def _watch(self, inputs: Mapping[str, Tensor], metrics: Mapping[str, Tensor]) -> None:
         """Collect the metrics of one inner step; `finish_step` averages them."""

@@ -265,9 +265,17 @@ class SaeDecoderForCausalLM(PreTrainedModel, GenerationMixin):
             BadInputError: the decoder has blocks; `attributions` is for those.
         """
         require_linear(self, "An exact split of a logit over latents")
-        direction = self.frozen.lm.unembedding[token_ids].to(self.W.dtype)
+        return self.along(latents, self.frozen.lm.unembedding[token_ids].to(self.W.dtype))
+
+    def along(self, latents: SparseLatents, directions: Tensor) -> Tensor:
+        """act_k * (W[index_k] . direction): [..., K], differentiable with respect to `W`.
+
+        Args:
+            latents: [..., K].
+            directions: [..., D].
+        """
         rows = F.embedding(latents.indices, self.W)
-        return latents.acts * torch.einsum("...kd,...d->...k", rows, direction)
+        return latents.acts * torch.einsum("...kd,...d->...k", rows, directions)
 
     @torch.enable_grad()
     def attributions(

@@ -69,11 +69,6 @@ class System(NamedTuple):
         """[S, prompts]"""
         return np.array([result.scores for result in self.tasks])
 
-    @property
-    def score(self) -> float:
-        """Mean over trainings and prompts."""
-        return float(self.scores.mean())
-
 
 class Comparison(NamedTuple):
     """The trained decoder against another system; differences are positive when it is better."""

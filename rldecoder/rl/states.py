@@ -47,7 +47,10 @@ def predict(
         decoder: need not be the one that sampled.
         rollout: with contexts, if the decoder has blocks.
         rows: [b] ascending numbers of rollouts.
-        slopes: whether `contributions` will be asked for.
+        slopes: whether they are wanted. `decoder.along(latents, slopes)` is then what each latent
+            adds to the chosen logit: exact for `linear`, first-order with blocks. As a loss it
+            changes what latents write and not how the blocks read it: second derivatives through
+            the blocks would make a PPO step much dearer.
     """
     keep = rollout.mask[rows].bool()
     if decoder.blocks is None:
@@ -72,17 +75,6 @@ def predict(
         if parts.slopes is not None:
             found[place, :length] = parts.slopes
     return Predicted(hidden[keep], found[keep] if slopes else None)
-
-
-def contributions(decoder: SaeDecoderForCausalLM, latents: SparseLatents, slopes: Tensor) -> Tensor:
-    """What each latent adds to the chosen logit, [N, K]; differentiable in the decoder's `W`.
-
-    Exact for `linear`, first-order with blocks. The slopes are held fixed, so that a loss on this
-    changes what the latents write and not how the blocks read it; second derivatives through the
-    blocks would double the cost of a PPO step.
-    """
-    rows = F.embedding(latents.indices, decoder.W)
-    return latents.acts * torch.einsum("nkd,nd->nk", rows, slopes)
 
 
 def _directions(decoder: SaeDecoderForCausalLM, token_ids: Tensor) -> Tensor:

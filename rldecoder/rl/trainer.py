@@ -37,7 +37,7 @@ from rldecoder.rl.learner import Learner, Plan, PpoStep
 from rldecoder.rl.policy import TokenStats, token_stats
 from rldecoder.rl.rewards import RewardInputs, compose
 from rldecoder.rl.rollout import Rollout, Sampler
-from rldecoder.rl.states import contributions, predict
+from rldecoder.rl.states import predict
 from rldecoder.sae.model import SparseLatents
 from rldecoder.seeds import derive_seed, torch_generator
 
@@ -124,7 +124,7 @@ class DecoderPPOTrainer(GRPOTrainer):
         assert found.slopes is not None
         self._slopes = found.slopes
         self._old = self._stats(everything, found.hidden)
-        used = contributions(decoder, flat.latents, self._slopes)
+        used = decoder.along(flat.latents, self._slopes)
         reference = token_stats(
             predict(learner.reference, rollout, everything).hidden,
             flat.token_ids,
@@ -261,7 +261,7 @@ class DecoderPPOTrainer(GRPOTrainer):
     def _contribution_entropy(self, here: Tensor) -> Tensor:
         latents = self._flat.latents
         chosen = SparseLatents(latents.acts[here], latents.indices[here])
-        used = contributions(self.learner.decoder, chosen, self._slopes[here])
+        used = self.learner.decoder.along(chosen, self._slopes[here])
         return core.contribution_entropy(used).mean()
 
     def _watch(self, inputs: Mapping[str, Tensor], metrics: Mapping[str, Tensor]) -> None:

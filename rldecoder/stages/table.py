@@ -54,7 +54,7 @@ STAGES: tuple[Stage, ...] = (
     _stage("ingest", "tokens", 1, ("sync_tokenizer",), "prepare", fingerprint=fingerprints.ingest),
     _stage("baselines", "baselines", 2, ("sync_tokenizer", "ingest"), "prepare"),
     _stage("sweep_sae", "sweep", 2, ("sync_tokenizer", "ingest"), "prepare"),
-    _stage("frontier", "frontier", 1, ("sync_tokenizer", "ingest", "sweep_sae"), "prepare"),
+    _stage("frontier", "frontier", 2, ("sync_tokenizer", "ingest", "sweep_sae"), "prepare"),
     _stage("cache_activations", "activations", 2, ("sync_tokenizer", "ingest"), "features"),
     _stage("train_sae", "sae", 3, ("sync_tokenizer", "ingest", "cache_activations"), "features"),
     _stage(

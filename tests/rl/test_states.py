@@ -13,7 +13,7 @@ from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
 from rldecoder.evals.prompts import TaskPrompt, make_prompts
 from rldecoder.rl.learner import PpoStep, make_learner
 from rldecoder.rl.rollout import DecoderSampler, Rollout
-from rldecoder.rl.states import contributions, predict
+from rldecoder.rl.states import predict
 from rldecoder.rl.trainer import DecoderPPOTrainer
 from rldecoder.sae.selection import SparseLatents
 from rldecoder.seeds import torch_generator
@@ -90,7 +90,7 @@ def test_contributions_are_activation_times_gradient(decoder, prompts):
     assert torch.equal(found.hidden, predict(decoder, rollout, torch.tensor(rows)).hidden)
     keep = rollout.mask[rows].bool()
     latents = SparseLatents(rollout.latents.acts[rows][keep], rollout.latents.indices[rows][keep])
-    used = contributions(decoder, latents, found.slopes)
+    used = decoder.along(latents, found.slopes)
     expected = []
     for row, (_, dense, states) in zip(rows, whole(decoder, rollout, rows), strict=True):
         chosen = rollout.token_ids[row][rollout.mask[row].bool()]
@@ -112,7 +112,7 @@ def test_contributions_of_the_linear_decoder_are_its_own(make_decoder, prompts):
     latents = SparseLatents(rollout.latents.acts[keep], rollout.latents.indices[keep])
     expected = decoder.contributions(latents, rollout.token_ids[keep])
     assert found.slopes is not None
-    torch.testing.assert_close(contributions(decoder, latents, found.slopes), expected)
+    torch.testing.assert_close(decoder.along(latents, found.slopes), expected)
 
 
 def test_ppo_trains_the_blocks_and_nothing_frozen(decoder, tmp_path):

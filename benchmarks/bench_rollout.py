@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from benchmarks.bench_decoder import frozen_model, make_decoder
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
-from rldecoder.evals.prompts import TaskPrompt, make_prompts, max_new_tokens
+from rldecoder.evals.prompts import TaskPrompt, make_prompts
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.rl.policy import token_stats
 from rldecoder.rl.rollout import DecoderSampler
@@ -107,13 +107,14 @@ def plain(
     tokenizer.pad_token_id = lm.pad_token_id
     count = 0
     for task in dict.fromkeys(prompt.task for prompt in prompts):
-        texts = [prompt.prompt for prompt in prompts if prompt.task == task]
+        asked = [prompt for prompt in prompts if prompt.task == task]
+        texts = [prompt.prompt for prompt in asked]
         batch = tokenizer(texts, return_tensors="pt", padding=True).to(lm.device)
         ids, mask = batch["input_ids"], batch["attention_mask"]
         model: Any = lm.model
         full = model.generate(
             input_ids=ids, attention_mask=mask, do_sample=True, temperature=1.0, top_k=0,
-            top_p=1.0, max_new_tokens=max_new_tokens(task), eos_token_id=stops.tolist(),
+            top_p=1.0, max_new_tokens=asked[0].max_new_tokens, eos_token_id=stops.tolist(),
             pad_token_id=lm.pad_token_id,
         )  # fmt: skip
         response = full[:, ids.shape[1] :]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
-from rldecoder.config.base import Config, StageConfig, free
+from rldecoder.config.base import StageConfig, free
 from rldecoder.config.decoder import MatmulPrecision
+from rldecoder.config.tasks import FileTask
 
 
 class TrainExplainerConfig(StageConfig):
@@ -56,28 +56,14 @@ class TrainExplainerConfig(StageConfig):
     """Tokens of context in a text example."""
 
 
-class ExternalTask(Config):
-    """A task read from a Parquet file, with free-text answers."""
-
-    name: str = Field(pattern=r"^[a-z0-9_]+$")
-    """Its name in the tables."""
-    path: Path
-    """Parquet with columns question, answer, and optionally passage and split (test is used)."""
-    metric: Literal["exact_match", "first_word", "f1", "number"] = "exact_match"
-    """`exact_match`, `first_word` (yes/no) or token `f1` of the first line, or the last `number`
-    of the completion."""
-    max_new_tokens: int = Field(32, ge=1)
-    """Length of a completion."""
-
-
 class EvaluateConfig(StageConfig):
     """Frozen, supervised and final decoder side by side, and the targets table."""
 
     num_prompts: int = Field(64, ge=2)
-    """Test prompts a task (fewer where a task has fewer)."""
+    """Test prompts a task (fewer where a file has fewer)."""
     tasks: tuple[Literal["addition", "cloze"], ...] = ("addition", "cloze")
     """Generated tasks."""
-    external_tasks: tuple[ExternalTask, ...] = ()
+    file_tasks: tuple[FileTask, ...] = ()
     """Further tasks by file (GSM8K, BoolQ, SQuAD); a missing file is noted, not an error."""
     batch_size: int = free(32, ge=1)
     """Prompts generated together."""

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from rldecoder.config.base import Config, OnFail, StageConfig, free
+from rldecoder.config.tasks import FileTask
 
 TaskName = Literal["addition", "cloze"]
 
@@ -110,8 +111,10 @@ class CollapseRule(Config):
 class TrainPpoConfig(StageConfig):
     """PPO on the feature decoder, in stages of different reward weights."""
 
-    tasks: tuple[TaskName, ...] = Field(default=("addition", "cloze"), min_length=1)
-    """Generated tasks; each batch holds an equal share of each."""
+    tasks: tuple[TaskName, ...] = ("addition", "cloze")
+    """Generated tasks; each batch holds an equal share of each task."""
+    file_tasks: tuple[FileTask, ...] = ()
+    """Tasks from files (SQuAD, GSM8K, BoolQ, or one's own)."""
     seeds: int = Field(default=1, ge=1)
     """Trainings from the same decoder with other random numbers. The first one is published as
     `decoder/`, whatever the others reach; `control_ppo` judges all of them."""
@@ -139,6 +142,15 @@ class TrainPpoConfig(StageConfig):
     """Cached validation tokens for held-out KL."""
     checkpoint_every_steps: int = free(4, ge=1)
     """PPO steps between checkpoints."""
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainPpoConfig:
+        names = [*self.tasks, *(task.name for task in self.file_tasks)]
+        if not names:
+            raise ValueError("tasks and file_tasks are both empty: PPO has nothing to ask")
+        if len(set(names)) < len(names):
+            raise ValueError(f"two tasks have the same name among {', '.join(names)}")
+        return self
 
 
 class ControlPpoConfig(StageConfig):

@@ -9,11 +9,12 @@ one split, and the worked examples of the few-shot prefix belong to none.
 from __future__ import annotations
 
 import random
-import re
 from dataclasses import dataclass
 from typing import Literal
 
+from rldecoder.config.tasks import Metric
 from rldecoder.errors import BadInputError
+from rldecoder.evals.answers import score_answer, stated_place, stated_sum
 from rldecoder.seeds import derive_seed
 
 Task = Literal["addition", "cloze"]
@@ -37,12 +38,11 @@ _PLACES = (
     *("box", "bag", "drawer", "kitchen", "garden", "car", "basket", "closet", "office", "garage"),
     *("bathroom", "bedroom", "tent", "truck", "chest", "attic"),
 )
-_MAX_NEW_TOKENS = {"addition": 20, "cloze": 4}
 
 
 @dataclass(frozen=True)
 class TaskPrompt:
-    """One question with the one answer that counts as right."""
+    """One question with what counts as right."""
 
     task: str
     split: Split
@@ -51,6 +51,12 @@ class TaskPrompt:
     prompt: str
     """Text to be continued. It does not end in a space, so that tokenisation is natural."""
     answer: str
+    metric: Metric | Literal["sum", "place"]
+    """What makes a completion right; `sum` and `place` are those of the generated tasks."""
+    max_new_tokens: int
+    """What an answer needs at most (subword tokenizer of 50k entries)."""
+    answers: tuple[str, ...] = ()
+    """For tasks from files: all that count, `answer` among them."""
 
 
 def make_prompts(task: Task, split: Split, count: int, seed: int) -> list[TaskPrompt]:
@@ -75,7 +81,11 @@ def make_prompts(task: Task, split: Split, count: int, seed: int) -> list[TaskPr
             "Correct the list of tasks.",
         )
     rng = random.Random(derive_seed(seed, "prompts", task, split))
-    make = _addition_round if task == "addition" else _cloze_round
+    metric: Literal["sum", "place"]
+    if task == "addition":
+        make, metric, length = _addition_round, "sum", 20
+    else:
+        make, metric, length = _cloze_round, "place", 4
     questions: list[tuple[str, str]] = []
     while len(questions) < count:
         questions += make(split, rng)
@@ -85,26 +95,20 @@ def make_prompts(task: Task, split: Split, count: int, seed: int) -> list[TaskPr
                 "A repeated prompt would make confidence intervals too narrow.",
                 f"Ask for at most {len(questions)}.",
             )
-    return [TaskPrompt(task, split, i, *q) for i, q in enumerate(questions[:count])]
+    return [TaskPrompt(task, split, i, *q, metric, length) for i, q in enumerate(questions[:count])]
 
 
 def score(prompt: TaskPrompt, completion: str) -> float:
-    """1.0 when the completion's first line gives the right answer, else 0.0.
+    """0 to 1: how right a completion is, by the prompt's own metric.
 
     Addition is right when the number after "answer is" is; a cloze when its first word is the
     stated place. An answer that cannot be parsed is wrong.
     """
-    line = completion.lstrip("\n").split("\n", 1)[0]
-    if prompt.task == "addition":
-        found = re.search(r"answer is\s*(\d+)", line)
-        return float(found is not None and found.group(1) == prompt.answer)
-    words = re.findall(r"[A-Za-z]+", line)
-    return float(bool(words) and words[0].lower() == prompt.answer)
-
-
-def max_new_tokens(task: str) -> int:
-    """How many tokens an answer of `task` needs at most (subword tokenizer of 50k entries)."""
-    return _MAX_NEW_TOKENS[task]
+    if prompt.metric == "sum":
+        return stated_sum(completion, prompt.answer)
+    if prompt.metric == "place":
+        return stated_place(completion, prompt.answer)
+    return score_answer(prompt.metric, completion, prompt.answers)
 
 
 def _sum_split(a: int, b: int) -> Split:

@@ -9,8 +9,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from rldecoder.evals.generation import GenerateFunction, newline_token_ids
-from rldecoder.evals.prompts import TaskPrompt, max_new_tokens, score
-from rldecoder.evals.statistics import wilson_interval
+from rldecoder.evals.prompts import TaskPrompt, score
+from rldecoder.evals.statistics import bootstrap_mean_ci, wilson_interval
 
 
 class TaskRow(NamedTuple):
@@ -23,14 +23,14 @@ class TaskRow(NamedTuple):
     completion: str
     """The generated text without special tokens."""
     score: float
-    """0 or 1."""
+    """0 to 1."""
 
 
 class TaskResult(NamedTuple):
-    """A score with its 95 % Wilson interval."""
+    """A score with its 95 % interval."""
 
     score: float
-    """Share of prompts answered correctly, 0 to 1."""
+    """Mean over the prompts, 0 to 1."""
     n: int
     ci_low: float
     ci_high: float
@@ -84,11 +84,15 @@ def run_task(
 
 
 def summarise(rows: Iterable[TaskRow]) -> TaskResult:
-    """Mean score and Wilson interval of some rows; no rows give score 0 and interval (0, 1)."""
+    """Mean score of some rows, with Wilson's interval or, where answers were partly right (F1),
+    a bootstrap over the prompts; no rows give score 0 and interval (0, 1)."""
     kept = list(rows)
-    total = sum(row.score for row in kept)
-    low, high = wilson_interval(total, len(kept))
-    return TaskResult(total / max(1, len(kept)), len(kept), low, high, kept)
+    scores = [row.score for row in kept]
+    if set(scores) <= {0.0, 1.0}:
+        low, high = wilson_interval(sum(scores), len(kept))
+    else:
+        _, low, high = bootstrap_mean_ci(scores, seed=0)
+    return TaskResult(sum(scores) / max(1, len(kept)), len(kept), low, high, kept)
 
 
 def _answer(
@@ -107,7 +111,7 @@ def _answer(
         out = generate(
             input_ids=input_ids,
             attention_mask=mask,
-            max_new_tokens=max_new_tokens(batch[0].task),
+            max_new_tokens=batch[0].max_new_tokens,
             do_sample=False,
             eos_token_id=stop_ids,
             pad_token_id=pad,

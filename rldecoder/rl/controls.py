@@ -21,7 +21,7 @@ from rldecoder.data.activations import VectorColumn
 from rldecoder.decoder.distill import chunk_rows
 from rldecoder.decoder.faithfulness import Predictor
 from rldecoder.decoder.sequences import whole_sequences
-from rldecoder.evals.prompts import TaskPrompt, max_new_tokens, score
+from rldecoder.evals.prompts import TaskPrompt, score
 from rldecoder.evals.statistics import MeanInterval, crossed_bootstrap
 from rldecoder.evals.tasks import TaskResult, TaskRow, summarise
 from rldecoder.lm.frozen import FrozenLM
@@ -138,7 +138,7 @@ def uniform_policy(prompts: Sequence[TaskPrompt], lm: FrozenLM, seed: int) -> Ta
     generator = torch_generator(seed, "uniform-policy")
     rows = []
     for prompt in prompts:
-        length = max_new_tokens(prompt.task)
+        length = prompt.max_new_tokens
         ids = torch.randint(len(lm.tokenizer), (length,), generator=generator)
         text = lm.tokenizer.batch_decode([ids.tolist()], skip_special_tokens=True)[0]
         rows.append(TaskRow(prompt.task, prompt.index, prompt.answer, text, score(prompt, text)))

@@ -8,14 +8,13 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from rldecoder.config.rl import TaskName
 from rldecoder.data.activation_reader import ActivationReader
 from rldecoder.decoder.distill import matmul_precision
 from rldecoder.decoder.faithfulness import Faithfulness, evaluate_faithfulness
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
-from rldecoder.errors import BadInputError
 from rldecoder.evals.generation import newline_token_ids, prefix_generate
-from rldecoder.evals.prompts import Split, TaskPrompt, make_prompts, max_new_tokens
+from rldecoder.evals.prompts import Split
+from rldecoder.evals.suite import TaskSuite, check_lengths
 from rldecoder.evals.tasks import TaskResult, run_task
 from rldecoder.lm.frozen import FrozenLM
 
@@ -68,7 +67,7 @@ class Evaluator:
         lm: the frozen model.
         activations: folder of the activation cache.
         split: "validation" while training goes on, "test" for verdicts.
-        tasks: which tasks.
+        suite: which tasks.
         num_prompts: prompts a task.
         num_tokens: cached tokens.
         seed: of prompts and bootstrap.
@@ -80,7 +79,7 @@ class Evaluator:
         activations: Path,
         *,
         split: str,
-        tasks: Sequence[TaskName],
+        suite: TaskSuite,
         num_prompts: int,
         num_tokens: int,
         seed: int,
@@ -89,7 +88,9 @@ class Evaluator:
         self.reader = ActivationReader(activations, split)
         held_out: Split = "test" if split == "test" else "validation"
         self.prompts = [
-            prompt for task in tasks for prompt in make_prompts(task, held_out, num_prompts, seed)
+            prompt
+            for name in suite.names
+            for prompt in suite.make(name, held_out, num_prompts, seed)
         ]
         check_lengths(lm, self.prompts)
         self.stop_ids = newline_token_ids(lm.tokenizer)
@@ -115,23 +116,3 @@ class Evaluator:
         """Both, in float32."""
         with matmul_precision("highest"):
             return Evaluation(self.tasks(decoder), self.text(decoder))
-
-
-def check_lengths(lm: FrozenLM, prompts: Sequence[TaskPrompt]) -> None:
-    """Refuse prompts that do not fit the model together with their answers.
-
-    Raises:
-        BadInputError: the longest prompt and answer exceed the model's context.
-    """
-    limit = getattr(lm.model.config, "max_position_embeddings", None)
-    longest = {
-        prompt.task: len(lm.tokenizer(prompt.prompt)["input_ids"]) + max_new_tokens(prompt.task)
-        for prompt in prompts
-    }
-    for task, length in longest.items():
-        if limit is not None and length > limit:
-            raise BadInputError(
-                f"Prompts of task {task} need {length} tokens with their answers.",
-                f"The model's context is {limit} tokens.",
-                f"Leave {task} out of `train_ppo.tasks`, or use a model with more context.",
-            )

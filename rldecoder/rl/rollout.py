@@ -25,7 +25,7 @@ from rldecoder.evals.generation import (
     prefix_cache,
     split_prefix,
 )
-from rldecoder.evals.prompts import TaskPrompt, max_new_tokens
+from rldecoder.evals.prompts import TaskPrompt
 from rldecoder.sae.model import SparseLatents
 
 
@@ -104,7 +104,8 @@ class DecoderSampler:
         for task in dict.fromkeys(prompt.task for prompt in prompts):
             rows = [i for i, prompt in enumerate(prompts) if prompt.task == task]
             ids = [self.tokenizer(prompts[i].prompt)["input_ids"] for i in rows]
-            groups.append((rows, self._sample(rows, ids, max_new_tokens(task), generator)))
+            length = prompts[rows[0]].max_new_tokens
+            groups.append((rows, self._sample(rows, ids, length, generator)))
         return self._merge(prompts, groups)
 
     def _sample(

@@ -20,11 +20,12 @@ from rldecoder.decoder.distill import matmul_precision
 from rldecoder.decoder.loading import save_decoder
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
 from rldecoder.errors import NumericalError
-from rldecoder.evals.prompts import TaskPrompt, make_prompts
+from rldecoder.evals.prompts import TaskPrompt
+from rldecoder.evals.suite import TaskSuite, check_lengths
 from rldecoder.lm.quiet import quiet_transformers
 from rldecoder.rl import core
 from rldecoder.rl.collapse import CollapseWatch
-from rldecoder.rl.evaluation import EVALUATIONS, Evaluator, check_lengths
+from rldecoder.rl.evaluation import EVALUATIONS, Evaluator
 from rldecoder.rl.learner import Plan, PpoStep, make_learner
 from rldecoder.rl.replay import Replay
 from rldecoder.rl.rewards import RandomReward, WeightedReward, decoder_rewards
@@ -101,13 +102,14 @@ class Session:
         self.stopped: str | None = None
         self._resume()
         self.rollouts = RolloutLog(progress / "rollouts", self.done)
+        self.suite = TaskSuite(config.tasks, config.file_tasks, decoder.frozen.lm)
         self.evaluator: Evaluator | None = None
         if kind == "trained":
             self.evaluator = Evaluator(
                 decoder.frozen.lm,
                 activations,
                 split="validation",
-                tasks=config.tasks,
+                suite=self.suite,
                 num_prompts=config.eval_prompts,
                 num_tokens=config.eval_tokens,
                 seed=derive_seed(seed, "evaluation"),
@@ -267,14 +269,14 @@ class Session:
 
     def _prompts(self) -> list[TaskPrompt]:
         """`batch_size` training prompts for each step, the tasks taking turns."""
-        tasks, size = self.config.tasks, self.settings.batch_size
-        share = self.total_steps * -(-size // len(tasks))
+        names, size = self.suite.names, self.settings.batch_size
+        share = self.total_steps * -(-size // len(names))
         streams = [
-            iter(make_prompts(task, "train", share, derive_seed(self.seed, "prompts")))
-            for task in tasks
+            iter(self.suite.make(name, "train", share, derive_seed(self.seed, "prompts")))
+            for name in names
         ]
         prompts = [
-            next(streams[place % len(tasks)])
+            next(streams[place % len(names)])
             for _ in range(self.total_steps)
             for place in range(size)
         ]

@@ -20,6 +20,7 @@ from rldecoder.curves import Curves
 from rldecoder.decoder.faithfulness import Predictor, decoder_predictor
 from rldecoder.decoder.loading import load_decoder
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM, new_decoder
+from rldecoder.evals.suite import TaskSuite
 from rldecoder.evals.tasks import TaskResult
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.rl.controls import (
@@ -144,7 +145,7 @@ def _measure(
         lm,
         inputs["cache_activations"].path,
         split="test",
-        tasks=training.tasks,
+        suite=TaskSuite(training.tasks, training.file_tasks, lm),
         num_prompts=config.test_prompts,
         num_tokens=config.test_tokens,
         seed=derive_seed(ctx.seed, "test"),

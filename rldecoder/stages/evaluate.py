@@ -15,16 +15,15 @@ import pyarrow as pa
 import torch
 
 from rldecoder import schemas
-from rldecoder.config.explain import EvaluateConfig, ExternalTask
+from rldecoder.config.explain import EvaluateConfig
 from rldecoder.data.activation_reader import ActivationReader
 from rldecoder.decoder.faithfulness import Faithfulness, decoder_predictor, evaluate_predictors
 from rldecoder.decoder.loading import load_decoder
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
-from rldecoder.evals.external import answer_questions, read_questions, score_answer
 from rldecoder.evals.generation import GenerateFunction, prefix_generate
 from rldecoder.evals.interpretability import deletion_benchmark, label_coverage, ranking_orders
-from rldecoder.evals.prompts import make_prompts
 from rldecoder.evals.statistics import bootstrap_mean_ci, paired_bootstrap_pvalue, wilson_interval
+from rldecoder.evals.suite import TaskSuite, check_lengths
 from rldecoder.evals.targets import Measurement, targets_table
 from rldecoder.evals.tasks import run_task
 from rldecoder.explain.explainer import Explainer
@@ -128,18 +127,23 @@ def _answer_tasks(
     """Every model's answers to the generated tasks and to the files that are here."""
     generators: dict[str, GenerateFunction] = {FROZEN: prefix_generate(lm.model)}
     generators |= {name: prefix_generate(decoder) for name, decoder in decoders.items()}
+    found = [task for task in config.file_tasks if task.path.is_file()]
+    missing = [task.name for task in config.file_tasks if task not in found]
+    suite = TaskSuite(config.tasks, found, lm)
     prompts = [
         prompt
-        for task in config.tasks
-        for prompt in make_prompts(
-            task, "test", config.num_prompts, derive_seed(ctx.seed, "prompts", task)
+        for name in suite.names
+        for prompt in suite.make(
+            name,
+            "test",
+            config.num_prompts,
+            derive_seed(ctx.seed, "prompts", name),
+            fewer=True,
         )
     ]
-    found = [task for task in config.external_tasks if task.path.is_file()]
-    missing = [task.name for task in config.external_tasks if task not in found]
+    check_lengths(lm, prompts)
     answers: list[Answer] = []
-    total = len(generators) * (len(prompts) + len(found) * config.num_prompts)
-    with ctx.report.track("tasks", total, "prompts") as bar:
+    with ctx.report.track("tasks", len(generators) * len(prompts), "prompts") as bar:
         for name, generate in generators.items():
             result = run_task(
                 generate, prompts, lm.tokenizer, batch_size=config.batch_size, device=ctx.device
@@ -149,41 +153,7 @@ def _answer_tasks(
                 for row in result.rows
             ]
             bar.advance(len(prompts), name)
-            for task in found:
-                answers += _answer_file(generate, name, task, lm, config, ctx)
-                bar.advance(config.num_prompts, f"{name}, {task.name}")
     return answers, missing
-
-
-def _answer_file(
-    generate: GenerateFunction,
-    model: str,
-    task: ExternalTask,
-    lm: FrozenLM,
-    config: EvaluateConfig,
-    ctx: StageContext,
-) -> list[Answer]:
-    questions = read_questions(task.path, config.num_prompts)
-    completions = answer_questions(
-        generate,
-        questions,
-        lm.tokenizer,
-        max_new_tokens=task.max_new_tokens,
-        context_length=int(lm.model.config.max_position_embeddings),
-        batch_size=config.batch_size,
-        device=ctx.device,
-    )
-    return [
-        Answer(
-            task.name,
-            model,
-            index,
-            question.answers[0] if question.answers else "",
-            completion,
-            score_answer(task.metric, completion, question.answers),
-        )
-        for index, (question, completion) in enumerate(zip(questions, completions, strict=True))
-    ]
 
 
 def _task_rows(

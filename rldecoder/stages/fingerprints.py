@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
+from collections.abc import Sequence
 from importlib import metadata
 
 from rldecoder.config.base import hash_json
@@ -14,6 +15,8 @@ from rldecoder.config.data import IngestConfig
 from rldecoder.config.explain import EvaluateConfig
 from rldecoder.config.interp import LabelFeaturesConfig
 from rldecoder.config.model import RANDOM, SyncTokenizerConfig
+from rldecoder.config.rl import TrainPpoConfig
+from rldecoder.config.tasks import FileTask
 from rldecoder.data import sources
 from rldecoder.errors import BadInputError
 from rldecoder.lm.model_sources import locate
@@ -68,11 +71,31 @@ def label_features(config: LabelFeaturesConfig) -> dict[str, str]:
     return {"reviews": hashlib.sha256(config.reviews.read_bytes()).hexdigest()}
 
 
+def train_ppo(config: TrainPpoConfig) -> dict[str, str]:
+    """The content of task files.
+
+    Raises:
+        BadInputError: one is missing.
+    """
+    for task in config.file_tasks:
+        if not task.path.is_file():
+            raise BadInputError(
+                f"The file {task.path} of task {task.name} does not exist.",
+                "",
+                "Correct `train_ppo.file_tasks`, or leave the task out.",
+            )
+    return _task_files(config.file_tasks)
+
+
 def evaluate(config: EvaluateConfig) -> dict[str, str]:
-    """The content of task files decides, not their place; a missing one counts as such."""
+    """The content of task files; a missing one counts as such."""
+    return _task_files(config.file_tasks)
+
+
+def _task_files(tasks: Sequence[FileTask]) -> dict[str, str]:
     return {
         task.name: hashlib.sha256(task.path.read_bytes()).hexdigest()
         if task.path.is_file()
         else "missing"
-        for task in config.external_tasks
+        for task in tasks
     }

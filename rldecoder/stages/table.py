@@ -94,6 +94,7 @@ STAGES: tuple[Stage, ...] = (
         2,
         ("sync_tokenizer", "cache_activations", "train_sae", "train_decoder", "gate_decoder"),
         "rl",
+        fingerprint=fingerprints.train_ppo,
     ),
     _stage(
         "control_ppo",

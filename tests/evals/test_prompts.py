@@ -101,4 +101,5 @@ def test_unknown_task():
     ],
 )
 def test_score(task, answer, completion, expected):
-    assert score(TaskPrompt(task, "test", 0, "", answer), completion) == expected
+    metric = make_prompts(task, "train", 1, 0)[0].metric
+    assert score(TaskPrompt(task, "test", 0, "", answer, metric, 9), completion) == expected

@@ -6,15 +6,16 @@ import pytest
 
 from rldecoder.errors import BadInputError
 from rldecoder.evals.prompts import make_prompts
-from rldecoder.rl.evaluation import EVALUATIONS, Evaluator, check_lengths
+from rldecoder.evals.suite import TaskSuite, check_lengths
+from rldecoder.rl.evaluation import EVALUATIONS, Evaluator
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_prompts_and_text_are_of_one_split(make_decoder, tiny_cache, split):
     decoder = make_decoder()
     evaluator = Evaluator(
-        decoder.frozen.lm, tiny_cache, split=split, tasks=("cloze",), num_prompts=3,
-        num_tokens=30, seed=0,
+        decoder.frozen.lm, tiny_cache, split=split,
+        suite=TaskSuite(("cloze",), (), decoder.frozen.lm), num_prompts=3, num_tokens=30, seed=0,
     )  # fmt: skip
     assert {prompt.split for prompt in evaluator.prompts} == {split}
     assert evaluator.reader.split == split

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from rldecoder.config.rl import AdaptiveRule
+from rldecoder.config.tasks import FileTask
 from rldecoder.errors import NumericalError
 from rldecoder.rl import core
 from rldecoder.rl.session import Session
+from rldecoder.schemas import read_parquet
 from rldecoder.stages.context import SilentReporter
 from tests.stages.rl_inputs import small_config
 
@@ -33,6 +37,24 @@ def test_prompts_take_turns_and_fill_every_step(make_session):
     assert len(prompts) == 3 * 4
     assert [prompt.task for prompt in prompts] == ["addition", "cloze"] * 6
     assert {prompt.split for prompt in prompts} == {"train"}
+
+
+def test_a_file_is_a_task_like_the_others(make_session, tmp_path):
+    path = tmp_path / "task.parquet"
+    questions = [f"What is {i}?" for i in range(40)]
+    split = ["train"] * 20 + ["test"] * 20
+    table = pa.table({"split": split, "question": questions, "answer": ["w x y z"] * 40})
+    pq.write_table(table, path)
+    task = FileTask(name="mine", path=path, metric="f1", max_new_tokens=3)
+    session, _ = make_session(tasks=("cloze",), file_tasks=(task,), eval_prompts=1)
+    prompts = session._prompts()
+    assert [prompt.task for prompt in prompts] == ["cloze", "mine"] * 6
+    session.run(lambda note: None)
+    assert {row[2] for row in session.evaluations} == {"all", "cloze", "mine"}
+    session.publish(tmp_path)
+    rollouts = read_parquet(tmp_path / "rollouts.parquet").to_pylist()
+    assert {row["num_tokens"] <= 3 for row in rollouts if row["task"] == "mine"} == {True}
+    assert {row["answer"] for row in rollouts if row["task"] == "mine"} == {"w x y z"}
 
 
 def test_kinds_differ_in_rewards_and_losses_only(make_session):

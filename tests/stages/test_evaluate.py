@@ -11,8 +11,8 @@ import pytest
 
 from rldecoder import schemas
 from rldecoder.artifacts import ArtifactStore
-from rldecoder.config.explain import ExternalTask
 from rldecoder.config.run import RunConfig, load_run_config
+from rldecoder.config.tasks import FileTask
 from rldecoder.evals.targets import TARGETS
 from rldecoder.runner import plan, read_input
 from rldecoder.seeds import derive_seed
@@ -64,12 +64,17 @@ def test_tasks_by_file_and_missing_files(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "mine.parquet"
-    pq.write_table(pa.table({"question": ["a?", "b?", "c?"], "answer": ["x", "y", "z"]}), path)
+    pq.write_table(
+        pa.table(
+            {"split": ["test"] * 3, "question": ["a?", "b?", "c?"], "answer": ["x", "y", "z"]}
+        ),
+        path,
+    )
     changed = config.evaluate.model_copy(
         update={
-            "external_tasks": (
-                ExternalTask(name="mine", path=path, metric="f1", max_new_tokens=3),
-                ExternalTask(name="gone", path=tmp_path / "gone.parquet"),
+            "file_tasks": (
+                FileTask(name="mine", path=path, metric="f1", max_new_tokens=3),
+                FileTask(name="gone", path=tmp_path / "gone.parquet"),
             )
         }
     )

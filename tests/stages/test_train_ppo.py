@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from rldecoder.config.rl import CollapseRule, PpoSettings
+from rldecoder.config.tasks import FileTask
 from rldecoder.curves import read_curves
 from rldecoder.decoder.loading import load_decoder
 from rldecoder.errors import BadInputError
@@ -185,3 +186,19 @@ def test_prompts_that_do_not_fit_are_refused(inputs, context, monkeypatch):
     monkeypatch.setattr(FrozenLM, "load", short)
     with pytest.raises(BadInputError, match="addition"):
         run(inputs, small_config(), context())
+
+
+def test_task_files_are_looked_at_before_anything_runs(tmp_path):
+    path = tmp_path / "task.parquet"
+    task = FileTask(name="mine", path=path)
+    config = small_config(file_tasks=(task,))
+    with pytest.raises(BadInputError, match="file_tasks"):
+        STAGE.fingerprint(config)
+    path.write_bytes(b"one")
+    first = STAGE.fingerprint(config)
+    path.write_bytes(b"two")
+    assert STAGE.fingerprint(config) != first
+    with pytest.raises(ValueError, match="nothing to ask"):
+        small_config(tasks=())
+    with pytest.raises(ValueError, match="same name"):
+        small_config(file_tasks=(task, task))

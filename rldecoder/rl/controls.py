@@ -26,6 +26,7 @@ from rldecoder.evals.statistics import MeanInterval, crossed_bootstrap
 from rldecoder.evals.tasks import TaskResult, TaskRow, summarise
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.rl.policy import token_stats
+from rldecoder.rl.spread import Spread, sequence_means
 from rldecoder.seeds import torch_generator
 
 Key = TypeVar("Key")
@@ -47,10 +48,15 @@ CONTROLS = pa.schema(
         ("kl", pa.float64()),
         ("kl_low", pa.float64()),
         ("kl_high", pa.float64()),
+        ("contribution_entropy", pa.float64()),
+        ("contribution_entropy_low", pa.float64()),
+        ("contribution_entropy_high", pa.float64()),
+        ("effective_latents", pa.float64()),
     ]
 )
 """One row a system and task (and `all`), on the test split. `gates`: a control that the verdict
-depends on. `kl` is KL(frozen || system) in nats per token. Intervals are 95 %."""
+depends on. `kl` is KL(frozen || system) in nats per token. The last four are of the contributions
+to first choices on test text, null for systems without latents. Intervals are 95 %."""
 
 
 class System(NamedTuple):
@@ -63,11 +69,18 @@ class System(NamedTuple):
     """[S, sequences]: mean KL(frozen || system) of each test sequence, nats per token."""
     gates: bool = False
     """Whether it is a control that the trained decoder must beat."""
+    spread: Sequence[Spread] = ()
+    """One a training, on the test sequences; none for systems without latents."""
 
     @property
     def scores(self) -> NDArray[np.float64]:
         """[S, prompts]"""
         return np.array([result.scores for result in self.tasks])
+
+    @property
+    def entropy(self) -> NDArray[np.float64]:
+        """[S, sequences] contribution entropy."""
+        return np.array([spread.entropy for spread in self.spread])
 
 
 class Comparison(NamedTuple):
@@ -83,6 +96,11 @@ class Comparison(NamedTuple):
     kl_low: float
     kl_high: float
     beaten: bool
+    entropy_difference: float | None
+    """Contribution entropy of the control minus that of the trained decoder, on test text; None
+    for systems without latents."""
+    entropy_low: float | None
+    entropy_high: float | None
 
     def reason(self) -> str:
         """One sentence for a control that was not beaten."""
@@ -114,12 +132,16 @@ class Comparison(NamedTuple):
 def compare(trained: System, control: System, seed: int) -> Comparison:
     """Paired differences of task score (over prompts) and of KL (over sequences), 95 % intervals.
 
-    Both over trainings as well, where there are several; a control trained as often is paired by
+    And of contribution entropy (over sequences), which does not decide anything.
+    All over trainings as well, where there are several; a control trained as often is paired by
     number. The control is beaten when the interval of the task score lies above 0: that is what the
     reward is for, and held-out KL may not be bought with it (`ControlPpoConfig.max_kl_increase`).
     """
     score = crossed_bootstrap(trained.scores - control.scores, seed=seed)
     kl = crossed_bootstrap(control.kl - trained.kl, seed=seed)
+    entropy = None
+    if control.spread and trained.spread:
+        entropy = crossed_bootstrap(control.entropy - trained.entropy, seed=seed)
     return Comparison(
         control.name,
         score.difference,
@@ -130,6 +152,7 @@ def compare(trained: System, control: System, seed: int) -> Comparison:
         kl.low,
         kl.high,
         score.low > 0,
+        *((entropy.difference, entropy.low, entropy.high) if entropy else (None, None, None)),
     )
 
 
@@ -177,18 +200,14 @@ def sequence_kl(
                 stats = token_stats(hidden[part], tokens, lm.unembed, frozen_logprobs=frozen)
                 found[name].append(stats.kl.cpu())
         sequences.append(batch.seq_id)
-    _, inverse, counts = np.unique(
-        torch.cat(sequences).numpy(), return_inverse=True, return_counts=True
-    )
-    return {
-        name: np.bincount(inverse, weights=torch.cat(parts).double().numpy()) / counts
-        for name, parts in found.items()
-    }
+    seq_id = torch.cat(sequences)
+    return {name: sequence_means(torch.cat(parts), seq_id) for name, parts in found.items()}
 
 
 def control_rows(system: System, seed: int) -> list[dict[str, Any]]:
     """Rows of CONTROLS. One training: Wilson's interval; several: bootstrap over both."""
     kl = crossed_bootstrap(system.kl, seed=seed)
+    entropy = crossed_bootstrap(system.entropy, seed=seed) if system.spread else None
     first = system.tasks[0]
     rows = []
     for task in ["all", *dict.fromkeys(row.task for row in first.rows)]:
@@ -210,6 +229,12 @@ def control_rows(system: System, seed: int) -> list[dict[str, Any]]:
                 "kl": kl.difference,
                 "kl_low": kl.low,
                 "kl_high": kl.high,
+                "contribution_entropy": entropy and entropy.difference,
+                "contribution_entropy_low": entropy and entropy.low,
+                "contribution_entropy_high": entropy and entropy.high,
+                "effective_latents": float(np.mean([one.effective for one in system.spread]))
+                if system.spread
+                else None,
             }
         )
     return rows

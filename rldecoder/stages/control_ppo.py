@@ -38,6 +38,7 @@ from rldecoder.rl.controls import (
 )
 from rldecoder.rl.evaluation import Evaluator
 from rldecoder.rl.session import Kind, Session, trained_folder
+from rldecoder.rl.spread import sequence_spread
 from rldecoder.sae.model import Sae
 from rldecoder.schemas import write_json, write_parquet
 from rldecoder.seeds import derive_seed, seed_everything
@@ -162,7 +163,7 @@ def _measure(
     scores: dict[tuple[str, int], TaskResult] = {
         (UNIFORM, 0): uniform_policy(evaluator.prompts, lm, ctx.seed)
     }
-    with ctx.report.track("test of controls", len(everyone) + 2, unit="system") as bar:
+    with ctx.report.track("test of controls", len(everyone) + 3, unit="system") as bar:
         for key, decoder in everyone.items():
             scores[key] = evaluator.tasks(decoder)
             bar.advance(1, key[0])
@@ -170,6 +171,8 @@ def _measure(
         bar.advance(1, FROZEN)
         kl = sequence_kl(predictors, evaluator.reader, lm, config.test_tokens)
         bar.advance(1, "KL")
+        spread = sequence_spread(everyone, evaluator.reader, config.test_tokens)
+        bar.advance(1, "contributions")
     kl[FROZEN, 0] = 0.0 * kl[UNIFORM, 0]
     return {
         name: System(
@@ -177,6 +180,7 @@ def _measure(
             [scores[key] for key in scores if key[0] == name],
             np.stack([kl[key] for key in scores if key[0] == name]),
             name in GATING,
+            [spread[key] for key in scores if key[0] == name and key in spread],
         )
         for name, _ in scores
     }
@@ -211,4 +215,6 @@ def _publish(
     for name, row in overall.items():
         metrics[f"{name}_task_score"] = row["score"]
         metrics[f"{name}_kl"] = row["kl"]
+    for name in (TRAINED, SUPERVISED):
+        metrics[f"{name}_contribution_entropy"] = overall[name]["contribution_entropy"]
     return metrics

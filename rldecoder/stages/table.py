@@ -99,7 +99,7 @@ STAGES: tuple[Stage, ...] = (
     _stage(
         "control_ppo",
         "verdict",
-        2,
+        3,
         (
             "sync_tokenizer",
             "cache_activations",

@@ -33,6 +33,7 @@ def inputs(tiny_lm_dir, tmp_path_factory):
 
 
 CONFIG = ControlPpoConfig(test_prompts=2, test_tokens=75)
+NO_ENTROPY = (None, None, None)
 NO_CONTINUATION = CONFIG.model_copy(update={"supervised_continuation": False})
 
 
@@ -84,6 +85,12 @@ def test_every_system_is_measured(published):
     assert overall["frozen"]["kl"] == 0.0
     assert overall["trained"]["kl"] == overall["supervised"]["kl"] > 0
     assert overall["losses_only"]["kl"] < overall["random_reward"]["kl"]
+    without = {name for name, row in overall.items() if row["contribution_entropy"] is None}
+    assert without == {"frozen", "uniform_policy"}
+    assert all(
+        0 < overall[name]["contribution_entropy"] <= 1 <= overall[name]["effective_latents"]
+        for name in set(overall) - without
+    )
 
 
 def test_curves_have_a_prefix_for_each_trained_control(published):
@@ -96,7 +103,9 @@ def test_curves_have_a_prefix_for_each_trained_control(published):
 
 def test_passes_when_all_controls_are_beaten(inputs, context, monkeypatch):
     def clear(trained, control, seed):
-        return control_ppo.Comparison(control.name, 0.3, 0.2, 0.4, 0.001, 0.5, 0.4, 0.6, True)
+        return control_ppo.Comparison(
+            control.name, 0.3, 0.2, 0.4, 0.001, 0.5, 0.4, 0.6, True, *NO_ENTROPY
+        )
 
     monkeypatch.setattr(control_ppo, "compare", clear)
     monkeypatch.setattr(control_ppo, "_train", lambda kind, number, decoder, *rest: decoder)
@@ -107,7 +116,9 @@ def test_passes_when_all_controls_are_beaten(inputs, context, monkeypatch):
 
 def test_a_rise_of_held_out_kl_fails_the_gate(inputs, context, monkeypatch):
     def dear(trained, control, seed):
-        return control_ppo.Comparison(control.name, 0.3, 0.2, 0.4, 0.001, -0.2, -0.3, -0.1, True)
+        return control_ppo.Comparison(
+            control.name, 0.3, 0.2, 0.4, 0.001, -0.2, -0.3, -0.1, True, *NO_ENTROPY
+        )
 
     monkeypatch.setattr(control_ppo, "compare", dear)
     monkeypatch.setattr(control_ppo, "_train", lambda kind, number, decoder, *rest: decoder)

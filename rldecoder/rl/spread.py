@@ -1,0 +1,78 @@
+"""How many latents carry a prediction, on held-out text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rldecoder.data.activation_reader import ActivationReader
+from rldecoder.data.activations import ActivationBatch
+from rldecoder.decoder.distill import chunk_rows
+from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
+from rldecoder.decoder.sequences import hidden_of_rows, whole_sequences
+from rldecoder.rl import core
+from rldecoder.sae.selection import SparseLatents
+
+Key = TypeVar("Key")
+
+
+class Spread(NamedTuple):
+    """Means over the tokens of each of n sequences."""
+
+    entropy: NDArray[np.float64]
+    """[n] contribution entropy, 0 (one latent does all) to 1 (all active ones share alike)."""
+    effective: NDArray[np.float64]
+    """[n] effective number of latents."""
+
+
+def sequence_spread(
+    decoders: Mapping[Key, SaeDecoderForCausalLM], reader: ActivationReader, num_tokens: int
+) -> dict[Key, Spread]:
+    """Spread of the contributions to each decoder's own first choice, on the same rows for all."""
+    found: dict[Key, list[Tensor]] = {key: [] for key in decoders}
+    sequences = []
+    for batch in whole_sequences(reader, 1024, columns=("resid",), max_tokens=num_tokens):
+        for key, decoder in decoders.items():
+            used = contributions_on_text(decoder, batch)
+            spread = [core.contribution_entropy(used), core.effective_latents(used)]
+            found[key].append(torch.stack(spread).cpu())
+        sequences.append(batch.seq_id)
+    seq_id = torch.cat(sequences)
+    return {
+        key: Spread(*(sequence_means(values, seq_id) for values in torch.cat(parts, dim=1)))
+        for key, parts in found.items()
+    }
+
+
+def sequence_means(values: Tensor, seq_id: Tensor) -> NDArray[np.float64]:
+    """Mean of the values [N] of each sequence, in the order of the ids."""
+    _, row, counts = np.unique(seq_id.numpy(), return_inverse=True, return_counts=True)
+    return np.bincount(row, weights=values.double().numpy()) / counts
+
+
+def contributions_on_text(decoder: SaeDecoderForCausalLM, batch: ActivationBatch) -> Tensor:
+    """Activation x gradient of each active latent, [N, K], for rows of whole sequences.
+
+    The gradient is that of the sum of the logits of the decoder's first choices: for `linear` the
+    exact part of the latent in its own token's logit; with blocks also, to first order, its part in
+    later ones (as in the rewards; docs/metrics/rl.md).
+    """
+    assert batch.resid is not None
+    lm = decoder.frozen.lm
+    with torch.no_grad():
+        latents = decoder.frozen.sae.encode(batch.resid.to(decoder.device).float())
+    acts = latents.acts.requires_grad_()
+    with torch.enable_grad():
+        hidden = hidden_of_rows(
+            decoder, SparseLatents(acts, latents.indices), batch.seq_id, batch.pos
+        )
+        parts = hidden.detach().split(chunk_rows(lm.vocab_size))
+        chosen = torch.cat([lm.unembed(part).argmax(-1) for part in parts])
+        directions = lm.unembedding[chosen].to(hidden.dtype)
+        (slope,) = torch.autograd.grad((hidden * directions).sum(), acts)
+    return acts.detach() * slope

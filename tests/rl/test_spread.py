@@ -1,0 +1,79 @@
+"""The spread of contributions on text: exact for linear decoders, by differences with blocks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from rldecoder.data.activation_reader import ActivationReader
+from rldecoder.decoder.sequences import hidden_of_rows
+from rldecoder.rl import core
+from rldecoder.rl.controls import System, compare, control_rows
+from rldecoder.rl.spread import Spread, contributions_on_text, sequence_spread
+from rldecoder.sae.selection import SparseLatents
+from tests.rl.test_controls import GOOD, LOW, system
+
+
+@pytest.fixture
+def batch(tiny_cache):
+    reader = ActivationReader(tiny_cache, "test")
+    return next(reader.ordered(45, columns=("resid",), max_tokens=45))
+
+
+def chosen_logits(decoder, latents, batch, tokens):
+    hidden = hidden_of_rows(decoder, latents, batch.seq_id, batch.pos)
+    return decoder.frozen.lm.unembed(hidden).gather(-1, tokens[:, None]).sum()
+
+
+def test_a_linear_decoders_contributions_are_its_exact_ones(make_decoder, batch):
+    decoder = make_decoder(scale=0.05)
+    latents = decoder.frozen.sae.encode(batch.resid.float())
+    choices = decoder.logits(latents).argmax(-1)
+    torch.testing.assert_close(
+        contributions_on_text(decoder, batch), decoder.contributions(latents, choices)
+    )
+
+
+def test_with_blocks_they_are_slopes_of_all_chosen_logits(make_decoder, batch):
+    decoder = make_decoder(blocks=[2, 3], scale=0.05)
+    found = contributions_on_text(decoder, batch)
+    latents = decoder.frozen.sae.encode(batch.resid.float())
+    hidden = hidden_of_rows(decoder, latents, batch.seq_id, batch.pos)
+    choices = decoder.frozen.lm.unembed(hidden).argmax(-1)
+    for row, slot in ((3, 0), (7, 1), (28, 0)):
+        moved = []
+        for sign in (1, -1):
+            acts = latents.acts.clone()
+            acts[row, slot] *= 1 + sign * 0.01
+            with torch.no_grad():
+                changed = SparseLatents(acts, latents.indices)
+                moved.append(float(chosen_logits(decoder, changed, batch, choices)))
+        slope = (moved[0] - moved[1]) / 0.02
+        assert float(found[row, slot]) == pytest.approx(slope, rel=0.03, abs=2e-3)
+
+
+def test_sequences_are_averaged(make_decoder, tiny_cache, batch):
+    decoder = make_decoder(scale=0.05)
+    found = sequence_spread({"a": decoder}, ActivationReader(tiny_cache, "test"), 45)["a"]
+    entropy = core.contribution_entropy(contributions_on_text(decoder, batch)).double().numpy()
+    expected = [entropy[(batch.seq_id == seq).numpy()].mean() for seq in batch.seq_id.unique()]
+    np.testing.assert_allclose(found.entropy, expected, rtol=1e-5)
+    assert ((found.effective >= 1) & (found.effective <= decoder.frozen.sae.spec.k)).all()
+
+
+def test_the_difference_is_reported_with_its_interval():
+    def with_entropy(name: str, mean: float) -> System:
+        values = mean + np.linspace(-0.05, 0.05, len(LOW))
+        return system(name, [GOOD], [LOW])._replace(spread=[Spread(values, 10 * values)])
+
+    found = compare(with_entropy("trained", 0.6), with_entropy("supervised", 0.8), seed=0)
+    assert found.entropy_difference == pytest.approx(0.2)
+    assert found.entropy_low == pytest.approx(0.2)
+    row = control_rows(with_entropy("trained", 0.6), seed=0)[0]
+    low, high = row["contribution_entropy_low"], row["contribution_entropy_high"]
+    assert row["contribution_entropy"] == pytest.approx(0.6)
+    assert low < 0.6 < high
+    assert row["effective_latents"] == pytest.approx(6.0)
+    nothing = compare(with_entropy("trained", 0.6), system("frozen", [GOOD], [LOW]), seed=0)
+    assert nothing.entropy_difference is None

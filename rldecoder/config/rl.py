@@ -50,10 +50,11 @@ class PpoSettings(Config):
     """Weight of the advantages; 0 leaves only the differentiable losses (an ablation)."""
     kl_loss_coef: float = Field(default=1.0, ge=0)
     """Weight of KL(frozen || decoder) as a loss, times the stage's faithfulness weight."""
-    sparsity_loss_coef: float = Field(default=0.1, ge=0)
-    """Weight of the contribution entropy as a loss, times the monosemanticity weight."""
+    sparsity_loss_coef: float = Field(default=3.0, ge=0)
+    """Weight of the contribution entropy (0 to 1, on responses and on replayed text) as a loss,
+    times the monosemanticity weight. 0.1 does not move it."""
     replay_tokens: int = Field(default=256, ge=0)
-    """Training-text tokens on which the KL loss is also taken in each step; 0: rollouts only.
+    """Training-text tokens on which both losses are also taken in each step; 0: rollouts only.
     Without them the decoder drifts away on text that is no task prompt."""
     lr: float = Field(default=2e-5, gt=0)
     """Peak learning rate of the map from latents (Adam)."""

@@ -15,8 +15,10 @@ from torch import Tensor
 
 from rldecoder.data.activation_reader import ActivationReader
 from rldecoder.data.activations import ActivationBatch, VectorColumn, concatenate
+from rldecoder.decoder.distill import chunk_rows
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
 from rldecoder.sae.selection import SparseLatents
+from rldecoder.sae.sparse_ops import decode_sparse
 
 
 def hidden_of_rows(
@@ -30,22 +32,46 @@ def hidden_of_rows(
         seq_id: [N], rows of one sequence side by side.
         pos: [N] positions, rising within a sequence.
     """
+    return hidden_of_resid(decoder, decode_sparse(latents, decoder.W, decoder.b), seq_id, pos)
+
+
+def hidden_of_resid(
+    decoder: SaeDecoderForCausalLM, resid: Tensor, seq_id: Tensor, pos: Tensor
+) -> Tensor:
+    """The same from what the rows' latents add up to, [N, D]."""
     if decoder.blocks is None:
-        return decoder.hidden(latents)
-    device = latents.acts.device
-    _, row = torch.unique_consecutive(seq_id.to(device), return_inverse=True)
-    column = pos.to(device).long()
+        return resid
+    _, row = torch.unique_consecutive(seq_id.to(resid.device), return_inverse=True)
+    column = pos.to(resid.device).long()
     shape = (int(row[-1]) + 1, int(column.max()) + 1)
-    width = latents.acts.shape[-1]
-    acts = latents.acts.new_zeros(*shape, width)
-    indices = latents.indices.new_zeros(*shape, width)
-    mask = torch.zeros(shape, dtype=torch.long, device=device)
-    acts[row, column], indices[row, column] = latents
+    grid = resid.new_zeros(*shape, resid.shape[-1]).index_put((row, column), resid)
+    mask = torch.zeros(shape, dtype=torch.long, device=resid.device)
     mask[row, column] = 1
     mask[:, 0] = 1
-    positions = torch.arange(shape[1], device=device).expand(shape)
-    grid = SparseLatents(acts, indices)
-    return decoder.hidden(grid, attention_mask=mask, position_ids=positions)[row, column]
+    positions = torch.arange(shape[1], device=resid.device).expand(shape)
+    hidden: Tensor = decoder.blocks(grid, attention_mask=mask, position_ids=positions)
+    return hidden[row, column]
+
+
+@torch.enable_grad()
+def slopes_of_choices(
+    decoder: SaeDecoderForCausalLM, latents: SparseLatents, seq_id: Tensor, pos: Tensor
+) -> Tensor:
+    """What a step along each row's residual gives the decoder's own first choices: [N, D].
+
+    `decoder.along(latents, slopes)` is then what each latent adds to them: for `linear` its exact
+    part in its own token's logit; with blocks, to first order, also its part in later ones.
+
+    Args: as in `hidden_of_rows`.
+    """
+    lm = decoder.frozen.lm
+    resid = decode_sparse(latents, decoder.W, decoder.b).detach().requires_grad_()
+    hidden = hidden_of_resid(decoder, resid, seq_id, pos)
+    parts = hidden.detach().split(chunk_rows(lm.vocab_size))
+    chosen = torch.cat([lm.unembed(part).argmax(-1) for part in parts])
+    directions = lm.unembedding[chosen].to(hidden.dtype)
+    (slopes,) = torch.autograd.grad((hidden * directions).sum(), resid)
+    return slopes
 
 
 def in_parts(batch: ActivationBatch, max_tokens: int) -> Iterator[ActivationBatch]:

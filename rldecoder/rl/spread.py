@@ -12,11 +12,9 @@ from torch import Tensor
 
 from rldecoder.data.activation_reader import ActivationReader
 from rldecoder.data.activations import ActivationBatch
-from rldecoder.decoder.distill import chunk_rows
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
-from rldecoder.decoder.sequences import hidden_of_rows, whole_sequences
+from rldecoder.decoder.sequences import slopes_of_choices, whole_sequences
 from rldecoder.rl import core
-from rldecoder.sae.selection import SparseLatents
 
 Key = TypeVar("Key")
 
@@ -55,24 +53,10 @@ def sequence_means(values: Tensor, seq_id: Tensor) -> NDArray[np.float64]:
     return np.bincount(row, weights=values.double().numpy()) / counts
 
 
+@torch.no_grad()
 def contributions_on_text(decoder: SaeDecoderForCausalLM, batch: ActivationBatch) -> Tensor:
-    """Activation x gradient of each active latent, [N, K], for rows of whole sequences.
-
-    The gradient is that of the sum of the logits of the decoder's first choices: for `linear` the
-    exact part of the latent in its own token's logit; with blocks also, to first order, its part in
-    later ones (as in the rewards; docs/metrics/rl.md).
-    """
+    """What each active latent adds to the decoder's first choices, [N, K], for rows of whole
+    sequences (`slopes_of_choices`)."""
     assert batch.resid is not None
-    lm = decoder.frozen.lm
-    with torch.no_grad():
-        latents = decoder.frozen.sae.encode(batch.resid.to(decoder.device).float())
-    acts = latents.acts.requires_grad_()
-    with torch.enable_grad():
-        hidden = hidden_of_rows(
-            decoder, SparseLatents(acts, latents.indices), batch.seq_id, batch.pos
-        )
-        parts = hidden.detach().split(chunk_rows(lm.vocab_size))
-        chosen = torch.cat([lm.unembed(part).argmax(-1) for part in parts])
-        directions = lm.unembedding[chosen].to(hidden.dtype)
-        (slope,) = torch.autograd.grad((hidden * directions).sum(), acts)
-    return acts.detach() * slope
+    latents = decoder.frozen.sae.encode(batch.resid.to(decoder.device).float())
+    return decoder.along(latents, slopes_of_choices(decoder, latents, batch.seq_id, batch.pos))

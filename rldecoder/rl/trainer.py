@@ -30,7 +30,7 @@ from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 from rldecoder.decoder.distill import chunked_kl_ce, matmul_precision
-from rldecoder.decoder.sequences import hidden_of_rows
+from rldecoder.decoder.sequences import hidden_of_rows, slopes_of_choices
 from rldecoder.evals.prompts import TaskPrompt, score
 from rldecoder.rl import core
 from rldecoder.rl.learner import Learner, Plan, PpoStep
@@ -102,7 +102,11 @@ class DecoderPPOTrainer(GRPOTrainer):
         # Which latents are active must not depend on the precision that scoring runs in.
         with matmul_precision("highest"):
             self.rollout = self.sampler(prompts, torch_generator(seed, "rollout", step))
-            self._replay = None if self.plan.replay is None else self.plan.replay(step)
+            self._replay = text = None if self.plan.replay is None else self.plan.replay(step)
+            if text is not None:
+                self._text_slopes = slopes_of_choices(
+                    self.learner.decoder, text.latents, text.seq_id, text.pos
+                )
         return self._prepare_rollout(prompts)
 
     @torch.no_grad()
@@ -255,6 +259,10 @@ class DecoderPPOTrainer(GRPOTrainer):
         if sparsity_coef > 0:
             spread = self._contribution_entropy(here)
             extra, metrics["contribution_entropy"] = extra + sparsity_coef * spread, spread
+            if self._replay is not None:
+                used = learner.decoder.along(self._replay.latents, self._text_slopes)
+                spread = core.contribution_entropy(used).mean()
+                extra, metrics["text_entropy"] = extra + sparsity_coef * spread, spread
         self._watch(inputs, metrics)
         return loss + extra / self.current_gradient_accumulation_steps
 

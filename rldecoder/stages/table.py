@@ -91,7 +91,7 @@ STAGES: tuple[Stage, ...] = (
     _stage(
         "train_ppo",
         "policy",
-        2,
+        3,
         ("sync_tokenizer", "cache_activations", "train_sae", "train_decoder", "gate_decoder"),
         "rl",
         fingerprint=fingerprints.train_ppo,

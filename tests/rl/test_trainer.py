@@ -122,6 +122,8 @@ def plain_ppo(decoder, learner, settings: PpoSettings, plan: Plan, steps: int) -
             learner.normaliser.update(found.returns, mask)
             returns = learner.normaliser.normalise(found.returns)
             advantages = core.masked_whiten(found.advantages, mask)
+            if plan.replay is not None:  # choices are those of the step's first weights
+                choices = unembed(decoder.hidden(plan.replay(step).latents)).argmax(-1)
         for _ in range(settings.inner_epochs):
             factor = core.linear_schedule(
                 updates, warmup_steps=settings.warmup_steps, total_steps=total
@@ -151,6 +153,9 @@ def plain_ppo(decoder, learner, settings: PpoSettings, plan: Plan, steps: int) -
                 student = unembed(decoder.hidden(text.latents)).log_softmax(-1)
                 text_kl = core.exact_kl(teacher, student).mean()
                 loss = loss + settings.kl_loss_coef * WEIGHTS.faithfulness * text_kl
+                used = decoder.contributions(text.latents, choices)
+                spread = core.contribution_entropy(used).mean()
+                loss = loss + settings.sparsity_loss_coef * WEIGHTS.monosemanticity * spread
             learner.optimizer.zero_grad()
             loss.backward()
             for part in (decoder, learner.critic):

@@ -92,6 +92,14 @@ class ChatModel(Protocol):
         """What decides its answers beside the request; never a key. Part of the cache's key."""
         ...
 
+    def ready(self) -> None:
+        """Check what can be checked without sending anything.
+
+        Raises:
+            BadInputError: a key is missing.
+        """
+        ...
+
     def count_tokens(self, messages: Sequence[Message]) -> TokenCount:
         """How long a prompt is."""
         ...

@@ -10,6 +10,7 @@ import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import cached_property
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -42,21 +43,6 @@ class EndpointModel:
         self.max_wait_seconds = config.max_wait_seconds
         self.max_failed_in_a_row = config.max_failed_in_a_row
         self._structured = config.structured
-        # No redirects: they could lead to another host, or from https to http. A proxy of the
-        # environment must not see what is meant for this machine.
-        transport = openai.DefaultHttpxClient(
-            follow_redirects=False, trust_env=not is_loopback(host), timeout=config.timeout_seconds
-        )
-        self._client = openai.OpenAI(
-            api_key=_key(config),
-            base_url=config.base_url,
-            timeout=config.timeout_seconds,
-            max_retries=0,  # each attempt is counted in ledger and budget; see `session`
-            http_client=transport,
-        )
-        # Taken from OPENAI_ORG_ID and OPENAI_PROJECT_ID otherwise, and sent to any server.
-        self._client.organization = self._client.project = None
-
     def identity(self) -> dict[str, Any]:
         """See `ChatModel`."""
         return {
@@ -67,6 +53,31 @@ class EndpointModel:
             "structured": self.config.structured,
             "temperature": self.temperature,
         }
+
+    def ready(self) -> None:
+        """See `ChatModel`."""
+        _key(self.config)
+
+    @cached_property
+    def _client(self) -> openai.OpenAI:
+        host = urlsplit(self.config.base_url).hostname or ""
+        # No redirects: they could lead to another host, or from https to http. A proxy of the
+        # environment must not see what is meant for this machine.
+        transport = openai.DefaultHttpxClient(
+            follow_redirects=False,
+            trust_env=not is_loopback(host),
+            timeout=self.config.timeout_seconds,
+        )
+        client = openai.OpenAI(
+            api_key=_key(self.config),
+            base_url=self.config.base_url,
+            timeout=self.config.timeout_seconds,
+            max_retries=0,  # each attempt is counted in ledger and budget; see `session`
+            http_client=transport,
+        )
+        # Taken from OPENAI_ORG_ID and OPENAI_PROJECT_ID otherwise, and sent to any server.
+        client.organization = client.project = None
+        return client
 
     def count_tokens(self, messages: Sequence[Message]) -> TokenCount:
         """Without the server's tokenizer: no token is shorter than a byte."""

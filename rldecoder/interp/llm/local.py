@@ -60,6 +60,9 @@ class LocalChatModel:
             "temperature": self.temperature,
         }
 
+    def ready(self) -> None:
+        """It is loaded."""
+
     def count_tokens(self, messages: Sequence[Message]) -> TokenCount:
         """Exact."""
         size = len(self.encode(messages))

@@ -85,6 +85,7 @@ class Session:
                 In all three cases answers that came are kept.
         """
 
+        self.model.ready()
         with ThreadPoolExecutor(self.model.concurrency) as pool:
             futures = [pool.submit(self._work, question) for question in questions]
             try:
@@ -220,7 +221,7 @@ class Session:
         longest = self.model.max_wait_seconds
         if error.retry_after is not None:
             return min(error.retry_after, longest)
-        return min(wait_exponential_jitter(initial=0.5, max=30, jitter=0.5)(state), longest)
+        return min(wait_exponential_jitter(multiplier=0.5, max=30, jitter=0.5)(state), longest)
 
     def _sleep(self, seconds: float) -> None:
         self._stopped.wait(seconds)  # returns at once when everything stops

@@ -25,7 +25,7 @@ from tests.interp.llm.test_judge import meanings, perfect
 if TYPE_CHECKING:
     from tests.interp.conftest import Planted
 
-CONFIG = LlmConfig(judge_windows=3, planted_features=10, min_planted=8, control_features=6)
+CONFIG = LlmConfig(judge_windows=3, planted_features=5, min_planted=4, control_features=3)
 
 
 class Clever:
@@ -111,7 +111,7 @@ def track(description: str, total: float, unit: str) -> Iterator[Any]:
 def test_good_models_make_good_labels(
     planted: Planted, open_run: Open, model: Clever, tmp_path: Path
 ) -> None:
-    with open_run() as run:
+    with open_run(planted_features=10, control_features=6) as run:
         still = run.estimate()
         assert not model.asked
         found = run.label(track)
@@ -152,7 +152,7 @@ def test_a_second_run_asks_nothing_and_finds_the_same(open_run: Open, model: Cle
 
 
 def test_refusals_and_abstentions_are_failures_that_score_0(open_run: Open, model: Clever) -> None:
-    with open_run(max_features=8) as run:
+    with open_run(max_features=8, judge_windows=2) as run:
         good = model.answer
 
         def answer(request: ChatRequest) -> str | None:

@@ -22,25 +22,32 @@ def show_estimate(run: RunConfig, store: ArtifactStore, console: Console) -> Non
     Raises:
         BadInputError: the run has not come so far, or names no language model.
     """
-    import torch
-
-    from rldecoder.progress import RichReporter
+    if run.label_features.llm is None:
+        raise BadInputError(
+            "There is nothing to estimate.",
+            "`label_features.labelers` names no language model.",
+            "Add `llm` to it, and a section `label_features.llm`: see docs/labels.md.",
+        )
     from rldecoder.runner import plan, read_input
-    from rldecoder.seeds import derive_seed
-    from rldecoder.stages.context import StageContext
-    from rldecoder.stages.label_features import estimate
     from rldecoder.stages.table import stage_named
 
     refs = plan(run)
     needs = stage_named(STAGE).inputs
     missing = [name for name in needs if not store.is_published(refs[name])]
-    if missing and run.label_features.llm is not None:
+    if missing:
         raise BadInputError(
             f"The run {run.name} has not come as far as {STAGE}.",
             f"Missing in {store.root}: {', '.join(missing)}.",
             f"Run `rldecoder run CONFIG --until {needs[-1]}`, with the same --store and --set.",
         )
-    inputs = {} if missing else {name: read_input(store, refs[name]) for name in needs}
+    inputs = {name: read_input(store, refs[name]) for name in needs}
+    import torch  # here, because what comes before should be quick
+
+    from rldecoder.progress import RichReporter
+    from rldecoder.seeds import derive_seed
+    from rldecoder.stages.context import StageContext
+    from rldecoder.stages.label_features import estimate
+
     with tempfile.TemporaryDirectory() as scratch:
         # An interrupted run's own folder, for its ledger; never made here: it would look like one.
         progress = store.progress_path(refs[STAGE])

@@ -20,6 +20,7 @@ class LocalModel(Config):
     """A `transformers` model on this machine. Small ones answer badly: see the judge's gate."""
 
     kind: Literal["local"] = "local"
+    """Says that it runs here."""
     model: str = "smollm2-135m-instruct"
     """A name from `rldecoder models` or the path of a spec; `folder` (takes `path`), `hub` (takes
     `repo`), or `frozen`, the model that the run decodes."""
@@ -45,6 +46,7 @@ class Endpoint(Config):
     """A server that speaks OpenAI's chat completions: OpenAI, vLLM, llama.cpp, Ollama, ..."""
 
     kind: Literal["endpoint"] = "endpoint"
+    """Says that it is a server's."""
     base_url: str
     """Up to and without /chat/completions, such as https://api.openai.com/v1. Plain http is
     accepted for this machine only (localhost, 127.0.0.1, ::1): prompts and key are readable."""

@@ -155,15 +155,8 @@ def estimate(
 ) -> tuple[Estimate, Spent]:
     """What the language model would still be sent, and what it has cost; nothing is sent.
 
-    Raises:
-        BadInputError: no language model is among the labelers.
+    `config.llm` must be set.
     """
-    if config.llm is None:
-        raise BadInputError(
-            "There is nothing to estimate.",
-            "`label_features.labelers` names no language model.",
-            "Add `llm` to it, and a section `label_features.llm`.",
-        )
     ranked = _ranked(inputs, config)
     lm = FrozenLM.load(inputs["sync_tokenizer"].path / "model", device="cpu")
     sae = Sae.load(inputs["train_sae"].path / "sae", device=ctx.device)

@@ -43,6 +43,7 @@ class EndpointModel:
         self.max_wait_seconds = config.max_wait_seconds
         self.max_failed_in_a_row = config.max_failed_in_a_row
         self._structured = config.structured
+
     def identity(self) -> dict[str, Any]:
         """See `ChatModel`."""
         return {

@@ -227,13 +227,11 @@ class Session:
         self._stopped.wait(seconds)  # returns at once when everything stops
 
     def _count_failure(self, error: AttemptError) -> None:
-        """A server that is down must not turn every latent into a published failure.
+        """A server that is down, or takes no request, must not turn all latents into failures.
 
         Raises:
             NoResourceError: too many in a row.
         """
-        if error.outcome == "rejected":
-            return  # an answer of a kind: this request is the trouble, not the server
         with self._lock:
             self._failed_in_a_row += 1
             failed = self._failed_in_a_row
@@ -241,8 +239,12 @@ class Session:
             raise NoResourceError(
                 f"{failed} requests in a row to {self.model.name} brought no answer "
                 f"(the last: {error.outcome.replace('_', ' ')}).",
-                "The server is down, or its rate limit is far below what is sent.",
-                "Answers that came are kept: run again later, or lower `concurrency`.",
+                "A setting (`length_field`, `temperature`) does not suit the model, or the prompts "
+                "are too long for it."
+                if error.outcome == "rejected"
+                else "The server is down, or its rate limit is far below what is sent.",
+                "Answers that came are kept: mend the settings, run again later, or lower "
+                "`concurrency`.",
             )
 
     def _key(self, request: ChatRequest) -> str:

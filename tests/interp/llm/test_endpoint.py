@@ -218,9 +218,18 @@ def test_a_request_that_is_refused_fails_alone(open_session: OpenSession) -> Non
         return Answer(400, ECHO) if "word 1" in str(body["messages"]) else label("x")
 
     with serve(behave) as server:
-        session = open_session(server, max_failed_in_a_row=1)
+        session = open_session(server, max_failed_in_a_row=2)
         found = session.ask_all(questions(3))
     assert [f.failure for f in found] == [None, "no answer came (rejected)", None]
+
+
+def test_settings_that_suit_no_request_stop(open_session: OpenSession) -> None:
+    with serve(lambda body, n: Answer(400, ECHO)) as server:
+        session = open_session(server, max_failed_in_a_row=3, length_field="max_completion_tokens")
+        with pytest.raises(NoResourceError, match="length_field"):
+            session.ask_all(questions(20))
+    assert len(server.bodies) == 2 * 3  # with a schema and without
+    assert server.bodies[0]["max_completion_tokens"] == 50
 
 
 def test_a_server_that_is_down_publishes_no_failures(open_session: OpenSession) -> None:

@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from pydantic import ValidationError
 
 from rldecoder.config.interp import LabelFeaturesConfig, PredicateSettings, RankFeaturesConfig
 from rldecoder.errors import BadInputError, BudgetExceededError
 from rldecoder.interp.records import FeatureLabels
 from rldecoder.schemas import read_json, read_parquet
-from rldecoder.stages.context import InputArtifact
+from rldecoder.stages.context import InputArtifact, SilentReporter, StageContext
+from rldecoder.stages.label_features import estimate
 from rldecoder.stages.table import stage_named
 from tests.interp.llm.fake_server import KEY, Answer, data_of, label, said, serve
 from tests.stages.interp_inputs import make_inputs, run_stage
@@ -68,8 +70,15 @@ def test_both_labels_are_published_with_their_scores_and_the_ledger(
             "api_key_env": "TEST_API_KEY", "price_input": 1.0,
         }  # fmt: skip
         config = with_llm(tmp_path, endpoint)
+        scratch = tmp_path / "scratch"
+        ctx = StageContext(scratch, scratch, 0, torch.device("cpu"), SilentReporter())
+        still, spent = estimate(inputs, config, ctx)
+        assert not server.bodies
         output, out = run_stage(STAGE, dict(inputs), config, tmp_path / "llm")
         sent = len(server.bodies)
+        assert (still.requests, still.cached, spent.requests) == (sent, 0, 0)
+        still, _ = estimate(inputs, config, ctx)
+        assert (still.requests, still.cached) == (0, sent)
         run_stage(STAGE, dict(inputs), config, tmp_path / "again")
         assert len(server.bodies) == sent
         poor = with_llm(tmp_path, endpoint | {"seed": 3}, budget={"max_requests": 5})

@@ -100,6 +100,17 @@ def report(config: ConfigPath, store: StoreOption = None, overrides: SetOption =
 
 
 @app.command()
+def estimate_labels(
+    config: ConfigPath, store: StoreOption = None, overrides: SetOption = None
+) -> None:
+    """Say what labels by a language model would send and cost; nothing is sent."""
+    loaded, opened = _load(config, store, overrides)
+    from rldecoder.cli_estimate import show_estimate
+
+    show_estimate(loaded, opened, console)
+
+
+@app.command()
 def smoke(model: Annotated[str, typer.Argument(help="A name from `rldecoder models`.")]) -> None:
     """Run the frozen model on 1k tokens: throughput, hidden-state shapes, memory."""
     from rldecoder.cli_show import show_smoke

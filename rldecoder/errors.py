@@ -43,6 +43,10 @@ class NoResourceError(RlDecoderError):
     """Too little disk or memory, or no device that is free."""
 
 
+class BudgetExceededError(RlDecoderError):
+    """The next paid request might use more than the budget allows; it was not sent."""
+
+
 class NumericalError(RlDecoderError):
     """NaN or infinity where numbers were expected, or training that collapsed."""
 

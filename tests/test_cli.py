@@ -22,7 +22,16 @@ def rldecoder(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_help_lists_the_commands_and_is_quick() -> None:
     result = rldecoder("--help")
     assert result.returncode == 0
-    for command in ("run", "status", "explain", "report", "smoke", "models", "devices"):
+    for command in (
+        "run",
+        "status",
+        "explain",
+        "report",
+        "smoke",
+        "models",
+        "devices",
+        "estimate-labels",
+    ):
         assert command in result.stdout
     loaded = subprocess.run(
         [sys.executable, "-c", "import sys, rldecoder.cli; print('torch' in sys.modules)"],
@@ -38,6 +47,20 @@ def test_help_lists_the_commands_and_is_quick() -> None:
         (["run", "configs/debug.yaml", "--set", "train_sae.kk=1"], "did you mean k"),
         (["run", "configs/debug.yaml", "--until", "nowhere", "--no-prefect"], "no stage called"),
         (["status"], "Missing argument"),
+        (["estimate-labels", "configs/debug.yaml"], "names no language model"),
+        (
+            [
+                "estimate-labels",
+                "configs/debug.yaml",
+                "--store",
+                "/nonexistent-store",
+                "--set",
+                "label_features.labelers=[predicate, llm]",
+                "--set",
+                "label_features.llm={}",
+            ],
+            "has not come as far as label_features",
+        ),
         (["explain", "configs/debug.yaml", " "], "prompt is empty"),
         (["smoke", "no-such-model"], "no-such-model"),
     ],

@@ -34,7 +34,7 @@ def test_rldecoder_commands_and_configs_exist() -> None:
     from rldecoder.cli import app
 
     commands = get_command(app).commands  # type: ignore[attr-defined]
-    used = re.findall(r"^rldecoder ([a-z]+)(.*)$", "\n".join(fenced("bash")), flags=re.MULTILINE)
+    used = re.findall(r"^rldecoder ([a-z-]+)(.*)$", "\n".join(fenced("bash")), flags=re.MULTILINE)
     assert {name for name, _ in used} == set(commands)
     for _, rest in used:
         for config in re.findall(r"configs/\S+\.yaml", rest):

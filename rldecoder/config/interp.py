@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from rldecoder.config.base import Config, StageConfig, free
+from rldecoder.config.llm import LlmConfig
 
 Domain = Literal["label", "test", "ood", "addition", "cloze"]
 
@@ -96,6 +97,10 @@ class LabelFeaturesConfig(StageConfig):
     """Tokens of the `test` split for scores, at most."""
     predicate: PredicateSettings = PredicateSettings()
     """Search of the deterministic labeler."""
+    labelers: tuple[Literal["predicate", "llm"], ...] = ("predicate",)
+    """Who labels. `predicate` is always on; `llm` adds a language model's labels, kept beside."""
+    llm: LlmConfig | None = None
+    """The language model and its judge; needed by, and only read with, `llm` in `labelers`."""
     window_tokens: int = Field(default=16, ge=2)
     """Width of a context window, for examples, detection and fuzzing."""
     num_top: int = Field(default=10, ge=1)
@@ -121,6 +126,14 @@ class LabelFeaturesConfig(StageConfig):
     part of the stage's fingerprint."""
     batch_tokens: int = free(4096, ge=1)
     """Tokens encoded at once; changes memory only."""
+
+    @model_validator(mode="after")
+    def _check_labelers(self) -> LabelFeaturesConfig:
+        if "predicate" not in self.labelers or len(set(self.labelers)) != len(self.labelers):
+            raise ValueError("labelers must hold `predicate`, and each labeler once")
+        if ("llm" in self.labelers) != (self.llm is not None):
+            raise ValueError("`llm` in labelers and the section `llm` need each other")
+        return self
 
 
 class ClusterFeaturesConfig(StageConfig):

@@ -23,6 +23,9 @@ from rldecoder.config.rl import ControlPpoConfig, FreezeDecoderConfig, TrainPpoC
 from rldecoder.config.sae import GateSaeConfig, SweepSaeConfig, TrainSaeConfig
 from rldecoder.errors import BadInputError
 
+NOT_SHOWN = ("api_key_env", "base_url")
+"""Settings into which a secret may have been pasted: an error does not repeat their values."""
+
 
 class TrackingConfig(Config):
     """Where metrics go beside the artifacts."""
@@ -170,6 +173,8 @@ def _problem(root: type[BaseModel], item: Any) -> str:
     place = ".".join(str(part) for part in item["loc"])
     if item["type"] != "extra_forbidden":
         # A check across sections has no place of its own, and its input is the whole file.
+        if item["loc"] and item["loc"][-1] in NOT_SHOWN:
+            return f"{place}: {item['msg']}"
         return f"{place}: {item['msg']} (got {item['input']!r})" if place else item["msg"]
     model: Any = root
     for part in item["loc"][:-1]:

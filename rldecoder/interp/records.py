@@ -1,7 +1,7 @@
 """`feature_labels.json`: its versioned schema.
 
 The JSON schema committed beside this file is `FeatureLabels.model_json_schema()`; a test compares
-them, so that a change of format is always visible, and raises SCHEMA_VERSION.
+them, so that a change of format is always visible, and raises SCHEMA_VERSION or SCHEMA_MINOR.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from rldecoder.interp.predicate import Predicate
 from rldecoder.schemas import read_json, write_json
 
 SCHEMA_VERSION: Literal[1] = 1
+SCHEMA_MINOR = 1
 FEATURE_LABELS_FILE = "feature_labels.json"
 
 
@@ -80,6 +81,84 @@ class Review(_Record):
     note: str = ""
 
 
+class KindTrust(_Record):
+    """How a judge did on planted features, in one kind of score. Means of balanced accuracies."""
+
+    right: float
+    """With the right labels; missing answers are wrong."""
+    right_low: float
+    """Lower end of its 95 % interval (bootstrap over planted features)."""
+    right_high: float
+    wrong: float
+    """With the labels of other planted features."""
+    wrong_low: float
+    wrong_high: float
+    exact_right: float
+    """What a reader who applies the right labels without error scores on the same windows."""
+    exact_wrong: float
+    """The same reader with the wrong labels."""
+
+
+class JudgeTrust(_Record):
+    """Whether the language model that scored labels in words is to be believed."""
+
+    model: str
+    trusted: bool
+    """If not, the scores of `other_labels` are shown and must not be believed."""
+    reason: str | None
+    """Why not; null if it is."""
+    planted: int
+    """Planted features asked about."""
+    bar: float
+    """Least mean on right labels, for detection and for fuzzing."""
+    tolerance: float
+    """How far from 0.5 the means on wrong labels may lie."""
+    questions: int
+    failures: int
+    """Questions without a usable answer; they count as wrong."""
+    detection: KindTrust | None = None
+    fuzzing: KindTrust | None = None
+
+
+class JudgedScores(_Record):
+    """Scores of a label in words on the `test` split, by a judge. Null: too few windows."""
+
+    detection: float | None
+    """Balanced accuracy over the windows asked about (2410.13928)."""
+    fuzzing: float | None
+    """Balanced accuracy at telling right marks from wrong ones."""
+    window_precision: float | None
+    """Of the windows that the label names, the share in which the latent fires, estimated at the
+    true share of active windows."""
+    questions: int
+    """Questions asked of the judge."""
+    failures: int
+    """Of these, without a usable answer: counted as wrong."""
+
+
+class OtherLabel(_Record):
+    """A label by another labeler than the record's own; it has no executable form."""
+
+    labeler: str
+    model: str
+    """The language model that wrote it."""
+    label: str | None
+    """Null if it failed."""
+    failure: str | None
+    """Why there is no label; null otherwise."""
+    judge: str
+    """The language model that scored it."""
+    judge_trusted: bool
+    """As `judge.trusted` of the file: without it the scores must not be believed."""
+    scores: JudgedScores
+
+    @model_validator(mode="after")
+    def _consistent(self) -> OtherLabel:
+        if (self.label is None) == (self.failure is None):
+            raise ValueError("a label has no failure, and a failure has a reason and no label")
+        return self
+
+
 class FeatureLabel(_Record):
     """One latent of the top K."""
 
@@ -120,6 +199,9 @@ class FeatureLabel(_Record):
     """Verdicts, oldest first; nothing is ever deleted."""
     previous_labels: list[str] = []
     """Labels that were replaced, oldest first."""
+    other_labels: list[OtherLabel] = []
+    """The same latent's labels by other labelers (since 1.1). They change neither `label` nor
+    `confidence`; a person may take one over in a review."""
 
     @model_validator(mode="after")
     def _consistent(self) -> FeatureLabel:
@@ -134,6 +216,10 @@ class FeatureLabels(_Record):
     """Labels of the top K latents of one run. Coverage counts failures."""
 
     schema_version: Literal[1] = 1
+    """Raised when a reader of the older version could misread a file."""
+    schema_minor: int = Field(default=0, ge=0)
+    """Raised when fields are added that have defaults: a newer program reads older files. 0 also
+    stands for files from before there was this field."""
     model_name: str
     hook_layer: int
     num_latents: int
@@ -154,6 +240,8 @@ class FeatureLabels(_Record):
     """Labels, examples and calibration come from this split."""
     split_scored: Literal["test"] = "test"
     """Scores come from this one; no document is in both."""
+    judge: JudgeTrust | None = None
+    """What is known of the judge of `other_labels`; null without such labels (since 1.1)."""
 
     def save(self, folder: Path) -> None:
         """Write `feature_labels.json` into a folder."""

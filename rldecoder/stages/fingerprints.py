@@ -14,11 +14,13 @@ from rldecoder.config.base import hash_json
 from rldecoder.config.data import IngestConfig
 from rldecoder.config.explain import EvaluateConfig
 from rldecoder.config.interp import LabelFeaturesConfig
+from rldecoder.config.llm import FROZEN, LocalModel
 from rldecoder.config.model import RANDOM, SyncTokenizerConfig
 from rldecoder.config.rl import TrainPpoConfig
 from rldecoder.config.tasks import FileTask
 from rldecoder.data import sources
 from rldecoder.errors import BadInputError
+from rldecoder.interp.llm.prompts import prompts_digest
 from rldecoder.lm.model_sources import locate
 from rldecoder.lm.registry import choose_model
 
@@ -55,20 +57,29 @@ def ingest(config: IngestConfig) -> dict[str, str]:
 
 
 def label_features(config: LabelFeaturesConfig) -> dict[str, str]:
-    """The content of the review file decides, not its place.
+    """The contents of the review file, of the prompts and of local models, not their places.
 
     Raises:
-        BadInputError: there is no such file.
+        BadInputError: there is no such file or model.
     """
-    if config.reviews is None:
-        return {}
-    if not config.reviews.is_file():
-        raise BadInputError(
-            f"The review file {config.reviews} does not exist.",
-            "",
-            "Correct `label_features.reviews`, or leave it empty.",
-        )
-    return {"reviews": hashlib.sha256(config.reviews.read_bytes()).hexdigest()}
+    out: dict[str, str] = {}
+    if config.reviews is not None:
+        if not config.reviews.is_file():
+            raise BadInputError(
+                f"The review file {config.reviews} does not exist.",
+                "",
+                "Correct `label_features.reviews`, or leave it empty.",
+            )
+        out["reviews"] = hashlib.sha256(config.reviews.read_bytes()).hexdigest()
+    if config.llm is not None:
+        out["prompts"] = prompts_digest()
+        for role, model in (("labeler", config.llm.labeler), ("judge", config.llm.judge)):
+            if isinstance(model, LocalModel) and model.model != FROZEN:
+                choice = choose_model(
+                    model.model, path=model.path, repo=model.repo, revision=model.revision
+                )
+                out[role] = hash_json(locate(choice.sources).identity)
+    return out
 
 
 def train_ppo(config: TrainPpoConfig) -> dict[str, str]:

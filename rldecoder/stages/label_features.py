@@ -37,7 +37,18 @@ from rldecoder.interp.labelling import (
     shuffled_control,
     summary,
 )
-from rldecoder.interp.records import Example, FeatureLabel, FeatureLabels, Scores, TokenEffect
+from rldecoder.interp.llm.estimate import Estimate
+from rldecoder.interp.llm.models import FrozenModel, open_models
+from rldecoder.interp.llm.procedure import LlmRun, as_records, llm_summary
+from rldecoder.interp.llm.storage import LEDGER, Spent
+from rldecoder.interp.records import (
+    SCHEMA_MINOR,
+    Example,
+    FeatureLabel,
+    FeatureLabels,
+    Scores,
+    TokenEffect,
+)
 from rldecoder.interp.review import merge_reviews, read_reviews, recalibrated, with_queue_ranks
 from rldecoder.interp.scores import SCORES
 from rldecoder.interp.tally import IMPORTANCE
@@ -69,7 +80,8 @@ class Material(NamedTuple):
 def run(
     inputs: Mapping[str, InputArtifact], config: LabelFeaturesConfig, ctx: StageContext
 ) -> StageOutput:
-    """Write feature_labels.json, examples.parquet, scores.parquet and controls.json."""
+    """Write feature_labels.json, examples.parquet, scores.parquet, controls.json; with a language
+    model among the labelers llm_ledger.parquet too."""
     seed_everything(ctx.seed)
     ranked = _ranked(inputs, config)
     digest = inputs["train_sae"].digest
@@ -103,6 +115,10 @@ def run(
         examples, material = _material(fit, decoder, vocabulary, config, rng)
         bar.advance(note="examples")
 
+    found = None
+    if config.llm is not None:
+        with _llm_run(inputs, config, ctx, fit, scored, vocabulary) as llm:
+            found = llm.label(ctx.report.track)
     tau = high_confidence_threshold(
         confidences.model.out_of_fold(), confidences.model.data.accepted
     )
@@ -110,18 +126,73 @@ def run(
         _record(row, ranked, labelled, confidences, material, tau)
         for row in range(ranked.latents.size)
     ]
+    others = {} if found is None else as_records(found)
+    features = [
+        f.model_copy(update={"other_labels": [others[f.latent]]}) if f.latent in others else f
+        for f in features
+    ]
     features = with_queue_ranks(recalibrated(merge_reviews(features, reviews), tau))
     schemas.write_parquet(ctx.out / "examples.parquet", examples, EXAMPLES)
     schemas.write_parquet(ctx.out / "scores.parquet", _columns(methods), SCORES)
-    controls = {
+    controls: dict[str, Any] = {
         "methods": {name: summary(method, acceptance) for name, method in methods.items()},
         "calibration": _calibration_report(labelled, confidences, acceptance, tau),
         "acceptance": acceptance._asdict(),
     }
+    if found is not None:
+        controls["llm"] = llm_summary(found)
+        schemas.write_parquet(ctx.out / "llm_ledger.parquet", found.ledger, LEDGER)
     schemas.write_json(ctx.out / "controls.json", controls)
-    labels = _file(digest, config, sae, features, tau)
+    labels = _file(digest, config, sae, features, tau).model_copy(
+        update={"judge": None if found is None else found.trust}
+    )
     labels.save(ctx.out)
     return _output(labels, controls, config)
+
+
+def estimate(
+    inputs: Mapping[str, InputArtifact], config: LabelFeaturesConfig, ctx: StageContext
+) -> tuple[Estimate, Spent]:
+    """What the language model would still be sent, and what it has cost; nothing is sent.
+
+    `config.llm` must be set.
+    """
+    ranked = _ranked(inputs, config)
+    lm = FrozenLM.load(inputs["sync_tokenizer"].path / "model", device="cpu")
+    sae = Sae.load(inputs["train_sae"].path / "sae", device=ctx.device)
+    vocabulary = Vocabulary.from_tokenizer(lm.tokenizer, lm.vocab_size)
+    with ctx.report.track("estimate", 3, "step") as bar:
+        fit = _read(inputs, config, sae, "label", ranked.latents, config.fit_tokens)
+        bar.advance(note="label split read")
+        scored = _read(inputs, config, sae, "test", ranked.latents, config.score_tokens)
+        bar.advance(note="test split read")
+        with _llm_run(inputs, config, ctx, fit, scored, vocabulary) as llm:
+            return llm.estimate(), llm.spent()
+
+
+def _llm_run(
+    inputs: Mapping[str, InputArtifact],
+    config: LabelFeaturesConfig,
+    ctx: StageContext,
+    fit: SplitFirings,
+    scored: SplitFirings,
+    vocabulary: Vocabulary,
+) -> LlmRun:
+    """The dealings with the language model, opened."""
+    assert config.llm is not None
+    model = inputs["sync_tokenizer"]
+    frozen = FrozenModel(model.path / "model", model.digest)
+    return LlmRun(
+        config.llm,
+        open_models(config.llm, frozen, ctx.device, ctx.report.note),
+        fit,
+        scored,
+        vocabulary,
+        window_tokens=config.window_tokens,
+        min_firings=config.predicate.min_firings,
+        seed=derive_seed(ctx.seed, "llm"),
+        progress=ctx.progress,
+    )
 
 
 def _material(
@@ -277,6 +348,7 @@ def _file(
 ) -> FeatureLabels:
     labelled = sum(feature.status == "labelled" for feature in features)
     return FeatureLabels(
+        schema_minor=SCHEMA_MINOR,
         model_name=sae.spec.model_name,
         hook_layer=sae.spec.hook_layer,
         num_latents=sae.num_latents,
@@ -315,4 +387,19 @@ def _output(
             f"Only {len(labels.features)} of the {config.num_features} requested latents have "
             "importance above 0.",
         )
+    if labels.judge is not None:
+        llm = controls["llm"]
+        metrics |= {
+            "llm_labelled": llm["labelled"],
+            "llm_judge_trusted": labels.judge.trusted,
+            "llm_mean_detection": llm["mean_detection"],
+            "llm_mean_fuzzing": llm["mean_fuzzing"],
+            "llm_shuffled_detection": llm["mean_detection_shuffled"],
+            "llm_cost": llm["cost"],
+        }
+        if not labels.judge.trusted:
+            reasons += (
+                f"The judge {labels.judge.model} of the labels in words is not trusted: "
+                f"{labels.judge.reason}. Its scores must not be believed.",
+            )
     return StageOutput(metrics, reasons=reasons)

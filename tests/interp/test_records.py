@@ -69,6 +69,7 @@ def test_round_trip(tmp_path: Path) -> None:
     assert FeatureLabels.load(tmp_path) == written
     raw = json.loads((tmp_path / "feature_labels.json").read_text(encoding="utf-8"))
     assert raw["schema_version"] == records.SCHEMA_VERSION == 1
+    assert raw["schema_minor"] == 0  # only the stage that knows all fields claims the newest
     assert raw["features"][0]["predicate"] == {"kind": "token_class", "name": "number", "offset": 0}
 
 
@@ -86,6 +87,40 @@ def test_round_trip(tmp_path: Path) -> None:
 def test_inconsistent_features_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         feature(**changes)
+
+
+def other_label(**changes: Any) -> dict[str, Any]:
+    """A label by a language model."""
+    values: dict[str, Any] = {
+        "labeler": "llm-1", "model": "m", "label": "numbers", "failure": None, "judge": "m",
+        "judge_trusted": False,
+        "scores": {"detection": 0.5, "fuzzing": None, "window_precision": 0.1, "questions": 2,
+                   "failures": 1},
+    }  # fmt: skip
+    return values | changes
+
+
+def test_files_from_before_labels_in_words_are_read(tmp_path: Path) -> None:
+    labels([feature()]).save(tmp_path)
+    path = tmp_path / "feature_labels.json"
+    raw = json.loads(path.read_text(encoding="utf-8"))
+    del raw["schema_minor"], raw["judge"], raw["features"][0]["other_labels"]
+    path.write_text(json.dumps(raw), encoding="utf-8")
+    old = FeatureLabels.load(tmp_path)
+    assert (old.schema_minor, old.judge, old.features[0].other_labels) == (0, None, [])
+
+
+def test_labels_in_words_stand_beside_the_own_one(tmp_path: Path) -> None:
+    both = feature(other_labels=[other_label(), other_label(label=None, failure="refused")])
+    labels([both]).save(tmp_path)
+    [found] = FeatureLabels.load(tmp_path).features
+    assert (found.label, found.labeler) == ("token is a number", "predicate-1")
+    assert [(o.label, o.failure) for o in found.other_labels] == [
+        ("numbers", None), (None, "refused"),
+    ]  # fmt: skip
+    for wrong in ({"failure": "refused"}, {"label": None}):
+        with pytest.raises(ValidationError):
+            feature(other_labels=[other_label(**wrong)])
 
 
 def test_another_schema_version_is_a_clear_error(tmp_path: Path) -> None:

@@ -1,0 +1,114 @@
+"""What a language model behind the labeler or the judge must offer, and how it can fail."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+from rldecoder.interp.llm.prompts import Message
+
+Purpose = str
+"""label, detection, fuzzing, planted_detection, ...: what a request is for."""
+
+
+class ChatRequest(NamedTuple):
+    """One question to a model."""
+
+    purpose: Purpose
+    latent: int
+    messages: tuple[Message, ...]
+    max_tokens: int
+    """Longest answer."""
+    schema: dict[str, Any]
+    """JSON schema of the answer, for servers that can enforce it."""
+
+
+class Reply(NamedTuple):
+    """What a model answered. It may be useless; but it came."""
+
+    text: str | None
+    finish: str
+    """stop; length (cut off); refused (by the model or a filter: `text` is None)."""
+    tokens_in: int | None
+    """As the model counts them; None if it does not say."""
+    tokens_out: int | None
+
+
+class TokenCount(NamedTuple):
+    """Tokens of a prompt."""
+
+    expected: int
+    most: int
+    """It cannot have more."""
+
+
+class Prices(NamedTuple):
+    """US dollars a million tokens."""
+
+    input: float = 0.0
+    output: float = 0.0
+
+    def cost(self, tokens_in: int, tokens_out: int) -> float:
+        """US dollars of so many tokens."""
+        return (tokens_in * self.input + tokens_out * self.output) / 1e6
+
+
+class AttemptError(Exception):
+    """An attempt brought no answer.
+
+    Args:
+        outcome: timeout, rate_limited, server_error, connection_error or rejected; for the ledger.
+        retry_after: seconds that the server asked to wait, if it did.
+        again: whether another attempt can do better.
+        billed: whether it may have been charged for (no word came back).
+    """
+
+    def __init__(
+        self,
+        outcome: str,
+        *,
+        retry_after: float | None = None,
+        again: bool = True,
+        billed: bool = False,
+    ) -> None:
+        self.outcome, self.retry_after = outcome, retry_after
+        self.again, self.billed = again, billed
+        super().__init__(outcome)
+
+
+class ChatModel(Protocol):
+    """A model that answers chats. Calls may come from several threads."""
+
+    name: str
+    """For people and the ledger."""
+    prices: Prices
+    concurrency: int
+    """Requests on their way at once."""
+    max_attempts: int
+    max_wait_seconds: float
+    max_failed_in_a_row: int
+
+    def identity(self) -> dict[str, Any]:
+        """What decides its answers beside the request; never a key. Part of the cache's key."""
+        ...
+
+    def ready(self) -> None:
+        """Check what can be checked without sending anything.
+
+        Raises:
+            BadInputError: a key is missing.
+        """
+        ...
+
+    def count_tokens(self, messages: Sequence[Message]) -> TokenCount:
+        """How long a prompt is."""
+        ...
+
+    def send(self, request: ChatRequest) -> Reply:
+        """One attempt.
+
+        Raises:
+            AttemptError: no answer this time.
+            RlDecoderError: it will never work (wrong key, no such model): everything stops.
+        """
+        ...

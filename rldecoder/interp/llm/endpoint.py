@@ -1,0 +1,201 @@
+"""Any server that speaks OpenAI's chat completions, through the `openai` package.
+
+The key is read from the environment when the client is made and lives only in it. A server's own
+words are never repeated: an error body may hold the key that was sent, or the prompt.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from functools import cached_property
+from typing import Any
+from urllib.parse import urlsplit
+
+import openai
+from openai.types.chat import ChatCompletion
+
+from rldecoder.config.llm import Endpoint, is_loopback
+from rldecoder.errors import BadInputError
+from rldecoder.interp.llm.backends import AttemptError, ChatRequest, Prices, Reply, TokenCount
+from rldecoder.interp.llm.prompts import Message
+
+BYTES_PER_TOKEN = 3.5
+"""Of JSON and English; only for what is expected, never for limits."""
+OVERHEAD_TOKENS = 16
+"""A chat template's own tokens around one message, at most."""
+REPLY_TOKENS = 16
+"""Its tokens before the answer, at most."""
+
+
+class EndpointModel:
+    """A model behind a server."""
+
+    def __init__(self, config: Endpoint, temperature: float | None) -> None:
+        self.config, self.temperature = config, temperature
+        host = urlsplit(config.base_url).hostname or ""
+        self.name = f"{config.model} at {host}"
+        self.prices = Prices(config.price_input, config.price_output)
+        self.concurrency = config.concurrency
+        self.max_attempts = config.max_attempts
+        self.max_wait_seconds = config.max_wait_seconds
+        self.max_failed_in_a_row = config.max_failed_in_a_row
+        self._structured = config.structured
+
+    def identity(self) -> dict[str, Any]:
+        """See `ChatModel`."""
+        return {
+            "kind": "endpoint",
+            "base_url": self.config.base_url,
+            "model": self.config.model,
+            "seed": self.config.seed,
+            "structured": self.config.structured,
+            "temperature": self.temperature,
+        }
+
+    def ready(self) -> None:
+        """See `ChatModel`."""
+        _key(self.config)
+
+    @cached_property
+    def _client(self) -> openai.OpenAI:
+        host = urlsplit(self.config.base_url).hostname or ""
+        # No redirects: they could lead to another host, or from https to http. A proxy of the
+        # environment must not see what is meant for this machine.
+        transport = openai.DefaultHttpxClient(
+            follow_redirects=False,
+            trust_env=not is_loopback(host),
+            timeout=self.config.timeout_seconds,
+        )
+        client = openai.OpenAI(
+            api_key=_key(self.config),
+            base_url=self.config.base_url,
+            timeout=self.config.timeout_seconds,
+            max_retries=0,  # each attempt is counted in ledger and budget; see `session`
+            http_client=transport,
+        )
+        # Taken from OPENAI_ORG_ID and OPENAI_PROJECT_ID otherwise, and sent to any server.
+        client.organization = client.project = None
+        return client
+
+    def count_tokens(self, messages: Sequence[Message]) -> TokenCount:
+        """Without the server's tokenizer: no token is shorter than a byte."""
+        size = sum(len(message.content.encode()) for message in messages)
+        overhead = REPLY_TOKENS + OVERHEAD_TOKENS * len(messages)
+        return TokenCount(round(size / BYTES_PER_TOKEN) + overhead // 2, size + overhead)
+
+    def send(self, request: ChatRequest) -> Reply:
+        """See `ChatModel`. A server that does not know `response_format` is asked without."""
+        if not self._structured:
+            return self._send(request, structured=False)
+        try:
+            return self._send(request, structured=True)
+        except _UnacceptableError:
+            reply = self._send(request, structured=False)
+            self._structured = False
+            return reply
+
+    def _send(self, request: ChatRequest, *, structured: bool) -> Reply:
+        try:
+            return _reply(self._create(request, structured))
+        except openai.APITimeoutError:
+            raise AttemptError("timeout", billed=True) from None
+        except openai.APIConnectionError:
+            raise AttemptError("connection_error", billed=True) from None
+        except openai.APIResponseValidationError:
+            raise AttemptError("server_error", billed=True) from None
+        except openai.APIStatusError as error:
+            # `from None`: the openai error holds the server's words, which must not be shown.
+            status, headers = error.status_code, dict(error.response.headers)
+        except ValueError:  # a body that says it is JSON and is not
+            raise AttemptError("server_error", billed=True) from None
+        if structured and status in (400, 422):
+            raise _UnacceptableError
+        raise self._failure(status, headers)
+
+    def _create(self, request: ChatRequest, structured: bool) -> ChatCompletion:
+        extra: dict[str, Any] = {self.config.length_field: request.max_tokens}
+        if self.temperature is not None:
+            extra["temperature"] = self.temperature
+        if structured:
+            schema = {"name": "answer", "strict": True, "schema": request.schema}
+            extra["response_format"] = {"type": "json_schema", "json_schema": schema}
+        if self.config.seed is not None:
+            extra["seed"] = self.config.seed
+        return self._client.chat.completions.create(
+            model=self.config.model,
+            messages=[{"role": m.role, "content": m.content} for m in request.messages],  # type: ignore[misc]
+            **extra,
+        )
+
+    def _failure(self, status: int, headers: dict[str, str]) -> Exception:
+        if status in (401, 403):
+            source = self.config.api_key_env
+            return BadInputError(
+                f"{self.name} refused the key (HTTP {status}).",
+                f"It was read from the environment variable {source}."
+                if source
+                else "No key was sent: `api_key_env` is null.",
+                "Set the variable to a key that may use this model, and run again.",
+            )
+        if status == 404 or 300 <= status < 400:
+            return BadInputError(
+                f"{self.config.base_url} has no chat completions for {self.config.model!r} "
+                f"(HTTP {status}).",
+                "The address or the model's name is wrong; redirects are not followed.",
+                "Correct `label_features.llm`; the address usually ends with /v1.",
+            )
+        if status in (408, 409, 429) or status >= 500:
+            outcome = "rate_limited" if status == 429 else "server_error"
+            return AttemptError(outcome, retry_after=_retry_after(headers))
+        return AttemptError("rejected", again=False)
+
+
+class _UnacceptableError(Exception):
+    """The server does not take the request with `response_format`."""
+
+
+def _key(config: Endpoint) -> str:
+    if config.api_key_env is None:
+        return "none"  # the client wants one; servers without keys ignore it
+    key = os.environ.get(config.api_key_env, "").strip()
+    if not key:
+        raise BadInputError(
+            f"The environment variable {config.api_key_env} is not set.",
+            "`api_key_env` says that it holds the key of the endpoint.",
+            f"Export {config.api_key_env}, or set `api_key_env: null` for a server without keys.",
+        )
+    return key
+
+
+def _reply(completion: ChatCompletion) -> Reply:
+    usage = getattr(completion, "usage", None)
+    tokens = (getattr(usage, "prompt_tokens", None), getattr(usage, "completion_tokens", None))
+    tokens_in, tokens_out = (value if isinstance(value, int) else None for value in tokens)
+    # The client does not check what a server sends against its own types.
+    choices = getattr(completion, "choices", None)
+    if not isinstance(choices, list) or not choices:
+        raise AttemptError("server_error", billed=True)
+    message = getattr(choices[0], "message", None)
+    content, refusal = getattr(message, "content", None), getattr(message, "refusal", None)
+    finish = getattr(choices[0], "finish_reason", None)
+    if refusal or finish == "content_filter":
+        return Reply(None, "refused", tokens_in, tokens_out)
+    text = content if isinstance(content, str) else ""
+    return Reply(text, "length" if finish == "length" else "stop", tokens_in, tokens_out)
+
+
+def _retry_after(headers: dict[str, str]) -> float | None:
+    """Seconds of the header Retry-After (a number or a date); None without or if unreadable."""
+    value = {key.lower(): text for key, text in headers.items()}.get("retry-after")
+    if value is None:
+        return None
+    value = value.strip()
+    if value.isdigit():
+        return float(value)
+    try:
+        return max((parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds(), 0.0)
+    except (ValueError, TypeError):
+        return None

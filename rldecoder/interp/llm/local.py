@@ -1,0 +1,153 @@
+"""A `transformers` model on this machine behind the same interface as a server."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import torch
+from transformers import GenerationConfig
+
+from rldecoder.config.base import hash_json
+from rldecoder.interp.llm.backends import AttemptError, ChatRequest, Prices, Reply, TokenCount
+from rldecoder.interp.llm.prompts import Message
+from rldecoder.lm.frozen import FrozenLM
+
+_SLOT = "\u241fcontent {}\u241f"
+"""Stands for a message while the chat template runs; no template prints such a text."""
+
+
+class LocalChatModel:
+    """A causal language model with or without a chat template; one request at a time.
+
+    Args:
+        folder: a Hugging Face folder.
+        weights: what identifies its content (hashes, or a commit); part of the cache's key.
+    """
+
+    max_attempts = 1  # nothing here fails by chance
+    max_wait_seconds = 0.0
+    max_failed_in_a_row = 1_000_000  # too long prompts are the only failures
+    concurrency = 1
+    prices = Prices()
+
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        weights: dict[str, Any],
+        temperature: float | None,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self._lm = FrozenLM.load(folder, dtype=dtype, device=device)
+        self.name, self._weights = f"{name} (local)", weights
+        self.temperature, self._dtype = temperature or 0.0, dtype
+        self._lock = threading.Lock()
+        known = getattr(self._lm.model.config, "max_position_embeddings", None)
+        self._longest = int(known) if known else None
+
+    def identity(self) -> dict[str, Any]:
+        """See `ChatModel`."""
+        return {
+            "kind": "local",
+            "weights": self._weights,
+            "dtype": str(self._dtype),
+            "temperature": self.temperature,
+        }
+
+    def ready(self) -> None:
+        """It is loaded."""
+
+    def count_tokens(self, messages: Sequence[Message]) -> TokenCount:
+        """Exact."""
+        size = len(self.encode(messages))
+        return TokenCount(size, size)
+
+    def encode(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of a chat up to the model's turn.
+
+        Messages are tokenized apart from the template, with control tokens spelled out: a text
+        that holds `<|im_end|>` can end no turn.
+        """
+        text = self._render([Message(m.role, _SLOT.format(i)) for i, m in enumerate(messages)])
+        ids: list[int] = []
+        for index, message in enumerate(messages):
+            before, slot, text = text.partition(_SLOT.format(index))
+            assert slot, "the chat template dropped a message"
+            ids += self._tokens(before, control=True) + self._tokens(message.content, control=False)
+        return ids + self._tokens(text, control=True)
+
+    def send(self, request: ChatRequest) -> Reply:
+        """See `ChatModel`.
+
+        Raises:
+            AttemptError: the prompt and the longest answer do not fit the model's context.
+        """
+        ids = self.encode(request.messages)
+        if self._longest is not None and len(ids) + request.max_tokens > self._longest:
+            raise AttemptError("rejected", again=False)
+        with self._lock:
+            out = self._generate(ids, request.max_tokens)
+        ends = self._end_ids()
+        finished = bool(out) and out[-1] in ends
+        text = str(self._lm.tokenizer.decode(out, skip_special_tokens=True))
+        return Reply(text, "stop" if finished else "length", len(ids), len(out))
+
+    @torch.no_grad()
+    def _generate(self, ids: list[int], max_tokens: int) -> list[int]:
+        sampling = {"do_sample": True, "temperature": self.temperature, "top_k": 0}
+        ends = self._end_ids()
+        settings = GenerationConfig(
+            max_new_tokens=max_tokens,
+            eos_token_id=ends or None,
+            pad_token_id=ends[0] if ends else 0,
+            **(sampling if self.temperature > 0 else {"do_sample": False}),
+        )
+        prompt = torch.tensor([ids], device=self._lm.device)
+        devices = [self._lm.device] if self._lm.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            # The same question gets the same answer, whatever was asked before.
+            torch.manual_seed(int(hash_json(ids)[:15], 16))
+            generate: Any = self._lm.model.generate
+            found = generate(
+                prompt, attention_mask=torch.ones_like(prompt), generation_config=settings
+            )
+        return [int(token) for token in found[0, len(ids) :]]
+
+    def _end_ids(self) -> list[int]:
+        """What ends an answer: of the generation settings (a chat's end of turn), else the end of
+        text."""
+        ends = self._lm.model.generation_config.eos_token_id
+        if ends is None:
+            ends = self._lm.tokenizer.eos_token_id
+        if ends is None:
+            return []
+        return list(ends) if isinstance(ends, list) else [int(ends)]
+
+    def _tokens(self, text: str, *, control: bool) -> list[int]:
+        found = self._lm.tokenizer(
+            text, add_special_tokens=False, split_special_tokens=not control, verbose=False
+        )
+        return list(found["input_ids"])
+
+    def _render(self, messages: list[Message]) -> str:
+        """The chat as the model was trained to read it; plain paragraphs without a template."""
+        if not getattr(self._lm.tokenizer, "chat_template", None):
+            parts = [f"{message.role}:\n{message.content}" for message in messages]
+            return "\n\n".join(parts) + "\n\nassistant:\n"
+        chat = [message._asdict() for message in messages]
+        try:
+            return self._template(chat)
+        except jinja2.TemplateError:  # some templates know no system turn
+            first = f"{messages[0].content}\n\n{messages[1].content}"
+            return self._template([{"role": "user", "content": first}, *chat[2:]])
+
+    def _template(self, chat: list[dict[str, str]]) -> str:
+        return str(
+            self._lm.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        )

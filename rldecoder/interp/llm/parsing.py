@@ -1,0 +1,104 @@
+"""Reading answers: a model's text is believed only if it has exactly the form asked for."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, StrictBool, ValidationError
+
+from rldecoder.interp.vocabulary import visible
+
+MAX_LABEL_CHARS = 300
+_BLOCK = re.compile(r"```(?:json)?\s*(.*?)```", re.DOTALL)
+
+
+class MalformedAnswerError(Exception):
+    """The answer is not of the form asked for; the text says how, in words of ours alone."""
+
+
+def _bit(value: Any) -> Any:
+    """0 and 1 are common ways to say false and true; nothing else is guessed."""
+    return bool(value) if type(value) is int and value in (0, 1) else value
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+Form = TypeVar("Form", bound=_Answer)
+
+
+class _Label(_Answer):
+    label: str | None
+
+
+class _Answers(_Answer):
+    answers: list[Annotated[StrictBool, BeforeValidator(_bit)]]
+
+
+LABEL_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {"label": {"type": ["string", "null"]}},
+    "required": ["label"],
+    "additionalProperties": False,
+}
+ANSWERS_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {"answers": {"type": "array", "items": {"type": "boolean"}}},
+    "required": ["answers"],
+    "additionalProperties": False,
+}
+
+
+def parse_label(text: str) -> str | None:
+    """The label, one line of visible characters; None if the model found nothing.
+
+    Raises:
+        MalformedAnswerError: not JSON, another form, empty or too long.
+    """
+    label = _read(text, _Label).label
+    if label is None:
+        return None
+    label = visible(" ".join(label.split()))
+    if not label:
+        raise MalformedAnswerError("the label is empty")
+    if len(label) > MAX_LABEL_CHARS:
+        raise MalformedAnswerError(f"the label is longer than {MAX_LABEL_CHARS} characters")
+    return label
+
+
+def parse_answers(text: str, count: int) -> list[bool]:
+    """Exactly `count` yes/no answers.
+
+    Raises:
+        MalformedAnswerError: not JSON, another form, or another number of answers.
+    """
+    answers = _read(text, _Answers).answers
+    if len(answers) != count:
+        raise MalformedAnswerError(f"{len(answers)} answers instead of {count}")
+    return answers
+
+
+def _read(text: str, form: type[Form]) -> Form:
+    """The one JSON object of an answer: the whole of it, in a code block, or amid words."""
+    value = _json_object(text)
+    try:
+        return form.model_validate(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join("item" if isinstance(p, int) else str(p) for p in first["loc"])[:40]
+        raise MalformedAnswerError(f"the JSON object has another form ({place})") from None
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    block = _BLOCK.search(text)
+    for candidate in (text, block[1] if block else "", text[max(text.find("{"), 0) :]):
+        try:
+            value, _ = json.JSONDecoder().raw_decode(candidate.strip())
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(value, dict):
+            return value
+    raise MalformedAnswerError("there is no JSON object in it")

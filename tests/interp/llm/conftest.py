@@ -1,0 +1,54 @@
+"""Sessions with a fake server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rldecoder.config.llm import Budget, Endpoint
+from rldecoder.interp.llm.backends import ChatRequest
+from rldecoder.interp.llm.endpoint import EndpointModel
+from rldecoder.interp.llm.parsing import LABEL_SCHEMA, parse_label
+from rldecoder.interp.llm.prompts import label_prompt
+from rldecoder.interp.llm.session import Purse, Question, Session
+from rldecoder.interp.llm.storage import AnswerCache, Ledger
+from tests.interp.llm.fake_server import KEY, FakeServer
+
+OpenSession = Callable[..., Session]
+
+
+@pytest.fixture(autouse=True)
+def _key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEST_API_KEY", KEY)
+
+
+@pytest.fixture
+def open_session(tmp_path: Path) -> OpenSession:
+    """A session with a server; settings of the endpoint by name, and a budget."""
+
+    def open_(server: FakeServer, budget: Budget | None = None, **settings: Any) -> Session:
+        values = {"api_key_env": "TEST_API_KEY", "max_wait_seconds": 0.05, "concurrency": 1}
+        config = Endpoint(base_url=server.url, model="fake", **(values | settings))
+        purse = Purse(Ledger(tmp_path / "progress" / "ledger.sqlite"), budget or Budget())
+        return Session(EndpointModel(config, 0.0), AnswerCache(tmp_path / "cache.sqlite"), purse)
+
+    return open_
+
+
+def questions(count: int) -> list[Question[str | None]]:
+    """Different questions for labels."""
+    return [
+        Question(
+            ChatRequest("label", n, label_prompt([{"text": f"word {n}"}], []), 50, LABEL_SCHEMA),
+            parse_label,
+        )
+        for n in range(count)
+    ]
+
+
+def outcomes(session: Session) -> list[str]:
+    """The ledger's outcomes, oldest first."""
+    return list(session._purse.ledger.columns()["outcome"])

@@ -1,0 +1,218 @@
+"""From evidence to records, with a model that labels and reads without error."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from rldecoder.config.llm import Budget, LlmConfig
+from rldecoder.errors import BudgetExceededError
+from rldecoder.interp.llm.backends import ChatRequest, Prices, Reply, TokenCount
+from rldecoder.interp.llm.labeler import LlmLabeler
+from rldecoder.interp.llm.procedure import LlmRun, as_records, llm_summary
+from rldecoder.interp.llm.prompts import Message
+from rldecoder.interp.llm.storage import LEDGER
+from rldecoder.interp.predicate import describe
+from rldecoder.schemas import write_parquet
+from tests.interp.llm.fake_server import data_of
+from tests.interp.llm.test_judge import meanings, perfect
+
+if TYPE_CHECKING:
+    from tests.interp.conftest import Planted
+
+CONFIG = LlmConfig(judge_windows=3, planted_features=5, min_planted=4, control_features=3)
+
+
+class Clever:
+    """A model made of two functions."""
+
+    name = "clever"
+    prices = Prices(1.0, 1.0)
+    concurrency = 2
+    max_attempts = 1
+    max_wait_seconds = 0.0
+    max_failed_in_a_row = 1
+
+    def __init__(self) -> None:
+        self.asked: list[ChatRequest] = []
+        self.answer: Callable[[ChatRequest], str | None] = lambda request: ""
+
+    def identity(self) -> dict[str, Any]:
+        return {"kind": "clever"}
+
+    def ready(self) -> None:
+        """Always."""
+
+    def count_tokens(self, messages: Sequence[Message]) -> TokenCount:
+        return TokenCount(100, 200)
+
+    def send(self, request: ChatRequest) -> Reply:
+        self.asked.append(request)
+        text = self.answer(request)
+        return Reply(text, "stop" if text is not None else "refused", 100, 10)
+
+
+Open = Callable[..., LlmRun]
+
+
+@pytest.fixture
+def model() -> Clever:
+    return Clever()
+
+
+@pytest.fixture
+def open_run(planted: Planted, tmp_path: Path, model: Clever) -> Open:
+    def open_(**changes: Any) -> LlmRun:
+        values = {"cache": tmp_path / "answers.sqlite", **changes}
+        run = LlmRun(
+            CONFIG.model_copy(update=values), (model, model), planted.fit, planted.scored,
+            planted.vocabulary, window_tokens=16, min_firings=10, seed=0,
+            progress=tmp_path / "progress",
+        )  # fmt: skip
+        labels = [describe(p, planted.vocabulary) for p in planted.predicates]
+        held = meanings(run._sampler.text, planted.predicates)
+        cases = [*run._planted.cases, *run._cases(labels[: changes.get("max_features", 24)])]
+        reads = perfect(run._sampler, held, cases)
+
+        def answer(request: ChatRequest) -> str | None:
+            if request.purpose == "label":
+                return json.dumps({"label": labels[request.latent]})
+            messages = [message._asdict() for message in request.messages]
+            [label, *pieces] = data_of({"messages": messages})
+            kind = request.purpose.rsplit("_", 1)[-1]
+            return reads(kind, label["label"], [piece["text"] for piece in pieces])
+
+        model.answer = answer
+        return run
+
+    return open_
+
+
+@contextmanager
+def track(description: str, total: float, unit: str) -> Iterator[Any]:
+    """Counts, and demands that each bar gets where it said."""
+
+    class Counter:
+        done = 0.0
+
+        def advance(self, amount: float = 1, note: str = "") -> None:
+            self.done += amount
+
+    counter = Counter()
+    yield counter
+    assert counter.done == total, description
+
+
+def test_good_models_make_good_labels(
+    planted: Planted, open_run: Open, model: Clever, tmp_path: Path
+) -> None:
+    with open_run(planted_features=10, control_features=6) as run:
+        still = run.estimate()
+        assert not model.asked
+        found = run.label(track)
+        done = run.estimate()
+        spent = run.spent()
+    assert len(model.asked) == still.requests == spent.requests
+    assert (done.requests, done.cached) == (0, still.requests)
+    assert found.trust.trusted, found.trust.reason
+    records = as_records(found)
+    assert [records[i].label for i in range(24)] == [d.text for d in found.drafts]
+    assert all(d.predicate is None and d.failure is None for d in found.drafts)
+    assert all(r.judge_trusted and r.labeler == LlmLabeler.name for r in records.values())
+    summary = llm_summary(found)
+    # Labels that speak of earlier tokens are read without the text before the window.
+    assert summary["mean_detection"] > 0.95
+    assert summary["mean_fuzzing"] > 0.95
+    assert abs(summary["mean_detection_shuffled"] - 0.5) < 0.2
+    assert summary["control_latents"] == 6
+    assert summary["cost"] == pytest.approx(spent.cost)
+    assert summary["attempts"] == len(model.asked)
+    write_parquet(tmp_path / "ledger.parquet", found.ledger, LEDGER)
+    purposes = set(found.ledger["purpose"])
+    assert purposes == {
+        "label", "detection", "fuzzing", "planted_detection", "planted_fuzzing",
+        "planted_wrong_detection", "planted_wrong_fuzzing", "shuffled_detection",
+        "shuffled_fuzzing",
+    }  # fmt: skip
+
+
+def test_a_second_run_asks_nothing_and_finds_the_same(open_run: Open, model: Clever) -> None:
+    with open_run(max_features=4) as run:
+        first = run.label(track)
+    asked = len(model.asked)
+    with open_run(max_features=4) as run:
+        second = run.label(track)
+    assert len(model.asked) == asked
+    assert second._replace(ledger={}) == first._replace(ledger={})
+
+
+def test_refusals_and_abstentions_are_failures_that_score_0(open_run: Open, model: Clever) -> None:
+    with open_run(max_features=8, judge_windows=2) as run:
+        good = model.answer
+
+        def answer(request: ChatRequest) -> str | None:
+            if request.purpose == "label" and request.latent < 3:
+                return [None, '{"label": null}', '{"label": ""}'][request.latent]
+            return "eh" if request.purpose == "label_repair" else good(request)
+
+        model.answer = answer
+        found = run.label(track)
+    assert [d.failure for d in found.drafts[:4]] == [
+        "the model refused",
+        "the model found nothing in common",
+        "the answer cannot be read: there is no JSON object in it",
+        None,
+    ]
+    records = as_records(found)
+    assert len(records) == 8
+    assert [records[i].scores.detection for i in range(3)] == [0.0] * 3
+    summary = llm_summary(found)
+    assert (summary["labelled"], summary["failed"]) == (5, 3)
+    assert summary["mean_detection"] == pytest.approx(5 / 8 * summary["mean_detection_labelled"])
+
+
+def test_labels_of_an_untrusted_judge_say_so(open_run: Open, model: Clever) -> None:
+    with open_run(max_features=4) as run:
+        good = model.answer
+        model.answer = lambda r: good(r) if r.purpose == "label" else "yes to all"
+        found = run.label(track)
+    assert not found.trust.trusted
+    assert not any(record.judge_trusted for record in as_records(found).values())
+    assert found.scores[0].failures == 2
+
+
+def test_too_small_a_budget_is_told_before_anything_is_sent(open_run: Open, model: Clever) -> None:
+    with open_run(max_features=4) as run:
+        needed = run.estimate().requests
+    told = pytest.raises(BudgetExceededError, match="Nothing was sent now")
+    with open_run(max_features=4, budget=Budget(max_requests=needed - 1)) as run, told:
+        run.label(track)
+    assert not model.asked
+    with open_run(max_features=4, budget=Budget(max_requests=needed)) as run:
+        run.label(track)
+    assert len(model.asked) == needed
+
+
+def test_the_labeler_sees_only_its_evidence(planted: Planted, open_run: Open) -> None:
+    """Every shown window is text of the fitting split, and marks are where the latent fires."""
+    with open_run() as run:
+        asked = run._labeler(lambda: None).questions(run._evidence)
+    grid, texts = planted.fit.grid, planted.vocabulary.texts
+    rows = ["".join(texts[t] for t in row) for row in grid.tokens]
+    for latent, question in list(asked.items())[:8]:
+        messages = [message._asdict() for message in question.request.messages]
+        for line in data_of({"messages": messages}):
+            [(kind, value)] = line.items()
+            plain = value["text"].replace("⟦", "").replace("⟧", "")
+            assert any(plain in row for row in rows), latent
+            assert (kind == "active") == ("⟦" in value["text"])
+            if kind == "active":
+                levels = [level for _, level in value["strengths"]]
+                assert all(1 <= level <= 10 for level in levels)
+    first = list(data_of({"messages": [m._asdict() for m in asked[0].request.messages]}))
+    assert max(level for _, level in first[0]["active"]["strengths"]) == 10

@@ -19,8 +19,8 @@ class NearMisses:
     def __init__(self, grid: TokenGrid) -> None:
         flat = grid.tokens.reshape(-1)
         valid = grid.valid.reshape(-1)
-        _, self._kind = np.unique(flat, return_inverse=True)
-        self._total = np.bincount(self._kind[valid])
+        kinds, self._kind = np.unique(flat, return_inverse=True)
+        self._total = np.bincount(self._kind[valid], minlength=kinds.size)
         self._valid = valid
 
     def hardness(self, fires: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -15,7 +15,16 @@ from rldecoder.data.shards import read_token_table
 from rldecoder.decoder.loading import load_decoder
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
 from rldecoder.errors import BadInputError
-from rldecoder.interp.calibration import Acceptance, high_confidence_threshold, reliability
+from rldecoder.interp.calibration import (
+    PRECISION_BAR,
+    Acceptance,
+    Threshold,
+    coverage,
+    high_confidence_threshold,
+    point_threshold,
+    reliability,
+    thresholds,
+)
 from rldecoder.interp.corpus import SplitFirings, read_firings, with_documents
 from rldecoder.interp.examples import (
     EXAMPLES,
@@ -103,9 +112,9 @@ def run(
         examples, material = _material(fit, decoder, vocabulary, config, rng)
         bar.advance(note="examples")
 
-    tau = high_confidence_threshold(
-        confidences.model.out_of_fold(), confidences.model.data.accepted
-    )
+    data = confidences.model.data
+    levels = thresholds(confidences.model.out_of_fold(), data.accepted, data.latents)
+    tau = high_confidence_threshold(levels)
     features = [
         _record(row, ranked, labelled, confidences, material, tau)
         for row in range(ranked.latents.size)
@@ -115,7 +124,7 @@ def run(
     schemas.write_parquet(ctx.out / "scores.parquet", _columns(methods), SCORES)
     controls = {
         "methods": {name: summary(method, acceptance) for name, method in methods.items()},
-        "calibration": _calibration_report(labelled, confidences, acceptance, tau),
+        "calibration": _calibration_report(labelled, confidences, acceptance, levels),
         "acceptance": acceptance._asdict(),
     }
     schemas.write_json(ctx.out / "controls.json", controls)
@@ -252,17 +261,28 @@ def _columns(methods: dict[str, Labelled]) -> dict[str, list[Any]]:
 
 
 def _calibration_report(
-    labelled: Labelled, confidences: Confidences, acceptance: Acceptance, tau: float | None
+    labelled: Labelled,
+    confidences: Confidences,
+    acceptance: Acceptance,
+    levels: list[Threshold],
 ) -> dict[str, Any]:
-    """How confidences made on the `label` split hold on the `test` split, for labels that exist."""
+    """How confidences made on the `label` split hold on the `test` split."""
     has_label = np.array([draft.predicate is not None for draft in labelled.drafts], bool)
-    outcome = np.array([acceptance.accepts(scores) for scores in labelled.scores], bool)
+    outcome = np.array([acceptance.accepts(scores) for scores in labelled.scores], bool) & has_label
     model = confidences.model
+    best = max(levels, key=lambda entry: entry.low, default=None)
+    tau = high_confidence_threshold(levels)
     return {
         "model": model.kind,
         "fit_rows": int(model.data.accepted.size),
         "fit_accepted": int(model.data.accepted.sum()),
         "high_confidence_threshold": tau,
+        "precision_bar": PRECISION_BAR,
+        # How far the evidence goes: without a threshold, why there is none.
+        "best_lower_bound": None if best is None else best._asdict(),
+        "high_confidence": coverage(confidences.p, outcome, tau),
+        "at_point_estimate": coverage(confidences.p, outcome, point_threshold(levels)),
+        "best_possible_coverage": float(outcome.mean()),
         "test": reliability(confidences.p[has_label], outcome[has_label]),
         "fit_out_of_fold": reliability(model.out_of_fold(), model.data.accepted),
     }
@@ -293,15 +313,23 @@ def _file(
 def _output(
     labels: FeatureLabels, controls: dict[str, Any], config: LabelFeaturesConfig
 ) -> StageOutput:
-    methods, test = controls["methods"], controls["calibration"]["test"]
+    methods, calibration = controls["methods"], controls["calibration"]
+    test, point = calibration["test"], calibration["at_point_estimate"]
     metrics: dict[str, Scalar] = {
         "latents": len(labels.features),
         "labelled": labels.labelled,
         "failed": labels.failed,
         "accepted_on_test": methods["label"]["accepted"],
         "high_confidence_coverage": labels.coverage,
+        "point_coverage": point["coverage"]["value"],
+        "point_precision": point["precision"]["value"],
+        "point_precision_low": point["precision"]["low"],
+        "point_precision_high": point["precision"]["high"],
         "mean_detection": methods["label"]["mean_detection"],
+        "mean_detection_hard": methods["label"]["mean_detection_hard"],
         "mean_fuzzing": methods["label"]["mean_fuzzing"],
+        "mean_intruder": methods["label"]["mean_intruder"],
+        "mean_simulation": methods["label"]["mean_simulation"],
         "mean_f1": methods["label"]["mean_f1"],
         "shuffled_detection": methods["shuffled"]["mean_detection"],
         "random_sae_detection": methods["random_sae"]["mean_detection"],

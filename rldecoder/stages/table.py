@@ -134,7 +134,7 @@ STAGES: tuple[Stage, ...] = (
     _stage(
         "label_features",
         "labels",
-        1,
+        2,
         (
             "sync_tokenizer",
             "ingest",

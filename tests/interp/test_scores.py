@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, balanced_accuracy_score, f1_score
@@ -158,6 +160,20 @@ def test_near_misses_are_quiet_windows_with_tokens_it_fires_on(text: ScoringText
     quiet = np.unique(text.window_of[(tokens == 7).reshape(-1) & text.valid])
     active = np.unique(text.window_of[fires])
     assert found.near_misses == min(active.size, np.setdiff1d(quiet, active).size)
+
+
+def test_near_misses_of_a_restricted_grid_count_its_cells_only(text: ScoringText) -> None:
+    # Tokens above 20 occur only in rows that do not count.
+    tokens = np.minimum(text.grid.tokens, 19)
+    tokens[10:] = 30
+    keep = np.zeros(tokens.shape, bool)
+    keep[:10] = True
+    grid = replace(text.grid, tokens=tokens).restricted(keep)
+    part = ScoringText(grid, VOCABULARY, WINDOW)
+    fires = np.flatnonzero((tokens == 3) & grid.valid)
+    np.testing.assert_allclose(
+        part.near.hardness(fires), ((tokens == 3) & grid.valid).reshape(-1).astype(float)
+    )
 
 
 def test_hard_decoys_of_fuzzing_are_near_misses(text: ScoringText) -> None:

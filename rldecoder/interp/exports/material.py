@@ -117,12 +117,13 @@ def gather(
             )
         if row["kind"] != "negative":
             rows[row["latent"]].append(row)
+    unembedding = decoder.frozen.lm.unembedding.detach().float()
     features = [
         ExportFeature(
             record,
             _examples(rows[record.latent], split, index, vocabulary),
             _histogram(split.firings.row(index)[1]),
-            _histogram(_logits(decoder, record.latent)),
+            _histogram((unembedding @ decoder.W[record.latent].detach().float()).cpu().numpy()),
             _neurons(sae.W_dec[record.latent]),
         )
         for index, record in enumerate(labels.features)
@@ -166,13 +167,6 @@ def _examples(
             )
         )
     return out
-
-
-@torch.no_grad()
-def _logits(decoder: SaeDecoderForCausalLM, latent: int) -> NDArray[np.float32]:
-    """[V] logits per unit of activation."""
-    unembedding = decoder.frozen.lm.unembedding.float()
-    return np.asarray((unembedding @ decoder.W[latent].float()).cpu().numpy())
 
 
 def _histogram(values: NDArray[np.float32]) -> Histogram:

@@ -127,7 +127,7 @@ STAGES: tuple[Stage, ...] = (
     _stage(
         "rank_features",
         "importance",
-        1,
+        2,
         ("sync_tokenizer", "ingest", "cache_activations", "train_sae", "freeze_decoder"),
         "interpretation",
     ),

@@ -17,9 +17,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Annotated, Any, cast
 
 import numpy as np
@@ -30,10 +29,10 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks.bench_sae import Synthetic
-from rldecoder.data.activation_reader import ActivationReader
 from rldecoder.data.activations import ActivationBatch
-from rldecoder.interp.corpus import read_firings
-from rldecoder.interp.examples import ExampleSettings, collect_examples
+from rldecoder.interp.corpus import TokenGrid
+from rldecoder.interp.example_pass import ExamplePass
+from rldecoder.interp.examples import ExampleSettings
 from rldecoder.provenance import peak_memory_bytes
 from rldecoder.sae.model import Sae, SaeSpec
 
@@ -53,20 +52,14 @@ class Text:
         frequency = 1 / np.arange(1, VOCABULARY + 1)
         shape = (sequences, context)
         self.tokens = rng.choice(VOCABULARY, shape, p=frequency / frequency.sum())
-        self.meta = SimpleNamespace(context_length=context)
+        self.context = context
         batches = Synthetic(d_model).batches(sequences * (context - SKIPPED))
         self.resid = next(batches).bfloat16()
         row, pos = np.divmod(np.arange(len(self.resid)), context - SKIPPED)
         self.row, self.pos = torch.from_numpy(row), torch.from_numpy(pos + SKIPPED)
         self.ids = torch.from_numpy(self.tokens[row, pos + SKIPPED])
 
-    def ordered(
-        self,
-        batch_tokens: int,
-        *,
-        columns: Sequence[str] = ("resid",),
-        max_tokens: int | None = None,
-    ) -> Iterator[ActivationBatch]:
+    def ordered(self, batch_tokens: int) -> Iterator[ActivationBatch]:
         """As `ActivationReader.ordered`."""
         for start in range(0, len(self.resid), batch_tokens):
             part = slice(start, start + batch_tokens)
@@ -85,7 +78,7 @@ def naive(text: Text, sae: Sae, settings: ExampleSettings, batch_tokens: int) ->
     """Keep every activation of every latent, then sort each latent's column."""
     cache = torch.cat([dense(sae, batch.resid) for batch in text.ordered(batch_tokens)])  # type: ignore[arg-type]
     rng = np.random.default_rng(0)
-    width, context = settings.window_tokens, text.meta.context_length
+    width, context = settings.window_tokens, text.context
     window = text.row.numpy() * -(-context // width) + text.pos.numpy() // width
     out: list[Any] = []
     for latent in range(sae.num_latents):
@@ -111,7 +104,7 @@ def naive(text: Text, sae: Sae, settings: ExampleSettings, batch_tokens: int) ->
 def delphi_cache(text: Text, sae: Sae, batch_tokens: int) -> None:
     """delphi's own cache and its files, from which it makes examples later: not counted here."""
     cache: Any = importlib.import_module("delphi.latents.cache")
-    rows = max(1, batch_tokens // text.meta.context_length)
+    rows = max(1, batch_tokens // text.context)
     sequences, context = text.tokens.shape
     inner = context - SKIPPED
     tokens = torch.from_numpy(text.tokens[:, SKIPPED:].copy())
@@ -158,10 +151,16 @@ def main(
             assert batch.resid is not None
             sae.encode(batch.resid.float())
 
+    valid = np.ones(text.tokens.shape, bool)
+    valid[:, :SKIPPED] = False
+    grid = TokenGrid("label", np.arange(sequences), text.tokens, valid, text.tokens)
+
     def examples() -> None:
-        reader = cast("ActivationReader", text)
-        grid, firings = read_firings(reader, sae, split="label", batch_tokens=batch_tokens)
-        collect_examples(grid, firings, settings, np.random.default_rng(0))
+        found = ExamplePass(num_latents, settings, context, 0)
+        for batch in text.ordered(batch_tokens):
+            assert batch.resid is not None
+            found.add(batch, sae.encode(batch.resid.float()))
+        found.finish(grid)
 
     contenders: dict[str, Callable[[], object]] = {
         "encode only": encode,

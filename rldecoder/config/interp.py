@@ -110,7 +110,8 @@ class LabelFeaturesConfig(StageConfig):
     num_quantile: int = Field(default=10, ge=0)
     """Examples over the rest of a latent's range."""
     num_negative: int = Field(default=10, ge=0)
-    """Windows per latent in which it was checked not to fire."""
+    """Windows per latent in which it was checked not to fire, and as many of those that hold
+    tokens on which it fires elsewhere."""
     num_shown: int = Field(default=3, ge=0)
     """Examples per latent in feature_labels.json itself."""
     num_effects: int = Field(default=10, ge=1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from rldecoder import schemas
 from rldecoder.config.interp import LabelFeaturesConfig
 from rldecoder.data.activation_reader import ActivationReader
+from rldecoder.data.activations import ActivationBatch
 from rldecoder.data.shards import read_token_table
 from rldecoder.decoder.loading import load_decoder
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
@@ -26,13 +27,8 @@ from rldecoder.interp.calibration import (
     thresholds,
 )
 from rldecoder.interp.corpus import SplitFirings, read_firings, with_documents
-from rldecoder.interp.examples import (
-    EXAMPLES,
-    ExampleSettings,
-    collect_examples,
-    token_effects,
-    top_examples,
-)
+from rldecoder.interp.example_pass import ExamplePass, PassResult
+from rldecoder.interp.examples import EXAMPLES, ExampleSettings, token_effects, top_examples
 from rldecoder.interp.labelers import PredicateLabeler
 from rldecoder.interp.labelling import (
     Confidences,
@@ -52,7 +48,7 @@ from rldecoder.interp.scores import SCORES
 from rldecoder.interp.tally import IMPORTANCE
 from rldecoder.interp.vocabulary import Vocabulary
 from rldecoder.lm.frozen import FrozenLM
-from rldecoder.sae.model import Sae
+from rldecoder.sae.model import Sae, SparseLatents
 from rldecoder.seeds import derive_seed, seed_everything
 from rldecoder.stages.context import InputArtifact, Scalar, StageContext, StageOutput
 
@@ -90,8 +86,16 @@ def run(
     acceptance = Acceptance(config.accept_detection, config.accept_precision)
     rng = np.random.default_rng(derive_seed(ctx.seed, "labels"))
 
+    sizes = ExampleSettings(
+        config.window_tokens, config.num_top, config.num_quantile, config.num_negative
+    )
+    context = ActivationReader(inputs["cache_activations"].path, "label").meta.context_length
+    found = ExamplePass(sae.num_latents, sizes, context, derive_seed(ctx.seed, "examples"))
+
     with ctx.report.track("labels", 5, "step") as bar:
-        fit = _read(inputs, config, sae, "label", ranked.latents, config.fit_tokens)
+        fit = _read(
+            inputs, config, sae, "label", ranked.latents, config.fit_tokens, observe=found.add
+        )
         scored = _read(inputs, config, sae, "test", ranked.latents, config.score_tokens)
         check_disjoint(fit.grid, scored.grid)
         bar.advance(note="text read")
@@ -109,7 +113,8 @@ def run(
         }
         bar.advance(note="controls")
         decoder = load_decoder(inputs["freeze_decoder"].path / "decoder", lm, sae)
-        examples, material = _material(fit, decoder, vocabulary, config, rng)
+        examples = found.finish(fit.grid, ranked.latents)
+        material = _material(examples, ranked.latents, decoder, vocabulary, config)
         bar.advance(note="examples")
 
     data = confidences.model.data
@@ -120,7 +125,11 @@ def run(
         for row in range(ranked.latents.size)
     ]
     features = with_queue_ranks(recalibrated(merge_reviews(features, reviews), tau))
-    schemas.write_parquet(ctx.out / "examples.parquet", examples, EXAMPLES)
+    schemas.write_parquet(
+        ctx.out / "examples.parquet",
+        {name: examples.table[name] for name in EXAMPLES.names},
+        EXAMPLES,
+    )
     schemas.write_parquet(ctx.out / "scores.parquet", _columns(methods), SCORES)
     controls = {
         "methods": {name: summary(method, acceptance) for name, method in methods.items()},
@@ -134,23 +143,18 @@ def run(
 
 
 def _material(
-    fit: SplitFirings,
+    examples: PassResult,
+    latents: NDArray[np.int64],
     decoder: SaeDecoderForCausalLM,
     vocabulary: Vocabulary,
     config: LabelFeaturesConfig,
-    rng: np.random.Generator,
-) -> tuple[dict[str, list[Any]], Material]:
-    """Columns of examples.parquet, and what the records show of them and of the decoder."""
-    sizes = ExampleSettings(
-        config.window_tokens, config.num_top, config.num_quantile, config.num_negative
+) -> Material:
+    """What the records show of the examples and of the decoder."""
+    return Material(
+        examples.density[latents],
+        top_examples(examples.table, vocabulary, config.num_shown),
+        token_effects(decoder, latents, vocabulary, config.num_effects),
     )
-    examples = collect_examples(fit.grid, fit.firings, sizes, rng)
-    material = Material(
-        fit.firings.counts / fit.grid.cells.size,
-        top_examples(examples, vocabulary, config.num_shown),
-        token_effects(decoder, fit.firings.latents, vocabulary, config.num_effects),
-    )
-    return examples, material
 
 
 def _ranked(inputs: Mapping[str, InputArtifact], config: LabelFeaturesConfig) -> Ranked:
@@ -181,6 +185,7 @@ def _read(
     split: str,
     latents: NDArray[np.int64] | None,
     max_tokens: int,
+    observe: Callable[[ActivationBatch, SparseLatents], None] | None = None,
 ) -> SplitFirings:
     """Firings on a split's cached activations, with documents from the token table."""
     grid, firings = read_firings(
@@ -190,6 +195,7 @@ def _read(
         latents=latents,
         max_tokens=max_tokens,
         batch_tokens=config.batch_tokens,
+        observe=observe,
     )
     return SplitFirings(
         with_documents(grid, read_token_table(inputs["ingest"].path, split)), firings

@@ -83,8 +83,10 @@ def test_labels_scores_and_controls(tmp_path: Path, inputs: dict[str, InputArtif
         assert any(getattr(feature.scores, name) for feature in labels.features)
     assert output.metrics["failed"] == labels.failed
     examples = read_parquet(out / "examples.parquet").to_pylist()
-    assert {row["kind"] for row in examples} == {"top", "quantile", "negative"}
-    assert all(sum(row["acts"]) == 0 for row in examples if row["kind"] == "negative")
+    kinds = {row["kind"] for row in examples}
+    assert kinds == {"top", "quantile", "negative", "near_miss"}
+    silent = [row for row in examples if row["kind"] in ("negative", "near_miss")]
+    assert all(sum(row["acts"]) == 0 for row in silent)
 
     _, again = run_stage(STAGE, inputs, CONFIG, tmp_path / "label-again")
     assert files_of(again) == files_of(out)

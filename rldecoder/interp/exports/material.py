@@ -115,7 +115,7 @@ def gather(
                 "The files belong to different runs.",
                 "Rebuild `label_features`.",
             )
-        if row["kind"] != "negative":
+        if row["kind"] in ("top", "quantile"):
             rows[row["latent"]].append(row)
     unembedding = decoder.frozen.lm.unembedding.detach().float()
     features = [

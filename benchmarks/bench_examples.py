@@ -130,7 +130,7 @@ def main(
     d_model: int = 576,
     num_latents: int = 5760,
     k: int = 64,
-    sequences: Annotated[int, typer.Option(help="Sequences of each turn.")] = 128,
+    sequences: Annotated[int, typer.Option(help="Sequences of each turn.")] = 256,
     context: Annotated[int, typer.Option(help="Tokens of a sequence.")] = 256,
     batch_tokens: int = 4096,
     turns: int = 5,

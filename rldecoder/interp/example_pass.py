@@ -299,7 +299,11 @@ class _Columns:
         start: IntArray,
     ) -> None:
         """For each latent the `number` windows with the largest finite score [K, windows]."""
-        order = np.argsort(-score, axis=1, kind="stable")[:, :number]
+        order = np.broadcast_to(np.arange(score.shape[1]), score.shape)
+        if number < score.shape[1]:
+            order = np.argpartition(-score, number, axis=1)[:, :number]
+        best = np.argsort(-np.take_along_axis(score, order, 1), axis=1, kind="stable")
+        order = np.take_along_axis(order, best, 1)[:, :number]
         row, rank = np.nonzero(np.isfinite(np.take_along_axis(score, order, 1)))
         window = order[row, rank]
         values = {

@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help install install-dev quickstart test lint types unit debug ui format clean
+.PHONY: help install install-dev readers quickstart test lint types unit debug ui format clean
 
 help:  ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -36,13 +36,21 @@ $(VENV)/.installed-dev: constraints.txt pyproject.toml | $(VENV)/bin/python
 install: $(VENV)/.installed  ## Install into .venv
 install-dev: $(VENV)/.installed-dev  ## Install with the test tools
 
+# Projects that read our exports. Their requirements clash with the pinned versions here, so they
+# come without, into a folder that only the tests of exports look into.
+READERS := build/export_readers
+readers: $(READERS)/.installed  ## What reads the exports, for their tests
+$(READERS)/.installed: tests/export_readers.txt $(VENV)/.installed-dev
+	$(PIP) install -q --no-compile --no-deps --upgrade --target $(READERS) -r tests/export_readers.txt
+	touch $@
+
 quickstart: install  ## The real pretrained model, end to end, on 2 CPU cores
 	$(BIN)/rldecoder run configs/quickstart.yaml
 
 ui: install  ## Prefect server, work pool, worker and deployments on 127.0.0.1
 	$(BIN)/python -m flows.serve_ui
 
-test: install-dev lint types unit debug  ## Lint, types, tests, and configs/debug.yaml twice
+test: install-dev readers lint types unit debug  ## Lint, types, tests, and configs/debug.yaml twice
 
 lint:
 	$(BIN)/ruff check .

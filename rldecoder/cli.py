@@ -111,6 +111,36 @@ def estimate_labels(
 
 
 @app.command()
+def export(
+    config: ConfigPath,
+    tool: Annotated[str, typer.Argument(help="Who reads it: neuronpedia, saedashboard or delphi.")],
+    out: Annotated[Path, typer.Argument(help="A folder that does not exist yet.")],
+    store: StoreOption = None,
+    overrides: SetOption = None,
+    model_id: Annotated[
+        str | None, typer.Option(help="The model's name there; default: its name here.")
+    ] = None,
+    source_set: Annotated[str, typer.Option(help="The SAE's name there.")] = "rl-decoder",
+    author: Annotated[str, typer.Option(help="Your name (Neuronpedia).")] = "RL-Decoder",
+    author_id: Annotated[
+        str, typer.Option(help="Your user id on the site (Neuronpedia).")
+    ] = "clkht01d40000jv08hvalcvly",
+) -> None:
+    """Write labelled features for Neuronpedia or SAEDashboard, or activations for delphi."""
+    from rldecoder.cli_export import Names, Tool, export_features
+
+    if tool not in list(Tool):
+        raise BadInputError(
+            f"Nothing is known of the tool {tool!r}.",
+            f"Features can be written for {', '.join(Tool)}.",
+            "Example: rldecoder export configs/quickstart.yaml neuronpedia features/",
+        )
+    loaded, opened = _load(config, store, overrides)
+    names = Names(model_id, source_set, author, author_id)
+    export_features(loaded, opened, Tool(tool), out, names, console)
+
+
+@app.command()
 def smoke(model: Annotated[str, typer.Argument(help="A name from `rldecoder models`.")]) -> None:
     """Run the frozen model on 1k tokens: throughput, hidden-state shapes, memory."""
     from rldecoder.cli_show import show_smoke

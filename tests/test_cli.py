@@ -27,6 +27,7 @@ def test_help_lists_the_commands_and_is_quick() -> None:
         "status",
         "explain",
         "report",
+        "export",
         "smoke",
         "models",
         "devices",

@@ -52,8 +52,13 @@ class RankFeaturesConfig(StageConfig):
     """Whose prediction: the feature decoder's, and the spliced frozen model's."""
     metric_token: Literal["frozen_argmax", "next_token"] = "frozen_argmax"
     """The token whose log-probability counts on text; on tasks always the frozen argmax."""
-    estimator: Literal["attribution_patching", "integrated_gradients"] = "attribution_patching"
-    """What importance.parquet holds; both are validated."""
+    estimator: Literal["auto", "attribution_patching", "integrated_gradients"] = "auto"
+    """What importance.parquet holds; both are validated. `auto`, for each target: attribution
+    patching, or integrated gradients where they agree better with exact ablation and attribution
+    patching falls short of `min_spearman`."""
+    min_spearman: float = Field(default=0.9, ge=-1, le=1)
+    """Rank correlation with exact ablation that an estimator should have; below it, the run says
+    so."""
     integrated_steps: int = Field(default=4, ge=1)
     """Midpoints of integrated gradients; each costs one more backward pass."""
     budget_tokens: int = Field(default=2048, gt=0)
@@ -72,6 +77,8 @@ class RankFeaturesConfig(StageConfig):
     """Other latents that are ablated exactly, drawn evenly over the ranking."""
     batch_sequences: int = free(4, ge=1)
     """Sequences run at once; changes memory, and results only by rounding."""
+    checkpoint_seconds: float = free(30.0, gt=0)
+    """Time between checkpoints; a killed run goes on from the last one."""
 
     @model_validator(mode="after")
     def _check(self) -> RankFeaturesConfig:
@@ -108,7 +115,8 @@ class LabelFeaturesConfig(StageConfig):
     num_quantile: int = Field(default=10, ge=0)
     """Examples over the rest of a latent's range."""
     num_negative: int = Field(default=10, ge=0)
-    """Windows per latent in which it was checked not to fire."""
+    """Windows per latent in which it was checked not to fire, and as many of those that hold
+    tokens on which it fires elsewhere."""
     num_shown: int = Field(default=3, ge=0)
     """Examples per latent in feature_labels.json itself."""
     num_effects: int = Field(default=10, ge=1)

@@ -136,28 +136,78 @@ def _fit(x: FloatArray, y: NDArray[np.bool_]) -> LogisticRegression | None:
     return LogisticRegression(C=1.0, max_iter=500).fit(x, y)
 
 
-def high_confidence_threshold(
-    p: FloatArray, accepted: NDArray[np.bool_], rows_per_latent: int = NUM_ROTATIONS
-) -> float | None:
-    """The smallest tau such that labels with p >= tau are accepted often enough.
+class Threshold(NamedTuple):
+    """What calibration rows say of the labels with a confidence of at least `tau`."""
 
-    Often enough: the Wilson lower bound (95 %) of their accepted share is at least PRECISION_BAR.
-    Rows of one latent repeat each other, so counts are divided by `rows_per_latent`. None if no
-    tau will do: then no label is of high confidence.
+    tau: float
+    latents: int
+    """Latents with such a row: each counts once, by the mean over its rows."""
+    share: float
+    """Accepted share of them."""
+    low: float
+    """Its Wilson lower bound (95 %)."""
+
+
+def thresholds(
+    p: FloatArray, accepted: NDArray[np.bool_], latents: NDArray[np.int64]
+) -> list[Threshold]:
+    """One entry for each value of p, the largest first.
+
+    Args:
+        p: [R] out-of-fold confidences of the calibration rows.
+        accepted: [R] their outcomes.
+        latents: [R] the latent of each row; rows of one latent repeat each other.
     """
-    order = np.argsort(-p, kind="stable")
-    passed = accepted[order].cumsum() / rows_per_latent
-    rows = np.arange(1, p.size + 1) / rows_per_latent
-    best = None
-    for index in range(p.size):
-        last_of_value = index + 1 == p.size or p[order[index + 1]] < p[order[index]]
-        trials = int(rows[index])
-        if not last_of_value or trials == 0:
-            continue
-        share = passed[index] / rows[index]
-        if wilson_interval(int(share * trials), trials).low >= PRECISION_BAR:
-            best = float(p[order[index]])
-    return best
+    _, group = np.unique(latents, return_inverse=True)
+    out = []
+    for tau in np.unique(p)[::-1]:
+        kept = p >= tau
+        rows = np.bincount(group[kept])
+        passed = np.bincount(group[kept], accepted[kept])
+        count = int((rows > 0).sum())
+        total = float((passed[rows > 0] / rows[rows > 0]).sum())
+        # Rounded down: a latent that passes in two of three rotations is no success.
+        low = wilson_interval(int(total + 1e-9), count).low
+        out.append(Threshold(float(tau), count, total / count, low))
+    return out
+
+
+def high_confidence_threshold(found: list[Threshold]) -> float | None:
+    """The smallest tau whose lower bound is at least PRECISION_BAR, from `thresholds`.
+
+    None if no tau will do: then no label is of high confidence.
+    """
+    return min((entry.tau for entry in found if entry.low >= PRECISION_BAR), default=None)
+
+
+def point_threshold(found: list[Threshold]) -> float | None:
+    """The smallest tau whose accepted share itself is at least PRECISION_BAR: a guess, no proof."""
+    return min((entry.tau for entry in found if entry.share >= PRECISION_BAR), default=None)
+
+
+def coverage(p: FloatArray, outcome: NDArray[np.bool_], tau: float | None) -> dict[str, Any]:
+    """How many labels have p >= tau, and how many of them the test split accepts.
+
+    Args:
+        p: [K] confidences of all latents, failures with 0.
+        outcome: [K] accepted on the test split; a failure is not.
+        tau: the threshold; None covers nothing.
+    """
+    chosen = np.zeros(p.size, bool) if tau is None else (p >= tau) & (p > 0)
+    size, right = int(chosen.sum()), int(outcome[chosen].sum())
+    return {
+        "threshold": tau,
+        "labels": size,
+        "coverage": _proportion(size, p.size),
+        "accepted": right,
+        "precision": _proportion(right, size),
+    }
+
+
+def _proportion(part: int, whole: int) -> dict[str, float | None]:
+    interval = wilson_interval(part, whole)
+    value = part / whole if whole else None
+    return {"value": value, "low": interval.low, "high": interval.high}
 
 
 def reliability(p: FloatArray, outcome: NDArray[np.bool_]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ of sparse matrices. Memory is bounded by the token budget: N cells, and at most 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -18,8 +19,9 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from rldecoder.data.activation_reader import ActivationReader
+from rldecoder.data.activations import ActivationBatch
 from rldecoder.errors import BadInputError
-from rldecoder.sae.model import Sae
+from rldecoder.sae.model import Sae, SparseLatents
 
 BoolArray = NDArray[np.bool_]
 IntArray = NDArray[Any]
@@ -116,6 +118,7 @@ def read_firings(
     latents: IntArray | None = None,
     max_tokens: int | None = None,
     batch_tokens: int = 4096,
+    observe: Callable[[ActivationBatch, SparseLatents], None] | None = None,
 ) -> SplitFirings:
     """Encode a split's cached residuals once and keep the firings of the latents of interest.
 
@@ -123,6 +126,7 @@ def read_firings(
         latents: [K] ids to keep; None keeps all of the dictionary.
         max_tokens: at most so many activation rows, from the split's start.
         batch_tokens: rows encoded at a time; changes memory, not results.
+        observe: called with each batch and its latents, all of the dictionary.
 
     Raises:
         BadInputError: the split has no activations.
@@ -135,6 +139,8 @@ def read_firings(
     for batch in reader.ordered(batch_tokens, columns=("resid",), max_tokens=max_tokens):
         assert batch.resid is not None
         found = sae.encode(batch.resid.to(device).float())
+        if observe is not None:
+            observe(batch, found)
         acts, rows = found.acts.cpu().numpy(), row_of[found.indices.cpu().numpy()]
         keep = (acts > 0) & (rows >= 0)
         where = np.nonzero(keep)[0]

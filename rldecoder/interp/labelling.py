@@ -23,6 +23,7 @@ from rldecoder.interp.scores import (
     LabelScores,
     ScoringText,
     derangement,
+    fit_all_levels,
     mean_or_none,
     score_all,
 )
@@ -30,6 +31,10 @@ from rldecoder.interp.vocabulary import Vocabulary
 from rldecoder.sae.model import Sae, SaeSpec
 
 NUM_FEATURES = 6
+SUMMARISED = (
+    "detection", "detection_hard", "fuzzing", "fuzzing_hard", "intruder", "simulation",
+    "precision", "recall", "f1", "auprc",
+)  # fmt: skip
 
 
 class Labelled(NamedTuple):
@@ -72,11 +77,18 @@ def label_and_score(
     window_tokens: int,
     rng: np.random.Generator,
 ) -> Labelled:
-    """Label on one split, score on the other; both have the same latents in the same rows."""
+    """Label on one split, score on the other; both have the same latents in the same rows.
+
+    Raises:
+        BadInputError: the two share a document.
+    """
+    check_disjoint(fit.grid, scored.grid)
     drafts = labeler.label(Evidence(fit.grid, fit.firings, vocabulary))
+    predicates = [draft.predicate for draft in drafts]
+    seen = ScoringText(fit.grid, vocabulary, window_tokens)
+    levels = fit_all_levels(seen, predicates, fit.firings)
     text = ScoringText(scored.grid, vocabulary, window_tokens)
-    scores = score_all(text, [draft.predicate for draft in drafts], scored.firings, rng)
-    return Labelled(drafts, scores)
+    return Labelled(drafts, score_all(text, predicates, scored.firings, rng, levels))
 
 
 def calibrate(
@@ -176,7 +188,7 @@ def summary(labelled: Labelled, acceptance: Acceptance) -> dict[str, Any]:
             for d, s in zip(*labelled, strict=True)
         ),
     }
-    for name in ("detection", "fuzzing", "precision", "recall", "f1", "auprc"):
+    for name in SUMMARISED:
         out[f"mean_{name}"] = mean_or_none([getattr(s, name) for s in labelled.scores])
         out[f"mean_{name}_labelled"] = mean_or_none([getattr(s, name) for s in good])
     return out

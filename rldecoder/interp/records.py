@@ -15,7 +15,7 @@ from rldecoder.errors import DamagedFileError
 from rldecoder.interp.predicate import Predicate
 from rldecoder.schemas import read_json, write_json
 
-SCHEMA_VERSION: Literal[1] = 1
+SCHEMA_VERSION: Literal[2] = 2
 SCHEMA_MINOR = 1
 FEATURE_LABELS_FILE = "feature_labels.json"
 
@@ -25,7 +25,8 @@ class _Record(BaseModel):
 
 
 class Scores(_Record):
-    """Scores on the `test` split, 0 to 1. Null: not defined there. A failed label scores 0."""
+    """Scores on the `test` split, at most 1; only `intruder` and `simulation` can be negative.
+    Null: not defined there. A failed label scores 0."""
 
     detection: float | None
     """Balanced accuracy over windows (2410.13928), the predicate run on each."""
@@ -41,6 +42,14 @@ class Scores(_Record):
     """Average precision of the label's yes/no answer."""
     firings: int
     """Tokens of the split on which the latent fires."""
+    detection_hard: float | None = None
+    """Detection with near misses as negatives: quiet windows that hold a token it fires on."""
+    fuzzing_hard: float | None = None
+    """Fuzzing with near misses as decoys."""
+    intruder: float | None = None
+    """Finding the quiet window among five, corrected for chance: 0 is guessing (2507.08473)."""
+    simulation: float | None = None
+    """Correlation of the activations that the label predicts with the real ones (Bills 2023)."""
 
 
 class Example(_Record):
@@ -215,7 +224,7 @@ class FeatureLabel(_Record):
 class FeatureLabels(_Record):
     """Labels of the top K latents of one run. Coverage counts failures."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     """Raised when a reader of the older version could misread a file."""
     schema_minor: int = Field(default=0, ge=0)
     """Raised when fields are added that have defaults: a newer program reads older files. 0 also

@@ -4,9 +4,15 @@ population: the predicate against the firings on every valid cell of the split: 
     F1, average precision (AUPRC). These show what balanced sets hide at low base rates.
 detection (2410.13928): a window counts as predicted if the predicate holds anywhere in it, and as
     active if the latent fires anywhere in it; balanced accuracy over *all* windows of the split.
+    The hard form takes as negatives only near misses (`near_miss`), as many as there are active
+    windows.
 fuzzing (2410.13928): in a window with strong activations (>= 0.3 of the latent's largest in the
     split) either those tokens are marked, or as many others that stay below; the predicate judges
-    a marking right if it holds on at least half of the marked tokens. Balanced accuracy.
+    a marking right if it holds on at least half of the marked tokens. Balanced accuracy. The hard
+    form marks the others that are near misses first.
+intruder (2507.08473): of five windows, four with a strong activation and one without any, the
+    predicate points at the one where it does not hold. See `intruder_score`.
+simulation (Bills et al. 2023): see `simulation`.
 A failed label is scored 0 everywhere: every one of its answers counts as wrong.
 """
 
@@ -19,11 +25,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from rldecoder.interp.corpus import Firings, TokenGrid
+from rldecoder.interp.near_miss import NearMisses, hardest
 from rldecoder.interp.predicate import Predicate, evaluate
+from rldecoder.interp.simulation import UNIT, Levels, fit_levels, simulate
 from rldecoder.interp.vocabulary import Vocabulary
 
 BoolArray = NDArray[np.bool_]
 STRONG_FRACTION = 0.3
+INTRUDER_WINDOWS = 5
 
 SCORES = pa.schema(
     [
@@ -41,10 +50,17 @@ SCORES = pa.schema(
         ("detection_negative", pa.int64()),
         ("fuzzing", pa.float64()),
         ("fuzzing_windows", pa.int64()),
+        ("detection_hard", pa.float64()),
+        ("near_misses", pa.int64()),
+        ("fuzzing_hard", pa.float64()),
+        ("intruder", pa.float64()),
+        ("simulation", pa.float64()),
+        ("simulation_explained", pa.float64()),
     ]
 )
-"""One row a latent and method ("label", "shuffled", "random_sae"). Scores are 0 to 1, and null
-where they are not defined (no window of one of the two kinds; `firings` tells why)."""
+"""One row a latent and method ("label", "shuffled", "random_sae"). Scores are 0 to 1 (`intruder`
+and `simulation` can be negative: worse than chance), and null where they are not defined (no
+window of one of the two kinds; `firings` tells why)."""
 
 
 class LabelScores(NamedTuple):
@@ -65,6 +81,18 @@ class LabelScores(NamedTuple):
     detection_negative: int
     fuzzing: float | None
     fuzzing_windows: int
+    detection_hard: float | None = None
+    """Balanced accuracy over the active windows and as many near misses."""
+    near_misses: int = 0
+    """How many near misses that was."""
+    fuzzing_hard: float | None = None
+    """Fuzzing with near misses as decoys."""
+    intruder: float | None = None
+    """Corrected for chance: 1 always right, 0 no better than guessing."""
+    simulation: float | None = None
+    """Pearson correlation of simulated with real activations."""
+    simulation_explained: float | None = None
+    """Share of the activations' variance that the simulated ones explain."""
 
 
 class ScoringText:
@@ -83,10 +111,19 @@ class ScoringText:
         self.window_of = row * per_row + position // window_tokens
         self.num_windows = int(grid.tokens.shape[0] * per_row)
         self.used = np.bincount(self.window_of[self.valid], minlength=self.num_windows) > 0
+        # Windows lie in the order of their cells, each in one piece.
+        self.starts = np.searchsorted(self.window_of, np.arange(self.num_windows))
+        self.near = NearMisses(grid)
 
     def holds(self, predicate: Predicate) -> BoolArray:
         """[cells] where the predicate holds; False on cells that are not valid."""
         return evaluate(predicate, self.grid.tokens, self.vocabulary).reshape(-1) & self.valid
+
+    def levels(
+        self, held: BoolArray, fires: NDArray[np.int64], acts: NDArray[np.float32]
+    ) -> Levels:
+        """Mean activation where a predicate holds and where not; arguments as in `score`."""
+        return fit_levels(held, fires, acts, int(self.valid.sum()))
 
     def score(
         self,
@@ -94,6 +131,7 @@ class ScoringText:
         fires: NDArray[np.int64],
         acts: NDArray[np.float32],
         rng: np.random.Generator,
+        levels: Levels | None = None,
     ) -> LabelScores:
         """Score one label against one latent.
 
@@ -101,7 +139,9 @@ class ScoringText:
             held: [cells] from `holds`; None for a failed label.
             fires: cells where the latent fires (valid ones only).
             acts: its activations there.
-            rng: draws the unmarked tokens of fuzzing.
+            rng: draws the unmarked tokens of fuzzing, and breaks ties among near misses.
+            levels: activations expected by the label, from other text; without them
+                `simulation_explained` is None.
         """
         cells = int(self.valid.sum())
         base_rate = fires.size / max(cells, 1)
@@ -110,8 +150,9 @@ class ScoringText:
         negative = int(self.used.sum()) - positive
         if held is None:
             return LabelScores(
-                int(fires.size), 0.0, 0.0, 0.0, 0.0, base_rate, 0.0, positive, negative, 0.0, 0
-            )
+                int(fires.size), 0.0, 0.0, 0.0, 0.0, base_rate, 0.0, positive, negative, 0.0, 0,
+                0.0, 0, 0.0, 0.0, 0.0, 0.0,
+            )  # fmt: skip
         hits, total = int(held[fires].sum()), int(held.sum())
         precision = hits / total if total else (None if fires.size == 0 else 0.0)
         recall = hits / fires.size if fires.size else None
@@ -119,13 +160,15 @@ class ScoringText:
         auprc = None
         if recall is not None and precision is not None:
             auprc = precision * recall + base_rate * (1 - recall)
-        detection = None
-        if positive and negative:
-            named = self._windows(np.flatnonzero(held))
-            found = int((named & active).sum()) / positive
-            false = int((named & ~active).sum()) / negative
-            detection = 0.5 * (found + 1 - false)
-        fuzzing, windows = self._fuzz(held, fires, acts, rng)
+        named = self._windows(np.flatnonzero(held))
+        quiet = self.used & ~active
+        hardness = self.near.hardness(fires)
+        by_window = np.maximum.reduceat(hardness, self.starts) * quiet
+        near = hardest(by_window, positive, rng)
+        strong = fires[acts >= STRONG_FRACTION * acts.max()] if fires.size else fires
+        fuzzing, windows = self._fuzz(held, strong, None, rng)
+        fuzzing_hard, _ = self._fuzz(held, strong, hardness, rng)
+        simulated = simulate(levels or UNIT, held, fires, acts, cells)
         return LabelScores(
             int(fires.size),
             precision,
@@ -133,11 +176,17 @@ class ScoringText:
             f1,
             auprc,
             base_rate,
-            detection,
+            _balanced(named[active], named[quiet]),
             positive,
             negative,
             fuzzing,
             windows,
+            _balanced(named[active], named[near]),
+            int(near.size),
+            fuzzing_hard,
+            intruder_score(named[self._windows(strong)], named[quiet]),
+            simulated.correlation,
+            None if levels is None else simulated.explained,
         )
 
     def _windows(self, cells: NDArray[np.int64]) -> BoolArray:
@@ -148,14 +197,16 @@ class ScoringText:
     def _fuzz(
         self,
         held: BoolArray,
-        fires: NDArray[np.int64],
-        acts: NDArray[np.float32],
+        strong: NDArray[np.int64],
+        hardness: NDArray[np.float64] | None,
         rng: np.random.Generator,
     ) -> tuple[float | None, int]:
-        """Balanced accuracy over the windows where as many weak tokens as strong ones exist."""
-        if fires.size == 0:
+        """Balanced accuracy over the windows where as many weak tokens as strong ones exist.
+
+        Decoys are drawn at random, or the hardest first.
+        """
+        if strong.size == 0:
             return None, 0
-        strong = fires[acts >= STRONG_FRACTION * acts.max()]
         marked = np.bincount(self.window_of[strong], minlength=self.num_windows)
         weak = self.valid & (marked[self.window_of] > 0)
         weak[strong] = False
@@ -164,8 +215,9 @@ class ScoringText:
         usable = (marked > 0) & (available >= marked)
         if not usable.any():
             return None, 0
-        # A random order within each window; the first `marked` of it are the decoys.
-        order = np.lexsort((rng.random(weak_cells.size), self.window_of[weak_cells]))
+        # An order within each window; the first `marked` of it are the decoys.
+        easy = np.zeros(weak_cells.size) if hardness is None else -hardness[weak_cells]
+        order = np.lexsort((rng.random(weak_cells.size), easy, self.window_of[weak_cells]))
         shuffled = weak_cells[order]
         window = self.window_of[shuffled]
         first = np.concatenate([[0], available.cumsum()[:-1]])
@@ -183,19 +235,74 @@ class ScoringText:
         return (2 * count >= marked) & (marked > 0)
 
 
+def _balanced(positives: BoolArray, negatives: BoolArray) -> float | None:
+    """Balanced accuracy of yes on positives and no on negatives; None if one kind is missing."""
+    if not positives.size or not negatives.size:
+        return None
+    return float(0.5 * (positives.mean() + 1 - negatives.mean()))
+
+
+def intruder_score(
+    active: BoolArray, quiet: BoolArray, windows: int = INTRUDER_WINDOWS
+) -> float | None:
+    """Chance-corrected accuracy at finding the one quiet window among `windows`.
+
+    The predicate is shown `windows` - 1 windows drawn from `active` and one from `quiet`, and
+    points at one in which it does not hold, or at any if it holds in all of them; the mean over
+    all draws (with replacement) has a closed form. With a and b the shares of the two kinds in
+    which it holds, and k windows, it is right with probability
+
+        (1 - b) (1 - a^k) / (k (1 - a)) + b a^(k - 1) / k,
+
+    which is 1 / k for a = b. Returned is (that - 1 / k) / (1 - 1 / k); None without windows of
+    one kind. Source of the task: 2507.08473, where a language model points.
+
+    Args:
+        active: for windows with a strong activation, whether the predicate holds anywhere.
+        quiet: the same for windows without any activation.
+    """
+    if not active.size or not quiet.size:
+        return None
+    a, b, k = float(active.mean()), float(quiet.mean()), windows
+    # Sum of a^i for i < k: (1 - a^k) / (1 - a), and k at a = 1.
+    right = (1 - b) * sum(a**i for i in range(k)) / k + b * a ** (k - 1) / k
+    return (right - 1 / k) / (1 - 1 / k)
+
+
 def score_all(
     text: ScoringText,
     predicates: list[Predicate | None],
     firings: Firings,
     rng: np.random.Generator,
+    levels: list[Levels | None] | None = None,
 ) -> list[LabelScores]:
-    """Score the label of each row of `firings` against that row's latent."""
+    """Score the label of each row of `firings` against that row's latent.
+
+    Args:
+        levels: from `fit_all_levels` on the text that the labels were fitted on.
+    """
     inside = firings.within(text.valid)
     out = []
     for row, predicate in enumerate(predicates):
         held = None if predicate is None else text.holds(predicate)
         fires, acts = inside.row(row)
-        out.append(text.score(held, fires.astype(np.int64), acts, rng))
+        level = None if levels is None else levels[row]
+        out.append(text.score(held, fires.astype(np.int64), acts, rng, level))
+    return out
+
+
+def fit_all_levels(
+    text: ScoringText, predicates: list[Predicate | None], firings: Firings
+) -> list[Levels | None]:
+    """The activations that each row's label stands for, on `text`; None for failed labels."""
+    inside = firings.within(text.valid)
+    out: list[Levels | None] = []
+    for row, predicate in enumerate(predicates):
+        fires, acts = inside.row(row)
+        found = None
+        if predicate is not None:
+            found = text.levels(text.holds(predicate), fires.astype(np.int64), acts)
+        out.append(found)
     return out
 
 

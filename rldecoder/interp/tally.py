@@ -77,6 +77,28 @@ class Tally:
             self.share[block] += _top_shares(values.abs(), error)
             self.positions[block] += int(keep.sum())
 
+    def state(self) -> dict[str, Tensor]:
+        """All sums, for a checkpoint."""
+        return {
+            "absolute": self.absolute,
+            "signed": self.signed,
+            "count": self.count,
+            "error": torch.from_numpy(self.error),
+            "share": torch.from_numpy(self.share),
+            "positions": torch.from_numpy(self.positions),
+            "sequences": torch.tensor(self.sequences),
+        }
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Take over the sums of a checkpoint; the inverse of `state`."""
+        self.absolute, self.signed, self.count = (
+            state[name] for name in ("absolute", "signed", "count")
+        )
+        self.error, self.share, self.positions = (
+            state[name].numpy() for name in ("error", "share", "positions")
+        )
+        self.sequences = int(state["sequences"])
+
     @property
     def num_positions(self) -> int:
         """Positions added so far."""

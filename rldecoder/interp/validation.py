@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -62,9 +62,14 @@ def validate(
     num_others: int,
     integrated_steps: int,
     seed: int,
-    advance: Callable[[], None] = lambda: None,
+    known: Sequence[float] = (),
+    on_exact: Callable[[list[float]], None] = lambda values: None,
 ) -> dict[str, Any]:
     """Compare both estimators with exact ablation on the same tokens.
+
+    Args:
+        known: exact effects that an interrupted validation had found, in its order.
+        on_exact: called with all exact effects so far after each new one.
 
     Returns the agreement of each estimator (see `agreement`), how many latents were ablated, and
     the values themselves. With fewer than 3 firing latents nothing can be compared: agreement
@@ -77,13 +82,16 @@ def validate(
     rng = np.random.default_rng(seed)
     chosen = choose_latents(estimates["attribution_patching"], num_top, num_others, rng)
     baselines = [sequence_metrics(metric, batch, batch.latents.acts) for batch in batches]
-    exact = np.zeros(chosen.size)
-    for index, latent in enumerate(chosen):
-        exact[index] = sum(
-            exact_effect(metric, batch, int(latent), baseline)
-            for batch, baseline in zip(batches, baselines, strict=True)
+    found = list(known)
+    for latent in chosen[len(found) :]:
+        found.append(
+            sum(
+                exact_effect(metric, batch, int(latent), baseline)
+                for batch, baseline in zip(batches, baselines, strict=True)
+            )
         )
-        advance()
+        on_exact(found)
+    exact = np.array(found)
     return {
         "num_latents": int(chosen.size),
         "num_metric_positions": int(sum(int(batch.metric_mask.sum()) for batch in batches)),
@@ -98,6 +106,44 @@ def validate(
         "exact": [float(value) for value in exact],
         **{name: [float(v) for v in values[chosen]] for name, values in estimates.items()},
     }
+
+
+class Choice(NamedTuple):
+    """Which estimator is used for a target, and why."""
+
+    estimator: str
+    reason: str
+    reached: bool
+    """Whether its rank correlation with exact ablation is as high as it should be."""
+
+
+def choose_estimator(
+    validation: dict[str, Any], wanted: str = "auto", min_spearman: float = 0.9
+) -> Choice:
+    """The estimator for one target, from its validation (see `validate`).
+
+    `auto` takes attribution patching, which costs one backward pass, unless it misses
+    `min_spearman` and integrated gradients do better. Without a comparison nothing speaks against
+    attribution patching.
+    """
+    spearman = {name: v["spearman"]["value"] for name, v in validation["estimators"].items()}
+    cheap, other = spearman["attribution_patching"], spearman["integrated_gradients"]
+    said = f"Spearman with exact ablation: attribution patching {_show(cheap)}, "
+    said += f"integrated gradients {_show(other)}; asked for {min_spearman:g}"
+    if wanted != "auto":
+        value = spearman[wanted]
+        return Choice(wanted, f"set by the config. {said}", _reaches(value, min_spearman))
+    if cheap is None or _reaches(cheap, min_spearman) or other is None or other <= cheap:
+        return Choice("attribution_patching", said, _reaches(cheap, min_spearman))
+    return Choice("integrated_gradients", f"fallback. {said}", _reaches(other, min_spearman))
+
+
+def _reaches(value: float | None, bar: float) -> bool:
+    return value is not None and value >= bar
+
+
+def _show(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.3f}"
 
 
 def agreement(

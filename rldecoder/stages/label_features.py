@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,19 +11,24 @@ from numpy.typing import NDArray
 from rldecoder import schemas
 from rldecoder.config.interp import LabelFeaturesConfig
 from rldecoder.data.activation_reader import ActivationReader
+from rldecoder.data.activations import ActivationBatch
 from rldecoder.data.shards import read_token_table
 from rldecoder.decoder.loading import load_decoder
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
 from rldecoder.errors import BadInputError
-from rldecoder.interp.calibration import Acceptance, high_confidence_threshold, reliability
-from rldecoder.interp.corpus import SplitFirings, read_firings, with_documents
-from rldecoder.interp.examples import (
-    EXAMPLES,
-    ExampleSettings,
-    collect_examples,
-    token_effects,
-    top_examples,
+from rldecoder.interp.calibration import (
+    PRECISION_BAR,
+    Acceptance,
+    Threshold,
+    coverage,
+    high_confidence_threshold,
+    point_threshold,
+    reliability,
+    thresholds,
 )
+from rldecoder.interp.corpus import SplitFirings, read_firings, with_documents
+from rldecoder.interp.example_pass import ExamplePass, PassResult
+from rldecoder.interp.examples import EXAMPLES, ExampleSettings, token_effects, top_examples
 from rldecoder.interp.labelers import PredicateLabeler
 from rldecoder.interp.labelling import (
     Confidences,
@@ -54,7 +59,7 @@ from rldecoder.interp.scores import SCORES
 from rldecoder.interp.tally import IMPORTANCE
 from rldecoder.interp.vocabulary import Vocabulary
 from rldecoder.lm.frozen import FrozenLM
-from rldecoder.sae.model import Sae
+from rldecoder.sae.model import Sae, SparseLatents
 from rldecoder.seeds import derive_seed, seed_everything
 from rldecoder.stages.context import InputArtifact, Scalar, StageContext, StageOutput
 
@@ -93,8 +98,16 @@ def run(
     acceptance = Acceptance(config.accept_detection, config.accept_precision)
     rng = np.random.default_rng(derive_seed(ctx.seed, "labels"))
 
+    sizes = ExampleSettings(
+        config.window_tokens, config.num_top, config.num_quantile, config.num_negative
+    )
+    context = ActivationReader(inputs["cache_activations"].path, "label").meta.context_length
+    found = ExamplePass(sae.num_latents, sizes, context, derive_seed(ctx.seed, "examples"))
+
     with ctx.report.track("labels", 5, "step") as bar:
-        fit = _read(inputs, config, sae, "label", ranked.latents, config.fit_tokens)
+        fit = _read(
+            inputs, config, sae, "label", ranked.latents, config.fit_tokens, observe=found.add
+        )
         scored = _read(inputs, config, sae, "test", ranked.latents, config.score_tokens)
         check_disjoint(fit.grid, scored.grid)
         bar.advance(note="text read")
@@ -112,39 +125,44 @@ def run(
         }
         bar.advance(note="controls")
         decoder = load_decoder(inputs["freeze_decoder"].path / "decoder", lm, sae)
-        examples, material = _material(fit, decoder, vocabulary, config, rng)
+        examples = found.finish(fit.grid, ranked.latents)
+        material = _material(examples, ranked.latents, decoder, vocabulary, config)
         bar.advance(note="examples")
 
-    found = None
+    answered = None
     if config.llm is not None:
         with _llm_run(inputs, config, ctx, fit, scored, vocabulary) as llm:
-            found = llm.label(ctx.report.track)
-    tau = high_confidence_threshold(
-        confidences.model.out_of_fold(), confidences.model.data.accepted
-    )
+            answered = llm.label(ctx.report.track)
+    data = confidences.model.data
+    levels = thresholds(confidences.model.out_of_fold(), data.accepted, data.latents)
+    tau = high_confidence_threshold(levels)
     features = [
         _record(row, ranked, labelled, confidences, material, tau)
         for row in range(ranked.latents.size)
     ]
-    others = {} if found is None else as_records(found)
+    others = {} if answered is None else as_records(answered)
     features = [
         f.model_copy(update={"other_labels": [others[f.latent]]}) if f.latent in others else f
         for f in features
     ]
     features = with_queue_ranks(recalibrated(merge_reviews(features, reviews), tau))
-    schemas.write_parquet(ctx.out / "examples.parquet", examples, EXAMPLES)
+    schemas.write_parquet(
+        ctx.out / "examples.parquet",
+        {name: examples.table[name] for name in EXAMPLES.names},
+        EXAMPLES,
+    )
     schemas.write_parquet(ctx.out / "scores.parquet", _columns(methods), SCORES)
     controls: dict[str, Any] = {
         "methods": {name: summary(method, acceptance) for name, method in methods.items()},
-        "calibration": _calibration_report(labelled, confidences, acceptance, tau),
+        "calibration": _calibration_report(labelled, confidences, acceptance, levels),
         "acceptance": acceptance._asdict(),
     }
-    if found is not None:
-        controls["llm"] = llm_summary(found)
-        schemas.write_parquet(ctx.out / "llm_ledger.parquet", found.ledger, LEDGER)
+    if answered is not None:
+        controls["llm"] = llm_summary(answered)
+        schemas.write_parquet(ctx.out / "llm_ledger.parquet", answered.ledger, LEDGER)
     schemas.write_json(ctx.out / "controls.json", controls)
     labels = _file(digest, config, sae, features, tau).model_copy(
-        update={"judge": None if found is None else found.trust}
+        update={"judge": None if answered is None else answered.trust}
     )
     labels.save(ctx.out)
     return _output(labels, controls, config)
@@ -196,23 +214,18 @@ def _llm_run(
 
 
 def _material(
-    fit: SplitFirings,
+    examples: PassResult,
+    latents: NDArray[np.int64],
     decoder: SaeDecoderForCausalLM,
     vocabulary: Vocabulary,
     config: LabelFeaturesConfig,
-    rng: np.random.Generator,
-) -> tuple[dict[str, list[Any]], Material]:
-    """Columns of examples.parquet, and what the records show of them and of the decoder."""
-    sizes = ExampleSettings(
-        config.window_tokens, config.num_top, config.num_quantile, config.num_negative
+) -> Material:
+    """What the records show of the examples and of the decoder."""
+    return Material(
+        examples.density[latents],
+        top_examples(examples.table, vocabulary, config.num_shown),
+        token_effects(decoder, latents, vocabulary, config.num_effects),
     )
-    examples = collect_examples(fit.grid, fit.firings, sizes, rng)
-    material = Material(
-        fit.firings.counts / fit.grid.cells.size,
-        top_examples(examples, vocabulary, config.num_shown),
-        token_effects(decoder, fit.firings.latents, vocabulary, config.num_effects),
-    )
-    return examples, material
 
 
 def _ranked(inputs: Mapping[str, InputArtifact], config: LabelFeaturesConfig) -> Ranked:
@@ -243,6 +256,7 @@ def _read(
     split: str,
     latents: NDArray[np.int64] | None,
     max_tokens: int,
+    observe: Callable[[ActivationBatch, SparseLatents], None] | None = None,
 ) -> SplitFirings:
     """Firings on a split's cached activations, with documents from the token table."""
     grid, firings = read_firings(
@@ -252,6 +266,7 @@ def _read(
         latents=latents,
         max_tokens=max_tokens,
         batch_tokens=config.batch_tokens,
+        observe=observe,
     )
     return SplitFirings(
         with_documents(grid, read_token_table(inputs["ingest"].path, split)), firings
@@ -323,17 +338,28 @@ def _columns(methods: dict[str, Labelled]) -> dict[str, list[Any]]:
 
 
 def _calibration_report(
-    labelled: Labelled, confidences: Confidences, acceptance: Acceptance, tau: float | None
+    labelled: Labelled,
+    confidences: Confidences,
+    acceptance: Acceptance,
+    levels: list[Threshold],
 ) -> dict[str, Any]:
-    """How confidences made on the `label` split hold on the `test` split, for labels that exist."""
+    """How confidences made on the `label` split hold on the `test` split."""
     has_label = np.array([draft.predicate is not None for draft in labelled.drafts], bool)
-    outcome = np.array([acceptance.accepts(scores) for scores in labelled.scores], bool)
+    outcome = np.array([acceptance.accepts(scores) for scores in labelled.scores], bool) & has_label
     model = confidences.model
+    best = max(levels, key=lambda entry: entry.low, default=None)
+    tau = high_confidence_threshold(levels)
     return {
         "model": model.kind,
         "fit_rows": int(model.data.accepted.size),
         "fit_accepted": int(model.data.accepted.sum()),
         "high_confidence_threshold": tau,
+        "precision_bar": PRECISION_BAR,
+        # How far the evidence goes: without a threshold, why there is none.
+        "best_lower_bound": None if best is None else best._asdict(),
+        "high_confidence": coverage(confidences.p, outcome, tau),
+        "at_point_estimate": coverage(confidences.p, outcome, point_threshold(levels)),
+        "best_possible_coverage": float(outcome.mean()),
         "test": reliability(confidences.p[has_label], outcome[has_label]),
         "fit_out_of_fold": reliability(model.out_of_fold(), model.data.accepted),
     }
@@ -365,15 +391,23 @@ def _file(
 def _output(
     labels: FeatureLabels, controls: dict[str, Any], config: LabelFeaturesConfig
 ) -> StageOutput:
-    methods, test = controls["methods"], controls["calibration"]["test"]
+    methods, calibration = controls["methods"], controls["calibration"]
+    test, point = calibration["test"], calibration["at_point_estimate"]
     metrics: dict[str, Scalar] = {
         "latents": len(labels.features),
         "labelled": labels.labelled,
         "failed": labels.failed,
         "accepted_on_test": methods["label"]["accepted"],
         "high_confidence_coverage": labels.coverage,
+        "point_coverage": point["coverage"]["value"],
+        "point_precision": point["precision"]["value"],
+        "point_precision_low": point["precision"]["low"],
+        "point_precision_high": point["precision"]["high"],
         "mean_detection": methods["label"]["mean_detection"],
+        "mean_detection_hard": methods["label"]["mean_detection_hard"],
         "mean_fuzzing": methods["label"]["mean_fuzzing"],
+        "mean_intruder": methods["label"]["mean_intruder"],
+        "mean_simulation": methods["label"]["mean_simulation"],
         "mean_f1": methods["label"]["mean_f1"],
         "shuffled_detection": methods["shuffled"]["mean_detection"],
         "random_sae_detection": methods["random_sae"]["mean_detection"],

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rldecoder import schemas
+from rldecoder.checkpoints import Checkpoints
 from rldecoder.config.interp import Domain, RankFeaturesConfig
 from rldecoder.data.activation_reader import ActivationReader
 from rldecoder.data.shards import read_tokens
@@ -19,18 +22,20 @@ from rldecoder.evals.prompts import make_prompts
 from rldecoder.interp.importance import (
     PatchBatch,
     Subject,
+    TargetName,
     attribute,
     considered_positions,
     make_batch,
 )
 from rldecoder.interp.tally import IMPORTANCE, Tally
-from rldecoder.interp.validation import validate
+from rldecoder.interp.validation import Choice, choose_estimator, validate
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.sae.model import Sae
 from rldecoder.seeds import derive_seed, seed_everything
 from rldecoder.stages.context import InputArtifact, Scalar, StageContext, StageOutput
 
 HEADLINE_K = "10"
+TASKS = ("addition", "cloze")
 
 
 def run(
@@ -41,33 +46,108 @@ def run(
     subject = _load(inputs, ctx)
     skip_first = ActivationReader(inputs["cache_activations"].path, "label").meta.skip_first
     loader = _Loader(inputs, config, ctx, subject, skip_first)
-    steps = config.integrated_steps if config.estimator == "integrated_gradients" else None
+    progress = _Progress(config, ctx, subject.sae.num_latents)
+    validation = _validate(loader, config, ctx, subject, progress)
+    choices = {
+        target: choose_estimator(validation[target], config.estimator, config.min_spearman)
+        for target in config.targets
+    }
+    for target, choice in choices.items():
+        validation[target]["used"] = choice._asdict()
+        ctx.report.note(f"{target}: {choice.estimator} ({choice.reason})")
+    for domain in config.domains:
+        _attribute_domain(domain, loader, config, ctx, subject, progress, choices)
     columns: dict[str, list[Any]] = {name: [] for name in IMPORTANCE.names}
     mass: dict[str, dict[str, Any]] = {}
-    for domain in config.domains:
-        tallies = {target: Tally(subject.sae.num_latents) for target in config.targets}
-        total = loader.num_sequences(domain)
-        with ctx.report.track(f"importance on {domain}", total, "seq") as bar:
-            for batch in loader.batches(domain):
-                for target, tally in tallies.items():
-                    found = attribute(subject.metric(target), batch, steps)
-                    tally.add(batch, found, considered_positions(target, batch, skip_first))
-                bar.advance(batch.metric_mask.shape[0])
-        for target, tally in tallies.items():
-            part = tally.columns()
-            columns["latent"] += part.latent.tolist()
-            columns["domain"] += [domain] * part.latent.size
-            columns["target"] += [target] * part.latent.size
-            columns["importance"] += part.importance.tolist()
-            columns["signed"] += part.signed.tolist()
-            columns["count"] += part.count.tolist()
-            seed = derive_seed(ctx.seed, "mass", domain, target)
-            mass.setdefault(domain, {})[target] = tally.mass(seed=seed)
+    for (domain, target), tally in progress.tallies.items():
+        part = tally.columns()
+        columns["latent"] += part.latent.tolist()
+        columns["domain"] += [domain] * part.latent.size
+        columns["target"] += [target] * part.latent.size
+        columns["importance"] += part.importance.tolist()
+        columns["signed"] += part.signed.tolist()
+        columns["count"] += part.count.tolist()
+        seed = derive_seed(ctx.seed, "mass", domain, target)
+        mass.setdefault(domain, {})[target] = tally.mass(seed=seed)
     schemas.write_parquet(ctx.out / "importance.parquet", columns, IMPORTANCE)
     schemas.write_json(ctx.out / "mass.json", mass)
-    validation = _validate(loader, config, ctx, subject)
     schemas.write_json(ctx.out / "validation.json", validation)
-    return StageOutput(_metrics(config, mass, validation))
+    return StageOutput(
+        _metrics(config, mass, validation),
+        reasons=tuple(
+            f"importance ({target}) by {choice.estimator}: {choice.reason}"
+            for target, choice in choices.items()
+            if not choice.reached
+        ),
+    )
+
+
+class _Progress:
+    """What a killed run takes up: exact effects found so far, and the sums of each domain."""
+
+    def __init__(self, config: RankFeaturesConfig, ctx: StageContext, num_latents: int) -> None:
+        self.exact: dict[str, list[float]] = {target: [] for target in config.targets}
+        self.tallies = {
+            (domain, target): Tally(num_latents)
+            for domain in config.domains
+            for target in config.targets
+        }
+        self.sequences: dict[str, int] = dict.fromkeys(config.domains, 0)
+        self._checkpoints = Checkpoints(ctx.progress / "rank_features", keep=1)
+        self._seconds, self._saved, self._step = config.checkpoint_seconds, time.monotonic(), 0
+        found = self._checkpoints.load()
+        if found is None:
+            return
+        self._step = found.step
+        self.exact, self.sequences = found.state["exact"], found.state["sequences"]
+        for (domain, target), tally in self.tallies.items():
+            prefix = f"{domain}.{target}."
+            tally.restore(
+                {
+                    name.removeprefix(prefix): tensor
+                    for name, tensor in found.tensors.items()
+                    if name.startswith(prefix)
+                }
+            )
+
+    def save_now_and_then(self) -> None:
+        """Write a checkpoint if the last one is old enough."""
+        if time.monotonic() - self._saved < self._seconds:
+            return
+        self._step += 1
+        tensors = {
+            f"{domain}.{target}.{name}": tensor
+            for (domain, target), tally in self.tallies.items()
+            for name, tensor in tally.state().items()
+        }
+        self._checkpoints.save(
+            self._step, tensors, {"exact": self.exact, "sequences": self.sequences}
+        )
+        self._saved = time.monotonic()
+
+
+def _attribute_domain(
+    domain: Domain,
+    loader: _Loader,
+    config: RankFeaturesConfig,
+    ctx: StageContext,
+    subject: Subject,
+    progress: _Progress,
+    choices: Mapping[TargetName, Choice],
+) -> None:
+    """Add the attributions of a domain to its tallies, from where an earlier run stopped."""
+    done, total = progress.sequences[domain], loader.num_sequences(domain)
+    with ctx.report.track(f"importance on {domain}", total, "seq", done) as bar:
+        for batch in loader.batches(domain, first=done):
+            for target, choice in choices.items():
+                integrated = choice.estimator == "integrated_gradients"
+                steps = config.integrated_steps if integrated else None
+                found = attribute(subject.metric(target), batch, steps)
+                considered = considered_positions(target, batch, loader.skip_first)
+                progress.tallies[domain, target].add(batch, found, considered)
+            progress.sequences[domain] += batch.metric_mask.shape[0]
+            bar.advance(batch.metric_mask.shape[0])
+            progress.save_now_and_then()
 
 
 def _load(inputs: Mapping[str, InputArtifact], ctx: StageContext) -> Subject:
@@ -97,19 +177,24 @@ class _Loader:
         self.skip_first = skip_first
 
     def num_sequences(self, domain: Domain) -> int:
-        """How many sequences `batches` will yield in all."""
+        """How many sequences `batches` yields in all."""
         return len(self._sequences(domain))
 
-    def batches(self, domain: Domain, max_tokens: int | None = None) -> Iterator[PatchBatch]:
-        """Patch batches of a domain; `max_tokens` stops early, after at least one sequence."""
-        task = domain in ("addition", "cloze")
+    def batches(
+        self, domain: Domain, max_tokens: int | None = None, first: int = 0
+    ) -> Iterator[PatchBatch]:
+        """Patch batches of a domain, from its sequence number `first` on.
+
+        `max_tokens` stops early, after at least one sequence.
+        """
+        task = domain in TASKS
         sequences = self._sequences(domain)
         if max_tokens is not None:
             ends = np.cumsum([len(sequence) for sequence in sequences])
             sequences = sequences[: max(1, int(np.searchsorted(ends, max_tokens, "right")))]
         # Prompts differ in length and are run one by one, which spares padding.
         size = 1 if task else self.config.batch_sequences
-        for start in range(0, len(sequences), size):
+        for start in range(first, len(sequences), size):
             rows = np.stack(sequences[start : start + size])
             ids = torch.as_tensor(rows, dtype=torch.long, device=self.ctx.device)
             yield make_batch(
@@ -134,7 +219,7 @@ class _Loader:
             length = read_tokens(self.ingest, domain, 1).shape[1]
             count = math.ceil(self.config.budget_tokens / length)
             return list(read_tokens(self.ingest, domain, count))
-        assert domain in ("addition", "cloze")
+        assert domain in TASKS
         # Prompts of the training split: evaluation keeps the test split to itself.
         prompts = make_prompts(
             "addition" if domain == "addition" else "cloze",
@@ -152,13 +237,24 @@ class _Loader:
 
 
 def _validate(
-    loader: _Loader, config: RankFeaturesConfig, ctx: StageContext, subject: Subject
+    loader: _Loader,
+    config: RankFeaturesConfig,
+    ctx: StageContext,
+    subject: Subject,
+    progress: _Progress,
 ) -> dict[str, Any]:
     """The comparison with exact ablation, for each target."""
     batches = list(loader.batches(config.validation_domain, config.validation_tokens))
     total = (config.validation_top + config.validation_others) * len(config.targets)
+    done = sum(len(values) for values in progress.exact.values())
     out: dict[str, Any] = {"domain": config.validation_domain}
-    with ctx.report.track("exact patching", total, "latent") as bar:
+    with ctx.report.track("exact patching", total, "latent", done) as bar:
+
+        def keep(target: str, values: list[float]) -> None:
+            progress.exact[target] = values
+            bar.advance()
+            progress.save_now_and_then()
+
         for target in config.targets:
             out[target] = validate(
                 subject.metric(target),
@@ -168,7 +264,8 @@ def _validate(
                 num_others=config.validation_others,
                 integrated_steps=config.integrated_steps,
                 seed=derive_seed(ctx.seed, "validate", target),
-                advance=bar.advance,
+                known=progress.exact[target],
+                on_exact=partial(keep, target),
             )
     return out
 
@@ -179,7 +276,9 @@ def _metrics(
     """Headline numbers: agreement of the estimator, and the mass of the top 10."""
     metrics: dict[str, Scalar] = {}
     for target in config.targets:
-        agreement = validation[target]["estimators"][config.estimator]
+        used = validation[target]["used"]["estimator"]
+        metrics[f"{target}_estimator"] = used
+        agreement = validation[target]["estimators"][used]
         for name in ("spearman", "recall_at_10", "sign_agreement"):
             metrics[f"{target}_{name}"] = agreement[name]["value"]
         for domain in config.domains:

@@ -128,14 +128,14 @@ STAGES: tuple[Stage, ...] = (
     _stage(
         "rank_features",
         "importance",
-        1,
+        2,
         ("sync_tokenizer", "ingest", "cache_activations", "train_sae", "freeze_decoder"),
         "interpretation",
     ),
     _stage(
         "label_features",
         "labels",
-        2,
+        3,
         (
             "sync_tokenizer",
             "ingest",

@@ -8,9 +8,12 @@ from rldecoder.interp.calibration import (
     Acceptance,
     Calibration,
     ConfidenceModel,
+    coverage,
     high_confidence_threshold,
     label_features,
+    point_threshold,
     reliability,
+    thresholds,
 )
 from rldecoder.interp.scores import LabelScores
 
@@ -85,7 +88,8 @@ def test_base_rate_when_nothing_can_be_fitted() -> None:
 def test_threshold_is_the_smallest_safe_one() -> None:
     p = np.linspace(0, 1, 300)
     accepted = p > 0.4
-    tau = high_confidence_threshold(p, accepted, rows_per_latent=1)
+    found = thresholds(p, accepted, np.arange(300))
+    tau = high_confidence_threshold(found)
     assert tau is not None
 
     def safe(threshold: float) -> bool:
@@ -95,15 +99,52 @@ def test_threshold_is_the_smallest_safe_one() -> None:
     assert safe(tau)
     assert not any(safe(value) for value in p[p < tau])
     assert tau < 0.4
+    point = point_threshold(found)
+    assert point is not None
+    assert point < tau
+    assert accepted[p >= point].mean() >= 0.8
+    assert [entry.tau for entry in found] == sorted(p, reverse=True)
 
 
-def test_no_threshold_when_nothing_is_safe_or_too_few_rows() -> None:
+def test_no_threshold_when_nothing_is_safe_or_too_few_latents() -> None:
     p = np.linspace(0, 1, 300)
-    assert high_confidence_threshold(p, np.zeros(300, bool)) is None
-    few = np.ones(20, bool)
-    assert high_confidence_threshold(np.linspace(0, 1, 20), few, rows_per_latent=1) is not None
-    # The same rows, three of each latent: about seven latents are not enough.
-    assert high_confidence_threshold(np.linspace(0, 1, 20), few, rows_per_latent=3) is None
+    nothing = thresholds(p, np.zeros(300, bool), np.arange(300))
+    assert high_confidence_threshold(nothing) is None
+    assert point_threshold(nothing) is None
+    few, p = np.ones(20, bool), np.linspace(0, 1, 20)
+    assert high_confidence_threshold(thresholds(p, few, np.arange(20))) is not None
+    # The same rows, but of seven latents.
+    shared = thresholds(p, few, np.arange(20) % 7)
+    assert high_confidence_threshold(shared) is None
+    assert shared[-1].latents == 7
+    assert point_threshold(shared) == 0.0
+    assert thresholds(np.zeros(0), np.zeros(0, bool), np.zeros(0, int)) == []
+
+
+def test_latents_count_once_by_the_mean_of_their_rows_above_the_threshold() -> None:
+    # Latent 0 passes in one of two rows; latent 1 in all three; latent 2 lies below.
+    p = np.array([0.9, 0.9, 0.8, 0.8, 0.8, 0.1])
+    accepted = np.array([True, False, True, True, True, False])
+    first, second, last = thresholds(p, accepted, np.array([0, 0, 1, 1, 1, 2]))
+    assert first[:3] == (0.9, 1, 0.5)
+    assert second[:3] == (0.8, 2, 0.75)
+    assert second.low == pytest.approx(wilson_interval(1, 2).low)
+    assert last[:3] == (0.1, 3, 0.5)
+
+
+def test_coverage_counts_all_latents_and_judges_on_the_test_split() -> None:
+    p = np.array([0.9, 0.8, 0.7, 0.2, 0.0])
+    outcome = np.array([True, False, True, True, False])
+    found = coverage(p, outcome, 0.7)
+    assert found["labels"] == 3
+    assert found["coverage"]["value"] == pytest.approx(0.6)
+    assert found["precision"]["value"] == pytest.approx(2 / 3)
+    assert found["precision"]["low"] == pytest.approx(wilson_interval(2, 3).low)
+    everything = coverage(p, outcome, 0.0)
+    assert everything["labels"] == 4  # a failure has p = 0
+    nothing = coverage(p, outcome, None)
+    assert nothing["labels"] == 0
+    assert nothing["precision"] == {"value": None, "low": 0.0, "high": 1.0}
 
 
 def test_reliability_by_hand() -> None:

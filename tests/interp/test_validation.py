@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from rldecoder.interp.importance import PatchBatch, Subject
-from rldecoder.interp.validation import agreement, choose_latents, validate
+from rldecoder.interp.validation import agreement, choose_estimator, choose_latents, validate
 
 
 def test_choice_takes_the_top_and_one_of_each_stratum() -> None:
@@ -51,7 +53,7 @@ def test_undefined_agreement_is_none() -> None:
 def test_attribution_patching_agrees_with_exact_ablation(
     subject: Subject, batch: PatchBatch
 ) -> None:
-    calls = []
+    calls: list[list[float]] = []
     found = validate(
         subject.metric("frozen"),
         [batch],
@@ -60,12 +62,57 @@ def test_attribution_patching_agrees_with_exact_ablation(
         num_others=15,
         integrated_steps=4,
         seed=0,
-        advance=lambda: calls.append(1),
+        on_exact=lambda values: calls.append(list(values)),
     )
     assert found["num_latents"] == 30 == len(calls) == len(found["exact"])
+    # Taken up after 20 of them, it measures the other 10 and ends the same.
+    later: list[list[float]] = []
+    resumed = validate(
+        subject.metric("frozen"),
+        [batch],
+        subject.sae.num_latents,
+        num_top=15,
+        num_others=15,
+        integrated_steps=4,
+        seed=0,
+        known=calls[19],
+        on_exact=lambda values: later.append(list(values)),
+    )
+    assert len(later) == 10
+    assert resumed == found
     for name in ("attribution_patching", "integrated_gradients"):
         assert found["estimators"][name]["spearman"]["value"] > 0.8
         assert found["estimators"][name]["sign_agreement"]["value"] > 0.8
     # Against another model's effects the same estimates must not agree.
     wrong = agreement(np.array(found["attribution_patching"]), np.roll(found["exact"], 7))
     assert wrong["spearman"]["value"] < 0.5
+
+
+def _validated(cheap: float | None, integrated: float | None) -> dict[str, Any]:
+    return {
+        "estimators": {
+            "attribution_patching": {"spearman": {"value": cheap}},
+            "integrated_gradients": {"spearman": {"value": integrated}},
+        }
+    }
+
+
+@pytest.mark.parametrize(
+    ("cheap", "integrated", "chosen", "reached"),
+    [
+        (0.95, 0.99, "attribution_patching", True),
+        (0.85, 0.95, "integrated_gradients", True),
+        (0.6, 0.7, "integrated_gradients", False),
+        (0.7, 0.6, "attribution_patching", False),
+        (None, None, "attribution_patching", False),
+    ],
+)
+def test_integrated_gradients_are_the_fallback(
+    cheap: float | None, integrated: float | None, chosen: str, reached: bool
+) -> None:
+    found = choose_estimator(_validated(cheap, integrated))
+    assert (found.estimator, found.reached) == (chosen, reached)
+    assert ("fallback" in found.reason) == (chosen == "integrated_gradients")
+    forced = choose_estimator(_validated(cheap, integrated), "attribution_patching")
+    assert forced.estimator == "attribution_patching"
+    assert "set by the config" in forced.reason

@@ -71,11 +71,22 @@ def test_labels_scores_and_controls(tmp_path: Path, inputs: dict[str, InputArtif
     assert methods["label"]["failed"] == labels.failed
     assert methods["label"]["mean_f1"] < methods["label"]["mean_f1_labelled"]
     assert methods["shuffled"]["mean_f1"] < methods["label"]["mean_f1_labelled"]
-    assert controls["calibration"]["test"]["n"] == labels.labelled
+    calibration = controls["calibration"]
+    assert calibration["test"]["n"] == labels.labelled
+    assert calibration["high_confidence"]["labels"] == confident
+    assert calibration["best_possible_coverage"] == methods["label"]["accepted"] / 24
+    point = calibration["at_point_estimate"]["coverage"]
+    assert point["low"] <= point["value"] <= point["high"]
+    for name in ("detection_hard", "fuzzing_hard", "intruder", "simulation"):
+        for method in methods.values():
+            assert method[f"mean_{name}_labelled"] is not None
+        assert any(getattr(feature.scores, name) for feature in labels.features)
     assert output.metrics["failed"] == labels.failed
     examples = read_parquet(out / "examples.parquet").to_pylist()
-    assert {row["kind"] for row in examples} == {"top", "quantile", "negative"}
-    assert all(sum(row["acts"]) == 0 for row in examples if row["kind"] == "negative")
+    kinds = {row["kind"] for row in examples}
+    assert kinds == {"top", "quantile", "negative", "near_miss"}
+    silent = [row for row in examples if row["kind"] in ("negative", "near_miss")]
+    assert all(sum(row["acts"]) == 0 for row in silent)
 
     _, again = run_stage(STAGE, inputs, CONFIG, tmp_path / "label-again")
     assert files_of(again) == files_of(out)

@@ -20,7 +20,7 @@ from scipy import sparse
 from torch import Tensor
 
 from rldecoder.data.activations import ActivationBatch
-from rldecoder.interp.corpus import TokenGrid
+from rldecoder.interp.corpus import Firings, TokenGrid
 from rldecoder.interp.examples import EXAMPLES, ExampleSettings
 from rldecoder.sae.model import SparseLatents
 
@@ -259,6 +259,28 @@ class ExamplePass:
         drawn = first + (self.rng.random(size.shape) * size).astype(np.int64)
         row, rank = np.nonzero((part < parts) & (size > 0))
         return row, order[row, drawn[row, rank]], rank
+
+
+def examples_of(
+    grid: TokenGrid, firings: Firings, settings: ExampleSettings, seed: int
+) -> pa.Table:
+    """The examples of latents whose firings are known already; they lie on valid cells."""
+    matrix = sparse.csr_array(firings.matrix.T)[grid.cells]
+    counts = np.diff(matrix.indptr)
+    rows = np.repeat(np.arange(len(counts)), counts)
+    slots = np.arange(matrix.nnz) - np.repeat(matrix.indptr[:-1], counts)
+    acts = torch.zeros(len(counts), max(1, int(counts.max(initial=0))))
+    indices = torch.zeros(acts.shape, dtype=torch.int64)
+    acts[rows, slots] = torch.from_numpy(matrix.data)
+    indices[rows, slots] = torch.from_numpy(matrix.indices.astype(np.int64))
+    row, pos = np.divmod(grid.cells, grid.num_positions)
+    where = torch.from_numpy(grid.seq_ids[row]), torch.from_numpy(pos)
+    ids = torch.from_numpy(grid.tokens.reshape(-1)[grid.cells])
+    found = ExamplePass(len(firings.latents), settings, grid.num_positions, seed)
+    found.add(ActivationBatch(*where, ids, None, None), SparseLatents(acts, indices))
+    table = found.finish(grid).table
+    latent = firings.latents[table["latent"].to_numpy()].astype(np.int32)
+    return table.set_column(0, EXAMPLES.field("latent"), pa.array(latent))
 
 
 class _Columns:

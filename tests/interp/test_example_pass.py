@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy import sparse
 
 from rldecoder.data.activations import ActivationBatch
 from rldecoder.interp import example_pass
-from rldecoder.interp.corpus import TokenGrid
-from rldecoder.interp.example_pass import ExamplePass, PassResult
+from rldecoder.interp.corpus import Firings, TokenGrid
+from rldecoder.interp.example_pass import ExamplePass, PassResult, examples_of
 from rldecoder.interp.examples import EXAMPLES, ExampleSettings
 from rldecoder.sae.model import SparseLatents
 from rldecoder.schemas import read_parquet, write_parquet
@@ -170,3 +171,29 @@ def test_samples_are_uniform_and_memory_does_not_grow(monkeypatch: pytest.Monkey
     assert len(draws) == 120
     assert 120 < np.mean(draws) < 140
     assert len(set(draws)) > 30
+
+
+def test_known_firings_give_the_same_examples() -> None:
+    world = World()
+    kept = np.array([11, 3, 10])
+    flat = world.dense.reshape(LATENTS, -1)
+    firings = Firings(kept, sparse.csr_array(flat[kept] * world.grid.valid.reshape(-1)))
+    found = examples_of(world.grid, firings, SETTINGS, seed=0)
+    assert found.schema == EXAMPLES
+    assert set(found["latent"].to_pylist()) == set(kept.tolist())
+
+    def strongest(table: Any) -> list[tuple[int, int, int]]:
+        return [
+            (row["latent"], row["seq_id"], row["pos"])
+            for row in table.to_pylist()
+            if row["kind"] == "top" and row["latent"] != 11  # whose activations are all alike
+        ]
+
+    assert strongest(found) == strongest(world.run(64, kept).table)
+    for row in found.to_pylist():
+        cells = flat[row["latent"]].reshape(world.grid.tokens.shape)[row["seq_id"] - 100]
+        shown = cells[row["start"] : row["start"] + len(row["acts"])]
+        if row["kind"] in ("negative", "near_miss"):
+            assert not shown.any()
+        else:
+            np.testing.assert_array_equal(row["acts"], shown)

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from rldecoder.config.llm import LlmConfig
-from rldecoder.interp.examples import ExampleSettings, collect_examples
+from rldecoder.interp.example_pass import examples_of
+from rldecoder.interp.examples import ExampleSettings
 from rldecoder.interp.labelers import Evidence, LabelDraft
 from rldecoder.interp.llm.backends import ChatRequest
 from rldecoder.interp.llm.parsing import LABEL_SCHEMA, parse_label
@@ -71,15 +72,15 @@ class LlmLabeler:
         grid, firings, vocabulary = evidence
         inside = firings.within(grid.valid.reshape(-1))
         # Examples must not depend on what was drawn before: the cache knows prompts by content.
-        columns = collect_examples(grid, inside, self._sizes, np.random.default_rng(0))
+        examples = examples_of(grid, inside, self._sizes, seed=0)
         shown: dict[int, tuple[list[Any], list[Any]]] = {}
-        for i, latent in enumerate(columns["latent"]):
-            active, silent = shown.setdefault(latent, ([], []))
-            tokens = [vocabulary.texts[t] if t >= 0 else "" for t in columns["tokens"][i]]
-            if columns["kind"][i] == "negative":
+        for row in examples.to_pylist():
+            active, silent = shown.setdefault(row["latent"], ([], []))
+            tokens = [vocabulary.texts[t] if t >= 0 else "" for t in row["tokens"]]
+            if row["kind"] in ("negative", "near_miss"):
                 silent.append({"text": marked_text(Marked(tokens, frozenset()))})
             else:
-                active.append((tokens, columns["acts"][i]))
+                active.append((tokens, row["acts"]))
         counts = dict(zip(map(int, firings.latents), _counts(evidence), strict=True))
         return {
             latent: Question(self._request(latent, _active(active), silent), parse_label)

@@ -101,6 +101,13 @@ class Session:
         """See `explain_prompt`."""
         return explain_prompt(self.lm, self.sae, self.decoder, self.labels, self.explainer, prompt)
 
+    def explain_ids(self, ids: Tensor) -> Explanation:
+        """See `explain_ids`; the prompt is what the tokens [T] say."""
+        prompt = str(self.lm.tokenizer.decode(ids))
+        return explain_ids(
+            self.lm, self.sae, self.decoder, self.labels, self.explainer, ids, prompt
+        )
+
 
 def load_session(
     *,
@@ -129,7 +136,6 @@ def load_session(
     )
 
 
-@torch.no_grad()
 def explain_prompt(
     lm: FrozenLM,
     sae: Sae,
@@ -143,8 +149,25 @@ def explain_prompt(
     Raises:
         BadInputError: the prompt is empty or longer than the model's context.
     """
-    ids = _encode(lm, prompt)
-    tokens = tuple(_token_text(lm, token) for token in ids.tolist())
+    return explain_ids(lm, sae, decoder, labels, explainer, encode_prompt(lm, prompt), prompt)
+
+
+@torch.no_grad()
+def explain_ids(
+    lm: FrozenLM,
+    sae: Sae,
+    decoder: SaeDecoderForCausalLM,
+    labels: Mapping[int, LabelText],
+    explainer: Explainer,
+    ids: Tensor,
+    prompt: str,
+) -> Explanation:
+    """Explain the decoder's next token after the tokens `ids` [T], T >= 2.
+
+    Args:
+        prompt: what to show as the text.
+    """
+    tokens = tuple(token_text(lm, token) for token in ids.tolist())
     _, final = lm.resid_and_final(ids[None], sae.spec.hook_layer)
     frozen_logprobs = lm.unembed(final[0, -1]).log_softmax(-1)
     trace = decoder.features(ids[None]).latents
@@ -166,8 +189,12 @@ def explain_prompt(
     )
 
 
-def _encode(lm: FrozenLM, prompt: str) -> Tensor:
-    """Token ids [T], T >= 2: the first position is an attention sink that no SAE was trained on."""
+def encode_prompt(lm: FrozenLM, prompt: str) -> Tensor:
+    """Token ids [T], T >= 2: the first position is an attention sink that no SAE was trained on.
+
+    Raises:
+        BadInputError: the prompt is empty or longer than the model's context.
+    """
     ids = lm.tokenizer.encode(prompt)
     if not ids:
         raise BadInputError(
@@ -185,14 +212,15 @@ def _encode(lm: FrozenLM, prompt: str) -> Tensor:
     return torch.tensor(ids, device=lm.device)
 
 
-def _token_text(lm: FrozenLM, token: int) -> str:
+def token_text(lm: FrozenLM, token: int) -> str:
+    """What a token says, raw: escape it before showing."""
     return str(lm.tokenizer.decode([token]))
 
 
 def _prediction(lm: FrozenLM, logprobs: Tensor) -> Prediction:
     best = logprobs.topk(TOP_TOKENS)
     top = tuple(
-        (_token_text(lm, token), p)
+        (token_text(lm, token), p)
         for token, p in zip(best.indices.tolist(), best.values.exp().tolist(), strict=True)
     )
     return Prediction(top[0][0], int(best.indices[0]), top[0][1], top)
@@ -234,7 +262,7 @@ def _checked_claims(
             evidence_text=tokens[position],
             direction="supports" if predicted > 0 else "opposes",
             strength=abs(predicted),
-            output_token=_token_text(decoder.frozen.lm, token),
+            output_token=token_text(decoder.frozen.lm, token),
             probability=float(candidates.logprobs[0].exp()),
             noise=max(float(pointers.noise[0, slot]), explainer.spec.min_effect),
         )

@@ -25,6 +25,7 @@ SECTIONS = (
     ("explanations", "Explanations"),
     ("reproduce", "Reproduce"),
 )
+SCRIPTS = ("cards.js", "report.js")
 FIGURE_NAMES = (
     "lens", "sweep", "frontier", "sae", "decoder", "density", "ppo", "ppo_task", "tasks", "mass",
     "calibration", "deletion", "precision",
@@ -75,11 +76,11 @@ def render_html(data: ReportData) -> str:
     and `&` are escaped, and the script puts it on the page as `textContent` only.
     """
     templates = files("rldecoder.dashboard") / "templates"
-    script = (templates / "report.js").read_text(encoding="utf-8")
+    script = "".join((templates / name).read_text(encoding="utf-8") for name in SCRIPTS)
     css = (templates / "report.css").read_text(encoding="utf-8")
     digest = hashlib.sha256(script.encode()).digest()
     return (
-        _environment(autoescape=True)
+        environment(autoescape=True)
         .get_template("report.html.j2")
         .render(
             **_values(data),
@@ -99,7 +100,7 @@ def render_html(data: ReportData) -> str:
 
 def render_markdown(data: ReportData) -> str:
     """The run's page for docs/experiments/: tables only, no times, no pictures."""
-    text = _environment(autoescape=False).get_template("experiment.md.j2").render(**_values(data))
+    text = environment(autoescape=False).get_template("experiment.md.j2").render(**_values(data))
     return text.rstrip() + "\n"
 
 
@@ -128,7 +129,8 @@ def _shown(value: float | None) -> str:
 
 
 @lru_cache(maxsize=2)
-def _environment(*, autoescape: bool) -> Environment:
+def environment(*, autoescape: bool) -> Environment:
+    """The page templates; `md` escapes for Markdown."""
     environment = Environment(
         loader=PackageLoader("rldecoder.dashboard", "templates"),
         autoescape=autoescape,

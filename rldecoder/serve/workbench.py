@@ -21,7 +21,7 @@ from rldecoder.decoder.modeling_sae_decoder import require_linear
 from rldecoder.errors import BadInputError
 from rldecoder.explain.claims import verify_on_decoder
 from rldecoder.explain.ranking import RankedFeature, rank_active
-from rldecoder.explain.session import Session, encode_prompt, token_text
+from rldecoder.explain.session import Explanation, Session, encode_prompt, token_text
 from rldecoder.sae.model import SparseLatents
 
 TOP_TOKENS = 5
@@ -70,17 +70,24 @@ class PositionDetail(NamedTuple):
     """The decoder's most likely next token, which the effects are about."""
 
 
+class Shift(NamedTuple):
+    """One token's probability before and after a change."""
+
+    token: str
+    """Raw text."""
+    token_id: int
+    before: float
+    after: float
+
+
 class Change(NamedTuple):
     """One model before and after an intervention, at the position of the intervention."""
 
-    before: list[Choice]
-    after: list[Choice]
-    token: Choice
-    """The most likely token before."""
-    token_after: float
-    """Its probability after."""
+    shifts: list[Shift]
+    """The most likely tokens before, and then those that came to be among them after."""
     effect: float
-    """log p(token) before - after, nats: > 0 when the change makes it less likely."""
+    """log p before - after of the token most likely before, nats: > 0 when the change makes it
+    less likely."""
     moved: list[float]
     """KL(before || after) at this and every later position, nats."""
 
@@ -222,21 +229,32 @@ class Workbench:
             latent, act, act * factor, self._change(decoder[:, None]), self._change(frozen)
         )
 
+    def explain(self, ids: tuple[int, ...], position: int) -> Explanation:
+        """Both methods' explanation of the prediction after one token.
+
+        Raises:
+            BadInputError: there is no such position, or it is the attention sink.
+        """
+        self._check_position(ids, position)
+        prefix = torch.tensor(ids[: position + 1], device=self.session.lm.device)
+        return self.session.explain_ids(prefix)
+
     def _change(self, logits: Tensor) -> Change:
         """From logits [2, n, V], before and after, the first position being the edited one."""
         before, after = logits.log_softmax(-1)
-        choices = self._choices(before[0])
-        token = choices[0]
+        best = [row[0].topk(TOP_TOKENS).indices.tolist() for row in (before, after)]
+        shifts = [
+            Shift(
+                token_text(self.session.lm, token),
+                token,
+                float(before[0, token].exp()),
+                float(after[0, token].exp()),
+            )
+            for token in dict.fromkeys(best[0] + best[1])
+        ]
+        first = best[0][0]
         kl = (before.exp() * (before - after)).sum(-1).clamp_min(0)
-        effect = float(before[0, token.token_id] - after[0, token.token_id])
-        return Change(
-            before=choices,
-            after=self._choices(after[0]),
-            token=token,
-            token_after=float(after[0, token.token_id].exp()),
-            effect=effect,
-            moved=kl.tolist(),
-        )
+        return Change(shifts, float(before[0, first] - after[0, first]), kl.tolist())
 
     @torch.no_grad()
     def _read_anew(self, ids: tuple[int, ...]) -> _Reading:

@@ -190,10 +190,27 @@ def explain_ids(
 
 
 def encode_prompt(lm: FrozenLM, prompt: str) -> Tensor:
-    """Token ids [T], T >= 2: the first position is an attention sink that no SAE was trained on.
+    """Token ids [T] as in `tokenize_prompt`, no more than the model can read.
 
     Raises:
         BadInputError: the prompt is empty or longer than the model's context.
+    """
+    ids = tokenize_prompt(lm, prompt)
+    longest = int(lm.model.config.max_position_embeddings)
+    if len(ids) > longest:
+        raise BadInputError(
+            f"The prompt has {len(ids):,} tokens.",
+            f"The model reads at most {longest:,}.",
+            "Shorten the prompt.",
+        )
+    return ids
+
+
+def tokenize_prompt(lm: FrozenLM, prompt: str) -> Tensor:
+    """Token ids [T], T >= 2: the first position is an attention sink that no SAE was trained on.
+
+    Raises:
+        BadInputError: the prompt is empty.
     """
     ids = lm.tokenizer.encode(prompt)
     if not ids:
@@ -202,13 +219,6 @@ def encode_prompt(lm: FrozenLM, prompt: str) -> Tensor:
         )
     if len(ids) < 2:
         ids = [lm.eos_token_id, *ids]
-    longest = int(lm.model.config.max_position_embeddings)
-    if len(ids) > longest:
-        raise BadInputError(
-            f"The prompt has {len(ids):,} tokens.",
-            f"The model reads at most {longest:,}.",
-            "Shorten the prompt.",
-        )
     return torch.tensor(ids, device=lm.device)
 
 

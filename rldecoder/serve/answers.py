@@ -56,6 +56,14 @@ def intervention_view(result: Intervention) -> dict[str, Any]:
     }
 
 
+def row_view(raised: Sequence[str], lowered: Sequence[str]) -> dict[str, Any]:
+    """What a latent without a card does to logits."""
+    return {
+        "promoted": [visible_token(token, 24) for token in raised],
+        "suppressed": [visible_token(token, 24) for token in lowered],
+    }
+
+
 def explanation_view(explanation: Explanation) -> dict[str, Any]:
     """Method A, the checked claims of Method B, and the sanity row."""
     return example_view(explanation.to_json())

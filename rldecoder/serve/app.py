@@ -94,8 +94,9 @@ def make_app(
     app = FastAPI(title="RL-Decoder", docs_url=None, redoc_url=None, openapi_url=None)
     _add_error_pages(app)
     _add_pages(app, served, token)
-    _add_questions(app, served.workbench, OneAtATime(max_waiting))
-    _add_features(app, served.catalogue)
+    model = OneAtATime(max_waiting)
+    _add_questions(app, served.workbench, model)
+    _add_features(app, served.catalogue, served.workbench, model)
     return Guard(app, hosts=hosts, token=token)
 
 
@@ -151,19 +152,18 @@ def _add_questions(app: FastAPI, bench: Workbench, model: OneAtATime) -> None:
         return answers.explanation_view(found)
 
 
-def _add_features(app: FastAPI, catalogue: Catalogue) -> None:
+def _add_features(app: FastAPI, catalogue: Catalogue, bench: Workbench, model: OneAtATime) -> None:
     @app.get("/api/features")
     def features(query: Annotated[FeatureQuery, Query()]) -> dict[str, Any]:
         return catalogue.search(query)
 
     @app.get("/api/features/{latent}")
-    def feature(latent: int) -> dict[str, Any]:
-        try:
-            return catalogue.card(latent)
-        except KeyError:
-            raise HTTPException(
-                404, f"Latent {latent} is not among the features that were labelled."
-            ) from None
+    async def feature(latent: int) -> dict[str, Any]:
+        # Only the most important latents are labelled; of the others the decoder's row is known.
+        if not catalogue.has(latent):
+            raised, lowered = await model.run(lambda: bench.row_effects(latent))
+            return {"card": None, **answers.row_view(raised, lowered)}
+        return {"card": await anyio.to_thread.run_sync(catalogue.card, latent)}
 
     @app.get("/api/queue")
     def queue(count: Annotated[int, Query(ge=1, le=5000)] = QUEUE_SHOWN) -> dict[str, Any]:

@@ -55,12 +55,12 @@ class Catalogue:
         page = found[query.start : query.start + query.count]
         return {"cards": page, "found": len(found), "all": len(self.cards)}
 
-    def card(self, latent: int) -> dict[str, Any]:
-        """One feature's card with the verdicts on it.
+    def has(self, latent: int) -> bool:
+        """Whether the latent was among those to label."""
+        return latent in self._by_latent
 
-        Raises:
-            KeyError: the latent has no label.
-        """
+    def card(self, latent: int) -> dict[str, Any]:
+        """The card of a latent that there is one of (`has`), with the verdicts on it."""
         verdicts = [_shown(line) for line in self._lines() if line.latent == latent]
         earlier = [
             {**_shown(review), "at": None}

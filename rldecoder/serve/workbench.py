@@ -21,7 +21,7 @@ from rldecoder.decoder.modeling_sae_decoder import require_linear
 from rldecoder.errors import BadInputError
 from rldecoder.explain.claims import verify_on_decoder
 from rldecoder.explain.ranking import RankedFeature, rank_active
-from rldecoder.explain.session import Explanation, Session, encode_prompt, token_text
+from rldecoder.explain.session import Explanation, Session, token_text, tokenize_prompt
 from rldecoder.sae.model import SparseLatents
 
 TOP_TOKENS = 5
@@ -138,7 +138,7 @@ class Workbench:
         Raises:
             BadInputError: it is empty or too long.
         """
-        ids = encode_prompt(self.session.lm, prompt)
+        ids = tokenize_prompt(self.session.lm, prompt)
         if len(ids) > self.max_tokens:
             raise BadInputError(
                 f"The prompt has {len(ids):,} tokens.",
@@ -238,6 +238,25 @@ class Workbench:
         self._check_position(ids, position)
         prefix = torch.tensor(ids[: position + 1], device=self.session.lm.device)
         return self.session.explain_ids(prefix)
+
+    @torch.no_grad()
+    def row_effects(self, latent: int, count: int = 10) -> tuple[list[str], list[str]]:
+        """Tokens whose logit a latent raises most through the decoder, and lowers most; raw text.
+
+        Raises:
+            BadInputError: the dictionary has no such latent.
+        """
+        session = self.session
+        if not 0 <= latent < session.sae.num_latents:
+            raise BadInputError(
+                f"There is no latent {latent}.",
+                f"The dictionary has latents 0 to {session.sae.num_latents - 1}.",
+                "Choose one of those.",
+            )
+        logits = session.lm.unembedding.float() @ session.decoder.W[latent].float()
+        ends = (logits.topk(count, largest=largest).indices.tolist() for largest in (True, False))
+        up, down = ([token_text(session.lm, token) for token in tokens] for tokens in ends)
+        return up, down
 
     def _change(self, logits: Tensor) -> Change:
         """From logits [2, n, V], before and after, the first position being the edited one."""

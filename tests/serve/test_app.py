@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from rldecoder.explain.text import visible_token
 from rldecoder.interp.review import read_reviews
 from rldecoder.serve.app import Served
 from rldecoder.serve.workbench import Workbench
@@ -101,8 +102,8 @@ def test_what_is_not_there(client: TestClient) -> None:
     said = refused(client, "/api/position", 400, prompt=PROMPT, position=9999)
     assert "token 9999" in said
     missing = client.get("/api/features/255000")
-    assert missing.status_code == 404
-    assert "255000 is not among" in missing.json()["error"]["what"]
+    assert missing.status_code == 400
+    assert "latents 0 to 255" in missing.json()["error"]["why"]
     assert client.get("/api/features/x").status_code == 422
     assert client.post("/", json={}).status_code == 405
 
@@ -137,6 +138,21 @@ def test_features_are_searched_sorted_and_paged(client: TestClient, served: Serv
     assert client.get("/api/features", params={"what": 1}).status_code == 422
 
 
+def test_latents_without_a_label_show_what_the_decoder_makes_of_them(
+    client: TestClient, served: Served
+) -> None:
+    labelled = {feature.latent for feature in served.catalogue.labels.features}
+    latent = next(latent for latent in range(256) if latent not in labelled)
+    found = client.get(f"/api/features/{latent}").json()
+    assert found["card"] is None
+    session = served.workbench.session
+    logits = session.lm.unembedding @ session.decoder.W[latent]
+    for name, token in (("promoted", logits.argmax()), ("suppressed", logits.argmin())):
+        assert len(found[name]) == 10
+        text = session.lm.tokenizer.decode([int(token)])
+        assert found[name][0] == visible_token(text, 24)
+
+
 def test_verdicts_are_kept_with_who_and_when(client: TestClient, own_reviews: Served) -> None:
     catalogue = own_reviews.catalogue
     before = client.get("/api/queue").json()
@@ -154,7 +170,7 @@ def test_verdicts_are_kept_with_who_and_when(client: TestClient, own_reviews: Se
         (first, "ann", True), (first, "bob", False), (second, "bob", None),
     ]  # fmt: skip
     assert lines[2].label == HOSTILE[:50].strip()
-    shown = client.get(f"/api/features/{first}").json()["reviews"]
+    shown = client.get(f"/api/features/{first}").json()["card"]["reviews"]
     assert [review["reviewer"] for review in shown] == ["ann", "bob"]
     assert "no label to judge" in refused(
         client, "/api/reviews", 400, latent=2**30, reviewer="ann", accept=True
@@ -247,12 +263,12 @@ def test_the_page_has_no_inline_script_and_hostile_text_stays_text(hostile: Serv
     html = client.get("/").text
     page = Tags(html)
     assert len(page.sources) >= 5
+    risky = re.compile(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|https?:")
     for source in page.sources:
         assert source is not None
         code = client.get(source)
         assert code.headers["content-type"].startswith("text/javascript")
-        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|https?:",
-                             code.text)  # fmt: skip
+        assert not risky.search(code.text)
     assert "img" not in page.names
     assert "style" not in page.attributes
     assert not {name for name in page.attributes if name.startswith("on")}

@@ -49,5 +49,5 @@ const Cards = (() => {
     if (feature.predicate) box.title = feature.predicate;
     return box;
   };
-  return { element, number, card };
+  return { element, number, effects, card };
 })();

@@ -67,12 +67,11 @@ const Bench = (() => {
     at("card-title").textContent = "Feature #" + latent;
     const body = at("card-body");
     try {
-      const response = await reach("/api/features/" + latent);
-      if (response.status === 404) {
-        body.replaceChildren(element("p", "note", "This latent was not among the labelled ones: the run labels the most important latents only."));
-      } else {
-        body.replaceChildren(withReviews(await read(response)));
-      }
+      const found = await get("/api/features/" + latent);
+      body.replaceChildren(...(found.card ? [withReviews(found.card)] : [
+        element("p", "note", "Not labelled: the run labels its most important latents only. What the decoder makes of it:"),
+        Cards.effects("raises", found.promoted), Cards.effects("lowers", found.suppressed),
+      ]));
       dialog.showModal();
     } catch (error) { complain(error); }
   };

@@ -22,7 +22,7 @@ def rldecoder(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_help_lists_the_commands_and_is_quick() -> None:
     result = rldecoder("--help")
     assert result.returncode == 0
-    for command in ("run", "status", "explain", "report", "smoke", "models", "devices"):
+    for command in ("run", "status", "explain", "serve", "report", "smoke", "models", "devices"):
         assert command in result.stdout
     loaded = subprocess.run(
         [sys.executable, "-c", "import sys, rldecoder.cli; print('torch' in sys.modules)"],

@@ -14,6 +14,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from rldecoder.dashboard.figures import Drawing
 from rldecoder.explain.text import visible_text
 
 SECTIONS = (
@@ -27,8 +28,8 @@ SECTIONS = (
 )
 SCRIPTS = ("cards.js", "report.js")
 FIGURE_NAMES = (
-    "lens", "sweep", "frontier", "sae", "decoder", "density", "ppo", "ppo_task", "tasks", "mass",
-    "calibration", "deletion", "precision",
+    "architecture", "lens", "sweep", "frontier", "sae", "decoder", "density", "ppo", "ppo_task",
+    "tasks", "mass", "calibration", "deletion", "precision",
 )  # fmt: skip
 
 
@@ -36,8 +37,7 @@ FIGURE_NAMES = (
 class FigureEntry:
     """One figure with its words."""
 
-    svg: str
-    """An `<svg>` element made by `figures`."""
+    drawing: Drawing
     title: str
     caption: str
 
@@ -85,7 +85,11 @@ def render_html(data: ReportData) -> str:
         .render(
             **_values(data),
             figures={
-                name: {"svg": Markup(entry.svg), "title": entry.title, "caption": entry.caption}
+                name: {
+                    "svg": Markup(entry.drawing.svg),
+                    "title": entry.title,
+                    "caption": entry.caption,
+                }
                 for name, entry in data.figures.items()
             }
             | {name: None for name in FIGURE_NAMES if name not in data.figures},

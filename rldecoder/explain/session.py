@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from rich.console import Group, RenderableType
 from rich.panel import Panel
+from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
@@ -311,8 +312,7 @@ def render_example(example: Mapping[str, Any]) -> RenderableType:
     lines: list[RenderableType] = [
         Text(visible_text(prompt, SHOWN_PROMPT_CHARACTERS + 1), style="italic"),
         Text(),
-        _prediction_line("frozen ", example["frozen"]),
-        _prediction_line("decoder", example["decoder"]),
+        _side_by_side(example["frozen"], example["decoder"]),
         Text(f"KL(frozen || decoder) {example['kl']:.3f} nats", style="dim"),
         Text(),
         Text.assemble(("A  ", "bold"), example["method_a"]),
@@ -335,14 +335,19 @@ def render_example(example: Mapping[str, Any]) -> RenderableType:
     return Panel(Group(*lines), title="explanation", title_align="left", border_style="dim")
 
 
-def _prediction_line(name: str, prediction: Mapping[str, Any]) -> Text:
-    others = ", ".join(f"{visible_token(token)} {p:.2f}" for token, p in prediction["top"][1:])
-    return Text.assemble(
-        (f"{name}  ", "dim"),
-        (visible_token(prediction["token"]), "bold"),
-        f"  p {prediction['probability']:.2f}",
-        (f"   then {others}", "dim"),
-    )
+def _side_by_side(frozen: Mapping[str, Any], decoder: Mapping[str, Any]) -> Table:
+    """Both models' first choices, a rank a row."""
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    for who in ("frozen model", "decoder"):
+        table.add_column(who, header_style="dim", no_wrap=True)
+    for place, choices in enumerate(zip(frozen["top"], decoder["top"], strict=True)):
+        table.add_row(
+            *(
+                Text(f"{p:.2f}  {visible_token(token, 30)}", style="bold" if place == 0 else "")
+                for token, p in choices
+            )
+        )
+    return table
 
 
 def _claim_line(place: int, checked: Mapping[str, Any]) -> Text:

@@ -32,7 +32,9 @@ def run(
         figures = ctx.out / "figures"
         figures.mkdir(parents=True, exist_ok=True)
         for name, entry in data.figures.items():
-            (figures / f"{name}.svg").write_text(SVG_HEADER + entry.svg + "\n", encoding="utf-8")
+            svg = SVG_HEADER + entry.drawing.svg + "\n"
+            (figures / f"{name}.svg").write_text(svg, encoding="utf-8")
+            (figures / f"{name}.pdf").write_bytes(entry.drawing.pdf)
         bar.advance(1, "figures")
         html = render_html(data)
         (ctx.out / "report.html").write_text(html, encoding="utf-8")

@@ -94,6 +94,18 @@ def test_a_report_without_figures_claims_or_controls_renders(data: ReportData) -
     assert render_markdown(bare).startswith("# ")
 
 
+def test_a_thousand_features_stay_below_15_megabytes(data: ReportData) -> None:
+    """Six contexts of thirty-two tokens each, every token four characters and active."""
+    one = {**data.features[0], "label": "a label of usual length " * 3}
+    one["examples"] = [
+        {"tokens": [" tok"] * 32, "heat": [0.25] * 32, "act": 12.345, "focus": 20}
+    ] * 6
+    features = [{**one, "latent": latent} for latent in range(1000)]
+    html = render_html(replace(data, features=features))
+    assert len(json.loads(Page(html).scripts[0][1])) == 1000
+    assert len(html.encode()) < 15e6
+
+
 def test_pages_are_the_same_every_time(data: ReportData) -> None:
     assert render_html(data) == render_html(data)
     assert render_markdown(data) == render_markdown(data)

@@ -49,6 +49,8 @@ def test_the_page_shows_everything(inputs: dict[str, InputArtifact]) -> None:
             assert caveat[:40].replace("'", "&#39;") in html
     assert not re.search(r'(?:src|href)="(?!#)', html)
     assert html.count("<figure") == len(list((folder / "figures").glob("*.svg"))) >= 8
+    assert len(list((folder / "figures").glob("*.pdf"))) == html.count("<figure")
+    assert (folder / "figures" / "architecture.pdf").is_file()
     assert html.count('class="panel example"') >= 3
 
 

@@ -57,9 +57,9 @@ def architecture_plot(sizes: Sizes) -> Drawing:
         _arrow(axes, (4.4 + half, LOWER), (6.95 - half, LOWER))
         _arrow(axes, (6.95 + half, LOWER), (9.5 - half, LOWER))
         _arrow(axes, (9.5, UPPER - HEIGHT / 2), (9.5, LOWER + HEIGHT / 2), both=True)
-        axes.text(4.4, UPPER + 0.14, f"residual stream, {sizes.d_model} wide", ha="center",
+        axes.text(4.6, UPPER + 0.1, f"residual stream,\n{sizes.d_model} wide", ha="center",
                   va="bottom", fontsize=8)  # fmt: skip
-        axes.text(9.38, 1.0, "KL, task reward", ha="right", va="center", fontsize=8)
+        axes.text(9.38, 1.0, "KL", ha="right", va="center", fontsize=8)
         return drawing(figure)
 
 

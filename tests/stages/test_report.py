@@ -55,6 +55,23 @@ def test_the_page_shows_everything(inputs: dict[str, InputArtifact]) -> None:
 
 
 @pytest.mark.slow
+def test_pages_from_the_manifests(inputs: dict[str, InputArtifact]) -> None:
+    folder = inputs[STAGE.name].path
+    checks = (folder / "reproducibility.md").read_text(encoding="utf-8")
+    for name in STAGE.inputs:
+        assert f"| {name} | `{inputs[name].digest}` |" in checks
+    assert "| Every stage has its seed | yes |" in checks
+    assert "| Every gate passed | **no** | gate\\_sae" in checks
+    assert "| torch | " in checks
+    notes = (folder / "release_notes.md").read_text(encoding="utf-8")
+    for target in TARGETS:
+        assert f"| {target.name} |" in notes
+    entry = (folder / "logbook_entry.md").read_text(encoding="utf-8")
+    assert entry.startswith("## 2")
+    assert "gate_sae said no: " in entry
+
+
+@pytest.mark.slow
 def test_a_rerun_differs_in_nothing_but_times(
     inputs: dict[str, InputArtifact], config: RunConfig, context: Callable[..., StageContext]
 ) -> None:

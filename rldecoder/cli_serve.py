@@ -7,9 +7,8 @@ import ipaddress
 import socket
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-import uvicorn
 from rich.console import Console
 from rich.markup import escape
 
@@ -17,13 +16,11 @@ from rldecoder.artifacts import ArtifactStore
 from rldecoder.cli_show import explain_inputs, open_session
 from rldecoder.config.run import RunConfig
 from rldecoder.errors import BadInputError
-from rldecoder.interp.review import REVIEWS_FILE
 from rldecoder.runner import plan
-from rldecoder.serve.app import Served, make_app
-from rldecoder.serve.catalogue import Catalogue
 from rldecoder.serve.guard import LOOPBACK
-from rldecoder.serve.pages import PageFacts
-from rldecoder.serve.workbench import Workbench
+
+if TYPE_CHECKING:
+    from rldecoder.serve.app import Served
 
 WARM_UP = "The first answer should not wait for anything."
 MAX_CONNECTIONS = 64
@@ -46,10 +43,14 @@ def serve_run(
     Raises:
         BadInputError: the run has nothing to explain with yet, or the address cannot be used.
     """
-    # The cheap refusals come first: loading takes seconds.
+    # The cheap refusals come first, before what takes seconds to import and to load.
     hosts = allowed_hosts(host, allow_remote, host_names)
-    listener = listen(host, port)
-    with listener:
+    explain_inputs(run, store)
+    with listen(host, port) as listener:
+        import uvicorn
+
+        from rldecoder.serve.app import make_app
+
         console.print(f"loading {escape(run.name)} ...", highlight=False)
         app = make_app(open_served(run, store, max_tokens=max_tokens, reviews=reviews), hosts=hosts)
         server = uvicorn.Server(
@@ -83,6 +84,14 @@ def open_served(
     run: RunConfig, store: ArtifactStore, *, max_tokens: int, reviews: Path | None
 ) -> Served:
     """Load a run's models and labels, and answer one question, so that the next is fast."""
+    import torch
+
+    from rldecoder.interp.review import REVIEWS_FILE
+    from rldecoder.serve.app import Served
+    from rldecoder.serve.catalogue import Catalogue
+    from rldecoder.serve.pages import PageFacts
+    from rldecoder.serve.workbench import Workbench
+
     if run.threads is not None:
         torch.set_num_threads(run.threads)
     inputs = explain_inputs(run, store)

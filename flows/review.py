@@ -8,7 +8,6 @@ appended to a JSONL file as they come, so that nothing is lost when the reviewer
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from uuid import uuid4
 
@@ -22,7 +21,13 @@ from pydantic import ConfigDict, Field
 from flows.parameters import RunParameters
 from rldecoder.errors import BadInputError
 from rldecoder.interp.records import FeatureLabel, FeatureLabels
-from rldecoder.interp.review import ReviewLine, read_reviews
+from rldecoder.interp.review import (
+    REVIEWS_FILE,
+    ReviewLine,
+    append_review,
+    read_reviews,
+    review_queue,
+)
 from rldecoder.runner import plan
 
 POLL_SECONDS = 2
@@ -55,12 +60,6 @@ class Verdict(RunInput):
     """Anything to remember."""
 
 
-def review_queue(labels: FeatureLabels, seen: set[int], count: int) -> list[FeatureLabel]:
-    """The next labels to look at: by queue rank, without those that have a verdict."""
-    waiting = [f for f in labels.features if f.latent not in seen and not f.reviews]
-    return sorted(waiting, key=lambda f: f.queue_rank)[:count]
-
-
 def as_markdown(feature: FeatureLabel) -> str:
     """One label with its evidence. All text of the corpus is shown as quoted JSON strings in
     code blocks: it is data, and may hold markup or invisible characters."""
@@ -89,15 +88,6 @@ def _code(*texts: str) -> str:
     return "    " + "  ".join(json.dumps(text, ensure_ascii=True) for text in texts)
 
 
-def append_review(path: Path, line: ReviewLine) -> None:
-    """Add one verdict to the file and force it to disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(line.model_dump_json() + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
 @flow(name="review", persist_result=False)
 def review(parameters: ReviewParameters) -> int:
     """Show the top of the review queue and keep the verdicts; returns how many were given.
@@ -115,7 +105,7 @@ def review(parameters: ReviewParameters) -> int:
         )
     store.verify(ref)
     labels = FeatureLabels.load(store.path(ref))
-    path = Path(parameters.file or run.label_features.reviews or store.root / "reviews.jsonl")
+    path = Path(parameters.file or run.label_features.reviews or store.root / REVIEWS_FILE)
     seen = {r.latent for r in read_reviews(path, labels.sae_digest)} if path.is_file() else set()
     queue = review_queue(labels, seen, parameters.count)
     get_run_logger().info("%d labels to review; verdicts go to %s", len(queue), path)

@@ -82,12 +82,70 @@ def explain(
     prompt: Annotated[str, typer.Argument(help="The text whose next token is explained.")],
     store: StoreOption = None,
     overrides: SetOption = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object and nothing else.")
+    ] = False,
+    html: Annotated[
+        Path | None, typer.Option("--html", help="Write a self-contained page to this file.")
+    ] = None,
 ) -> None:
     """Explain the next-token prediction for a prompt, in claims tested by intervention."""
     loaded, opened = _load(config, store, overrides)
     from rldecoder.cli_show import show_explanation
 
-    show_explanation(loaded, opened, prompt, console)
+    show_explanation(loaded, opened, prompt, console, as_json=as_json, html=html)
+
+
+@app.command(
+    help="Serve a finished run on this machine: live prompts, exact ablations, label review."
+    "\n\n"
+    "Type a prompt and see both models' predictions token by token. Open a token's features, take "
+    "one out or amplify it, and see the predictions change: both models are run again, nothing is "
+    "estimated. Search features; review labels by keyboard. Works offline; Ctrl-C stops it."
+    "\n\n"
+    "Example: rldecoder serve configs/quickstart.yaml --port 8760"
+)
+def serve(
+    config: ConfigPath,
+    store: StoreOption = None,
+    overrides: SetOption = None,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="TCP port; 0 takes any that is free.")
+    ] = 8760,
+    max_tokens: Annotated[
+        int, typer.Option(min=2, help="Longest prompt; work and memory grow with it.")
+    ] = 256,
+    reviews: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSONL file for verdicts on labels; default: `label_features.reviews`, or "
+            "reviews.jsonl in the store."
+        ),
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; others than loopback need --allow-remote.")
+    ] = "127.0.0.1",
+    allow_remote: Annotated[
+        bool,
+        typer.Option("--allow-remote", help="Let other machines in. There is no login."),
+    ] = False,
+    host_names: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--host-name",
+            help="With --allow-remote: a name in browsers' address bars (repeatable).",
+        ),
+    ] = None,
+) -> None:
+    """Serve a finished run on this machine: live prompts, exact ablations, label review."""
+    loaded, opened = _load(config, store, overrides)
+    from rldecoder.cli_serve import serve_run
+
+    serve_run(
+        loaded, opened, console,
+        host=host, port=port, allow_remote=allow_remote, host_names=host_names or [],
+        max_tokens=max_tokens, reviews=reviews,
+    )  # fmt: skip
 
 
 @app.command()

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -9,6 +14,10 @@ from rich.table import Table
 from rldecoder.artifacts import ArtifactRef, ArtifactStore
 from rldecoder.config.run import RunConfig
 from rldecoder.errors import BadInputError, DamagedFileError
+
+if TYPE_CHECKING:
+    from rldecoder.explain.session import Session
+    from rldecoder.stages.context import InputArtifact
 
 EXPLAIN_NEEDS = (
     "sync_tokenizer", "train_sae", "freeze_decoder", "label_features", "train_explainer",
@@ -49,14 +58,61 @@ def _state(store: ArtifactStore, ref: ArtifactRef) -> tuple[str, str, str]:
     return state, f"{manifest.wall_seconds:,.1f} s", manifest.device
 
 
-def show_explanation(run: RunConfig, store: ArtifactStore, prompt: str, console: Console) -> None:
+def show_explanation(
+    run: RunConfig,
+    store: ArtifactStore,
+    prompt: str,
+    console: Console,
+    *,
+    as_json: bool = False,
+    html: Path | None = None,
+) -> None:
     """Explain one prompt with the published decoder.
 
+    Args:
+        as_json: print one JSON object (ASCII, so that no terminal acts on it) and nothing else.
+        html: write a self-contained page there, too.
+
     Raises:
-        BadInputError: the prompt is empty, or the run has not come so far.
+        BadInputError: the prompt is empty, the run has not come so far, or the page cannot be
+            written.
     """
     if not prompt.strip():
         raise BadInputError("The prompt is empty.", "", 'Example: rldecoder explain CONFIG "The"')
+    inputs = explain_inputs(run, store)
+    from rldecoder.dashboard.explanation import explanation_page
+    from rldecoder.explain.session import render_explanation
+
+    explanation = open_session(inputs).explain(prompt)
+    caveats = inputs["train_explainer"].caveats
+    if html is not None:
+        try:
+            html.write_text(explanation_page(explanation, run.name, caveats), encoding="utf-8")
+        except OSError as error:
+            raise BadInputError(
+                f"The page {html} cannot be written.", str(error), "Give another path to --html."
+            ) from error
+    if as_json:
+        digests = {name: artifact.digest for name, artifact in inputs.items()}
+        value = {
+            "run": run.name, "artifacts": digests, "caveats": list(caveats),
+            **explanation.to_json(),
+        }  # fmt: skip
+        console.out(json.dumps(value, indent=2), highlight=False)
+        return
+    console.print(render_explanation(explanation))
+    for caveat in caveats:
+        console.print(f"[yellow]caveat[/yellow] {escape(caveat)}", highlight=False)
+    if html is not None:
+        console.print(f"page: {escape(str(html))}", highlight=False, soft_wrap=True)
+
+
+def explain_inputs(run: RunConfig, store: ArtifactStore) -> dict[str, InputArtifact]:
+    """The artifacts that explaining needs, verified, by stage.
+
+    Raises:
+        BadInputError: the run has not come so far.
+    """
     from rldecoder.runner import plan, read_input
 
     refs = plan(run)
@@ -67,19 +123,20 @@ def show_explanation(run: RunConfig, store: ArtifactStore, prompt: str, console:
             f"Missing in {store.root}: {', '.join(missing)}.",
             "Finish the run with `rldecoder run CONFIG`, using the same --store and --set.",
         )
-    from rldecoder.explain.session import load_session, render_explanation
+    return {name: read_input(store, refs[name]) for name in EXPLAIN_NEEDS}
 
-    inputs = {name: read_input(store, refs[name]).path for name in EXPLAIN_NEEDS}
-    session = load_session(
-        model=inputs["sync_tokenizer"] / "model",
-        sae=inputs["train_sae"] / "sae",
-        decoder=inputs["freeze_decoder"] / "decoder",
-        labels=inputs["label_features"] / "feature_labels.json",
-        explainer=inputs["train_explainer"],
+
+def open_session(inputs: Mapping[str, InputArtifact]) -> Session:
+    """Load the models of a run, ready to explain."""
+    from rldecoder.explain.session import load_session
+
+    return load_session(
+        model=inputs["sync_tokenizer"].path / "model",
+        sae=inputs["train_sae"].path / "sae",
+        decoder=inputs["freeze_decoder"].path / "decoder",
+        labels=inputs["label_features"].path / "feature_labels.json",
+        explainer=inputs["train_explainer"].path,
     )
-    console.print(render_explanation(session.explain(prompt)))
-    for caveat in read_input(store, refs["train_explainer"]).caveats:
-        console.print(f"[yellow]caveat[/yellow] {escape(caveat)}", highlight=False)
 
 
 def show_smoke(model: str, console: Console) -> None:

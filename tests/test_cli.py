@@ -26,6 +26,7 @@ def test_help_lists_the_commands_and_is_quick() -> None:
         "run",
         "status",
         "explain",
+        "serve",
         "report",
         "export",
         "smoke",

@@ -5,6 +5,8 @@ That Prefect gives the same digests and bytes is tested in tests/flows/test_cli_
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 import subprocess
 import sys
@@ -98,6 +100,36 @@ def test_explain_prints_both_predictions_and_claims(debug_store: Path) -> None:
     assert "frozen" in result.stdout.lower()
     assert "decoder" in result.stdout.lower()
     assert "active" in result.stdout.lower()
+
+
+def test_explain_as_json_and_as_a_page(debug_store: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    result = command(
+        "explain", str(CONFIG), "a </script>\u202e b", "--store", str(debug_store), "--json",
+        "--html", str(page),
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.isascii()
+    value = json.loads(result.stdout)
+    assert value["prompt"] == "a </script>\u202e b"
+    assert value["run"] == "debug"
+    assert value["artifacts"]["train_explainer"]
+    for who in ("frozen", "decoder"):
+        assert len(value[who]["top"]) == 3
+    assert all(claim["sentence"] and claim["verdict"] for claim in value["claims"])
+    assert {"latent", "label", "confidence"} <= set(value["ranked"][0])
+    html = page.read_text(encoding="utf-8")
+    assert "default-src 'none'" in html
+    assert "script" not in re.findall(r"<([a-z0-9]+)", html)
+    assert "&lt;/script&gt;" in html
+    assert "\u202e" not in html
+    for feature in value["ranked"]:
+        assert f"#{feature['latent']}" in html
+    refused = command(
+        "explain", str(CONFIG), "a b", "--store", str(debug_store), "--html", str(tmp_path)
+    )
+    assert refused.returncode == 2
+    assert "cannot be written" in refused.stderr
 
 
 def test_report_command_prints_the_path(debug_store: Path) -> None:

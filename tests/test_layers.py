@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 SUBJECTS = (
     "config", "lm", "data", "sae", "decoder", "rl", "interp", "explain", "evals", "dashboard",
+    "serve",
 )  # fmt: skip
 CORE = (
     "errors", "seeds", "schemas", "artifacts", "mirror", "devices", "checkpoints", "curves",

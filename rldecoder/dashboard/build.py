@@ -7,6 +7,7 @@ from typing import Any
 
 from rldecoder import schemas
 from rldecoder.dashboard import collect, figures
+from rldecoder.dashboard.architecture import Sizes, architecture_plot
 from rldecoder.dashboard.collect import Published, format_value
 from rldecoder.dashboard.figures import Bar, Line
 from rldecoder.dashboard.report import FigureEntry, ReportData
@@ -255,6 +256,7 @@ def _figures(
     label_controls: Mapping[str, Any],
 ) -> dict[str, FigureEntry]:
     drawn = {
+        "architecture": _architecture(inputs),
         "lens": _lens(inputs["baselines"]),
         "sweep": _sweep(inputs["sweep_sae"]),
         "frontier": _frontier(inputs["frontier"]),
@@ -271,6 +273,25 @@ def _figures(
         **_training(inputs),
     }
     return {name: entry for name, entry in drawn.items() if entry is not None}
+
+
+def _architecture(inputs: Mapping[str, Published]) -> FigureEntry:
+    meta = schemas.read_json(inputs["cache_activations"].path / "meta.json")
+    density = schemas.read_parquet(inputs["gate_sae"].path / "density.parquet", ["density"])
+    sizes = Sizes(
+        model=visible_text(str(meta["model_name"]), 24),
+        hook_layer=meta["hook_layer"],
+        num_layers=meta["num_layers"],
+        d_model=meta["d_model"],
+        num_latents=density.num_rows,
+        active=format_value(round(float(inputs["train_sae"].metrics["validation_l0"]))),
+        depth=int(inputs["train_decoder"].metrics["depth"]),
+    )
+    return FigureEntry(
+        architecture_plot(sizes),
+        "What was trained on what.",
+        "Grey is frozen. The decoder sees the latents alone: no residual, no error term.",
+    )
 
 
 def _lens(baselines: Published) -> FigureEntry:
@@ -402,8 +423,8 @@ def _curves(
     lines = [Line(name, *found) for name, found in series.items() if found is not None]
     if not lines:
         return None
-    svg = figures.line_plot(lines, x_label=x_label, y_label=y_label, target=target)
-    return FigureEntry(svg, title, caption)
+    drawn = figures.line_plot(lines, x_label=x_label, y_label=y_label, target=target)
+    return FigureEntry(drawn, title, caption)
 
 
 def _tasks(tasks: Sequence[Mapping[str, Any]]) -> FigureEntry | None:

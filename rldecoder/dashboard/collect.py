@@ -147,6 +147,8 @@ def _feature(
         "predicate": _predicate(feature.predicate),
         "labeler": visible_text(feature.labeler, 60),
         "confidence": round(feature.confidence, 3),
+        "confidence_low": round(feature.confidence_low, 3),
+        "confidence_high": round(feature.confidence_high, 3),
         "high": feature.high_confidence,
         "importance": feature.importance,
         "rank": feature.importance_rank,
@@ -177,23 +179,23 @@ def _window_acts(path: Path) -> dict[tuple[int, int, int], list[float]]:
 
 def examples(path: Path) -> list[dict[str, Any]]:
     """Example explanations of `examples.json`, their texts made visible."""
-    shown = []
-    for example in schemas.read_json(path):
-        shown.append(
-            {
-                "prompt": visible_text(example["prompt"][-700:], 720),
-                "cut": len(example["prompt"]) > 700,
-                "kl": example["kl"],
-                "frozen": _prediction(example["frozen"]),
-                "decoder": _prediction(example["decoder"]),
-                "agree": example["frozen"]["token_id"] == example["decoder"]["token_id"],
-                "method_a": visible_text(example["method_a"], 2000),
-                "method_b": visible_text(example["method_b"], 2000),
-                "claims": [_claim(claim) for claim in example["claims"]],
-                "sanity": example["sanity"],
-            }
-        )
-    return shown
+    return [example_view(example) for example in schemas.read_json(path)]
+
+
+def example_view(example: Mapping[str, Any]) -> dict[str, Any]:
+    """One explanation (`Explanation.to_json`) with all its texts made visible."""
+    return {
+        "prompt": visible_text(example["prompt"][-700:], 720),
+        "cut": len(example["prompt"]) > 700,
+        "kl": example["kl"],
+        "frozen": _prediction(example["frozen"]),
+        "decoder": _prediction(example["decoder"]),
+        "agree": example["frozen"]["token_id"] == example["decoder"]["token_id"],
+        "method_a": visible_text(example["method_a"], 2000),
+        "method_b": visible_text(example["method_b"], 2000),
+        "claims": [_claim(claim) for claim in example["claims"]],
+        "sanity": example["sanity"],
+    }
 
 
 def _prediction(prediction: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Figures of the report: SVG that is the same on every run and readable in light and dark.
+"""Figures of the report: SVG and PDF, the same on every run, readable in light and dark.
 
-Text stays text (`svg.fonttype: none`), so that the page's own font and colour apply. Functions
-take plain values and return SVG; the caller decides where it goes.
+Text stays text (`svg.fonttype: none`), so that the page's own font and colour apply; PDF embeds
+its fonts. Functions take plain values and return a `Drawing`; the caller decides where it goes.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ FRAME = "#8b909a"
 STYLE: Any = {
     "svg.hashsalt": "rldecoder",
     "svg.fonttype": "none",
+    "pdf.fonttype": 42,
     "font.size": 9,
     "font.family": "sans-serif",
     "text.color": FRAME,
@@ -44,6 +45,15 @@ STYLE: Any = {
 }
 SIZE = (5.2, 2.9)
 FAR = 2.5
+
+
+class Drawing(NamedTuple):
+    """A figure, for the page and for papers."""
+
+    svg: str
+    """An `<svg>` element, without XML header, date and fixed size."""
+    pdf: bytes
+    """One page with embedded fonts."""
 
 
 class Line(NamedTuple):
@@ -71,7 +81,7 @@ def line_plot(
     y_label: str,
     target: float | None = None,
     markers: bool = False,
-) -> str:
+) -> Drawing:
     """Lines over a common axis; `target` is a dotted line, unless it is far off the data."""
     highest = max((max(line.y) for line in lines if len(line.y)), default=0.0)
     if target is not None and target > FAR * highest:
@@ -97,10 +107,10 @@ def line_plot(
         axes.set_ylabel(y_label)
         if len(lines) > 1 or target is not None:
             axes.legend()
-        return _svg(figure)
+        return drawing(figure)
 
 
-def density_plot(density: Sequence[float]) -> str:
+def density_plot(density: Sequence[float]) -> Drawing:
     """Histogram of log10 firing density; dead latents are named in the legend."""
     values = np.asarray(density, dtype=np.float64)
     alive = values[values > 0]
@@ -117,12 +127,12 @@ def density_plot(density: Sequence[float]) -> str:
         axes.set_xlabel("log10 of the share of tokens on which a latent fires")
         axes.set_ylabel("latents")
         axes.legend(loc="upper left", handlelength=0)
-        return _svg(figure)
+        return drawing(figure)
 
 
 def interval_plot(
     groups: Mapping[str, Sequence[Bar]], *, x_label: str, target: float | None = None
-) -> str:
+) -> Drawing:
     """Dots with whiskers, one row a name, one colour a group."""
     names = list(dict.fromkeys(bar.name for bars in groups.values() for bar in bars))
     height = max(1.6, 0.34 * len(names) * max(1, len(groups) * 0.6) + 0.9)
@@ -152,10 +162,10 @@ def interval_plot(
         axes.set_xlabel(x_label)
         if len(groups) > 1 or target is not None:
             figure.legend(loc="outside upper right", ncols=4)
-        return _svg(figure)
+        return drawing(figure)
 
 
-def reliability_plot(bins: Sequence[Mapping[str, float]]) -> str:
+def reliability_plot(bins: Sequence[Mapping[str, float]]) -> Drawing:
     """Claimed confidence against the share that was right; the area shows the bin's size."""
     with _figure() as (figure, axes):
         axes.plot([0, 1], [0, 1], color=FRAME, linestyle=":", linewidth=1.2)
@@ -174,7 +184,7 @@ def reliability_plot(bins: Sequence[Mapping[str, float]]) -> str:
         axes.grid()
         axes.set_xlabel("stated confidence")
         axes.set_ylabel("accepted on test text")
-        return _svg(figure)
+        return drawing(figure)
 
 
 @contextmanager
@@ -192,10 +202,12 @@ def _figure(
         yield figure, axes
 
 
-def _svg(figure: Figure) -> str:
-    """The figure as an `<svg>` element, without XML header, date and fixed size."""
+def drawing(figure: Figure) -> Drawing:
+    """A finished figure in both formats, the same bytes on every run."""
     buffer = io.StringIO()
     metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
     figure.savefig(buffer, format="svg", metadata=metadata)
     text = buffer.getvalue()
-    return text[text.index("<svg") :].strip()
+    pages = io.BytesIO()
+    figure.savefig(pages, format="pdf", metadata={"CreationDate": None, "Creator": None})
+    return Drawing(text[text.index("<svg") :].strip(), pages.getvalue())

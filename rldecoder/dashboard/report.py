@@ -14,6 +14,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from rldecoder.dashboard.figures import Drawing
 from rldecoder.explain.text import visible_text
 
 SECTIONS = (
@@ -25,9 +26,10 @@ SECTIONS = (
     ("explanations", "Explanations"),
     ("reproduce", "Reproduce"),
 )
+SCRIPTS = ("cards.js", "report.js")
 FIGURE_NAMES = (
-    "lens", "sweep", "frontier", "sae", "decoder", "density", "ppo", "ppo_task", "tasks", "mass",
-    "calibration", "deletion", "precision",
+    "architecture", "lens", "sweep", "frontier", "sae", "decoder", "density", "ppo", "ppo_task",
+    "tasks", "mass", "calibration", "deletion", "precision",
 )  # fmt: skip
 
 
@@ -35,8 +37,7 @@ FIGURE_NAMES = (
 class FigureEntry:
     """One figure with its words."""
 
-    svg: str
-    """An `<svg>` element made by `figures`."""
+    drawing: Drawing
     title: str
     caption: str
 
@@ -75,16 +76,20 @@ def render_html(data: ReportData) -> str:
     and `&` are escaped, and the script puts it on the page as `textContent` only.
     """
     templates = files("rldecoder.dashboard") / "templates"
-    script = (templates / "report.js").read_text(encoding="utf-8")
+    script = "".join((templates / name).read_text(encoding="utf-8") for name in SCRIPTS)
     css = (templates / "report.css").read_text(encoding="utf-8")
     digest = hashlib.sha256(script.encode()).digest()
     return (
-        _environment(autoescape=True)
+        environment(autoescape=True)
         .get_template("report.html.j2")
         .render(
             **_values(data),
             figures={
-                name: {"svg": Markup(entry.svg), "title": entry.title, "caption": entry.caption}
+                name: {
+                    "svg": Markup(entry.drawing.svg),
+                    "title": entry.title,
+                    "caption": entry.caption,
+                }
                 for name, entry in data.figures.items()
             }
             | {name: None for name in FIGURE_NAMES if name not in data.figures},
@@ -99,7 +104,7 @@ def render_html(data: ReportData) -> str:
 
 def render_markdown(data: ReportData) -> str:
     """The run's page for docs/experiments/: tables only, no times, no pictures."""
-    text = _environment(autoescape=False).get_template("experiment.md.j2").render(**_values(data))
+    text = environment(autoescape=False).get_template("experiment.md.j2").render(**_values(data))
     return text.rstrip() + "\n"
 
 
@@ -128,7 +133,8 @@ def _shown(value: float | None) -> str:
 
 
 @lru_cache(maxsize=2)
-def _environment(*, autoescape: bool) -> Environment:
+def environment(*, autoescape: bool) -> Environment:
+    """The page templates; `md` escapes for Markdown."""
     environment = Environment(
         loader=PackageLoader("rldecoder.dashboard", "templates"),
         autoescape=autoescape,

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from rich.console import Group, RenderableType
 from rich.panel import Panel
+from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
@@ -101,6 +102,13 @@ class Session:
         """See `explain_prompt`."""
         return explain_prompt(self.lm, self.sae, self.decoder, self.labels, self.explainer, prompt)
 
+    def explain_ids(self, ids: Tensor) -> Explanation:
+        """See `explain_ids`; the prompt is what the tokens [T] say."""
+        prompt = str(self.lm.tokenizer.decode(ids))
+        return explain_ids(
+            self.lm, self.sae, self.decoder, self.labels, self.explainer, ids, prompt
+        )
+
 
 def load_session(
     *,
@@ -129,7 +137,6 @@ def load_session(
     )
 
 
-@torch.no_grad()
 def explain_prompt(
     lm: FrozenLM,
     sae: Sae,
@@ -143,8 +150,25 @@ def explain_prompt(
     Raises:
         BadInputError: the prompt is empty or longer than the model's context.
     """
-    ids = _encode(lm, prompt)
-    tokens = tuple(_token_text(lm, token) for token in ids.tolist())
+    return explain_ids(lm, sae, decoder, labels, explainer, encode_prompt(lm, prompt), prompt)
+
+
+@torch.no_grad()
+def explain_ids(
+    lm: FrozenLM,
+    sae: Sae,
+    decoder: SaeDecoderForCausalLM,
+    labels: Mapping[int, LabelText],
+    explainer: Explainer,
+    ids: Tensor,
+    prompt: str,
+) -> Explanation:
+    """Explain the decoder's next token after the tokens `ids` [T], T >= 2.
+
+    Args:
+        prompt: what to show as the text.
+    """
+    tokens = tuple(token_text(lm, token) for token in ids.tolist())
     _, final = lm.resid_and_final(ids[None], sae.spec.hook_layer)
     frozen_logprobs = lm.unembed(final[0, -1]).log_softmax(-1)
     trace = decoder.features(ids[None]).latents
@@ -166,15 +190,13 @@ def explain_prompt(
     )
 
 
-def _encode(lm: FrozenLM, prompt: str) -> Tensor:
-    """Token ids [T], T >= 2: the first position is an attention sink that no SAE was trained on."""
-    ids = lm.tokenizer.encode(prompt)
-    if not ids:
-        raise BadInputError(
-            "The prompt is empty.", "There is no token to predict from.", "Write some text."
-        )
-    if len(ids) < 2:
-        ids = [lm.eos_token_id, *ids]
+def encode_prompt(lm: FrozenLM, prompt: str) -> Tensor:
+    """Token ids [T] as in `tokenize_prompt`, no more than the model can read.
+
+    Raises:
+        BadInputError: the prompt is empty or longer than the model's context.
+    """
+    ids = tokenize_prompt(lm, prompt)
     longest = int(lm.model.config.max_position_embeddings)
     if len(ids) > longest:
         raise BadInputError(
@@ -182,17 +204,34 @@ def _encode(lm: FrozenLM, prompt: str) -> Tensor:
             f"The model reads at most {longest:,}.",
             "Shorten the prompt.",
         )
+    return ids
+
+
+def tokenize_prompt(lm: FrozenLM, prompt: str) -> Tensor:
+    """Token ids [T], T >= 2: the first position is an attention sink that no SAE was trained on.
+
+    Raises:
+        BadInputError: the prompt is empty.
+    """
+    ids = lm.tokenizer.encode(prompt)
+    if not ids:
+        raise BadInputError(
+            "The prompt is empty.", "There is no token to predict from.", "Write some text."
+        )
+    if len(ids) < 2:
+        ids = [lm.eos_token_id, *ids]
     return torch.tensor(ids, device=lm.device)
 
 
-def _token_text(lm: FrozenLM, token: int) -> str:
+def token_text(lm: FrozenLM, token: int) -> str:
+    """What a token says, raw: escape it before showing."""
     return str(lm.tokenizer.decode([token]))
 
 
 def _prediction(lm: FrozenLM, logprobs: Tensor) -> Prediction:
     best = logprobs.topk(TOP_TOKENS)
     top = tuple(
-        (_token_text(lm, token), p)
+        (token_text(lm, token), p)
         for token, p in zip(best.indices.tolist(), best.values.exp().tolist(), strict=True)
     )
     return Prediction(top[0][0], int(best.indices[0]), top[0][1], top)
@@ -234,7 +273,7 @@ def _checked_claims(
             evidence_text=tokens[position],
             direction="supports" if predicted > 0 else "opposes",
             strength=abs(predicted),
-            output_token=_token_text(decoder.frozen.lm, token),
+            output_token=token_text(decoder.frozen.lm, token),
             probability=float(candidates.logprobs[0].exp()),
             noise=max(float(pointers.noise[0, slot]), explainer.spec.min_effect),
         )
@@ -273,8 +312,7 @@ def render_example(example: Mapping[str, Any]) -> RenderableType:
     lines: list[RenderableType] = [
         Text(visible_text(prompt, SHOWN_PROMPT_CHARACTERS + 1), style="italic"),
         Text(),
-        _prediction_line("frozen ", example["frozen"]),
-        _prediction_line("decoder", example["decoder"]),
+        _side_by_side(example["frozen"], example["decoder"]),
         Text(f"KL(frozen || decoder) {example['kl']:.3f} nats", style="dim"),
         Text(),
         Text.assemble(("A  ", "bold"), example["method_a"]),
@@ -297,14 +335,19 @@ def render_example(example: Mapping[str, Any]) -> RenderableType:
     return Panel(Group(*lines), title="explanation", title_align="left", border_style="dim")
 
 
-def _prediction_line(name: str, prediction: Mapping[str, Any]) -> Text:
-    others = ", ".join(f"{visible_token(token)} {p:.2f}" for token, p in prediction["top"][1:])
-    return Text.assemble(
-        (f"{name}  ", "dim"),
-        (visible_token(prediction["token"]), "bold"),
-        f"  p {prediction['probability']:.2f}",
-        (f"   then {others}", "dim"),
-    )
+def _side_by_side(frozen: Mapping[str, Any], decoder: Mapping[str, Any]) -> Table:
+    """Both models' first choices, a rank a row."""
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    for who in ("frozen model", "decoder"):
+        table.add_column(who, header_style="dim", no_wrap=True)
+    for place, choices in enumerate(zip(frozen["top"], decoder["top"], strict=True)):
+        table.add_row(
+            *(
+                Text(f"{p:.2f}  {visible_token(token, 30)}", style="bold" if place == 0 else "")
+                for token, p in choices
+            )
+        )
+    return table
 
 
 def _claim_line(place: int, checked: Mapping[str, Any]) -> Text:

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import os
+from collections.abc import Collection, Iterable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 from numpy.typing import NDArray
 from pydantic import ValidationError
 from sklearn.linear_model import LogisticRegression
 
 from rldecoder.errors import BadInputError
-from rldecoder.interp.records import FeatureLabel, Review, Scores
+from rldecoder.interp.records import FeatureLabel, FeatureLabels, Review, Scores
 
 FloatArray = NDArray[np.float64]
 MIN_AUDIT_VERDICTS = 20
 """Fewer uniformly drawn verdicts do not recalibrate confidences."""
+REVIEWS_FILE = "reviews.jsonl"
+"""In the store, where no other file is named."""
 
 
 class ReviewLine(Review):
@@ -25,6 +30,45 @@ class ReviewLine(Review):
     sae_digest: str
     """Digest of the SAE the latent belongs to: latent 7 of another SAE is another latent."""
     latent: int
+    at: str | None = None
+    """When it was given: ISO 8601, UTC, whole seconds."""
+
+
+def append_review(path: Path, line: ReviewLine) -> ReviewLine:
+    """Add one verdict to the file and force it to disk; returns it with its time.
+
+    Several processes may write at once: each line is written whole, under a lock, and after a
+    newline, so that what another writer left half-written when it was killed spoils one line and
+    not two.
+
+    Args:
+        path: made if need be, with its folder.
+        line: `at` is filled in where it is None.
+    """
+    if line.at is None:
+        line = line.model_copy(update={"at": datetime.now(UTC).isoformat(timespec="seconds")})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(path.name + ".lock")), path.open("a+b") as file:
+        file.seek(0, os.SEEK_END)
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+        # ASCII: Unicode has line ends of its own, and some readers break lines there.
+        file.write(json.dumps(line.model_dump(), ensure_ascii=True).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+    return line
+
+
+def review_queue(labels: FeatureLabels, seen: Collection[int], count: int) -> list[FeatureLabel]:
+    """The next labels to look at: by queue rank, without those that have a verdict.
+
+    Args:
+        seen: latents with a verdict that the labels do not know of yet.
+    """
+    waiting = [f for f in labels.features if f.latent not in seen and not f.reviews]
+    return sorted(waiting, key=lambda f: f.queue_rank)[:count]
 
 
 def read_reviews(path: Path, sae_digest: str) -> list[ReviewLine]:
@@ -34,7 +78,7 @@ def read_reviews(path: Path, sae_digest: str) -> list[ReviewLine]:
         BadInputError: the file is missing, or a line is not a review.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except OSError as error:
         raise BadInputError(
             f"The review file {path} cannot be read.",
@@ -88,7 +132,7 @@ def merge_reviews(
     """
     by_latent: dict[int, list[Review]] = {}
     for line in reviews:
-        review = Review(**line.model_dump(exclude={"sae_digest", "latent"}))
+        review = Review(**line.model_dump(exclude={"sae_digest", "latent", "at"}))
         by_latent.setdefault(line.latent, []).append(review)
     out = []
     for feature in features:

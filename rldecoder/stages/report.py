@@ -1,7 +1,8 @@
-"""Stage report: one self-contained HTML page, its figures, a summary and a Markdown page.
+"""Stage report: one self-contained HTML page, its figures, a summary, and Markdown pages.
 
 Reads the artifacts of all other stages and computes nothing anew. Wall times stand on the page
-only; `summary.json` and `experiment.md` are the same for the same inputs.
+and in what is made of the manifests (`reproducibility.md`, `release_notes.md`,
+`logbook_entry.md`); `summary.json` and `experiment.md` are the same for the same inputs.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Mapping
 from rldecoder import schemas
 from rldecoder.config.explain import ReportConfig
 from rldecoder.dashboard.build import build_report, summary
+from rldecoder.dashboard.release import release_files
 from rldecoder.dashboard.report import render_html, render_markdown
 from rldecoder.stages.context import InputArtifact, StageContext, StageOutput
 
@@ -32,11 +34,15 @@ def run(
         figures = ctx.out / "figures"
         figures.mkdir(parents=True, exist_ok=True)
         for name, entry in data.figures.items():
-            (figures / f"{name}.svg").write_text(SVG_HEADER + entry.svg + "\n", encoding="utf-8")
+            svg = SVG_HEADER + entry.drawing.svg + "\n"
+            (figures / f"{name}.svg").write_text(svg, encoding="utf-8")
+            (figures / f"{name}.pdf").write_bytes(entry.drawing.pdf)
         bar.advance(1, "figures")
         html = render_html(data)
         (ctx.out / "report.html").write_text(html, encoding="utf-8")
         (ctx.out / "experiment.md").write_text(render_markdown(data), encoding="utf-8")
+        for name, text in release_files(data, inputs).items():
+            (ctx.out / name).write_text(text, encoding="utf-8")
         schemas.write_json(ctx.out / "summary.json", summary(data, inputs))
         bar.advance(1, "written")
     return StageOutput(

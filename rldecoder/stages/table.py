@@ -200,7 +200,7 @@ STAGES: tuple[Stage, ...] = (
     _stage(
         "report",
         "report",
-        1,
+        2,
         (
             "sync_tokenizer",
             "ingest",

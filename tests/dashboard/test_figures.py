@@ -6,8 +6,10 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
+from rldecoder.dashboard.architecture import Sizes, architecture_plot
 from rldecoder.dashboard.figures import (
     Bar,
+    Drawing,
     Line,
     density_plot,
     interval_plot,
@@ -33,27 +35,34 @@ DRAWINGS = {
     ),
     "reliability": lambda: reliability_plot([{"n": 5, "mean_p": 0.3, "accepted": 0.4}]),
     "no bins": lambda: reliability_plot([]),
+    "architecture": lambda: architecture_plot(SIZES),
 }
+SIZES = Sizes("smollm2-135m", 24, 30, 576, 5760, "64", 2)
 
 
 @pytest.mark.parametrize("name", DRAWINGS)
 def test_same_bytes_and_plain_svg(name: str) -> None:
-    svg = DRAWINGS[name]()
-    assert svg == DRAWINGS[name]()
+    svg, pdf = DRAWINGS[name]()
+    assert (svg, pdf) == DRAWINGS[name]()
+    assert pdf.startswith(b"%PDF")
+    assert b"/Type3" not in pdf  # journals want fonts that can be edited
+    assert b"CreationDate" not in pdf
     root = ET.fromstring(svg)
     assert root.tag.endswith("svg")
     assert "date" not in svg.lower()
     assert not any(node.tag.endswith(("script", "foreignObject")) for node in root.iter())
 
 
-def texts(svg: str) -> list[str]:
-    return [node.text or "" for node in ET.fromstring(svg).iter() if node.tag.endswith("}text")]
+def texts(drawn: Drawing) -> list[str]:
+    return [
+        node.text or "" for node in ET.fromstring(drawn.svg).iter() if node.tag.endswith("}text")
+    ]
 
 
 def test_text_stays_text_and_is_escaped() -> None:
-    svg = line_plot([Line("a<b>&", [0, 1], [1, 2])] * 2, x_label="x & y", y_label="z")
-    assert "a<b>&" in texts(svg)
-    assert "x & y" in texts(svg)
+    drawn = line_plot([Line("a<b>&", [0, 1], [1, 2])] * 2, x_label="x & y", y_label="z")
+    assert "a<b>&" in texts(drawn)
+    assert "x & y" in texts(drawn)
 
 
 def test_a_target_far_off_the_data_does_not_flatten_it() -> None:
@@ -65,3 +74,10 @@ def test_a_target_far_off_the_data_does_not_flatten_it() -> None:
 
 def test_dead_latents_are_counted() -> None:
     assert "2 of 3 latents never fire" in texts(density_plot([0.0, 0.0, 0.5]))
+
+
+def test_the_architecture_tells_the_sizes_of_the_run() -> None:
+    linear = texts(architecture_plot(SIZES._replace(depth=0)))
+    assert {"24 blocks", "6 blocks", "smollm2-135m", "5,760 latents, 64 active"} <= set(linear)
+    assert "linear" in linear
+    assert "2 blocks" in texts(architecture_plot(SIZES))

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from flows.review import ReviewParameters, append_review, as_markdown, review, review_queue
+from flows.review import ReviewParameters, as_markdown, review
 from rldecoder.artifacts import ArtifactStore, Manifest
 from rldecoder.config.run import load_run_config
 from rldecoder.errors import BadInputError
-from rldecoder.interp.records import Example, FeatureLabel, FeatureLabels, Review, Scores
-from rldecoder.interp.review import ReviewLine, read_reviews
+from rldecoder.interp.records import Example, FeatureLabel, FeatureLabels, Scores
+from rldecoder.interp.review import read_reviews
 from rldecoder.runner import plan
 from tests.flows.ui_client import ROOT, Ui
 
@@ -62,13 +62,6 @@ def labels(*features: FeatureLabel) -> FeatureLabels:
     )
 
 
-def test_the_queue_skips_what_has_a_verdict() -> None:
-    reviewed = feature(4, 1, reviews=[Review(reviewer="ann", accept=True)])
-    file = labels(feature(1, 4), feature(2, 2), feature(3, 3), reviewed)
-    assert [f.latent for f in review_queue(file, {3}, 5)] == [2, 1]
-    assert [f.latent for f in review_queue(file, set(), 1)] == [2]
-
-
 def test_text_of_the_corpus_stays_inert() -> None:
     shown = as_markdown(feature(1, 1))
     assert "\u202e" not in shown  # an override that would reverse the line is spelt out
@@ -81,17 +74,6 @@ def test_text_of_the_corpus_stays_inert() -> None:
 def test_a_failed_label_shows_why() -> None:
     failed = feature(1, 1, status="failed", label=None, failure="too few firings")
     assert "too few firings" in as_markdown(failed)
-
-
-def test_what_is_appended_is_what_the_labels_stage_reads(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "reviews.jsonl"
-    lines = [
-        ReviewLine(sae_digest="abc", latent=latent, reviewer="ann", accept=True, note="ü\n")
-        for latent in (1, 2)
-    ]
-    for line in lines:
-        append_review(path, line)
-    assert read_reviews(path, "abc") == lines
 
 
 def test_the_form_refuses_nonsense() -> None:

@@ -49,7 +49,26 @@ def test_the_page_shows_everything(inputs: dict[str, InputArtifact]) -> None:
             assert caveat[:40].replace("'", "&#39;") in html
     assert not re.search(r'(?:src|href)="(?!#)', html)
     assert html.count("<figure") == len(list((folder / "figures").glob("*.svg"))) >= 8
+    assert len(list((folder / "figures").glob("*.pdf"))) == html.count("<figure")
+    assert (folder / "figures" / "architecture.pdf").is_file()
     assert html.count('class="panel example"') >= 3
+
+
+@pytest.mark.slow
+def test_pages_from_the_manifests(inputs: dict[str, InputArtifact]) -> None:
+    folder = inputs[STAGE.name].path
+    checks = (folder / "reproducibility.md").read_text(encoding="utf-8")
+    for name in STAGE.inputs:
+        assert f"| {name} | `{inputs[name].digest}` |" in checks
+    assert "| Every stage has its seed | yes |" in checks
+    assert "| Every gate passed | **no** | gate\\_sae" in checks
+    assert "| torch | " in checks
+    notes = (folder / "release_notes.md").read_text(encoding="utf-8")
+    for target in TARGETS:
+        assert f"| {target.name} |" in notes
+    entry = (folder / "logbook_entry.md").read_text(encoding="utf-8")
+    assert entry.startswith("## 2")
+    assert "gate_sae said no: " in entry
 
 
 @pytest.mark.slow

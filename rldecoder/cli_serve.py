@@ -1,0 +1,169 @@
+"""The command `serve`: open a run's artifacts and serve them until Ctrl-C."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+
+from rldecoder.artifacts import ArtifactStore
+from rldecoder.cli_show import explain_inputs, open_session
+from rldecoder.config.run import RunConfig
+from rldecoder.errors import BadInputError
+from rldecoder.runner import plan
+from rldecoder.serve.guard import LOOPBACK
+
+if TYPE_CHECKING:
+    from rldecoder.serve.app import Served
+
+WARM_UP = "The first answer should not wait for anything."
+MAX_CONNECTIONS = 64
+
+
+def serve_run(
+    run: RunConfig,
+    store: ArtifactStore,
+    console: Console,
+    *,
+    host: str,
+    port: int,
+    allow_remote: bool,
+    host_names: Sequence[str],
+    max_tokens: int,
+    reviews: Path | None,
+) -> None:
+    """Serve until interrupted.
+
+    Raises:
+        BadInputError: the run has nothing to explain with yet, or the address cannot be used.
+    """
+    # The cheap refusals come first, before what takes seconds to import and to load.
+    hosts = allowed_hosts(host, allow_remote, host_names)
+    explain_inputs(run, store)
+    with listen(host, port) as listener:
+        import uvicorn
+
+        from rldecoder.serve.app import make_app
+
+        console.print(f"loading {escape(run.name)} ...", highlight=False)
+        app = make_app(open_served(run, store, max_tokens=max_tokens, reviews=reviews), hosts=hosts)
+        server = uvicorn.Server(
+            uvicorn.Config(
+                app,
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                ws="none",
+                lifespan="off",
+                limit_concurrency=MAX_CONNECTIONS,
+                timeout_graceful_shutdown=5,
+            )
+        )
+        shown = f"[{host}]" if ":" in host else host
+        address = f"http://{shown}:{listener.getsockname()[1]}/"
+        console.print(f"serving {escape(run.name)} at {address}   (Ctrl-C stops)", highlight=False)
+        if allow_remote:
+            console.print(
+                "[yellow]Other machines may connect, and there is no login.[/yellow]",
+                highlight=False,
+            )
+        # uvicorn shuts down by itself on Ctrl-C and passes the signal on when it is done.
+        with contextlib.suppress(KeyboardInterrupt):
+            server.run(sockets=[listener])
+    console.print("stopped", highlight=False)
+
+
+def open_served(
+    run: RunConfig, store: ArtifactStore, *, max_tokens: int, reviews: Path | None
+) -> Served:
+    """Load a run's models and labels, and answer one question, so that the next is fast."""
+    import torch
+
+    from rldecoder.interp.review import REVIEWS_FILE
+    from rldecoder.serve.app import Served
+    from rldecoder.serve.catalogue import Catalogue
+    from rldecoder.serve.pages import PageFacts
+    from rldecoder.serve.workbench import Workbench
+
+    if run.threads is not None:
+        torch.set_num_threads(run.threads)
+    inputs = explain_inputs(run, store)
+    bench = Workbench(open_session(inputs), max_tokens=max_tokens)
+    file = reviews or run.label_features.reviews or store.root / REVIEWS_FILE
+    catalogue = Catalogue(inputs["label_features"].path, file)
+    ids = bench.encode(WARM_UP)[: bench.max_tokens]
+    bench.trace(ids)
+    bench.position(ids, len(ids) - 1)
+    report_ref = plan(run)["report"]
+    report = store.path(report_ref) / "report.html" if store.is_published(report_ref) else None
+    labels = catalogue.labels
+    facts = PageFacts(
+        run_name=run.name,
+        model_name=labels.model_name,
+        hook_layer=labels.hook_layer,
+        num_latents=labels.num_latents,
+        num_labelled=len(labels.features),
+        max_tokens=bench.max_tokens,
+        caveats=inputs["train_explainer"].caveats,
+        reviews_file=str(file),
+        has_report=report is not None,
+    )
+    return Served(bench, catalogue, facts, report)
+
+
+def allowed_hosts(host: str, allow_remote: bool, host_names: Sequence[str]) -> list[str]:
+    """Names that the Host header may have.
+
+    Raises:
+        BadInputError: other machines could connect, and nobody said that they may.
+    """
+    if host not in ("localhost", "::1") and not _is_loopback(host):
+        if not allow_remote:
+            raise BadInputError(
+                f"Listening on {host} would let other machines in.",
+                "The server has no login: whoever reaches it can use the model and write reviews.",
+                "Keep 127.0.0.1 and use an SSH tunnel, or add --allow-remote.",
+            )
+        return [*LOOPBACK, f"[{host}]" if ":" in host else host, *host_names]
+    if host_names and not allow_remote:
+        raise BadInputError(
+            "--host-name is for servers that other machines reach.",
+            f"This one listens on {host}.",
+            "Leave it out, or add --allow-remote and --host.",
+        )
+    return [*LOOPBACK, *([] if ":" in host else [host]), *host_names]
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A bound, not yet listening socket.
+
+    Raises:
+        BadInputError: the address or the port cannot be used.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise BadInputError(
+            f"The server cannot listen on {host}, port {port}.",
+            f"{error.strerror or error}.",
+            "Another program may use it: choose another --port, or 0 for any free one.",
+        ) from error
+    return listener
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

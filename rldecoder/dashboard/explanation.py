@@ -1,0 +1,41 @@
+"""One explanation as a self-contained page (`rldecoder explain --html`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.resources import files
+
+from markupsafe import Markup
+
+from rldecoder.dashboard.collect import example_view
+from rldecoder.dashboard.report import environment
+from rldecoder.explain.session import Explanation
+from rldecoder.explain.text import visible_text
+
+
+def explanation_page(explanation: Explanation, run_name: str, caveats: Sequence[str]) -> str:
+    """The page; it holds no script, and its policy allows none and no request.
+
+    Args:
+        run_name: of the run whose decoder was asked.
+        caveats: what readers must be told about that run.
+    """
+    css = (files("rldecoder.dashboard") / "templates" / "report.css").read_text(encoding="utf-8")
+    ranked = [
+        {
+            **feature._asdict(),
+            "label": None if feature.label is None else visible_text(feature.label, 200),
+        }
+        for feature in explanation.ranked
+    ]
+    return (
+        environment(autoescape=True)
+        .get_template("explanation.html.j2")
+        .render(
+            css=Markup(css),
+            run_name=visible_text(run_name, 80),
+            caveats=[visible_text(caveat, 600) for caveat in caveats],
+            example=example_view(explanation.to_json()),
+            ranked=ranked,
+        )
+    )

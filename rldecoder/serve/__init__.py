@@ -1,0 +1,1 @@
+"""The local server: live prompts, exact interventions, feature search, label review."""

@@ -1,0 +1,98 @@
+"""Answers as the page reads them: plain values, every text made visible and short."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rldecoder.dashboard.collect import example_view
+from rldecoder.explain.ranking import RankedFeature
+from rldecoder.explain.session import Explanation
+from rldecoder.explain.text import visible_text, visible_token
+from rldecoder.serve.workbench import (
+    Change,
+    Choice,
+    Intervention,
+    PositionDetail,
+    TokenTrace,
+)
+
+
+def trace_view(trace: Sequence[TokenTrace]) -> dict[str, Any]:
+    """The tokens of a prompt with both models' predictions."""
+    return {
+        "tokens": [
+            {
+                "token": visible_token(token.token),
+                "frozen": _choices(token.frozen),
+                "decoder": _choices(token.decoder),
+                "agree": token.frozen[0].token_id == token.decoder[0].token_id,
+                "kl": token.kl,
+                "actual": token.actual,
+                "features": [_feature(feature) for feature in token.features],
+                "active": token.num_active,
+            }
+            for token in trace
+        ]
+    }
+
+
+def position_view(detail: PositionDetail) -> dict[str, Any]:
+    """All active features of a token."""
+    return {
+        "token": _choice(detail.token),
+        "features": [{**_feature(one.ranked), "effect": one.effect} for one in detail.features],
+    }
+
+
+def intervention_view(result: Intervention) -> dict[str, Any]:
+    """Both models before and after a change."""
+    return {
+        "latent": result.latent,
+        "act": result.act,
+        "new_act": result.new_act,
+        "decoder": _change(result.decoder),
+        "frozen": _change(result.frozen),
+    }
+
+
+def row_view(raised: Sequence[str], lowered: Sequence[str]) -> dict[str, Any]:
+    """What a latent without a card does to logits."""
+    return {
+        "promoted": [visible_token(token, 24) for token in raised],
+        "suppressed": [visible_token(token, 24) for token in lowered],
+    }
+
+
+def explanation_view(explanation: Explanation) -> dict[str, Any]:
+    """Method A, the checked claims of Method B, and the sanity row."""
+    return example_view(explanation.to_json())
+
+
+def _change(change: Change) -> dict[str, Any]:
+    return {
+        "shifts": [
+            {"token": visible_token(shift.token), "before": shift.before, "after": shift.after}
+            for shift in change.shifts
+        ],
+        "effect": change.effect,
+        "moved": change.moved,
+    }
+
+
+def _choices(choices: Sequence[Choice]) -> list[dict[str, Any]]:
+    return [_choice(choice) for choice in choices]
+
+
+def _choice(choice: Choice) -> dict[str, Any]:
+    return {"token": visible_token(choice.token), "p": choice.probability}
+
+
+def _feature(feature: RankedFeature) -> dict[str, Any]:
+    return {
+        "latent": feature.latent,
+        "act": feature.act,
+        "normalised": feature.normalised,
+        "label": None if feature.label is None else visible_text(feature.label, 200),
+        "confidence": feature.confidence,
+    }

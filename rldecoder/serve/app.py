@@ -1,0 +1,216 @@
+"""The FastAPI application: a page, its files, and the questions it asks."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, TypeVar
+
+import anyio
+from fastapi import FastAPI, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, Response
+from starlette.exceptions import HTTPException
+from starlette.status import HTTP_422_UNPROCESSABLE_CONTENT
+
+from rldecoder.errors import BadInputError, RlDecoderError
+from rldecoder.serve import answers, pages
+from rldecoder.serve.catalogue import Catalogue
+from rldecoder.serve.guard import LOOPBACK, Guard
+from rldecoder.serve.requests import (
+    FeatureQuery,
+    InterventionRequest,
+    PositionRequest,
+    PromptRequest,
+    ReviewRequest,
+)
+from rldecoder.serve.workbench import Workbench
+
+_log = logging.getLogger(__name__)
+
+MAX_WAITING = 4
+"""Questions to the model that may wait behind the one being answered; more are turned away."""
+QUEUE_SHOWN = 10
+Answer = TypeVar("Answer")
+
+
+class BusyError(RlDecoderError):
+    """Too many questions wait already."""
+
+
+class Served(NamedTuple):
+    """What a server serves."""
+
+    workbench: Workbench
+    catalogue: Catalogue
+    facts: pages.PageFacts
+    report: Path | None
+    """`report.html` of the run, where it is published."""
+
+
+class OneAtATime:
+    """Runs work in a thread, one piece at a time: it fills all cores, and the models' hooks are
+    not made for two."""
+
+    def __init__(self, max_waiting: int) -> None:
+        self.max_waiting = max_waiting
+        self._limiter: anyio.CapacityLimiter | None = None
+
+    async def run(self, work: Callable[[], Answer]) -> Answer:
+        """The result of `work`.
+
+        Raises:
+            BusyError: too many wait already.
+        """
+        if self._limiter is None:  # it belongs to the event loop that serves
+            self._limiter = anyio.CapacityLimiter(1)
+        if self._limiter.statistics().tasks_waiting >= self.max_waiting:
+            raise BusyError(
+                "The server is busy.",
+                f"{self.max_waiting} questions are waiting for the model already.",
+                "Try again in a moment.",
+            )
+        return await anyio.to_thread.run_sync(work, limiter=self._limiter)
+
+
+def make_app(
+    served: Served,
+    *,
+    hosts: Collection[str] = LOOPBACK,
+    token: str | None = None,
+    max_waiting: int = MAX_WAITING,
+) -> Guard:
+    """The whole application, guard included.
+
+    Args:
+        hosts: names under which browsers may reach it.
+        token: secret of this server's pages; None draws one.
+        max_waiting: see MAX_WAITING.
+    """
+    token = token or secrets.token_urlsafe(32)
+    # No generated documentation: its pages load scripts from elsewhere.
+    app = FastAPI(title="RL-Decoder", docs_url=None, redoc_url=None, openapi_url=None)
+    _add_error_pages(app)
+    _add_pages(app, served, token)
+    model = OneAtATime(max_waiting)
+    _add_questions(app, served.workbench, model)
+    _add_features(app, served.catalogue, served.workbench, model)
+    return Guard(app, hosts=hosts, token=token)
+
+
+def _add_pages(app: FastAPI, served: Served, token: str) -> None:
+    @app.get("/")
+    def page() -> HTMLResponse:
+        return HTMLResponse(pages.main_page(served.facts, token))
+
+    @app.get("/static/{name}")
+    def file(name: str) -> Response:
+        try:
+            content, media_type = pages.asset(name)
+        except KeyError:
+            raise HTTPException(404) from None
+        return Response(content, media_type=media_type)
+
+    @app.get("/report")
+    def report() -> HTMLResponse:
+        if served.report is None:
+            raise HTTPException(404)
+        # The report brings its own, equally strict policy, which names its script by hash.
+        policy = {"content-security-policy": "frame-ancestors 'none'"}
+        return HTMLResponse(served.report.read_text(encoding="utf-8"), headers=policy)
+
+
+def _add_questions(app: FastAPI, bench: Workbench, model: OneAtATime) -> None:
+    @app.post("/api/trace")
+    async def trace(request: PromptRequest) -> dict[str, Any]:
+        found = await model.run(lambda: bench.trace(bench.encode(request.prompt)))
+        return answers.trace_view(found)
+
+    @app.post("/api/position")
+    async def position(request: PositionRequest) -> dict[str, Any]:
+        found = await model.run(
+            lambda: bench.position(bench.encode(request.prompt), request.position)
+        )
+        return answers.position_view(found)
+
+    @app.post("/api/intervene")
+    async def intervene(request: InterventionRequest) -> dict[str, Any]:
+        found = await model.run(
+            lambda: bench.intervene(
+                bench.encode(request.prompt), request.position, request.latent, request.factor
+            )
+        )
+        return answers.intervention_view(found)
+
+    @app.post("/api/explain")
+    async def explain(request: PositionRequest) -> dict[str, Any]:
+        found = await model.run(
+            lambda: bench.explain(bench.encode(request.prompt), request.position)
+        )
+        return answers.explanation_view(found)
+
+
+def _add_features(app: FastAPI, catalogue: Catalogue, bench: Workbench, model: OneAtATime) -> None:
+    @app.get("/api/features")
+    def features(query: Annotated[FeatureQuery, Query()]) -> dict[str, Any]:
+        return catalogue.search(query)
+
+    @app.get("/api/features/{latent}")
+    async def feature(latent: int) -> dict[str, Any]:
+        # Only the most important latents are labelled; of the others the decoder's row is known.
+        if not catalogue.has(latent):
+            raised, lowered = await model.run(lambda: bench.row_effects(latent))
+            return {"card": None, **answers.row_view(raised, lowered)}
+        return {"card": await anyio.to_thread.run_sync(catalogue.card, latent)}
+
+    @app.get("/api/queue")
+    def queue(count: Annotated[int, Query(ge=1, le=5000)] = QUEUE_SHOWN) -> dict[str, Any]:
+        return catalogue.queue(count)
+
+    @app.post("/api/reviews", status_code=201)
+    def review(request: ReviewRequest) -> dict[str, Any]:
+        return catalogue.review(request)
+
+
+def _add_error_pages(app: FastAPI) -> None:
+    @app.exception_handler(RlDecoderError)
+    async def ours(request: Request, error: RlDecoderError) -> Response:
+        status = 503 if isinstance(error, BusyError) else 400
+        if not isinstance(error, BusyError | BadInputError):
+            _log.error("%s", error)
+            status = 500
+        return pages.error_response(request.url.path, status, error.what, error.why, error.mend)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        problems = "; ".join(
+            f"{'.'.join(str(part) for part in item['loc'][1:]) or 'body'}: {item['msg']}"
+            for item in error.errors()[:5]
+        )
+        return pages.error_response(
+            request.url.path,
+            HTTP_422_UNPROCESSABLE_CONTENT,
+            "The request cannot be used.",
+            problems,
+            "",
+        )
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> Response:
+        default = {404: "There is nothing here.", 405: "This cannot be done here."}
+        own = isinstance(error.detail, str) and error.detail.endswith(".")
+        what = error.detail if own else default.get(error.status_code, "That did not work.")
+        return pages.error_response(request.url.path, error.status_code, what, "", "")
+
+    @app.exception_handler(Exception)
+    async def unforeseen(request: Request, error: Exception) -> Response:
+        # Starlette logs the traceback; the browser learns nothing of the machine's insides.
+        return pages.error_response(
+            request.url.path,
+            500,
+            "The server made a mistake.",
+            f"{type(error).__name__}; the terminal that runs it says more.",
+            "Try again, and please report it if it stays.",
+        )

@@ -1,0 +1,133 @@
+"""The labelled features of a run: search, cards, and the queue of labels to review."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rldecoder.dashboard import collect
+from rldecoder.errors import BadInputError
+from rldecoder.explain.text import visible_text
+from rldecoder.interp.records import FeatureLabels
+from rldecoder.interp.review import ReviewLine, append_review, read_reviews, review_queue
+from rldecoder.serve.requests import FeatureQuery, ReviewRequest
+
+CONTEXTS = 6
+ORDERS: dict[str, Any] = {
+    "importance": lambda card: card["rank"],
+    "confidence": lambda card: (-card["confidence"], card["rank"]),
+    "density": lambda card: (-card["density"], card["rank"]),
+    "latent": lambda card: card["latent"],
+}
+ONLY: dict[str, Any] = {
+    "all": lambda card: True,
+    "high": lambda card: card["high"],
+    "low": lambda card: card["label"] is not None and not card["high"],
+    "failed": lambda card: card["label"] is None,
+}
+
+
+class Catalogue:
+    """Cards of all labelled features, texts made visible; and the verdicts on them.
+
+    Args:
+        labels_folder: the `label_features` artifact.
+        reviews: the JSONL file of verdicts; it need not exist yet.
+    """
+
+    def __init__(self, labels_folder: Path, reviews: Path) -> None:
+        self.labels = FeatureLabels.load(labels_folder)
+        self.reviews = reviews
+        self.cards = collect.features(
+            labels_folder, max_features=len(self.labels.features), contexts=CONTEXTS
+        )
+        self._by_latent = {card["latent"]: card for card in self.cards}
+        self._haystacks = {card["latent"]: _haystack(card) for card in self.cards}
+
+    def search(self, query: FeatureQuery) -> dict[str, Any]:
+        """One page of cards that hold all words, and how many there are."""
+        words = query.words.lower().split()
+        found = [
+            card
+            for card in sorted(self.cards, key=ORDERS[query.sort])
+            if ONLY[query.only](card) and all(self._holds(card, word) for word in words)
+        ]
+        page = found[query.start : query.start + query.count]
+        return {"cards": page, "found": len(found), "all": len(self.cards)}
+
+    def has(self, latent: int) -> bool:
+        """Whether the latent was among those to label."""
+        return latent in self._by_latent
+
+    def card(self, latent: int) -> dict[str, Any]:
+        """The card of a latent that there is one of (`has`), with the verdicts on it."""
+        verdicts = [_shown(line) for line in self._lines() if line.latent == latent]
+        earlier = [
+            {**_shown(review), "at": None}
+            for feature in self.labels.features
+            if feature.latent == latent
+            for review in feature.reviews
+        ]
+        # Verdicts that the labels already took in stand in the file as well, unless it is new.
+        return {**self._by_latent[latent], "reviews": verdicts or earlier}
+
+    def queue(self, count: int) -> dict[str, Any]:
+        """The next labels to look at, and how far the work has come."""
+        seen = {line.latent for line in self._lines()}
+        reviewed = sum(f.latent in seen or bool(f.reviews) for f in self.labels.features)
+        waiting = review_queue(self.labels, seen, count)
+        return {
+            "cards": [self.card(feature.latent) for feature in waiting],
+            "reviewed": reviewed,
+            "all": len(self.labels.features),
+        }
+
+    def review(self, request: ReviewRequest) -> dict[str, Any]:
+        """Append a verdict; returns it as it is kept.
+
+        Raises:
+            BadInputError: the latent has no card, so nobody can have judged its label.
+        """
+        card = self._by_latent.get(request.latent)
+        if card is None or (card["label"] is None and request.label is None):
+            raise BadInputError(
+                f"Latent {request.latent} has no label to judge.",
+                "Only features of the review queue can be reviewed.",
+                "Give a better label, or choose another feature.",
+            )
+        line = ReviewLine(
+            sae_digest=self.labels.sae_digest,
+            latent=request.latent,
+            reviewer=request.reviewer.strip(),
+            accept=request.accept,
+            label=None if request.label is None else request.label.strip(),
+            note=request.note,
+        )
+        return _shown(append_review(self.reviews, line))
+
+    def _lines(self) -> list[ReviewLine]:
+        if not self.reviews.is_file():
+            return []
+        return read_reviews(self.reviews, self.labels.sae_digest)
+
+    def _holds(self, card: dict[str, Any], word: str) -> bool:
+        if word.startswith("#"):
+            return word == f"#{card['latent']}"
+        return word in self._haystacks[card["latent"]]
+
+
+def _haystack(card: dict[str, Any]) -> str:
+    contexts = ("".join(example["tokens"]) for example in card["examples"])
+    parts = (card["label"] or "", card["failure"] or "", *card["promoted"], *contexts)
+    return "\n".join(parts).lower()
+
+
+def _shown(review: Any) -> dict[str, Any]:
+    """A verdict made safe to show."""
+    return {
+        "reviewer": visible_text(review.reviewer, 60),
+        "accept": review.accept,
+        "label": None if review.label is None else visible_text(review.label, 200),
+        "note": visible_text(review.note, 1000),
+        "at": getattr(review, "at", None),
+    }

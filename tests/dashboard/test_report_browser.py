@@ -1,0 +1,70 @@
+"""The report in Chromium, from the file system: quiet, alone, by keyboard, accessible, inert."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from rldecoder.dashboard.report import ReportData, render_html
+from tests.browser import open_browser
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
+
+@pytest.fixture
+def page_file(data: ReportData, tmp_path: Path) -> Path:
+    """The page with hostile text everywhere, ten thousand characters in some of it."""
+    features = [dict(feature) for feature in data.features]
+    features[2]["examples"] = [
+        {"tokens": ["a", "W" * 10_000], "heat": [0.0, 1.0], "act": 1.0, "focus": 1}
+    ]
+    path = tmp_path / "report.html"
+    path.write_text(render_html(replace(data, features=features)), encoding="utf-8")
+    return path
+
+
+def test_the_page_runs_alone_and_by_keyboard(page_file: Path) -> None:
+    with open_browser() as browser:
+        page = browser.page
+        page.goto(page_file.as_uri())
+        assert page.locator("article.card").count() == 3
+        assert page.locator("img").count() == 0
+        assert page.text_content("#count") == "3 of 3 features"
+        page.keyboard.press("/")
+        page.keyboard.type("months")
+        assert page.text_content("#count") == "1 of 3 features"
+        page.keyboard.press("Control+A")
+        page.keyboard.press("Delete")
+        browser.tab_to("#sort")
+        page.keyboard.press("End")  # the last way of sorting: by latent
+        browser.tab_to("#only")
+        page.keyboard.press("End")  # those without a label
+        assert page.text_content("#count") == "1 of 3 features"
+        browser.tab_to("details.stage summary", back=True, limit=200)
+        page.keyboard.press("Enter")
+        assert page.locator("details.stage[open]").count() == 1
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth + 1")
+        assert browser.trouble == []
+        assert browser.requests == [page_file.as_uri()]
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 420)])
+def test_axe_finds_nothing_serious(page_file: Path, scheme: str, width: int) -> None:
+    with open_browser(scheme=scheme, width=width) as browser:
+        browser.page.goto(page_file.as_uri())
+        browser.page.locator("details.stage summary").first.click()
+        assert browser.serious() == []
+
+
+def test_printing_shows_what_was_folded(page_file: Path) -> None:
+    with open_browser() as browser:
+        page = browser.page
+        page.goto(page_file.as_uri())
+        pdf = page.pdf(format="A4")
+        assert pdf.startswith(b"%PDF")
+        page.emulate_media(media="print")
+        assert page.locator("nav").is_hidden()
+        assert page.locator(".tools").is_hidden()
+        assert page.locator("details.stage:not([open])").count() == 0

@@ -1,0 +1,95 @@
+"""The file of verdicts: nothing is lost, whoever writes at the same time; and the queue."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from rldecoder.interp.records import FeatureLabel, FeatureLabels, Review
+from rldecoder.interp.review import (
+    ReviewLine,
+    append_review,
+    merge_reviews,
+    read_reviews,
+    review_queue,
+)
+from tests.interp.test_review import feature
+
+WRITER = """
+import sys
+from pathlib import Path
+from rldecoder.interp.review import ReviewLine, append_review
+for latent in range(40):
+    append_review(Path(sys.argv[1]), ReviewLine(
+        sae_digest="abc", latent=latent, reviewer=sys.argv[2], accept=True, note="x" * 3000))
+"""
+
+
+def line(latent: int, reviewer: str = "ann", note: str = "") -> ReviewLine:
+    return ReviewLine(sae_digest="abc", latent=latent, reviewer=reviewer, accept=True, note=note)
+
+
+def labels(*features: FeatureLabel) -> FeatureLabels:
+    return FeatureLabels(
+        model_name="tiny", hook_layer=2, num_latents=96, sae_digest="abc", requested=10,
+        features=list(features), labelled=len(features), failed=0,
+        high_confidence_threshold=None, coverage=0.0,
+    )  # fmt: skip
+
+
+def test_the_queue_skips_what_has_a_verdict() -> None:
+    reviewed = feature(4, queue_rank=1, reviews=[Review(reviewer="ann", accept=True)])
+    ranks = {1: 4, 2: 2, 3: 3}
+    file = labels(*(feature(n, queue_rank=rank) for n, rank in ranks.items()), reviewed)
+    assert [f.latent for f in review_queue(file, {3}, 5)] == [2, 1]
+    assert [f.latent for f in review_queue(file, set(), 1)] == [2]
+
+
+def test_what_is_appended_is_what_the_labels_stage_reads(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "reviews.jsonl"
+    written = [append_review(path, line(latent, note="ü\n\u2028\x85")) for latent in (1, 2)]
+    assert read_reviews(path, "abc") == written
+    given = datetime.fromisoformat(str(written[0].at))
+    assert timedelta(0) <= datetime.now(UTC) - given < timedelta(minutes=1)
+    (merged,) = merge_reviews([feature(1)], written)
+    assert [review.reviewer for review in merged.reviews] == ["ann"]
+
+
+def test_a_given_time_is_kept(tmp_path: Path) -> None:
+    at = "2025-01-02T03:04:05+00:00"
+    line_ = line(1).model_copy(update={"at": at})
+    assert append_review(tmp_path / "r.jsonl", line_).at == at
+
+
+def test_half_a_line_of_a_killed_writer_spoils_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    path.write_text('{"sae_digest": "abc", "lat')
+    append_review(path, line(7))
+    first, second = path.read_text().splitlines()
+    assert first == '{"sae_digest": "abc", "lat'
+    assert json.loads(second)["latent"] == 7
+
+
+def test_threads_that_write_at_once_lose_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda n: append_review(path, line(n, note="y" * 9000)), range(64)))
+    assert sorted(r.latent for r in read_reviews(path, "abc")) == list(range(64))
+
+
+@pytest.mark.slow
+def test_processes_that_write_at_once_lose_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    who = ("ann", "bob")
+    writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(path), name]) for name in who]
+    assert [writer.wait(timeout=120) for writer in writers] == [0, 0]
+    found = [(r.reviewer, r.latent) for r in read_reviews(path, "abc")]
+    assert len(found) == 80
+    for name in who:  # each writer's own order is kept
+        assert [latent for reviewer, latent in found if reviewer == name] == list(range(40))

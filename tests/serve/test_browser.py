@@ -1,0 +1,194 @@
+"""The page in Chromium: by keyboard alone, without a word on the console, inert, accessible."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from playwright.sync_api import expect
+
+from rldecoder.serve.app import Served
+from tests.browser import Watched, open_browser
+from tests.serve.conftest import HOSTILE, PROMPT, Running
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
+
+def assert_quiet(browser: Watched, url: str) -> None:
+    """Nothing on the console, nothing asked of anybody else."""
+    assert browser.trouble == []
+    assert browser.requests
+    assert [request for request in browser.requests if not request.startswith(url)] == []
+
+
+def test_everything_works_by_keyboard(running: Running, own_reviews: Served) -> None:
+    with open_browser() as browser:
+        page, keys = browser.page, browser.page.keyboard
+        page.goto(running.url)
+        browser.tab_to("#prompt")
+        keys.type(PROMPT)
+        keys.press("Control+Enter")
+        page.wait_for_selector("#active-rows tr")
+        tokens = page.locator("#tokens [role=option]")
+        last = tokens.count() - 1
+        assert tokens.nth(last).get_attribute("aria-selected") == "true"
+
+        # Arrow keys walk over the tokens.
+        browser.tab_to("#tokens [role=option]")
+        keys.press("ArrowLeft")
+        keys.press("ArrowLeft")
+        expect(page.locator("#where")).to_contain_text(f"after token {last - 2} of {last}")
+        keys.press("Home")
+        expect(page.locator("#effect-meaning")).to_contain_text("attention sink")
+        assert page.locator("#explain").is_disabled()
+        keys.press("End")
+        page.wait_for_selector("#active-rows tr")
+
+        # Take the first feature out, with Enter.
+        browser.tab_to("#active-rows button[aria-label^='take out']")
+        keys.press("Enter")
+        page.wait_for_selector(".change-table")
+        ids = own_reviews.workbench.encode(PROMPT)
+        row = page.locator("#active-rows tr").first
+        latent = int(str(row.locator(".feature-name").text_content()).removeprefix("#"))
+        exact = own_reviews.workbench.intervene(ids, last, latent, 0.0)
+        shown = page.locator(".change-table").nth(1).locator("tbody tr").first
+        after = 100 * exact.decoder.shifts[0].after
+        assert shown.locator("td").nth(2).text_content() == (
+            f"{after:.0f} %" if after >= 9.95 else f"{after:.1f} %"
+        )
+
+        # A feature's card opens and closes.
+        browser.tab_to("#active-rows .feature-name", back=True)
+        keys.press("Enter")
+        page.wait_for_selector("dialog[open]")
+        keys.press("Escape")
+        page.wait_for_selector("dialog[open]", state="detached")
+        browser.tab_to("#explain")
+        keys.press("Enter")
+        page.wait_for_selector("#explanation .tag")
+
+        # Tabs by arrow, search by slash.
+        browser.tab_to("#tab-trace", back=True, limit=200)
+        keys.press("ArrowRight")
+        page.wait_for_selector("#cards article")
+        keys.press("/")
+        keys.type("zzqq")
+        expect(page.locator("#count")).to_contain_text("0 of")
+        browser.tab_to("#tab-features", back=True)
+        keys.press("ArrowRight")
+        page.wait_for_selector("#review-card article")
+
+        # A verdict without a name is not taken; with one it is, and the next label comes.
+        def heading() -> str:
+            return str(page.locator("#review-card h4").text_content())
+
+        first = heading()
+        keys.press("a")
+        page.wait_for_selector("#problem:not([hidden])")
+        assert not running.reviews.exists()
+        assert page.evaluate("document.activeElement.id") == "reviewer"
+        keys.type("ann a.")  # letters in a field are text
+        keys.press("Escape")
+        keys.press("a")
+        expect(page.locator("#review-card h4")).not_to_have_text(first)
+        second = heading()
+        keys.press("l")
+        keys.type("a better one")
+        keys.press("Enter")
+        expect(page.locator("#review-card h4")).not_to_have_text(second)
+        third = heading()
+        keys.press("s")
+        expect(page.locator("#review-card h4")).not_to_have_text(third)
+        keys.press("b")
+        expect(page.locator("#review-card h4")).to_have_text(third)
+        keys.press("r")
+        expect(page.locator("#given li")).to_have_count(3)
+        assert_quiet(browser, running.url)
+    lines = [json.loads(line) for line in running.reviews.read_text().splitlines()]
+    assert [(line["accept"], line["label"]) for line in lines] == [
+        (True, None), (None, "a better one"), (False, None),
+    ]  # fmt: skip
+    assert {line["reviewer"] for line in lines} == {"ann a."}
+    latents = [int(text.removeprefix("#").split()[0]) for text in (first, second, third)]
+    assert [line["latent"] for line in lines] == latents
+
+
+def test_shortcuts_can_be_turned_off(running: Running) -> None:
+    with open_browser() as browser:
+        page = browser.page
+        page.goto(running.url)
+        page.locator("#tab-review").focus()
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#review-card article")
+        page.locator("#shortcuts").focus()
+        page.keyboard.press("Space")
+        page.keyboard.press("a")
+        page.keyboard.press("s")
+        assert page.locator("#problem").is_hidden()
+        assert page.locator("#back").is_disabled()  # nothing was skipped
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 420)])
+def test_axe_finds_nothing_serious(running: Running, scheme: str, width: int) -> None:
+    with open_browser(scheme=scheme, width=width) as browser:
+        page = browser.page
+        page.goto(running.url)
+        assert browser.serious() == []
+        page.fill("#prompt", PROMPT)
+        page.keyboard.press("Tab")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#active-rows tr")
+        page.locator("#active-rows button").nth(1).click()
+        page.wait_for_selector(".change-table")
+        page.click("#explain")
+        page.wait_for_selector("#explanation .tag")
+        assert browser.serious() == []
+        page.click("#active-rows .feature-name")
+        page.wait_for_selector("dialog[open]")
+        assert browser.serious() == []
+        page.keyboard.press("Escape")
+        for tab, ready in (
+            ("#tab-features", "#cards article"), ("#tab-review", "#review-card article"),
+        ):  # fmt: skip
+            page.click(tab)
+            page.wait_for_selector(ready)
+            assert browser.serious() == []
+        page.goto(running.url + "nothing")
+        assert browser.serious() == []
+
+
+def test_hostile_text_does_nothing(running_hostile: Running) -> None:
+    with open_browser() as browser:
+        page = browser.page
+        page.goto(running_hostile.url)
+        assert HOSTILE[:20] in str(page.text_content("h1"))
+        page.fill("#prompt", HOSTILE)
+        page.keyboard.press("Control+Enter")
+        page.wait_for_selector("#active-rows tr")
+        page.locator("#active-rows button[aria-label^='take out']").first.click()
+        page.wait_for_selector(".change-table")
+        page.click("#explain")
+        page.wait_for_selector("#explanation .tag")
+        page.click("#tab-features")
+        page.wait_for_selector("#cards article")
+        page.click("#tab-review")
+        page.wait_for_selector("#review-card article")
+        assert page.locator("img").count() == 0
+        text = str(page.evaluate("document.body.textContent"))
+        assert not set(text) & set("\u202e\u200b\x1b")
+        assert "49" not in str(page.text_content("h1"))  # {{7*7}} was not evaluated
+        # Nothing is wider than the window: tokens of ten thousand characters were cut.
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth + 1")
+        assert_quiet(browser, running_hostile.url)
+
+
+def test_a_server_that_went_away_is_said_so(own_reviews: Served) -> None:
+    with open_browser() as browser:
+        with Running(own_reviews) as server:
+            browser.page.goto(server.url)
+        browser.page.fill("#prompt", PROMPT)
+        browser.page.keyboard.press("Control+Enter")
+        browser.page.wait_for_selector("#problem:not([hidden])")
+        said = str(browser.page.text_content("#problem"))
+        assert "Is `rldecoder serve` still running?" in said

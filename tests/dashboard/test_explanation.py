@@ -19,7 +19,7 @@ HOSTILE = "</style></script><img src=x onerror=alert(1)>\u202e\u200b\x1b[2J{{7*7
 @pytest.fixture
 def page() -> str:
     prediction = Prediction(HOSTILE, 1, 0.5, ((HOSTILE, 0.5), (" b", 0.25), ("W" * 10_000, 0.1)))
-    claim = Claim(7, HOSTILE, 1, HOSTILE, "supports", 0.4, HOSTILE, 0.5, 0.1)
+    claim = Claim(7, HOSTILE, 1, HOSTILE, "supports", 0.4, 0.1, HOSTILE, 0.5)
     explanation = Explanation(
         prompt=HOSTILE,
         tokens=(HOSTILE, "b"),

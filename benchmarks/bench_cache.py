@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -23,6 +22,7 @@ import typer
 from rich.console import Console
 from torch import Tensor
 
+from benchmarks.timing import seconds
 from rldecoder.data.activation_reader import ActivationReader
 from rldecoder.data.activations import VECTOR_COLUMNS, read_meta, write_activation_shard
 from rldecoder.data.forward import ActivationPass
@@ -39,12 +39,6 @@ def _only(store: Path, stage: str) -> Path:
     if not found:
         raise typer.BadParameter(f"{store} holds no artifact of {stage}")
     return found[-1].parent
-
-
-def _seconds(function: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    function()
-    return time.perf_counter() - started
 
 
 @app.command()
@@ -82,10 +76,10 @@ def main(
 
         bare(through)  # warm-up
         for _ in range(turns):
-            times["bare"].append(_seconds(lambda: bare(through)))
-            times["cache"].append(_seconds(cached))
-            times["bare trunk"].append(_seconds(lambda: bare(trunk)))
-            times["stream"].append(_seconds(lambda: stream.shard(ids, 0, lambda tokens: None)))
+            times["bare"].append(seconds(lambda: bare(through)))
+            times["cache"].append(seconds(cached))
+            times["bare trunk"].append(seconds(lambda: bare(trunk)))
+            times["stream"].append(seconds(lambda: stream.shard(ids, 0, lambda tokens: None)))
     speed = {name: ids.numel() / statistics.median(values) for name, values in times.items()}
     console.print(f"layer {meta.hook_layer} of {meta.num_layers}, {lm.dtype}, {threads} threads")
     for name, reference in (("cache", "bare"), ("stream", "bare trunk")):
@@ -108,7 +102,7 @@ def main(
 
     for shuffled in (False, True):
         read(shuffled)
-        median = statistics.median(_seconds(partial(read, shuffled)) for _ in range(turns))
+        median = statistics.median(seconds(partial(read, shuffled)) for _ in range(turns))
         name = "shuffled" if shuffled else "in order"
         console.print(f"reading {name}: {reader_bytes / median / 1e9:.2f} GB/s from the page cache")
 

@@ -16,7 +16,6 @@ import importlib
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -29,6 +28,7 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks.bench_sae import Synthetic
+from benchmarks.timing import seconds
 from rldecoder.data.activations import ActivationBatch
 from rldecoder.interp.corpus import TokenGrid
 from rldecoder.interp.example_pass import ExamplePass
@@ -119,12 +119,6 @@ def delphi_cache(text: Text, sae: Sae, batch_tokens: int) -> None:
         holder.save_splits(5, Path(folder))
 
 
-def _seconds(function: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    function()
-    return time.perf_counter() - started
-
-
 @app.command()
 def main(
     d_model: int = 576,
@@ -173,9 +167,9 @@ def main(
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for turn in range(turns + 1):
         for name, run in contenders.items():
-            seconds = _seconds(run)
+            spent = seconds(run)
             if turn:  # warm-up
-                times[name].append(seconds)
+                times[name].append(spent)
     medians = {name: statistics.median(values) for name, values in times.items()}
     table = Table(title=f"{len(text.resid):,} tokens, {num_latents} latents, k {k}, "
                         f"{threads} threads, median of {turns}")  # fmt: skip

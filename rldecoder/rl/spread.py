@@ -1,8 +1,8 @@
-"""How many latents carry a prediction, on held-out text."""
+"""How many latents carry a prediction, on held-out text and in responses to held-out prompts."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -14,13 +14,18 @@ from rldecoder.data.activation_reader import ActivationReader
 from rldecoder.data.activations import ActivationBatch
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
 from rldecoder.decoder.sequences import slopes_of_choices, whole_sequences
+from rldecoder.evals.prompts import TaskPrompt
 from rldecoder.rl import core
+from rldecoder.rl.rollout import DecoderSampler
+from rldecoder.rl.states import predict
+from rldecoder.sae.selection import SparseLatents
+from rldecoder.seeds import torch_generator
 
 Key = TypeVar("Key")
 
 
 class Spread(NamedTuple):
-    """Means over the tokens of each of n sequences."""
+    """Means over the tokens of each of n sequences (or responses)."""
 
     entropy: NDArray[np.float64]
     """[n] contribution entropy, 0 (one latent does all) to 1 (all active ones share alike)."""
@@ -51,6 +56,27 @@ def sequence_means(values: Tensor, seq_id: Tensor) -> NDArray[np.float64]:
     """Mean of the values [N] of each sequence, in the order of the ids."""
     _, row, counts = np.unique(seq_id.numpy(), return_inverse=True, return_counts=True)
     return np.bincount(row, weights=values.double().numpy()) / counts
+
+
+@torch.no_grad()
+def response_spread(
+    decoder: SaeDecoderForCausalLM, prompts: Sequence[TaskPrompt], *, temperature: float, seed: int
+) -> Spread:
+    """Spread of the contributions to the tokens that a decoder samples itself, a prompt each.
+
+    As in the rewards: the same states, the sampled tokens, slopes by `states.predict`.
+    """
+    sampler = DecoderSampler(decoder, temperature=temperature, frozen_states=False)
+    rollout = sampler(prompts, torch_generator(seed, "responses"))
+    keep = rollout.mask.bool()
+    rows = torch.arange(len(keep), device=keep.device)
+    slopes = predict(decoder, rollout, rows, slopes=True).slopes
+    assert slopes is not None
+    latents = SparseLatents(rollout.latents.acts[keep], rollout.latents.indices[keep])
+    used = decoder.along(latents, slopes)
+    row = keep.nonzero()[:, 0].cpu()
+    entropy, effective = core.contribution_entropy(used), core.effective_latents(used)
+    return Spread(sequence_means(entropy.cpu(), row), sequence_means(effective.cpu(), row))
 
 
 @torch.no_grad()

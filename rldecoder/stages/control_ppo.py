@@ -10,7 +10,7 @@ Publishes `verdict.json`, `controls.parquet` (test split) and `curves.parquet`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -20,6 +20,8 @@ from rldecoder.curves import Curves
 from rldecoder.decoder.faithfulness import Predictor, decoder_predictor
 from rldecoder.decoder.loading import load_decoder
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM, new_decoder
+from rldecoder.evals.prompts import TaskPrompt
+from rldecoder.evals.statistics import crossed_bootstrap
 from rldecoder.evals.suite import TaskSuite
 from rldecoder.evals.tasks import TaskResult
 from rldecoder.lm.frozen import FrozenLM
@@ -38,7 +40,7 @@ from rldecoder.rl.controls import (
 )
 from rldecoder.rl.evaluation import Evaluator
 from rldecoder.rl.session import Kind, Session, trained_folder
-from rldecoder.rl.spread import sequence_spread
+from rldecoder.rl.spread import response_spread, sequence_spread
 from rldecoder.sae.model import Sae
 from rldecoder.schemas import write_json, write_parquet
 from rldecoder.seeds import derive_seed, seed_everything
@@ -59,6 +61,16 @@ def run(
     training = TrainPpoConfig.model_validate(dict(inputs["train_ppo"].config))
     lm = FrozenLM.load(inputs["sync_tokenizer"].path / "model", device=ctx.device)
     sae = Sae.load(inputs["train_sae"].path / "sae", device=ctx.device)
+    # Before hours of training: bad prompts are refused here.
+    evaluator = Evaluator(
+        lm,
+        inputs["cache_activations"].path,
+        split="test",
+        suite=TaskSuite(training.tasks, training.file_tasks, lm),
+        num_prompts=config.test_prompts,
+        num_tokens=config.test_tokens,
+        seed=derive_seed(ctx.seed, "test"),
+    )
     supervised = inputs["train_decoder"].path / "decoder"
     curves = Curves()
     seed_everything(derive_seed(ctx.seed, RANDOM_INIT))
@@ -80,7 +92,8 @@ def run(
             )
             for i in trainings
         ]
-    systems = _measure(decoders, lm, inputs, training, config, ctx)
+    systems = _measure(decoders, evaluator, config, ctx)
+    responses = _response_entropy(decoders, evaluator.prompts, training.ppo.temperature, ctx)
     trained = systems[TRAINED]
     comparisons = [
         compare(trained, system, derive_seed(ctx.seed, "bootstrap"))
@@ -96,7 +109,7 @@ def run(
     notes = [] if start.beaten else [start.no_gain()]
     reasons = (*failures, *notes)
     curves.write(ctx.out / "curves.parquet")
-    metrics = _publish(systems, comparisons, verdict, reasons, ctx)
+    metrics = _publish(systems, comparisons, responses, verdict, reasons, ctx)
     return StageOutput(metrics, verdict, reasons)
 
 
@@ -135,22 +148,12 @@ def _train(
 
 def _measure(
     decoders: Mapping[str, list[SaeDecoderForCausalLM]],
-    lm: FrozenLM,
-    inputs: Mapping[str, InputArtifact],
-    training: TrainPpoConfig,
+    evaluator: Evaluator,
     config: ControlPpoConfig,
     ctx: StageContext,
 ) -> dict[str, System]:
     """Task score and KL of every system on the same test prompts and test text."""
-    evaluator = Evaluator(
-        lm,
-        inputs["cache_activations"].path,
-        split="test",
-        suite=TaskSuite(training.tasks, training.file_tasks, lm),
-        num_prompts=config.test_prompts,
-        num_tokens=config.test_tokens,
-        seed=derive_seed(ctx.seed, "test"),
-    )
+    lm = evaluator.lm
     everyone = {
         (name, number): decoder
         for name, group in decoders.items()
@@ -186,9 +189,34 @@ def _measure(
     }
 
 
+def _response_entropy(
+    decoders: Mapping[str, list[SaeDecoderForCausalLM]],
+    prompts: Sequence[TaskPrompt],
+    temperature: float,
+    ctx: StageContext,
+) -> dict[str, float]:
+    """Contribution entropy of trained and supervised decoder on their own sampled responses, and
+    its fall with the 95 % interval."""
+    seed = derive_seed(ctx.seed, "responses")
+    found = {}
+    for name in (TRAINED, SUPERVISED):
+        spreads = [
+            response_spread(decoder, prompts, temperature=temperature, seed=derive_seed(seed, i))
+            for i, decoder in enumerate(decoders[name])
+        ]
+        found[name] = np.array([spread.entropy for spread in spreads])
+    fall = crossed_bootstrap(found[SUPERVISED] - found[TRAINED], seed=seed)
+    return {name: float(values.mean()) for name, values in found.items()} | {
+        "fall": fall.difference,
+        "fall_low": fall.low,
+        "fall_high": fall.high,
+    }
+
+
 def _publish(
     systems: Mapping[str, System],
     comparisons: list[Comparison],
+    responses: dict[str, float],
     verdict: str,
     reasons: tuple[str, ...],
     ctx: StageContext,
@@ -209,6 +237,7 @@ def _publish(
             "reasons": list(reasons),
             "comparisons": [comparison._asdict() for comparison in comparisons],
             "systems": overall,
+            "response_entropy": responses,
         },
     )
     metrics: dict[str, Scalar] = {}
@@ -217,4 +246,5 @@ def _publish(
         metrics[f"{name}_kl"] = row["kl"]
     for name in (TRAINED, SUPERVISED):
         metrics[f"{name}_contribution_entropy"] = overall[name]["contribution_entropy"]
+        metrics[f"{name}_response_entropy"] = responses[name]
     return metrics

@@ -99,7 +99,7 @@ STAGES: tuple[Stage, ...] = (
     _stage(
         "control_ppo",
         "verdict",
-        3,
+        4,
         (
             "sync_tokenizer",
             "cache_activations",

@@ -8,10 +8,19 @@ import torch
 
 from rldecoder.data.activation_reader import ActivationReader
 from rldecoder.decoder.sequences import hidden_of_rows
+from rldecoder.evals.prompts import make_prompts
 from rldecoder.rl import core
 from rldecoder.rl.controls import System, compare, control_rows
-from rldecoder.rl.spread import Spread, contributions_on_text, sequence_spread
+from rldecoder.rl.rollout import DecoderSampler
+from rldecoder.rl.spread import (
+    Spread,
+    contributions_on_text,
+    response_spread,
+    sequence_spread,
+)
+from rldecoder.rl.states import predict
 from rldecoder.sae.selection import SparseLatents
+from rldecoder.seeds import torch_generator
 from tests.rl.test_controls import GOOD, LOW, system
 
 
@@ -77,3 +86,25 @@ def test_the_difference_is_reported_with_its_interval():
     assert row["effective_latents"] == pytest.approx(6.0)
     nothing = compare(with_entropy("trained", 0.6), system("frozen", [GOOD], [LOW]), seed=0)
     assert nothing.entropy_difference is None
+
+
+@pytest.mark.parametrize("blocks", [(), (2, 3)])
+def test_responses_are_measured_as_the_rewards_are(make_decoder, blocks):
+    decoder = make_decoder(blocks=blocks, scale=0.05)
+    prompts = make_prompts("cloze", "test", 3, 0)
+    found = response_spread(decoder, prompts, temperature=0.7, seed=0)
+    again = response_spread(decoder, prompts, temperature=0.7, seed=0)
+    np.testing.assert_array_equal(found.entropy, again.entropy)
+    sampler = DecoderSampler(decoder, temperature=0.7, frozen_states=False)
+    rollout = sampler(prompts, torch_generator(0, "responses"))
+    for row in range(3):
+        keep = rollout.mask[row].bool()
+        latents = SparseLatents(rollout.latents.acts[row][keep], rollout.latents.indices[row][keep])
+        slopes = predict(decoder, rollout, torch.tensor([row]), slopes=True).slopes
+        used = decoder.along(latents, slopes).detach()
+        assert found.entropy[row] == pytest.approx(
+            float(core.contribution_entropy(used).mean()), rel=1e-4
+        )
+        assert found.effective[row] == pytest.approx(
+            float(core.effective_latents(used).mean()), rel=1e-4
+        )

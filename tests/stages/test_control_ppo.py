@@ -68,6 +68,9 @@ def test_no_gain_over_the_start_is_said_but_does_not_gate(published):
     assert output.reasons[-1].startswith("PPO is not clearly better than the supervised decoder")
     comparisons = {c["control"]: c for c in read_json(out / "verdict.json")["comparisons"]}
     same = comparisons["supervised"]
+    responses = read_json(out / "verdict.json")["response_entropy"]
+    assert responses["trained"] == responses["supervised"] > 0
+    assert responses["fall"] == 0.0
     assert same["score_difference"] == same["kl_difference"] == 0.0
     assert not same["beaten"]
 

@@ -68,15 +68,16 @@ class Text:
             )
 
 
-def dense(sae: Sae, resid: Tensor) -> Tensor:
+def dense(sae: Sae, resid: Tensor | None) -> Tensor:
     """[n, L] activations with all their zeros."""
+    assert resid is not None
     found = sae.encode(resid.float())
     return torch.zeros(len(resid), sae.num_latents).scatter_(1, found.indices, found.acts)
 
 
 def naive(text: Text, sae: Sae, settings: ExampleSettings, batch_tokens: int) -> list[Any]:
     """Keep every activation of every latent, then sort each latent's column."""
-    cache = torch.cat([dense(sae, batch.resid) for batch in text.ordered(batch_tokens)])  # type: ignore[arg-type]
+    cache = torch.cat([dense(sae, batch.resid) for batch in text.ordered(batch_tokens)])
     rng = np.random.default_rng(0)
     width, context = settings.window_tokens, text.context
     window = text.row.numpy() * -(-context // width) + text.pos.numpy() // width

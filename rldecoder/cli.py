@@ -181,8 +181,9 @@ def export(
     source_set: Annotated[str, typer.Option(help="The SAE's name there.")] = "rl-decoder",
     author: Annotated[str, typer.Option(help="Your name (Neuronpedia).")] = "RL-Decoder",
     author_id: Annotated[
-        str, typer.Option(help="Your user id on the site (Neuronpedia).")
-    ] = "clkht01d40000jv08hvalcvly",
+        str | None,
+        typer.Option(help="The site's id of the account that imports (Neuronpedia asks for it)."),
+    ] = None,
 ) -> None:
     """Write labelled features for Neuronpedia or SAEDashboard, or activations for delphi."""
     from rldecoder.cli_export import Names, Tool, export_features
@@ -191,7 +192,7 @@ def export(
         raise BadInputError(
             f"Nothing is known of the tool {tool!r}.",
             f"Features can be written for {', '.join(Tool)}.",
-            "Example: rldecoder export configs/quickstart.yaml neuronpedia features/",
+            "Example: rldecoder export configs/quickstart.yaml saedashboard features/",
         )
     loaded, opened = _load(config, store, overrides)
     names = Names(model_id, source_set, author, author_id)

@@ -34,7 +34,7 @@ class Names(NamedTuple):
     model_id: str | None
     source_set: str
     author: str
-    author_id: str
+    author_id: str | None
 
 
 def export_features(
@@ -50,6 +50,12 @@ def export_features(
             f"{out} is not an empty folder.",
             "Files of an earlier export would be mixed with the new ones.",
             "Name a folder that does not exist yet.",
+        )
+    if tool is Tool.NEURONPEDIA and names.author_id is None:
+        raise BadInputError(
+            "Neuronpedia files name the account that imports them.",
+            "No --author-id was given, and the features must not appear under someone else's.",
+            "Add --author-id with your user id on the site that you import into.",
         )
     from rldecoder.runner import plan, read_input  # slow: imports every stage
 
@@ -139,6 +145,7 @@ def write_export(
     if tool is Tool.SAEDASHBOARD:
         saedashboard.write(out, found, model_id, names.source_set)
         return out
+    assert names.author_id is not None  # refused above
     title = f"{found.num_latents} latents of {found.hook_name}"
     publication = neuronpedia.Publication(
         model_id, names.source_set, names.author_id, names.author, title, created_at

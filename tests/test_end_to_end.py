@@ -8,11 +8,13 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from rldecoder import schemas
 from rldecoder.artifacts import ArtifactStore
@@ -137,3 +139,30 @@ def test_report_command_prints_the_path(debug_store: Path) -> None:
     assert result.returncode == 0, result.stderr
     path = Path(result.stdout.strip().splitlines()[-1].removeprefix("report: "))
     assert "<html" in path.read_text(encoding="utf-8")[:2000].lower()
+
+
+def test_labels_are_estimated_and_nothing_is_sent(debug_store: Path, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.2)
+        endpoint = {
+            "kind": "endpoint", "base_url": f"http://127.0.0.1:{server.getsockname()[1]}/v1",
+            "model": "some", "api_key_env": None, "price_input": 1.0, "price_output": 2.0,
+        }  # fmt: skip
+        run = yaml.safe_load(CONFIG.read_text())
+        wanted = {"labelers": ["predicate", "llm"], "llm": {"labeler": endpoint}}
+        run["label_features"] = {**run["label_features"], **wanted}
+        config = tmp_path / "mine.yaml"
+        config.write_text(yaml.safe_dump(run))
+        result = command("estimate-labels", str(config), "--store", str(debug_store))
+        assert result.returncode == 0, result.stderr
+        with pytest.raises(TimeoutError):
+            server.accept()
+    shown = {
+        cells[0].strip(): cells[1].strip()
+        for cells in (line.strip("│ ").split("│") for line in result.stdout.splitlines())
+        if len(cells) == 3
+    }
+    assert int(shown["requests still to send"].replace(",", "")) > 0
+    assert float(shown["US dollars"]) > 0
+    refs = plan(load_run_config(config))
+    assert not ArtifactStore(debug_store).progress_path(refs["label_features"]).exists()

@@ -103,7 +103,7 @@ class DecoderPPOTrainer(GRPOTrainer):
         with matmul_precision("highest"):
             self.rollout = self.sampler(prompts, torch_generator(seed, "rollout", step))
             self._replay = text = None if self.plan.replay is None else self.plan.replay(step)
-            if text is not None:
+            if text is not None and self.plan.settings.sparsity_loss_coef > 0:
                 self._text_slopes = slopes_of_choices(
                     self.learner.decoder, text.latents, text.seq_id, text.pos
                 )

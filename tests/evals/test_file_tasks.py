@@ -15,7 +15,6 @@ from rldecoder.config.tasks import FileTask
 from rldecoder.errors import BadInputError
 from rldecoder.evals.file_tasks import FilePrompts
 from rldecoder.evals.prompts import SPLITS, score
-from rldecoder.evals.suite import TaskSuite
 from rldecoder.lm.frozen import FrozenLM
 
 
@@ -164,13 +163,6 @@ def test_a_file_that_is_no_task(tmp_path: Path, lm: FrozenLM) -> None:
     path = write(tmp_path / "other.parquet", text=["x"])
     with pytest.raises(BadInputError, match="`question`"):
         FilePrompts(FileTask(name="mine", path=path), lm.tokenizer)
-
-
-def test_a_suite_joins_generated_tasks_and_files(tmp_path: Path, lm: FrozenLM) -> None:
-    suite = TaskSuite(("cloze",), (some(tmp_path),), lm)
-    assert suite.names == ["cloze", "mine"]
-    assert [suite.make(name, "test", 2, 0)[0].task for name in suite.names] == suite.names
-    assert len(suite.make("mine", "test", 9, 0, fewer=True)) == 3
 
 
 @pytest.mark.parametrize(

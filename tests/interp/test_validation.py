@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -53,8 +54,8 @@ def test_undefined_agreement_is_none() -> None:
 def test_attribution_patching_agrees_with_exact_ablation(
     subject: Subject, batch: PatchBatch
 ) -> None:
-    calls: list[list[float]] = []
-    found = validate(
+    measure = partial(
+        validate,
         subject.metric("frozen"),
         [batch],
         subject.sae.num_latents,
@@ -62,22 +63,13 @@ def test_attribution_patching_agrees_with_exact_ablation(
         num_others=15,
         integrated_steps=4,
         seed=0,
-        on_exact=lambda values: calls.append(list(values)),
     )
+    calls: list[list[float]] = []
+    found = measure(on_exact=lambda values: calls.append(list(values)))
     assert found["num_latents"] == 30 == len(calls) == len(found["exact"])
     # Taken up after 20 of them, it measures the other 10 and ends the same.
     later: list[list[float]] = []
-    resumed = validate(
-        subject.metric("frozen"),
-        [batch],
-        subject.sae.num_latents,
-        num_top=15,
-        num_others=15,
-        integrated_steps=4,
-        seed=0,
-        known=calls[19],
-        on_exact=lambda values: later.append(list(values)),
-    )
+    resumed = measure(known=calls[19], on_exact=lambda values: later.append(list(values)))
     assert len(later) == 10
     assert resumed == found
     for name in ("attribution_patching", "integrated_gradients"):

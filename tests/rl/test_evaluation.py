@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rldecoder.errors import BadInputError
-from rldecoder.evals.prompts import make_prompts
-from rldecoder.evals.suite import TaskSuite, check_lengths
+from rldecoder.evals.suite import TaskSuite
 from rldecoder.rl.evaluation import EVALUATIONS, Evaluator
 
 
@@ -28,12 +26,3 @@ def test_prompts_and_text_are_of_one_split(make_decoder, tiny_cache, split):
     assert named[0]["kl"] == found.text.kl
     assert named[0]["score_low"] <= named[0]["score"] <= named[0]["score_high"]
     assert (named[0]["step"], named[0]["stage"], named[0]["task_weight"]) == (4, 2, 0.2)
-
-
-def test_lengths(make_decoder, monkeypatch):
-    lm = make_decoder().frozen.lm
-    prompts = make_prompts("cloze", "train", 2, 0)
-    check_lengths(lm, prompts)
-    monkeypatch.setattr(lm.model.config, "n_positions", 20)
-    with pytest.raises(BadInputError, match="context is 20 tokens"):
-        check_lengths(lm, prompts)

@@ -103,7 +103,7 @@ class _Interrupted(SilentReporter):
 
     def __init__(self, after: int) -> None:
         super().__init__()
-        self.left, self.started = after, []  # type: ignore[var-annotated]
+        self.left, self.started = after, []
 
     @contextmanager
     def track(

@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import openai
-from openai.types.chat import ChatCompletion
+from openai.types.chat import ChatCompletion, ChatCompletionMessageParam
 
 from rldecoder.config.llm import Endpoint, is_loopback
 from rldecoder.errors import BadInputError
@@ -126,7 +126,7 @@ class EndpointModel:
             extra["seed"] = self.config.seed
         return self._client.chat.completions.create(
             model=self.config.model,
-            messages=[{"role": m.role, "content": m.content} for m in request.messages],  # type: ignore[misc]
+            messages=[_typed(message) for message in request.messages],
             **extra,
         )
 
@@ -151,6 +151,15 @@ class EndpointModel:
             outcome = "rate_limited" if status == 429 else "server_error"
             return AttemptError(outcome, retry_after=_retry_after(headers))
         return AttemptError("rejected", again=False)
+
+
+def _typed(message: Message) -> ChatCompletionMessageParam:
+    """A turn in the client's own types, one for each role."""
+    if message.role == "system":
+        return {"role": "system", "content": message.content}
+    if message.role == "assistant":
+        return {"role": "assistant", "content": message.content}
+    return {"role": "user", "content": message.content}
 
 
 class _UnacceptableError(Exception):

@@ -6,10 +6,11 @@ import json
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 KEY = "sk-test-0123456789-very-secret"
@@ -21,7 +22,7 @@ class Answer(NamedTuple):
     status: int = 200
     body: Any = None
     """Bytes as they are; anything else as JSON."""
-    headers: dict[str, str] = {}  # noqa: RUF012  (never mutated)
+    headers: Mapping[str, str] = MappingProxyType({})
     delay: float = 0.0
 
 

@@ -195,7 +195,7 @@ def test_wrong_addresses_and_redirects_stop(open_session: OpenSession) -> None:
     with serve(lambda body, n: label("stolen")) as other:
         moved = Answer(302, {}, {"Location": f"{other.url}/chat/completions"})
         for answer in (Answer(404, ECHO), moved):
-            with serve(lambda body, n, answer=answer: answer) as server:  # type: ignore[misc]
+            with serve(lambda body, n, answer=answer: answer) as server:
                 session = open_session(server)
                 with pytest.raises(BadInputError, match="no chat completions"):
                     session.ask_all(questions(1))

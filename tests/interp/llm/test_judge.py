@@ -37,7 +37,7 @@ class ReaderSession:
         self.reader = reader
         self.requests: list[ChatRequest] = []
 
-    def ask_all(self, questions, on_answer=lambda: None):  # type: ignore[no-untyped-def]
+    def ask_all(self, questions, on_answer=lambda: None):
         found = []
         for question in questions:
             self.requests.append(question.request)
@@ -135,7 +135,7 @@ def test_a_failed_label_scores_0_and_is_not_asked_about(
     session = ReaderSession(lambda *_: "no idea")
     labels: list[str | None] = [None] * len(planted.predicates)
     labels[3] = "something"
-    judge = Judge(session, CONFIG)  # type: ignore[arg-type]
+    judge = Judge(session, CONFIG)
     scores = judge.score(sampler, make_cases(sampler, planted.scored.firings, labels, 0))
     assert len(session.requests) == 2
     assert scores[0] == (0.0, 0.0, 0.0, 0, 0)
@@ -149,7 +149,7 @@ def test_window_precision_is_that_of_the_whole_split(
     yes = ReaderSession(lambda kind, label, pieces: answers([True] * len(pieces)))
     labels = ["x"] * len(planted.predicates)
     cases = make_cases(sampler, planted.scored.firings, labels, 0)
-    for case, scores in zip(cases, Judge(yes, CONFIG).score(sampler, cases), strict=True):  # type: ignore[arg-type]
+    for case, scores in zip(cases, Judge(yes, CONFIG).score(sampler, cases), strict=True):
         if case.items["detection"]:
             assert scores.detection == 0.5
             assert scores.window_precision == pytest.approx(case.active_share)
@@ -170,9 +170,9 @@ def test_planted_features_are_many_and_different(
     assert [case.label for case in again.cases] == [case.label for case in features.cases]
 
 
-def trial(reader: Reader, sampler: ItemSampler, features: PlantedFeatures):  # type: ignore[no-untyped-def]
+def trial(reader: Reader, sampler: ItemSampler, features: PlantedFeatures):
     session = ReaderSession(reader)
-    trust = try_judge(Judge(session, CONFIG), "m", sampler, features, CONFIG)  # type: ignore[arg-type]
+    trust = try_judge(Judge(session, CONFIG), "m", sampler, features, CONFIG)
     assert len(session.requests) == num_questions(features) == trust.questions
     return trust
 
@@ -232,6 +232,6 @@ def test_too_few_planted_features_are_no_proof(sampler: ItemSampler) -> None:
     config = CONFIG.model_copy(update={"planted_features": 5})
     few = plant(sampler.text, sampler, config, 0)
     session = ReaderSession(perfect(sampler, meanings(sampler.text), few.cases))
-    trust = try_judge(Judge(session, config), "m", sampler, few, config)  # type: ignore[arg-type]
+    trust = try_judge(Judge(session, config), "m", sampler, few, config)
     assert not trust.trusted
     assert "room for 5" in (trust.reason or "")

@@ -99,7 +99,7 @@ def test_marks_enclose_exactly_the_marked_tokens(case: tuple[list[str], frozense
     assert re.sub("[⟦⟧]", "", text) == "".join(clean)
 
 
-def test_the_digest_covers_every_template(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_the_digest_covers_every_template(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
     import shutil
 
     from rldecoder.interp.llm import prompts

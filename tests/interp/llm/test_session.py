@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[3]
 def test_answers_come_in_order_and_never_more_at_once_than_allowed(
     open_session: OpenSession,
 ) -> None:
-    def behave(body: dict[str, object], n: int):  # type: ignore[no-untyped-def]
+    def behave(body: dict[str, object], n: int):
         number = str(body["messages"]).split("word ")[1].split('"')[0]
         return label(f"label {number}")._replace(delay=0.03 if int(number) % 2 else 0.0)
 
@@ -172,7 +172,8 @@ def test_after_a_kill_only_the_rest_is_asked(open_session: OpenSession, tmp_path
         assert len(server.bodies) <= 30 + 2
     seen = outcomes(session)
     assert seen.count("sent") <= 2
-    assert session._purse.ledger.spent().requests == len(server.bodies)
+    # Written before it is sent: killed in between, the ledger names one too many, never too few.
+    assert 0 <= session._purse.ledger.spent().requests - len(server.bodies) <= 2
 
 
 def test_a_damaged_cache_is_named(tmp_path: Path) -> None:

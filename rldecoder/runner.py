@@ -24,7 +24,7 @@ from rldecoder.stages.context import (
 )
 from rldecoder.stages.table import STAGES, stage_named
 
-LAST_FOR_BLOCKS = "freeze_decoder"
+LAST_FOR_BLOCKS = "cluster_features"
 """The last stage that a decoder with blocks can reach."""
 
 
@@ -131,8 +131,8 @@ def check_reach(run: RunConfig, until: str | None) -> None:
     if run.train_decoder.depth != 0 and names.index(last) > names.index(LAST_FOR_BLOCKS):
         raise BadInputError(
             f"`train_decoder.depth` is {run.train_decoder.depth}.",
-            f"The stages after {LAST_FOR_BLOCKS} (labels, explanations) split a prediction "
-            "over the latents of one position, which only the linear decoder allows.",
+            f"The stages after {LAST_FOR_BLOCKS} (explanations) split a prediction over the "
+            "latents of one position, which only the linear decoder allows.",
             f"Set `train_decoder.depth: 0`, or end with `--until {LAST_FOR_BLOCKS}`.",
         )
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoConfig, AutoModel, Cache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
@@ -127,6 +128,17 @@ class DecoderBlocks(nn.Module):
         ):
             left: Tensor = alone(inputs_embeds=hidden, use_cache=False).last_hidden_state
         return left
+
+    def direct(self, rows: Tensor) -> Tensor:
+        """What `rows` [n, D] at the first door would leave of themselves, past all blocks: [n, D].
+
+        The bridges, the final norm and the last map, without their constants, as if a row were the
+        whole residual stream: the norm makes all rows alike in length.
+        """
+        for bridge in self.maps()[:-1]:
+            rows = F.linear(rows, bridge.weight)
+        normed: Tensor = self.norm(rows) - self.norm(torch.zeros_like(rows))
+        return F.linear(normed, self.out.weight)
 
     @torch.no_grad()
     def copy_from(self, base: PreTrainedModel) -> None:

@@ -267,6 +267,15 @@ class SaeDecoderForCausalLM(PreTrainedModel, GenerationMixin):
         require_linear(self, "An exact split of a logit over latents")
         return self.along(latents, self.frozen.lm.unembedding[token_ids].to(self.W.dtype))
 
+    def direct(self, latents: Tensor) -> Tensor:
+        """What one unit of each latent [n] adds by itself to the final hidden state: [n, D].
+
+        `linear`: its row, exactly. With blocks: its row's own way past them, of unit length at
+        the final norm (`DecoderBlocks.direct`): sizes mean little, the order of tokens much.
+        """
+        rows = self.W[latents]
+        return rows if self.blocks is None else self.blocks.direct(rows)
+
     def along(self, latents: SparseLatents, directions: Tensor) -> Tensor:
         """act_k * (W[index_k] . direction): [..., K], differentiable with respect to `W`.
 

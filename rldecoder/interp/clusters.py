@@ -23,7 +23,11 @@ from scipy import sparse
 from torch import Tensor
 
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
+from rldecoder.decoder.sequences import hidden_of_rows
 from rldecoder.sae.model import SparseLatents
+
+SEQUENCES_AT_ONCE = 16
+"""That a decoder with blocks reads together."""
 
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
@@ -122,37 +126,74 @@ def _pearson(rows: sparse.csr_array, num_cells: int) -> FloatArray:
     return np.divide(covariance, scale, out=np.zeros_like(covariance), where=scale > 1e-20)
 
 
+class HeldOutRows(NamedTuple):
+    """Held-out tokens in order, whole sequences (the last may be cut short). N tokens."""
+
+    latents: SparseLatents
+    """[N, K]"""
+    seq_id: Tensor
+    """[N]"""
+    pos: Tensor
+    """[N] in its sequence."""
+
+    def some(self, chosen: Tensor) -> HeldOutRows:
+        """Only the tokens that the ascending index `chosen` names."""
+        acts, indices = self.latents
+        latents = SparseLatents(acts[chosen], indices[chosen])
+        return HeldOutRows(latents, self.seq_id[chosen], self.pos[chosen])
+
+
 @torch.no_grad()
 def fingerprints(
     decoder: SaeDecoderForCausalLM,
-    latents: SparseLatents,
+    rows: HeldOutRows,
     wanted: list[int],
     probes: Tensor,
     max_tokens: int,
 ) -> dict[int, FloatArray]:
     """Mean effect [P] on the decoder's probe logits of setting a latent to zero where it fires.
 
-    The mean over probes is taken off, since a shift of all logits changes no probability.
+    The effect is that on the prediction at the same token; with blocks, ablations earlier in the
+    sequence have a part in it. The mean over probes is taken off, since a shift of all logits
+    changes no probability.
 
     Args:
-        latents: [N, K] the active latents of held-out tokens.
-        wanted: ids of the latents to ablate; one that never fires in `latents` is left out.
+        rows: held-out tokens.
+        wanted: ids of the latents to ablate; one that never fires in `rows` is left out.
         probes: [P] token ids.
         max_tokens: at most so many tokens a latent.
     """
     unembedding = decoder.frozen.lm.unembedding[probes].float()
     out = {}
     for latent in wanted:
-        hit = (latents.indices == latent) & (latents.acts > 0)
+        hit = (rows.latents.indices == latent) & (rows.latents.acts > 0)
         where = torch.nonzero(hit.any(-1)).reshape(-1)[:max_tokens]
         if where.numel() == 0:
             continue
-        acts, indices = latents.acts[where], latents.indices[where]
-        ablated = SparseLatents(acts.masked_fill(hit[where], 0.0), indices)
-        change = decoder.hidden(ablated) - decoder.hidden(SparseLatents(acts, indices))
-        effect = change.float().mean(0) @ unembedding.T
+        effect = _mean_change(decoder, rows, hit, where) @ unembedding.T
         out[latent] = (effect - effect.mean()).double().cpu().numpy()
     return out
+
+
+def _mean_change(
+    decoder: SaeDecoderForCausalLM, rows: HeldOutRows, hit: Tensor, where: Tensor
+) -> Tensor:
+    """[D] mean change of the predicted hidden state of the tokens `where`, at which what `hit`
+    [N, K] names is set to zero."""
+    if decoder.blocks is None:
+        parts = [where]  # the other tokens have no part in it
+    else:
+        sequences = rows.seq_id[where].unique().split(SEQUENCES_AT_ONCE)
+        parts = [torch.isin(rows.seq_id, some).nonzero()[:, 0] for some in sequences]
+    total = torch.zeros(decoder.config.d_model, device=decoder.W.device)
+    for inside in parts:
+        part, mine = rows.some(inside), torch.isin(inside, where)
+        acts = part.latents.acts.masked_fill(hit[inside] & mine[:, None], 0.0)
+        ablated = SparseLatents(acts, part.latents.indices)
+        before = hidden_of_rows(decoder, part.latents, part.seq_id, part.pos)
+        after = hidden_of_rows(decoder, ablated, part.seq_id, part.pos)
+        total += (after - before)[mine].float().sum(0)
+    return total / len(where)
 
 
 def fingerprint_cosine(a: FloatArray | None, b: FloatArray | None) -> float | None:

@@ -72,14 +72,15 @@ def token_effects(
 ) -> list[tuple[list[TokenEffect], list[TokenEffect]]]:
     """(promoted, suppressed) tokens of each latent: its decoder row times the unembedding.
 
-    Only tokens with a text take part; effects are logits per unit of activation.
+    Only tokens with a text take part; effects are logits per unit of activation. Of a decoder with
+    blocks it is the row's own way past them (`SaeDecoderForCausalLM.direct`).
     """
     unembedding = decoder.frozen.lm.unembedding.float()
     named = torch.tensor([bool(text) for text in vocabulary.texts], device=unembedding.device)
     count = min(count, int(named.sum()))
     out = []
     for start in range(0, len(latents), ROWS_PER_PRODUCT):
-        rows = decoder.W[torch.as_tensor(latents[start : start + ROWS_PER_PRODUCT])]
+        rows = decoder.direct(torch.as_tensor(latents[start : start + ROWS_PER_PRODUCT]))
         logits = rows.float() @ unembedding.T
         up = logits.masked_fill(~named, -torch.inf).topk(count)
         down = logits.masked_fill(~named, torch.inf).topk(count, largest=False)

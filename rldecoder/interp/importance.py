@@ -73,6 +73,10 @@ class Subject:
         """The hook layer."""
         return self.sae.spec.hook_layer
 
+    def looks_back(self, target: TargetName) -> bool:
+        """Whether latents of earlier positions move a prediction: not of a linear decoder."""
+        return target == "frozen" or self.decoder.blocks is not None
+
     def metric(self, target: TargetName) -> MetricFunction:
         """The metric function of a target."""
         return self._decoder_metric if target == "decoder" else self._frozen_metric
@@ -203,13 +207,14 @@ def exact_effect(metric: MetricFunction, batch: PatchBatch, latent: int, baselin
     return float((sequence_metrics(metric, part, ablated) - baseline[sequences]).sum())
 
 
-def considered_positions(target: TargetName, batch: PatchBatch, skip_first: int = 1) -> Tensor:
-    """[B, T] bool: positions whose latents can move the metric of `target`.
+def considered_positions(batch: PatchBatch, *, looks_back: bool, skip_first: int = 1) -> Tensor:
+    """[B, T] bool: positions whose latents can move the metric.
 
-    The decoder predicts position by position, so only metric positions; the frozen model also
-    reads earlier ones.
+    Args:
+        looks_back: `Subject.looks_back` of the model that is asked.
+        skip_first: positions at the start whose residual the SAE does not read.
     """
-    if target == "decoder":
+    if not looks_back:
         return batch.metric_mask
     later = batch.metric_mask.flip(-1).long().cumsum(-1).flip(-1) > 0
     later[:, :skip_first] = False

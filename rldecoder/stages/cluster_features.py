@@ -17,6 +17,7 @@ from rldecoder.decoder.loading import load_decoder
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
 from rldecoder.interp.clusters import (
     PAIRS,
+    HeldOutRows,
     Likeness,
     Thresholds,
     fingerprint_cosine,
@@ -165,24 +166,27 @@ def _test_pairs(
 
 
 @torch.no_grad()
-def _encode(reader: ActivationReader, sae: Sae, config: ClusterFeaturesConfig) -> SparseLatents:
-    """The active latents of the first tokens of the split, padded to one width."""
-    parts = []
+def _encode(reader: ActivationReader, sae: Sae, config: ClusterFeaturesConfig) -> HeldOutRows:
+    """The first tokens of the split, their active latents padded to one width."""
+    parts, sequences, places = [], [], []
     device = sae.W_enc.device
     for batch in reader.ordered(
         config.batch_tokens, columns=("resid",), max_tokens=config.fingerprint_tokens
     ):
         assert batch.resid is not None
         parts.append(sae.encode(batch.resid.to(device).float()))
+        sequences.append(batch.seq_id.to(device))
+        places.append(batch.pos.to(device))
     width = max(part.acts.shape[1] for part in parts)
 
     def padded(tensor: Tensor) -> Tensor:
         return torch.nn.functional.pad(tensor, (0, width - tensor.shape[1]))
 
-    return SparseLatents(
+    latents = SparseLatents(
         torch.cat([padded(part.acts) for part in parts]),
         torch.cat([padded(part.indices) for part in parts]),
     )
+    return HeldOutRows(latents, torch.cat(sequences), torch.cat(places))
 
 
 def _probes(split: SplitFirings, vocab_size: int, count: int, seed: int) -> Tensor:

@@ -143,7 +143,9 @@ def _attribute_domain(
                 integrated = choice.estimator == "integrated_gradients"
                 steps = config.integrated_steps if integrated else None
                 found = attribute(subject.metric(target), batch, steps)
-                considered = considered_positions(target, batch, loader.skip_first)
+                considered = considered_positions(
+                    batch, looks_back=subject.looks_back(target), skip_first=loader.skip_first
+                )
                 progress.tallies[domain, target].add(batch, found, considered)
             progress.sequences[domain] += batch.metric_mask.shape[0]
             bar.advance(batch.metric_mask.shape[0])

@@ -50,6 +50,21 @@ def subject(tiny_lm_dir: Path) -> Subject:
 
 
 @pytest.fixture(scope="session")
+def subject_with_blocks(subject: Subject) -> Subject:
+    """The same model and SAE; a decoder that kept both blocks above the hook layer."""
+    decoder = new_decoder(subject.lm, subject.sae, [2, 3])
+    assert decoder.blocks is not None
+    decoder.blocks.copy_from(subject.lm.base)
+    with torch.no_grad():
+        decoder.W.copy_(subject.sae.W_dec)
+        # Without a constant, norms would have a pole where integrated gradients begin.
+        decoder.b.copy_(torch.randn(decoder.b.shape, generator=torch_generator(6)))
+        for bridge in decoder.blocks.maps():
+            bridge.weight.add_(0.1 * torch.randn(bridge.weight.shape, generator=torch_generator(5)))
+    return Subject(subject.lm, subject.sae, decoder.requires_grad_(False))
+
+
+@pytest.fixture(scope="session")
 def batch(subject: Subject) -> PatchBatch:
     """3 sequences of 14 random tokens; every second position counts."""
     ids = torch.randint(subject.lm.vocab_size, (3, 14), generator=torch_generator(3))

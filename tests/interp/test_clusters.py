@@ -7,13 +7,16 @@ import pytest
 import torch
 from scipy import sparse
 
+from rldecoder.interp import clusters
 from rldecoder.interp.clusters import (
+    HeldOutRows,
     Thresholds,
     fingerprint_cosine,
     fingerprints,
     likeness,
     merge,
 )
+from rldecoder.sae.model import SparseLatents
 
 if TYPE_CHECKING:
     from rldecoder.interp.importance import PatchBatch, Subject
@@ -73,15 +76,22 @@ def test_votes_count_three_kinds(rows: np.ndarray) -> None:
     assert (votes == votes.T).all()
 
 
+def rows_of(batch: PatchBatch) -> HeldOutRows:
+    """The tokens that an activation cache would hold: all but the first of each sequence."""
+    seq_id, pos = torch.meshgrid(torch.arange(3), torch.arange(1, 14), indexing="ij")
+    acts, indices = batch.latents
+    latents = type(batch.latents)(acts[:, 1:].reshape(-1, 8), indices[:, 1:].reshape(-1, 8))
+    return HeldOutRows(latents, seq_id.flatten(), pos.flatten())
+
+
 def test_fingerprint_of_the_linear_decoder_is_its_row(subject: Subject, batch: PatchBatch) -> None:
-    latents = type(batch.latents)(
-        batch.latents.acts.reshape(-1, 8), batch.latents.indices.reshape(-1, 8)
-    )
+    rows = rows_of(batch)
+    latents = rows.latents
     counts = torch.bincount(latents.indices[latents.acts > 0], minlength=96)
     active = [int(i) for i in counts.argsort(descending=True)[:3]]
     silent = int((counts == 0).nonzero()[0])
     probes = torch.arange(0, 512, 7)
-    found = fingerprints(subject.decoder, latents, [*active, silent], probes, max_tokens=1000)
+    found = fingerprints(subject.decoder, rows, [*active, silent], probes, max_tokens=1000)
     assert set(found) == set(active)
     for latent in active:
         hits = latents.acts[latents.indices == latent]
@@ -89,10 +99,26 @@ def test_fingerprint_of_the_linear_decoder_is_its_row(subject: Subject, batch: P
         effect = -mean * subject.decoder.W[latent] @ subject.lm.unembedding[probes].T
         expected = (effect - effect.mean()).numpy()
         np.testing.assert_allclose(found[latent], expected, atol=1e-4)
-    capped = fingerprints(subject.decoder, latents, active[:1], probes, max_tokens=1)
+    capped = fingerprints(subject.decoder, rows, active[:1], probes, max_tokens=1)
     assert np.abs(capped[active[0]] - found[active[0]]).max() > 1e-6
     # Another size, the same direction: ablation fingerprints compare directions.
     assert fingerprint_cosine(capped[active[0]], found[active[0]]) == pytest.approx(1.0, abs=1e-3)
+
+
+@pytest.mark.parametrize("at_once", [1, 16])
+def test_fingerprint_with_blocks_is_the_change_of_whole_sequences(
+    subject_with_blocks: Subject, batch: PatchBatch, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clusters, "SEQUENCES_AT_ONCE", at_once)
+    decoder, probes = subject_with_blocks.decoder, torch.arange(0, 512, 7)
+    acts, indices = batch.latents
+    latent = int(indices[0, 5, 0])
+    hit = (indices == latent) & (acts > 0)
+    before = decoder.hidden(batch.latents)
+    after = decoder.hidden(SparseLatents(acts.masked_fill(hit, 0.0), indices))
+    effect = (after - before)[hit.any(-1)].mean(0) @ subject_with_blocks.lm.unembedding[probes].T
+    found = fingerprints(decoder, rows_of(batch), [latent], probes, max_tokens=1000)
+    np.testing.assert_allclose(found[latent], (effect - effect.mean()).numpy(), atol=1e-4)
 
 
 def test_fingerprint_cosine_is_undefined_without_an_effect() -> None:

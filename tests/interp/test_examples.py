@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 
 from rldecoder.interp.examples import token_effects, top_examples
 from rldecoder.interp.vocabulary import Vocabulary
+from rldecoder.sae.model import SparseLatents
 
 if TYPE_CHECKING:
     from rldecoder.interp.importance import Subject
@@ -34,6 +36,26 @@ def test_shown_examples_carry_texts_and_focus() -> None:
     assert first.tokens[first.focus] == " w12"
     assert (first.seq_id, first.pos, first.act) == (4, 3, 2.0)
     assert 1 not in shown
+
+
+def test_a_rows_own_way_past_blocks_is_all_that_silent_blocks_leave(
+    subject_with_blocks: Subject,
+) -> None:
+    decoder = copy.deepcopy(subject_with_blocks.decoder)
+    assert decoder.blocks is not None
+    with torch.no_grad():
+        for block in decoder.blocks.blocks:
+            for name, weight in block.named_parameters():
+                if "c_proj" in name:
+                    weight.zero_()
+        decoder.b.zero_()
+        for bridge in decoder.blocks.maps():
+            bridge.bias.zero_()
+        latents = torch.tensor([[[0], [3], [5]]])
+        hidden = decoder.hidden(SparseLatents(torch.full(latents.shape, 50.0), latents))[0, 1:]
+        nothing = decoder.hidden(SparseLatents(torch.zeros(latents.shape), latents))[0, 1:]
+        direct = decoder.direct(torch.tensor([3, 5]))
+    torch.testing.assert_close(hidden - nothing, direct, atol=1e-4, rtol=1e-3)
 
 
 def test_token_effects_equal_the_full_product(subject: Subject) -> None:

@@ -6,7 +6,6 @@ from torch import Tensor
 
 from rldecoder.errors import NumericalError
 from rldecoder.interp.importance import (
-    TARGETS,
     PatchBatch,
     Subject,
     TargetName,
@@ -43,11 +42,21 @@ def test_attribution_is_exact_for_a_logit_of_the_linear_decoder(
     assert float(found.error.abs().sum()) == 0
 
 
-@pytest.mark.parametrize("target", TARGETS)
+def one_of(kind: str, request: pytest.FixtureRequest) -> Subject:
+    chosen: Subject = request.getfixturevalue(kind)
+    return chosen
+
+
+ASKED = (
+    ("subject", "decoder"), ("subject", "frozen"), ("subject_with_blocks", "decoder"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "target"), ASKED)
 def test_attribution_equals_a_finite_difference(
-    subject: Subject, batch: PatchBatch, target: TargetName
+    kind: str, target: TargetName, batch: PatchBatch, request: pytest.FixtureRequest
 ) -> None:
-    metric = subject.metric(target)
+    metric = one_of(kind, request).metric(target)
     found = attribute(metric, batch)
     acts = batch.latents.acts
     for place in ((0, 3, 0), (1, 5, 2), (2, 1, 4), (0, 11, 1)):
@@ -97,11 +106,11 @@ def test_first_position_is_not_read_by_the_sae(subject: Subject, batch: PatchBat
     assert float(batch.latents.acts[:, 1:].min(-1).values.min()) > 0
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(("kind", "target"), ASKED)
 def test_integrated_gradients_are_complete(
-    subject: Subject, batch: PatchBatch, target: TargetName
+    kind: str, target: TargetName, batch: PatchBatch, request: pytest.FixtureRequest
 ) -> None:
-    metric = subject.metric(target)
+    metric = one_of(kind, request).metric(target)
     found = attribute(metric, batch, integrated_steps=64)
     acts = batch.latents.acts
     none = float(metric(batch, torch.zeros_like(acts), batch.error).double().sum())
@@ -131,6 +140,43 @@ def test_exact_effect_equals_a_dense_recomputation(subject: Subject, batch: Patc
     assert exact_effect(metric, batch, latent, baseline) == pytest.approx(expected, abs=2e-4)
 
 
+def test_exact_effect_through_blocks_equals_a_dense_recomputation(
+    subject_with_blocks: Subject, batch: PatchBatch
+) -> None:
+    decoder, unembed = subject_with_blocks.decoder, subject_with_blocks.lm.unembed
+    assert decoder.blocks is not None
+    acts, indices = batch.latents
+    dense = torch.zeros(3, 14, decoder.W.shape[0]).scatter(-1, indices, acts)
+    latent = int(indices[0, 5, 0])
+
+    def run(values: Tensor) -> float:
+        logits = unembed(decoder.blocks(values @ decoder.W + decoder.b)).log_softmax(-1)
+        picked = logits.gather(-1, batch.metric_tokens[..., None]).squeeze(-1)
+        return float(picked[batch.metric_mask].double().sum())
+
+    ablated = dense.clone()
+    ablated[..., latent] = 0
+    metric = subject_with_blocks.metric("decoder")
+    baseline = sequence_metrics(metric, batch, acts)
+    expected = run(ablated) - run(dense)
+    assert abs(expected) > 1e-3
+    assert exact_effect(metric, batch, latent, baseline) == pytest.approx(expected, abs=2e-4)
+
+
+def test_blocks_look_back_and_a_linear_decoder_does_not(
+    subject: Subject, subject_with_blocks: Subject, batch: PatchBatch
+) -> None:
+    last = torch.zeros_like(batch.metric_mask)
+    last[:, -1] = True
+    one = batch._replace(metric_mask=last)
+    for asked, looks_back in ((subject, False), (subject_with_blocks, True)):
+        assert asked.looks_back("decoder") is looks_back
+        found = attribute(asked.metric("decoder"), one).latents
+        considered = considered_positions(one, looks_back=looks_back)
+        assert bool(found[:, 1:-1].abs().sum() > 0) is looks_back
+        assert float(found[~considered].abs().sum()) == 0
+
+
 def test_a_latent_that_never_fires_has_no_effect(subject: Subject, batch: PatchBatch) -> None:
     silent = next(i for i in range(96) if not bool((batch.latents.indices == i).any()))
     assert exact_effect(subject.metric("frozen"), batch, silent, torch.zeros(3)) == 0.0
@@ -140,15 +186,17 @@ def test_considered_positions_follow_what_each_model_reads(batch: PatchBatch) ->
     mask = torch.zeros(1, 6, dtype=torch.bool)
     mask[0, 3] = True
     one = batch._replace(metric_mask=mask)
-    assert considered_positions("decoder", one)[0].tolist() == [0, 0, 0, 1, 0, 0]
-    assert considered_positions("frozen", one)[0].tolist() == [0, 1, 1, 1, 0, 0]
+    assert considered_positions(one, looks_back=False)[0].tolist() == [0, 0, 0, 1, 0, 0]
+    assert considered_positions(one, looks_back=True)[0].tolist() == [0, 1, 1, 1, 0, 0]
 
 
 def test_latents_after_the_last_metric_position_do_not_count(
     subject: Subject, batch: PatchBatch
 ) -> None:
     found = attribute(subject.metric("frozen"), batch)
-    outside = ~considered_positions("frozen", batch)
+    assert subject.looks_back("frozen")
+    assert not subject.looks_back("decoder")
+    outside = ~considered_positions(batch, looks_back=True)
     assert float(found.latents[outside].abs().sum()) == 0
     assert float(found.error[:, -1].abs().sum()) == 0
 

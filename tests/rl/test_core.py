@@ -134,10 +134,12 @@ def test_kl_estimators_estimate_kl():
     q = torch.randn(5, generator=generator).log_softmax(-1)
     exact = float(core.exact_kl(p, q))
     assert exact == pytest.approx(float((p.exp() * (p - q)).sum()))
-    drawn = torch.multinomial(p.exp(), 200_000, replacement=True, generator=generator)
+    # Over everything that p can draw, not over a sample: k1 and k3 are unbiased.
     for estimator in (core.k1, core.k3):
-        assert float(estimator(p[drawn], q[drawn]).mean()) == pytest.approx(exact, abs=0.02)
-    assert (core.k3(p[drawn], q[drawn]) >= -1e-6).all()
+        expectation = float((p.exp() * estimator(p, q)).sum())
+        assert expectation == pytest.approx(exact, abs=1e-6)
+    assert (core.k3(p, q) >= 0).all()
+    assert (core.k1(p, q) < 0).any()
     # expectation of k2 is not the KL, but its gradient is
     logits = torch.zeros(5, requires_grad=True)
     policy = logits.log_softmax(-1)

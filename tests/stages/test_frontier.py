@@ -155,7 +155,7 @@ def test_a_frontier_needs_saes_and_auto_needs_a_frontier() -> None:
 def test_stages_that_need_a_linear_decoder_are_refused_before_any_work() -> None:
     check_reach(run_config(), None)
     deep = run_config(train_decoder={"depth": 2})
-    check_reach(deep, "freeze_decoder")
-    for until in ("rank_features", "report", None):
-        with pytest.raises(BadInputError, match="--until freeze_decoder"):
+    check_reach(deep, "cluster_features")
+    for until in ("train_explainer", "report", None):
+        with pytest.raises(BadInputError, match="--until cluster_features"):
             check_reach(deep, until)

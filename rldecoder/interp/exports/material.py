@@ -118,12 +118,13 @@ def gather(
         if row["kind"] in ("top", "quantile"):
             rows[row["latent"]].append(row)
     unembedding = decoder.frozen.lm.unembedding.detach().float()
+    directions = decoder.direct(torch.tensor(wanted)).detach().float()
     features = [
         ExportFeature(
             record,
             _examples(rows[record.latent], split, index, vocabulary),
             _histogram(split.firings.row(index)[1]),
-            _histogram((unembedding @ decoder.W[record.latent].detach().float()).cpu().numpy()),
+            _histogram((directions[index] @ unembedding.T).cpu().numpy()),
             _neurons(sae.W_dec[record.latent]),
         )
         for index, record in enumerate(labels.features)

@@ -129,6 +129,9 @@ class LabelFeaturesConfig(StageConfig):
     """Latents of a random SAE that are labelled and scored as a control."""
     control_tokens: int = Field(default=20_000, gt=0)
     """Tokens of each of the two splits for that control, at most."""
+    review_audit_share: float = Field(default=0.1, ge=0, le=1)
+    """Share of the labels that are drawn uniformly for review, whatever their score: only verdicts
+    on those may recalibrate confidences. They are spread evenly through the review queue."""
     reviews: Path | None = free(None)
     """A JSONL file with people's verdicts (docs/metrics/interp.md). Its content, not its place, is
     part of the stage's fingerprint."""

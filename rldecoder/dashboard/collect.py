@@ -16,6 +16,7 @@ from rldecoder.curves import read_curves
 from rldecoder.explain.text import visible_text, visible_token
 from rldecoder.interp.predicate import Predicate
 from rldecoder.interp.records import FeatureLabel, FeatureLabels
+from rldecoder.interp.review_queue import ReviewQueue
 
 PHASES = (
     ("Prepare", ("sync_tokenizer", "ingest", "baselines", "sweep_sae", "frontier")),
@@ -111,12 +112,20 @@ def curves(path: Path) -> dict[str, tuple[list[int], list[float]]]:
     return read_curves(file) if file.is_file() else {}
 
 
-def features(labels_folder: Path, *, max_features: int, contexts: int) -> list[dict[str, Any]]:
-    """The feature browser's data: the most important features with highlighted contexts."""
+def features(
+    labels_folder: Path, clusters_folder: Path, *, max_features: int, contexts: int
+) -> list[dict[str, Any]]:
+    """The feature browser's data: the most important features with highlighted contexts.
+
+    Args:
+        labels_folder: the `label_features` artifact.
+        clusters_folder: the `cluster_features` artifact, for places in the review queue.
+    """
     labels = FeatureLabels.load(labels_folder)
     acts = _window_acts(labels_folder / "examples.parquet")
+    ranks = ReviewQueue.load(clusters_folder, labels).ranks()
     return [
-        _feature(feature, acts, contexts)
+        _feature(feature, acts, contexts) | {"queue": ranks[feature.latent]}
         for feature in sorted(labels.features, key=lambda f: f.importance_rank)[:max_features]
     ]
 

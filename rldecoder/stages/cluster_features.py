@@ -1,4 +1,5 @@
-"""Find near-duplicates among the labelled latents, merge what ablation confirms, flag bad ones."""
+"""Find near-duplicates among the labelled latents, merge what ablation confirms, flag bad ones; and
+put the labels in the order in which people should review them, one of each cluster first."""
 
 from __future__ import annotations
 
@@ -27,6 +28,7 @@ from rldecoder.interp.clusters import (
 from rldecoder.interp.corpus import SplitFirings, read_firings
 from rldecoder.interp.predicate import evaluate
 from rldecoder.interp.records import FeatureLabels
+from rldecoder.interp.review_queue import make_queue
 from rldecoder.interp.vocabulary import Vocabulary
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.sae.model import Sae, SparseLatents
@@ -44,7 +46,7 @@ class Tested(NamedTuple):
 def run(
     inputs: Mapping[str, InputArtifact], config: ClusterFeaturesConfig, ctx: StageContext
 ) -> StageOutput:
-    """Write clusters.json and pairs.parquet."""
+    """Write clusters.json, pairs.parquet, and review_queue.json."""
     seed_everything(ctx.seed)
     labels = FeatureLabels.load(inputs["label_features"].path)
     latents = np.array([feature.latent for feature in labels.features], np.int64)
@@ -75,6 +77,7 @@ def run(
     schemas.write_parquet(ctx.out / "pairs.parquet", tested.columns, PAIRS)
     result = _result(labels, clusters, split, config)
     schemas.write_json(ctx.out / "clusters.json", result)
+    make_queue(labels, representative, derive_seed(ctx.seed, "audit")).save(ctx.out)
     metrics: dict[str, Scalar] = {
         "latents": len(latents),
         "clusters": len(clusters),

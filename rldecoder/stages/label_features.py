@@ -54,7 +54,8 @@ from rldecoder.interp.records import (
     Scores,
     TokenEffect,
 )
-from rldecoder.interp.review import merge_reviews, read_reviews, recalibrated, with_queue_ranks
+from rldecoder.interp.review import merge_reviews, read_reviews, recalibrated
+from rldecoder.interp.review_queue import draw_audit
 from rldecoder.interp.scores import SCORES
 from rldecoder.interp.tally import IMPORTANCE
 from rldecoder.interp.vocabulary import Vocabulary
@@ -145,7 +146,11 @@ def run(
         f.model_copy(update={"other_labels": [others[f.latent]]}) if f.latent in others else f
         for f in features
     ]
-    features = with_queue_ranks(recalibrated(merge_reviews(features, reviews), tau))
+    # Drawn before people's labels count: reviews must not change who is in the sample.
+    named = [f.latent for f in features if f.status == "labelled"]
+    audit = draw_audit(named, config.review_audit_share, derive_seed(ctx.seed, "audit"))
+    features = [f.model_copy(update={"audit": f.latent in audit}) for f in features]
+    features = recalibrated(merge_reviews(features, reviews), tau)
     schemas.write_parquet(
         ctx.out / "examples.parquet",
         {name: examples.table[name] for name in EXAMPLES.names},
@@ -324,7 +329,7 @@ def _record(
         examples=material.shown.get(draft.latent, []),
         promoted=promoted,
         suppressed=suppressed,
-        queue_rank=row + 1,
+        audit=False,
     )
 
 

@@ -12,6 +12,7 @@ from rldecoder import schemas
 from rldecoder.dashboard import collect
 from rldecoder.interp.examples import EXAMPLES
 from rldecoder.interp.records import Example, FeatureLabel, FeatureLabels, Scores, TokenEffect
+from rldecoder.interp.review_queue import make_queue
 
 BIDI = "a\u202eb\u200b</script>"
 
@@ -37,7 +38,7 @@ def label(latent: int, rank: int, text: str | None, examples: list[Example]) -> 
         failure=None if text else "too rare", predicate=None, labeler="test", confidence=0.5,
         confidence_low=0.4, confidence_high=0.6, high_confidence=False, importance=1.0 / rank,
         importance_rank=rank, density=0.1, scores=Scores(**nothing), examples=examples,
-        promoted=[TokenEffect(token=BIDI, token_id=1, effect=2.0)], suppressed=[], queue_rank=1,
+        promoted=[TokenEffect(token=BIDI, token_id=1, effect=2.0)], suppressed=[], audit=False,
     )  # fmt: skip
 
 
@@ -45,11 +46,13 @@ def label(latent: int, rank: int, text: str | None, examples: list[Example]) -> 
 def labels_folder(tmp_path: Path) -> Path:
     shown = Example(seq_id=4, pos=11, act=2.0, tokens=["x", BIDI, "y" * 9000], focus=1)
     other = Example(seq_id=5, pos=1, act=1.0, tokens=["p", "q"], focus=0)
-    FeatureLabels(
+    labels = FeatureLabels(
         model_name="tiny", hook_layer=1, num_latents=9, sae_digest="s", requested=2,
         features=[label(7, 2, None, []), label(3, 1, BIDI, [shown, other])], labelled=1,
         failed=1, high_confidence_threshold=None, coverage=0.0,
-    ).save(tmp_path)  # fmt: skip
+    )  # fmt: skip
+    labels.save(tmp_path)
+    make_queue(labels, {}, 0).save(tmp_path)
     schemas.write_parquet(
         tmp_path / "examples.parquet",
         {
@@ -63,7 +66,7 @@ def labels_folder(tmp_path: Path) -> Path:
 
 
 def test_features_are_ordered_visible_and_highlighted(labels_folder: Path) -> None:
-    found = collect.features(labels_folder, max_features=10, contexts=5)
+    found = collect.features(labels_folder, labels_folder, max_features=10, contexts=5)
     assert [feature["latent"] for feature in found] == [3, 7]
     first = found[0]
     assert first["label"] == "a⟨U+202E⟩b⟨U+200B⟩</script>"
@@ -74,7 +77,9 @@ def test_features_are_ordered_visible_and_highlighted(labels_folder: Path) -> No
     # Without a row in examples.parquet only the focus is coloured.
     assert first["examples"][1]["heat"] == [1.0, 0.0]
     assert found[1]["failure"] == "too rare"
-    assert len(collect.features(labels_folder, max_features=1, contexts=1)[0]["examples"]) == 1
+    assert [feature["queue"] for feature in found] == [1, 2]
+    (only,) = collect.features(labels_folder, labels_folder, max_features=1, contexts=1)
+    assert len(only["examples"]) == 1
 
 
 def test_caveats_once_and_in_order(tmp_path: Path) -> None:

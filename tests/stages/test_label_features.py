@@ -47,7 +47,9 @@ def test_labels_scores_and_controls(tmp_path: Path, inputs: dict[str, InputArtif
     assert labels.sae_digest == "train_sae"
     importance = [feature.importance for feature in labels.features]
     assert importance == sorted(importance, reverse=True)
-    assert sorted(f.queue_rank for f in labels.features) == list(range(1, 25))
+    audit = [f for f in labels.features if f.audit]
+    assert len(audit) == max(1, round(0.1 * labels.labelled))
+    assert all(f.status == "labelled" for f in audit)
     confident = sum(feature.high_confidence for feature in labels.features)
     assert labels.coverage == confident / 24
     for feature in labels.features:
@@ -106,7 +108,7 @@ def test_a_review_file_overrides_labels_and_is_fingerprinted(
     assert changed.latent == first.latent
     assert changed.label == "mine"
     assert changed.high_confidence
-    assert changed.queue_rank == 24
+    assert changed.audit == first.audit
     assert changed.previous_labels
 
     before = STAGE.fingerprint(config)

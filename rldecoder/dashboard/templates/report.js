@@ -22,6 +22,7 @@
     confidence: (a, b) => b.confidence - a.confidence || a.rank - b.rank,
     density: (a, b) => b.density - a.density || a.rank - b.rank,
     latent: (a, b) => a.latent - b.latent,
+    review: (a, b) => a.queue - b.queue,
   };
 
   const draw = () => {

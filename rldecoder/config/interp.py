@@ -99,7 +99,11 @@ class LabelFeaturesConfig(StageConfig):
     rank_target: Literal["decoder", "frozen"] = "decoder"
     """Whose prediction chooses them."""
     fit_tokens: int = Field(default=100_000, gt=0)
-    """Tokens of the `label` split for labels, examples and calibration, at most."""
+    """Tokens of the `label` split for labels and calibration, at most. Memory grows with them."""
+    example_tokens: int | None = Field(default=None, gt=0)
+    """Tokens of the `label` split for examples and densities, at most; null: `fit_tokens`. They
+    are read in one pass, in memory that hardly grows with them: of a text longer than
+    `fit_tokens` the labels are fitted on a uniform sample of its sequences."""
     score_tokens: int = Field(default=100_000, gt=0)
     """Tokens of the `test` split for scores, at most."""
     predicate: PredicateSettings = PredicateSettings()
@@ -137,6 +141,12 @@ class LabelFeaturesConfig(StageConfig):
     part of the stage's fingerprint."""
     batch_tokens: int = free(4096, ge=1)
     """Tokens encoded at once; changes memory only."""
+
+    @model_validator(mode="after")
+    def _check_tokens(self) -> LabelFeaturesConfig:
+        if self.example_tokens is not None and self.example_tokens < self.fit_tokens:
+            raise ValueError("example_tokens must not be less than fit_tokens: one pass reads both")
+        return self
 
     @model_validator(mode="after")
     def _check_labelers(self) -> LabelFeaturesConfig:

@@ -146,6 +146,16 @@ class JudgedScores(_Record):
     """Of these, without a usable answer: counted as wrong."""
 
 
+class LabelConfidence(_Record):
+    """p(accept) of a label in words: that its judged scores on `test` reach the bars."""
+
+    p: float = Field(ge=0, le=1)
+    """From the outcomes of other labels only."""
+    low: float = Field(ge=0, le=1)
+    """Lower end of its 95 % interval (bootstrap over latents)."""
+    high: float = Field(ge=0, le=1)
+
+
 class OtherLabel(_Record):
     """A label by another labeler than the record's own; it has no executable form."""
 
@@ -161,11 +171,16 @@ class OtherLabel(_Record):
     judge_trusted: bool
     """As `judge.trusted` of the file: without it the scores must not be believed."""
     scores: JudgedScores
+    confidence: LabelConfidence | None
+    """Null if too little is known to say: then `no_confidence` says why."""
+    no_confidence: str | None
 
     @model_validator(mode="after")
     def _consistent(self) -> OtherLabel:
         if (self.label is None) == (self.failure is None):
             raise ValueError("a label has no failure, and a failure has a reason and no label")
+        if (self.confidence is None) == (self.no_confidence is None):
+            raise ValueError("there is a confidence, or a reason why there is none")
         return self
 
 

@@ -128,7 +128,8 @@ class Catalogue:
 
 def _haystack(card: dict[str, Any]) -> str:
     contexts = ("".join(example["tokens"]) for example in card["examples"])
-    parts = (card["label"] or "", card["failure"] or "", *card["promoted"], *contexts)
+    others = (other["label"] or "" for other in card["others"])
+    parts = (card["label"] or "", card["failure"] or "", *others, *card["promoted"], *contexts)
     return "\n".join(parts).lower()
 
 

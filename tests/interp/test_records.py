@@ -96,6 +96,7 @@ def other_label(**changes: Any) -> dict[str, Any]:
         "judge_trusted": False,
         "scores": {"detection": 0.5, "fuzzing": None, "window_precision": 0.1, "questions": 2,
                    "failures": 1},
+        "confidence": None, "no_confidence": "too few",
     }  # fmt: skip
     return values | changes
 
@@ -118,7 +119,11 @@ def test_labels_in_words_stand_beside_the_own_one(tmp_path: Path) -> None:
     assert [(o.label, o.failure) for o in found.other_labels] == [
         ("numbers", None), (None, "refused"),
     ]  # fmt: skip
-    for wrong in ({"failure": "refused"}, {"label": None}):
+    sure = {"p": 0.5, "low": 0.4, "high": 0.6}
+    feature(other_labels=[other_label(confidence=sure, no_confidence=None)])
+    for wrong in (
+        {"failure": "refused"}, {"label": None}, {"confidence": sure}, {"no_confidence": None},
+    ):  # fmt: skip
         with pytest.raises(ValidationError):
             feature(other_labels=[other_label(**wrong)])
 

@@ -89,6 +89,13 @@ def hostile(served: Served, debug_labels: Path, debug_clusters: Path, tmp_path: 
             feature["failure"] = HOSTILE
         for example in feature["examples"]:
             example["tokens"] = [LONG if number % 2 else HOSTILE for _ in example["tokens"]]
+        feature["other_labels"] = [
+            {"labeler": HOSTILE, "model": HOSTILE, "judge": HOSTILE, "judge_trusted": False,
+             "confidence": None, "no_confidence": HOSTILE,
+             "label": None if number % 2 else HOSTILE, "failure": HOSTILE if number % 2 else None,
+             "scores": {"detection": 0.5, "fuzzing": None, "window_precision": 0.25,
+                        "questions": 2, "failures": 1}}
+        ]  # fmt: skip
         for effect in feature["promoted"] + feature["suppressed"]:
             effect["token"] = HOSTILE
     file.write_text(json.dumps(labels), encoding="utf-8")

@@ -14,6 +14,7 @@
   const haystack = (feature) =>
     [
       "#" + feature.latent, feature.label || "", feature.failure || "",
+      ...feature.others.map((other) => other.label || ""),
       ...feature.promoted, ...feature.examples.map((example) => example.tokens.join("")),
     ].join("\n").toLowerCase();
   const index = features.map(haystack);

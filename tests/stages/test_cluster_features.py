@@ -99,6 +99,26 @@ def test_only_twins_whose_ablation_agrees_are_merged(
     assert output.metrics["pairs_agreeing"] >= 1
 
 
+def test_label_embeddings_stand_beside_the_predicates(
+    tmp_path: Path, inputs: dict[str, InputArtifact]
+) -> None:
+    config = CONFIG.model_copy(update={"label_embedding": "minilm"})
+    _, out = run_stage(STAGE, inputs, config, tmp_path / "embedded")
+    of = {f.latent: f for f in FeatureLabels.load(inputs["label_features"].path).features}
+    rows = read_parquet(out / "pairs.parquet").to_pylist()
+    assert any(row["label_cosine"] is not None for row in rows)
+    for row in rows:
+        a, b = of[row["latent_a"]].label, of[row["latent_b"]].label
+        assert (row["label_cosine"] is None) == (a is None or b is None)
+        if a is not None and a == b:
+            assert row["label_cosine"] == pytest.approx(1)
+    # Ablation still has the last word: each member agrees with its representative.
+    agree = {frozenset((row["latent_a"], row["latent_b"])) for row in rows if row["agree"]}
+    for cluster in read_json(out / "clusters.json")["clusters"]:
+        for member in cluster["members"][1:]:
+            assert frozenset((cluster["representative"], member)) in agree
+
+
 def test_low_quality_latents_are_flagged(tmp_path: Path, inputs: dict[str, InputArtifact]) -> None:
     labels = FeatureLabels.load(inputs["label_features"].path)
     _, out = run_stage(STAGE, inputs, CONFIG, tmp_path / "cluster")

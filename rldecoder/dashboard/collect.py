@@ -15,7 +15,14 @@ from rldecoder import schemas
 from rldecoder.curves import read_curves
 from rldecoder.explain.text import visible_text, visible_token
 from rldecoder.interp.predicate import Predicate
-from rldecoder.interp.records import FeatureLabel, FeatureLabels
+from rldecoder.interp.records import (
+    FeatureLabel,
+    FeatureLabels,
+    JudgedScores,
+    OtherLabel,
+    Scores,
+)
+from rldecoder.interp.review_queue import ReviewQueue
 
 PHASES = (
     ("Prepare", ("sync_tokenizer", "ingest", "baselines", "sweep_sae", "frontier")),
@@ -111,12 +118,20 @@ def curves(path: Path) -> dict[str, tuple[list[int], list[float]]]:
     return read_curves(file) if file.is_file() else {}
 
 
-def features(labels_folder: Path, *, max_features: int, contexts: int) -> list[dict[str, Any]]:
-    """The feature browser's data: the most important features with highlighted contexts."""
+def features(
+    labels_folder: Path, clusters_folder: Path, *, max_features: int, contexts: int
+) -> list[dict[str, Any]]:
+    """The feature browser's data: the most important features with highlighted contexts.
+
+    Args:
+        labels_folder: the `label_features` artifact.
+        clusters_folder: the `cluster_features` artifact, for places in the review queue.
+    """
     labels = FeatureLabels.load(labels_folder)
     acts = _window_acts(labels_folder / "examples.parquet")
+    ranks = ReviewQueue.load(clusters_folder, labels).ranks()
     return [
-        _feature(feature, acts, contexts)
+        _feature(feature, acts, contexts) | {"queue": ranks[feature.latent]}
         for feature in sorted(labels.features, key=lambda f: f.importance_rank)[:max_features]
     ]
 
@@ -139,7 +154,6 @@ def _feature(
                 "focus": example.focus,
             }
         )
-    scores = feature.scores
     return {
         "latent": feature.latent,
         "label": None if feature.label is None else visible_text(feature.label, 200),
@@ -153,12 +167,39 @@ def _feature(
         "importance": feature.importance,
         "rank": feature.importance_rank,
         "density": feature.density,
-        "detection": scores.detection,
-        "fuzzing": scores.fuzzing,
-        "f1": scores.f1,
+        "scores": _scores(feature.scores),
+        "others": [_other(label) for label in feature.other_labels],
         "promoted": [visible_token(effect.token, 24) for effect in feature.promoted],
         "suppressed": [visible_token(effect.token, 24) for effect in feature.suppressed],
         "examples": shown,
+    }
+
+
+def _scores(scores: Scores | JudgedScores) -> dict[str, float | None]:
+    """All scores of a record, in few digits: a report holds a thousand cards."""
+    return {
+        name: None if value is None else round(value, 3)
+        for name, value in scores
+        if name != "firings"
+    }
+
+
+def _other(label: OtherLabel) -> dict[str, Any]:
+    """A label by another labeler, with what its judge says of it."""
+    return {
+        "labeler": visible_text(label.labeler, 60),
+        "model": visible_text(label.model, 120),
+        "label": None if label.label is None else visible_text(label.label, 200),
+        "failure": None if label.failure is None else visible_text(label.failure, 200),
+        "judge": visible_text(label.judge, 120),
+        "trusted": label.judge_trusted,
+        "scores": _scores(label.scores),
+        "confidence": None
+        if label.confidence is None
+        else [round(value, 3) for _, value in label.confidence],
+        "no_confidence": None
+        if label.no_confidence is None
+        else visible_text(label.no_confidence, 200),
     }
 
 

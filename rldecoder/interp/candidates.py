@@ -30,6 +30,8 @@ IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
 POSITION_BOUNDS = (2, 3, 5, 9, 17, 33)
 SMOOTHING = 0.5
+ROWS_AT_ONCE = 64
+"""Latents whose counts over all atoms are laid out at a time; changes memory, not results."""
 
 
 class AtomTable(NamedTuple):
@@ -172,7 +174,7 @@ def _class_atoms(
             columns += [len(atoms)] * len(held)
             atoms.append(Affix(side=side, text=text, offset=offset))
     member = sparse.csr_array((np.ones(len(rows)), (rows, columns)), shape=(seen.size, len(atoms)))
-    return AtomTable(atoms, (counts[:, seen] @ member).toarray(), totals[seen] @ member)
+    return AtomTable(atoms, sparse.csr_array(counts[:, seen] @ member), totals[seen] @ member)
 
 
 def _position_atoms(binary: sparse.csr_array, grid: TokenGrid) -> AtomTable:
@@ -192,12 +194,18 @@ def _add_best(
     settings: PredicateSettings,
 ) -> None:
     """Append to each latent the `keep_classes` atoms of the table with the best objective."""
-    score = objective(
-        settings.objective, table.hits, table.totals[None, :], firing[:, None], num_cells
-    )
-    for row, order in enumerate(np.argsort(-score, axis=1, kind="stable")):
-        best = order[: settings.keep_classes]
-        found[row] += [table.atoms[i] for i in best if table.hits[row, i] >= settings.min_hits]
+    # Some latents at a time: a text has tens of thousands of affixes, mostly without hits.
+    for start in range(0, firing.size, ROWS_AT_ONCE):
+        part = slice(start, start + ROWS_AT_ONCE)
+        rows = table.hits[part]
+        hits = rows if isinstance(rows, np.ndarray) else np.asarray(rows.toarray())
+        score = objective(
+            settings.objective, hits, table.totals[None, :], firing[part, None], num_cells
+        )
+        for row, order in enumerate(np.argsort(-score, axis=1, kind="stable")):
+            best = order[: settings.keep_classes]
+            kept = [table.atoms[i] for i in best if hits[row, i] >= settings.min_hits]
+            found[start + row] += kept
 
 
 def _add_bigrams(

@@ -4,8 +4,8 @@ Likeness of two latents, each on the `test` split:
     decoder: cosine of their SAE decoder rows.
     co-activation: Jaccard index of the tokens where they fire, and Pearson correlation of their
         activations.
-    label: Jaccard index of the tokens where their predicates hold. It stands in for the cosine of
-        label embeddings, which needs an embedding model.
+    label: Jaccard index of the tokens where their predicates hold, and, if asked for, the cosine of
+        the labels' embeddings (`label_embedding`), which labels in words have too.
 A pair that is alike in at least `min_votes` of the three is tested by ablation: the *fingerprint*
 of a latent is the mean change of the decoder's logits of a set of probe tokens when the latent is
 set to zero where it fires. Fingerprints agree if their cosine is high enough.
@@ -40,6 +40,7 @@ PAIRS = pa.schema(
         ("jaccard", pa.float64()),
         ("pearson", pa.float64()),
         ("label_jaccard", pa.float64()),
+        ("label_cosine", pa.float64()),
         ("votes", pa.int32()),
         ("fingerprint_cosine", pa.float64()),
         ("agree", pa.bool_()),
@@ -47,8 +48,9 @@ PAIRS = pa.schema(
     ]
 )
 """One row a pair with at least one vote. `label_jaccard` is null if one of the two has no
-predicate; `fingerprint_cosine` is null if the pair had too few votes to be tested, or one of the
-two has no effect on the probe tokens. `merged`: b became an alias of a or both of a third."""
+predicate, `label_cosine` if one has no label or embeddings were not asked for;
+`fingerprint_cosine` is null if the pair had too few votes to be tested, or one of the two has no
+effect on the probe tokens. `merged`: b became an alias of a or both of a third."""
 
 
 class Thresholds(NamedTuple):
@@ -60,6 +62,7 @@ class Thresholds(NamedTuple):
     label_jaccard: float
     fingerprint_cosine: float
     min_votes: int
+    label_cosine: float = 1.0
 
 
 class Likeness(NamedTuple):
@@ -70,11 +73,15 @@ class Likeness(NamedTuple):
     pearson: FloatArray
     label_jaccard: FloatArray
     """NaN where one of the two latents has no predicate."""
+    label_cosine: FloatArray
+    """Of label embeddings; NaN where there is none."""
 
     def votes(self, limits: Thresholds) -> NDArray[np.int64]:
         """[K, K] in how many of the three kinds two latents are alike."""
         together = (self.jaccard >= limits.jaccard) | (self.pearson >= limits.pearson)
+        # Two ways to see that labels say the same, and still one vote.
         label = np.nan_to_num(self.label_jaccard, nan=-1.0) >= limits.label_jaccard
+        label |= np.nan_to_num(self.label_cosine, nan=-1.0) >= limits.label_cosine
         near = self.decoder_cosine >= limits.decoder_cosine
         votes = near.astype(np.int64) + together.astype(np.int64) + label.astype(np.int64)
         return votes
@@ -85,6 +92,7 @@ def likeness(
     acts: sparse.csr_array,
     num_cells: int,
     labels: list[BoolArray | None],
+    embedded: FloatArray | None = None,
 ) -> Likeness:
     """Compare K latents with each other.
 
@@ -93,6 +101,7 @@ def likeness(
         acts: [K, cells] activations.
         num_cells: how many of the cells were read; the others are no data, not zeros.
         labels: for each latent where its predicate holds among the cells read [cells], or None.
+        embedded: [K, E] label embeddings of length 1, rows of NaN without a label; None: no such.
     """
     unit = directions / np.maximum(np.linalg.norm(directions, axis=1, keepdims=True), 1e-12)
     fires = sparse.csr_array(acts, dtype=np.float64)
@@ -106,7 +115,8 @@ def likeness(
     missing = np.array([label_mask is None for label_mask in labels])
     label[missing, :] = np.nan
     label[:, missing] = np.nan
-    return Likeness(unit @ unit.T, _jaccard(fires), _pearson(values, num_cells), label)
+    cosine = np.full(label.shape, np.nan) if embedded is None else embedded @ embedded.T
+    return Likeness(unit @ unit.T, _jaccard(fires), _pearson(values, num_cells), label, cosine)
 
 
 def _jaccard(rows: sparse.csr_array) -> FloatArray:

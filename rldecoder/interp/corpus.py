@@ -2,7 +2,8 @@
 
 A *cell* is one position of one sequence; cells are numbered `row * T + position`. Everything
 about a split (firings, predicates, windows) shares this numbering, so that counting is a product
-of sparse matrices. Memory is bounded by the token budget: N cells, and at most N * k firings.
+of sparse matrices. Memory is bounded by the tokens whose firings are kept: 8 bytes a firing, and
+about 20 bytes a cell. Of a long text the firings of a sample of its sequences may be kept.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -92,10 +94,15 @@ class Firings(NamedTuple):
 
     def within(self, valid: BoolArray) -> Firings:
         """Only the firings on cells where `valid` [cells] holds."""
-        coo = self.matrix.tocoo()
-        keep = valid[coo.col]
-        kept = (coo.data[keep], (coo.row[keep], coo.col[keep]))
-        return Firings(self.latents, _sorted_csr(kept, self.matrix.shape))
+        matrix = self.matrix
+        keep = valid[matrix.indices]
+        if keep.all():
+            return self
+        # By hand, because conversions between formats hold several copies of all firings.
+        counts = [int(np.count_nonzero(keep[start:end])) for start, end in pairwise(matrix.indptr)]
+        starts = np.concatenate([[0], np.cumsum(counts)]).astype(matrix.indptr.dtype)
+        kept = (matrix.data[keep], matrix.indices[keep], starts)
+        return Firings(self.latents, sparse.csr_array(kept, shape=matrix.shape))
 
     def select(self, rows: IntArray) -> Firings:
         """The firings of some rows, in the order given."""
@@ -108,6 +115,30 @@ class SplitFirings(NamedTuple):
     grid: TokenGrid
     firings: Firings
 
+    def only(self, sequences: IntArray) -> SplitFirings:
+        """The part on some sequences, cells numbered anew.
+
+        Args:
+            sequences: ids that the grid holds, increasing.
+        """
+        grid, matrix = self.grid, self.firings.matrix
+        rows = np.searchsorted(grid.seq_ids, sequences)
+        part = TokenGrid(
+            grid.split, grid.seq_ids[rows], grid.tokens[rows], grid.valid[rows], grid.docs[rows]
+        )
+        new = np.full(grid.seq_ids.size, UNKNOWN, np.int64)
+        new[rows] = np.arange(rows.size)
+        row, position = np.divmod(matrix.indices, grid.num_positions)
+        keep = new[row] >= 0
+        cells = (new[row[keep]] * grid.num_positions + position[keep]).astype(np.int32)
+        # Cells keep their order, so each row's stay sorted.
+        counts = [int(np.count_nonzero(keep[start:end])) for start, end in pairwise(matrix.indptr)]
+        starts = np.concatenate([[0], np.cumsum(counts)])
+        kept = sparse.csr_array(
+            (matrix.data[keep], cells, starts), shape=(matrix.shape[0], part.num_cells)
+        )
+        return SplitFirings(part, Firings(self.firings.latents, kept))
+
 
 @torch.no_grad()
 def read_firings(
@@ -118,6 +149,7 @@ def read_firings(
     latents: IntArray | None = None,
     max_tokens: int | None = None,
     batch_tokens: int = 4096,
+    sequences: IntArray | None = None,
     observe: Callable[[ActivationBatch, SparseLatents], None] | None = None,
 ) -> SplitFirings:
     """Encode a split's cached residuals once and keep the firings of the latents of interest.
@@ -126,6 +158,7 @@ def read_firings(
         latents: [K] ids to keep; None keeps all of the dictionary.
         max_tokens: at most so many activation rows, from the split's start.
         batch_tokens: rows encoded at a time; changes memory, not results.
+        sequences: only firings on these are kept; None keeps all. The grid holds all that was read.
         observe: called with each batch and its latents, all of the dictionary.
 
     Raises:
@@ -135,7 +168,9 @@ def read_firings(
     row_of = np.full(sae.num_latents, UNKNOWN, np.int64)
     row_of[wanted] = np.arange(wanted.size)
     device = sae.W_enc.device
-    seqs, positions, tokens, parts, start = [], [], [], [], 0
+    chosen = None if sequences is None else np.asarray(sequences, np.int64)
+    seqs, positions, tokens = [], [], []
+    kept_rows, kept_acts, counts = [], [], []
     for batch in reader.ordered(batch_tokens, columns=("resid",), max_tokens=max_tokens):
         assert batch.resid is not None
         found = sae.encode(batch.resid.to(device).float())
@@ -143,13 +178,15 @@ def read_firings(
             observe(batch, found)
         acts, rows = found.acts.cpu().numpy(), row_of[found.indices.cpu().numpy()]
         keep = (acts > 0) & (rows >= 0)
-        where = np.nonzero(keep)[0]
-        parts.append((rows[keep].astype(np.int32), where + start, acts[keep]))
-        seqs.append(batch.seq_id.numpy())
-        positions.append(batch.pos.numpy())
-        tokens.append(batch.token_id.numpy())
-        start += acts.shape[0]
-    if not start:
+        if chosen is not None:
+            keep &= np.isin(batch.seq_id.numpy(), chosen)[:, None]
+        kept_rows.append(rows[keep].astype(np.int32))
+        kept_acts.append(acts[keep])
+        counts.append(keep.sum(1, dtype=np.int32))
+        seqs.append(batch.seq_id.numpy().astype(np.int32))
+        positions.append(batch.pos.numpy().astype(np.int32))
+        tokens.append(batch.token_id.numpy().astype(np.int32))
+    if not seqs:
         raise BadInputError(
             f"The activation cache holds no row of the split {split!r}.",
             "Interpretation needs held-out text.",
@@ -157,14 +194,39 @@ def read_firings(
         )
     grid, cell_of = _grid(
         split,
-        np.concatenate(seqs).astype(np.int64),
-        np.concatenate(positions).astype(np.int64),
-        np.concatenate(tokens).astype(np.int64),
+        _joined(seqs),
+        _joined(positions),
+        _joined(tokens),
         reader.meta.context_length,
     )
-    rows, where, values = (np.concatenate(column) for column in zip(*parts, strict=True))
-    matrix = _sorted_csr((values, (rows, cell_of[where])), (wanted.size, grid.num_cells))
+    # Rows of the cache lie in the order of their cells, so this is a matrix by columns already.
+    ends = np.zeros(grid.num_cells + 1, np.int64)
+    ends[cell_of + 1] = _joined(counts)
+    by_cell = (_joined(kept_acts), _joined(kept_rows), ends.cumsum())
+    shape = (wanted.size, grid.num_cells)
+    matrix = sparse.csr_array(sparse.csc_array(by_cell, shape=shape).tocsr())
     return SplitFirings(grid, Firings(wanted, matrix))
+
+
+def sample_sequences(
+    table: pa.Table, tokens_each: int, *, of: int, size: int, seed: int
+) -> IntArray | None:
+    """Sequences whose firings are kept when only a part of the text may cost memory.
+
+    Args:
+        table: column seq_id of the split.
+        tokens_each: most tokens read of a sequence.
+        of: tokens that are read, from the split's start.
+        size: tokens that are kept, at most.
+        seed: the sample is uniform.
+
+    Returns ids, increasing; or None, if all may be kept.
+    """
+    ids = np.sort(np.asarray(table["seq_id"], np.int64))[: -(-of // tokens_each)]
+    if min(of, ids.size * tokens_each) <= size:
+        return None
+    count = max(1, size // tokens_each)
+    return np.sort(np.random.default_rng(seed).choice(ids, count, replace=False))
 
 
 def with_documents(grid: TokenGrid, table: pa.Table) -> TokenGrid:
@@ -203,9 +265,10 @@ def _grid(
     split: str, seqs: IntArray, positions: IntArray, tokens: IntArray, num_positions: int
 ) -> tuple[TokenGrid, IntArray]:
     """The grid of activation rows, and the cell of each row."""
-    seq_ids, row = np.unique(seqs, return_inverse=True)
+    found, row = np.unique(seqs, return_inverse=True)
+    seq_ids = found.astype(np.int64)
     shape = (seq_ids.size, num_positions)
-    cell = row * num_positions + positions
+    cell = row.astype(np.int64) * num_positions + positions
     grid_tokens = np.full(shape, UNKNOWN, np.int64)
     valid = np.zeros(shape, bool)
     grid_tokens.reshape(-1)[cell] = tokens
@@ -214,7 +277,8 @@ def _grid(
     return TokenGrid(split, seq_ids, grid_tokens, valid, docs), cell
 
 
-def _sorted_csr(entries: Any, shape: tuple[int, int]) -> sparse.csr_array:
-    matrix = sparse.csr_array(entries, shape=shape)
-    matrix.sort_indices()
-    return matrix
+def _joined(parts: list[NDArray[Any]]) -> NDArray[Any]:
+    """All parts in one array; the list is emptied, so that not both stay in memory."""
+    out = np.concatenate(parts)
+    parts.clear()
+    return out

@@ -94,7 +94,7 @@ class PredicateLabeler:
             drafts.append(
                 self._draft(int(latent), fires[fires >= 0], candidates[row], evidence, masks)
             )
-            if len(masks) > MAX_CACHED_MASKS:
+            if len(masks) * cells.size > MASK_BYTES:
                 masks.clear()
         return drafts
 
@@ -125,7 +125,8 @@ class PredicateLabeler:
         return LabelDraft(latent, text, predicate, None, score, int(fires.size))
 
 
-MAX_CACHED_MASKS = 2000
+MASK_BYTES = 1 << 28
+"""Where atoms hold is kept for the next latents, up to this size."""
 
 
 def combine(

@@ -15,8 +15,8 @@ from rldecoder.errors import DamagedFileError
 from rldecoder.interp.predicate import Predicate
 from rldecoder.schemas import read_json, write_json
 
-SCHEMA_VERSION: Literal[2] = 2
-SCHEMA_MINOR = 1
+SCHEMA_VERSION: Literal[3] = 3
+SCHEMA_MINOR = 0
 FEATURE_LABELS_FILE = "feature_labels.json"
 
 
@@ -86,7 +86,8 @@ class Review(_Record):
     label: str | None = None
     """A better label."""
     audit: bool = False
-    """Drawn uniformly, not by the queue: only such verdicts may recalibrate."""
+    """The latent was drawn uniformly (`audit` of its record), not by its score: only such verdicts
+    may recalibrate."""
     note: str = ""
 
 
@@ -145,6 +146,16 @@ class JudgedScores(_Record):
     """Of these, without a usable answer: counted as wrong."""
 
 
+class LabelConfidence(_Record):
+    """p(accept) of a label in words: that its judged scores on `test` reach the bars."""
+
+    p: float = Field(ge=0, le=1)
+    """From the outcomes of other labels only."""
+    low: float = Field(ge=0, le=1)
+    """Lower end of its 95 % interval (bootstrap over latents)."""
+    high: float = Field(ge=0, le=1)
+
+
 class OtherLabel(_Record):
     """A label by another labeler than the record's own; it has no executable form."""
 
@@ -160,11 +171,16 @@ class OtherLabel(_Record):
     judge_trusted: bool
     """As `judge.trusted` of the file: without it the scores must not be believed."""
     scores: JudgedScores
+    confidence: LabelConfidence | None
+    """Null if too little is known to say: then `no_confidence` says why."""
+    no_confidence: str | None
 
     @model_validator(mode="after")
     def _consistent(self) -> OtherLabel:
         if (self.label is None) == (self.failure is None):
             raise ValueError("a label has no failure, and a failure has a reason and no label")
+        if (self.confidence is None) == (self.no_confidence is None):
+            raise ValueError("there is a confidence, or a reason why there is none")
         return self
 
 
@@ -202,14 +218,15 @@ class FeatureLabel(_Record):
     """Tokens whose logit the decoder's row raises most."""
     suppressed: list[TokenEffect]
     """Tokens whose logit it lowers most."""
-    queue_rank: int
-    """Place in the review queue, 1 first: ordered by |I| * 4 p (1 - p)."""
+    audit: bool
+    """Drawn uniformly from the labelled latents, for reviews that may recalibrate. The order of
+    reviews is in `review_queue.json` of `cluster_features`, as it depends on clusters."""
     reviews: list[Review] = []
     """Verdicts, oldest first; nothing is ever deleted."""
     previous_labels: list[str] = []
     """Labels that were replaced, oldest first."""
     other_labels: list[OtherLabel] = []
-    """The same latent's labels by other labelers (since 1.1). They change neither `label` nor
+    """The same latent's labels by other labelers. They change neither `label` nor
     `confidence`; a person may take one over in a review."""
 
     @model_validator(mode="after")
@@ -224,11 +241,10 @@ class FeatureLabel(_Record):
 class FeatureLabels(_Record):
     """Labels of the top K latents of one run. Coverage counts failures."""
 
-    schema_version: Literal[2] = 2
+    schema_version: Literal[3] = 3
     """Raised when a reader of the older version could misread a file."""
     schema_minor: int = Field(default=0, ge=0)
-    """Raised when fields are added that have defaults: a newer program reads older files. 0 also
-    stands for files from before there was this field."""
+    """Raised when fields are added that have defaults: a newer program reads older files."""
     model_name: str
     hook_layer: int
     num_latents: int
@@ -250,7 +266,7 @@ class FeatureLabels(_Record):
     split_scored: Literal["test"] = "test"
     """Scores come from this one; no document is in both."""
     judge: JudgeTrust | None = None
-    """What is known of the judge of `other_labels`; null without such labels (since 1.1)."""
+    """What is known of the judge of `other_labels`; null without such labels."""
 
     def save(self, folder: Path) -> None:
         """Write `feature_labels.json` into a folder."""

@@ -1,10 +1,10 @@
-"""People's verdicts: which label to look at next, and what becomes of it."""
+"""People's verdicts: how they are kept, and what becomes of the labels."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from sklearn.linear_model import LogisticRegression
 
 from rldecoder.errors import BadInputError
-from rldecoder.interp.records import FeatureLabel, FeatureLabels, Review, Scores
+from rldecoder.interp.records import FeatureLabel, Review, Scores
 
 FloatArray = NDArray[np.float64]
 MIN_AUDIT_VERDICTS = 20
@@ -61,16 +61,6 @@ def append_review(path: Path, line: ReviewLine) -> ReviewLine:
     return line
 
 
-def review_queue(labels: FeatureLabels, seen: Collection[int], count: int) -> list[FeatureLabel]:
-    """The next labels to look at: by queue rank, without those that have a verdict.
-
-    Args:
-        seen: latents with a verdict that the labels do not know of yet.
-    """
-    waiting = [f for f in labels.features if f.latent not in seen and not f.reviews]
-    return sorted(waiting, key=lambda f: f.queue_rank)[:count]
-
-
 def read_reviews(path: Path, sae_digest: str) -> list[ReviewLine]:
     """The lines of a review file that belong to this SAE, in file order.
 
@@ -102,24 +92,6 @@ def read_reviews(path: Path, sae_digest: str) -> list[ReviewLine]:
     return out
 
 
-def queue_scores(importance: FloatArray, confidence: FloatArray) -> FloatArray:
-    """|I| * 4 p (1 - p): large where a label matters and nobody knows whether it is right."""
-    return np.abs(importance) * 4 * confidence * (1 - confidence)
-
-
-def with_queue_ranks(features: list[FeatureLabel]) -> list[FeatureLabel]:
-    """The features with `queue_rank` set: 1 first; reviewed ones last; ties by importance."""
-    scores = queue_scores(
-        np.array([f.importance for f in features]), np.array([f.confidence for f in features])
-    )
-    order = sorted(
-        range(len(features)),
-        key=lambda i: (bool(features[i].reviews), -scores[i], features[i].importance_rank),
-    )
-    rank = {index: place for place, index in enumerate(order, start=1)}
-    return [f.model_copy(update={"queue_rank": rank[i]}) for i, f in enumerate(features)]
-
-
 def merge_reviews(
     features: list[FeatureLabel], reviews: Iterable[ReviewLine]
 ) -> list[FeatureLabel]:
@@ -147,16 +119,14 @@ def recalibrated(features: list[FeatureLabel], tau: float | None) -> list[Featur
 
     A logistic regression on logit(p) (Platt scaling). Only verdicts marked `audit` (drawn
     uniformly) count: verdicts taken from the queue are on uncertain labels and would bias it.
-    With fewer than MIN_AUDIT_VERDICTS, or verdicts of one kind, nothing changes. Labels without a
-    verdict are of high confidence if their new confidence is at least `tau`.
+    Each latent counts once, by the last such verdict on the label that its confidence is about;
+    a label that was replaced without a verdict was not accepted. With fewer than
+    MIN_AUDIT_VERDICTS, or verdicts of one kind, nothing changes. Labels without a verdict are of
+    high confidence if their new confidence is at least `tau`.
     """
-    pairs = [
-        (feature.confidence, review.accept)
-        for feature in features
-        for review in feature.reviews
-        if review.audit and review.accept is not None and feature.predicate is not None
-    ]
-    accepted = np.array([accept for _, accept in pairs], bool)
+    verdicts = [(feature.confidence, _audit_verdict(feature)) for feature in features]
+    pairs = [(p, verdict) for p, verdict in verdicts if verdict is not None]
+    accepted = np.array([verdict for _, verdict in pairs], bool)
     if accepted.size < MIN_AUDIT_VERDICTS or accepted.all() or not accepted.any():
         return features
     model = LogisticRegression().fit(_logit(np.array([p for p, _ in pairs])), accepted)
@@ -181,6 +151,25 @@ def recalibrated(features: list[FeatureLabel], tau: float | None) -> list[Featur
             feature = feature.model_copy(update=changes)
         out.append(feature)
     return out
+
+
+def _audit_verdict(feature: FeatureLabel) -> bool | None:
+    """What people said of the labeler's own label in the audit; None if nothing.
+
+    Rejections mostly come with a better label, so those must count although the label is gone.
+    """
+    if feature.confidence == 0:  # it had failed: there was no label to judge
+        return None
+    own = feature.previous_labels[0] if feature.previous_labels else feature.label
+    verdict = None
+    for review in feature.reviews:
+        replaced = review.label is not None and review.label != own
+        said = False if review.accept is None and replaced else review.accept
+        if review.audit and said is not None:
+            verdict = said
+        if replaced:
+            break  # what comes later is about a person's label
+    return verdict
 
 
 def _logit(p: FloatArray) -> FloatArray:

@@ -9,7 +9,8 @@ from rldecoder.dashboard import collect
 from rldecoder.errors import BadInputError
 from rldecoder.explain.text import visible_text
 from rldecoder.interp.records import FeatureLabels
-from rldecoder.interp.review import ReviewLine, append_review, read_reviews, review_queue
+from rldecoder.interp.review import ReviewLine, append_review, read_reviews
+from rldecoder.interp.review_queue import ReviewQueue
 from rldecoder.serve.requests import FeatureQuery, ReviewRequest
 
 CONTEXTS = 6
@@ -18,6 +19,7 @@ ORDERS: dict[str, Any] = {
     "confidence": lambda card: (-card["confidence"], card["rank"]),
     "density": lambda card: (-card["density"], card["rank"]),
     "latent": lambda card: card["latent"],
+    "review": lambda card: card["queue"],
 }
 ONLY: dict[str, Any] = {
     "all": lambda card: True,
@@ -32,14 +34,20 @@ class Catalogue:
 
     Args:
         labels_folder: the `label_features` artifact.
+        clusters_folder: the `cluster_features` artifact, which has the queue.
         reviews: the JSONL file of verdicts; it need not exist yet.
     """
 
-    def __init__(self, labels_folder: Path, reviews: Path) -> None:
+    def __init__(self, labels_folder: Path, clusters_folder: Path, reviews: Path) -> None:
         self.labels = FeatureLabels.load(labels_folder)
+        self._queue = ReviewQueue.load(clusters_folder, self.labels)
+        self._audit = {feature.latent for feature in self.labels.features if feature.audit}
         self.reviews = reviews
         self.cards = collect.features(
-            labels_folder, max_features=len(self.labels.features), contexts=CONTEXTS
+            labels_folder,
+            clusters_folder,
+            max_features=len(self.labels.features),
+            contexts=CONTEXTS,
         )
         self._by_latent = {card["latent"]: card for card in self.cards}
         self._haystacks = {card["latent"]: _haystack(card) for card in self.cards}
@@ -75,9 +83,9 @@ class Catalogue:
         """The next labels to look at, and how far the work has come."""
         seen = {line.latent for line in self._lines()}
         reviewed = sum(f.latent in seen or bool(f.reviews) for f in self.labels.features)
-        waiting = review_queue(self.labels, seen, count)
+        waiting = self._queue.waiting(self.labels, seen)
         return {
-            "cards": [self.card(feature.latent) for feature in waiting],
+            "cards": [self.card(feature.latent) for feature in waiting[:count]],
             "reviewed": reviewed,
             "all": len(self.labels.features),
         }
@@ -101,6 +109,8 @@ class Catalogue:
             reviewer=request.reviewer.strip(),
             accept=request.accept,
             label=None if request.label is None else request.label.strip(),
+            # Not for the page to say, and not shown there: who knows it may judge otherwise.
+            audit=request.latent in self._audit,
             note=request.note,
         )
         return _shown(append_review(self.reviews, line))
@@ -118,7 +128,8 @@ class Catalogue:
 
 def _haystack(card: dict[str, Any]) -> str:
     contexts = ("".join(example["tokens"]) for example in card["examples"])
-    parts = (card["label"] or "", card["failure"] or "", *card["promoted"], *contexts)
+    others = (other["label"] or "" for other in card["others"])
+    parts = (card["label"] or "", card["failure"] or "", *others, *card["promoted"], *contexts)
     return "\n".join(parts).lower()
 
 

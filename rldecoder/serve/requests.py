@@ -43,8 +43,8 @@ class FeatureQuery(_Request):
     """A page of the feature list."""
 
     words: str = Field("", max_length=200)
-    """All must occur in the label, a token it raises, or a context; #12 is latent 12."""
-    sort: Literal["importance", "confidence", "density", "latent"] = "importance"
+    """All must occur in a label, a token it raises, or a context; #12 is latent 12."""
+    sort: Literal["importance", "confidence", "density", "latent", "review"] = "importance"
     only: Literal["all", "high", "low", "failed"] = "all"
     """`high`: labels of high confidence; `low`: other labels; `failed`: no label."""
     start: int = Field(0, ge=0, lt=2**31)

@@ -1,4 +1,5 @@
-"""Find near-duplicates among the labelled latents, merge what ablation confirms, flag bad ones."""
+"""Find near-duplicates among the labelled latents, merge what ablation confirms, flag bad ones; and
+put the labels in the order in which people should review them, one of each cluster first."""
 
 from __future__ import annotations
 
@@ -26,8 +27,10 @@ from rldecoder.interp.clusters import (
     merge,
 )
 from rldecoder.interp.corpus import SplitFirings, read_firings
+from rldecoder.interp.label_embedding import label_vectors
 from rldecoder.interp.predicate import evaluate
 from rldecoder.interp.records import FeatureLabels
+from rldecoder.interp.review_queue import make_queue
 from rldecoder.interp.vocabulary import Vocabulary
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.sae.model import Sae, SparseLatents
@@ -45,7 +48,7 @@ class Tested(NamedTuple):
 def run(
     inputs: Mapping[str, InputArtifact], config: ClusterFeaturesConfig, ctx: StageContext
 ) -> StageOutput:
-    """Write clusters.json and pairs.parquet."""
+    """Write clusters.json, pairs.parquet, and review_queue.json."""
     seed_everything(ctx.seed)
     labels = FeatureLabels.load(inputs["label_features"].path)
     latents = np.array([feature.latent for feature in labels.features], np.int64)
@@ -63,7 +66,7 @@ def run(
             batch_tokens=config.batch_tokens,
         )
         bar.advance(note="text read")
-        alike = _compare(labels, split, sae, vocabulary)
+        alike = _compare(labels, split, sae, vocabulary, config)
         bar.advance(note="compared")
         tested = _test_pairs(latents, alike, config, decoder, split, reader, ctx.seed)
         bar.advance(note="ablated")
@@ -76,6 +79,7 @@ def run(
     schemas.write_parquet(ctx.out / "pairs.parquet", tested.columns, PAIRS)
     result = _result(labels, clusters, split, config)
     schemas.write_json(ctx.out / "clusters.json", result)
+    make_queue(labels, representative, derive_seed(ctx.seed, "audit")).save(ctx.out)
     metrics: dict[str, Scalar] = {
         "latents": len(latents),
         "clusters": len(clusters),
@@ -91,7 +95,11 @@ def run(
 
 
 def _compare(
-    labels: FeatureLabels, split: SplitFirings, sae: Sae, vocabulary: Vocabulary
+    labels: FeatureLabels,
+    split: SplitFirings,
+    sae: Sae,
+    vocabulary: Vocabulary,
+    config: ClusterFeaturesConfig,
 ) -> Likeness:
     """Likeness of all pairs of labelled latents on the valid cells."""
     valid = split.grid.valid.reshape(-1)
@@ -105,7 +113,26 @@ def _compare(
     directions = sae.W_dec[torch.as_tensor(latents)].double().cpu().numpy()
     # `split` keeps all latents, so a latent's row is its id.
     acts = split.firings.matrix[latents]
-    return likeness(directions, acts, int(valid.sum()), masks)
+    embedded = None if config.label_embedding == "none" else _embedded(labels)
+    return likeness(directions, acts, int(valid.sum()), masks, embedded)
+
+
+def _embedded(labels: FeatureLabels) -> NDArray[np.float64]:
+    """[K, E] embeddings of the labels; NaN without one.
+
+    Words say more than the stock phrases of a predicate: where a trusted judge scored a label in
+    words, that is taken.
+    """
+    texts = []
+    for feature in labels.features:
+        words = [o.label for o in feature.other_labels if o.label is not None and o.judge_trusted]
+        own = feature.label
+        texts.append(words[0] if words and feature.predicate is not None else own)
+    known = [i for i, text in enumerate(texts) if text is not None]
+    vectors = label_vectors([text for text in texts if text is not None])
+    out = np.full((len(texts), vectors.shape[1]), np.nan)
+    out[known] = vectors
+    return out
 
 
 def _test_pairs(
@@ -125,6 +152,7 @@ def _test_pairs(
         config.label_jaccard,
         config.fingerprint_cosine,
         config.min_votes,
+        config.label_cosine,
     )
     votes = np.triu(alike.votes(limits), k=1)
     first, second = np.nonzero(votes)
@@ -148,7 +176,7 @@ def _test_pairs(
         agree = cosine is not None and cosine >= limits.fingerprint_cosine
         if agree:
             agreeing.add(frozenset((a, b)))
-        label = float(alike.label_jaccard[i, j])
+        label, words = float(alike.label_jaccard[i, j]), float(alike.label_cosine[i, j])
         values = {
             "latent_a": a,
             "latent_b": b,
@@ -156,6 +184,7 @@ def _test_pairs(
             "jaccard": float(alike.jaccard[i, j]),
             "pearson": float(alike.pearson[i, j]),
             "label_jaccard": None if np.isnan(label) else label,
+            "label_cosine": None if np.isnan(words) else words,
             "votes": int(votes[i, j]),
             "fingerprint_cosine": cosine,
             "agree": agree,

@@ -26,7 +26,13 @@ from rldecoder.interp.calibration import (
     reliability,
     thresholds,
 )
-from rldecoder.interp.corpus import SplitFirings, read_firings, with_documents
+from rldecoder.interp.corpus import (
+    SplitFirings,
+    TokenGrid,
+    read_firings,
+    sample_sequences,
+    with_documents,
+)
 from rldecoder.interp.example_pass import ExamplePass, PassResult
 from rldecoder.interp.examples import EXAMPLES, ExampleSettings, token_effects, top_examples
 from rldecoder.interp.labelers import PredicateLabeler
@@ -54,7 +60,8 @@ from rldecoder.interp.records import (
     Scores,
     TokenEffect,
 )
-from rldecoder.interp.review import merge_reviews, read_reviews, recalibrated, with_queue_ranks
+from rldecoder.interp.review import merge_reviews, read_reviews, recalibrated
+from rldecoder.interp.review_queue import draw_audit
 from rldecoder.interp.scores import SCORES
 from rldecoder.interp.tally import IMPORTANCE
 from rldecoder.interp.vocabulary import Vocabulary
@@ -105,11 +112,9 @@ def run(
     found = ExamplePass(sae.num_latents, sizes, context, derive_seed(ctx.seed, "examples"))
 
     with ctx.report.track("labels", 5, "step") as bar:
-        fit = _read(
-            inputs, config, sae, "label", ranked.latents, config.fit_tokens, observe=found.add
-        )
+        text, fit = _read_fit(inputs, config, ctx, sae, ranked.latents, found.add)
         scored = _read(inputs, config, sae, "test", ranked.latents, config.score_tokens)
-        check_disjoint(fit.grid, scored.grid)
+        check_disjoint(text, scored.grid)
         bar.advance(note="text read")
         labelled = label_and_score(labeler, fit, scored, vocabulary, config.window_tokens, rng)
         bar.advance(note="labelled")
@@ -125,7 +130,7 @@ def run(
         }
         bar.advance(note="controls")
         decoder = load_decoder(inputs["freeze_decoder"].path / "decoder", lm, sae)
-        examples = found.finish(fit.grid, ranked.latents)
+        examples = found.finish(text, ranked.latents)
         material = _material(examples, ranked.latents, decoder, vocabulary, config)
         bar.advance(note="examples")
 
@@ -145,7 +150,11 @@ def run(
         f.model_copy(update={"other_labels": [others[f.latent]]}) if f.latent in others else f
         for f in features
     ]
-    features = with_queue_ranks(recalibrated(merge_reviews(features, reviews), tau))
+    # Drawn before people's labels count: reviews must not change who is in the sample.
+    named = [f.latent for f in features if f.status == "labelled"]
+    audit = draw_audit(named, config.review_audit_share, derive_seed(ctx.seed, "audit"))
+    features = [f.model_copy(update={"audit": f.latent in audit}) for f in features]
+    features = recalibrated(merge_reviews(features, reviews), tau)
     schemas.write_parquet(
         ctx.out / "examples.parquet",
         {name: examples.table[name] for name in EXAMPLES.names},
@@ -180,7 +189,7 @@ def estimate(
     sae = Sae.load(inputs["train_sae"].path / "sae", device=ctx.device)
     vocabulary = Vocabulary.from_tokenizer(lm.tokenizer, lm.vocab_size)
     with ctx.report.track("estimate", 3, "step") as bar:
-        fit = _read(inputs, config, sae, "label", ranked.latents, config.fit_tokens)
+        _, fit = _read_fit(inputs, config, ctx, sae, ranked.latents)
         bar.advance(note="label split read")
         scored = _read(inputs, config, sae, "test", ranked.latents, config.score_tokens)
         bar.advance(note="test split read")
@@ -208,6 +217,7 @@ def _llm_run(
         vocabulary,
         window_tokens=config.window_tokens,
         min_firings=config.predicate.min_firings,
+        acceptance=Acceptance(config.accept_detection, config.accept_precision),
         seed=derive_seed(ctx.seed, "llm"),
         progress=ctx.progress,
     )
@@ -249,6 +259,30 @@ def _ranked(inputs: Mapping[str, InputArtifact], config: LabelFeaturesConfig) ->
     return Ranked(latents[order], importance[order])
 
 
+def _read_fit(
+    inputs: Mapping[str, InputArtifact],
+    config: LabelFeaturesConfig,
+    ctx: StageContext,
+    sae: Sae,
+    latents: NDArray[np.int64],
+    observe: Callable[[ActivationBatch, SparseLatents], None] | None = None,
+) -> tuple[TokenGrid, SplitFirings]:
+    """All of the text that `observe` saw, and the part of it that labels are fitted on."""
+    reader = ActivationReader(inputs["cache_activations"].path, "label")
+    size = config.example_tokens or config.fit_tokens
+    chosen = sample_sequences(
+        read_token_table(inputs["ingest"].path, "label"),
+        reader.meta.context_length - reader.meta.skip_first,
+        of=min(size, reader.num_tokens),
+        size=config.fit_tokens,
+        seed=derive_seed(ctx.seed, "fit-sample"),
+    )
+    whole = _read(inputs, config, sae, "label", latents, size, observe=observe, sequences=chosen)
+    return whole.grid, whole if chosen is None else whole.only(
+        np.intersect1d(chosen, whole.grid.seq_ids)
+    )
+
+
 def _read(
     inputs: Mapping[str, InputArtifact],
     config: LabelFeaturesConfig,
@@ -257,6 +291,7 @@ def _read(
     latents: NDArray[np.int64] | None,
     max_tokens: int,
     observe: Callable[[ActivationBatch, SparseLatents], None] | None = None,
+    sequences: NDArray[np.int64] | None = None,
 ) -> SplitFirings:
     """Firings on a split's cached activations, with documents from the token table."""
     grid, firings = read_firings(
@@ -267,6 +302,7 @@ def _read(
         max_tokens=max_tokens,
         batch_tokens=config.batch_tokens,
         observe=observe,
+        sequences=sequences,
     )
     return SplitFirings(
         with_documents(grid, read_token_table(inputs["ingest"].path, split)), firings
@@ -324,7 +360,7 @@ def _record(
         examples=material.shown.get(draft.latent, []),
         promoted=promoted,
         suppressed=suppressed,
-        queue_rank=row + 1,
+        audit=False,
     )
 
 
@@ -429,8 +465,13 @@ def _output(
             "llm_mean_detection": llm["mean_detection"],
             "llm_mean_fuzzing": llm["mean_fuzzing"],
             "llm_shuffled_detection": llm["mean_detection_shuffled"],
+            "llm_confidence_ece": llm["confidence"]["ece"],
+            "llm_confidence_brier": llm["confidence"]["brier"],
             "llm_cost": llm["cost"],
         }
+        unsure = llm["confidence"]["reason"]
+        if unsure is not None:
+            reasons += (f"Labels in words have no confidence: {unsure}.",)
         if not labels.judge.trusted:
             reasons += (
                 f"The judge {labels.judge.model} of the labels in words is not trusted: "

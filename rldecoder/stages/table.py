@@ -135,7 +135,7 @@ STAGES: tuple[Stage, ...] = (
     _stage(
         "label_features",
         "labels",
-        3,
+        4,
         (
             "sync_tokenizer",
             "ingest",
@@ -150,7 +150,7 @@ STAGES: tuple[Stage, ...] = (
     _stage(
         "cluster_features",
         "clusters",
-        1,
+        2,
         (
             "sync_tokenizer",
             "cache_activations",
@@ -200,7 +200,7 @@ STAGES: tuple[Stage, ...] = (
     _stage(
         "report",
         "report",
-        2,
+        3,
         (
             "sync_tokenizer",
             "ingest",

@@ -28,12 +28,29 @@ def example(text: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def other(label: str | None, text: str) -> dict[str, Any]:
+    return {
+        "labeler": text, "model": text, "label": label, "failure": None if label else text,
+        "judge": text, "trusted": False,
+        "scores": {"detection": 0.625, "fuzzing": None, "window_precision": 0.25, "questions": 2,
+                   "failures": 1},
+        "confidence": [0.25, 0.125, 0.5] if label else None,
+        "no_confidence": None if label else text,
+    }  # fmt: skip
+
+
 def feature(latent: int, text: str, label: str | None) -> dict[str, Any]:
+    names = (
+        "detection", "fuzzing", "precision", "recall", "f1", "auprc", "detection_hard",
+        "fuzzing_hard", "intruder", "simulation",
+    )  # fmt: skip
+    scores = {name: n / 100 for n, name in enumerate(names, start=11)} | {"fuzzing": None}
     return {
         "latent": latent, "label": label, "failure": None if label else text,
         "predicate": text, "labeler": text, "confidence": 0.4, "high": latent == 1,
-        "importance": 0.1, "rank": latent + 1, "density": 0.01, "detection": None,
-        "fuzzing": 0.5, "f1": 0.2, "promoted": [text], "suppressed": [text],
+        "importance": 0.1, "rank": latent + 1, "queue": 9 - latent, "density": 0.01,
+        "scores": scores, "others": [other(text, text), other(None, text)],
+        "promoted": [text], "suppressed": [text],
         "examples": [{"tokens": ["a", text, "b"], "heat": [0.0, 1.0, 0.3], "act": 2.0,
                       "focus": 1}],
     }  # fmt: skip

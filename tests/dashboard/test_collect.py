@@ -11,7 +11,17 @@ import pytest
 from rldecoder import schemas
 from rldecoder.dashboard import collect
 from rldecoder.interp.examples import EXAMPLES
-from rldecoder.interp.records import Example, FeatureLabel, FeatureLabels, Scores, TokenEffect
+from rldecoder.interp.records import (
+    Example,
+    FeatureLabel,
+    FeatureLabels,
+    JudgedScores,
+    LabelConfidence,
+    OtherLabel,
+    Scores,
+    TokenEffect,
+)
+from rldecoder.interp.review_queue import make_queue
 
 BIDI = "a\u202eb\u200b</script>"
 
@@ -37,19 +47,25 @@ def label(latent: int, rank: int, text: str | None, examples: list[Example]) -> 
         failure=None if text else "too rare", predicate=None, labeler="test", confidence=0.5,
         confidence_low=0.4, confidence_high=0.6, high_confidence=False, importance=1.0 / rank,
         importance_rank=rank, density=0.1, scores=Scores(**nothing), examples=examples,
-        promoted=[TokenEffect(token=BIDI, token_id=1, effect=2.0)], suppressed=[], queue_rank=1,
+        promoted=[TokenEffect(token=BIDI, token_id=1, effect=2.0)], suppressed=[], audit=False,
     )  # fmt: skip
+
+
+def save(folder: Path, *features: FeatureLabel) -> None:
+    """Labels and their review queue, in one folder."""
+    labels = FeatureLabels(
+        model_name="tiny", hook_layer=1, num_latents=9, sae_digest="s", requested=2,
+        features=list(features), labelled=1, failed=1, high_confidence_threshold=None, coverage=0.0,
+    )  # fmt: skip
+    labels.save(folder)
+    make_queue(labels, {}, 0).save(folder)
 
 
 @pytest.fixture
 def labels_folder(tmp_path: Path) -> Path:
     shown = Example(seq_id=4, pos=11, act=2.0, tokens=["x", BIDI, "y" * 9000], focus=1)
     other = Example(seq_id=5, pos=1, act=1.0, tokens=["p", "q"], focus=0)
-    FeatureLabels(
-        model_name="tiny", hook_layer=1, num_latents=9, sae_digest="s", requested=2,
-        features=[label(7, 2, None, []), label(3, 1, BIDI, [shown, other])], labelled=1,
-        failed=1, high_confidence_threshold=None, coverage=0.0,
-    ).save(tmp_path)  # fmt: skip
+    save(tmp_path, label(7, 2, None, []), label(3, 1, BIDI, [shown, other]))
     schemas.write_parquet(
         tmp_path / "examples.parquet",
         {
@@ -63,7 +79,7 @@ def labels_folder(tmp_path: Path) -> Path:
 
 
 def test_features_are_ordered_visible_and_highlighted(labels_folder: Path) -> None:
-    found = collect.features(labels_folder, max_features=10, contexts=5)
+    found = collect.features(labels_folder, labels_folder, max_features=10, contexts=5)
     assert [feature["latent"] for feature in found] == [3, 7]
     first = found[0]
     assert first["label"] == "a⟨U+202E⟩b⟨U+200B⟩</script>"
@@ -74,7 +90,50 @@ def test_features_are_ordered_visible_and_highlighted(labels_folder: Path) -> No
     # Without a row in examples.parquet only the focus is coloured.
     assert first["examples"][1]["heat"] == [1.0, 0.0]
     assert found[1]["failure"] == "too rare"
-    assert len(collect.features(labels_folder, max_features=1, contexts=1)[0]["examples"]) == 1
+    assert [feature["queue"] for feature in found] == [1, 2]
+    (only,) = collect.features(labels_folder, labels_folder, max_features=1, contexts=1)
+    assert len(only["examples"]) == 1
+
+
+def test_a_card_holds_all_scores_and_the_other_labels(tmp_path: Path) -> None:
+    values = {name: n / 7 for n, name in enumerate(Scores.model_fields, start=1)} | {"firings": 3}
+    judged = {"detection": 2 / 3, "fuzzing": None, "window_precision": 0.5, "questions": 2,
+              "failures": 1}  # fmt: skip
+    names = {"labeler": BIDI, "model": BIDI, "judge": BIDI, "judge_trusted": False}
+    both = label(3, 1, "own", []).model_copy(
+        update={
+            "scores": Scores.model_validate(values),
+            "other_labels": [
+                OtherLabel(
+                    label=BIDI,
+                    failure=None,
+                    scores=JudgedScores(**judged),
+                    no_confidence=None,
+                    confidence=LabelConfidence(p=0.55555, low=0.5, high=0.75),
+                    **names,
+                ),
+                OtherLabel(
+                    label=None,
+                    failure=BIDI,
+                    scores=JudgedScores(**judged),
+                    no_confidence=BIDI,
+                    confidence=None,
+                    **names,
+                ),
+            ],
+        }
+    )
+    save(tmp_path, both)
+    (card,) = collect.features(tmp_path, tmp_path, max_features=1, contexts=1)
+    del values["firings"]
+    assert card["scores"] == {name: round(value, 3) for name, value in values.items()}
+    shown = "a⟨U+202E⟩b⟨U+200B⟩</script>"
+    first, second = card["others"]
+    assert {first[name] for name in ("labeler", "model", "judge", "label")} == {shown}
+    assert (second["label"], second["failure"], second["trusted"]) == (None, shown, False)
+    assert first["scores"] == judged | {"detection": 0.667}
+    assert (first["confidence"], first["no_confidence"]) == ([0.556, 0.5, 0.75], None)
+    assert (second["confidence"], second["no_confidence"]) == (None, shown)
 
 
 def test_caveats_once_and_in_order(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from rldecoder.dashboard.report import ReportData, render_html
 from tests.browser import open_browser
+from tests.dashboard.conftest import HOSTILE
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -31,6 +32,25 @@ def test_the_page_runs_alone_and_by_keyboard(page_file: Path) -> None:
         page.goto(page_file.as_uri())
         assert page.locator("article.card").count() == 3
         assert page.locator("img").count() == 0
+        card = page.locator("article.card").first
+        scores = card.locator(".meta.scores span").all_text_contents()
+        names = ("detection 0.11", "detection on near misses 0.17", "fuzzing –", "F1 0.15",
+                 "fuzzing on near misses 0.18", "intruder 0.19", "simulation r 0.20",
+                 "precision 0.13", "recall 0.14", "AUPRC 0.16")  # fmt: skip
+        assert sorted(scores) == sorted(names)
+        other = card.locator(".other")
+        assert other.count() == 2
+        assert HOSTILE in str(other.first.text_content())
+        assert "no label: " + HOSTILE in str(other.last.text_content())
+        assert "no confidence: " + HOSTILE in str(other.last.text_content())
+        for shown in (
+            "confidence 0.25 [0.13, 0.50]",
+            "detection 0.63",
+            "precision over windows 0.25",
+            "1 of 2 answers missing",
+        ):
+            assert shown in str(other.first.text_content())
+        assert "do not believe" in str(other.first.text_content())
         assert page.text_content("#count") == "3 of 3 features"
         page.keyboard.press("/")
         page.keyboard.type("months")
@@ -38,7 +58,8 @@ def test_the_page_runs_alone_and_by_keyboard(page_file: Path) -> None:
         page.keyboard.press("Control+A")
         page.keyboard.press("Delete")
         browser.tab_to("#sort")
-        page.keyboard.press("End")  # the last way of sorting: by latent
+        page.keyboard.press("End")  # the last way of sorting: by place in the review queue
+        assert (page.locator("article.card h4").first.text_content() or "").startswith("#2 ")
         browser.tab_to("#only")
         page.keyboard.press("End")  # those without a label
         assert page.text_content("#count") == "1 of 3 features"

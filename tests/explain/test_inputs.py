@@ -20,7 +20,7 @@ def label(latent: int, text: str | None) -> FeatureLabel:
         failure=None if text else "rare", predicate=None, labeler="t",
         confidence=0.5 if text else 0.0, confidence_low=0.0, confidence_high=1.0,
         high_confidence=False, importance=1.0, importance_rank=1, density=0.0,
-        scores=Scores(**nothing), examples=[], promoted=[], suppressed=[], queue_rank=1,
+        scores=Scores(**nothing), examples=[], promoted=[], suppressed=[], audit=False,
     )  # fmt: skip
 
 

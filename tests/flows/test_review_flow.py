@@ -15,11 +15,12 @@ from rldecoder.config.run import load_run_config
 from rldecoder.errors import BadInputError
 from rldecoder.interp.records import Example, FeatureLabel, FeatureLabels, Scores
 from rldecoder.interp.review import read_reviews
+from rldecoder.interp.review_queue import ReviewQueue, make_queue
 from rldecoder.runner import plan
 from tests.flows.ui_client import ROOT, Ui
 
 
-def feature(latent: int, queue_rank: int, **changes: Any) -> FeatureLabel:
+def feature(latent: int, audit: bool = False, **changes: Any) -> FeatureLabel:
     values: dict[str, Any] = {
         "latent": latent,
         "status": "labelled",
@@ -42,7 +43,7 @@ def feature(latent: int, queue_rank: int, **changes: Any) -> FeatureLabel:
         ],
         "promoted": [],
         "suppressed": [],
-        "queue_rank": queue_rank,
+        "audit": audit,
     }
     return FeatureLabel.model_validate(values | changes)
 
@@ -63,7 +64,7 @@ def labels(*features: FeatureLabel) -> FeatureLabels:
 
 
 def test_text_of_the_corpus_stays_inert() -> None:
-    shown = as_markdown(feature(1, 1))
+    shown = as_markdown(feature(1))
     assert "\u202e" not in shown  # an override that would reverse the line is spelt out
     assert r"\u202eb" in shown
     risky = [line for line in shown.splitlines() if "<" in line]
@@ -72,7 +73,7 @@ def test_text_of_the_corpus_stays_inert() -> None:
 
 
 def test_a_failed_label_shows_why() -> None:
-    failed = feature(1, 1, status="failed", label=None, failure="too few firings")
+    failed = feature(1, status="failed", label=None, failure="too few firings")
     assert "too few firings" in as_markdown(failed)
 
 
@@ -83,9 +84,19 @@ def test_the_form_refuses_nonsense() -> None:
 
 @pytest.fixture
 def published(tmp_path: Path) -> ArtifactStore:
-    """A store that holds labels of the debug run, and nothing else."""
+    """A store that holds labels and queue of the debug run, and nothing else."""
     store = ArtifactStore(tmp_path)
-    ref = plan(load_run_config(ROOT / "configs" / "debug.yaml"))["label_features"]
+    ours = labels(
+        feature(6, confidence=0.9), feature(7, audit=True), feature(8), feature(9, confidence=0.6)
+    )
+    publish(store, "label_features", ours)
+    # 9 is more uncertain than 6, but of the same cluster as 8.
+    publish(store, "cluster_features", make_queue(ours, {8: 8, 9: 8}, 0))
+    return store
+
+
+def publish(store: ArtifactStore, stage: str, content: FeatureLabels | ReviewQueue) -> None:
+    ref = plan(load_run_config(ROOT / "configs" / "debug.yaml"))[stage]
     manifest = Manifest(
         kind=ref.kind, stage=ref.stage, digest=ref.digest, version=1, config={}, seed=0,
         inputs={}, fingerprint={}, files={}, metrics={}, source_digest="", git_commit=None,
@@ -93,9 +104,8 @@ def published(tmp_path: Path) -> ArtifactStore:
         peak_memory_bytes=0, resumed=False, created_at="",
     )  # fmt: skip
     with store.building(ref) as out:
-        labels(feature(7, 2), feature(8, 1)).save(out)
+        content.save(out)
         store.publish(ref, out, manifest)
-    return store
 
 
 @pytest.mark.slow
@@ -114,7 +124,8 @@ def test_the_flow_asks_waits_and_keeps_the_answers(ui: Ui, published: ArtifactSt
         waiting = state["type"] == "PAUSED" and state["id"] not in done
         return runs[0] if waiting else None
 
-    answers = [{"accept": True}, {"accept": False, "better_label": "digits", "note": "n"}]
+    better = {"accept": False, "better_label": "digits", "note": "n"}
+    answers = [{"accept": True}, {"accept": False}, better, {"accept": True}]
     with ThreadPoolExecutor(1) as pool:
         flow = pool.submit(work)
         seen: set[str] = set()
@@ -126,10 +137,11 @@ def test_the_flow_asks_waits_and_keeps_the_answers(ui: Ui, published: ArtifactSt
             # The form is checked by the server: `accept` is required.
             assert ui.post(path, {"run_input": {}}).json()["status"] == "REJECT"
             assert ui.post(path, {"run_input": answer}).json()["status"] == "ACCEPT"
-        assert flow.result(60) == 2
+        assert flow.result(60) == 4
     lines = read_reviews(published.root / "reviews.jsonl", "abc")
-    assert [(line.latent, line.accept, line.label) for line in lines] == [
-        (8, True, None), (7, False, "digits"),
+    assert [(line.latent, line.accept, line.label, line.audit) for line in lines] == [
+        (8, True, None, False), (6, False, None, False), (7, False, "digits", True),
+        (9, True, None, False),
     ]  # fmt: skip
     assert {line.reviewer for line in lines} == {"ann"}
     shown = ui.get("/artifacts/review/latest")["data"]
@@ -143,6 +155,6 @@ def test_a_run_without_labels_is_bad_input(ui: Ui, tmp_path: Path) -> None:
 
     with (
         temporary_settings(updates={PREFECT_API_URL: ui.url}),
-        pytest.raises(BadInputError, match="has no labels yet"),
+        pytest.raises(BadInputError, match="has no labels to review yet"),
     ):
         review(ReviewParameters(config="debug", store=str(tmp_path)))

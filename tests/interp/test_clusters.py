@@ -63,6 +63,21 @@ def test_likeness_equals_naive_formulas(rows: np.ndarray) -> None:
                 assert found.label_jaccard[i, j] == pytest.approx(expected)
 
 
+def test_label_embeddings_share_the_label_vote(rows: np.ndarray) -> None:
+    limits = LIMITS._replace(label_cosine=0.95)
+    vectors = np.array([[1.0, 0], [0.96, 0.28], [0.6, 0.8], [1, 0], [np.nan, np.nan]])
+    mask = np.arange(400) < 50
+    labels: list[np.ndarray | None] = [mask, ~mask, None, mask, None]
+    found = likeness(np.eye(5), sparse.csr_array(rows), 400, labels, vectors)
+    plain = likeness(np.eye(5), sparse.csr_array(rows), 400, labels)
+    extra = found.votes(limits) - plain.votes(limits)
+    assert found.label_cosine[0, 1] == pytest.approx(0.96)
+    assert extra[0, 1] == 1  # in words alone
+    assert extra[0, 3] == 0  # predicates said so already: one vote
+    assert extra[0, 2] == extra[3, 4] == 0
+    assert np.isnan(plain.label_cosine).all()
+
+
 def test_votes_count_three_kinds(rows: np.ndarray) -> None:
     directions = np.eye(5)
     directions[2] = directions[0]

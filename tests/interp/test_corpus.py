@@ -13,6 +13,7 @@ from rldecoder.interp.corpus import (
     TokenGrid,
     document_folds,
     read_firings,
+    sample_sequences,
     with_documents,
 )
 from rldecoder.interp.predicate import evaluate
@@ -53,6 +54,50 @@ def test_reading_equals_a_naive_loop_and_ignores_the_batch_size(planted: Planted
     assert grid.cells.size == 700
     assert not grid.valid[:, 0].any()
     assert (grid.tokens[~grid.valid] == UNKNOWN).all()
+
+
+def test_of_a_long_text_the_firings_of_a_sample_are_kept(planted: Planted) -> None:
+    size = len(planted.predicates)
+    sae = Sae.random_init(SaeSpec(d_model=size, num_latents=40, k=5), seed=0)
+    reader = ActivationReader(planted.cache, "test")
+    seen = []
+    whole = read_firings(reader, sae, split="test", max_tokens=700)
+    chosen = whole.grid.seq_ids[1::2]
+    assert 1 < chosen.size < whole.grid.seq_ids.size
+    some = read_firings(
+        reader, sae, split="test", max_tokens=700, batch_tokens=97, sequences=chosen,
+        observe=lambda batch, found: seen.append(len(batch.seq_id)),
+    )  # fmt: skip
+    assert sum(seen) == 700  # examples and densities come from all of it
+    np.testing.assert_array_equal(some.grid.tokens, whole.grid.tokens)
+    grid, firings = some.only(chosen)
+    assert grid.seq_ids.tolist() == chosen.tolist()
+    np.testing.assert_array_equal(grid.tokens, whole.grid.tokens[1::2])
+    np.testing.assert_array_equal(grid.valid, whole.grid.valid[1::2])
+    np.testing.assert_array_equal(grid.docs, whole.grid.docs[1::2])
+    shape = (40, *whole.grid.tokens.shape)
+    expected = whole.firings.matrix.toarray().reshape(shape)[:, 1::2].reshape(40, -1)
+    np.testing.assert_allclose(firings.matrix.toarray(), expected, rtol=1e-6)
+    assert firings.matrix.has_sorted_indices
+    np.testing.assert_array_equal(
+        whole.only(chosen).firings.matrix.toarray(), whole.firings.matrix.toarray()
+        .reshape(shape)[:, 1::2].reshape(40, -1),
+    )  # fmt: skip
+
+
+def test_the_sample_is_uniform_bounded_and_only_made_when_needed() -> None:
+    table = pa.table({"seq_id": np.arange(100, 150)})
+    assert sample_sequences(table, 10, of=200, size=200, seed=0) is None
+    assert sample_sequences(table, 10, of=10**9, size=500, seed=0) is None
+    drawn = np.zeros(50)
+    for seed in range(500):
+        ids = sample_sequences(table, 10, of=400, size=109, seed=seed)
+        assert ids is not None
+        assert ids.size == 10
+        assert (np.diff(ids) > 0).all()
+        drawn[ids - 100] += 1
+    assert (drawn[40:] == 0).all()  # beyond what is read
+    assert (np.abs(drawn[:40] - 125) < 50).all()  # five deviations
 
 
 def test_within_and_select(planted: Planted) -> None:

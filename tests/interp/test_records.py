@@ -35,7 +35,7 @@ def feature(**changes: Any) -> FeatureLabel:
         "examples": [],
         "promoted": [{"token": "</script>", "token_id": 3, "effect": 1.5}],
         "suppressed": [],
-        "queue_rank": 1,
+        "audit": False,
     }
     return FeatureLabel.model_validate(values | changes)
 
@@ -68,7 +68,7 @@ def test_round_trip(tmp_path: Path) -> None:
     written.save(tmp_path)
     assert FeatureLabels.load(tmp_path) == written
     raw = json.loads((tmp_path / "feature_labels.json").read_text(encoding="utf-8"))
-    assert raw["schema_version"] == records.SCHEMA_VERSION == 2
+    assert raw["schema_version"] == records.SCHEMA_VERSION == 3
     assert raw["schema_minor"] == 0  # only the stage that knows all fields claims the newest
     assert raw["features"][0]["predicate"] == {"kind": "token_class", "name": "number", "offset": 0}
 
@@ -96,6 +96,7 @@ def other_label(**changes: Any) -> dict[str, Any]:
         "judge_trusted": False,
         "scores": {"detection": 0.5, "fuzzing": None, "window_precision": 0.1, "questions": 2,
                    "failures": 1},
+        "confidence": None, "no_confidence": "too few",
     }  # fmt: skip
     return values | changes
 
@@ -118,7 +119,11 @@ def test_labels_in_words_stand_beside_the_own_one(tmp_path: Path) -> None:
     assert [(o.label, o.failure) for o in found.other_labels] == [
         ("numbers", None), (None, "refused"),
     ]  # fmt: skip
-    for wrong in ({"failure": "refused"}, {"label": None}):
+    sure = {"p": 0.5, "low": 0.4, "high": 0.6}
+    feature(other_labels=[other_label(confidence=sure, no_confidence=None)])
+    for wrong in (
+        {"failure": "refused"}, {"label": None}, {"confidence": sure}, {"no_confidence": None},
+    ):  # fmt: skip
         with pytest.raises(ValidationError):
             feature(other_labels=[other_label(**wrong)])
 
@@ -126,6 +131,6 @@ def test_labels_in_words_stand_beside_the_own_one(tmp_path: Path) -> None:
 def test_another_schema_version_is_a_clear_error(tmp_path: Path) -> None:
     labels([feature()]).save(tmp_path)
     path = tmp_path / "feature_labels.json"
-    path.write_text(path.read_text().replace('"schema_version": 2', '"schema_version": 1'))
-    with pytest.raises(DamagedFileError, match="does not follow schema 2"):
+    path.write_text(path.read_text().replace('"schema_version": 3', '"schema_version": 2'))
+    with pytest.raises(DamagedFileError, match="does not follow schema 3"):
         FeatureLabels.load(tmp_path)

@@ -11,11 +11,10 @@ from rldecoder.errors import BadInputError
 from rldecoder.interp.predicate import TokenClass
 from rldecoder.interp.records import FeatureLabel, Scores
 from rldecoder.interp.review import (
+    ReviewLine,
     merge_reviews,
-    queue_scores,
     read_reviews,
     recalibrated,
-    with_queue_ranks,
 )
 
 
@@ -41,7 +40,7 @@ def feature(latent: int, p: float = 0.7, **changes: Any) -> FeatureLabel:
         "examples": [],
         "promoted": [],
         "suppressed": [],
-        "queue_rank": 1,
+        "audit": False,
     }
     return FeatureLabel.model_validate(values | changes)
 
@@ -99,18 +98,6 @@ def test_verdicts_and_new_labels_keep_history(tmp_path: Path) -> None:
     assert found[3] == feature(3)
 
 
-def test_queue_prefers_important_and_uncertain_labels() -> None:
-    scores = queue_scores(np.array([1.0, 1.0, 2.0, -1.0]), np.array([0.5, 1.0, 0.9, 0.5]))
-    assert scores.tolist() == pytest.approx([1.0, 0.0, 0.72, 1.0])
-    features = [
-        feature(0, 0.99),
-        feature(1, 0.5),
-        feature(2, 0.6, importance=3.0),
-        feature(3, 0.5, reviews=[{"reviewer": "ann", "accept": True}]),
-    ]
-    assert [f.queue_rank for f in with_queue_ranks(features)] == [3, 2, 1, 4]
-
-
 def _audited(count: int, accept_below: float, audit: bool = True) -> list[FeatureLabel]:
     rng = np.random.default_rng(0)
     out = []
@@ -139,3 +126,35 @@ def test_audit_verdicts_recalibrate() -> None:
 def test_queue_verdicts_and_few_verdicts_do_not_recalibrate() -> None:
     for features in (_audited(200, 0.4, audit=False), _audited(10, 0.4)):
         assert recalibrated(features, tau=0.5) == features
+
+
+def _verdicts(rejection: dict[str, Any], repeats: int = 1) -> list[FeatureLabel]:
+    """100 labels in the audit: every second is accepted, the others get `rejection`."""
+    features = [feature(n, 0.2 + 0.006 * n) for n in range(100)]
+    lines = []
+    for n in range(100):
+        said = {"accept": True} if n % 2 else rejection
+        line = ReviewLine(sae_digest="abc", latent=n, reviewer="ann", audit=True, **said)
+        lines += [line] * (repeats if n % 2 else 1)
+    return [*merge_reviews(features, lines), feature(500, 0.8)]
+
+
+def test_rejections_that_come_with_a_better_label_recalibrate_too() -> None:
+    plain = recalibrated(_verdicts({"accept": False}), tau=0.5)[-1].confidence
+    assert plain < 0.7
+    for rejection in ({"accept": False, "label": "years"}, {"label": "years"}):
+        features = _verdicts(rejection)
+        assert features[0].predicate is None  # the label that was judged is gone
+        assert recalibrated(features, tau=0.5)[-1].confidence == pytest.approx(plain)
+
+
+def test_a_latent_counts_once_however_often_it_was_judged() -> None:
+    once, often = (_verdicts({"accept": False}, repeats) for repeats in (1, 5))
+    assert recalibrated(often, 0.5)[-1].confidence == recalibrated(once, 0.5)[-1].confidence
+    # The last verdict on the labeler's own label counts; those on a person's words do not.
+    own = {"reviewer": "ann", "accept": False, "audit": True}
+    better = {"reviewer": "bob", "label": "years"}
+    praise = {"reviewer": "cem", "accept": True, "audit": True}
+    lines = [ReviewLine(sae_digest="abc", latent=0, **said) for said in (own, better, praise)]
+    (merged,) = merge_reviews([feature(0, 0.2)], lines)
+    assert recalibrated([merged, *once[1:]], 0.5)[-1] == recalibrated(once, 0.5)[-1]

@@ -1,4 +1,4 @@
-"""The file of verdicts: nothing is lost, whoever writes at the same time; and the queue."""
+"""The file of verdicts: nothing is lost, whoever writes at the same time."""
 
 from __future__ import annotations
 
@@ -11,13 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from rldecoder.interp.records import FeatureLabel, FeatureLabels, Review
 from rldecoder.interp.review import (
     ReviewLine,
     append_review,
     merge_reviews,
     read_reviews,
-    review_queue,
 )
 from tests.interp.test_review import feature
 
@@ -33,22 +31,6 @@ for latent in range(40):
 
 def line(latent: int, reviewer: str = "ann", note: str = "") -> ReviewLine:
     return ReviewLine(sae_digest="abc", latent=latent, reviewer=reviewer, accept=True, note=note)
-
-
-def labels(*features: FeatureLabel) -> FeatureLabels:
-    return FeatureLabels(
-        model_name="tiny", hook_layer=2, num_latents=96, sae_digest="abc", requested=10,
-        features=list(features), labelled=len(features), failed=0,
-        high_confidence_threshold=None, coverage=0.0,
-    )  # fmt: skip
-
-
-def test_the_queue_skips_what_has_a_verdict() -> None:
-    reviewed = feature(4, queue_rank=1, reviews=[Review(reviewer="ann", accept=True)])
-    ranks = {1: 4, 2: 2, 3: 3}
-    file = labels(*(feature(n, queue_rank=rank) for n, rank in ranks.items()), reviewed)
-    assert [f.latent for f in review_queue(file, {3}, 5)] == [2, 1]
-    assert [f.latent for f in review_queue(file, set(), 1)] == [2]
 
 
 def test_what_is_appended_is_what_the_labels_stage_reads(tmp_path: Path) -> None:

@@ -40,9 +40,11 @@ def served(debug_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Serve
 
 
 @pytest.fixture
-def own_reviews(served: Served, debug_labels: Path, tmp_path: Path) -> Served:
+def own_reviews(served: Served, debug_labels: Path, debug_clusters: Path, tmp_path: Path) -> Served:
     """The same with a file of verdicts for this test alone."""
-    return served._replace(catalogue=Catalogue(debug_labels, tmp_path / "reviews.jsonl"))
+    return served._replace(
+        catalogue=Catalogue(debug_labels, debug_clusters, tmp_path / "reviews.jsonl")
+    )
 
 
 @pytest.fixture(scope="session")
@@ -50,6 +52,13 @@ def debug_labels(debug_store: Path) -> Path:
     """The `label_features` artifact of the debug run."""
     (folder,) = (debug_store / "label_features").glob("*/feature_labels.json")
     return folder.parent
+
+
+@pytest.fixture(scope="session")
+def debug_clusters(debug_store: Path) -> Path:
+    """The `cluster_features` artifact of the debug run."""
+    (file,) = (debug_store / "cluster_features").glob("*/review_queue.json")
+    return file.parent
 
 
 @pytest.fixture
@@ -67,7 +76,7 @@ def client_of(served: Served, **options: Any) -> TestClient:
 
 
 @pytest.fixture
-def hostile(served: Served, debug_labels: Path, tmp_path: Path) -> Served:
+def hostile(served: Served, debug_labels: Path, debug_clusters: Path, tmp_path: Path) -> Served:
     """The debug run, every text of its labels replaced by something that wants to act."""
     folder = tmp_path / "labels"
     shutil.copytree(debug_labels, folder)
@@ -80,6 +89,13 @@ def hostile(served: Served, debug_labels: Path, tmp_path: Path) -> Served:
             feature["failure"] = HOSTILE
         for example in feature["examples"]:
             example["tokens"] = [LONG if number % 2 else HOSTILE for _ in example["tokens"]]
+        feature["other_labels"] = [
+            {"labeler": HOSTILE, "model": HOSTILE, "judge": HOSTILE, "judge_trusted": False,
+             "confidence": None, "no_confidence": HOSTILE,
+             "label": None if number % 2 else HOSTILE, "failure": HOSTILE if number % 2 else None,
+             "scores": {"detection": 0.5, "fuzzing": None, "window_precision": 0.25,
+                        "questions": 2, "failures": 1}}
+        ]  # fmt: skip
         for effect in feature["promoted"] + feature["suppressed"]:
             effect["token"] = HOSTILE
     file.write_text(json.dumps(labels), encoding="utf-8")
@@ -90,7 +106,8 @@ def hostile(served: Served, debug_labels: Path, tmp_path: Path) -> Served:
         max_tokens=64,
     )
     facts = served.facts._replace(run_name=HOSTILE, caveats=[HOSTILE])
-    return Served(bench, Catalogue(folder, tmp_path / "reviews.jsonl"), facts, served.report)
+    catalogue = Catalogue(folder, debug_clusters, tmp_path / "reviews.jsonl")
+    return Served(bench, catalogue, facts, served.report)
 
 
 class Running:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -153,11 +155,36 @@ def test_latents_without_a_label_show_what_the_decoder_makes_of_them(
         assert found[name][0] == visible_token(text, 24)
 
 
-def test_verdicts_are_kept_with_who_and_when(client: TestClient, own_reviews: Served) -> None:
+def test_verdicts_on_the_audit_are_marked_and_the_page_is_not_told(
+    client: TestClient, own_reviews: Served
+) -> None:
+    catalogue = own_reviews.catalogue
+    named = [f for f in catalogue.labels.features if f.label is not None]
+    assert 0 < sum(f.audit for f in named) < len(named)
+    for f in named:
+        kept = ask(client, "/api/reviews", latent=f.latent, reviewer="ann", accept=True)
+        assert "audit" not in kept
+    lines = read_reviews(catalogue.reviews, catalogue.labels.sae_digest)
+    assert {line.latent: line.audit for line in lines} == {f.latent: f.audit for f in named}
+    assert '"audit"' not in client.get("/api/queue").text
+    status = client.post("/api/reviews", json={
+        "latent": named[0].latent, "reviewer": "ann", "accept": True, "audit": True,
+    }).status_code  # fmt: skip
+    assert status == 422
+
+
+def test_verdicts_are_kept_with_who_and_when(
+    client: TestClient, own_reviews: Served, debug_clusters: Path
+) -> None:
     catalogue = own_reviews.catalogue
     before = client.get("/api/queue").json()
     first, second = (card["latent"] for card in before["cards"][:2])
-    assert first == min(catalogue.labels.features, key=lambda f: f.queue_rank).latent
+    published = json.loads((debug_clusters / "review_queue.json").read_text())["entries"]
+    assert [card["latent"] for card in before["cards"]] == [
+        entry["latent"] for entry in published[: len(before["cards"])]
+    ]
+    found = client.get("/api/features", params={"sort": "review", "count": 48}).json()["cards"]
+    assert [card["latent"] for card in found] == [entry["latent"] for entry in published]
     kept = ask(client, "/api/reviews", latent=first, reviewer=" ann ", accept=True, note="n")
     assert kept["at"].endswith("+00:00")
     ask(client, "/api/reviews", latent=first, reviewer="bob", accept=False)

@@ -172,6 +172,7 @@ def test_hostile_text_does_nothing(running_hostile: Running) -> None:
         page.wait_for_selector("#explanation .tag")
         page.click("#tab-features")
         page.wait_for_selector("#cards article")
+        assert page.locator("#cards .other").count() == page.locator("#cards article").count()
         page.click("#tab-review")
         page.wait_for_selector("#review-card article")
         assert page.locator("img").count() == 0

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -9,6 +10,7 @@ from rldecoder.config.interp import ClusterFeaturesConfig, LabelFeaturesConfig, 
 from rldecoder.decoder.loading import load_decoder
 from rldecoder.interp.clusters import PAIRS
 from rldecoder.interp.records import FeatureLabels
+from rldecoder.interp.review_queue import ReviewQueue, queue_scores
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.sae.model import Sae
 from rldecoder.schemas import read_json, read_parquet
@@ -82,8 +84,39 @@ def test_only_twins_whose_ablation_agrees_are_merged(
     assert {10, 20} & set(alias)
     members = sorted(m for cluster in result["clusters"] for m in cluster["members"])
     assert members == sorted(latents), "every latent keeps its id in exactly one cluster"
+    labels = FeatureLabels.load(inputs["label_features"].path)
+    queue = ReviewQueue.load(out, labels)
+    of = {f.latent: f for f in labels.features}
+    for entry in queue.entries:
+        assert entry.cluster == alias.get(entry.latent, entry.latent)
+        assert entry.audit == of[entry.latent].audit
+        p, importance = of[entry.latent].confidence, of[entry.latent].importance
+        assert entry.score == queue_scores(np.array([importance]), np.array([p]))[0]
+    twins_why = [entry.why for entry in queue.entries if entry.latent in twins["members"]]
+    assert twins_why.count("first_of_cluster") <= 1
+    assert "rest_of_cluster" in twins_why
     assert output.metrics["clusters"] == len(result["clusters"])
     assert output.metrics["pairs_agreeing"] >= 1
+
+
+def test_label_embeddings_stand_beside_the_predicates(
+    tmp_path: Path, inputs: dict[str, InputArtifact]
+) -> None:
+    config = CONFIG.model_copy(update={"label_embedding": "minilm"})
+    _, out = run_stage(STAGE, inputs, config, tmp_path / "embedded")
+    of = {f.latent: f for f in FeatureLabels.load(inputs["label_features"].path).features}
+    rows = read_parquet(out / "pairs.parquet").to_pylist()
+    assert any(row["label_cosine"] is not None for row in rows)
+    for row in rows:
+        a, b = of[row["latent_a"]].label, of[row["latent_b"]].label
+        assert (row["label_cosine"] is None) == (a is None or b is None)
+        if a is not None and a == b:
+            assert row["label_cosine"] == pytest.approx(1)
+    # Ablation still has the last word: each member agrees with its representative.
+    agree = {frozenset((row["latent_a"], row["latent_b"])) for row in rows if row["agree"]}
+    for cluster in read_json(out / "clusters.json")["clusters"]:
+        for member in cluster["members"][1:]:
+            assert frozenset((cluster["representative"], member)) in agree
 
 
 def test_low_quality_latents_are_flagged(tmp_path: Path, inputs: dict[str, InputArtifact]) -> None:

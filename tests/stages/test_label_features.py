@@ -47,7 +47,9 @@ def test_labels_scores_and_controls(tmp_path: Path, inputs: dict[str, InputArtif
     assert labels.sae_digest == "train_sae"
     importance = [feature.importance for feature in labels.features]
     assert importance == sorted(importance, reverse=True)
-    assert sorted(f.queue_rank for f in labels.features) == list(range(1, 25))
+    audit = [f for f in labels.features if f.audit]
+    assert len(audit) == max(1, round(0.1 * labels.labelled))
+    assert all(f.status == "labelled" for f in audit)
     confident = sum(feature.high_confidence for feature in labels.features)
     assert labels.coverage == confident / 24
     for feature in labels.features:
@@ -92,6 +94,23 @@ def test_labels_scores_and_controls(tmp_path: Path, inputs: dict[str, InputArtif
     assert files_of(again) == files_of(out)
 
 
+def test_examples_come_from_all_text_and_labels_from_a_sample(
+    tmp_path: Path, inputs: dict[str, InputArtifact]
+) -> None:
+    _, out = run_stage(STAGE, inputs, CONFIG, tmp_path / "all")
+    small = CONFIG.model_copy(update={"fit_tokens": 800, "example_tokens": 100_000})
+    _, sampled = run_stage(STAGE, inputs, small, tmp_path / "sampled")
+    assert (out / "examples.parquet").read_bytes() == (sampled / "examples.parquet").read_bytes()
+    every, some = FeatureLabels.load(out).features, FeatureLabels.load(sampled).features
+    assert [f.density for f in every] == [f.density for f in some]
+    assert [f.predicate for f in every] != [f.predicate for f in some]
+    assert any(f.predicate for f in some)
+    firings = [int(f.failure.split()[2]) for f in some if f.failure and "fires on" in f.failure]
+    assert all(count < CONFIG.predicate.min_firings for count in firings)
+    with pytest.raises(ValueError, match="example_tokens"):
+        LabelFeaturesConfig(fit_tokens=2, example_tokens=1)
+
+
 def test_a_review_file_overrides_labels_and_is_fingerprinted(
     tmp_path: Path, inputs: dict[str, InputArtifact]
 ) -> None:
@@ -106,7 +125,7 @@ def test_a_review_file_overrides_labels_and_is_fingerprinted(
     assert changed.latent == first.latent
     assert changed.label == "mine"
     assert changed.high_confidence
-    assert changed.queue_rank == 24
+    assert changed.audit == first.audit
     assert changed.previous_labels
 
     before = STAGE.fingerprint(config)

@@ -27,22 +27,48 @@ const Cards = (() => {
     tokens.forEach((token) => row.append(element("span", "tok", token)));
     return row;
   };
+  // Names of scores as people read them, in the order of a card; docs/metrics/interp.md has formulas.
+  const SCORES = [
+    ["detection", "detection"], ["detection_hard", "detection on near misses"],
+    ["fuzzing", "fuzzing"], ["fuzzing_hard", "fuzzing on near misses"],
+    ["intruder", "intruder"], ["simulation", "simulation r"],
+    ["precision", "precision"], ["recall", "recall"], ["f1", "F1"], ["auprc", "AUPRC"],
+    ["window_precision", "precision over windows"],
+  ];
+  const line = (name, facts) => {
+    const row = element("div", name);
+    facts.forEach((fact) => row.append(element("span", "", fact)));
+    return row;
+  };
+  const scored = (scores) => SCORES.filter(([key]) => key in scores)
+    .map(([key, name]) => name + " " + number(scores[key], 2));
+  const other = (label) => {
+    const box = element("div", "other");
+    box.append(element("p", "", label.label === null ? "no label: " + label.failure : label.label));
+    const asked = label.scores;
+    const sure = label.confidence;
+    const confidence = sure === null ? "no confidence: " + label.no_confidence
+      : "confidence " + number(sure[0], 2) + " [" + number(sure[1], 2) + ", " + number(sure[2], 2) + "]";
+    const facts = ["by " + label.labeler + ", " + label.model, confidence, ...scored(asked)];
+    if (asked.failures) facts.push(asked.failures + " of " + asked.questions + " answers missing");
+    facts.push("judged by " + label.judge + (label.trusted ? "" : ", which is not trusted: do not believe these scores"));
+    box.append(line("meta", facts));
+    return box;
+  };
   const card = (feature) => {
     const box = element("article", "panel card");
     box.append(element("h4", "", "#" + feature.latent + "  " + (feature.label || "no label: " + feature.failure)));
-    const meta = element("div", "meta");
     const interval = feature.confidence_low === undefined ? ""
       : " [" + number(feature.confidence_low, 2) + ", " + number(feature.confidence_high, 2) + "]";
     const facts = [
       "importance rank " + feature.rank,
       "confidence " + number(feature.confidence, 2) + interval + (feature.high ? " (high)" : ""),
-      "detection " + number(feature.detection, 2),
-      "fuzzing " + number(feature.fuzzing, 2),
-      "F1 " + number(feature.f1, 2),
       "fires on " + (feature.density * 100).toFixed(2) + " %",
+      "place " + feature.queue + " of the review queue",
+      "by " + feature.labeler,
     ];
-    facts.forEach((fact) => meta.append(element("span", "", fact)));
-    box.append(meta);
+    box.append(line("meta", facts), line("meta scores", scored(feature.scores)));
+    feature.others.forEach((label) => box.append(other(label)));
     feature.examples.forEach((example) => box.append(context(example)));
     if (feature.promoted.length) box.append(effects("raises", feature.promoted));
     if (feature.suppressed.length) box.append(effects("lowers", feature.suppressed));

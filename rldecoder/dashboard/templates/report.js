@@ -14,6 +14,7 @@
   const haystack = (feature) =>
     [
       "#" + feature.latent, feature.label || "", feature.failure || "",
+      ...feature.others.map((other) => other.label || ""),
       ...feature.promoted, ...feature.examples.map((example) => example.tokens.join("")),
     ].join("\n").toLowerCase();
   const index = features.map(haystack);
@@ -22,6 +23,7 @@
     confidence: (a, b) => b.confidence - a.confidence || a.rank - b.rank,
     density: (a, b) => b.density - a.density || a.rank - b.rank,
     latent: (a, b) => a.latent - b.latent,
+    review: (a, b) => a.queue - b.queue,
   };
 
   const draw = () => {

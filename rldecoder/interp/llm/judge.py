@@ -45,7 +45,7 @@ class Case(NamedTuple):
     latent: int
     label: str | None
     items: dict[str, list[Item]]
-    """By kind; empty where the text has too few."""
+    """By kind asked for; empty where the text has too few."""
     active_share: float
     """Share of the split's windows in which the latent fires."""
 
@@ -92,7 +92,7 @@ class Judge:
             return {}
         out = {}
         for kind in KINDS:
-            items = case.items[kind]
+            items = case.items.get(kind)
             if items:
                 messages = judge_prompt(kind, case.label, [sampler.show(item) for item in items])
                 request = ChatRequest(
@@ -104,7 +104,11 @@ class Judge:
 
 
 def make_cases(
-    sampler: ItemSampler, firings: Firings, labels: Sequence[str | None], seed: int
+    sampler: ItemSampler,
+    firings: Firings,
+    labels: Sequence[str | None],
+    seed: int,
+    kinds: Sequence[str] = KINDS,
 ) -> list[Case]:
     """One case a row of `firings`; the windows of a latent do not depend on the other rows."""
     inside = firings.within(sampler.text.valid)
@@ -115,10 +119,8 @@ def make_cases(
         fires = cells.astype(np.int64)
         # Negative ids stand for planted features; a seed sequence takes none.
         rng = np.random.default_rng([seed, latent < 0, abs(latent)])
-        items = {
-            "detection": sampler.detection(fires, acts, rng),
-            "fuzzing": sampler.fuzzing(fires, acts, rng),
-        }
+        draw = {"detection": sampler.detection, "fuzzing": sampler.fuzzing}
+        items = {kind: draw[kind](fires, acts, rng) for kind in kinds}
         cases.append(Case(latent, label, items, sampler.active_share(fires)))
     return cases
 

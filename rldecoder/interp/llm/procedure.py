@@ -11,9 +11,11 @@ import numpy as np
 
 from rldecoder.config.llm import LlmConfig
 from rldecoder.errors import BudgetExceededError
+from rldecoder.interp.calibration import Acceptance
 from rldecoder.interp.corpus import Firings, SplitFirings
 from rldecoder.interp.labelers import Evidence, LabelDraft
 from rldecoder.interp.llm.backends import ChatModel
+from rldecoder.interp.llm.confidence import WordConfidences, word_confidences
 from rldecoder.interp.llm.estimate import Estimate, add_up
 from rldecoder.interp.llm.gate import Planted, num_questions, plant, try_judge
 from rldecoder.interp.llm.items import ItemSampler
@@ -55,6 +57,7 @@ class LlmLabels(NamedTuple):
     """Names of the labeler's and of the judge's model."""
     ledger: dict[str, list[Any]]
     """Columns of storage.LEDGER."""
+    confidences: WordConfidences
 
 
 class LlmRun:
@@ -63,6 +66,7 @@ class LlmRun:
     Args:
         fit: where labels come from; rows most important first.
         scored: where they are judged; the same latents, other documents.
+        acceptance: scores of a label that counts as accepted.
         progress: a folder that outlives a killed run, for the ledger.
     """
 
@@ -76,15 +80,21 @@ class LlmRun:
         *,
         window_tokens: int,
         min_firings: int,
+        acceptance: Acceptance,
         seed: int,
         progress: Path,
     ) -> None:
+        self._acceptance = acceptance
         self.config, self.models, self._seed = config, models, seed
         rows = np.arange(fit.firings.latents.size)[: config.max_features]
         self._evidence = Evidence(fit.grid, fit.firings.select(rows), vocabulary)
         self._firings: Firings = scored.firings.select(rows)
         text = ScoringText(scored.grid, vocabulary, window_tokens)
         self._sampler = ItemSampler(text, config.judge_windows)
+        # For confidence: what the judge says on the text that the labels come from.
+        self._seen = ItemSampler(
+            ScoringText(fit.grid, vocabulary, window_tokens), config.judge_windows
+        )
         self._planted: Planted = plant(text, self._sampler, config, derive_seed(seed, "planted"))
         self._cache = AnswerCache(config.cache or user_cache() / "llm_answers.sqlite")
         self._ledger = Ledger(progress / "ledger.sqlite")
@@ -121,6 +131,8 @@ class LlmRun:
             *self._planted.wrong,
         ]
         asked = [q for case in cases for q in judge.questions(self._sampler, case).values()]
+        for case in self._seen_cases(labels):
+            asked += judge.questions(self._seen, case).values()
         return add_up(self._sessions[0], list(questions.values())) + add_up(
             self._sessions[1], asked
         )
@@ -147,15 +159,31 @@ class LlmRun:
             drafts = self._labeler(bar.advance).label(self._evidence)
         labels = [draft.text for draft in drafts]
         cases, control = self._cases(labels), self._control_cases(labels)
-        asked = sum(
-            bool(items) for c in (*cases, *control) if c.label for items in c.items.values()
-        )
+        seen_cases = self._seen_cases(labels)
+        every = (*cases, *control, *seen_cases)
+        asked = sum(bool(items) for c in every if c.label for items in c.items.values())
         with track("judge", asked, "answers") as bar:
             judge = self._judge(bar.advance)
             scores = judge.score(self._sampler, cases)
             shuffled = judge.score(self._sampler, control, "shuffled_")
+            seen = judge.score(self._seen, seen_cases, "seen_")
         names = (self.models[0].name, self.models[1].name)
-        return LlmLabels(drafts, scores, trust, shuffled, names, self._ledger.columns())
+        sure = self._confidences(drafts, seen, scores, trust)
+        return LlmLabels(drafts, scores, trust, shuffled, names, self._ledger.columns(), sure)
+
+    def _confidences(
+        self,
+        drafts: list[LabelDraft],
+        seen: list[JudgeScores],
+        scores: list[JudgeScores],
+        trust: JudgeTrust,
+    ) -> WordConfidences:
+        if not self.config.confidence:
+            reason = "not asked for (`label_features.llm.confidence`)"
+            nothing = {"reason": reason, "ece": None, "brier": None}
+            return WordConfidences([None] * len(drafts), [reason] * len(drafts), nothing)
+        seed = derive_seed(self._seed, "confidence")
+        return word_confidences(drafts, seen, scores, trust, self._acceptance, seed)
 
     def _refuse_if_too_dear(self) -> None:
         needed, spent, budget = self.estimate(), self.spent(), self.config.budget
@@ -185,6 +213,13 @@ class LlmRun:
         seed = derive_seed(self._seed, "windows")
         return make_cases(self._sampler, self._firings, labels, seed)
 
+    def _seen_cases(self, labels: Sequence[str | None]) -> list[Case]:
+        """Detection on the text that the labels come from."""
+        if not self.config.confidence:
+            return []
+        seed = derive_seed(self._seed, "seen")
+        return make_cases(self._seen, self._evidence.firings, labels, seed, ("detection",))
+
     def _control_cases(self, labels: Sequence[str | None]) -> list[Case]:
         """The most important labelled latents, each with another one's label."""
         rows = np.flatnonzero([label is not None for label in labels])
@@ -208,8 +243,16 @@ def as_records(found: LlmLabels) -> dict[int, OtherLabel]:
             judge=found.models[1],
             judge_trusted=found.trust.trusted,
             scores=JudgedScores(**scores._asdict()),
+            confidence=confidence,
+            no_confidence=reason,
         )
-        for draft, scores in zip(found.drafts, found.scores, strict=True)
+        for draft, scores, confidence, reason in zip(
+            found.drafts,
+            found.scores,
+            found.confidences.found,
+            found.confidences.reasons,
+            strict=True,
+        )
     }
 
 
@@ -226,6 +269,7 @@ def llm_summary(found: LlmLabels) -> dict[str, Any]:
         "judge_questions": sum(s.questions for s in found.scores),
         "judge_failures": sum(s.failures for s in found.scores),
         "control_latents": len(found.control),
+        "confidence": found.confidences.report,
         "attempts": len(live),
         "cached_answers": len(found.ledger["cached"]) - len(live),
     }

@@ -79,7 +79,7 @@ def perfect(sampler: ItemSampler, held: dict[str, BoolArray], cases: Sequence[Ca
     """Reads labels without error, about the windows of some cases."""
     items = {
         (kind, sampler.show(item)): item
-        for case in cases for kind in KINDS for item in case.items[kind]
+        for case in cases for kind in KINDS for item in case.items.get(kind, ())
     }  # fmt: skip
     return lambda kind, label, pieces: answers(
         [read_exactly(items[kind, piece], held[label]) for piece in pieces]

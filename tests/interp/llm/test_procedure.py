@@ -12,6 +12,7 @@ import pytest
 
 from rldecoder.config.llm import Budget, LlmConfig
 from rldecoder.errors import BudgetExceededError
+from rldecoder.interp.calibration import Acceptance
 from rldecoder.interp.llm.backends import ChatRequest, Prices, Reply, TokenCount
 from rldecoder.interp.llm.labeler import LlmLabeler
 from rldecoder.interp.llm.procedure import LlmRun, as_records, llm_summary
@@ -71,13 +72,17 @@ def open_run(planted: Planted, tmp_path: Path, model: Clever) -> Open:
         values = {"cache": tmp_path / "answers.sqlite", **changes}
         run = LlmRun(
             CONFIG.model_copy(update=values), (model, model), planted.fit, planted.scored,
-            planted.vocabulary, window_tokens=16, min_firings=10, seed=0,
+            planted.vocabulary, window_tokens=16, min_firings=10,
+            acceptance=Acceptance(0.8, 0.5), seed=0,
             progress=tmp_path / "progress",
         )  # fmt: skip
         labels = [describe(p, planted.vocabulary) for p in planted.predicates]
         held = meanings(run._sampler.text, planted.predicates)
         cases = [*run._planted.cases, *run._cases(labels[: changes.get("max_features", 24)])]
         reads = perfect(run._sampler, held, cases)
+        named = labels[: changes.get("max_features", 24)]
+        seen = meanings(run._seen.text, planted.predicates)
+        reads_seen = perfect(run._seen, seen, run._seen_cases(named))
 
         def answer(request: ChatRequest) -> str | None:
             if request.purpose == "label":
@@ -85,7 +90,8 @@ def open_run(planted: Planted, tmp_path: Path, model: Clever) -> Open:
             messages = [message._asdict() for message in request.messages]
             [label, *pieces] = data_of({"messages": messages})
             kind = request.purpose.rsplit("_", 1)[-1]
-            return reads(kind, label["label"], [piece["text"] for piece in pieces])
+            reader = reads_seen if request.purpose == "seen_detection" else reads
+            return reader(kind, label["label"], [piece["text"] for piece in pieces])
 
         model.answer = answer
         return run
@@ -125,6 +131,10 @@ def test_good_models_make_good_labels(
     assert all(d.predicate is None and d.failure is None for d in found.drafts)
     assert all(r.judge_trusted and r.labeler == LlmLabeler.name for r in records.values())
     summary = llm_summary(found)
+    # The text that labels come from was judged as well, but 24 labels are too few for a fit.
+    assert summary["confidence"]["scored"] == 24
+    assert all(r.confidence is None for r in records.values())
+    assert all("only 24 labels were scored" in str(r.no_confidence) for r in records.values())
     # Labels that speak of earlier tokens are read without the text before the window.
     assert summary["mean_detection"] > 0.95
     assert summary["mean_fuzzing"] > 0.95
@@ -137,7 +147,7 @@ def test_good_models_make_good_labels(
     assert purposes == {
         "label", "detection", "fuzzing", "planted_detection", "planted_fuzzing",
         "planted_wrong_detection", "planted_wrong_fuzzing", "shuffled_detection",
-        "shuffled_fuzzing",
+        "shuffled_fuzzing", "seen_detection",
     }  # fmt: skip
 
 

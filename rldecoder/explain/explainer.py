@@ -269,7 +269,7 @@ def make_slots(
 
 def losses(
     explainer: Explainer, slots: Slots, logprobs: Tensor, single: Tensor, removals: Tensor,
-    joint: Tensor,
+    joint: Tensor, *, regularised: bool = True,
 ) -> LossParts:  # fmt: skip
     """The loss terms of B positions.
 
@@ -277,6 +277,8 @@ def losses(
         logprobs: [B], log p of the output token.
         single: [B, C], exact effects of single removals, nats.
         removals, joint: [B, M, C] and [B, M], interventions and their exact effects, nats.
+        regularised: whether the reconstruction error has a say in what is claimed; the
+            reconstructor learns in either case.
     """
     unit = explainer.spec.effect_unit
     pointers = explainer(slots)
@@ -289,7 +291,7 @@ def losses(
     # Straight-through: the claims are hard choices, their gradient is the gates'. Strengths are
     # detached: they must stay what was measured, not become a code for the reconstructor.
     hard = explainer.choose(pointers).float()
-    claimed = hard + pointers.gates - pointers.gates.detach()
+    claimed = hard + pointers.gates - pointers.gates.detach() if regularised else hard
     strengths = pointers.effects.detach() / unit
     predicted = explainer.reconstructor(claimed, strengths, removals, logprobs)
     reconstruction = F.smooth_l1_loss(predicted, joint / unit)

@@ -57,24 +57,27 @@ class Measured(NamedTuple):
 
 
 def find_candidates(
-    decoder: SaeDecoderForCausalLM, latents: SparseLatents, count: int
+    decoder: SaeDecoderForCausalLM,
+    latents: SparseLatents,
+    count: int,
+    excluded: Tensor | None = None,
 ) -> Candidates:
     """The `count` active latents of each position with the largest |contribution|.
 
     Args:
         latents: acts and indices [N, K].
         count: C is the smaller of `count` and K.
+        excluded: [L] bool, latents that are no candidates. They stay active in the prediction;
+            a position with too few others is padded.
     """
     _check_linear(decoder)
-    parts = [
-        _candidates_of_chunk(decoder, chunk, min(count, latents.acts.shape[-1]))
-        for chunk in _chunks(latents)
-    ]
+    count = min(count, latents.acts.shape[-1])
+    parts = [_candidates_of_chunk(decoder, chunk, count, excluded) for chunk in _chunks(latents)]
     return Candidates(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
 def _candidates_of_chunk(
-    decoder: SaeDecoderForCausalLM, latents: SparseLatents, count: int
+    decoder: SaeDecoderForCausalLM, latents: SparseLatents, count: int, excluded: Tensor | None
 ) -> Candidates:
     lm = decoder.frozen.lm
     with torch.enable_grad():
@@ -86,11 +89,17 @@ def _candidates_of_chunk(
         contributions = decoder.contributions(latents, best.indices)
         rows = F.embedding(latents.indices, decoder.W)
         attributions = latents.acts * torch.einsum("nkd,nd->nk", rows, gradient)
+        acts = latents.acts
+        if excluded is not None:
+            allowed = ~excluded[latents.indices]
+            acts, contributions, attributions = (
+                column * allowed for column in (acts, contributions, attributions)
+            )
         chosen = contributions.abs().topk(count, dim=-1).indices
     return Candidates(
         best.indices,
         best.values.detach(),
-        latents.acts.gather(-1, chosen),
+        acts.gather(-1, chosen),
         latents.indices.gather(-1, chosen),
         contributions.gather(-1, chosen),
         attributions.gather(-1, chosen),
@@ -195,6 +204,46 @@ def _direct_effects(
     removed = (shares * one.acts) @ F.embedding(one.indices[0], decoder.W)
     after = torch.cat([lm.unembed(hidden - part).log_softmax(-1) for part in removed.split(8)])
     return one.logprobs - after[:, int(one.tokens)]
+
+
+class Outcomes(NamedTuple):
+    """What interventions did to N predictions, M each."""
+
+    effects: Tensor
+    """[N, M]: log p(token) - log p(token after the intervention), nats."""
+    changed: Tensor
+    """[N, M] bool: the most likely token is another one now."""
+
+
+@torch.no_grad()
+def run_patched(
+    decoder: SaeDecoderForCausalLM, latents: SparseLatents, shares: Tensor, candidates: Candidates
+) -> Outcomes:
+    """Run the decoder on patched positions, without the shortcuts of `measure`.
+
+    Works for any change of activations and gives the whole distribution, at the price of the
+    logits of every intervention.
+
+    Args:
+        latents: acts and indices [N, K].
+        shares: [N, M, K], what is taken from each activation: 1 removes, 0.5 halves, -1 doubles.
+        candidates: of the same positions; their token and its log p are used.
+    """
+    num_positions, num_interventions, _ = shares.shape
+    effects = shares.new_zeros(num_positions, num_interventions)
+    changed = torch.zeros_like(effects, dtype=torch.bool)
+    block = max(1, LOGIT_ROWS // max(num_interventions, 1))
+    for start in range(0, num_positions, block):
+        rows = slice(start, start + block)
+        acts = latents.acts[rows, None] * (1 - shares[rows])
+        indices = latents.indices[rows, None].expand_as(acts)
+        flat = SparseLatents(acts.flatten(0, 1), indices.flatten(0, 1))
+        logprobs = decoder.logits(flat).log_softmax(-1).unflatten(0, acts.shape[:2])
+        token = candidates.tokens[rows, None]
+        after = logprobs.gather(-1, token[..., None].expand(*acts.shape[:2], 1))[..., 0]
+        effects[rows] = candidates.logprobs[rows, None] - after
+        changed[rows] = logprobs.argmax(-1) != token
+    return Outcomes(effects, changed)
 
 
 def ablate(latents: SparseLatents, latent: Tensor) -> SparseLatents:

@@ -147,3 +147,27 @@ def test_save_and_load(
         Explainer.load(tmp_path)
     with pytest.raises(BadInputError):
         Explainer.load(tmp_path / "nowhere")
+
+
+def test_without_the_regulariser_the_reconstructor_learns_and_the_claims_do_not_hear_of_it(
+    explainer: Explainer, decoder: SaeDecoderForCausalLM, pairs: dict[str, Pairs]
+) -> None:
+    torch.nn.init.constant_(explainer.gate_bias, 1.0)
+    explainer.spec = explainer.spec.model_copy(update={"min_effect": 0.0})
+    found = pairs["label"]
+    slots = slots_of(explainer, decoder, found)
+    slots = slots._replace(noise=torch.zeros_like(slots.noise))
+
+    def gradients(regularised: bool) -> tuple[float, float]:
+        explainer.zero_grad(set_to_none=True)
+        losses(
+            explainer, slots, found.candidates.logprobs, found.measured.single, found.removals,
+            found.measured.joint, regularised=regularised,
+        ).reconstruction.backward()  # fmt: skip
+        gate, reader = explainer.gate_bias.grad, explainer.reconstructor.correction.bias.grad
+        return (0.0 if gate is None else float(gate.abs())), float(reader.abs().sum())
+
+    (shaped, read), (silent, read_too) = gradients(True), gradients(False)
+    assert shaped > 0
+    assert silent == 0
+    assert read == read_too > 0

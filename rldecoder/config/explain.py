@@ -47,7 +47,8 @@ class TrainExplainerConfig(StageConfig):
     effect_weight: float = Field(1.0, ge=0)
     """Weight of the regression on exact single effects."""
     reconstruction_weight: float = Field(1.0, ge=0)
-    """Weight of predicting joint effects from the claims alone."""
+    """Weight of predicting, from the claims alone, what joint removals do: their effects, and
+    whether the most likely token changes (the faithfulness regulariser)."""
     length_weight: float = Field(0.02, ge=0)
     """Price of a claim, in units of the other losses."""
     ablation: bool = True

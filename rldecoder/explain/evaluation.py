@@ -304,9 +304,10 @@ def evaluate_reconstruction(
     }
     result = {}
     for kind, (removals, joint) in kinds.items():
-        predicted = unit * explainer.reconstructor(
+        reading = explainer.reconstructor(
             claimed, pointers.effects / unit, removals, test.candidates.logprobs
         )
+        predicted = unit * reading.effects
         linear = torch.einsum("nmc,nc->nm", removals, test.candidates.attributions)
         result[kind] = {
             "claims_mae_nats": float((predicted - joint).abs().mean()),

@@ -7,6 +7,8 @@ from rldecoder.evals.prompts import TASKS, make_prompts
 from rldecoder.lm.frozen import FrozenLM
 
 TOKENS_PER_BATCH = 4096
+MAX_TASK_TEXTS = 48
+"""Fewer than the smallest task has: test prompts never repeat."""
 
 
 def task_texts(count: int, seed: int) -> list[str]:

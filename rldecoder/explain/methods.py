@@ -22,6 +22,10 @@ from rldecoder.sae.model import SparseLatents
 
 METHOD_B = "method_b"
 ABLATION = "without_regulariser"
+BASELINES = (
+    "method_a", "attribution_top_k", "mean_explanation", "prompt_only", "random_features",
+)  # fmt: skip
+"""Those that Method B is to beat; `attribution_above_noise` is there to explain the difference."""
 POSITIONS_AT_ONCE = 256
 
 

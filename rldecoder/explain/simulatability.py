@@ -1,11 +1,15 @@
 """Simulatability: can a reader of nothing but the claims tell which interventions matter?
 
 An intervention changes some of the active features. Its outcome is whether the decoder's most
-likely token is another one afterwards: that is what a reader sees and cares about, it has no
-threshold to choose, and it is the same event for every method. The score of a method is the
-effect that its claims predict, `sum_j share_j * strength_j` over the claimed features that the
-intervention hits (Method B's reconstructor adds its correction to this sum). AUROC is the
+likely token is another one afterwards: that is what a reader sees, it is common enough to be
+measured, it has no threshold to choose, and it is the same event for every method. The score of
+a method is what its claims predict. Method B's reconstructor reads the claims, p among them, and
+gives the log odds of a change; for the other methods it is the effect that the claims add up to,
+`sum_j share_j * strength_j` over the claimed features that the intervention hits. AUROC is the
 probability that an intervention that changes the token has a higher score than one that does not.
+
+p and the size of the intervention say much without any explanation. So each method is also read
+together with these two, by the same kind of reader: that comparison is about the claims alone.
 
 Axes: N position, M intervention, K active latents, n claim.
 """
@@ -44,22 +48,22 @@ def hit_shares(latents: SparseLatents, shares: Tensor, claims: ClaimSet) -> Tens
     return torch.einsum("nmk,nkj->nmj", shares, active.to(shares.dtype))
 
 
-def predicted_effects(
+def read_claims(
     hit: Tensor, claims: ClaimSet, logprobs: Tensor, reader: Explainer | None = None
 ) -> Tensor:
-    """[N, M]: what the claims say that the interventions do.
+    """[N, M]: the score of each intervention; higher where the claims make a change likelier.
 
     Args:
         hit: [N, M, n] from `hit_shares`.
-        logprobs: [N], log p of the token, which an explanation states.
+        logprobs: [N], log p of the token, which Method B's claims state.
         reader: whose reconstructor reads the claims; without one strengths are added up.
     """
     strengths = claims.strengths * claims.mask
     if reader is None:
         return torch.einsum("nmj,nj->nm", hit, strengths)
     unit = reader.spec.effect_unit
-    predicted: Tensor = reader.reconstructor(claims.mask.float(), strengths / unit, hit, logprobs)
-    return unit * predicted
+    reading = reader.reconstructor(claims.mask.float(), strengths / unit, hit, logprobs)
+    return reading.change
 
 
 @torch.no_grad()
@@ -100,7 +104,7 @@ def evaluate_simulatability(
         mine = ClaimSet(*(column[said] for column in claims))
         for kind in KINDS:
             hit = hit_shares(latents, shares[kind], mine)
-            scores[name][kind] = _flat(predicted_effects(hit, mine, candidates.logprobs, reader))
+            scores[name][kind] = _flat(read_claims(hit, mine, candidates.logprobs, reader))
     groups = np.repeat(np.arange(len(latents.acts)), count)
     changed = {kind: outcomes[kind].changed.flatten().cpu().numpy() for kind in KINDS}
     context = {

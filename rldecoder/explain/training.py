@@ -59,12 +59,13 @@ class Learner:
             train.measured.single[rows],
             train.removals[rows],
             train.measured.joint[rows],
+            train.measured.margins[rows] < 0,
             regularised=self.regularised,
         )
         loss = (
             parts.pointer
             + config.effect_weight * parts.effect
-            + config.reconstruction_weight * parts.reconstruction
+            + config.reconstruction_weight * (parts.reconstruction + parts.outcome)
             + config.length_weight * parts.length
         )
         if not bool(torch.isfinite(loss)):

@@ -25,7 +25,12 @@ from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
 from rldecoder.evals.prompts import TASKS, make_prompts
 from rldecoder.explain.evaluation import Settings, evaluate_explainer
 from rldecoder.explain.explainer import Explainer, ExplainerSpec, make_slots
-from rldecoder.explain.held_out_texts import TOKENS_PER_BATCH, task_texts, text_beginnings
+from rldecoder.explain.held_out_texts import (
+    MAX_TASK_TEXTS,
+    TOKENS_PER_BATCH,
+    task_texts,
+    text_beginnings,
+)
 from rldecoder.explain.inputs import read_importance, read_labels
 from rldecoder.explain.pairs import (
     Pairs,
@@ -48,8 +53,6 @@ from rldecoder.seeds import derive_seed, torch_generator
 from rldecoder.stages.context import InputArtifact, StageContext, StageOutput
 
 LOG_EVERY = 10
-# Fewer than the smallest task has: test prompts never repeat.
-MAX_TEST_PROMPTS = 48
 
 
 def run(
@@ -118,7 +121,7 @@ def _make(
     reader = ActivationReader(cache, "label" if split == "train" else "test")
     num_prompts = math.ceil(count * config.task_share / len(TASKS))
     if split == "test":
-        num_prompts = min(num_prompts, MAX_TEST_PROMPTS)
+        num_prompts = min(num_prompts, MAX_TASK_TEXTS)
     seed = derive_seed(ctx.seed, "positions", split)
     parts: list[Positions] = []
     if count > num_prompts * len(TASKS):

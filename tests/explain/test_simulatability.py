@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -19,7 +20,7 @@ from rldecoder.explain.simulatability import (
     NO_CLAIMS,
     evaluate_simulatability,
     hit_shares,
-    predicted_effects,
+    read_claims,
 )
 from rldecoder.sae.model import SparseLatents
 from rldecoder.seeds import torch_generator
@@ -49,6 +50,8 @@ def test_patched_runs_equal_measured_effects(
         acts = latents.acts[row] * (1 - shares[row, m])
         best = decoder.logits(SparseLatents(acts, latents.indices[row])).argmax()
         assert bool(found.changed[row, m]) == (int(best) != int(test.candidates.tokens[row]))
+    assert torch.equal(found.changed, test.measured.margins < 0)
+    assert 0.05 < float(found.changed.float().mean()) < 0.95
 
 
 def test_kinds_change_what_they_say(pairs: dict[str, Pairs]) -> None:
@@ -96,16 +99,19 @@ def test_only_claimed_and_active_features_count() -> None:
     )
     hit = hit_shares(latents, shares, claims)
     assert hit.tolist() == [[[0, 1, 0, 0, 0], [-1, 0.5, 0, 0, 0]]]
-    assert predicted_effects(hit, claims, torch.zeros(1)).tolist() == [[1.0, -9.5]]
+    assert read_claims(hit, claims, torch.zeros(1)).tolist() == [[1.0, -9.5]]
 
 
-def test_an_untrained_reader_adds_up(explainer: Explainer, pairs: dict[str, Pairs]) -> None:
+def test_an_untrained_reader_adds_up_and_knows_p(
+    explainer: Explainer, pairs: dict[str, Pairs]
+) -> None:
     test = pairs["test"]
     claims = everything(test, test.candidates.attributions)
     hit = torch.rand(60, 4, 8)
+    total = read_claims(hit, claims, test.candidates.logprobs) / explainer.spec.effect_unit
     torch.testing.assert_close(
-        predicted_effects(hit, claims, test.candidates.logprobs, explainer).detach(),
-        predicted_effects(hit, claims, test.candidates.logprobs),
+        read_claims(hit, claims, test.candidates.logprobs, explainer).detach(),
+        total - test.candidates.logprobs[:, None] - math.log(2),
     )
 
 

@@ -142,12 +142,26 @@ def make_pairs(
     max_candidates: int,
     interventions: int,
     generator: torch.Generator,
+    excluded: Tensor | None = None,
 ) -> Pairs:
-    """Find the candidates of each position and measure what removing them does."""
-    candidates = find_candidates(decoder, positions.latents, max_candidates)
+    """Find the candidates of each position and measure what removing them does.
+
+    Args:
+        max_candidates: C, at most.
+        interventions: M, random joint removals a position.
+        excluded: [L] bool, latents that must be in no pair (`held_out_latents`).
+    """
+    candidates = find_candidates(decoder, positions.latents, max_candidates, excluded)
     removals = random_removals(candidates.acts, interventions, generator)
     measured = measure(decoder, positions.latents, candidates, removals)
     return Pairs(positions, candidates, measured, removals)
+
+
+def held_out_latents(num_latents: int, share: float, generator: torch.Generator) -> Tensor:
+    """[L] bool: a random `share` of the dictionary, whose effects no training pair may show."""
+    held_out = torch.zeros(num_latents, dtype=torch.bool)
+    held_out[torch.randperm(num_latents, generator=generator)[: round(share * num_latents)]] = True
+    return held_out
 
 
 def write_pairs(path: Path, pairs: Pairs) -> None:

@@ -54,27 +54,33 @@ class Measured(NamedTuple):
     """[N, C]: of removing one candidate."""
     joint: Tensor
     """[N, M]: of each intervention (M = 0 when none was asked for)."""
+    margins: Tensor
+    """[N, M]: by how many nats the token still leads the best other one after the intervention;
+    negative when the decoder's first choice has changed."""
 
 
 def find_candidates(
-    decoder: SaeDecoderForCausalLM, latents: SparseLatents, count: int
+    decoder: SaeDecoderForCausalLM,
+    latents: SparseLatents,
+    count: int,
+    excluded: Tensor | None = None,
 ) -> Candidates:
     """The `count` active latents of each position with the largest |contribution|.
 
     Args:
         latents: acts and indices [N, K].
         count: C is the smaller of `count` and K.
+        excluded: [L] bool, latents that are no candidates. They stay active in the prediction;
+            a position with too few others is padded.
     """
     _check_linear(decoder)
-    parts = [
-        _candidates_of_chunk(decoder, chunk, min(count, latents.acts.shape[-1]))
-        for chunk in _chunks(latents)
-    ]
+    count = min(count, latents.acts.shape[-1])
+    parts = [_candidates_of_chunk(decoder, chunk, count, excluded) for chunk in _chunks(latents)]
     return Candidates(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
 def _candidates_of_chunk(
-    decoder: SaeDecoderForCausalLM, latents: SparseLatents, count: int
+    decoder: SaeDecoderForCausalLM, latents: SparseLatents, count: int, excluded: Tensor | None
 ) -> Candidates:
     lm = decoder.frozen.lm
     with torch.enable_grad():
@@ -86,11 +92,17 @@ def _candidates_of_chunk(
         contributions = decoder.contributions(latents, best.indices)
         rows = F.embedding(latents.indices, decoder.W)
         attributions = latents.acts * torch.einsum("nkd,nd->nk", rows, gradient)
+        acts = latents.acts
+        if excluded is not None:
+            allowed = ~excluded[latents.indices]
+            acts, contributions, attributions = (
+                column * allowed for column in (acts, contributions, attributions)
+            )
         chosen = contributions.abs().topk(count, dim=-1).indices
     return Candidates(
         best.indices,
         best.values.detach(),
-        latents.acts.gather(-1, chosen),
+        acts.gather(-1, chosen),
         latents.indices.gather(-1, chosen),
         contributions.gather(-1, chosen),
         attributions.gather(-1, chosen),
@@ -141,7 +153,7 @@ def measure(
             effects = _shared_effects(decoder, hidden, chunk, removals[part])
             doubtful = ~effects.isfinite().all(-1)
         else:
-            effects = hidden.new_zeros(len(hidden), num_candidates + removals.shape[1])
+            effects = hidden.new_zeros(len(hidden), num_candidates + 2 * removals.shape[1])
             doubtful = torch.ones(len(hidden), dtype=torch.bool, device=hidden.device)
         # exp(-d_v) overflows where a logit rises by more than 88 nats, and a soft cap makes
         # logits nonlinear: such positions are run one intervention at a time.
@@ -150,13 +162,14 @@ def measure(
             effects[row] = _direct_effects(decoder, hidden[row], one, removals[start + row])
         found.append(effects)
     effects = torch.cat(found)
-    return Measured(effects[:, :num_candidates], effects[:, num_candidates:])
+    num_joint = removals.shape[1]
+    return Measured(*effects.split([num_candidates, num_joint, num_joint], dim=1))
 
 
 def _shared_effects(
     decoder: SaeDecoderForCausalLM, hidden: Tensor, chunk: Candidates, removals: Tensor
 ) -> Tensor:
-    """[n, C + M]: effects of the single removals, then of the joint ones."""
+    """[n, C + 2 M]: effects of the single removals, of the joint ones, margins of the latter."""
     lm = decoder.frozen.lm
     bias = getattr(lm.model.get_output_embeddings(), "bias", None)
     latents, slots = chunk.indices.unique(return_inverse=True)
@@ -167,34 +180,88 @@ def _shared_effects(
         token_logits = token_logits + bias.float()[chunk.tokens]
     normaliser = token_logits - chunk.logprobs
     sums = hidden.new_zeros(len(hidden), chunk.acts.shape[1] + removals.shape[1])
+    best_other = hidden.new_full((len(hidden), removals.shape[1]), float("-inf"))
     for first in range(0, lm.vocab_size, VOCABULARY_PER_BLOCK):
         vocabulary = slice(first, first + VOCABULARY_PER_BLOCK)
         columns = lm.unembedding[vocabulary].float()
         logits = F.linear(hidden, columns, None if bias is None else bias.float()[vocabulary])
         probabilities = (logits - normaliser[:, None]).exp_()[:, :, None]
         changes = rows @ columns.T
+        column_of_token = chunk.tokens - first
+        here = (column_of_token >= 0) & (column_of_token < len(columns))
+        logits[here, column_of_token[here]] = float("-inf")
         for start in range(0, len(hidden), POSITIONS_PER_BLOCK):
             block = slice(start, start + POSITIONS_PER_BLOCK)
             lowered = changes.index_select(0, slots[block].flatten())
             lowered = lowered.view(*slots[block].shape, -1).mul_(-chunk.acts[block, :, None])
             joint = removals[block] @ lowered
+            others = (joint + logits[block, None]).amax(-1)
+            best_other[block] = torch.maximum(best_other[block], others)
             single_sum = lowered.exp_() @ probabilities[block]
             joint_sum = joint.exp_() @ probabilities[block]
             sums[block] += torch.cat([single_sum, joint_sum], dim=1)[..., 0]
     at_token = chunk.acts * torch.einsum("ncd,nd->nc", rows[slots], token_vectors)
     joint_at_token = torch.einsum("nmc,nc->nm", removals, at_token)
-    return torch.cat([at_token, joint_at_token], dim=1) + sums.log()
+    effects = torch.cat([at_token, joint_at_token], dim=1) + sums.log()
+    return torch.cat([effects, token_logits[:, None] - joint_at_token - best_other], dim=1)
 
 
 def _direct_effects(
     decoder: SaeDecoderForCausalLM, hidden: Tensor, one: Candidates, removals: Tensor
 ) -> Tensor:
-    """The same for one position ([D], and [M, C]), from the logits of every intervention."""
+    """The same [C + 2 M] for one position ([D], and [M, C]), from all logits of each."""
     lm = decoder.frozen.lm
     shares = torch.cat([torch.eye(one.acts.shape[1], device=hidden.device), removals])
     removed = (shares * one.acts) @ F.embedding(one.indices[0], decoder.W)
-    after = torch.cat([lm.unembed(hidden - part).log_softmax(-1) for part in removed.split(8)])
-    return one.logprobs - after[:, int(one.tokens)]
+    token = int(one.tokens)
+    effects, margins = [], []
+    for part in removed.split(8):
+        after = lm.unembed(hidden - part).log_softmax(-1)
+        effects.append(one.logprobs - after[:, token])
+        mine = after[:, token].clone()
+        after[:, token] = float("-inf")
+        margins.append(mine - after.amax(-1))
+    return torch.cat([*effects, torch.cat(margins)[one.acts.shape[1] :]])
+
+
+class Outcomes(NamedTuple):
+    """What interventions did to N predictions, M each."""
+
+    effects: Tensor
+    """[N, M]: log p(token) - log p(token after the intervention), nats."""
+    changed: Tensor
+    """[N, M] bool: the most likely token is another one now."""
+
+
+@torch.no_grad()
+def run_patched(
+    decoder: SaeDecoderForCausalLM, latents: SparseLatents, shares: Tensor, candidates: Candidates
+) -> Outcomes:
+    """Run the decoder on patched positions, without the shortcuts of `measure`.
+
+    Works for any change of activations and gives the whole distribution, at the price of the
+    logits of every intervention.
+
+    Args:
+        latents: acts and indices [N, K].
+        shares: [N, M, K], what is taken from each activation: 1 removes, 0.5 halves, -1 doubles.
+        candidates: of the same positions; their token and its log p are used.
+    """
+    num_positions, num_interventions, _ = shares.shape
+    effects = shares.new_zeros(num_positions, num_interventions)
+    changed = torch.zeros_like(effects, dtype=torch.bool)
+    block = max(1, LOGIT_ROWS // max(num_interventions, 1))
+    for start in range(0, num_positions, block):
+        rows = slice(start, start + block)
+        acts = latents.acts[rows, None] * (1 - shares[rows])
+        indices = latents.indices[rows, None].expand_as(acts)
+        flat = SparseLatents(acts.flatten(0, 1), indices.flatten(0, 1))
+        logprobs = decoder.logits(flat).log_softmax(-1).unflatten(0, acts.shape[:2])
+        token = candidates.tokens[rows, None]
+        after = logprobs.gather(-1, token[..., None].expand(*acts.shape[:2], 1))[..., 0]
+        effects[rows] = candidates.logprobs[rows, None] - after
+        changed[rows] = logprobs.argmax(-1) != token
+    return Outcomes(effects, changed)
 
 
 def ablate(latents: SparseLatents, latent: Tensor) -> SparseLatents:

@@ -286,9 +286,10 @@ def _checked_claims(
     removals[0, 0, slots], removals[0, 1, others] = 1.0, 1.0
     joint = measure(decoder, here, candidates, removals).joint[0]
     unit = explainer.spec.effect_unit
-    predicted_joint = explainer.reconstructor(
+    reading = explainer.reconstructor(
         chosen[None].float(), pointers.effects / unit, removals[:, :1], candidates.logprobs
     )
+    predicted_joint = reading.effects
     return tuple(checked), Sanity(float(joint[0]), unit * float(predicted_joint), float(joint[1]))
 
 

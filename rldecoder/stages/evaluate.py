@@ -27,6 +27,7 @@ from rldecoder.evals.suite import TaskSuite, check_lengths
 from rldecoder.evals.targets import Measurement, targets_table
 from rldecoder.evals.tasks import run_task
 from rldecoder.explain.explainer import Explainer
+from rldecoder.explain.methods import BASELINES
 from rldecoder.explain.pairs import positions_from_cache
 from rldecoder.explain.patching import find_candidates
 from rldecoder.interp.records import FeatureLabels
@@ -279,6 +280,8 @@ def _measurements(
         "top10_mass": _top10_mass(interpretability["importance_mass"]),
         "controls": Measurement(float(inputs["control_ppo"].verdict == "pass")),
         "claims": _claims(interpretability["claims"]),
+        "claim_precision": _claim_precision(interpretability["claims"]),
+        "simulatability": _simulatability(interpretability["claims"]),
     }
     return measured | _sae_measurements(inputs["gate_sae"])
 
@@ -345,6 +348,38 @@ def _claims(evaluation: Mapping[str, Any]) -> Measurement:
         return Measurement(None, "Method B made no claim")
     note = f"95 % interval {against['low']:+.2f} to {against['high']:+.2f}"
     return Measurement(against["difference"], f"{note}, one-sided p {against['pvalue']:.4f}")
+
+
+def _claim_precision(evaluation: Mapping[str, Any]) -> Measurement:
+    ours = evaluation["methods"].get("method_b")
+    if ours is None:
+        return Measurement(None, "Method B made no claim")
+    note = (
+        f"95 % interval {ours['precision_low']:.2f} to {ours['precision_high']:.2f}; says nothing "
+        f"at {100 * evaluation['abstention']:.0f} % of the positions"
+    )
+    return Measurement(ours["precision"], note)
+
+
+def _simulatability(evaluation: Mapping[str, Any]) -> Measurement:
+    """The largest p against a listed baseline where all readers know the same context."""
+    everywhere = evaluation["simulatability"]["kinds"].get("all")
+    if everywhere is None or not everywhere["methods"]:
+        return Measurement(None, "no claim, or no intervention that changed the first choice")
+    worst = {
+        table: max(
+            (everywhere[table][name]["method_b_ahead"]["pvalue"], name) for name in BASELINES
+        )
+        for table in ("methods", "with_context")
+    }
+    pvalue, name = worst["with_context"]
+    ours, theirs = (everywhere["with_context"][who]["auroc"] for who in ("method_b", name))
+    alone, rival = worst["methods"]
+    note = (
+        f"all readers know log p and the intervention's size: AUROC {ours:.3f}, hardest baseline "
+        f"{name} {theirs:.3f}; from the claims alone the largest p is {alone:.4f} ({rival})"
+    )
+    return Measurement(pvalue, note)
 
 
 def _output(

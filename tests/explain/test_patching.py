@@ -17,12 +17,18 @@ def brute_force(
     decoder: SaeDecoderForCausalLM, latents: SparseLatents, shares: dict[int, float], token: int
 ) -> float:
     """log p(token) lost when each latent's activation is reduced by a share; one position."""
+    before = decoder.logits(latents).log_softmax(-1)[token]
+    return float(before - patched_logits(decoder, latents, shares).log_softmax(-1)[token])
+
+
+def patched_logits(
+    decoder: SaeDecoderForCausalLM, latents: SparseLatents, shares: dict[int, float]
+) -> torch.Tensor:
+    """[V]: the decoder's logits when each latent's activation is reduced by a share."""
     acts = latents.acts.clone()
     for slot, latent in enumerate(latents.indices.tolist()):
         acts[slot] *= 1 - shares.get(latent, 0.0)
-    before = decoder.logits(latents).log_softmax(-1)[token]
-    after = decoder.logits(SparseLatents(acts, latents.indices)).log_softmax(-1)[token]
-    return float(before - after)
+    return decoder.logits(SparseLatents(acts, latents.indices))
 
 
 def test_effects_equal_brute_force(decoder: SaeDecoderForCausalLM, pairs: dict[str, Pairs]) -> None:
@@ -41,6 +47,9 @@ def test_effects_equal_brute_force(decoder: SaeDecoderForCausalLM, pairs: dict[s
             shares = dict(zip(named, found.removals[row, m].tolist(), strict=True))
             expected = brute_force(decoder, latents, shares, token)
             assert float(found.measured.joint[row, m]) == pytest.approx(expected, abs=2e-5)
+            logits = patched_logits(decoder, latents, shares)
+            lead = logits[token] - torch.cat([logits[:token], logits[token + 1 :]]).max()
+            assert float(found.measured.margins[row, m]) == pytest.approx(float(lead), abs=2e-5)
 
 
 @pytest.mark.parametrize(("positions", "vocabulary"), [(1, 100), (7, 511), (64, 512), (1024, 9999)])
@@ -58,6 +67,7 @@ def test_blocks_do_not_change_effects(
     again = patching.measure(decoder, found.positions.latents, found.candidates, found.removals)
     torch.testing.assert_close(again.single, found.measured.single, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(again.joint, found.measured.joint, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(again.margins, found.measured.margins, atol=1e-5, rtol=1e-5)
 
 
 def test_soft_capped_logits_and_overflow_take_the_direct_path(
@@ -68,6 +78,15 @@ def test_soft_capped_logits_and_overflow_take_the_direct_path(
     monkeypatch.setattr(decoder.frozen.lm.model.config, "final_logit_softcapping", 2.0, False)
     candidates = patching.find_candidates(decoder, latents, 4)
     capped = patching.measure(decoder, latents, candidates, found.removals[:5, :, :4])
+    assert capped.margins.shape == (5, 3)
+    shares = dict(
+        zip(candidates.indices[3].tolist(), found.removals[3, 1, :4].tolist(), strict=True)
+    )
+    named = SparseLatents(latents.acts[3], latents.indices[3])
+    logits = patched_logits(decoder, named, shares)
+    best, lead = int(candidates.tokens[3]), float(capped.margins[3, 1])
+    rivals = torch.cat([logits[:best], logits[best + 1 :]])
+    assert lead == pytest.approx(float(logits[best] - rivals.max()), abs=1e-5)
     row = SparseLatents(latents.acts[3], latents.indices[3])
     latent, token = int(candidates.indices[3, 1]), int(candidates.tokens[3])
     expected = brute_force(decoder, row, {latent: 1.0}, token)

@@ -80,7 +80,7 @@ def score_claims(
         nothing,
         test.candidates.sensitivity,
     )
-    effects = measure(decoder, latents, wanted).single
+    effects = measure(decoder, test.positions.places, wanted).single
     right_sign = (effects.sign() == claims.signs.sign()) & claims.mask
     size = effects.abs()
     noise = noise_floor(wanted, decoder.W.detach()[claims.latents].norm(dim=-1))
@@ -299,7 +299,7 @@ def evaluate_reconstruction(
         "removal": (test.removals, test.measured.joint),
         "halving": (
             halved,
-            measure(decoder, test.positions.latents, test.candidates, halved).joint,
+            measure(decoder, test.positions.places, test.candidates, halved).joint,
         ),
     }
     result = {}

@@ -91,14 +91,15 @@ def evaluate_simulatability(
         count: M, interventions a position and kind.
     """
     said = methods[METHOD_B][0].mask.any(-1)
-    latents = SparseLatents(*(column[said] for column in test.positions.latents))
+    places = test.positions.places.of(said)
+    latents = places.latents
     candidates = Candidates(*(column[said] for column in test.candidates))
     result: dict[str, Any] = {"interventions_per_kind": int(said.sum()) * count, "kinds": {}}
     if not bool(said.any()):
         return result
     donors = train.positions.latents
     shares = random_interventions(latents, donors, count, generator)
-    outcomes = {kind: run_patched(decoder, latents, shares[kind], candidates) for kind in KINDS}
+    outcomes = {kind: run_patched(decoder, places, shares[kind], candidates) for kind in KINDS}
     scores: dict[str, dict[str, FloatArray]] = {name: {} for name in methods}
     for name, (claims, reader) in methods.items():
         mine = ClaimSet(*(column[said] for column in claims))

@@ -20,6 +20,7 @@ from rldecoder.data.activation_reader import ActivationReader
 from rldecoder.decoder.faithfulness import Faithfulness, decoder_predictor, evaluate_predictors
 from rldecoder.decoder.loading import load_decoder
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
+from rldecoder.decoder.places import Places
 from rldecoder.evals.generation import GenerateFunction, prefix_generate
 from rldecoder.evals.interpretability import deletion_benchmark, label_coverage, ranking_orders
 from rldecoder.evals.statistics import bootstrap_mean_ci, paired_bootstrap_pvalue, wilson_interval
@@ -32,7 +33,7 @@ from rldecoder.explain.pairs import positions_from_cache
 from rldecoder.explain.patching import find_candidates
 from rldecoder.interp.records import FeatureLabels
 from rldecoder.lm.frozen import FrozenLM
-from rldecoder.sae.model import Sae
+from rldecoder.sae.model import Sae, SparseLatents
 from rldecoder.seeds import derive_seed, seed_everything, torch_generator
 from rldecoder.stages.context import InputArtifact, Scalar, StageContext, StageOutput
 
@@ -231,16 +232,15 @@ def _interpretability(
         config.deletion_positions,
         derive_seed(ctx.seed, "deletion"),
     )
-    latents = positions.latents
     # All active latents as candidates, in the order of the slots: find_candidates sorts them.
-    everything = find_candidates(decoder, latents, latents.acts.shape[-1])
-    latents = type(latents)(everything.acts, everything.indices)
+    everything = find_candidates(decoder, positions.places, positions.latents.acts.shape[-1])
+    latents = SparseLatents(everything.acts, everything.indices)
     scales = explainer.scales[latents.indices]
     normalised = torch.where(scales > 0, latents.acts / scales.clamp_min(1e-9), 0.0)
     with ctx.report.track("deletion", 1, "benchmarks") as bar:
         deletion = deletion_benchmark(
             decoder,
-            latents,
+            Places(latents, positions.past),
             ranking_orders(
                 latents, everything.attributions, normalised, torch_generator(ctx.seed, "lot")
             ),

@@ -43,7 +43,7 @@ def test_patched_runs_equal_measured_effects(
     monkeypatch.setattr(patching, "LOGIT_ROWS", rows)
     slots = test.candidates.indices[:, :, None] == test.positions.latents.indices[:, None]
     shares = torch.einsum("nmc,nck->nmk", test.removals, slots.float())
-    found = run_patched(decoder, test.positions.latents, shares, test.candidates)
+    found = run_patched(decoder, test.positions.places, shares, test.candidates)
     torch.testing.assert_close(found.effects, test.measured.joint, atol=2e-5, rtol=1e-4)
     latents = test.positions.latents
     for row, m in ((0, 0), (7, 1), (30, 2)):

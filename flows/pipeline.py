@@ -12,9 +12,9 @@ from flows.parameters import PipelineParameters
 from rldecoder.artifacts import ArtifactRef, ArtifactStore
 from rldecoder.config.run import RunConfig
 from rldecoder.progress import TeeReporter
-from rldecoder.runner import StageRun, check_reach, plan
+from rldecoder.runner import StageRun, plan
 from rldecoder.stages.context import Reporter, Stage
-from rldecoder.stages.table import STAGES
+from rldecoder.stages.table import STAGES, stage_named
 from rldecoder.tracking import wandb_reporter
 from tasks.stages import STAGE_TASKS, Bench
 
@@ -35,7 +35,8 @@ def run_stages(
     Raises:
         RlDecoderError: what a stage raised; `GateFailedError` when a gate said no.
     """
-    check_reach(run, until)
+    if until is not None:
+        stage_named(until)  # refused before any work
     bench = Bench(run, store, plan(run), report)
     refs: dict[str, ArtifactRef] = {}
     results: list[StageRun] = []

@@ -36,6 +36,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+judge = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+app.add_typer(judge, name="judge", help="People compare explanations: blind pairs out, files in.")
 console = Console()
 
 ConfigPath = Annotated[Path, typer.Argument(help="A run's YAML, such as configs/quickstart.yaml.")]
@@ -197,6 +199,34 @@ def export(
     loaded, opened = _load(config, store, overrides)
     names = Names(model_id, source_set, author, author_id)
     export_features(loaded, opened, Tool(tool), out, names, console)
+
+
+@judge.command(name="export")
+def judge_export(
+    config: ConfigPath,
+    out: Annotated[Path, typer.Argument(help="A folder that does not exist yet.")],
+    store: StoreOption = None,
+    overrides: SetOption = None,
+    pairs: Annotated[int, typer.Option(min=1, help="How many predictions to explain.")] = 40,
+    seed: Annotated[int, typer.Option(help="Decides the prompts and both orders.")] = 0,
+) -> None:
+    """Write pairs of explanations (Method A, Method B) that do not say which is which."""
+    loaded, opened = _load(config, store, overrides)
+    from rldecoder.cli_judge import export_pairs
+
+    export_pairs(loaded, opened, out, console, count=pairs, seed=seed)
+
+
+@judge.command(name="score")
+def judge_score(
+    key: Annotated[Path, typer.Argument(help="The key.json of the export.")],
+    files: Annotated[list[Path], typer.Argument(help="Filled-in files, one a judge.")],
+    result: Annotated[Path, typer.Option(help="Where the numbers go.")] = Path("judgments.json"),
+) -> None:
+    """Win rate, sign test and agreement of filled-in files."""
+    from rldecoder.cli_judge import score_files
+
+    score_files(key, files, result, console)
 
 
 @app.command()

@@ -16,9 +16,9 @@ from rldecoder.config.run import RunConfig
 from rldecoder.devices import lease_device
 from rldecoder.errors import BadInputError
 from rldecoder.progress import RichReporter, TeeReporter
-from rldecoder.runner import StageRun, check_reach, plan, run_pipeline, run_stage
+from rldecoder.runner import StageRun, plan, run_pipeline, run_stage
 from rldecoder.stages.context import Reporter, Stage
-from rldecoder.stages.table import STAGES
+from rldecoder.stages.table import STAGES, stage_named
 from rldecoder.tracking import wandb_reporter
 
 SHOWN_EXAMPLES = 3
@@ -31,9 +31,10 @@ def run_and_summarise(
 
     Raises:
         GateFailedError: a gate with `on_fail: stop` said no; its report is published.
-        BadInputError: `until` cannot be reached with this configuration.
+        BadInputError: there is no stage `until`.
     """
-    check_reach(run, until)
+    if until is not None:
+        stage_named(until)  # refused before any work
     _quiet_libraries()
     terminal = RichReporter()
     console = terminal.console

@@ -24,9 +24,6 @@ from rldecoder.stages.context import (
 )
 from rldecoder.stages.table import STAGES, stage_named
 
-LAST_FOR_BLOCKS = "cluster_features"
-"""The last stage that a decoder with blocks can reach."""
-
 
 class StageRun(NamedTuple):
     """What became of one stage in one run."""
@@ -117,24 +114,6 @@ def run_pipeline(
         if stage.name == until:
             break
     return results
-
-
-def check_reach(run: RunConfig, until: str | None) -> None:
-    """Refuse, before any work, a last stage that does not exist or cannot be reached.
-
-    Raises:
-        BadInputError: no such stage, or one that reads linear decoders while the run trains one
-            with blocks.
-    """
-    names = [stage.name for stage in STAGES]
-    last = names[-1] if until is None else stage_named(until).name
-    if run.train_decoder.depth != 0 and names.index(last) > names.index(LAST_FOR_BLOCKS):
-        raise BadInputError(
-            f"`train_decoder.depth` is {run.train_decoder.depth}.",
-            f"The stages after {LAST_FOR_BLOCKS} (explanations) split a prediction over the "
-            "latents of one position, which only the linear decoder allows.",
-            f"Set `train_decoder.depth: 0`, or end with `--until {LAST_FOR_BLOCKS}`.",
-        )
 
 
 def read_input(store: ArtifactStore, ref: ArtifactRef) -> InputArtifact:

@@ -20,6 +20,9 @@ class TrainExplainerConfig(StageConfig):
     """Share of the pairs that come from task prompts of the training split."""
     num_test_positions: int = Field(300, ge=4)
     """Held-out positions of the test split that explanations are evaluated on."""
+    held_out_features: float = Field(0.1, ge=0, lt=1)
+    """Share of the latents that are in no training pair, so that claims about them test what was
+    learnt of features in general. At test time they can be claimed like any other."""
     scale_tokens: int = Field(20_000, ge=1)
     """Tokens of the label split that give each feature's usual high (p99)."""
     max_candidates: int = Field(32, ge=1, le=64)
@@ -27,7 +30,8 @@ class TrainExplainerConfig(StageConfig):
     max_claims: int = Field(5, ge=1, le=16)
     """Most claims an explanation makes."""
     interventions_per_position: int = Field(4, ge=1)
-    """Random joint removals a position whose effects the reconstructor must predict."""
+    """Random joint removals a position whose effects the reconstructor must predict; at test time
+    as many of each kind."""
     width: int = Field(96, ge=8, multiple_of=4)
     """Hidden width of the set encoder."""
     num_layers: int = Field(2, ge=1)
@@ -43,9 +47,12 @@ class TrainExplainerConfig(StageConfig):
     effect_weight: float = Field(1.0, ge=0)
     """Weight of the regression on exact single effects."""
     reconstruction_weight: float = Field(1.0, ge=0)
-    """Weight of predicting joint effects from the claims alone."""
+    """Weight of predicting, from the claims alone, what joint removals do: their effects, and
+    whether the most likely token changes (the faithfulness regulariser)."""
     length_weight: float = Field(0.02, ge=0)
     """Price of a claim, in units of the other losses."""
+    ablation: bool = True
+    """Train the same explainer without the faithfulness regulariser, too, to compare with."""
     min_effect: float = Field(0.05, ge=0)
     """Nats of log p; smaller effects are never claimed, nor count as support for a claim."""
     bootstrap_resamples: int = Field(2000, ge=100)

@@ -7,7 +7,14 @@ from typing import Any
 
 from rldecoder import schemas
 from rldecoder.dashboard import collect
-from rldecoder.dashboard.build_figures import METHOD_NAMES, MODEL_NAMES, build_figures
+from rldecoder.dashboard.build_figures import MODEL_NAMES, build_figures
+from rldecoder.dashboard.claims import (
+    precision_note,
+    precision_rows,
+    simulation_columns,
+    simulation_note,
+    simulation_rows,
+)
 from rldecoder.dashboard.collect import Published, format_value
 from rldecoder.dashboard.report import ReportData
 from rldecoder.explain.text import visible_text
@@ -51,8 +58,11 @@ def build_report(
         freeze_note=_freeze_note(freeze),
         controls=_controls(inputs["control_ppo"]),
         label_methods=_label_methods(label_controls["methods"]),
-        claim_methods=_claim_methods(claims),
-        claim_note=_claim_note(claims),
+        claim_methods=precision_rows(claims),
+        claim_note=precision_note(claims),
+        simulation_columns=simulation_columns(),
+        simulation_rows=simulation_rows(claims),
+        simulation_note=simulation_note(claims),
         examples=collect.examples(inputs["train_explainer"].path / "examples.json"),
         features=collect.features(
             inputs["label_features"].path,
@@ -194,47 +204,3 @@ def _label_methods(methods: Mapping[str, Any]) -> list[list[str]]:
         for name, shown in LABEL_METHODS.items()
         if (found := methods.get(name)) is not None
     ]
-
-
-def _claim_methods(claims: Mapping[str, Any]) -> list[list[str]]:
-    rows = []
-    for name, shown in METHOD_NAMES.items():
-        found = claims["methods"].get(name)
-        if found is None:
-            continue
-        against = claims["method_b_against"].get(name)
-        rows.append(
-            [
-                shown,
-                f"{found['precision']:.3f}",
-                f"{found['sign_accuracy']:.3f}",
-                f"{found['contradicted']:.3f}",
-                f"{found['effect_share']:.3f}",
-                "" if found["strength_mae_nats"] is None else f"{found['strength_mae_nats']:.3f}",
-                "" if against is None else f"{against['difference']:+.3f}",
-                "" if against is None else f"{against['pvalue']:.4f}",
-            ]
-        )
-    return rows
-
-
-def _claim_note(claims: Mapping[str, Any]) -> str:
-    removal = claims["reconstruction"]["removal"]
-    halving = claims["reconstruction"]["halving"]
-    frozen = claims["frozen_model"]
-    parts = [
-        f"{claims['num_explained']:,} of {claims['num_positions']:,} held-out predictions got "
-        f"claims; trained on {claims['num_pairs']:,} pairs. An effect counts when it exceeds "
-        f"{claims['min_effect_nats']:.2f} nats and what 95 % of equally long random directions do "
-        f"at the same position (median {claims['median_noise_nats']:.3f} nats).",
-        f"From the claims alone, effects of joint removals are predicted with a mean error of "
-        f"{removal['claims_mae_nats']:.3f} nats (predicting none: {removal['zero_mae_nats']:.3f}), "
-        f"of halving, never seen in training, {halving['claims_mae_nats']:.3f} "
-        f"({halving['zero_mae_nats']:.3f}).",
-    ]
-    if frozen["same_sign"] is not None:
-        parts.append(
-            f"Of the examples' {frozen['num_claims']} supported claims, "
-            f"{100 * frozen['same_sign']:.0f} % have the same sign on the frozen model."
-        )
-    return " ".join(parts)

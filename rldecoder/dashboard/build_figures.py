@@ -8,21 +8,13 @@ from typing import Any
 from rldecoder import schemas
 from rldecoder.dashboard import collect, figures
 from rldecoder.dashboard.architecture import Sizes, architecture_plot
+from rldecoder.dashboard.claims import METHOD_NAMES
 from rldecoder.dashboard.collect import Published, format_value
 from rldecoder.dashboard.figures import Bar, Line
 from rldecoder.dashboard.report import FigureEntry
 from rldecoder.explain.text import visible_text
 
 MODEL_NAMES = {"frozen": "frozen model", "supervised": "supervised decoder", "rl": "RL decoder"}
-METHOD_NAMES = {
-    "method_b": "Method B",
-    "method_a": "Method A (most active)",
-    "attribution_above_noise": "attribution above noise",
-    "attribution_top_k": "first-order attribution",
-    "mean_explanation": "mean explanation",
-    "prompt_only": "prompt only",
-    "random_features": "random features",
-}
 PLAN_KL = {"supervised": 1.5, "rl": 0.5}
 
 
@@ -284,7 +276,7 @@ def _precision(claims: Mapping[str, Any]) -> FigureEntry | None:
     if not bars:
         return None
     return FigureEntry(
-        figures.interval_plot({"claims": bars}, x_label="share of claims that hold"),
+        figures.interval_plot({"claims": bars}, x_label="share of claims that hold", target=0.8),
         "Are the claims true?",
         "Right sign and an effect above the noise floor, on held-out predictions.",
     )

@@ -62,6 +62,9 @@ class ReportData:
     label_methods: Sequence[Sequence[str]]
     claim_methods: Sequence[Sequence[str]]
     claim_note: str
+    simulation_columns: Sequence[str]
+    simulation_rows: Sequence[Sequence[str]]
+    simulation_note: str
     examples: Sequence[Mapping[str, Any]]
     features: Sequence[Mapping[str, Any]]
     configs: Sequence[Mapping[str, Any]]

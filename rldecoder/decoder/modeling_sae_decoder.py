@@ -264,7 +264,13 @@ class SaeDecoderForCausalLM(PreTrainedModel, GenerationMixin):
         Raises:
             BadInputError: the decoder has blocks; `attributions` is for those.
         """
-        require_linear(self, "An exact split of a logit over latents")
+        if self.blocks is not None:
+            raise BadInputError(
+                "An exact split of a logit over latents needs a linear decoder.",
+                f"This one has {len(self.blocks.numbers)} blocks over the positions, so that a "
+                "prediction is no sum over the latents of one position.",
+                "Ask for `attributions`, which are first-order, or set `train_decoder.depth: 0`.",
+            )
         return self.along(latents, self.frozen.lm.unembedding[token_ids].to(self.W.dtype))
 
     def direct(self, latents: Tensor) -> Tensor:
@@ -366,21 +372,6 @@ class SaeDecoderForCausalLM(PreTrainedModel, GenerationMixin):
         hidden = self.hidden(latents, attention_mask, position_ids, cache)[..., keep, :]
         return CausalLMOutputWithPast(
             logits=self.frozen.lm.unembed(hidden), past_key_values=past_key_values
-        )
-
-
-def require_linear(decoder: SaeDecoderForCausalLM, what: str) -> None:
-    """Refuse a decoder with blocks.
-
-    Raises:
-        BadInputError: `what` needs the linear one.
-    """
-    if decoder.blocks is not None:
-        raise BadInputError(
-            f"{what} needs a linear decoder.",
-            f"This one has {len(decoder.blocks.numbers)} blocks over the positions, so that a "
-            "prediction is no sum over the latents of one position.",
-            "Set `train_decoder.depth: 0`.",
         )
 
 

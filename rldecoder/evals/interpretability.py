@@ -17,12 +17,13 @@ import torch
 from torch import Tensor
 
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
+from rldecoder.decoder.places import Places, at_once, resid_of
 from rldecoder.evals.statistics import bootstrap_mean_ci, paired_bootstrap_pvalue, wilson_interval
 from rldecoder.sae.model import SparseLatents
 
 DELETION_KS = (1, 5, 10, 20, 50)
 COVERAGE_KS = (10, 50, 100, 1000)
-POSITIONS_PER_CHUNK = 256
+ROWS_AT_ONCE = 256
 
 
 def label_coverage(high_confidence: Sequence[bool]) -> dict[str, Any]:
@@ -69,7 +70,7 @@ def ranking_orders(
 
 @torch.no_grad()
 def deletion_scores(
-    decoder: SaeDecoderForCausalLM, latents: SparseLatents, order: Tensor
+    decoder: SaeDecoderForCausalLM, places: Places, order: Tensor
 ) -> dict[str, Tensor]:
     """Comprehensiveness and sufficiency of a ranking, [N, len(DELETION_KS)] each.
 
@@ -77,34 +78,37 @@ def deletion_scores(
     sufficiency(k) = p(token) - p(token with the top k alone): lower is better.
     """
     rank = order.argsort(-1)
-    before, token = decoder_probability(decoder, latents)
-    found: dict[str, list[Tensor]] = {"comprehensiveness": [], "sufficiency": []}
-    for k in DELETION_KS:
-        for name, keep in (("comprehensiveness", rank >= k), ("sufficiency", rank < k)):
-            patched = SparseLatents(latents.acts * keep, latents.indices)
-            after, _ = decoder_probability(decoder, patched, token)
-            found[name].append(before - after)
-    return {name: torch.stack(columns, dim=-1) for name, columns in found.items()}
+    kept = [keep for k in DELETION_KS for keep in (rank >= k, rank < k)]
+    shown = torch.stack([torch.ones_like(rank, dtype=torch.bool), *kept], dim=1)
+    p = probability_of_first_choice(decoder, places, shown)
+    lost = (p[:, :1] - p[:, 1:]).unflatten(1, (len(DELETION_KS), 2))
+    return {"comprehensiveness": lost[..., 0], "sufficiency": lost[..., 1]}
 
 
-def decoder_probability(
-    decoder: SaeDecoderForCausalLM, latents: SparseLatents, token: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """p(token) [N] and the token [N]: the decoder's first choice, unless one is given."""
-    probabilities, tokens = [], []
-    for start in range(0, len(latents.acts), POSITIONS_PER_CHUNK):
-        part = slice(start, start + POSITIONS_PER_CHUNK)
-        chunk = SparseLatents(latents.acts[part], latents.indices[part])
-        p = decoder.logits(chunk).softmax(-1)
-        chosen = p.argmax(-1) if token is None else token[part]
-        probabilities.append(p.gather(-1, chosen[:, None])[:, 0])
-        tokens.append(chosen)
-    return torch.cat(probabilities), torch.cat(tokens)
+def probability_of_first_choice(
+    decoder: SaeDecoderForCausalLM, places: Places, kept: Tensor
+) -> Tensor:
+    """p(token) when only some of the active latents stay: [N, m].
+
+    Args:
+        places: N of them.
+        kept: [N, m, K] bool, what stays of each place in each variant; the decoder's first choice
+            in variant 0 is the token.
+    """
+    out = torch.empty(kept.shape[:2], device=places.latents.acts.device)
+    for rows, predict in at_once(decoder, places, max(1, ROWS_AT_ONCE // kept.shape[1])):
+        acts, indices = places.of(rows).latents
+        patched = SparseLatents(acts[:, None] * kept[rows], indices[:, None].expand_as(kept[rows]))
+        hidden = predict(resid_of(decoder, patched))
+        p = decoder.frozen.lm.unembed(hidden).softmax(-1)
+        token = p[:, :1].argmax(-1, keepdim=True)
+        out[rows] = p.gather(-1, token.expand(-1, p.shape[1], -1))[..., 0]
+    return out
 
 
 def deletion_benchmark(
     decoder: SaeDecoderForCausalLM,
-    latents: SparseLatents,
+    places: Places,
     orders: Mapping[str, Tensor],
     *,
     resamples: int,
@@ -112,9 +116,9 @@ def deletion_benchmark(
 ) -> dict[str, Any]:
     """Both scores of every ranking, averaged over DELETION_KS, tested against the random order."""
     averaged: dict[str, dict[str, np.ndarray[Any, np.dtype[np.float64]]]] = {}
-    result: dict[str, Any] = {"ks": list(DELETION_KS), "positions": len(latents.acts)}
+    result: dict[str, Any] = {"ks": list(DELETION_KS), "positions": len(places.latents.acts)}
     for name, order in orders.items():
-        scores = deletion_scores(decoder, latents, order)
+        scores = deletion_scores(decoder, places, order)
         averaged[name] = {
             key: value.mean(-1).double().cpu().numpy() for key, value in scores.items()
         }

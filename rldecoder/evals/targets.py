@@ -126,6 +126,14 @@ TARGETS: tuple[Target, ...] = (
         "claims", "Claims of Method B true more often than Method A's", ">", 0.0, "share",
         "train_explainer", "held-out positions, difference of precision",
     ),
+    Target(
+        "claim_precision", "Claims of Method B that hold", ">=", 0.8, "share",
+        "train_explainer", "held-out positions, right sign above the noise floor",
+    ),
+    Target(
+        "simulatability", "Method B simulates better than every baseline", "<", 0.05, "largest p",
+        "train_explainer", "held-out positions, AUROC over unseen and seen interventions",
+    ),
 )  # fmt: skip
 
 

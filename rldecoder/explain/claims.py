@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
+from rldecoder.decoder.places import at_once, last_of_text, resid_of
 from rldecoder.explain.patching import ablate
 from rldecoder.explain.text import visible_text, visible_token
 from rldecoder.sae.model import SparseLatents
@@ -100,25 +101,27 @@ def judge(predicted_sign: float, effect: float, noise: float) -> Verdict:
 def verify_on_decoder(
     decoder: SaeDecoderForCausalLM, latents: SparseLatents, token: int, claimed: Sequence[int]
 ) -> list[float]:
-    """Measured effect of each claimed latent at one position, by a real intervention.
+    """Measured effect of each claimed latent at the end of a text, by a real intervention.
 
-    The latent's activation is set to 0 and the decoder is run again, without the shortcuts of
-    `patching.measure`.
+    The latent's activation there is set to 0 and the decoder is run again, without the shortcuts
+    of `patching.measure`.
 
     Args:
-        latents: acts and indices [K] of the position.
+        latents: acts and indices [T, K] of the text.
         token: the output token.
         claimed: latents that the claims name.
     """
     if not claimed:
         return []
-    repeated = SparseLatents(
-        latents.acts.expand(len(claimed), -1), latents.indices.expand(len(claimed), -1)
-    )
-    wanted = torch.tensor(list(claimed), device=latents.indices.device)
-    before = decoder.logits(latents).log_softmax(-1)[token]
-    after = decoder.logits(ablate(repeated, wanted)).log_softmax(-1)[:, token]
-    return (before - after).tolist()
+    places = last_of_text(latents)
+    acts, indices = (column.expand(len(claimed), -1) for column in places.latents)
+    wanted = torch.tensor(list(claimed), device=indices.device)
+    ablated = ablate(SparseLatents(acts, indices), wanted)
+    variants = torch.cat([resid_of(decoder, places.latents), resid_of(decoder, ablated)])
+    ((_, predict),) = at_once(decoder, places, 1)
+    hidden = predict(variants[None])[0]
+    logprobs = decoder.frozen.lm.unembed(hidden).log_softmax(-1)[:, token]
+    return (logprobs[0] - logprobs[1:]).tolist()
 
 
 @torch.no_grad()

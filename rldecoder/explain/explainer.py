@@ -10,6 +10,7 @@ Axes: B position, C candidate, M intervention, D model width, L latents, V vocab
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -180,11 +181,21 @@ class Explainer(nn.Module):
         return explainer.to(device).eval().requires_grad_(False)
 
 
-class Reconstructor(nn.Module):
-    """Predicts the effect of an intervention from the claims alone.
+class Reading(NamedTuple):
+    """What a reader of the claims expects of B x M interventions."""
 
-    It starts as the sum of the claimed strengths that the intervention removes, and learns how
-    removals interact (the softmax saturates).
+    effects: Tensor
+    """[B, M], in the unit of the claims."""
+    change: Tensor
+    """[B, M]: log odds that the most likely token will be another one."""
+
+
+class Reconstructor(nn.Module):
+    """Predicts what an intervention does from the claims alone.
+
+    The effect starts as the sum of the claimed strengths that the intervention removes, and
+    learns how removals interact (the softmax saturates). The log odds of another first choice
+    start from that sum and the claims' p.
     """
 
     HIDDEN = 32
@@ -193,14 +204,19 @@ class Reconstructor(nn.Module):
         super().__init__()
         self.each = nn.Sequential(nn.Linear(4, self.HIDDEN), nn.GELU())
         self.together = nn.Sequential(nn.Linear(self.HIDDEN + 2, self.HIDDEN), nn.GELU())
-        self.correction = nn.Linear(self.HIDDEN, 1)
+        self.correction = nn.Linear(self.HIDDEN, 2)
         nn.init.zeros_(self.correction.weight)
         nn.init.zeros_(self.correction.bias)
+        # Another token leads, roughly, when p falls below a half: effect - log p > log 2.
+        self.change = nn.Linear(2, 1)
+        with torch.no_grad():
+            self.change.weight.copy_(torch.tensor([[1.0, -1.0]]))
+            self.change.bias.fill_(-math.log(2))
 
     def forward(
         self, claimed: Tensor, effects: Tensor, removals: Tensor, logprobs: Tensor
-    ) -> Tensor:
-        """Predicted effects [B, M], in the unit of `effects`.
+    ) -> Reading:
+        """Predicted effects, in the unit of `effects`, and log odds of a change, [B, M] each.
 
         Args:
             claimed: [B, C], 1 for claims; slots with 0 add nothing.
@@ -215,8 +231,9 @@ class Reconstructor(nn.Module):
         facts = torch.stack([effects[:, None].expand_as(share), share, removed, level], dim=-1)
         pooled = (self.each(facts) * claimed[:, None, :, None]).sum(-2)
         level_once = logprobs[:, None, None].expand(*total.shape)
-        joined = self.together(torch.cat([pooled, total, level_once], dim=-1))
-        return (total + self.correction(joined))[..., 0]
+        learnt = self.correction(self.together(torch.cat([pooled, total, level_once], dim=-1)))
+        change = self.change(torch.cat([total, level_once], dim=-1))[..., 0] + learnt[..., 1]
+        return Reading(total[..., 0] + learnt[..., 0], change)
 
 
 class LossParts(NamedTuple):
@@ -228,6 +245,8 @@ class LossParts(NamedTuple):
     """Smooth L1 of predicted against exact single effects."""
     reconstruction: Tensor
     """Smooth L1 of joint effects predicted from the claims alone."""
+    outcome: Tensor
+    """Cross-entropy of the first choice's change, predicted from the claims alone."""
     length: Tensor
     """Mean number of claims (sum of gates)."""
 
@@ -269,7 +288,7 @@ def make_slots(
 
 def losses(
     explainer: Explainer, slots: Slots, logprobs: Tensor, single: Tensor, removals: Tensor,
-    joint: Tensor,
+    joint: Tensor, changed: Tensor, *, regularised: bool = True,
 ) -> LossParts:  # fmt: skip
     """The loss terms of B positions.
 
@@ -277,6 +296,9 @@ def losses(
         logprobs: [B], log p of the output token.
         single: [B, C], exact effects of single removals, nats.
         removals, joint: [B, M, C] and [B, M], interventions and their exact effects, nats.
+        changed: [B, M] bool, whether the most likely token is another one after each.
+        regularised: whether the reconstruction error has a say in what is claimed; the
+            reconstructor learns in either case.
     """
     unit = explainer.spec.effect_unit
     pointers = explainer(slots)
@@ -289,8 +311,9 @@ def losses(
     # Straight-through: the claims are hard choices, their gradient is the gates'. Strengths are
     # detached: they must stay what was measured, not become a code for the reconstructor.
     hard = explainer.choose(pointers).float()
-    claimed = hard + pointers.gates - pointers.gates.detach()
+    claimed = hard + pointers.gates - pointers.gates.detach() if regularised else hard
     strengths = pointers.effects.detach() / unit
     predicted = explainer.reconstructor(claimed, strengths, removals, logprobs)
-    reconstruction = F.smooth_l1_loss(predicted, joint / unit)
-    return LossParts(pointer, effect, reconstruction, pointers.gates.sum(-1).mean())
+    reconstruction = F.smooth_l1_loss(predicted.effects, joint / unit)
+    outcome = F.binary_cross_entropy_with_logits(predicted.change, changed.to(joint.dtype))
+    return LossParts(pointer, effect, reconstruction, outcome, pointers.gates.sum(-1).mean())

@@ -15,6 +15,13 @@ from torch import Tensor
 from rldecoder import schemas
 from rldecoder.data.activation_reader import ActivationReader
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
+from rldecoder.decoder.places import (
+    Past,
+    Places,
+    join_pasts,
+    past_of_prompts,
+    past_of_rows,
+)
 from rldecoder.explain.patching import (
     Candidates,
     Measured,
@@ -26,6 +33,7 @@ from rldecoder.sae.model import SparseLatents
 
 RATIONALE_LENGTH = 5
 PROMPTS_PER_BATCH = 16
+ROWS_PER_BATCH = 4096
 
 PAIRS = pa.schema(
     [
@@ -59,6 +67,13 @@ class Positions(NamedTuple):
     """[N]: the last token that the prediction reads."""
     latents: SparseLatents
     """acts and indices [N, K]."""
+    past: Past | None = None
+    """What came before, for a decoder that looks back."""
+
+    @property
+    def places(self) -> Places:
+        """Where the predictions are made."""
+        return Places(self.latents, self.past)
 
 
 class Pairs(NamedTuple):
@@ -80,13 +95,29 @@ def positions_from_cache(
     batch = next(iter(reader.shuffled(min(count, reader.num_tokens), seed=seed)))
     assert batch.resid is not None
     latents = decoder.frozen.sae.encode(batch.resid.to(device).float())
-    return Positions(
-        ["text"] * len(batch.pos),
-        batch.seq_id.long(),
-        batch.pos.long(),
-        batch.token_id.long(),
-        latents,
-    )
+    seq_id, pos = batch.seq_id.long(), batch.pos.long()
+    past = None
+    if decoder.blocks is not None:
+        past = _past_in_cache(reader, decoder, seq_id.to(device), pos.to(device))
+    return Positions(["text"] * len(batch.pos), seq_id, pos, batch.token_id.long(), latents, past)
+
+
+def _past_in_cache(
+    reader: ActivationReader, decoder: SaeDecoderForCausalLM, seq_id: Tensor, pos: Tensor
+) -> Past:
+    """All cached rows of the sequences that the positions [N] lie in, encoded."""
+    wanted = seq_id.unique()
+    parts, sequences, places = [], [], []
+    for batch in reader.ordered(ROWS_PER_BATCH, columns=("resid",)):
+        assert batch.resid is not None
+        row = batch.seq_id.to(wanted)
+        inside = torch.isin(row, wanted)
+        if bool(inside.any()):
+            resid = batch.resid.to(wanted.device)[inside].float()
+            parts.append(decoder.frozen.sae.encode(resid))
+            sequences.append(row[inside])
+            places.append(batch.pos.to(wanted)[inside])
+    return past_of_rows(join_latents(parts), torch.cat(sequences), torch.cat(places), seq_id, pos)
 
 
 @torch.no_grad()
@@ -95,7 +126,7 @@ def positions_from_prompts(
 ) -> Positions:
     """The last position of each prompt."""
     lm = decoder.frozen.lm
-    parts, last_tokens = [], []
+    parts, last_tokens, pasts = [], [], []
     for start in range(0, len(prompts), PROMPTS_PER_BATCH):
         rows = [lm.tokenizer.encode(text) for text in prompts[start : start + PROMPTS_PER_BATCH]]
         longest = max(map(len, rows))
@@ -104,12 +135,20 @@ def positions_from_prompts(
         for i, row in enumerate(rows):
             ids[i, longest - len(row) :] = torch.tensor(row)
             mask[i, longest - len(row) :] = 1
-        found = decoder.features(ids.to(lm.device), mask.to(lm.device)).latents
+        mask = mask.to(lm.device)
+        found = decoder.features(ids.to(lm.device), mask).latents
         parts.append(SparseLatents(found.acts[:, -1], found.indices[:, -1]))
         last_tokens.append(ids[:, -1])
+        if decoder.blocks is not None:
+            pasts.append(past_of_prompts(found, mask))
     nowhere = torch.full((len(prompts),), -1)
     return Positions(
-        [source] * len(prompts), nowhere, nowhere, torch.cat(last_tokens), join_latents(parts)
+        [source] * len(prompts),
+        nowhere,
+        nowhere,
+        torch.cat(last_tokens),
+        join_latents(parts),
+        join_pasts(pasts) if pasts else None,
     )
 
 
@@ -126,12 +165,14 @@ def join_latents(parts: Sequence[SparseLatents]) -> SparseLatents:
 
 def join_positions(parts: Sequence[Positions]) -> Positions:
     """Concatenate along N."""
+    pasts = [part.past for part in parts if part.past is not None]
     return Positions(
         [name for part in parts for name in part.source],
         torch.cat([part.seq_id for part in parts]),
         torch.cat([part.pos for part in parts]),
         torch.cat([part.context_token for part in parts]),
         join_latents([part.latents for part in parts]),
+        join_pasts(pasts) if pasts else None,
     )
 
 
@@ -142,12 +183,26 @@ def make_pairs(
     max_candidates: int,
     interventions: int,
     generator: torch.Generator,
+    excluded: Tensor | None = None,
 ) -> Pairs:
-    """Find the candidates of each position and measure what removing them does."""
-    candidates = find_candidates(decoder, positions.latents, max_candidates)
+    """Find the candidates of each position and measure what removing them does.
+
+    Args:
+        max_candidates: C, at most.
+        interventions: M, random joint removals a position.
+        excluded: [L] bool, latents that must be in no pair (`held_out_latents`).
+    """
+    candidates = find_candidates(decoder, positions.places, max_candidates, excluded)
     removals = random_removals(candidates.acts, interventions, generator)
-    measured = measure(decoder, positions.latents, candidates, removals)
+    measured = measure(decoder, positions.places, candidates, removals)
     return Pairs(positions, candidates, measured, removals)
+
+
+def held_out_latents(num_latents: int, share: float, generator: torch.Generator) -> Tensor:
+    """[L] bool: a random `share` of the dictionary, whose effects no training pair may show."""
+    held_out = torch.zeros(num_latents, dtype=torch.bool)
+    held_out[torch.randperm(num_latents, generator=generator)[: round(share * num_latents)]] = True
+    return held_out
 
 
 def write_pairs(path: Path, pairs: Pairs) -> None:

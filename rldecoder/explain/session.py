@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rldecoder.decoder.loading import load_decoder
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
+from rldecoder.decoder.places import last_of_text
 from rldecoder.errors import BadInputError
 from rldecoder.explain.claims import (
     CheckedClaim,
@@ -173,7 +174,7 @@ def explain_ids(
     frozen_logprobs = lm.unembed(final[0, -1]).log_softmax(-1)
     trace = decoder.features(ids[None]).latents
     latents = SparseLatents(trace.acts[0, -1], trace.indices[0, -1])
-    logprobs = decoder.logits(latents).log_softmax(-1)
+    logprobs = decoder.logits(trace)[0, -1].log_softmax(-1)
     ranked = rank_active(latents.acts, latents.indices, explainer.scales, labels)
     claims, sanity = _checked_claims(decoder, explainer, labels, ids, tokens, trace)
     return Explanation(
@@ -246,7 +247,8 @@ def _checked_claims(
     trace: SparseLatents,
 ) -> tuple[tuple[CheckedClaim, ...], Sanity | None]:
     """Method B at the last position, its claims tested on the decoder and the frozen model."""
-    here = SparseLatents(trace.acts[0, -1:], trace.indices[0, -1:])
+    text = SparseLatents(trace.acts[0], trace.indices[0])
+    here = last_of_text(text)
     candidates = find_candidates(decoder, here, explainer.spec.max_candidates)
     pointers = explainer(make_slots(explainer, decoder, candidates))
     chosen = explainer.choose(pointers)[0]
@@ -256,8 +258,8 @@ def _checked_claims(
     slots = slots[: int(chosen.sum())]
     named = candidates.indices[0, slots].tolist()
     token = int(candidates.tokens[0])
-    last = SparseLatents(here.acts[0], here.indices[0])
-    effects = verify_on_decoder(decoder, last, token, named)
+    last = SparseLatents(text.acts[-1], text.indices[-1])
+    effects = verify_on_decoder(decoder, text, token, named)
     frozen_effects = verify_on_frozen(decoder, ids, last, token, named)
     checked = []
     for slot, latent, effect, frozen_effect in zip(
@@ -286,9 +288,10 @@ def _checked_claims(
     removals[0, 0, slots], removals[0, 1, others] = 1.0, 1.0
     joint = measure(decoder, here, candidates, removals).joint[0]
     unit = explainer.spec.effect_unit
-    predicted_joint = explainer.reconstructor(
+    reading = explainer.reconstructor(
         chosen[None].float(), pointers.effects / unit, removals[:, :1], candidates.logprobs
     )
+    predicted_joint = reading.effects
     return tuple(checked), Sanity(float(joint[0]), unit * float(predicted_joint), float(joint[1]))
 
 

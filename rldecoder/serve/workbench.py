@@ -17,7 +17,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rldecoder.decoder.modeling_sae_decoder import require_linear
 from rldecoder.errors import BadInputError
 from rldecoder.explain.claims import verify_on_decoder
 from rldecoder.explain.ranking import RankedFeature, rank_active
@@ -120,13 +119,9 @@ class Workbench:
     Args:
         session: as `explain` loads it.
         max_tokens: longest prompt; the work and the memory grow with it.
-
-    Raises:
-        BadInputError: the decoder has blocks.
     """
 
     def __init__(self, session: Session, *, max_tokens: int) -> None:
-        require_linear(session.decoder, "The server")
         self.session = session
         context = int(session.lm.model.config.max_position_embeddings)
         self.max_tokens = min(max_tokens, context)
@@ -153,7 +148,7 @@ class Workbench:
         session, lm = self.session, self.session.lm
         read = self._read(ids)
         frozen = lm.unembed(read.final).log_softmax(-1)
-        decoder = session.decoder.logits(read.latents).log_softmax(-1)
+        decoder = session.decoder.logits(_alone(read.latents))[0].log_softmax(-1)
         kl = (frozen.exp() * (frozen - decoder)).sum(-1).tolist()
         out = []
         for t, token in enumerate(ids):
@@ -183,11 +178,13 @@ class Workbench:
         """
         self._check_position(ids, position)
         here = self._latents_at(ids, position)
-        logprobs = self.session.decoder.logits(here).log_softmax(-1)
-        token = self._choices(logprobs)[0]
+        acts, indices = self._read(ids).latents
+        so_far = SparseLatents(acts[: position + 1], indices[: position + 1])
+        logits = self.session.decoder.logits(_alone(so_far))[0, -1]
+        token = self._choices(logits.log_softmax(-1))[0]
         ranked = self._ranked(here.acts, here.indices, len(here.acts))
         effects = verify_on_decoder(
-            self.session.decoder, here, token.token_id, [feature.latent for feature in ranked]
+            self.session.decoder, so_far, token.token_id, [feature.latent for feature in ranked]
         )
         features = [ActiveFeature(*pair) for pair in zip(ranked, effects, strict=True)]
         return PositionDetail(features, token)
@@ -216,18 +213,19 @@ class Workbench:
                 "Choose one from the token's list.",
             )
         act = float(here.acts[chosen].sum())
-        edited = SparseLatents(torch.where(chosen, here.acts * factor, here.acts), here.indices)
-        # The linear decoder reads one position, so only this one's prediction can change.
-        decoder = torch.stack([session.decoder.logits(here), session.decoder.logits(edited)])
+        both = read.latents.acts.expand(2, -1, -1).clone()
+        both[1, position] = torch.where(chosen, here.acts * factor, here.acts)
+        edited = SparseLatents(both, read.latents.indices.expand(2, -1, -1))
+        if session.decoder.blocks is None:  # it reads one position: no later prediction changes
+            edited = SparseLatents(*(column[:, : position + 1] for column in edited))
+        decoder = lm.unembed(session.decoder.hidden(edited)[:, position:])
         # Both rows take the same way, so that rounding cannot pass for an effect.
         resid = read.resid.expand(2, *read.resid.shape).clone()
         delta = (factor - 1) * act * session.sae.W_dec[latent]
         resid[1, position] = (resid[1, position].float() + delta).to(resid.dtype)
         final = lm.tail(resid, session.sae.spec.hook_layer)[:, position:]
         frozen = lm.unembed(final)
-        return Intervention(
-            latent, act, act * factor, self._change(decoder[:, None]), self._change(frozen)
-        )
+        return Intervention(latent, act, act * factor, self._change(decoder), self._change(frozen))
 
     def explain(self, ids: tuple[int, ...], position: int) -> Explanation:
         """Both methods' explanation of the prediction after one token.
@@ -253,7 +251,8 @@ class Workbench:
                 f"The dictionary has latents 0 to {session.sae.num_latents - 1}.",
                 "Choose one of those.",
             )
-        logits = session.lm.unembedding.float() @ session.decoder.W[latent].float()
+        row = session.decoder.direct(torch.tensor([latent], device=session.lm.device))[0]
+        logits = session.lm.unembedding.float() @ row.float()
         ends = (logits.topk(count, largest=largest).indices.tolist() for largest in (True, False))
         up, down = ([token_text(session.lm, token) for token in tokens] for tokens in ends)
         return up, down
@@ -306,3 +305,8 @@ class Workbench:
                 "no SAE was trained on.",
                 "Choose another token.",
             )
+
+
+def _alone(latents: SparseLatents) -> SparseLatents:
+    """One text's latents [T, K] as a batch [1, T, K]."""
+    return SparseLatents(latents.acts[None], latents.indices[None])

@@ -20,6 +20,7 @@ from rldecoder.data.activation_reader import ActivationReader
 from rldecoder.decoder.faithfulness import Faithfulness, decoder_predictor, evaluate_predictors
 from rldecoder.decoder.loading import load_decoder
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
+from rldecoder.decoder.places import Places
 from rldecoder.evals.generation import GenerateFunction, prefix_generate
 from rldecoder.evals.interpretability import deletion_benchmark, label_coverage, ranking_orders
 from rldecoder.evals.statistics import bootstrap_mean_ci, paired_bootstrap_pvalue, wilson_interval
@@ -27,11 +28,12 @@ from rldecoder.evals.suite import TaskSuite, check_lengths
 from rldecoder.evals.targets import Measurement, targets_table
 from rldecoder.evals.tasks import run_task
 from rldecoder.explain.explainer import Explainer
+from rldecoder.explain.methods import BASELINES
 from rldecoder.explain.pairs import positions_from_cache
 from rldecoder.explain.patching import find_candidates
 from rldecoder.interp.records import FeatureLabels
 from rldecoder.lm.frozen import FrozenLM
-from rldecoder.sae.model import Sae
+from rldecoder.sae.model import Sae, SparseLatents
 from rldecoder.seeds import derive_seed, seed_everything, torch_generator
 from rldecoder.stages.context import InputArtifact, Scalar, StageContext, StageOutput
 
@@ -230,16 +232,15 @@ def _interpretability(
         config.deletion_positions,
         derive_seed(ctx.seed, "deletion"),
     )
-    latents = positions.latents
     # All active latents as candidates, in the order of the slots: find_candidates sorts them.
-    everything = find_candidates(decoder, latents, latents.acts.shape[-1])
-    latents = type(latents)(everything.acts, everything.indices)
+    everything = find_candidates(decoder, positions.places, positions.latents.acts.shape[-1])
+    latents = SparseLatents(everything.acts, everything.indices)
     scales = explainer.scales[latents.indices]
     normalised = torch.where(scales > 0, latents.acts / scales.clamp_min(1e-9), 0.0)
     with ctx.report.track("deletion", 1, "benchmarks") as bar:
         deletion = deletion_benchmark(
             decoder,
-            latents,
+            Places(latents, positions.past),
             ranking_orders(
                 latents, everything.attributions, normalised, torch_generator(ctx.seed, "lot")
             ),
@@ -279,6 +280,8 @@ def _measurements(
         "top10_mass": _top10_mass(interpretability["importance_mass"]),
         "controls": Measurement(float(inputs["control_ppo"].verdict == "pass")),
         "claims": _claims(interpretability["claims"]),
+        "claim_precision": _claim_precision(interpretability["claims"]),
+        "simulatability": _simulatability(interpretability["claims"]),
     }
     return measured | _sae_measurements(inputs["gate_sae"])
 
@@ -345,6 +348,38 @@ def _claims(evaluation: Mapping[str, Any]) -> Measurement:
         return Measurement(None, "Method B made no claim")
     note = f"95 % interval {against['low']:+.2f} to {against['high']:+.2f}"
     return Measurement(against["difference"], f"{note}, one-sided p {against['pvalue']:.4f}")
+
+
+def _claim_precision(evaluation: Mapping[str, Any]) -> Measurement:
+    ours = evaluation["methods"].get("method_b")
+    if ours is None:
+        return Measurement(None, "Method B made no claim")
+    note = (
+        f"95 % interval {ours['precision_low']:.2f} to {ours['precision_high']:.2f}; says nothing "
+        f"at {100 * evaluation['abstention']:.0f} % of the positions"
+    )
+    return Measurement(ours["precision"], note)
+
+
+def _simulatability(evaluation: Mapping[str, Any]) -> Measurement:
+    """The largest p against a listed baseline where all readers know the same context."""
+    everywhere = evaluation["simulatability"]["kinds"].get("all")
+    if everywhere is None or not everywhere["methods"]:
+        return Measurement(None, "no claim, or no intervention that changed the first choice")
+    worst = {
+        table: max(
+            (everywhere[table][name]["method_b_ahead"]["pvalue"], name) for name in BASELINES
+        )
+        for table in ("methods", "with_context")
+    }
+    pvalue, name = worst["with_context"]
+    ours, theirs = (everywhere["with_context"][who]["auroc"] for who in ("method_b", name))
+    alone, rival = worst["methods"]
+    note = (
+        f"all readers know log p and the intervention's size: AUROC {ours:.3f}, hardest baseline "
+        f"{name} {theirs:.3f}; from the claims alone the largest p is {alone:.4f} ({rival})"
+    )
+    return Measurement(pvalue, note)
 
 
 def _output(

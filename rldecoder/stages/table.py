@@ -164,7 +164,7 @@ STAGES: tuple[Stage, ...] = (
     _stage(
         "train_explainer",
         "explainer",
-        2,
+        3,
         (
             "sync_tokenizer",
             "cache_activations",
@@ -179,7 +179,7 @@ STAGES: tuple[Stage, ...] = (
     _stage(
         "evaluate",
         "evaluation",
-        1,
+        2,
         (
             "sync_tokenizer",
             "cache_activations",

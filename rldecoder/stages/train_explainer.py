@@ -1,13 +1,16 @@
 """Stage train_explainer: Method B learns from exact patches and is tested on held-out text.
 
-Fit on the `label` split and on training prompts; evaluated on the `test` split and on test
-prompts. Publishes the explainer, its pairs, `evaluation.json` and example explanations.
+Fit on the `label` split and on training prompts, without a share of the features; evaluated on
+the `test` split and on test prompts. Publishes the explainer, its pairs, `evaluation.json` and
+example explanations.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,14 +22,20 @@ from rldecoder.curves import Curves
 from rldecoder.data.activation_reader import ActivationReader
 from rldecoder.decoder.loading import load_decoder
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
-from rldecoder.errors import NumericalError
 from rldecoder.evals.prompts import TASKS, make_prompts
-from rldecoder.explain.evaluation import evaluate_claims, evaluate_reconstruction
-from rldecoder.explain.explainer import Explainer, ExplainerSpec, Slots, losses, make_slots
+from rldecoder.explain.evaluation import Settings, evaluate_explainer
+from rldecoder.explain.explainer import Explainer, ExplainerSpec, make_slots
+from rldecoder.explain.held_out_texts import (
+    MAX_TASK_TEXTS,
+    TOKENS_PER_BATCH,
+    task_texts,
+    text_beginnings,
+)
 from rldecoder.explain.inputs import read_importance, read_labels
 from rldecoder.explain.pairs import (
     Pairs,
     Positions,
+    held_out_latents,
     join_positions,
     make_pairs,
     positions_from_cache,
@@ -35,16 +44,15 @@ from rldecoder.explain.pairs import (
 )
 from rldecoder.explain.patching import Candidates
 from rldecoder.explain.ranking import activation_scales
+from rldecoder.explain.renaming import renamed_labels, without_words
 from rldecoder.explain.session import Explanation, Session
+from rldecoder.explain.training import Learner
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.sae.model import Sae
 from rldecoder.seeds import derive_seed, torch_generator
 from rldecoder.stages.context import InputArtifact, StageContext, StageOutput
 
-TOKENS_PER_BATCH = 4096
 LOG_EVERY = 10
-# Fewer than the smallest task has: test prompts never repeat.
-MAX_TEST_PROMPTS = 48
 
 
 def run(
@@ -55,25 +63,46 @@ def run(
     sae = Sae.load(inputs["train_sae"].path / "sae", device=ctx.device)
     decoder = load_decoder(inputs["freeze_decoder"].path / "decoder", lm, sae)
     cache = inputs["cache_activations"].path
-    train = _make(decoder, cache, config, ctx, "train")
-    test = _make(decoder, cache, config, ctx, "test")
+    held_out = held_out_latents(
+        sae.num_latents, config.held_out_features, torch_generator(ctx.seed, "held out")
+    ).to(ctx.device)
+    train = _make(decoder, cache, config, ctx, "train", held_out)
+    test = _make(decoder, cache, config, ctx, "test", None)
     write_pairs(ctx.out / "pairs.parquet", train)
+    schemas.write_json(ctx.out / "held_out_features.json", held_out.nonzero()[:, 0].tolist())
 
     explainer = _new_explainer(decoder, train, config, ctx)
     explainer.scales.copy_(_scales(sae, cache, config))
     explainer.importance.copy_(
         read_importance(inputs["rank_features"].path / "importance.parquet", sae.spec.num_latents)
     )
-    curves = _train(explainer, decoder, train, config, ctx)
+    # The ablation starts from the same weights and sees the same positions in the same order.
+    learners = {"": Learner(explainer, config, regularised=True)}
+    if config.ablation:
+        learners["ablation_"] = Learner(copy.deepcopy(explainer), config, regularised=False)
+    curves = _train(learners, decoder, train, config, ctx)
     curves.write(ctx.out / "curves.parquet")
-    explainer.eval().requires_grad_(False)
+    for learner in learners.values():
+        learner.explainer.eval().requires_grad_(False)
     explainer.save(ctx.out)
 
-    evaluation = _evaluate(explainer, decoder, train, test, config, ctx)
+    with ctx.report.track("evaluation", 1, "explainers") as bar:
+        evaluation = evaluate_explainer(
+            decoder,
+            explainer,
+            learners["ablation_"].explainer if config.ablation else None,
+            train,
+            test,
+            held_out,
+            torch_generator(ctx.seed, "evaluation"),
+            Settings(config.interventions_per_position, config.bootstrap_resamples, ctx.seed),
+        )
+        bar.advance()
     labels = read_labels(inputs["label_features"].path)
     session = Session(lm, sae, decoder, labels, explainer)
     examples = _examples(session, cache, config, ctx)
     evaluation["frozen_model"] = _frozen_agreement(examples)
+    evaluation["renamed_labels"] = _renaming(session, examples, ctx)
     schemas.write_json(ctx.out / "evaluation.json", evaluation)
     schemas.write_json(ctx.out / "examples.json", [example.to_json() for example in examples])
     return _output(evaluation, explainer)
@@ -85,13 +114,14 @@ def _make(
     config: TrainExplainerConfig,
     ctx: StageContext,
     split: Literal["train", "test"],
+    excluded: torch.Tensor | None,
 ) -> Pairs:
     """Positions of cached text and of task prompts, with their exact patches."""
     count = config.num_pairs if split == "train" else config.num_test_positions
     reader = ActivationReader(cache, "label" if split == "train" else "test")
     num_prompts = math.ceil(count * config.task_share / len(TASKS))
     if split == "test":
-        num_prompts = min(num_prompts, MAX_TEST_PROMPTS)
+        num_prompts = min(num_prompts, MAX_TASK_TEXTS)
     seed = derive_seed(ctx.seed, "positions", split)
     parts: list[Positions] = []
     if count > num_prompts * len(TASKS):
@@ -107,6 +137,7 @@ def _make(
             max_candidates=config.max_candidates,
             interventions=config.interventions_per_position,
             generator=torch_generator(ctx.seed, "removals", split),
+            excluded=excluded,
         )
         bar.advance(len(positions.source))
     return pairs
@@ -144,23 +175,13 @@ def _new_explainer(
 
 
 def _train(
-    explainer: Explainer,
+    learners: Mapping[str, Learner],
     decoder: SaeDecoderForCausalLM,
     train: Pairs,
     config: TrainExplainerConfig,
     ctx: StageContext,
 ) -> Curves:
-    optimizer = torch.optim.AdamW(
-        explainer.parameters(), lr=config.lr, weight_decay=config.weight_decay
-    )
-    warmup_steps = max(1, config.steps // 10)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda step: (
-            min(1.0, (step + 1) / warmup_steps)
-            * (0.5 + 0.5 * math.cos(math.pi * step / config.steps))
-        ),
-    )
+    """All learners on the same batches; curves carry the learner's name as a prefix."""
     order = torch_generator(ctx.seed, "batches")
     curves = Curves()
     with ctx.report.track("explainer", config.steps, "steps") as bar:
@@ -169,80 +190,30 @@ def _train(
                 len(train.positions.source), (config.batch_size,), generator=order
             ).to(ctx.device)
             candidates = Candidates(*(column[rows] for column in train.candidates))
-            slots = make_slots(explainer, decoder, candidates)
-            parts = losses(
-                explainer,
-                slots,
-                candidates.logprobs,
-                train.measured.single[rows],
-                train.removals[rows],
-                train.measured.joint[rows],
-            )
-            loss = (
-                parts.pointer
-                + config.effect_weight * parts.effect
-                + config.reconstruction_weight * parts.reconstruction
-                + config.length_weight * parts.length
-            )
-            if not bool(torch.isfinite(loss)):
-                raise NumericalError(
-                    f"The explainer's loss is {float(loss)} at step {step}.",
-                    "Training diverged.",
-                    "Lower `train_explainer.lr`.",
-                )
-            optimizer.zero_grad(set_to_none=True)
-            torch.autograd.backward(loss)
-            torch.nn.utils.clip_grad_norm_(explainer.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
+            # What the explainers read does not depend on their weights.
+            slots = make_slots(learners[""].explainer, decoder, candidates)
+            values = {
+                f"{prefix}{name}": value
+                for prefix, learner in learners.items()
+                for name, value in learner.step(slots, train, rows).items()
+            }
             if step % LOG_EVERY == 0 or step == config.steps:
-                values = {"loss": float(loss.detach())} | {
-                    name: float(value.detach()) for name, value in parts._asdict().items()
-                }
                 curves.log(step, **values)
                 ctx.report.metrics("train_explainer", step, values)
-            bar.advance(1, f"loss {float(loss.detach()):.3f}")
+            bar.advance(1, f"loss {values['loss']:.3f}")
     return curves
-
-
-@torch.no_grad()
-def _evaluate(
-    explainer: Explainer,
-    decoder: SaeDecoderForCausalLM,
-    train: Pairs,
-    test: Pairs,
-    config: TrainExplainerConfig,
-    ctx: StageContext,
-) -> dict[str, Any]:
-    generator = torch_generator(ctx.seed, "evaluation")
-    slots = make_slots(explainer, decoder, test.candidates)
-    parts = [
-        explainer(Slots(*(column[start : start + 256] for column in slots)))
-        for start in range(0, len(slots.mask), 256)
-    ]
-    pointers = type(parts[0])(*(torch.cat(column) for column in zip(*parts, strict=True)))
-    found = evaluate_claims(
-        decoder,
-        explainer,
-        train,
-        test,
-        pointers,
-        generator=generator,
-        resamples=config.bootstrap_resamples,
-        seed=ctx.seed,
-    )
-    found["reconstruction"] = evaluate_reconstruction(decoder, explainer, test, pointers, generator)
-    found["num_pairs"] = len(train.positions.source)
-    return found
 
 
 def _examples(
     session: Session, cache: Path, config: TrainExplainerConfig, ctx: StageContext
 ) -> list[Explanation]:
     """One prompt a task and the first tokens of some test sequences."""
-    seed = derive_seed(ctx.seed, "examples")
-    prompts = [make_prompts(task, "test", 1, seed)[0].prompt for task in TASKS]
-    prompts += _test_snippets(session, cache, config)
+    prompts = task_texts(1, derive_seed(ctx.seed, "examples")) + text_beginnings(
+        session.lm,
+        ActivationReader(cache, "test"),
+        config.num_text_examples,
+        config.example_tokens,
+    )
     with ctx.report.track("examples", len(prompts), "prompts") as bar:
         examples = []
         for prompt in prompts:
@@ -251,18 +222,14 @@ def _examples(
     return examples
 
 
-def _test_snippets(session: Session, cache: Path, config: TrainExplainerConfig) -> list[str]:
-    reader = ActivationReader(cache, "test")
-    snippets: dict[int, list[int]] = {}
-    for batch in reader.ordered(TOKENS_PER_BATCH, columns=()):
-        for sequence, token in zip(batch.seq_id.tolist(), batch.token_id.tolist(), strict=True):
-            if len(snippets.setdefault(sequence, [])) < config.example_tokens:
-                snippets[sequence].append(token)
-        if len(snippets) > config.num_text_examples:
-            break
-    tokenizer = session.lm.tokenizer
-    rows = list(snippets.values())[: config.num_text_examples]
-    return [str(tokenizer.decode(row, skip_special_tokens=True)) for row in rows]
+def _renaming(session: Session, examples: list[Explanation], ctx: StageContext) -> dict[str, Any]:
+    """The examples explained again with all labels renamed: nothing but words may differ."""
+    renamed = replace(session, labels=renamed_labels(session.labels, ctx.seed))
+    same = [
+        without_words(renamed.explain(example.prompt)) == without_words(example)
+        for example in examples
+    ]
+    return {"num_examples": len(same), "num_unchanged": sum(same)}
 
 
 def _frozen_agreement(examples: list[Explanation]) -> dict[str, Any]:
@@ -284,16 +251,22 @@ def _frozen_agreement(examples: list[Explanation]) -> dict[str, Any]:
 def _output(evaluation: dict[str, Any], explainer: Explainer) -> StageOutput:
     methods = evaluation["methods"]
     ours = methods.get("method_b", {})
-    removal = evaluation["reconstruction"]["removal"]
+    unseen = ours.get("held_out_features") or {}
+    simulated = evaluation["simulatability"]["kinds"].get("all", {}).get("methods", {})
     metrics = {
         "claim_precision": ours.get("precision"),
         "claim_precision_method_a": methods.get("method_a", {}).get("precision"),
         "claim_precision_attribution": methods.get("attribution_top_k", {}).get("precision"),
+        "claim_precision_held_out_features": unseen.get("precision"),
         "abstention": evaluation["abstention"],
-        "reconstruction_mae_nats": removal["claims_mae_nats"],
+        "simulatability_auroc": simulated.get("method_b", {}).get("auroc"),
+        "reconstruction_mae_nats": evaluation["reconstruction"]["removal"]["claims_mae_nats"],
         "strength_mae_nats": ours.get("strength_mae_nats"),
         "num_pairs": evaluation["num_pairs"],
         "num_parameters": sum(parameter.numel() for parameter in explainer.parameters()),
     }
-    reasons = () if methods else ("no held-out prediction got any claim",)
-    return StageOutput(metrics, reasons=reasons)
+    reasons = [] if methods else ["no held-out prediction got any claim"]
+    renamed = evaluation["renamed_labels"]
+    if renamed["num_unchanged"] < renamed["num_examples"]:
+        reasons.append("renaming labels changed claims or their verdicts")
+    return StageOutput(metrics, reasons=tuple(reasons))

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM, new_decoder
+from rldecoder.decoder.places import Places
 from rldecoder.evals.interpretability import (
     DELETION_KS,
     deletion_benchmark,
@@ -64,7 +65,7 @@ def test_orders_put_padding_last(latents: SparseLatents) -> None:
 
 def test_deletion_equals_a_loop(decoder: SaeDecoderForCausalLM, latents: SparseLatents) -> None:
     order = torch.rand(30, 6, generator=torch_generator(5)).argsort(-1)
-    found = deletion_scores(decoder, latents, order)
+    found = deletion_scores(decoder, Places(latents), order)
     for row in (0, 7, 29):
         acts, indices = latents.acts[row], latents.indices[row]
         p = decoder.logits(SparseLatents(acts, indices)).softmax(-1)
@@ -88,7 +89,7 @@ def test_all_features_alone_are_sufficient(
     decoder: SaeDecoderForCausalLM, latents: SparseLatents
 ) -> None:
     order = torch.arange(6).expand(30, 6)
-    found = deletion_scores(decoder, latents, order)
+    found = deletion_scores(decoder, Places(latents), order)
     assert float(found["sufficiency"][:, -1].abs().max()) == pytest.approx(0.0, abs=1e-5)
 
 
@@ -98,7 +99,7 @@ def test_a_good_ranking_beats_the_random_one(
     tokens = decoder.logits(latents).argmax(-1)
     contributions = decoder.contributions(latents, tokens)
     orders = ranking_orders(latents, contributions, latents.acts, torch_generator(6))
-    found = deletion_benchmark(decoder, latents, orders, resamples=500, seed=0)
+    found = deletion_benchmark(decoder, Places(latents), orders, resamples=500, seed=0)
     best, lot = found["attribution"], found["random"]
     assert best["comprehensiveness"]["mean"] > lot["comprehensiveness"]["mean"]
     assert best["comprehensiveness"]["against_random"]["pvalue"] < 0.05

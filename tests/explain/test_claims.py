@@ -64,7 +64,7 @@ def test_decoder_verification_agrees_with_the_patches(
     decoder: SaeDecoderForCausalLM, pairs: dict[str, Pairs]
 ) -> None:
     found = pairs["test"]
-    latents = SparseLatents(found.positions.latents.acts[5], found.positions.latents.indices[5])
+    latents = SparseLatents(found.positions.latents.acts[5:6], found.positions.latents.indices[5:6])
     named = found.candidates.indices[5].tolist()
     measured = verify_on_decoder(decoder, latents, int(found.candidates.tokens[5]), named)
     assert measured == pytest.approx(found.measured.single[5].tolist(), abs=2e-5)

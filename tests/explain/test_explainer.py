@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -75,8 +76,10 @@ def test_reconstructor_reads_the_claims_alone(explainer: Explainer) -> None:
     logprobs = torch.tensor([-1.0])
     explainer.requires_grad_(False)
     first = explainer.reconstructor(claimed, effects, removals, logprobs)
-    torch.testing.assert_close(first, explainer.reconstructor(claimed, other, removals, logprobs))
-    assert float(first[0, 0]) != pytest.approx(float(first[0, 1]))
+    again = explainer.reconstructor(claimed, other, removals, logprobs)
+    torch.testing.assert_close(first, again)
+    for values in first:
+        assert float(values[0, 0]) != pytest.approx(float(values[0, 1]))
 
 
 def test_untrained_reconstructor_adds_up_the_claims(explainer: Explainer) -> None:
@@ -86,7 +89,10 @@ def test_untrained_reconstructor_adds_up_the_claims(explainer: Explainer) -> Non
         torch.tensor([[[1.0, 1.0, 1.0], [0.5, 1.0, 0.0]]]),
         torch.tensor([-1.0]),
     )
-    assert predicted.tolist() == [[-0.5, 0.25]]
+    assert predicted.effects.tolist() == [[-0.5, 0.25]]
+    # log odds of a change: effect - log p - log 2
+    expected = torch.tensor([[0.5, 1.25]]) - math.log(2)
+    torch.testing.assert_close(predicted.change.detach(), expected)
 
 
 def test_training_lowers_the_errors_and_helps_on_new_positions(
@@ -101,8 +107,9 @@ def test_training_lowers_the_errors_and_helps_on_new_positions(
             found.measured.single,
             found.removals,
             found.measured.joint,
+            found.measured.margins < 0,
         )
-        return torch.stack([parts.pointer, parts.effect, parts.reconstruction])
+        return torch.stack([parts.pointer, parts.effect, parts.reconstruction, parts.outcome])
 
     before, before_new = total("label").detach(), total("test").detach()
     optimizer = torch.optim.AdamW(explainer.parameters(), lr=2e-3)
@@ -147,3 +154,27 @@ def test_save_and_load(
         Explainer.load(tmp_path)
     with pytest.raises(BadInputError):
         Explainer.load(tmp_path / "nowhere")
+
+
+def test_without_the_regulariser_the_reconstructor_learns_and_the_claims_do_not_hear_of_it(
+    explainer: Explainer, decoder: SaeDecoderForCausalLM, pairs: dict[str, Pairs]
+) -> None:
+    torch.nn.init.constant_(explainer.gate_bias, 1.0)
+    explainer.spec = explainer.spec.model_copy(update={"min_effect": 0.0})
+    found = pairs["label"]
+    slots = slots_of(explainer, decoder, found)
+    slots = slots._replace(noise=torch.zeros_like(slots.noise))
+
+    def gradients(regularised: bool) -> tuple[float, float]:
+        explainer.zero_grad(set_to_none=True)
+        losses(
+            explainer, slots, found.candidates.logprobs, found.measured.single, found.removals,
+            found.measured.joint, found.measured.margins < 0, regularised=regularised,
+        ).outcome.backward()  # fmt: skip
+        gate, reader = explainer.gate_bias.grad, explainer.reconstructor.correction.bias.grad
+        return (0.0 if gate is None else float(gate.abs())), float(reader.abs().sum())
+
+    (shaped, read), (silent, read_too) = gradients(True), gradients(False)
+    assert shaped > 0
+    assert silent == 0
+    assert read == read_too > 0

@@ -12,6 +12,7 @@ from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
 from rldecoder.explain.pairs import (
     PAIRS,
     Pairs,
+    held_out_latents,
     join_latents,
     join_positions,
     make_pairs,
@@ -82,3 +83,34 @@ def test_pairs_on_disk(
     for row in rows:
         strongest = row["latents"][int(np.abs(row["effects"]).argmax())]
         assert row["rationale"][0] == strongest
+
+
+def test_held_out_latents_are_in_no_pair(
+    decoder: SaeDecoderForCausalLM, pairs: dict[str, Pairs], tmp_path: Path
+) -> None:
+    held_out = held_out_latents(160, 0.3, torch_generator(2))
+    assert int(held_out.sum()) == 48
+    assert torch.equal(held_out, held_out_latents(160, 0.3, torch_generator(2)))
+    positions = pairs["label"].positions
+    made = make_pairs(
+        decoder, positions, max_candidates=8, interventions=2, generator=torch_generator(0),
+        excluded=held_out,
+    )  # fmt: skip
+    named = held_out[made.candidates.indices]
+    assert bool(named.any()), "positions of few other features are padded"
+    for column in (
+        made.candidates.acts, made.candidates.attributions, made.candidates.contributions,
+        made.measured.single, made.removals.sum(1),
+    ):  # fmt: skip
+        assert float(column[named].abs().max()) < 1e-5
+    write_pairs(tmp_path / "pairs.parquet", made)
+    for row in read_parquet(tmp_path / "pairs.parquet").to_pylist():
+        assert not bool(held_out[torch.tensor(row["latents"] + row["rationale"])].any())
+    # What is left is what the position has without them, in the same order.
+    free = make_pairs(
+        decoder, positions, max_candidates=12, interventions=1, generator=torch_generator(0)
+    )
+    for row in range(60):
+        expected = [i for i in free.candidates.indices[row].tolist() if not held_out[i]][:8]
+        kept = made.candidates.indices[row][made.candidates.acts[row] > 0].tolist()
+        assert kept == expected

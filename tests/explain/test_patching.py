@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
-from rldecoder.errors import BadInputError
+from rldecoder.decoder.places import Places
 from rldecoder.explain import patching
 from rldecoder.explain.pairs import Pairs
 from rldecoder.sae.model import SparseLatents
@@ -17,12 +17,18 @@ def brute_force(
     decoder: SaeDecoderForCausalLM, latents: SparseLatents, shares: dict[int, float], token: int
 ) -> float:
     """log p(token) lost when each latent's activation is reduced by a share; one position."""
+    before = decoder.logits(latents).log_softmax(-1)[token]
+    return float(before - patched_logits(decoder, latents, shares).log_softmax(-1)[token])
+
+
+def patched_logits(
+    decoder: SaeDecoderForCausalLM, latents: SparseLatents, shares: dict[int, float]
+) -> torch.Tensor:
+    """[V]: the decoder's logits when each latent's activation is reduced by a share."""
     acts = latents.acts.clone()
     for slot, latent in enumerate(latents.indices.tolist()):
         acts[slot] *= 1 - shares.get(latent, 0.0)
-    before = decoder.logits(latents).log_softmax(-1)[token]
-    after = decoder.logits(SparseLatents(acts, latents.indices)).log_softmax(-1)[token]
-    return float(before - after)
+    return decoder.logits(SparseLatents(acts, latents.indices))
 
 
 def test_effects_equal_brute_force(decoder: SaeDecoderForCausalLM, pairs: dict[str, Pairs]) -> None:
@@ -41,6 +47,9 @@ def test_effects_equal_brute_force(decoder: SaeDecoderForCausalLM, pairs: dict[s
             shares = dict(zip(named, found.removals[row, m].tolist(), strict=True))
             expected = brute_force(decoder, latents, shares, token)
             assert float(found.measured.joint[row, m]) == pytest.approx(expected, abs=2e-5)
+            logits = patched_logits(decoder, latents, shares)
+            lead = logits[token] - torch.cat([logits[:token], logits[token + 1 :]]).max()
+            assert float(found.measured.margins[row, m]) == pytest.approx(float(lead), abs=2e-5)
 
 
 @pytest.mark.parametrize(("positions", "vocabulary"), [(1, 100), (7, 511), (64, 512), (1024, 9999)])
@@ -53,11 +62,12 @@ def test_blocks_do_not_change_effects(
 ) -> None:
     found = pairs["label"]
     monkeypatch.setattr(patching, "POSITIONS_PER_BLOCK", positions)
-    monkeypatch.setattr(patching, "POSITIONS_PER_CHUNK", 2 * positions)
+    monkeypatch.setattr(patching, "PLACES_PER_CHUNK", 2 * positions)
     monkeypatch.setattr(patching, "VOCABULARY_PER_BLOCK", vocabulary)
-    again = patching.measure(decoder, found.positions.latents, found.candidates, found.removals)
+    again = patching.measure(decoder, found.positions.places, found.candidates, found.removals)
     torch.testing.assert_close(again.single, found.measured.single, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(again.joint, found.measured.joint, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(again.margins, found.measured.margins, atol=1e-5, rtol=1e-5)
 
 
 def test_soft_capped_logits_and_overflow_take_the_direct_path(
@@ -66,16 +76,25 @@ def test_soft_capped_logits_and_overflow_take_the_direct_path(
     found = pairs["label"]
     latents = SparseLatents(*(column[:5] for column in found.positions.latents))
     monkeypatch.setattr(decoder.frozen.lm.model.config, "final_logit_softcapping", 2.0, False)
-    candidates = patching.find_candidates(decoder, latents, 4)
-    capped = patching.measure(decoder, latents, candidates, found.removals[:5, :, :4])
+    candidates = patching.find_candidates(decoder, Places(latents), 4)
+    capped = patching.measure(decoder, Places(latents), candidates, found.removals[:5, :, :4])
+    assert capped.margins.shape == (5, 3)
+    shares = dict(
+        zip(candidates.indices[3].tolist(), found.removals[3, 1, :4].tolist(), strict=True)
+    )
+    named = SparseLatents(latents.acts[3], latents.indices[3])
+    logits = patched_logits(decoder, named, shares)
+    best, lead = int(candidates.tokens[3]), float(capped.margins[3, 1])
+    rivals = torch.cat([logits[:best], logits[best + 1 :]])
+    assert lead == pytest.approx(float(logits[best] - rivals.max()), abs=1e-5)
     row = SparseLatents(latents.acts[3], latents.indices[3])
     latent, token = int(candidates.indices[3, 1]), int(candidates.tokens[3])
     expected = brute_force(decoder, row, {latent: 1.0}, token)
     assert float(capped.single[3, 1]) == pytest.approx(expected, abs=1e-5)
     monkeypatch.setattr(decoder.frozen.lm.model.config, "final_logit_softcapping", None, False)
     loud = SparseLatents(latents.acts * 300, latents.indices)
-    candidates = patching.find_candidates(decoder, loud, 4)
-    effects = patching.measure(decoder, loud, candidates).single
+    candidates = patching.find_candidates(decoder, Places(loud), 4)
+    effects = patching.measure(decoder, Places(loud), candidates).single
     assert bool(effects.isfinite().all())
     row = SparseLatents(loud.acts[3], loud.indices[3])
     latent, token = int(candidates.indices[3, 1]), int(candidates.tokens[3])
@@ -89,7 +108,7 @@ def test_attributions_are_the_derivative_of_the_effects(
     found = pairs["label"]
     share = 0.01
     removals = share * torch.eye(found.candidates.acts.shape[1]).expand(60, -1, -1)
-    small = patching.measure(decoder, found.positions.latents, found.candidates, removals).joint
+    small = patching.measure(decoder, found.positions.places, found.candidates, removals).joint
     torch.testing.assert_close(small / share, found.candidates.attributions, atol=0.02, rtol=0.05)
 
 
@@ -139,11 +158,3 @@ def test_noise_floor_is_what_random_directions_do(
         effects = candidates.logprobs[None, :, None] - after.gather(-1, tokens)[..., 0]
         exceeded = (effects.abs() > floor).float().mean()
         assert 0.015 < float(exceeded) < 0.075
-
-
-def test_unknown_kinds_of_decoder_are_refused(
-    decoder: SaeDecoderForCausalLM, pairs: dict[str, Pairs], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(decoder.config.__dict__, "kind", "transformer")
-    with pytest.raises(BadInputError, match="linear decoder"):
-        patching.find_candidates(decoder, pairs["label"].positions.latents, 4)

@@ -88,18 +88,6 @@ def test_predictions_and_kl(
     assert found.method_a.startswith("Active at this position")
 
 
-def test_renaming_labels_changes_no_number(
-    lm: FrozenLM, sae: Sae, decoder: SaeDecoderForCausalLM, explainer: Explainer
-) -> None:
-    first = explain(lm, sae, decoder, explainer, text="one")
-    second = explain(lm, sae, decoder, explainer, text="another")
-    assert first.method_b != second.method_b
-    assert [(c.effect, c.verdict) for c in first.claims] == [
-        (c.effect, c.verdict) for c in second.claims
-    ]
-    assert first.sanity == second.sanity
-
-
 def test_the_same_prompt_gives_the_same_bytes(
     lm: FrozenLM, sae: Sae, decoder: SaeDecoderForCausalLM, explainer: Explainer
 ) -> None:

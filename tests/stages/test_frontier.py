@@ -13,7 +13,6 @@ from rldecoder.config.decoder import DistillConfig, FrontierConfig
 from rldecoder.config.run import RunConfig
 from rldecoder.decoder.frontier import recommend
 from rldecoder.errors import BadInputError
-from rldecoder.runner import check_reach
 from rldecoder.schemas import read_parquet
 from rldecoder.stages import frontier
 from rldecoder.stages.context import InputArtifact, StageContext
@@ -150,12 +149,3 @@ def test_a_frontier_needs_saes_and_auto_needs_a_frontier() -> None:
     with pytest.raises(ValueError, match="auto needs a frontier"):
         run_config(train_decoder={"depth": "auto"})
     run_config(sweep_sae={"layers": [2]}, frontier={"depths": [0]}, train_decoder={"depth": "auto"})
-
-
-def test_stages_that_need_a_linear_decoder_are_refused_before_any_work() -> None:
-    check_reach(run_config(), None)
-    deep = run_config(train_decoder={"depth": 2})
-    check_reach(deep, "cluster_features")
-    for until in ("train_explainer", "report", None):
-        with pytest.raises(BadInputError, match="--until cluster_features"):
-            check_reach(deep, until)

@@ -10,7 +10,9 @@ import pytest
 from rldecoder import schemas
 from rldecoder.artifacts import ArtifactStore
 from rldecoder.config.run import RunConfig, load_run_config
+from rldecoder.curves import read_curves
 from rldecoder.explain.explainer import Explainer
+from rldecoder.explain.methods import BASELINES
 from rldecoder.explain.pairs import PAIRS
 from rldecoder.runner import plan, read_input
 from rldecoder.seeds import derive_seed, seed_everything
@@ -47,7 +49,10 @@ def rerun(
 @pytest.mark.slow
 def test_the_same_inputs_give_the_same_bytes(rerun: Path, inputs: dict[str, InputArtifact]) -> None:
     published = inputs[STAGE.name].path
-    for name in ("pairs.parquet", "explainer.safetensors", "evaluation.json", "examples.json"):
+    for name in (
+        "pairs.parquet", "explainer.safetensors", "evaluation.json", "examples.json",
+        "curves.parquet", "held_out_features.json",
+    ):  # fmt: skip
         assert (rerun / name).read_bytes() == (published / name).read_bytes(), name
 
 
@@ -59,14 +64,48 @@ def test_what_is_published(inputs: dict[str, InputArtifact], config: RunConfig) 
     assert pairs.num_rows == config.train_explainer.num_pairs
     assert {"text", "addition", "cloze"} == set(pairs["source"].to_pylist())
     explainer = Explainer.load(folder)
+    held_out = set(schemas.read_json(folder / "held_out_features.json"))
+    share = config.train_explainer.held_out_features
+    assert len(held_out) == round(share * explainer.spec.num_latents) > 0
+    assert not held_out & {latent for row in pairs["latents"].to_pylist() for latent in row}
+    assert not held_out & {latent for row in pairs["rationale"].to_pylist() for latent in row}
     assert float(explainer.scales.max()) > 0
     assert float(explainer.importance.max()) > 0
     evaluation = schemas.read_json(folder / "evaluation.json")
     assert evaluation["num_positions"] == config.train_explainer.num_test_positions
     assert set(evaluation["reconstruction"]) == {"removal", "halving"}
+    assert set(evaluation["ablation"]["reconstruction"]) == {"removal", "halving"}
+    renamed = evaluation["renamed_labels"]
+    assert renamed["num_examples"] == renamed["num_unchanged"] >= 3
+    if evaluation["num_explained"]:
+        kinds = evaluation["simulatability"]["kinds"]
+        assert set(kinds) == {"removal", "halving", "amplifying", "swapping", "all"}
+        readers = set(kinds["all"]["methods"])
+        assert not readers or {"method_b", "without_regulariser", *BASELINES} <= readers
+    curves = read_curves(folder / "curves.parquet")
+    assert {"loss", "outcome", "ablation_loss", "ablation_outcome"} <= set(curves)
+    # Same weights at the start, same batches: the ablation differs by the regulariser alone.
+    assert curves["loss"][1][0] == pytest.approx(curves["ablation_loss"][1][0], rel=0.2)
     examples = schemas.read_json(folder / "examples.json")
     assert len(examples) >= 3
     for example in examples:
         assert "because" not in example["method_a"].lower()
         for checked in example["claims"]:
             assert checked["verdict"] in ("supported", "contradicted", "too small to tell")
+
+
+@pytest.mark.slow
+def test_the_ablation_changes_nothing_about_method_b(
+    inputs: dict[str, InputArtifact], config: RunConfig, context: Callable[..., StageContext]
+) -> None:
+    seed = derive_seed(config.seed, STAGE.name)
+    seed_everything(seed)
+    ctx = context("without", seed=seed)
+    STAGE.run(inputs, config.train_explainer.model_copy(update={"ablation": False}), ctx)
+    published = inputs[STAGE.name].path / "explainer.safetensors"
+    assert (ctx.out / "explainer.safetensors").read_bytes() == published.read_bytes()
+    evaluation = schemas.read_json(ctx.out / "evaluation.json")
+    assert "ablation" not in evaluation
+    assert set(read_curves(ctx.out / "curves.parquet")) == {
+        "loss", "pointer", "effect", "reconstruction", "outcome", "length",
+    }  # fmt: skip

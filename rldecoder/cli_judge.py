@@ -1,0 +1,120 @@
+"""The commands around people's judgments: blind pairs out, filled-in files in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from rldecoder import schemas
+from rldecoder.artifacts import ArtifactStore
+from rldecoder.config.run import RunConfig
+from rldecoder.errors import BadInputError
+
+BLIND_FILE = "judge.jsonl"
+KEY_FILE = "key.json"
+
+
+def export_pairs(
+    run: RunConfig,
+    store: ArtifactStore,
+    out: Path,
+    console: Console,
+    *,
+    count: int,
+    seed: int,
+) -> None:
+    """Explain held-out prompts and write them as blind pairs, with the key in another file.
+
+    Half of the prompts are of the generated tasks (as far as there are so many), the rest are
+    beginnings of test text.
+
+    Raises:
+        BadInputError: the run has no explainer yet, or `out` holds something already.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise BadInputError(
+            f"{out} is not an empty folder.",
+            "A new key would not fit files that judges already have.",
+            "Name a folder that does not exist yet.",
+        )
+    from rldecoder.cli_show import explain_inputs, open_session
+    from rldecoder.runner import plan, read_input
+
+    inputs = explain_inputs(run, store)
+    cache = read_input(store, plan(run)["cache_activations"])
+    from rldecoder.data.activation_reader import ActivationReader
+    from rldecoder.explain.held_out_texts import MAX_TASK_TEXTS, task_texts, text_beginnings
+    from rldecoder.explain.judging import blind_pairs, write_blind
+
+    session = open_session(inputs)
+    prompts = task_texts(min(count // 4, MAX_TASK_TEXTS), seed)
+    prompts += text_beginnings(
+        session.lm,
+        ActivationReader(cache.path, "test"),
+        count - len(prompts),
+        run.train_explainer.example_tokens,
+    )
+    items, key = blind_pairs(
+        [session.explain(prompt) for prompt in prompts],
+        seed=seed,
+        artifact=inputs["train_explainer"].digest,
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    write_blind(items, out / BLIND_FILE)
+    schemas.write_json(out / KEY_FILE, key.model_dump(mode="json"))
+    for name, what in ((BLIND_FILE, "give each judge a copy"), (KEY_FILE, "keep it back")):
+        console.print(f"{escape(str(out / name))}: {what}", highlight=False, soft_wrap=True)
+    console.print(f"{len(items)} pairs", highlight=False)
+
+
+def score_files(key_path: Path, files: Sequence[Path], result: Path, console: Console) -> None:
+    """Count what judges filled in, print it, and write it as JSON.
+
+    Raises:
+        BadInputError: a file cannot be counted, two are of the same name, or the result cannot be
+            written.
+    """
+    from rldecoder.explain.judging import read_answers, read_key, score_judgments
+
+    names = [path.stem for path in files]
+    if len(set(names)) < len(names):
+        raise BadInputError(
+            "Two files have the same name.",
+            "A file's name is its judge's.",
+            "Rename one, such as ann.jsonl and ben.jsonl.",
+        )
+    key = read_key(key_path)
+    found = score_judgments(
+        {name: read_answers(path, key) for name, path in zip(names, files, strict=True)}, key
+    )
+    try:
+        schemas.write_json(result, {"explainer": key.artifact, "judges": names, **found})
+    except OSError as error:
+        raise BadInputError(
+            f"{result} cannot be written.", str(error), "Give another path to --result."
+        ) from error
+    rate, sign = found["win_rate"], found["sign_test"]
+    table = Table(title="Method B against Method A, by people", title_justify="left")
+    for column in ("measure", "value", ""):
+        table.add_column(column)
+    table.add_row("judges", str(found["num_judges"]), f"{found['num_items']} pairs each")
+    table.add_row("win rate", f"{rate['mean']:.3f}", f"{rate['low']:.3f} to {rate['high']:.3f}")
+    table.add_row(
+        "sign test, p",
+        "–" if sign["pvalue"] is None else f"{sign['pvalue']:.4f}",
+        f"{sign['wins']} won, {sign['losses']} lost, {sign['even']} even",
+    )
+    alpha = found["alpha"]
+    table.add_row(
+        "Krippendorff's alpha",
+        "–" if alpha is None else f"{alpha:.3f}",
+        escape(found["alpha_note"]),
+    )
+    first = found["first_chosen"]
+    table.add_row("first one chosen", "–" if first is None else f"{first:.3f}", "")
+    console.print(table)
+    console.print(f"written: {escape(str(result))}", highlight=False, soft_wrap=True)

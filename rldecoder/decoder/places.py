@@ -1,0 +1,226 @@
+"""Predictions at chosen positions, made again with other latents there and nothing else changed.
+
+A linear decoder reads one position, so the latents of that position are all there is. One with
+blocks looks back: the positions before are run once with a key-value cache, and every variant of
+a position is one more token that sees what came before it and itself, and no other variant.
+
+Axes: N place, S sequence, T position, K active latents, D model width, m variants of a place.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import DynamicCache
+
+from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
+from rldecoder.errors import BadInputError
+from rldecoder.sae.selection import SparseLatents
+from rldecoder.sae.sparse_ops import decode_sparse
+
+Predict = Callable[[Tensor], Tensor]
+"""What stands at the door of the decoder in n places, m variants each, [n, m, D], to predicted
+final hidden states [n, m, D]; differentiable."""
+
+
+class Past(NamedTuple):
+    """The sequences that places lie in."""
+
+    latents: SparseLatents
+    """[S, T, K] from position 0 on; act 0 where nothing is read."""
+    visible: Tensor
+    """[S, T] bool: positions that later ones may look at (no padding, no sink but position 0)."""
+    sequence: Tensor
+    """[N] int64: which one each place is in."""
+    position: Tensor
+    """[N] int64: where in it, from 1 on."""
+
+
+class Places(NamedTuple):
+    """N positions whose predictions are looked at."""
+
+    latents: SparseLatents
+    """[N, K] active there."""
+    past: Past | None = None
+    """What came before; a linear decoder does not read it."""
+
+    def of(self, chosen: Tensor | slice) -> Places:
+        """Only some places: an index or a mask over N."""
+        acts, indices = self.latents
+        past = self.past
+        if past is not None:
+            past = past._replace(sequence=past.sequence[chosen], position=past.position[chosen])
+        return Places(SparseLatents(acts[chosen], indices[chosen]), past)
+
+    def of_latents(self, latents: SparseLatents) -> Places:
+        """The same places with their active latents in another order, or fewer of them."""
+        return Places(latents, self.past)
+
+
+def at_once(
+    decoder: SaeDecoderForCausalLM, places: Places, size: int
+) -> Iterator[tuple[Tensor, Predict]]:
+    """Groups of at most `size` places, as an ascending index [n], and how to predict in them.
+
+    Every place comes once. With blocks, the places of a group are in one sequence.
+
+    Raises:
+        BadInputError: the decoder has blocks and the places have no past.
+    """
+    everything = torch.arange(len(places.latents.acts), device=places.latents.acts.device)
+    if decoder.blocks is None:
+        for rows in everything.split(size):
+            yield rows, _identity
+        return
+    past = places.past
+    if past is None:
+        raise BadInputError(
+            "The decoder has blocks, and nothing is known of the text before its predictions.",
+            "Such a decoder looks back over the latents of earlier positions.",
+            "Make the places from whole sequences.",
+        )
+    for sequence in past.sequence.unique().tolist():
+        inside = everything[past.sequence == sequence]
+        reader = _Reader(decoder, past, sequence, int(past.position[inside].max()))
+        for rows in inside.split(size):
+            yield rows, reader.at(past.position[rows])
+
+
+def resid_of(decoder: SaeDecoderForCausalLM, latents: SparseLatents) -> Tensor:
+    """What latents [..., K] add up to at the door of the decoder: [..., D]."""
+    return decode_sparse(latents, decoder.W, decoder.b)
+
+
+@torch.no_grad()
+def hidden_in(decoder: SaeDecoderForCausalLM, places: Places, size: int = 256) -> Tensor:
+    """Predicted final hidden states [N, D], nothing changed."""
+    resid = resid_of(decoder, places.latents)
+    out = torch.empty_like(resid)
+    for rows, predict in at_once(decoder, places, size):
+        out[rows] = predict(resid[rows, None])[:, 0]
+    return out
+
+
+def _identity(resid: Tensor) -> Tensor:
+    return resid
+
+
+class _Reader:
+    """The blocks with the beginning of one sequence in their cache."""
+
+    def __init__(
+        self, decoder: SaeDecoderForCausalLM, past: Past, sequence: int, last: int
+    ) -> None:
+        assert decoder.blocks is not None
+        self.blocks = decoder.blocks
+        # What a place sees lies before it; the last one's own column is never looked at.
+        self.visible = past.visible[sequence, :last]
+        acts, indices = past.latents
+        latents = SparseLatents(acts[sequence, None, :last], indices[sequence, None, :last])
+        self.cache = DynamicCache()
+        with torch.no_grad():
+            self.blocks(
+                resid_of(decoder, latents),
+                attention_mask=self.visible[None].long(),
+                position_ids=torch.arange(last, device=self.visible.device)[None],
+                past_key_values=self.cache,
+            )
+
+    def at(self, position: Tensor) -> Predict:
+        """How to predict at positions [n] of the sequence."""
+
+        def predict(resid: Tensor) -> Tensor:
+            place = position.repeat_interleave(resid.shape[1])
+            columns = torch.arange(len(self.visible), device=place.device)
+            before = (columns < place[:, None]) & self.visible
+            itself = torch.eye(len(place), dtype=torch.bool, device=place.device)
+            allowed = torch.cat([before, itself], dim=1)
+            mask = torch.zeros(allowed.shape, dtype=resid.dtype, device=place.device)
+            mask = mask.masked_fill(~allowed, torch.finfo(resid.dtype).min)
+            hidden: Tensor = self.blocks(
+                resid.flatten(0, 1)[None],
+                attention_mask=mask[None, None],
+                position_ids=place[None],
+                past_key_values=copy.deepcopy(self.cache),
+            )
+            return hidden[0].unflatten(0, resid.shape[:2])
+
+        return predict
+
+
+def past_of_prompts(latents: SparseLatents, mask: Tensor) -> Past:
+    """The past of the last position of prompts that are padded on the left.
+
+    Args:
+        latents: [S, T, K].
+        mask: [S, T], 0 for padding.
+    """
+    lengths = mask.sum(-1)
+    # Padding goes to the right: positions are counted from the first token.
+    order = (torch.arange(mask.shape[1], device=mask.device) - lengths[:, None]) % mask.shape[1]
+    acts, indices = (column.gather(1, order[..., None].expand_as(column)) for column in latents)
+    visible = mask.gather(1, order).bool()
+    rows = torch.arange(len(mask), device=mask.device)
+    return Past(SparseLatents(acts * visible[..., None], indices), visible, rows, lengths - 1)
+
+
+def last_of_text(latents: SparseLatents) -> Places:
+    """The last position of one text whose latents are [T, K]."""
+    acts, indices = latents
+    visible = torch.ones(len(acts), dtype=torch.bool, device=acts.device)
+    first = torch.zeros(1, dtype=torch.long, device=acts.device)
+    past = Past(
+        SparseLatents(acts[None], indices[None]), visible[None], first, first + len(acts) - 1
+    )
+    return Places(SparseLatents(acts[-1:], indices[-1:]), past)
+
+
+def past_of_rows(
+    latents: SparseLatents, seq_id: Tensor, pos: Tensor, wanted_seq: Tensor, wanted_pos: Tensor
+) -> Past:
+    """The past of places in cached text.
+
+    Args:
+        latents: [n, K], cached rows of the sequences that the places lie in.
+        seq_id, pos: [n] of those rows.
+        wanted_seq, wanted_pos: [N] of the places.
+    """
+    names, sequence = wanted_seq.unique(return_inverse=True)
+    row = torch.searchsorted(names, seq_id.contiguous())
+    acts, indices = latents
+    shape = (len(names), int(pos.max()) + 1)
+    grid = SparseLatents(
+        acts.new_zeros(*shape, acts.shape[1]).index_put((row, pos), acts),
+        indices.new_zeros(*shape, acts.shape[1]).index_put((row, pos), indices),
+    )
+    visible = torch.zeros(shape, dtype=torch.bool, device=acts.device)
+    visible[row, pos] = True
+    visible[:, 0] = True
+    return Past(grid, visible, sequence, wanted_pos)
+
+
+def join_pasts(parts: Sequence[Past]) -> Past:
+    """Places of several origins one after the other."""
+    length = max(part.visible.shape[1] for part in parts)
+    width = max(part.latents.acts.shape[2] for part in parts)
+
+    def padded(column: Tensor) -> Tensor:
+        return F.pad(column, (0, width - column.shape[2], 0, length - column.shape[1]))
+
+    offsets = [0]
+    for part in parts:
+        offsets.append(offsets[-1] + len(part.visible))
+    return Past(
+        SparseLatents(
+            torch.cat([padded(part.latents.acts) for part in parts]),
+            torch.cat([padded(part.latents.indices) for part in parts]),
+        ),
+        torch.cat([F.pad(part.visible, (0, length - part.visible.shape[1])) for part in parts]),
+        torch.cat([p.sequence + offset for p, offset in zip(parts, offsets[:-1], strict=True)]),
+        torch.cat([part.position for part in parts]),
+    )

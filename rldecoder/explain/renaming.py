@@ -1,0 +1,34 @@
+"""Labels are words beside the claims: renaming them must change no claim, verdict or score."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from typing import Any
+
+from rldecoder.explain.inputs import LabelText
+from rldecoder.explain.session import Explanation
+
+
+def renamed_labels(labels: Mapping[int, LabelText], seed: int) -> dict[int, LabelText]:
+    """The same labels dealt out anew over the latents, each with a new word in it."""
+    texts = [
+        label._replace(text=None if label.text is None else f"renamed {label.text}")
+        for _, label in sorted(labels.items())
+    ]
+    random.Random(seed).shuffle(texts)
+    return dict(zip(sorted(labels), texts, strict=True))
+
+
+def without_words(explanation: Explanation) -> dict[str, Any]:
+    """All that an explanation says except in words: predictions, claims, verdicts, effects.
+
+    Left out are label texts, their confidences, and the sentences that quote them.
+    """
+    value = explanation.to_json()
+    del value["method_a"], value["method_b"]
+    for feature in value["ranked"]:
+        del feature["label"], feature["confidence"]
+    for checked in value["claims"]:
+        del checked["sentence"], checked["claim"]["label"]
+    return value

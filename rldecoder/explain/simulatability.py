@@ -1,0 +1,194 @@
+"""Simulatability: can a reader of nothing but the claims tell which interventions matter?
+
+An intervention changes some of the active features. Its outcome is whether the decoder's most
+likely token is another one afterwards: that is what a reader sees, it is common enough to be
+measured, it has no threshold to choose, and it is the same event for every method. The score of
+a method is what its claims predict. Method B's reconstructor reads the claims, p among them, and
+gives the log odds of a change; for the other methods it is the effect that the claims add up to,
+`sum_j share_j * strength_j` over the claimed features that the intervention hits. AUROC is the
+probability that an intervention that changes the token has a higher score than one that does not.
+
+p and the size of the intervention say much without any explanation. So each method is also read
+together with these two, by the same kind of reader: that comparison is about the claims alone.
+
+Axes: N position, M intervention, K active latents, n claim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GroupKFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+
+from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
+from rldecoder.evals.auroc import AurocComparison, compare_auroc
+from rldecoder.evals.statistics import FloatArray
+from rldecoder.explain.explainer import Explainer
+from rldecoder.explain.interventions import KINDS, SEEN_KIND, random_interventions
+from rldecoder.explain.methods import METHOD_B, ClaimSet
+from rldecoder.explain.pairs import Pairs
+from rldecoder.explain.patching import Candidates, Outcomes, run_patched
+from rldecoder.sae.model import SparseLatents
+
+NO_CLAIMS = "no_claims"
+FOLDS = 5
+
+
+def hit_shares(latents: SparseLatents, shares: Tensor, claims: ClaimSet) -> Tensor:
+    """[N, M, n]: the share that each intervention takes from each claimed latent; 0 if not hit."""
+    same = latents.indices[:, :, None] == claims.latents[:, None, :]
+    active = same & (latents.acts > 0)[:, :, None] & claims.mask[:, None, :]
+    return torch.einsum("nmk,nkj->nmj", shares, active.to(shares.dtype))
+
+
+def read_claims(
+    hit: Tensor, claims: ClaimSet, logprobs: Tensor, reader: Explainer | None = None
+) -> Tensor:
+    """[N, M]: the score of each intervention; higher where the claims make a change likelier.
+
+    Args:
+        hit: [N, M, n] from `hit_shares`.
+        logprobs: [N], log p of the token, which Method B's claims state.
+        reader: whose reconstructor reads the claims; without one strengths are added up.
+    """
+    strengths = claims.strengths * claims.mask
+    if reader is None:
+        return torch.einsum("nmj,nj->nm", hit, strengths)
+    unit = reader.spec.effect_unit
+    reading = reader.reconstructor(claims.mask.float(), strengths / unit, hit, logprobs)
+    return reading.change
+
+
+@torch.no_grad()
+def evaluate_simulatability(
+    decoder: SaeDecoderForCausalLM,
+    train: Pairs,
+    test: Pairs,
+    methods: Mapping[str, tuple[ClaimSet, Explainer | None]],
+    *,
+    count: int,
+    generator: torch.Generator,
+    resamples: int,
+    seed: int,
+) -> dict[str, Any]:
+    """AUROC of every method for each kind of intervention and in total, compared with Method B.
+
+    Positions where Method B claims nothing are left out for every method. Beside the plain scores
+    the table has `with_context`: the same score read together with what needs no explanation (log
+    p of the token, size of the intervention) by a logistic regression that is fitted to removals
+    at other positions (5 folds); `no_claims` reads that context alone.
+
+    Args:
+        train: donors of the swapped activations.
+        methods: claims, and the explainer whose reconstructor reads them, by name.
+        count: M, interventions a position and kind.
+    """
+    said = methods[METHOD_B][0].mask.any(-1)
+    places = test.positions.places.of(said)
+    latents = places.latents
+    candidates = Candidates(*(column[said] for column in test.candidates))
+    result: dict[str, Any] = {"interventions_per_kind": int(said.sum()) * count, "kinds": {}}
+    if not bool(said.any()):
+        return result
+    donors = train.positions.latents
+    shares = random_interventions(latents, donors, count, generator)
+    outcomes = {kind: run_patched(decoder, places, shares[kind], candidates) for kind in KINDS}
+    scores: dict[str, dict[str, FloatArray]] = {name: {} for name in methods}
+    for name, (claims, reader) in methods.items():
+        mine = ClaimSet(*(column[said] for column in claims))
+        for kind in KINDS:
+            hit = hit_shares(latents, shares[kind], mine)
+            scores[name][kind] = _flat(read_claims(hit, mine, candidates.logprobs, reader))
+    groups = np.repeat(np.arange(len(latents.acts)), count)
+    changed = {kind: outcomes[kind].changed.flatten().cpu().numpy() for kind in KINDS}
+    context = {
+        kind: np.stack(
+            [_flat(candidates.logprobs[:, None].expand(-1, count)), _size(latents, shares[kind])]
+        )
+        for kind in KINDS
+    }
+    read = {
+        name: _read_with_context(scores.get(name), context, changed, groups)
+        for name in (*methods, NO_CLAIMS)
+    }
+    for kind in (*KINDS, "all"):
+        kinds = KINDS if kind == "all" else (kind,)
+
+        def compare(columns: Mapping[str, Mapping[str, FloatArray]], kinds: tuple[str, ...]) -> Any:
+            return compare_auroc(
+                np.concatenate([changed[k] for k in kinds]),
+                {name: np.concatenate([by[k] for k in kinds]) for name, by in columns.items()},
+                np.tile(groups, len(kinds)),
+                reference=METHOD_B,
+                resamples=resamples,
+                seed=seed,
+            )
+
+        result["kinds"][kind] = {
+            "seen_in_training": kind == SEEN_KIND,
+            "changed": float(np.mean([changed[k].mean() for k in kinds])),
+            "mean_abs_effect_nats": _mean_size(outcomes, kinds),
+            "methods": _table(compare(scores, kinds)),
+            "with_context": _table(compare(read, kinds)),
+        }
+    return result
+
+
+def _flat(values: Tensor) -> FloatArray:
+    return values.flatten().double().cpu().numpy()
+
+
+def _size(latents: SparseLatents, shares: Tensor) -> FloatArray:
+    """How much of the active features' activations an intervention changes, as a share."""
+    acts = latents.acts[:, None]
+    return _flat((shares.abs() * acts).sum(-1) / acts.sum(-1).clamp_min(1e-9))
+
+
+def _mean_size(outcomes: Mapping[str, Outcomes], kinds: tuple[str, ...]) -> float:
+    return float(torch.stack([outcomes[k].effects.abs().mean() for k in kinds]).mean())
+
+
+def _read_with_context(
+    scores: Mapping[str, FloatArray] | None,
+    context: Mapping[str, FloatArray],
+    changed: Mapping[str, Any],
+    groups: Any,
+) -> dict[str, FloatArray]:
+    """Log odds of a change by a reader who also knows the context; fitted to other positions."""
+
+    def columns(kind: str) -> FloatArray:
+        rows = [] if scores is None else [scores[kind][None]]
+        return np.concatenate([*rows, context[kind]]).T
+
+    read = {kind: np.zeros(len(groups)) for kind in context}
+    folds = min(FOLDS, len(np.unique(groups)))
+    if folds < 2:
+        return read
+    for fit, held_out in GroupKFold(folds).split(groups, groups=groups):
+        outcome = changed[SEEN_KIND][fit]
+        if outcome.all() or not outcome.any():
+            continue
+        reader = make_pipeline(StandardScaler(), LogisticRegression())
+        reader.fit(columns(SEEN_KIND)[fit], outcome)
+        for kind in context:
+            read[kind][held_out] = reader.decision_function(columns(kind)[held_out])
+    return read
+
+
+def _table(found: AurocComparison | None) -> dict[str, Any]:
+    if found is None:
+        return {}
+    return {
+        name: {
+            **interval._asdict(),
+            "method_b_ahead": None if name == METHOD_B else found.ahead[name]._asdict(),
+        }
+        for name, interval in found.scores.items()
+    }

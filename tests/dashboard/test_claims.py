@@ -1,0 +1,144 @@
+"""The tables about claims show what was measured, each number in its column."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+
+from rldecoder.dashboard.claims import (
+    ABLATION_NAME,
+    HELD_OUT_NAME,
+    METHOD_NAMES,
+    READERS,
+    precision_note,
+    precision_rows,
+    simulation_columns,
+    simulation_note,
+    simulation_rows,
+)
+from rldecoder.evals.targets import Measurement
+from rldecoder.stages.evaluate import _claim_precision, _simulatability
+
+
+def precision(value: float) -> dict[str, Any]:
+    return {
+        "precision": value, "precision_low": value - 0.1, "precision_high": value + 0.1,
+        "sign_accuracy": 0.9, "contradicted": 0.01, "effect_share": 0.4,
+        "strength_mae_nats": None, "held_out_features": None,
+    }  # fmt: skip
+
+
+def aurocs(values: dict[str, float], pvalues: dict[str, float]) -> dict[str, Any]:
+    return {
+        name: {
+            "auroc": value, "low": value - 0.05, "high": value + 0.05,
+            "method_b_ahead": None
+            if name == "method_b"
+            else {
+                "difference": values["method_b"] - value, "low": 0.0, "high": 0.2,
+                "pvalue": pvalues.get(name, 0.001),
+            },
+        }
+        for name, value in values.items()
+    }  # fmt: skip
+
+
+@pytest.fixture
+def claims() -> dict[str, Any]:
+    ours = precision(0.81)
+    ours["held_out_features"] = {
+        "precision": 0.77, "precision_low": 0.6, "precision_high": 0.9, "num_claims": 60,
+        "num_positions": 50,
+    }  # fmt: skip
+    errors = {"claims_mae_nats": 0.2, "zero_mae_nats": 0.9, "first_order_mae_nats": 0.5}
+    ablated = {"removal": errors | {"claims_mae_nats": 0.333}, "halving": errors}
+    order = (*METHOD_NAMES, "without_regulariser")
+    values = {name: 0.9 - 0.01 * place for place, name in enumerate(order)}
+    read = aurocs(values | {"no_claims": 0.7}, {"attribution_top_k": 0.3, "method_a": 0.02})
+    plain = aurocs(values, {"prompt_only": 0.04})
+    kind = {"seen_in_training": False, "changed": 0.4, "methods": plain, "with_context": read}
+    return {
+        "num_positions": 300, "num_explained": 200, "num_pairs": 5000, "abstention": 1 / 3,
+        "min_effect_nats": 0.05, "median_noise_nats": 0.02, "num_held_out_features": 576,
+        "methods": {name: precision(0.5) for name in METHOD_NAMES} | {"method_b": ours},
+        "method_b_against": {
+            name: {"difference": 0.31, "low": 0.2, "high": 0.4, "pvalue": 0.0005}
+            for name in METHOD_NAMES if name != "method_b"
+        },
+        "reconstruction": {"removal": errors, "halving": errors},
+        "ablation": {
+            **{k: v for k, v in precision(0.62).items() if k != "effect_share"},
+            "reconstruction": ablated, "abstention": 0.1,
+            "method_b_ahead": {"difference": 0.19, "low": 0.1, "high": 0.3, "pvalue": 0.0123},
+        },
+        "simulatability": {
+            "interventions_per_kind": 800,
+            "kinds": dict.fromkeys(("removal", "halving", "amplifying", "swapping", "all"), kind),
+        },
+        "renamed_labels": {"num_examples": 6, "num_unchanged": 6},
+        "frozen_model": {"num_claims": 4, "same_sign": None, "note": ""},
+    }  # fmt: skip
+
+
+def test_precision_table_has_the_ablation_and_held_out_features(claims: dict[str, Any]) -> None:
+    rows = {row[0]: row for row in precision_rows(claims)}
+    assert set(rows) == {*METHOD_NAMES.values(), ABLATION_NAME, HELD_OUT_NAME}
+    assert {len(row) for row in rows.values()} == {8}
+    assert rows["Method B"][1] == "0.810"
+    assert rows[HELD_OUT_NAME][1:] == ["0.770", *[""] * 6]
+    assert rows[ABLATION_NAME][1] == "0.620"
+    assert rows[ABLATION_NAME][-2:] == ["+0.190", "0.0123"]
+    note = precision_note(claims)
+    for part in ("576 features", "60 claims", "77 % hold", "0.333", "6 of 6"):
+        assert part in note
+
+
+def test_simulation_table_has_every_reader_and_its_p(claims: dict[str, Any]) -> None:
+    rows = {row[0]: row for row in simulation_rows(claims)}
+    assert set(rows) == set(READERS.values())
+    assert {len(row) for row in rows.values()} == {len(simulation_columns())}
+    assert rows["Method B"][1:6] == ["0.900"] * 5
+    first_order = rows[METHOD_NAMES["attribution_top_k"]]
+    assert first_order[6:8] == ["+0.030", "0.0010"]
+    assert first_order[8:] == ["0.870", "+0.030", "0.3000"]
+    assert rows["no explanation"][1:8] == [""] * 7
+    assert rows["no explanation"][8] == "0.700"
+    assert "800 random interventions" in simulation_note(claims)
+
+
+def test_targets_take_the_hardest_listed_baseline(claims: dict[str, Any]) -> None:
+    found = _simulatability(claims)
+    assert found.value == 0.3
+    assert "attribution_top_k 0.870" in found.note
+    assert "0.0400 (prompt_only)" in found.note
+    # The variant of attribution is no listed baseline, nor is the ablation.
+    table = copy.deepcopy(claims["simulatability"]["kinds"]["all"])
+    table["with_context"]["attribution_above_noise"]["method_b_ahead"]["pvalue"] = 0.9
+    table["with_context"]["without_regulariser"]["method_b_ahead"]["pvalue"] = 0.9
+    claims["simulatability"]["kinds"]["all"] = table
+    assert _simulatability(claims).value == 0.3
+    shown = _claim_precision(claims)
+    assert shown.value == 0.81
+    assert "0.71 to 0.91" in shown.note
+    assert "33 %" in shown.note
+
+
+def test_nothing_claimed_shows_nothing_and_is_unknown(claims: dict[str, Any]) -> None:
+    bare = claims | {
+        "methods": {}, "num_explained": 0, "simulatability": {"kinds": {}}, "ablation": None,
+    }  # fmt: skip
+    assert precision_rows(bare) == simulation_rows(bare) == []
+    assert simulation_note(bare) == ""
+    assert "0 of 300" in precision_note(bare)
+    for found in (_claim_precision(bare), _simulatability(bare)):
+        assert isinstance(found, Measurement)
+        assert found.value is None
+        assert found.note
+    one_outcome = claims["simulatability"]["kinds"]["all"] | {"methods": {}, "with_context": {}}
+    claims["simulatability"]["kinds"] = dict.fromkeys(
+        claims["simulatability"]["kinds"], one_outcome
+    )
+    assert simulation_rows(claims) == []
+    assert _simulatability(claims).value is None

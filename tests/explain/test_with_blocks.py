@@ -1,0 +1,249 @@
+"""Explanations of a decoder that looks back, against plain reruns of whole sequences."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from rldecoder.data.activation_reader import ActivationReader
+from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM, new_decoder
+from rldecoder.evals.interpretability import DELETION_KS, deletion_scores
+from rldecoder.explain import patching
+from rldecoder.explain.explainer import Explainer
+from rldecoder.explain.inputs import LabelText
+from rldecoder.explain.pairs import (
+    Pairs,
+    join_positions,
+    make_pairs,
+    positions_from_cache,
+    positions_from_prompts,
+)
+from rldecoder.explain.session import Session
+from rldecoder.lm.frozen import FrozenLM
+from rldecoder.sae.model import Sae, SparseLatents
+from rldecoder.seeds import torch_generator
+from rldecoder.serve.workbench import Workbench
+
+PROMPTS = ["The hat is in the", "One and two", "a b"]
+PROMPT = "The cat sat on the mat and looked"
+
+
+@pytest.fixture(scope="module")
+def with_blocks(lm: FrozenLM, sae: Sae) -> SaeDecoderForCausalLM:
+    made = new_decoder(lm, sae, [2, 3])
+    assert made.blocks is not None
+    made.blocks.copy_from(lm.base)
+    with torch.no_grad():
+        made.W.copy_(sae.W_dec)
+        made.b.normal_(generator=torch_generator(1))
+        made.blocks.sinks.normal_(generator=torch_generator(2))
+    return made.requires_grad_(False).eval()
+
+
+@pytest.fixture(scope="module")
+def blocks_pairs(with_blocks: SaeDecoderForCausalLM, cache: Path) -> Pairs:
+    """40 positions of text and the ends of 3 prompts."""
+    positions = join_positions(
+        [
+            positions_from_cache(ActivationReader(cache, "label"), with_blocks, 40, seed=0),
+            positions_from_prompts(with_blocks, PROMPTS, "mine"),
+        ]
+    )
+    return make_pairs(
+        with_blocks, positions, max_candidates=8, interventions=3, generator=torch_generator(0)
+    )
+
+
+@pytest.fixture(scope="module")
+def texts(
+    with_blocks: SaeDecoderForCausalLM, cache: Path, blocks_pairs: Pairs
+) -> list[tuple[SparseLatents, int]]:
+    """Each position's whole text [1, T, K], read independently of `Past`, and its place in it."""
+    whole: dict[int, SparseLatents] = {}
+    (batch,) = ActivationReader(cache, "label").ordered(1000, columns=("resid",))
+    assert batch.resid is not None
+    for seq in range(8):
+        rows = batch.seq_id == seq
+        assert batch.pos[rows].tolist() == list(range(1, 24))
+        found = with_blocks.frozen.sae.encode(batch.resid[rows].float())
+        pad = torch.zeros(1, found.acts.shape[1])
+        whole[seq] = SparseLatents(
+            torch.cat([pad, found.acts])[None], torch.cat([pad.long(), found.indices])[None]
+        )
+    positions = blocks_pairs.positions
+    made = [
+        (whole[seq], pos)
+        for seq, pos in zip(positions.seq_id.tolist(), positions.pos.tolist(), strict=True)
+        if seq >= 0
+    ]
+    for prompt in PROMPTS:
+        latents = with_blocks.features(
+            torch.tensor([with_blocks.frozen.lm.tokenizer.encode(prompt)])
+        ).latents
+        made.append((latents, latents.acts.shape[1] - 1))
+    assert len(made) == 43
+    return made
+
+
+def logits_with(
+    decoder: SaeDecoderForCausalLM, text: tuple[SparseLatents, int], shares: dict[int, float]
+) -> Tensor:
+    """[V]: logits of the place when activations there are reduced by shares."""
+    latents, place = text
+    acts = latents.acts.clone()
+    for slot, latent in enumerate(latents.indices[0, place].tolist()):
+        acts[0, place, slot] *= 1 - shares.get(latent, 0.0)
+    return decoder.logits(SparseLatents(acts, latents.indices))[0, place]
+
+
+ROWS = [*range(0, 40, 6), 40, 41, 42]
+
+
+def test_effects_equal_reruns(
+    with_blocks: SaeDecoderForCausalLM,
+    blocks_pairs: Pairs,
+    texts: list[tuple[SparseLatents, int]],
+) -> None:
+    found = blocks_pairs
+    for row in ROWS:
+        before = logits_with(with_blocks, texts[row], {}).log_softmax(-1)
+        token = int(before.argmax())
+        assert int(found.candidates.tokens[row]) == token
+        assert float(found.candidates.logprobs[row]) == pytest.approx(
+            float(before[token]), abs=1e-4
+        )
+        named = found.candidates.indices[row].tolist()
+        for slot in (0, 7):
+            after = logits_with(with_blocks, texts[row], {named[slot]: 1.0}).log_softmax(-1)
+            expected = float((before - after)[token])
+            assert float(found.measured.single[row, slot]) == pytest.approx(expected, abs=2e-4)
+        shares = dict(zip(named, found.removals[row, 1].tolist(), strict=True))
+        after = logits_with(with_blocks, texts[row], shares).log_softmax(-1)
+        assert float(found.measured.joint[row, 1]) == pytest.approx(
+            float((before - after)[token]), abs=2e-4
+        )
+        lead = after[token] - torch.cat([after[:token], after[token + 1 :]]).max()
+        assert float(found.measured.margins[row, 1]) == pytest.approx(float(lead), abs=2e-4)
+
+
+def test_patched_runs_equal_the_measured_effects(
+    with_blocks: SaeDecoderForCausalLM, blocks_pairs: Pairs
+) -> None:
+    found = blocks_pairs
+    latents = found.positions.latents
+    same = latents.indices[:, :, None] == found.candidates.indices[:, None]
+    shares = torch.einsum("nkc,nmc->nmk", same.float(), found.removals)
+    again = patching.run_patched(with_blocks, found.positions.places, shares, found.candidates)
+    torch.testing.assert_close(again.effects, found.measured.joint, atol=2e-4, rtol=1e-3)
+    assert torch.equal(again.changed, found.measured.margins < 0)
+
+
+def test_attributions_are_the_derivative_of_the_effects(
+    with_blocks: SaeDecoderForCausalLM, blocks_pairs: Pairs
+) -> None:
+    found, share = blocks_pairs, 0.01
+    removals = share * torch.eye(8).expand(43, -1, -1)
+    small = patching.measure(with_blocks, found.positions.places, found.candidates, removals).joint
+    torch.testing.assert_close(small / share, found.candidates.attributions, atol=0.02, rtol=0.05)
+
+
+def test_noise_floor_is_what_random_directions_do(
+    with_blocks: SaeDecoderForCausalLM, blocks_pairs: Pairs
+) -> None:
+    candidates = blocks_pairs.candidates
+    places = blocks_pairs.positions.places
+    norms = with_blocks.W.norm(dim=-1)[candidates.indices] * candidates.acts
+    floor = patching.noise_floor(candidates, with_blocks.W.norm(dim=-1)[candidates.indices])
+    generator = torch_generator(0)
+    exceeded = []
+    for rows, predict in patching.at_once(with_blocks, places, 4):
+        resid = patching.resid_of(with_blocks, places.of(rows).latents)
+        lot = torch.randn(len(rows), 8, 20, 64, generator=generator)
+        lot = lot / lot.norm(dim=-1, keepdim=True) * norms[rows][..., None, None]
+        moved = (resid[:, None, None] - lot).flatten(1, 2)
+        after = with_blocks.frozen.lm.unembed(predict(moved)).log_softmax(-1)
+        token = candidates.tokens[rows, None, None].expand(-1, moved.shape[1], 1)
+        effect = candidates.logprobs[rows, None] - after.gather(-1, token)[..., 0]
+        exceeded.append(effect.abs().unflatten(1, (8, 20)) > floor[rows][..., None])
+    # 5 % by construction; the curvature is that of 16 directions and of second order only.
+    assert 0.005 < float(torch.cat(exceeded).float().mean()) < 0.12
+
+
+def test_deletion_equals_reruns(
+    with_blocks: SaeDecoderForCausalLM,
+    blocks_pairs: Pairs,
+    texts: list[tuple[SparseLatents, int]],
+) -> None:
+    places = blocks_pairs.positions.places
+    order = torch.rand(places.latents.acts.shape, generator=torch_generator(5)).argsort(-1)
+    found = deletion_scores(with_blocks, places, order)
+    for row in ROWS[::3]:
+        p = logits_with(with_blocks, texts[row], {}).softmax(-1)
+        token, k = int(p.argmax()), DELETION_KS[1]
+        named = places.latents.indices[row][order[row, :k]].tolist()
+        after = logits_with(with_blocks, texts[row], dict.fromkeys(named, 1.0)).softmax(-1)
+        assert float(found["comprehensiveness"][row, 1]) == pytest.approx(
+            float((p - after)[token]), abs=1e-4
+        )
+
+
+@pytest.fixture
+def session(
+    with_blocks: SaeDecoderForCausalLM, explainer: Explainer, monkeypatch: pytest.MonkeyPatch
+) -> Session:
+    monkeypatch.setattr(
+        "rldecoder.explain.explainer.noise_floor",
+        lambda candidates, _: torch.zeros_like(candidates.acts),
+    )
+    torch.nn.init.constant_(explainer.gate_bias, 50.0)
+    labels = {latent: LabelText(f"label {latent}", 0.5) for latent in range(160)}
+    return Session(with_blocks.frozen.lm, with_blocks.frozen.sae, with_blocks, labels, explainer)
+
+
+def test_claims_of_a_prompt_are_tested_by_reruns(
+    with_blocks: SaeDecoderForCausalLM, session: Session
+) -> None:
+    found = session.explain(PROMPT)
+    ids = torch.tensor([with_blocks.frozen.lm.tokenizer.encode(PROMPT)])
+    text = (with_blocks.features(ids).latents, ids.shape[1] - 1)
+    before = logits_with(with_blocks, text, {}).log_softmax(-1)
+    assert found.decoder.token_id == int(before.argmax())
+    assert found.claims
+    for checked in found.claims:
+        after = logits_with(with_blocks, text, {checked.claim.latent: 1.0}).log_softmax(-1)
+        expected = float((before - after)[found.decoder.token_id])
+        assert checked.effect == pytest.approx(expected, abs=2e-4)
+    assert found.sanity is not None
+
+
+def test_the_server_measures_by_reruns_and_shows_later_predictions_move(
+    with_blocks: SaeDecoderForCausalLM, session: Session
+) -> None:
+    bench = Workbench(session, max_tokens=64)
+    ids = bench.encode(PROMPT)
+    latents = with_blocks.features(torch.tensor([ids])).latents
+    logits = with_blocks.logits(latents)[0]
+    trace = bench.trace(ids)
+    assert [t.decoder[0].token_id for t in trace] == logits.argmax(-1).tolist()
+    place = len(ids) - 3
+    detail = bench.position(ids, place)
+    text = (latents, place)
+    before = logits[place].log_softmax(-1)
+    assert detail.token.token_id == int(before.argmax())
+    chosen = detail.features[0]
+    latent = chosen.ranked.latent
+    after = logits_with(with_blocks, text, {latent: 1.0}).log_softmax(-1)
+    assert chosen.effect == pytest.approx(float((before - after)[detail.token.token_id]), abs=2e-4)
+    found = bench.intervene(ids, place, latent, 0.0)
+    acts = latents.acts.clone()
+    acts[0, place] *= latents.indices[0, place] != latent
+    moved = with_blocks.logits(SparseLatents(acts, latents.indices))[0, place:].log_softmax(-1)
+    kept = logits[place:].log_softmax(-1)
+    expected = (kept.exp() * (kept - moved)).sum(-1).tolist()
+    assert found.decoder.moved == pytest.approx(expected, abs=2e-4)
+    assert len(found.decoder.moved) == 3
+    assert found.decoder.moved[2] > 0
+    assert all(bench.row_effects(latent, 3))

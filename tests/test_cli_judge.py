@@ -1,0 +1,78 @@
+"""Judging end to end on the debug run: export, fill in, score."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rldecoder.schemas import read_json
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG = ROOT / "configs" / "debug.yaml"
+
+
+def command(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "rldecoder.cli", "judge", *map(str, arguments)],
+        cwd=ROOT, capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_export_fill_in_and_score(debug_store: Path, tmp_path: Path) -> None:
+    out = tmp_path / "judging"
+    arguments = ("export", CONFIG, out, "--store", debug_store, "--pairs", 9)
+    result = command(*arguments)
+    assert result.returncode == 0, result.stderr
+    assert "9 pairs" in result.stdout
+    rows = [json.loads(line) for line in (out / "judge.jsonl").read_text("ascii").splitlines()]
+    key = read_json(out / "key.json")
+    assert len(rows) == len(key["items"]) == 9
+    for row in rows:
+        by_method = {
+            key["items"][row["id"]]["first"]: row["explanation_1"],
+        }
+        if "method_a" in by_method:
+            assert by_method["method_a"].startswith(("Active at", "No feature is active"))
+        else:
+            assert by_method["method_b"].startswith(("1. Feature #", "No single feature"))
+    again = command(*arguments)
+    assert again.returncode == 2
+    assert "not an empty folder" in " ".join(again.stderr.split())
+
+    judges = []
+    for name, answers in (("ann", ("1", "2", "tie")), ("ben", ("1", "1", "2"))):
+        judges.append(tmp_path / f"{name}.jsonl")
+        filled = [row | {"answer": answers[i % 3]} for i, row in enumerate(rows)]
+        judges[-1].write_text("\n".join(map(json.dumps, filled)), encoding="utf-8")
+    scores = tmp_path / "scores.json"
+    result = command("score", out / "key.json", *judges, "--result", scores)
+    assert result.returncode == 0, result.stderr
+    found = read_json(scores)
+    assert found["judges"] == ["ann", "ben"]
+    assert sum(found["answers"].values()) == 18
+    assert found["explainer"] == key["artifact"]
+    wins = [
+        {"1": float(first == "method_b"), "2": float(first == "method_a"), "tie": 0.5}[a]
+        for answers in (("1", "2", "tie"), ("1", "1", "2"))
+        for a, first in zip(
+            answers * 3, (key["items"][row["id"]]["first"] for row in rows), strict=True
+        )
+    ]
+    assert found["win_rate"]["mean"] == pytest.approx(sum(wins) / 18)
+    assert "Krippendorff" in result.stdout
+
+    judges[0].write_text(judges[0].read_text().replace("Active", "Passive"), encoding="utf-8")
+    spoilt = command("score", out / "key.json", *judges, "--result", scores)
+    assert spoilt.returncode == 2
+    assert "was edited" in " ".join(spoilt.stderr.split())
+    (tmp_path / "other").mkdir()
+    twin = tmp_path / "other" / "ben.jsonl"
+    twin.write_text(judges[1].read_text(), encoding="utf-8")
+    twice = command("score", out / "key.json", judges[1], twin, "--result", scores)
+    assert twice.returncode == 2
+    assert "same name" in " ".join(twice.stderr.split())

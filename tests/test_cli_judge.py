@@ -8,7 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from rldecoder.artifacts import ArtifactStore
+from rldecoder.cli_judge import export_pairs, score_files
+from rldecoder.config.run import load_run_config
+from rldecoder.errors import BadInputError
 from rldecoder.schemas import read_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -25,8 +30,7 @@ def command(*arguments: object) -> subprocess.CompletedProcess[str]:
 @pytest.mark.slow
 def test_export_fill_in_and_score(debug_store: Path, tmp_path: Path) -> None:
     out = tmp_path / "judging"
-    arguments = ("export", CONFIG, out, "--store", debug_store, "--pairs", 9)
-    result = command(*arguments)
+    result = command("export", CONFIG, out, "--store", debug_store, "--pairs", 9)
     assert result.returncode == 0, result.stderr
     assert "9 pairs" in result.stdout
     rows = [json.loads(line) for line in (out / "judge.jsonl").read_text("ascii").splitlines()]
@@ -40,9 +44,9 @@ def test_export_fill_in_and_score(debug_store: Path, tmp_path: Path) -> None:
             assert by_method["method_a"].startswith(("Active at", "No feature is active"))
         else:
             assert by_method["method_b"].startswith(("1. Feature #", "No single feature"))
-    again = command(*arguments)
-    assert again.returncode == 2
-    assert "not an empty folder" in " ".join(again.stderr.split())
+    loaded = load_run_config(CONFIG)
+    with pytest.raises(BadInputError, match="not an empty folder"):
+        export_pairs(loaded, ArtifactStore(debug_store), out, Console(), count=9, seed=0)
 
     judges = []
     for name, answers in (("ann", ("1", "2", "tie")), ("ben", ("1", "1", "2"))):
@@ -67,12 +71,12 @@ def test_export_fill_in_and_score(debug_store: Path, tmp_path: Path) -> None:
     assert "Krippendorff" in result.stdout
 
     judges[0].write_text(judges[0].read_text().replace("Active", "Passive"), encoding="utf-8")
-    spoilt = command("score", out / "key.json", *judges, "--result", scores)
-    assert spoilt.returncode == 2
-    assert "was edited" in " ".join(spoilt.stderr.split())
+    with pytest.raises(BadInputError, match="was edited"):
+        score_files(out / "key.json", judges, scores, Console())
     (tmp_path / "other").mkdir()
     twin = tmp_path / "other" / "ben.jsonl"
     twin.write_text(judges[1].read_text(), encoding="utf-8")
-    twice = command("score", out / "key.json", judges[1], twin, "--result", scores)
-    assert twice.returncode == 2
-    assert "same name" in " ".join(twice.stderr.split())
+    with pytest.raises(BadInputError, match="same name"):
+        score_files(out / "key.json", [judges[1], twin], scores, Console())
+    with pytest.raises(BadInputError, match="cannot be written"):
+        score_files(out / "key.json", judges[1:], tmp_path, Console())

@@ -118,11 +118,14 @@ def evaluate_explainer(
     readers = {METHOD_B: (ours, explainer), **{name: (c, None) for name, c in baselines.items()}}
     if ablation is not None:
         theirs = point(ablation, decoder, test)
-        claims = claims_of_method_b(ablation, theirs, test)
+        claims = claims_of_method_b(ablation, theirs, test, gated=False)
         readers[ABLATION] = (claims, ablation)
         result["ablation"] = {
             **compare_with_ablation(decoder, explainer, test, ours, claims, settings),
-            "reconstruction": evaluate_reconstruction(decoder, ablation, test, theirs, generator),
+            "abstention_with_gates": 1 - float(ablation.choose(theirs).any(-1).float().mean()),
+            "reconstruction": evaluate_reconstruction(
+                decoder, ablation, test, theirs, generator, gated=False
+            ),
         }
     result["simulatability"] = evaluate_simulatability(
         decoder,
@@ -202,7 +205,8 @@ def compare_with_ablation(
 ) -> dict[str, Any]:
     """Claims of the explainer that was trained without the regulariser, beside Method B's.
 
-    It claims what and as often as it likes; `method_b_ahead` compares precision where both claim.
+    It claims as many features as are worth it, since nothing taught its gates to close in the
+    right places; `method_b_ahead` compares precision where both claim.
     """
     said = theirs.mask.any(-1)
     result: dict[str, Any] = {
@@ -284,6 +288,8 @@ def evaluate_reconstruction(
     test: Pairs,
     pointers: Pointers,
     generator: torch.Generator,
+    *,
+    gated: bool = True,
 ) -> dict[str, dict[str, float]]:
     """How well effects of interventions are predicted from the claims alone.
 
@@ -293,7 +299,7 @@ def evaluate_reconstruction(
     than the claims).
     """
     unit = explainer.spec.effect_unit
-    claimed = explainer.choose(pointers).float()
+    claimed = explainer.choose(pointers, gated=gated).float()
     halved = random_removals(test.candidates.acts, test.removals.shape[1], generator, HALVED)
     kinds = {
         "removal": (test.removals, test.measured.joint),

@@ -136,14 +136,19 @@ class Explainer(nn.Module):
             slots.noise,
         )
 
-    def choose(self, pointers: Pointers) -> Tensor:
+    def choose(self, pointers: Pointers, *, gated: bool = True) -> Tensor:
         """Which candidates become claims: bool [B, C], at most `max_claims` a row.
 
         A claim needs an open gate, a rank among the first, and a predicted effect that chance
         does not explain. A position may have none.
+
+        Args:
+            gated: False takes every gate as open.
         """
         size = pointers.effects.abs()
-        allowed = (pointers.gates > 0.5) & (size > pointers.noise) & (size > self.spec.min_effect)
+        allowed = (size > pointers.noise) & (size > self.spec.min_effect)
+        if gated:
+            allowed &= pointers.gates > 0.5
         order = pointers.logits.masked_fill(~allowed, float("-inf")).argsort(-1, descending=True)
         rank = order.argsort(-1)
         return allowed & (rank < self.spec.max_claims)
@@ -310,7 +315,9 @@ def losses(
     effect = (error * slots.mask).sum() / slots.mask.sum().clamp_min(1)
     # Straight-through: the claims are hard choices, their gradient is the gates'. Strengths are
     # detached: they must stay what was measured, not become a code for the reconstructor.
-    hard = explainer.choose(pointers).float()
+    # Without the regulariser nothing pays for an open gate: the length term closes them all, and
+    # the reconstructor would have nothing to learn from. So there the gates have no say.
+    hard = explainer.choose(pointers, gated=regularised).float()
     claimed = hard + pointers.gates - pointers.gates.detach() if regularised else hard
     strengths = pointers.effects.detach() / unit
     predicted = explainer.reconstructor(claimed, strengths, removals, logprobs)

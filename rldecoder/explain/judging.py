@@ -12,7 +12,7 @@ import json
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import Field, ValidationError
@@ -22,8 +22,10 @@ from rldecoder import schemas
 from rldecoder.config.base import Config
 from rldecoder.errors import BadInputError, DamagedFileError
 from rldecoder.evals.statistics import bootstrap_mean_ci
-from rldecoder.explain.session import Explanation
 from rldecoder.explain.text import visible_text, visible_token
+
+if TYPE_CHECKING:
+    from rldecoder.explain.session import Explanation  # slow: counting answers needs no torch
 
 QUESTION = "Which explanation tells you more about why the model predicts this token: 1, 2 or tie?"
 SHOWN_CHARACTERS = 4000

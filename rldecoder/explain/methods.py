@@ -53,9 +53,15 @@ def point(explainer: Explainer, decoder: SaeDecoderForCausalLM, pairs: Pairs) ->
     return Pointers(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
-def claims_of_method_b(explainer: Explainer, pointers: Pointers, test: Pairs) -> ClaimSet:
-    """The explainer's claims; the strength is the predicted effect, nats."""
-    chosen = explainer.choose(pointers)
+def claims_of_method_b(
+    explainer: Explainer, pointers: Pointers, test: Pairs, *, gated: bool = True
+) -> ClaimSet:
+    """The explainer's claims; the strength is the predicted effect, nats.
+
+    Args:
+        gated: False takes every gate as open (the ablation; see `losses`).
+    """
+    chosen = explainer.choose(pointers, gated=gated)
     count = min(explainer.spec.max_claims, chosen.shape[1])
     order = pointers.logits.masked_fill(~chosen, float("-inf")).argsort(-1, descending=True)
     order = order[:, :count]

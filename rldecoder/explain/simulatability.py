@@ -8,8 +8,9 @@ gives the log odds of a change; for the other methods it is the effect that the 
 `sum_j share_j * strength_j` over the claimed features that the intervention hits. AUROC is the
 probability that an intervention that changes the token has a higher score than one that does not.
 
-p and the size of the intervention say much without any explanation. So each method is also read
-together with these two, by the same kind of reader: that comparison is about the claims alone.
+p and the size of the intervention say much without any explanation. So the effect that the claims
+of each method add up to is also read together with these two, by the same kind of reader for all
+(Method B's own has no part in it): that comparison is about the claims alone.
 
 Axes: N position, M intervention, K active latents, n claim.
 """
@@ -81,9 +82,9 @@ def evaluate_simulatability(
     """AUROC of every method for each kind of intervention and in total, compared with Method B.
 
     Positions where Method B claims nothing are left out for every method. Beside the plain scores
-    the table has `with_context`: the same score read together with what needs no explanation (log
-    p of the token, size of the intervention) by a logistic regression that is fitted to removals
-    at other positions (5 folds); `no_claims` reads that context alone.
+    the table has `with_context`: the summed effect of the claims, read together with what needs no
+    explanation (log p of the token, size of the intervention) by a logistic regression that is
+    fitted to removals at other positions (5 folds); `no_claims` reads that context alone.
 
     Args:
         train: donors of the swapped activations.
@@ -101,11 +102,13 @@ def evaluate_simulatability(
     shares = random_interventions(latents, donors, count, generator)
     outcomes = {kind: run_patched(decoder, places, shares[kind], candidates) for kind in KINDS}
     scores: dict[str, dict[str, FloatArray]] = {name: {} for name in methods}
+    summed: dict[str, dict[str, FloatArray]] = {name: {} for name in methods}
     for name, (claims, reader) in methods.items():
         mine = ClaimSet(*(column[said] for column in claims))
         for kind in KINDS:
             hit = hit_shares(latents, shares[kind], mine)
             scores[name][kind] = _flat(read_claims(hit, mine, candidates.logprobs, reader))
+            summed[name][kind] = _flat(read_claims(hit, mine, candidates.logprobs))
     groups = np.repeat(np.arange(len(latents.acts)), count)
     changed = {kind: outcomes[kind].changed.flatten().cpu().numpy() for kind in KINDS}
     context = {
@@ -115,7 +118,7 @@ def evaluate_simulatability(
         for kind in KINDS
     }
     read = {
-        name: _read_with_context(scores.get(name), context, changed, groups)
+        name: _read_with_context(summed.get(name), context, changed, groups)
         for name in (*methods, NO_CLAIMS)
     }
     for kind in (*KINDS, "all"):

@@ -23,7 +23,8 @@ class Learner:
 
         Args:
             regularised: whether the reconstruction error shapes the claims. Without it the
-                reconstructor learns to read them just the same, but nothing flows back.
+                reconstructor learns to read them just the same, but nothing flows back, and gates
+                have no say.
         """
         self.explainer = explainer
         self.config = config

@@ -70,7 +70,7 @@ def claims() -> dict[str, Any]:
         "reconstruction": {"removal": errors, "halving": errors},
         "ablation": {
             **{k: v for k, v in precision(0.62).items() if k != "effect_share"},
-            "reconstruction": ablated, "abstention": 0.1,
+            "reconstruction": ablated, "abstention": 0.1, "abstention_with_gates": 0.97,
             "method_b_ahead": {"difference": 0.19, "low": 0.1, "high": 0.3, "pvalue": 0.0123},
         },
         "simulatability": {
@@ -91,7 +91,7 @@ def test_precision_table_has_the_ablation_and_held_out_features(claims: dict[str
     assert rows[ABLATION_NAME][1] == "0.620"
     assert rows[ABLATION_NAME][-2:] == ["+0.190", "0.0123"]
     note = precision_note(claims)
-    for part in ("576 features", "60 claims", "77 % hold", "0.333", "6 of 6"):
+    for part in ("576 features", "60 claims", "77 % hold", "0.333", "97 %", "6 of 6"):
         assert part in note
 
 

@@ -64,6 +64,18 @@ def test_claims_below_the_noise_are_not_made(
     assert 0 < int(expected.sum()) < int((size > least).sum())
 
 
+def test_gates_close_claims_unless_they_have_no_say(
+    explainer: Explainer, decoder: SaeDecoderForCausalLM, pairs: dict[str, Pairs]
+) -> None:
+    pointers = explainer(slots_of(explainer, decoder, pairs["label"]))
+    pointers = pointers._replace(noise=torch.zeros_like(pointers.noise))
+    shut = pointers._replace(gates=torch.zeros_like(pointers.gates))
+    wide = pointers._replace(gates=torch.ones_like(pointers.gates))
+    assert not bool(explainer.choose(shut).any())
+    assert torch.equal(explainer.choose(shut, gated=False), explainer.choose(wide))
+    assert explainer.choose(wide).sum(-1).unique().tolist() == [3]
+
+
 def test_reconstructor_reads_the_claims_alone(explainer: Explainer) -> None:
     for layer in explainer.reconstructor.modules():
         if isinstance(layer, torch.nn.Linear):

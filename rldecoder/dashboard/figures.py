@@ -106,7 +106,7 @@ def line_plot(
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         if len(lines) > 1 or target is not None:
-            axes.legend()
+            axes.legend(loc="upper right")  # "best" looks at every point
         return drawing(figure)
 
 

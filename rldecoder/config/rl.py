@@ -60,6 +60,9 @@ class PpoSettings(Config):
     """Peak learning rate of the map from latents (Adam)."""
     blocks_lr: float = Field(default=1e-5, gt=0)
     """The same for the blocks of a decoder that has some."""
+    adam_eps: float = Field(default=1e-8, gt=0)
+    """Adam's eps for the decoder. Rows of rare latents have gradients from a token or two; with a
+    small eps they move by whole steps all the same."""
     critic_lr: float = Field(default=1e-3, gt=0)
     """Peak learning rate of the critic."""
     critic_width: int = Field(default=128, ge=1)

@@ -50,9 +50,10 @@ def make_learner(decoder: SaeDecoderForCausalLM, settings: PpoSettings, seed: in
     critic = Critic(decoder.config.d_model, settings.critic_width, seed).to(decoder.device)
     reference = copy.deepcopy(decoder).requires_grad_(False).eval()
     decoder.requires_grad_(True)
-    groups = [_group([decoder.W, decoder.b], settings.lr)]
+    eps = {"eps": settings.adam_eps}
+    groups = [_group([decoder.W, decoder.b], settings.lr) | eps]
     if decoder.blocks is not None:
-        groups.append(_group(decoder.blocks.parameters(), settings.blocks_lr))
+        groups.append(_group(decoder.blocks.parameters(), settings.blocks_lr) | eps)
     # Normalised returns have mean 0, so the output bias sees gradients of pure rounding noise,
     # which Adam's default eps of 1e-8 would turn into full steps.
     groups.append(_group(critic.parameters(), settings.critic_lr) | {"eps": 1e-5})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
@@ -16,6 +17,18 @@ class SparsityPhase(Config):
     """Optimiser steps that it lasts."""
     coefficient: float = Field(ge=0)
     """Weight of the L1 term against the mean squared error per element of scaled inputs."""
+
+
+class Retraining(Config):
+    """Training that goes on from a published SAE, with new directions for bad latents."""
+
+    sae: Path
+    """Folder of the SAE, `sae/` of a `train_sae` artifact (sae_lens layout)."""
+    clusters: Path | None = None
+    """`clusters.json` of the `cluster_features` artifact made over that SAE: latents that it flags
+    are resampled at the first step, whatever the architecture."""
+    reasons: tuple[Literal["dead", "ultra_dense", "label_failed"], ...] = ("dead", "ultra_dense")
+    """Flags that count."""
 
 
 class TrainSaeConfig(StageConfig):
@@ -96,6 +109,9 @@ class TrainSaeConfig(StageConfig):
     """`relu` only: sparsity coefficients in turn; the last one stays."""
     resample_every_steps: int = Field(1000, gt=0)
     """`relu` only: how often dead latents are given a new direction."""
+    retrain: Retraining | None = free(None)
+    """Start from a published SAE of the same architecture and sizes. Its content and the flagged
+    latents, not their places, are part of the stage's fingerprint."""
     eval_every_steps: int = Field(50, gt=0)
     """Steps between evaluations on the validation split; the best fvu is the one published."""
     eval_tokens: int = Field(8192, gt=1)

@@ -123,6 +123,7 @@ class SaeTrainer:
         self.tokens_since_fired = torch.zeros(spec.num_latents, dtype=torch.int64, device=device)
         self.best: dict[str, Tensor] = {}
         self.best_fvu, self.best_step = math.inf, -1
+        self._started, self._flagged = False, torch.empty(0, dtype=torch.int64)
 
     def step(self, raw: Tensor) -> StepResult:
         """Train on one batch of raw residuals [N, D]; every process of a group is given all of it.
@@ -131,8 +132,8 @@ class SaeTrainer:
             NumericalError: the loss or the gradient is NaN or infinite.
         """
         config, weights, index, group = self.config, self.weights, self.step_index, self.group
-        if index == 0 and self.log_threshold is not None and config.threshold_init is None:
-            self._start_thresholds(raw[:FIRST_TOKENS])
+        if index == 0:
+            self._begin(raw)
         x = group.slice(raw).to(weights.dec.device).float() * self.scale
 
         # Forward: reconstruction, and what keeps latents few or alive.
@@ -183,6 +184,43 @@ class SaeTrainer:
             revived=float(revived),
         )
 
+    @torch.no_grad()
+    def start_from(self, sae: Sae, flagged: Tensor) -> None:
+        """Take the weights of a published SAE; call it before the first step.
+
+        Args:
+            sae: of the same architecture and sizes, reading raw residuals.
+            flagged: [n] int64, latents that the first step points at badly reconstructed inputs.
+
+        Raises:
+            BadInputError: it is another kind of SAE, or has no such latent.
+        """
+        for name in ("architecture", "d_model", "num_latents", "k", "hook_layer"):
+            mine, theirs = getattr(self.spec, name), getattr(sae.spec, name)
+            if mine != theirs:
+                raise BadInputError(
+                    f"The SAE to go on from has {name} {theirs}, and {mine} is to be trained.",
+                    "Training can only go on with an SAE of the same kind.",
+                    "Correct `train_sae`, or `train_sae.retrain.sae`.",
+                )
+        if len(flagged) and int(flagged.max()) >= self.spec.num_latents:
+            raise BadInputError(
+                f"Latent {int(flagged.max())} is flagged, and there are {self.spec.num_latents}.",
+                "The flags belong to another SAE.",
+                "Correct `train_sae.retrain.clusters`.",
+            )
+        scaled = fold_input_scale(sae, 1 / self.scale).to(self.weights.dec.device)
+        for parameter, value in zip(
+            self.weights, (scaled.W_enc.T, scaled.b_enc, scaled.W_dec, scaled.b_dec), strict=True
+        ):
+            parameter.copy_(value)
+        if sae.spec.architecture == "jumprelu":
+            if self.log_threshold is not None:
+                self.log_threshold.copy_(scaled.threshold.log())
+            self.batch_threshold = float(scaled.threshold.mean())
+        self._started = True
+        self._flagged = flagged
+
     @property
     def dead_fraction(self) -> float:
         """Share of latents that have not fired for `dead_after_tokens` training tokens."""
@@ -216,6 +254,14 @@ class SaeTrainer:
             return aux, config.auxk_coefficient
         return x.new_zeros(()), 0.0
 
+    def _begin(self, raw: Tensor) -> None:
+        """What the first batch [N, D] decides before the first step."""
+        new = self.log_threshold is not None and self.config.threshold_init is None
+        if new and not self._started:
+            self._start_thresholds(raw[:FIRST_TOKENS])
+        if len(self._flagged):
+            self._resample(raw, self._flagged.to(self.weights.dec.device))
+
     @torch.no_grad()
     def _start_thresholds(self, raw: Tensor) -> None:
         """Each latent's threshold where it fires on k / num_latents of some tokens [N, D]."""
@@ -244,7 +290,9 @@ class SaeTrainer:
     def _resample(self, raw: Tensor, dead: Tensor) -> int:
         """Revive dead latents; every process sees the whole batch, and so does the same."""
         x = raw.to(self.weights.dec.device).float() * self.scale
-        recon = autoencode(x, self.weights, self.rule, None, self.matmul_dtype).levels[:, -1]
+        recon = autoencode(
+            x, self.weights, self.rule, self.log_threshold, self.matmul_dtype
+        ).levels[:, -1]
         generator = torch_generator(self.seed, "resample", self.step_index)
         revived = resample_dead(self.weights, self.optimizer, dead, x, recon, generator)
         self.tokens_since_fired[dead[:revived]] = 0

@@ -17,12 +17,15 @@ from rldecoder.config.interp import LabelFeaturesConfig
 from rldecoder.config.llm import FROZEN, LocalModel
 from rldecoder.config.model import RANDOM, SyncTokenizerConfig
 from rldecoder.config.rl import TrainPpoConfig
+from rldecoder.config.sae import TrainSaeConfig
 from rldecoder.config.tasks import FileTask
 from rldecoder.data import sources
 from rldecoder.errors import BadInputError
 from rldecoder.interp.llm.prompts import prompts_digest
 from rldecoder.lm.model_sources import locate
 from rldecoder.lm.registry import choose_model
+
+SAE_FILES = ("cfg.json", "sae_weights.safetensors")
 
 
 def sync_tokenizer(config: SyncTokenizerConfig) -> dict[str, str]:
@@ -80,6 +83,29 @@ def label_features(config: LabelFeaturesConfig) -> dict[str, str]:
                 )
                 out[role] = hash_json(locate(choice.sources).identity)
     return out
+
+
+def train_sae(config: TrainSaeConfig) -> dict[str, str]:
+    """The content of the SAE that training goes on from, and of the flags over it.
+
+    Raises:
+        BadInputError: a file is missing.
+    """
+    if config.retrain is None:
+        return {}
+    files = {f"retrain_{name}": config.retrain.sae / name for name in SAE_FILES}
+    if config.retrain.clusters is not None:
+        files["retrain_clusters"] = config.retrain.clusters
+    for path in files.values():
+        if not path.is_file():
+            raise BadInputError(
+                f"{path} does not exist.",
+                "`train_sae.retrain` names an SAE to go on from, and what was found out about it.",
+                "Correct the paths: sae/ of a train_sae artifact, clusters.json of a "
+                "cluster_features one.",
+            )
+    found = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()}
+    return found | {"retrain_reasons": ",".join(sorted(config.retrain.reasons))}
 
 
 def train_ppo(config: TrainPpoConfig) -> dict[str, str]:

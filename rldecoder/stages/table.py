@@ -56,7 +56,14 @@ STAGES: tuple[Stage, ...] = (
     _stage("sweep_sae", "sweep", 2, ("sync_tokenizer", "ingest"), "prepare"),
     _stage("frontier", "frontier", 2, ("sync_tokenizer", "ingest", "sweep_sae"), "prepare"),
     _stage("cache_activations", "activations", 2, ("sync_tokenizer", "ingest"), "features"),
-    _stage("train_sae", "sae", 3, ("sync_tokenizer", "ingest", "cache_activations"), "features"),
+    _stage(
+        "train_sae",
+        "sae",
+        3,
+        ("sync_tokenizer", "ingest", "cache_activations"),
+        "features",
+        fingerprint=fingerprints.train_sae,
+    ),
     _stage(
         "gate_sae",
         "qa_report",

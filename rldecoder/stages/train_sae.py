@@ -17,18 +17,20 @@ import torch
 from torch import Tensor
 
 from rldecoder.checkpoints import Checkpoints
-from rldecoder.config.sae import TrainSaeConfig
+from rldecoder.config.sae import Retraining, TrainSaeConfig
 from rldecoder.curves import Curves
 from rldecoder.data.activation_reader import ActivationReader, ShuffledActivations
 from rldecoder.data.activations import read_meta
 from rldecoder.data.forward import ActivationPass
 from rldecoder.data.shards import read_tokens
 from rldecoder.data.streaming import StreamedActivations
+from rldecoder.errors import DamagedFileError
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.sae.drift import DriftWatch
+from rldecoder.sae.model import Sae
 from rldecoder.sae.parallel import Group, peers
 from rldecoder.sae.training import SaeTrainer, StepResult, input_statistics, published_spec
-from rldecoder.schemas import write_json
+from rldecoder.schemas import read_json, write_json
 from rldecoder.seeds import derive_seed, seed_everything
 from rldecoder.stages.context import (
     InputArtifact,
@@ -87,6 +89,12 @@ class _Training:
         self.trainer = SaeTrainer(
             spec, config, self.num_steps, statistics, ctx.seed, ctx.device, group
         )
+        if config.retrain is not None:
+            flagged = flagged_latents(config.retrain)
+            self.trainer.start_from(Sae.load(config.retrain.sae), flagged)
+            ctx.report.note(
+                f"train_sae goes on from {config.retrain.sae}; {len(flagged)} resampled"
+            )
         self.watch, self.curves = DriftWatch(config), Curves()
         self.checkpoints = Checkpoints(ctx.progress / "train_sae")
         self.position = Position(0, 0)
@@ -182,6 +190,26 @@ class Position(NamedTuple):
 
     epoch: int
     batch: int
+
+
+def flagged_latents(retrain: Retraining) -> Tensor:
+    """[n] int64: latents that `cluster_features` flagged for one of the chosen reasons.
+
+    Raises:
+        DamagedFileError: the file is no clusters.json.
+    """
+    if retrain.clusters is None:
+        return torch.empty(0, dtype=torch.long)
+    try:
+        rows = read_json(retrain.clusters)["flagged"]
+        chosen = [row["latent"] for row in rows if set(row["reasons"]) & set(retrain.reasons)]
+    except (KeyError, TypeError) as error:
+        raise DamagedFileError(
+            f"{retrain.clusters} does not say which latents are flagged.",
+            f"It has no {error}.",
+            "Name clusters.json of a `cluster_features` artifact.",
+        ) from error
+    return torch.tensor(sorted(chosen), dtype=torch.long)
 
 
 def open_train_split(

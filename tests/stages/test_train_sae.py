@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from rldecoder.config.sae import TrainSaeConfig
 from rldecoder.curves import read_curves
 from rldecoder.data.activations import ActivationMeta, ActivationWriter
-from rldecoder.errors import BadInputError
+from rldecoder.errors import BadInputError, DamagedFileError
 from rldecoder.sae.model import Sae
 from rldecoder.stages.context import InputArtifact, SilentReporter, StageContext
 from rldecoder.stages.table import stage_named
@@ -176,6 +176,72 @@ def test_bad_input_is_refused_before_training(
 def test_contradictory_settings_are_refused(change: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         TrainSaeConfig.model_validate(change)
+
+
+def retrained(
+    folder: Path, flagged: dict[int, list[str]], reasons: tuple[str, ...] = ("dead",)
+) -> TrainSaeConfig:
+    """One step that hardly moves anything, from the SAE published in `folder`."""
+    clusters = folder / "clusters.json"
+    rows = [{"latent": latent, "reasons": why} for latent, why in flagged.items()]
+    clusters.write_text(json.dumps({"flagged": rows}))
+    retrain = {"sae": folder / "sae", "clusters": clusters, "reasons": reasons}
+    changes = {"budget_tokens": 128, "lr": 1e-9, "lr_final": 1e-9, "retrain": retrain}
+    return TrainSaeConfig.model_validate(CONFIG.model_dump() | changes)
+
+
+@pytest.mark.parametrize("architecture", ["topk", "batchtopk", "jumprelu", "relu"])
+def test_retraining_goes_on_from_an_sae_and_resamples_what_was_flagged(
+    architecture: str, inputs: Mapping[str, InputArtifact], context: Context
+) -> None:
+    config = CONFIG.model_copy(update={"architecture": architecture})
+    first = context("first")
+    STAGE.run(inputs, config, first)
+    old = Sae.load(first.out / "sae")
+    flags = {3: ["dead"], 7: ["label_failed"], 9: ["ultra_dense", "dead"]}
+    again = retrained(first.out, flags).model_copy(update={"architecture": architecture})
+    second = context("second")
+    STAGE.run(inputs, again, second)
+    new = Sae.load(second.out / "sae")
+    same = torch.ones(old.num_latents, dtype=torch.bool)
+    same[[3, 9]] = False
+    torch.testing.assert_close(new.W_dec[same], old.W_dec[same], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(new.W_enc[:, same], old.W_enc[:, same], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(new.b_dec, old.b_dec, atol=1e-3, rtol=1e-3)
+    assert not torch.allclose(new.W_dec[3], old.W_dec[3], atol=1e-2)
+    assert not torch.allclose(new.W_dec[9], old.W_dec[9], atol=1e-2)
+
+
+def test_retraining_is_fingerprinted_by_content(
+    inputs: Mapping[str, InputArtifact], context: Context, tmp_path: Path
+) -> None:
+    first = context("first")
+    STAGE.run(inputs, CONFIG.model_copy(update={"budget_tokens": 256}), first)
+    config = retrained(first.out, {3: ["dead"]})
+    before = STAGE.fingerprint(config)
+    assert before == STAGE.fingerprint(config)
+    assert STAGE.fingerprint(CONFIG) == {}
+    assert before != STAGE.fingerprint(retrained(first.out, {3: ["dead"]}, ("label_failed",)))
+    assert before != STAGE.fingerprint(retrained(first.out, {4: ["dead"]}))
+    (first.out / "clusters.json").unlink()
+    with pytest.raises(BadInputError, match=r"clusters\.json does not exist"):
+        STAGE.fingerprint(config)
+
+
+def test_retraining_from_another_kind_of_sae_is_refused(
+    inputs: Mapping[str, InputArtifact], context: Context
+) -> None:
+    first = context("first")
+    STAGE.run(inputs, CONFIG.model_copy(update={"budget_tokens": 256}), first)
+    other = retrained(first.out, {}).model_copy(update={"k": 5})
+    with pytest.raises(BadInputError, match="has k 4, and 5 is to be trained"):
+        STAGE.run(inputs, other, context("second"))
+    with pytest.raises(BadInputError, match="Latent 1000 is flagged"):
+        STAGE.run(inputs, retrained(first.out, {1000: ["dead"]}), context("third"))
+    config = retrained(first.out, {})
+    (first.out / "clusters.json").write_text("{}")
+    with pytest.raises(DamagedFileError, match="which latents are flagged"):
+        STAGE.run(inputs, config, context("fourth"))
 
 
 def test_checkpoint_interval_is_not_in_the_digest() -> None:

@@ -93,7 +93,7 @@ class _Training:
             flagged = flagged_latents(config.retrain)
             self.trainer.start_from(Sae.load(config.retrain.sae), flagged)
             ctx.report.note(
-                f"train_sae goes on from {config.retrain.sae}; {len(flagged)} resampled"
+                f"train_sae starts from {config.retrain.sae}; {len(flagged)} latents resampled"
             )
         self.watch, self.curves = DriftWatch(config), Curves()
         self.checkpoints = Checkpoints(ctx.progress / "train_sae")

@@ -12,7 +12,7 @@ from rich.markup import escape
 
 from rldecoder.artifacts import ArtifactStore
 from rldecoder.config.run import RunConfig
-from rldecoder.errors import BadInputError
+from rldecoder.errors import BadInputError, require_empty
 
 NEEDED = (
     "sync_tokenizer", "ingest", "cache_activations", "train_sae", "freeze_decoder",
@@ -45,12 +45,7 @@ def export_features(
     Raises:
         BadInputError: the run has no labels yet, or `out` holds something already.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise BadInputError(
-            f"{out} is not an empty folder.",
-            "Files of an earlier export would be mixed with the new ones.",
-            "Name a folder that does not exist yet.",
-        )
+    require_empty(out, "Files of an earlier export would be mixed with the new ones.")
     if tool is Tool.NEURONPEDIA and names.author_id is None:
         raise BadInputError(
             "Neuronpedia files name the account that imports them.",

@@ -12,7 +12,7 @@ from rich.table import Table
 from rldecoder import schemas
 from rldecoder.artifacts import ArtifactStore
 from rldecoder.config.run import RunConfig
-from rldecoder.errors import BadInputError
+from rldecoder.errors import BadInputError, require_empty
 
 BLIND_FILE = "judge.jsonl"
 KEY_FILE = "key.json"
@@ -35,12 +35,7 @@ def export_pairs(
     Raises:
         BadInputError: the run has no explainer yet, or `out` holds something already.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise BadInputError(
-            f"{out} is not an empty folder.",
-            "A new key would not fit files that judges already have.",
-            "Name a folder that does not exist yet.",
-        )
+    require_empty(out, "A new key would not fit files that judges already have.")
     from rldecoder.cli_show import explain_inputs, open_session
     from rldecoder.runner import plan, read_input
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 EXIT_DONE = 0
 EXIT_GATE_FAILED = 1
 EXIT_BAD_INPUT = 2
@@ -61,3 +63,19 @@ class InterruptedRunError(RlDecoderError):
     """The run was stopped by the user; checkpoints are kept and a rerun resumes."""
 
     exit_code = EXIT_INTERRUPTED
+
+
+def require_empty(folder: Path, why: str) -> None:
+    """Refuse to write into a folder that holds something already.
+
+    Args:
+        folder: need not exist.
+        why: what would go wrong.
+
+    Raises:
+        BadInputError: it is a file, or not empty.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise BadInputError(
+            f"{folder} is not an empty folder.", why, "Name a folder that does not exist yet."
+        )

@@ -57,10 +57,6 @@ class Places(NamedTuple):
             past = past._replace(sequence=past.sequence[chosen], position=past.position[chosen])
         return Places(SparseLatents(acts[chosen], indices[chosen]), past)
 
-    def of_latents(self, latents: SparseLatents) -> Places:
-        """The same places with their active latents in another order, or fewer of them."""
-        return Places(latents, self.past)
-
 
 def at_once(
     decoder: SaeDecoderForCausalLM, places: Places, size: int

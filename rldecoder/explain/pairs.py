@@ -172,7 +172,7 @@ def join_positions(parts: Sequence[Positions]) -> Positions:
         torch.cat([part.pos for part in parts]),
         torch.cat([part.context_token for part in parts]),
         join_latents([part.latents for part in parts]),
-        join_pasts(pasts) if pasts else None,
+        join_pasts(pasts) if len(pasts) == len(parts) else None,
     )
 
 

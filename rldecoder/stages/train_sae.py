@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from rldecoder.artifacts import MANIFEST
 from rldecoder.checkpoints import Checkpoints
 from rldecoder.config.sae import Retraining, TrainSaeConfig
 from rldecoder.curves import Curves
@@ -24,7 +25,7 @@ from rldecoder.data.activations import read_meta
 from rldecoder.data.forward import ActivationPass
 from rldecoder.data.shards import read_tokens
 from rldecoder.data.streaming import StreamedActivations
-from rldecoder.errors import DamagedFileError
+from rldecoder.errors import BadInputError, DamagedFileError
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.sae.drift import DriftWatch
 from rldecoder.sae.model import Sae
@@ -197,11 +198,13 @@ def flagged_latents(retrain: Retraining) -> Tensor:
 
     Raises:
         DamagedFileError: the file is no clusters.json.
+        BadInputError: it is of another SAE than the published one that is named.
     """
     if retrain.clusters is None:
         return torch.empty(0, dtype=torch.long)
     try:
-        rows = read_json(retrain.clusters)["flagged"]
+        found = read_json(retrain.clusters)
+        rows, of = found["flagged"], found["sae_digest"]
         chosen = [row["latent"] for row in rows if set(row["reasons"]) & set(retrain.reasons)]
     except (KeyError, TypeError) as error:
         raise DamagedFileError(
@@ -209,6 +212,13 @@ def flagged_latents(retrain: Retraining) -> Tensor:
             f"It has no {error}.",
             "Name clusters.json of a `cluster_features` artifact.",
         ) from error
+    artifact = retrain.sae.resolve().parent  # named by its digest, if it is one
+    if (artifact / MANIFEST).is_file() and artifact.name != of:
+        raise BadInputError(
+            f"{retrain.clusters} flags latents of the SAE {of}.",
+            f"Training is to go on from {artifact.name}, whose latents are others.",
+            "Name clusters.json of a `cluster_features` artifact made over that SAE.",
+        )
     return torch.tensor(sorted(chosen), dtype=torch.long)
 
 

@@ -184,7 +184,7 @@ def retrained(
     """One step that hardly moves anything, from the SAE published in `folder`."""
     clusters = folder / "clusters.json"
     rows = [{"latent": latent, "reasons": why} for latent, why in flagged.items()]
-    clusters.write_text(json.dumps({"flagged": rows}))
+    clusters.write_text(json.dumps({"sae_digest": "of-another", "flagged": rows}))
     retrain = {"sae": folder / "sae", "clusters": clusters, "reasons": reasons}
     changes = {"budget_tokens": 128, "lr": 1e-9, "lr_final": 1e-9, "retrain": retrain}
     return TrainSaeConfig.model_validate(CONFIG.model_dump() | changes)
@@ -239,6 +239,9 @@ def test_retraining_from_another_kind_of_sae_is_refused(
     with pytest.raises(BadInputError, match="Latent 1000 is flagged"):
         STAGE.run(inputs, retrained(first.out, {1000: ["dead"]}), context("third"))
     config = retrained(first.out, {})
+    (first.out / "manifest.json").write_text("{}")  # as in a store: the folder's name is a digest
+    with pytest.raises(BadInputError, match="flags latents of the SAE of-another"):
+        STAGE.run(inputs, config, context("fifth"))
     (first.out / "clusters.json").write_text("{}")
     with pytest.raises(DamagedFileError, match="which latents are flagged"):
         STAGE.run(inputs, config, context("fourth"))

@@ -187,6 +187,15 @@ class ClusterFeaturesConfig(StageConfig):
     num_probe_tokens: int = Field(default=512, ge=2)
     """Vocabulary entries whose logits make up a fingerprint: half the most frequent of the text,
     half drawn from the rest."""
+    absorption_strength: float = Field(default=0.4, gt=0)
+    """A latent stands in for one that is silent although its label holds, if it writes at least
+    this much of what the silent one usually writes, along its direction."""
+    absorption_cosine: float = Field(default=0.1, ge=-1, le=1)
+    """And if their SAE decoder rows are at least this alike."""
+    absorption_cells: int = Field(default=5, ge=1)
+    """Tokens on which it must stand in to be linked."""
+    absorption_share: float = Field(default=0.05, ge=0, le=1)
+    """And the share of the tokens where the label holds and its latent is silent."""
     ultra_dense: float = Field(default=0.1, gt=0, le=1)
     """A latent that fires on a larger share of tokens is flagged."""
     batch_tokens: int = free(4096, ge=1)

@@ -61,8 +61,8 @@ class PpoSettings(Config):
     blocks_lr: float = Field(default=1e-5, gt=0)
     """The same for the blocks of a decoder that has some."""
     adam_eps: float = Field(default=1e-8, gt=0)
-    """Adam's eps for the decoder. Rows of rare latents have gradients from a token or two; with a
-    small eps they move by whole steps all the same."""
+    """Adam's eps for the map from latents. Rows of rare latents have gradients from a token or two;
+    with a small eps they move by whole steps all the same."""
     critic_lr: float = Field(default=1e-3, gt=0)
     """Peak learning rate of the critic."""
     critic_width: int = Field(default=128, ge=1)
@@ -71,6 +71,10 @@ class PpoSettings(Config):
     """Optimiser steps of linear warm-up, at most a tenth of all; then linear decay to 0."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradient clip, of decoder and critic separately."""
+    interpolation: float = Field(default=1.0, gt=0, le=1)
+    """Where the published weights lie on the line from the supervised decoder (0) to the end of
+    training (1); of the trained controls too. Short of the end, held-out KL falls sooner than the
+    task score: much of the way is noise of the optimiser."""
     temperature: float = Field(default=1.0, gt=0)
     """Of sampling, and therefore of scoring too."""
     matmul_precision: Literal["highest", "high", "medium"] = "medium"

@@ -40,6 +40,7 @@ def build_figures(
         "density": _density(inputs["gate_sae"]),
         "tasks": _tasks(tasks),
         "mass": _mass(interpretability["importance_mass"]),
+        "top10_mass": _top10_mass(interpretability["importance_mass"]),
         "calibration": FigureEntry(
             figures.reliability_plot(label_controls["calibration"]["test"]["bins"]),
             "Is the confidence honest?",
@@ -249,6 +250,25 @@ def _mass(mass: Mapping[str, Any]) -> FigureEntry | None:
         ),
         "Importance mass.",
         "The SAE’s error term counts in the whole for the frozen model.",
+    )
+
+
+def _top10_mass(mass: Mapping[str, Any]) -> FigureEntry | None:
+    groups: dict[str, list[Bar]] = {"frozen model": [], "decoder": []}
+    for domain, by_target in mass.items():
+        for target, name in zip(("frozen", "decoder"), groups, strict=True):
+            top = by_target.get(target, {}).get("top_k")
+            if top is not None and "10" in top:
+                share = top["10"]["per_position"]
+                groups[name].append(Bar(domain, share["value"], share["low"], share["high"]))
+    if not any(groups.values()):
+        return None
+    return FigureEntry(
+        figures.interval_plot(
+            groups, x_label="share of all importance, with 95 % interval", target=0.3
+        ),
+        "The ten largest.",
+        "Importance mass of the ten most important features of a position.",
     )
 
 

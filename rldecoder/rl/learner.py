@@ -50,15 +50,26 @@ def make_learner(decoder: SaeDecoderForCausalLM, settings: PpoSettings, seed: in
     critic = Critic(decoder.config.d_model, settings.critic_width, seed).to(decoder.device)
     reference = copy.deepcopy(decoder).requires_grad_(False).eval()
     decoder.requires_grad_(True)
-    eps = {"eps": settings.adam_eps}
-    groups = [_group([decoder.W, decoder.b], settings.lr) | eps]
+    groups = [_group([decoder.W, decoder.b], settings.lr) | {"eps": settings.adam_eps}]
     if decoder.blocks is not None:
-        groups.append(_group(decoder.blocks.parameters(), settings.blocks_lr) | eps)
+        groups.append(_group(decoder.blocks.parameters(), settings.blocks_lr))
     # Normalised returns have mean 0, so the output bias sees gradients of pure rounding noise,
     # which Adam's default eps of 1e-8 would turn into full steps.
     groups.append(_group(critic.parameters(), settings.critic_lr) | {"eps": 1e-5})
     optimizer = torch.optim.Adam(groups)
     return Learner(decoder, critic, optimizer, core.ReturnNormaliser(), reference)
+
+
+@torch.no_grad()
+def interpolate(learner: Learner, share: float) -> None:
+    """Move the decoder onto the line from its reference (share 0) to its present weights (1).
+
+    Interpolation with the start of fine-tuning: Wortsman et al. 2022 (arXiv 2109.01903); of
+    policies with the one they were regularised to: Rame et al. 2024 (arXiv 2406.16768).
+    """
+    starts = learner.reference.parameters()
+    for parameter, start in zip(learner.decoder.parameters(), starts, strict=True):
+        parameter.copy_(start.lerp(parameter, share))
 
 
 def _group(parameters: Iterable[nn.Parameter], peak: float) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from rldecoder.lm.quiet import quiet_transformers
 from rldecoder.rl import core
 from rldecoder.rl.collapse import CollapseWatch
 from rldecoder.rl.evaluation import EVALUATIONS, Evaluator
-from rldecoder.rl.learner import Plan, PpoStep, make_learner
+from rldecoder.rl.learner import Plan, PpoStep, interpolate, make_learner
 from rldecoder.rl.replay import Replay
 from rldecoder.rl.rewards import RandomReward, WeightedReward, decoder_rewards
 from rldecoder.rl.rollout import DecoderSampler
@@ -194,6 +194,8 @@ class Session:
         if warning is not None and self.kind == "trained":
             self.watcher.alert(f"{self.name}: {warning}")
         self._stop_if(self.watch.after_step(metrics))
+        if self.done == self.total_steps and self.stopped is None:
+            interpolate(self.learner, self.settings.interpolation)
         ends_stage = self.done == self.total_steps or self._stage_of(self.done) != stage
         if self.evaluator is not None and (
             ends_stage or self.done % self.config.eval_every_steps == 0

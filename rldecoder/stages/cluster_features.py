@@ -1,5 +1,6 @@
-"""Find near-duplicates among the labelled latents, merge what ablation confirms, flag bad ones; and
-put the labels in the order in which people should review them, one of each cluster first."""
+"""Near-duplicates among the labelled latents, merged where ablation confirms; latents that absorb
+what others mean; flags of bad ones; and the order in which people should review the labels, one of
+each cluster first."""
 
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ from rldecoder.config.interp import ClusterFeaturesConfig
 from rldecoder.data.activation_reader import ActivationReader
 from rldecoder.decoder.loading import load_decoder
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
+from rldecoder.interp.absorption import LINKS, Limits, Link, absorption_links
 from rldecoder.interp.clusters import (
     PAIRS,
     HeldOutRows,
@@ -37,18 +39,22 @@ from rldecoder.sae.model import Sae, SparseLatents
 from rldecoder.seeds import derive_seed, seed_everything
 from rldecoder.stages.context import InputArtifact, Scalar, StageContext, StageOutput
 
+BoolArray = NDArray[np.bool_]
+
 
 class Tested(NamedTuple):
     """Pairs with at least one vote, as columns of PAIRS, and those that agree under ablation."""
 
     columns: dict[str, list[Any]]
     agreeing: set[frozenset[int]]
+    fingerprint_of: dict[int, NDArray[np.float64]]
+    """Of the latents of tested pairs and of absorption links."""
 
 
 def run(
     inputs: Mapping[str, InputArtifact], config: ClusterFeaturesConfig, ctx: StageContext
 ) -> StageOutput:
-    """Write clusters.json, pairs.parquet, and review_queue.json."""
+    """Write clusters.json, pairs.parquet, absorption.parquet and review_queue.json."""
     seed_everything(ctx.seed)
     labels = FeatureLabels.load(inputs["label_features"].path)
     latents = np.array([feature.latent for feature in labels.features], np.int64)
@@ -66,9 +72,11 @@ def run(
             batch_tokens=config.batch_tokens,
         )
         bar.advance(note="text read")
-        alike = _compare(labels, split, sae, vocabulary, config)
+        held = _where_predicates_hold(labels, split, vocabulary)
+        alike = _compare(labels, split, sae, held, config)
+        links = _absorption(labels, split, sae, held, config)
         bar.advance(note="compared")
-        tested = _test_pairs(latents, alike, config, decoder, split, reader, ctx.seed)
+        tested = _test_pairs(latents, alike, links, config, decoder, split, reader, ctx.seed)
         bar.advance(note="ablated")
     clusters = merge(latents.tolist(), tested.agreeing)
     representative = {m: rep for rep, members in clusters.items() for m in members}
@@ -77,7 +85,8 @@ def run(
         for a, b in zip(tested.columns["latent_a"], tested.columns["latent_b"], strict=True)
     ]
     schemas.write_parquet(ctx.out / "pairs.parquet", tested.columns, PAIRS)
-    result = _result(labels, clusters, split, config)
+    _write_links(links, tested.fingerprint_of, ctx)
+    result = _result(labels, clusters, links, split, config)
     schemas.write_json(ctx.out / "clusters.json", result)
     make_queue(labels, representative, derive_seed(ctx.seed, "audit")).save(ctx.out)
     metrics: dict[str, Scalar] = {
@@ -87,6 +96,8 @@ def run(
         "pairs_with_votes": len(tested.columns["latent_a"]),
         "pairs_tested": sum(cosine is not None for cosine in tested.columns["fingerprint_cosine"]),
         "pairs_agreeing": len(tested.agreeing),
+        "absorption_links": len(links),
+        "absorbed_latents": len({link.general for link in links}),
         "dead_latents": result["counts"]["dead"],
         "ultra_dense_latents": result["counts"]["ultra_dense"],
         "label_failed_latents": result["counts"]["label_failed"],
@@ -94,27 +105,69 @@ def run(
     return StageOutput(metrics)
 
 
+def _where_predicates_hold(
+    labels: FeatureLabels, split: SplitFirings, vocabulary: Vocabulary
+) -> list[BoolArray | None]:
+    """For each labelled latent the valid cells [cells] where its predicate holds, if it has one."""
+    valid = split.grid.valid.reshape(-1)
+    held: list[BoolArray | None] = []
+    for feature in labels.features:
+        cells = None
+        if feature.predicate is not None:
+            cells = evaluate(feature.predicate, split.grid.tokens, vocabulary).reshape(-1) & valid
+        held.append(cells)
+    return held
+
+
+def _absorption(
+    labels: FeatureLabels,
+    split: SplitFirings,
+    sae: Sae,
+    held: list[BoolArray | None],
+    config: ClusterFeaturesConfig,
+) -> list[Link]:
+    """Which latents absorb what the labelled ones mean, on the valid cells."""
+    limits = Limits(
+        config.absorption_strength,
+        config.absorption_cosine,
+        config.absorption_cells,
+        config.absorption_share,
+    )
+    labelled = [
+        (feature.latent, cells)
+        for feature, cells in zip(labels.features, held, strict=True)
+        if cells is not None
+    ]
+    directions = sae.W_dec.detach().double().cpu().numpy()
+    return absorption_links(labelled, split.firings.matrix, directions, limits)
+
+
+def _write_links(
+    links: list[Link], fingerprint_of: dict[int, NDArray[np.float64]], ctx: StageContext
+) -> None:
+    columns: dict[str, list[Any]] = {name: [] for name in LINKS.names}
+    for link in links:
+        first, second = fingerprint_of.get(link.general), fingerprint_of.get(link.special)
+        row = {**link._asdict(), "fingerprint_cosine": fingerprint_cosine(first, second)}
+        for name, value in row.items():
+            columns[name].append(value)
+    schemas.write_parquet(ctx.out / "absorption.parquet", columns, LINKS)
+
+
 def _compare(
     labels: FeatureLabels,
     split: SplitFirings,
     sae: Sae,
-    vocabulary: Vocabulary,
+    held: list[BoolArray | None],
     config: ClusterFeaturesConfig,
 ) -> Likeness:
     """Likeness of all pairs of labelled latents on the valid cells."""
-    valid = split.grid.valid.reshape(-1)
-    masks: list[NDArray[np.bool_] | None] = []
-    for feature in labels.features:
-        held = None
-        if feature.predicate is not None:
-            held = evaluate(feature.predicate, split.grid.tokens, vocabulary).reshape(-1) & valid
-        masks.append(held)
     latents = np.array([feature.latent for feature in labels.features], np.int64)
     directions = sae.W_dec[torch.as_tensor(latents)].double().cpu().numpy()
     # `split` keeps all latents, so a latent's row is its id.
     acts = split.firings.matrix[latents]
     embedded = None if config.label_embedding == "none" else _embedded(labels)
-    return likeness(directions, acts, int(valid.sum()), masks, embedded)
+    return likeness(directions, acts, int(split.grid.valid.sum()), held, embedded)
 
 
 def _embedded(labels: FeatureLabels) -> NDArray[np.float64]:
@@ -138,13 +191,14 @@ def _embedded(labels: FeatureLabels) -> NDArray[np.float64]:
 def _test_pairs(
     latents: NDArray[np.int64],
     alike: Likeness,
+    links: list[Link],
     config: ClusterFeaturesConfig,
     decoder: SaeDecoderForCausalLM,
     split: SplitFirings,
     reader: ActivationReader,
     seed: int,
 ) -> Tested:
-    """Ablate the latents of pairs with enough votes and compare what happens."""
+    """Ablate the latents of pairs with enough votes, and of links, and compare what happens."""
     limits = Thresholds(
         config.decoder_cosine,
         config.jaccard,
@@ -157,14 +211,15 @@ def _test_pairs(
     votes = np.triu(alike.votes(limits), k=1)
     first, second = np.nonzero(votes)
     enough = votes[first, second] >= limits.min_votes
-    wanted = np.unique(latents[np.concatenate([first[enough], second[enough]])]).tolist()
+    wanted = set(latents[np.concatenate([first[enough], second[enough]])].tolist())
+    wanted |= {latent for link in links for latent in (link.general, link.special)}
     probes = _probes(split, decoder.config.vocab_size, config.num_probe_tokens, seed)
-    found = {}
+    found: dict[int, NDArray[np.float64]] = {}
     if wanted:
         found = fingerprints(
             decoder,
             _encode(reader, decoder.frozen.sae, config),
-            wanted,
+            sorted(wanted),
             probes.to(decoder.W.device),
             config.fingerprint_tokens_per_latent,
         )
@@ -191,7 +246,7 @@ def _test_pairs(
         }
         for name, value in values.items():
             columns[name].append(value)
-    return Tested(columns, agreeing)
+    return Tested(columns, agreeing, found)
 
 
 @torch.no_grad()
@@ -232,10 +287,11 @@ def _probes(split: SplitFirings, vocab_size: int, count: int, seed: int) -> Tens
 def _result(
     labels: FeatureLabels,
     clusters: dict[int, list[int]],
+    links: list[Link],
     split: SplitFirings,
     config: ClusterFeaturesConfig,
 ) -> dict[str, Any]:
-    """clusters.json: clusters, aliases (every latent keeps its id), and flags."""
+    """clusters.json: clusters, aliases (every latent keeps its id), absorption links, and flags."""
     feature_of = {feature.latent: feature for feature in labels.features}
     density = split.firings.counts / split.grid.cells.size
     reasons = {
@@ -248,7 +304,7 @@ def _result(
         for latent in ids:
             flagged.setdefault(int(latent), []).append(reason)
     return {
-        "schema_version": 1,
+        "schema_version": 2,
         "sae_digest": labels.sae_digest,
         "num_tokens": int(split.grid.cells.size),
         "clusters": [
@@ -263,6 +319,15 @@ def _result(
         "aliases": {
             str(member): latent for latent, members in clusters.items() for member in members[1:]
         },
+        "absorption": [
+            {
+                "latent": link.general,
+                "absorbed_by": link.special,
+                "cells": link.absorbed,
+                "share": link.share,
+            }
+            for link in links
+        ],
         "flagged": [{"latent": latent, "reasons": flagged[latent]} for latent in sorted(flagged)],
         "counts": {reason: len(ids) for reason, ids in reasons.items()},
         "thresholds": config.digest_fields(),

@@ -330,16 +330,25 @@ def _coverage(found: Mapping[str, Any]) -> Measurement:
 
 
 def _top10_mass(mass: Mapping[str, Any]) -> Measurement:
-    """The frozen model's on text where measured; else the first domain and model there is."""
-    places = [(domain, target) for domain in mass for target in mass[domain]]
-    places.sort(key=lambda place: (place[1] != FROZEN, place[0] != "label"))
-    for domain, target in places:
-        found = mass[domain][target]["top_k"]
-        if found is not None and "10" in found:
-            return Measurement(
-                found["10"]["per_position"]["value"], f"{target} model, domain {domain}"
-            )
-    return Measurement(None, "no importance was measured")
+    """The frozen model's on text where measured, else the first there is; the note has intervals.
+
+    Frozen model and decoder stand beside each other in the note, on the same domain.
+    """
+    shares = {
+        (domain, target): found["top_k"]["10"]["per_position"]
+        for domain, by_target in mass.items()
+        for target, found in by_target.items()
+        if found["top_k"] is not None and "10" in found["top_k"]
+    }
+    if not shares:
+        return Measurement(None, "no importance was measured")
+    best = min(shares, key=lambda place: (place[1] != FROZEN, place[0] != "label"))
+    note = "; ".join(
+        f"{target} {share['value']:.3f}, 95 % interval {share['low']:.3f} to {share['high']:.3f}"
+        for (domain, target), share in shares.items()
+        if domain == best[0]
+    )
+    return Measurement(shares[best]["value"], f"domain {best[0]}: {note}")
 
 
 def _claims(evaluation: Mapping[str, Any]) -> Measurement:

@@ -157,7 +157,7 @@ STAGES: tuple[Stage, ...] = (
     _stage(
         "cluster_features",
         "clusters",
-        2,
+        3,
         (
             "sync_tokenizer",
             "cache_activations",
@@ -186,7 +186,7 @@ STAGES: tuple[Stage, ...] = (
     _stage(
         "evaluate",
         "evaluation",
-        2,
+        3,
         (
             "sync_tokenizer",
             "cache_activations",
@@ -207,7 +207,7 @@ STAGES: tuple[Stage, ...] = (
     _stage(
         "report",
         "report",
-        3,
+        4,
         (
             "sync_tokenizer",
             "ingest",

@@ -97,6 +97,24 @@ def test_a_finished_session_does_not_train_again(make_session):
     assert torch.equal(again.decoder.W, session.decoder.W)
 
 
+def test_the_published_weights_lie_between_start_and_end(make_session, make_decoder):
+    def trained(name, share):
+        ppo = small_config().ppo.model_copy(update={"interpolation": share})
+        session, _ = make_session(name=name, ppo=ppo)
+        session.run(lambda note: None)
+        return session
+
+    start, end, between = make_decoder(), trained("whole", 1.0), trained("part", 0.25)
+    assert not torch.equal(start.W, end.decoder.W)
+    torch.testing.assert_close(between.decoder.W, 0.75 * start.W + 0.25 * end.decoder.W)
+    torch.testing.assert_close(between.decoder.b, 0.75 * start.b + 0.25 * end.decoder.b)
+    # Training itself is the same, and what is evaluated last is what is published.
+    assert between.evaluations[:-3] == end.evaluations[:-3]
+    assert between.evaluations[-3:] != end.evaluations[-3:]
+    again = trained("part", 0.25)  # a resumed one does not move them a second time
+    assert torch.equal(again.decoder.W, between.decoder.W)
+
+
 def test_nan_is_an_error_that_names_the_metric(make_session, monkeypatch):
     session, _ = make_session("random_reward")
     monkeypatch.setattr(core, "explained_variance", lambda *args: float("nan"))

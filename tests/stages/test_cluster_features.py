@@ -8,6 +8,7 @@ import torch
 
 from rldecoder.config.interp import ClusterFeaturesConfig, LabelFeaturesConfig, RankFeaturesConfig
 from rldecoder.decoder.loading import load_decoder
+from rldecoder.interp.absorption import LINKS
 from rldecoder.interp.clusters import PAIRS
 from rldecoder.interp.records import FeatureLabels
 from rldecoder.interp.review_queue import ReviewQueue, queue_scores
@@ -97,6 +98,25 @@ def test_only_twins_whose_ablation_agrees_are_merged(
     assert "rest_of_cluster" in twins_why
     assert output.metrics["clusters"] == len(result["clusters"])
     assert output.metrics["pairs_agreeing"] >= 1
+
+
+def test_absorption_links_are_published(tmp_path: Path, inputs: dict[str, InputArtifact]) -> None:
+    loose = {"absorption_strength": 0.1, "absorption_cosine": -1.0, "absorption_cells": 1}
+    config = CONFIG.model_copy(update={**loose, "absorption_share": 0.0})
+    output, out = run_stage(STAGE, inputs, config, tmp_path / "absorbed")
+    table = read_parquet(out / "absorption.parquet")
+    assert table.schema == LINKS
+    rows = table.to_pylist()
+    assert rows
+    assert output.metrics["absorption_links"] == len(rows)
+    listed = read_json(out / "clusters.json")["absorption"]
+    assert [(e["latent"], e["absorbed_by"], e["cells"]) for e in listed] == [
+        (row["general"], row["special"], row["absorbed"]) for row in rows
+    ]
+    of = {f.latent: f for f in FeatureLabels.load(inputs["label_features"].path).features}
+    assert all(of[row["general"]].predicate is not None for row in rows)
+    # Ablated too, as far as both fire in the text that is searched.
+    assert any(row["fingerprint_cosine"] is not None for row in rows)
 
 
 def test_label_embeddings_stand_beside_the_predicates(

@@ -43,6 +43,12 @@ def test_what_is_published(inputs: dict[str, InputArtifact]) -> None:
     assert [row["key"] for row in targets] == [target.key for target in TARGETS]
     for row in targets:
         assert (row["met"] is None) == (row["value"] is None), row["key"]
+    mass = schemas.read_json(inputs["rank_features"].path / "mass.json")["label"]
+    (row,) = (row for row in targets if row["key"] == "top10_mass")
+    for target in ("frozen", "decoder"):
+        share = mass[target]["top_k"]["10"]["per_position"]
+        assert f"{target} {share['value']:.3f}, 95 % interval {share['low']:.3f}" in row["note"]
+    assert row["value"] == mass["frozen"]["top_k"]["10"]["per_position"]["value"]
     tasks = schemas.read_parquet(folder / "tasks.parquet")
     assert tasks.schema == TASKS
     models = {(row["task"], row["model"]) for row in tasks.to_pylist()}

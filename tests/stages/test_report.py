@@ -51,6 +51,7 @@ def test_the_page_shows_everything(inputs: dict[str, InputArtifact]) -> None:
     assert html.count("<figure") == len(list((folder / "figures").glob("*.svg"))) >= 8
     assert len(list((folder / "figures").glob("*.pdf"))) == html.count("<figure")
     assert (folder / "figures" / "architecture.pdf").is_file()
+    assert (folder / "figures" / "top10_mass.svg").is_file()
     assert html.count('class="panel example"') >= 3
 
 

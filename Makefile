@@ -50,7 +50,10 @@ quickstart: install  ## The real pretrained model, end to end, on 2 CPU cores
 ui: install  ## Prefect server, work pool, worker and deployments on 127.0.0.1
 	$(BIN)/python -m flows.serve_ui
 
-test: install-dev readers lint types unit debug  ## Lint, types, tests, and configs/debug.yaml twice
+# The tests look at what `debug` has built, so it is built once.
+test: install-dev readers lint types debug  ## Lint, types, tests, and configs/debug.yaml twice
+	RLDECODER_DEBUG_STORE="$(CURDIR)/.debug-store" $(MAKE) unit
+	rm -rf .debug-store
 
 lint:
 	$(BIN)/ruff check .
@@ -67,10 +70,10 @@ unit:
 # The second run must do no work at all.
 debug:
 	rm -rf .debug-store
-	$(BIN)/rldecoder run configs/debug.yaml --store .debug-store
+	mkdir .debug-store
+	$(BIN)/rldecoder run configs/debug.yaml --store .debug-store > .debug-store/stdout.txt
 	$(BIN)/rldecoder run configs/debug.yaml --store .debug-store 2>&1 | tee .debug-store/second.log
 	grep -q "done.* 0 stages built, 19 reused" .debug-store/second.log
-	rm -rf .debug-store
 
 format:  ## Format the code
 	$(BIN)/ruff check --fix .

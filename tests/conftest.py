@@ -102,8 +102,11 @@ def make_context(folder: Path, *, seed: int = 0, device: str = "cpu") -> StageCo
 def debug_store(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
     """A store with the whole debug run, built once a test session; treat as read-only.
 
-    Under pytest-xdist the workers share it: the first one that needs it builds it.
+    `make test` has built one and names it. Else, under pytest-xdist, the workers share one: the
+    first one that needs it builds it.
     """
+    if given := os.environ.get("RLDECODER_DEBUG_STORE"):
+        return Path(given)
     base = tmp_path_factory.getbasetemp()
     shared = base if worker_id == "master" else base.parent
     store = shared / "debug-store"

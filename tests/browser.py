@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page, expect, sync_playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 QUIET = [
@@ -60,6 +60,7 @@ def open_browser(*, scheme: str = "light", width: int = 1280) -> Iterator[Watche
             viewport={"width": width, "height": 900},
         ).new_page()
         page.set_default_timeout(60_000)
+        expect.set_options(timeout=60_000)  # machines that do ten things at once
         watched = Watched(page)
         page.on("request", lambda request: watched.requests.append(request.url))
         page.on("requestfailed", lambda request: watched.trouble.append(f"failed {request.url}"))

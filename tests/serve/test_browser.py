@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import threading
+from typing import Any
 
 import pytest
 from playwright.sync_api import expect
 
 from rldecoder.serve.app import Served
+from rldecoder.serve.workbench import Workbench
 from tests.browser import Watched, open_browser
 from tests.serve.conftest import HOSTILE, PROMPT, Running
 
@@ -112,6 +115,35 @@ def test_everything_works_by_keyboard(running: Running, own_reviews: Served) -> 
     assert {line["reviewer"] for line in lines} == {"ann a."}
     latents = [int(text.removeprefix("#").split()[0]) for text in (first, second, third)]
     assert [line["latent"] for line in lines] == latents
+
+
+def test_a_late_answer_about_another_token_is_dropped(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, go, answer = threading.Event(), threading.Event(), Workbench.position
+    with open_browser() as browser:
+        page, keys = browser.page, browser.page.keyboard
+        page.goto(running.url)
+        browser.tab_to("#prompt")
+        keys.type(PROMPT)
+        keys.press("Control+Enter")
+        page.wait_for_selector("#active-rows tr")
+
+        def late(*arguments: Any) -> Any:
+            asked.set()
+            assert go.wait(500)
+            return answer(*arguments)
+
+        monkeypatch.setattr(Workbench, "position", late)
+        browser.tab_to("#tokens [role=option]")
+        keys.press("ArrowLeft")
+        assert asked.wait(60)
+        keys.press("Home")
+        expect(page.locator("#effect-meaning")).to_contain_text("attention sink")
+        go.set()
+        page.wait_for_timeout(1000)
+        expect(page.locator("#effect-meaning")).to_contain_text("attention sink")
+        assert page.locator("#active-rows tr").count() == 0
 
 
 def test_shortcuts_can_be_turned_off(running: Running) -> None:

@@ -71,13 +71,13 @@ const Trace = (() => {
     at("explanation").replaceChildren(element("p", "note", "Claims about single features, each tested by taking the feature out of the decoder and of the frozen model."));
     at("explain").disabled = place === 0;
     Intervene.reset();
+    const signal = fresh();  // also where nothing is asked: a late answer about another token must not show
     if (place === 0) {
       state.features = [];
       list();
       at("effect-meaning").textContent = "Token 0 is an attention sink that no SAE was trained on: no feature is shown.";
       return;
     }
-    const signal = fresh();
     // Arrow keys held down: ask only where they rest.
     await new Promise((done) => setTimeout(done, 120));
     if (signal.aborted) return;

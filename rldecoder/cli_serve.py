@@ -66,6 +66,7 @@ def serve_run(
                 timeout_graceful_shutdown=5,
             )
         )
+        listener.listen(MAX_CONNECTIONS)  # who follows the address at once waits, is not refused
         shown = f"[{host}]" if ":" in host else host
         address = f"http://{shown}:{listener.getsockname()[1]}/"
         console.print(f"serving {escape(run.name)} at {address}   (Ctrl-C stops)", highlight=False)

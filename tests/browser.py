@@ -63,7 +63,15 @@ def open_browser(*, scheme: str = "light", width: int = 1280) -> Iterator[Watche
         expect.set_options(timeout=60_000)  # machines that do ten things at once
         watched = Watched(page)
         page.on("request", lambda request: watched.requests.append(request.url))
-        page.on("requestfailed", lambda request: watched.trouble.append(f"failed {request.url}"))
+        page.on(
+            "requestfailed",
+            lambda request: (
+                # The page itself aborts questions that nobody waits for any more.
+                watched.trouble.append(f"failed {request.url}: {request.failure}")
+                if request.failure != "net::ERR_ABORTED"
+                else None
+            ),
+        )
         page.on("pageerror", lambda error: watched.trouble.append(f"uncaught {error}"))
         page.on("dialog", lambda dialog: watched.trouble.append(f"dialog {dialog.message}"))
         page.on(

@@ -29,7 +29,7 @@ SECTIONS = (
 SCRIPTS = ("cards.js", "report.js")
 FIGURE_NAMES = (
     "architecture", "lens", "sweep", "frontier", "sae", "decoder", "density", "ppo", "ppo_task",
-    "tasks", "mass", "calibration", "deletion", "precision",
+    "tasks", "mass", "top10_mass", "calibration", "deletion", "precision",
 )  # fmt: skip
 
 

@@ -56,6 +56,7 @@ class OneAtATime:
 
     def __init__(self, max_waiting: int) -> None:
         self.max_waiting = max_waiting
+        self._inside = 0  # counted here: anyio's own count of those that wait lags behind a burst
         self._limiter: anyio.CapacityLimiter | None = None
 
     async def run(self, work: Callable[[], Answer]) -> Answer:
@@ -66,13 +67,17 @@ class OneAtATime:
         """
         if self._limiter is None:  # it belongs to the event loop that serves
             self._limiter = anyio.CapacityLimiter(1)
-        if self._limiter.statistics().tasks_waiting >= self.max_waiting:
+        if self._inside > self.max_waiting:
             raise BusyError(
                 "The server is busy.",
                 f"{self.max_waiting} questions are waiting for the model already.",
                 "Try again in a moment.",
             )
-        return await anyio.to_thread.run_sync(work, limiter=self._limiter)
+        self._inside += 1
+        try:
+            return await anyio.to_thread.run_sync(work, limiter=self._limiter)
+        finally:
+            self._inside -= 1
 
 
 def make_app(

@@ -28,6 +28,7 @@ from transformers import (
 from rldecoder.errors import BadInputError
 from rldecoder.lm.cut import find_parts, replaced_input, with_blocks
 from rldecoder.lm.quiet import quiet_transformers
+from rldecoder.precision import fast_dtype
 
 # Any one of these makes a tokenizer; without them transformers would make an empty one.
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
@@ -85,7 +86,8 @@ class FrozenLM:
             folder: holds config.json, model.safetensors and the tokenizer's files.
             device: where the weights go.
             dtype: of weights and residuals; None reads `compute_dtype` of `../model.json` (as the
-                `sync_tokenizer` artifact has it), else the dtype of the stored weights.
+                `sync_tokenizer` artifact has it), else the dtype of the stored weights. A CPU
+                without bfloat16 units then runs bfloat16 weights in float32, which is faster there.
 
         Raises:
             BadInputError: the folder is not a model that can be read.
@@ -103,7 +105,7 @@ class FrozenLM:
                 f"It has no tokenizer: none of {', '.join(_TOKENIZER_FILES)}.",
                 "Add the tokenizer files that were published with the weights.",
             )
-        wanted = dtype if dtype is not None else _recorded_dtype(folder)
+        wanted = dtype if dtype is not None else _recorded_dtype(folder, device)
         try:
             with quiet_transformers():
                 model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
@@ -405,13 +407,13 @@ def _bfloat16_products() -> Iterator[None]:
         setting.fp32_precision = before
 
 
-def _recorded_dtype(folder: Path) -> torch.dtype | None:
-    """The `compute_dtype` that the `sync_tokenizer` stage recorded beside the model, if any."""
+def _recorded_dtype(folder: Path, device: torch.device | str) -> torch.dtype | None:
+    """The `compute_dtype` that `sync_tokenizer` recorded beside the model, if any."""
     record = folder.parent / "model.json"
     if not record.is_file():
         return None
     name = json.loads(record.read_text(encoding="utf-8")).get("compute_dtype")
-    return None if name is None else getattr(torch, name)
+    return None if name is None else fast_dtype(name, device)
 
 
 def count_positions(

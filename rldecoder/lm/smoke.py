@@ -22,6 +22,7 @@ from rldecoder.lm.quiet import quiet_transformers
 from rldecoder.lm.random_model import make_random_model
 from rldecoder.lm.registry import choose_model
 from rldecoder.lm.specs import check_constants, read_constants
+from rldecoder.precision import fast_dtype
 
 _SEQUENCE_TOKENS = 128
 
@@ -80,7 +81,7 @@ def smoke_test(
     *,
     num_tokens: int = 1024,
     device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.bfloat16,
+    dtype: torch.dtype | None = None,
     note: Callable[[str], None] = lambda message: None,
 ) -> SmokeResult:
     """Run a model on about `num_tokens` tokens of English.
@@ -89,7 +90,7 @@ def smoke_test(
         model: a spec's name or file, the path of a Hugging Face folder, or `random`.
         num_tokens: rounded up to whole sequences of 128 tokens.
         device: where to run.
-        dtype: of the weights and residuals.
+        dtype: of the weights and residuals; None takes bfloat16 where the device is fast with it.
         note: told one line before anything slow starts.
 
     Raises:
@@ -104,7 +105,8 @@ def smoke_test(
             located = locate(choice.sources)
             folder, source, spec = fetch(located, note), located.description, choice.spec
         started = time.perf_counter()
-        lm = FrozenLM.load(folder, device=device, dtype=dtype)
+        wanted = dtype or fast_dtype("bfloat16", device)
+        lm = FrozenLM.load(folder, device=device, dtype=wanted)
         load_seconds = time.perf_counter() - started
         parameters = sum(parameter.numel() for parameter in lm.model.parameters())
         if spec is not None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from rldecoder.checkpoints import pack_optimizer, unpack_optimizer
 from rldecoder.config.sae import TrainSaeConfig
 from rldecoder.errors import BadInputError, NumericalError
+from rldecoder.precision import fast_dtype
 from rldecoder.sae.architectures import FLOOR_MARGIN, Autoencoded, Rule, autoencode
 from rldecoder.sae.losses import auxk_loss, l0_loss, l1_loss, reconstruction_loss
 from rldecoder.sae.metrics import reconstruction_quality
@@ -117,7 +118,7 @@ class SaeTrainer:
         )
         self.batch_threshold: float | None = None
         self._floor = math.inf
-        self.matmul_dtype = getattr(torch, config.matmul_dtype)
+        self.matmul_dtype = fast_dtype(config.matmul_dtype, device)
         self.auxk = config.auxk or max(1, spec.d_model // 2)
         self.step_index = 0
         self.tokens_since_fired = torch.zeros(spec.num_latents, dtype=torch.int64, device=device)

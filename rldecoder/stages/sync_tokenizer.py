@@ -36,6 +36,7 @@ from rldecoder.lm.tokenizer_parity import (
     require_vocabulary,
     vocabulary_sha256,
 )
+from rldecoder.precision import fast_dtype
 from rldecoder.schemas import write_json
 from rldecoder.seeds import seed_everything
 from rldecoder.stages.context import Bar, InputArtifact, StageContext, StageOutput
@@ -51,7 +52,11 @@ def run(
         choice, source = _bring_model(config, folder, ctx, bar)
         known = choice.spec.file_sha256 if choice.spec else {}
         weights = {item.name: item.sha256 for item in hash_files(_weight_files(folder), known)}
-        dtype = getattr(torch, config.compute_dtype)
+        dtype = fast_dtype(config.compute_dtype, ctx.device)
+        if config.compute_dtype == "bfloat16" and dtype != torch.bfloat16:
+            ctx.report.note(
+                "This CPU has no bfloat16 units: the model runs in float32, which is faster here."
+            )
         lm = FrozenLM.load(folder, device=ctx.device, dtype=dtype)
         constants = _constants(lm)
         if choice.spec is not None:

@@ -18,6 +18,7 @@ from transformers import (
 
 from rldecoder.errors import BadInputError
 from rldecoder.lm.frozen import FrozenLM
+from rldecoder.precision import fast_dtype
 from tests.tiny_models import ARCHITECTURES, tiny_frozen
 
 DEPTH = 3
@@ -219,7 +220,7 @@ def test_load_reads_constants_and_the_recorded_dtype(tiny_lm_dir: Path, tmp_path
     assert lm.unembedding.shape == (512, 64)
     shutil.copytree(tiny_lm_dir, tmp_path / "model")
     (tmp_path / "model.json").write_text(json.dumps({"compute_dtype": "bfloat16"}))
-    assert FrozenLM.load(tmp_path / "model").dtype == torch.bfloat16
+    assert FrozenLM.load(tmp_path / "model").dtype == fast_dtype("bfloat16", "cpu")
     assert FrozenLM.load(tmp_path / "model", dtype=torch.float32).dtype == torch.float32
 
 

@@ -15,6 +15,7 @@ import torch
 import yaml
 from pydantic import ValidationError
 
+from rldecoder import precision
 from rldecoder.config.model import RandomModelConfig, SyncTokenizerConfig
 from rldecoder.errors import BadInputError, DamagedFileError
 from rldecoder.lm.frozen import FrozenLM
@@ -85,10 +86,16 @@ def test_random_model_is_published_and_reproducible(context: MakeContext) -> Non
     assert lm.dtype == torch.float32
 
 
-def test_compute_dtype_is_recorded(context: MakeContext) -> None:
+@pytest.mark.parametrize("units", [True, False])
+def test_compute_dtype_is_recorded(
+    context: MakeContext, monkeypatch: pytest.MonkeyPatch, units: bool
+) -> None:
+    monkeypatch.setattr(precision, "has_bfloat16", lambda device: units)
     ctx = context()
     STAGE.run({}, SyncTokenizerConfig(model="random", random_model=TINY), ctx)
-    assert FrozenLM.load(ctx.out / "model").dtype == torch.bfloat16
+    assert FrozenLM.load(ctx.out / "model").dtype == (torch.bfloat16 if units else torch.float32)
+    assert isinstance(ctx.report, SilentReporter)
+    assert any("no bfloat16 units" in note for note in ctx.report.notes) != units
 
 
 def test_a_folder_of_ones_own(context: MakeContext, tiny_llama_dir: Path) -> None:
@@ -235,7 +242,8 @@ def test_remarks_reach_the_user(context: MakeContext, tmp_path: Path) -> None:
         values = json.loads((folder / name).read_text())
         (folder / name).write_text(json.dumps(values | {"eos_token_id": 9}))
     ctx = context()
-    STAGE.run({}, SyncTokenizerConfig(model="folder", path=str(folder)), ctx)
+    config = SyncTokenizerConfig(model="folder", path=str(folder), compute_dtype="float32")
+    STAGE.run({}, config, ctx)
     assert isinstance(ctx.report, SilentReporter)
     assert ctx.report.notes == [
         "model: the tokenizer's eos token is 0, the model's config says [9]"

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from rldecoder import precision
+from rldecoder.config.sae import TrainSaeConfig
+from rldecoder.lm.frozen import FrozenLM
+from rldecoder.precision import fast_dtype, has_bfloat16
+from rldecoder.sae.model import SaeSpec
+from rldecoder.sae.training import InputStatistics, SaeTrainer
+
+
+@pytest.mark.parametrize(("units", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_model_and_sae_use_what_the_cpu_is_fast_with(
+    tiny_lm_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    units: bool, dtype: torch.dtype,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(precision, "has_bfloat16", lambda device: units)
+    shutil.copytree(tiny_lm_dir, tmp_path / "model")
+    (tmp_path / "model.json").write_text(json.dumps({"compute_dtype": "bfloat16"}))
+    assert FrozenLM.load(tmp_path / "model").dtype == dtype
+    # A dtype that is asked for by name is never changed.
+    assert FrozenLM.load(tmp_path / "model", dtype=torch.bfloat16).dtype == torch.bfloat16
+    spec = SaeSpec(architecture="topk", d_model=8, num_latents=16, k=2)
+    trainer = SaeTrainer(spec, TrainSaeConfig(k=2), 1, InputStatistics(torch.zeros(8), 1.0), 0)
+    assert trainer.matmul_dtype == dtype
+
+
+def test_only_bfloat16_on_a_cpu_without_units_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert fast_dtype("float32", "cpu") == torch.float32
+    monkeypatch.setattr(precision, "has_bfloat16", lambda device: device != "cpu")
+    assert fast_dtype("bfloat16", "cuda") == torch.bfloat16
+    assert fast_dtype("bfloat16", "cpu") == torch.float32
+
+
+def test_an_accelerator_is_not_asked() -> None:
+    assert has_bfloat16("cuda")

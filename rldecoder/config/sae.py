@@ -64,8 +64,8 @@ class TrainSaeConfig(StageConfig):
     """`stream` only: tokens of `ingest`'s train split; null takes all of them."""
     processes: PositiveInt = free(1)
     """Processes that share every batch, each on a device of its own (or all on the CPU). Results
-    of one and of several agree to rounding, and for batchtopk and matryoshka less well: each
-    process chooses among its own tokens."""
+    of one and of several agree to rounding. With `source: stream` each of them runs the frozen
+    model over all tokens: only the SAE's own work is shared."""
     window_bytes: int = Field(1 << 29, gt=0)
     """Rows that are shuffled together occupy at most this much memory."""
     budget_tokens: int = Field(1_000_000, gt=0)
@@ -78,6 +78,9 @@ class TrainSaeConfig(StageConfig):
     """Adam's learning rate, on inputs scaled to unit variance per dimension."""
     lr_final: float = Field(4.5e-4, gt=0)
     """The rate at the last step."""
+    lr_reference_latents: int | None = Field(None, gt=0)
+    """Both rates are multiplied by sqrt(this / number of latents): larger dictionaries want smaller
+    steps (Gao et al. 2024, appendix A; sparsify's reference is 2^14). Null: as they are given."""
     warmup_steps: int = Field(50, ge=0)
     """Steps over which the rate rises linearly from 0."""
     decay_from: float = Field(0.6, ge=0, le=1)
@@ -91,15 +94,16 @@ class TrainSaeConfig(StageConfig):
     grad_clip: float = Field(1.0, gt=0)
     """Largest norm of the gradient."""
     matmul_dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Of the encoder's product that picks the active latents; values and gradients are float32.
-    A CPU without bfloat16 units takes float32.""" ""
+    """Of the encoder's product that picks the active latents (topk takes the activations from it,
+    too); other values and gradients are float32.
+    A CPU without bfloat16 units takes float32."""
     dead_after_tokens: int = Field(100_000, gt=0)
     """A latent that has not fired for so many training tokens counts as dead."""
     auxk_coefficient: float = Field(1 / 32, ge=0)
     """topk, batchtopk, matryoshka: weight of the AuxK loss, which revives dead latents."""
     auxk: int | None = Field(None, gt=0)
-    """topk, batchtopk, matryoshka: dead latents that reconstruct the error; null takes half of
-    d_model."""
+    """topk, batchtopk, matryoshka: dead latents a token that reconstruct the error in that loss;
+    null takes half of d_model."""
     sparsity_warmup_steps: int = Field(1000, ge=0)
     """`relu` and `jumprelu`: steps over which the sparsity coefficient rises linearly from 0."""
     sparsity_phases: tuple[SparsityPhase, ...] = (
@@ -109,7 +113,7 @@ class TrainSaeConfig(StageConfig):
     )
     """`relu` only: sparsity coefficients in turn; the last one stays."""
     resample_every_steps: int = Field(1000, gt=0)
-    """`relu` only: how often dead latents are given a new direction."""
+    """`relu` and `jumprelu`: how often dead latents are given a new direction (and threshold)."""
     retrain: Retraining | None = free(None)
     """Start from a published SAE of the same architecture and sizes. Its content and the flagged
     latents, not their places, are part of the stage's fingerprint."""

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from rldecoder.sae.parallel import Group
 from rldecoder.sae.selection import top_k
 from rldecoder.sae.sparse_ops import (
     Pairs,
@@ -80,6 +81,7 @@ def autoencode(
     log_threshold: Tensor | None = None,
     matmul_dtype: torch.dtype = torch.float32,
     floor: float = math.inf,
+    group: Group | None = None,
 ) -> Autoencoded:
     """Encode and decode a training batch.
 
@@ -90,6 +92,8 @@ def autoencode(
         log_threshold: [L], jumprelu only.
         matmul_dtype: of the product that finds the candidates.
         floor: batchtopk and matryoshka: candidates lie above it (a hint; see `FLOOR_MARGIN`).
+        group: of the processes whose tokens make up the batch; batchtopk and matryoshka choose
+            among all of them.
     """
     known, cut = None, 0.0
     with torch.no_grad():
@@ -97,7 +101,9 @@ def autoencode(
         if rule.architecture == "topk":
             pairs, known = _choose_top_k(x, weights, rule.k, matmul_dtype)
         elif rule.architecture in ("batchtopk", "matryoshka"):
-            pairs, known, cut = _choose_batch_top_k(x, weights, rule.k, matmul_dtype, floor)
+            pairs, known, cut = _choose_batch_top_k(
+                x, weights, rule.k, matmul_dtype, floor, group or Group()
+            )
         elif log_threshold is not None:
             pairs = _choose_above(x, weights, log_threshold.exp() - rule.bandwidth, matmul_dtype)
         else:
@@ -197,26 +203,32 @@ def _choose_top_k(
 
 
 def _choose_batch_top_k(
-    x: Tensor, weights: SaeWeights, k: int, dtype: torch.dtype, floor: float
+    x: Tensor, weights: SaeWeights, k: int, dtype: torch.dtype, floor: float, group: Group
 ) -> tuple[Pairs, Tensor, float]:
     """The N * k pairs with the largest pre-activations, these, and the smallest of them.
 
-    Candidates above `floor` are ranked by their exact float32 values, so that which pairs are
-    chosen depends neither on the floor nor on ties of a short float format.
+    N counts the tokens of all processes; the pairs are this one's. Candidates above `floor` are
+    ranked by their exact float32 values, so that which pairs are chosen depends neither on the
+    floor nor on ties of a short float format.
     """
-    wanted = len(x) * k
+    wanted = len(x) * k * group.size
     candidates = None
     if math.isfinite(floor):
         candidates = _above(x, weights, torch.full_like(weights.b_enc, floor), dtype, math.inf)
-    if candidates is None or len(candidates.latents) < wanted:
+    if candidates is None or group.total(len(candidates.latents)) < wanted:
         dense = torch.cat(list(_pre_acts(x, weights, dtype)))
-        cut = float(dense.flatten().topk(wanted).values[-1])
+        cut = float(group.largest(dense.flatten(), wanted)[-1])
         candidates = Pairs.of_mask(dense >= cut - FLOOR_MARGIN * abs(cut))
     values = encode_pairs(x, weights, candidates)
-    best = values.topk(wanted, sorted=False)
-    keep = torch.zeros_like(values, dtype=torch.bool)
-    keep[best.indices] = True
-    return candidates.subset(keep), values[keep], max(float(best.values.min()), 0.0)
+    if group.size == 1:
+        best = values.topk(wanted, sorted=False)
+        keep = torch.zeros_like(values, dtype=torch.bool)
+        keep[best.indices] = True
+        return candidates.subset(keep), values[keep], max(float(best.values.min()), 0.0)
+    # Equal values at the cut are all kept: nobody knows which of them another process holds.
+    cut = float(group.largest(values, wanted)[-1])
+    keep = values >= cut
+    return candidates.subset(keep), values[keep], max(cut, 0.0)
 
 
 def _choose_above(

@@ -1,9 +1,10 @@
 """Data-parallel SAE training on one machine: a process a device, each with a slice of every batch.
 
 The first process is the caller's own: it alone reports, checkpoints and publishes. All hold the
-same weights and take the same steps, for gradients are averaged; sums run in another order than in
-one process, so results agree to rounding, not to the bit. `batchtopk` and `matryoshka` choose
-among each process's own tokens.
+same weights and take the same steps, for gradients are averaged, and `batchtopk` and `matryoshka`
+choose among the tokens of all; sums run in another order than in one process, so results agree to
+rounding, not to the bit. torch's DDP wraps a module whose loss is a mean over tokens; here the
+choice among tokens, the dead latents and two of the losses are of the whole batch, too.
 """
 
 from __future__ import annotations
@@ -43,6 +44,25 @@ class Group:
         total = tensor.detach().clone()
         dist.all_reduce(total)
         return total / self.size
+
+    def total(self, count: int) -> int:
+        """The sum over processes."""
+        if self.size == 1:
+            return count
+        # On the device of the exchange: nccl takes no CPU tensors.
+        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+        return round(float(self.mean(torch.tensor(float(count), device=device))) * self.size)
+
+    def largest(self, values: Tensor, count: int) -> Tensor:
+        """The `count` largest values [M] of all processes, descending; each has its own M."""
+        mine = values.topk(min(count, len(values))).values
+        if self.size == 1:
+            return mine
+        padded = mine.new_full((count,), -torch.inf)
+        padded[: len(mine)] = mine
+        everyone = [torch.empty_like(padded) for _ in range(self.size)]
+        dist.all_gather(everyone, padded)
+        return torch.cat(everyone).topk(count).values
 
     def average_gradients(self, parameters: list[Tensor]) -> None:
         """Replace every gradient by its mean over processes, in place."""

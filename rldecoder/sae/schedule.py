@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from rldecoder.config.sae import SparsityPhase, TrainSaeConfig
@@ -14,6 +15,12 @@ def learning_rate(config: TrainSaeConfig, step: int, num_steps: int) -> float:
     fall = max(0.0, (step + 1 - start) / max(num_steps - start, 1.0))
     plateau = config.lr + min(fall, 1.0) * (config.lr_final - config.lr)
     return rise * plateau
+
+
+def learning_rate_scale(config: TrainSaeConfig, num_latents: int) -> float:
+    """What both rates are multiplied by for a dictionary of this size."""
+    reference = config.lr_reference_latents
+    return 1.0 if reference is None else math.sqrt(reference / num_latents)
 
 
 def sparsity_coefficient(phases: Sequence[SparsityPhase], warmup_steps: int, step: int) -> float:

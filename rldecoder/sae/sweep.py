@@ -84,15 +84,16 @@ def train_small(
     hook_layer: int,
     model_name: str,
     after_step: Callable[[], None],
+    device: torch.device | str = "cpu",
 ) -> Sae:
-    """Train an SAE on rows [N, D] held in memory."""
+    """Train an SAE on rows [N, D] held in memory; it stays on `device`."""
     spec = published_spec(config, data.shape[1], hook_layer=hook_layer, model_name=model_name)
     num_steps = max(1, config.budget_tokens // config.batch_tokens)
     generator = torch_generator(seed, "order")
     order = torch.empty(0, dtype=torch.int64)
     probe = torch.randperm(len(data), generator=torch_generator(seed, "probe"))
     statistics = input_statistics(data[probe[: config.init_tokens]])
-    trainer = SaeTrainer(spec, config, num_steps, statistics, seed)
+    trainer = SaeTrainer(spec, config, num_steps, statistics, seed, device)
     for _ in range(num_steps):
         if len(order) < config.batch_tokens:
             order = torch.randperm(len(data), generator=generator)
@@ -117,14 +118,15 @@ def measure(
     the SAE loses nothing of) and on a random SAE of the same L0 stand beside it.
     """
     quality = reconstruction_quality(sae, test.resid.split(_ENCODE_TOKENS))
-    sample = test.resid[:_ENCODE_TOKENS]
+    device = lm.device
+    sample = test.resid[:_ENCODE_TOKENS].to(device)
     control = random_control(sae.spec, derive_seed(seed, "control"), sample, quality.l0_mean)
     layer = sae.spec.hook_layer
     splice = splice_quality(lm, sequences, layer, {"sae": lambda resid: sae(resid).recon})
     views: dict[str, Callable[[Tensor], Tensor]] = {
-        "sae": lambda resid: sae(resid).recon,
-        "residual": lambda resid: resid.float(),
-        "random": lambda resid: control(resid).recon,
+        "sae": lambda resid: sae(resid.to(device)).recon,
+        "residual": lambda resid: resid.to(device).float(),
+        "random": lambda resid: control(resid.to(device)).recon,
     }
     reached = {name: affine_decoder(lm, view, train, test) for name, view in views.items()}
     return {
@@ -150,7 +152,7 @@ def affine_decoder(
     held = max(1, len(train.resid) // 10)
     moments = []
     for rows in (slice(held, None), slice(held)):
-        sums = Moments(lm.d_model)
+        sums = Moments(lm.d_model, lm.device)
         pairs = zip(
             train.resid[rows].split(_ENCODE_TOKENS),
             train.final_hidden[rows].split(_ENCODE_TOKENS),
@@ -165,7 +167,7 @@ def affine_decoder(
     compare_predictions(
         lm,
         test.final_hidden.to(lm.device, lm.dtype),
-        {"lens": predicted.to(lm.device)},
+        {"lens": predicted},
         test.targets.to(lm.device),
         found,
         _CHUNK_TOKENS,

@@ -24,7 +24,11 @@ from rldecoder.sae.metrics import reconstruction_quality
 from rldecoder.sae.model import Sae, SaeSpec, fold_input_scale
 from rldecoder.sae.parallel import Group
 from rldecoder.sae.resampling import resample_dead
-from rldecoder.sae.schedule import learning_rate, sparsity_coefficient
+from rldecoder.sae.schedule import (
+    learning_rate,
+    learning_rate_scale,
+    sparsity_coefficient,
+)
 from rldecoder.sae.sparse_ops import SaeWeights
 from rldecoder.seeds import torch_generator
 
@@ -120,6 +124,7 @@ class SaeTrainer:
         self._floor = math.inf
         self.matmul_dtype = fast_dtype(config.matmul_dtype, device)
         self.auxk = config.auxk or max(1, spec.d_model // 2)
+        self._lr_scale = learning_rate_scale(config, spec.num_latents)
         self.step_index = 0
         self.tokens_since_fired = torch.zeros(spec.num_latents, dtype=torch.int64, device=device)
         self.best: dict[str, Tensor] = {}
@@ -138,7 +143,9 @@ class SaeTrainer:
         x = group.slice(raw).to(weights.dec.device).float() * self.scale
 
         # Forward: reconstruction, and what keeps latents few or alive.
-        out = autoencode(x, weights, self.rule, self.log_threshold, self.matmul_dtype, self._floor)
+        out = autoencode(
+            x, weights, self.rule, self.log_threshold, self.matmul_dtype, self._floor, group
+        )
         recon = out.levels[:, -1]
         loss = reconstruction_loss(out.levels, x)
         mse = loss if out.levels.shape[1] == 1 else reconstruction_loss(recon[:, None], x)
@@ -162,7 +169,7 @@ class SaeTrainer:
                 "The learning rate is too high, or the activations hold NaN.",
                 "Lower `train_sae.lr`; the last checkpoint is kept.",
             )
-        lr = learning_rate(config, index, self.num_steps)
+        lr = learning_rate(config, index, self.num_steps) * self._lr_scale
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = lr
         self.optimizer.step()
@@ -171,7 +178,7 @@ class SaeTrainer:
         # Resampling looks at this batch only, so that it needs no state of its own.
         revived = 0
         due = (index + 1) % config.resample_every_steps == 0 and index + 1 < self.num_steps
-        if config.architecture == "relu" and due and len(dead):
+        if config.architecture in ("relu", "jumprelu") and due and len(dead):
             revived = self._resample(raw, dead)
         self.step_index += 1
         return StepResult(
@@ -259,22 +266,24 @@ class SaeTrainer:
         """What the first batch [N, D] decides before the first step."""
         new = self.log_threshold is not None and self.config.threshold_init is None
         if new and not self._started:
-            self._start_thresholds(raw[:FIRST_TOKENS])
+            self._start_thresholds(raw[:FIRST_TOKENS], slice(None))
         if len(self._flagged):
             self._resample(raw, self._flagged.to(self.weights.dec.device))
 
     @torch.no_grad()
-    def _start_thresholds(self, raw: Tensor) -> None:
-        """Each latent's threshold where it fires on k / num_latents of some tokens [N, D]."""
+    def _start_thresholds(self, raw: Tensor, latents: Tensor | slice) -> None:
+        """Some latents' thresholds where each fires on k / num_latents of some tokens [N, D]."""
         assert self.log_threshold is not None
         weights = self.weights
         x = raw.to(weights.dec.device).float() * self.scale
-        pre_acts = torch.nn.functional.linear(x - weights.b_dec, weights.enc, weights.b_enc)
+        pre_acts = torch.nn.functional.linear(
+            x - weights.b_dec, weights.enc[latents], weights.b_enc[latents]
+        )
         share = self.config.k / self.spec.num_latents
         firing = max(1, round(share * len(x)))
         # The largest value that must not fire: a latent fires above its threshold.
         cut = pre_acts.T.contiguous().topk(min(firing + 1, len(x)), dim=1).values[:, -1]
-        self.log_threshold.copy_(cut.clamp_min(1e-3).log())
+        self.log_threshold[latents] = cut.clamp_min(1e-3).log()
 
     @torch.no_grad()
     def _count_firing(self, out: Autoencoded, num_tokens: int) -> None:
@@ -297,6 +306,11 @@ class SaeTrainer:
         generator = torch_generator(self.seed, "resample", self.step_index)
         revived = resample_dead(self.weights, self.optimizer, dead, x, recon, generator)
         self.tokens_since_fired[dead[:revived]] = 0
+        if self.log_threshold is not None and revived:
+            self._start_thresholds(raw[:FIRST_TOKENS], dead[:revived])
+            for moment in self.optimizer.state.get(self.log_threshold, {}).values():
+                if moment.shape == self.log_threshold.shape:
+                    moment[dead[:revived]] = 0.0
         return revived
 
     @torch.no_grad()

@@ -92,7 +92,7 @@ def run(
             train, test = data["train"][layer], data["test"][layer]
             sae = train_small(
                 train.resid, setting, seed, hook_layer=layer, model_name=name,
-                after_step=lambda: bar.advance(1),
+                after_step=lambda: bar.advance(1), device=ctx.device,
             )  # fmt: skip
             row = measure(lm, sae, train, test, sequences, seed)
             sae.save(ctx.progress / sae_folder(layer, k, expansion))

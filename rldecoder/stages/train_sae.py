@@ -25,7 +25,7 @@ from rldecoder.data.activations import read_meta
 from rldecoder.data.forward import ActivationPass
 from rldecoder.data.shards import read_tokens
 from rldecoder.data.streaming import StreamedActivations
-from rldecoder.errors import BadInputError, DamagedFileError
+from rldecoder.errors import BadInputError, DamagedFileError, NumericalError
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.sae.drift import DriftWatch
 from rldecoder.sae.model import Sae
@@ -141,7 +141,7 @@ def _train(
 
     started, first = time.perf_counter(), trainer.step_index
     total, done = num_steps * config.batch_tokens, first * config.batch_tokens
-    with ctx.report.track("SAE", total, "tokens", done) as bar:
+    with _alerted(ctx), ctx.report.track("SAE", total, "tokens", done) as bar:
         while trainer.step_index < num_steps:
             result = training.step()
             step = trainer.step_index
@@ -184,6 +184,16 @@ def _train(
             "tokens_per_second": (num_steps - first) * config.batch_tokens / seconds,
         }
     )
+
+
+@contextmanager
+def _alerted(ctx: StageContext) -> Iterator[None]:
+    """Divergence ends the stage, and is an alert like every other drift."""
+    try:
+        yield
+    except NumericalError as error:
+        ctx.report.alert(str(error))
+        raise
 
 
 class Position(NamedTuple):

@@ -104,6 +104,45 @@ def test_values_and_gradients_equal_the_textbooks(function: str, rule: Rule) -> 
         assert float((one - other).abs().max()) <= 1e-5 * max(scale, 1e-3), name
 
 
+def test_more_latents_than_short_keys_can_count() -> None:
+    """40,960, the plan's number; up to 32,768 pairs are sorted by 16-bit keys."""
+    draw = torch.Generator().manual_seed(3)
+    weights = SaeWeights(
+        *(
+            nn.Parameter(torch.randn(shape, generator=draw))
+            for shape in ((40_960, 6), (40_960,), (40_960, 6), (6,))
+        )
+    )
+    x = torch.randn(40, 6, generator=draw)
+    kept = weights.b_enc + (x - weights.b_dec) @ weights.enc.T
+    best = kept.topk(16)
+    assert int(best.indices.max()) >= 1 << 15, "latents beyond the short keys must fire"
+    acts = torch.zeros_like(kept).scatter(1, best.indices, best.values.relu())
+    recon = acts @ weights.dec + weights.b_dec
+    out = autoencode(x, weights, Rule("topk", 16))
+    torch.testing.assert_close(out.levels[:, 0], recon, rtol=1e-5, atol=1e-4)
+    got = torch.autograd.grad((out.levels[:, 0] - x).square().mean(), list(weights))
+    want = torch.autograd.grad((recon - x).square().mean(), list(weights))
+    for one, other in zip(got, want, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{rule.architecture}-{rule.k}")
+def test_cuda_gives_the_textbooks_values_and_gradients(rule: Rule) -> None:
+    weights, x, log_threshold = setting(rule)
+    levels, *_ = textbook(x, weights, rule, log_threshold)
+    want = torch.autograd.grad((levels - x[:, None]).square().mean(), list(weights))
+    there = SaeWeights(*(nn.Parameter(tensor.detach().cuda()) for tensor in weights))
+    moved = None if log_threshold is None else nn.Parameter(log_threshold.detach().cuda())
+    out = autoencode(x.cuda(), there, rule, moved)
+    torch.testing.assert_close(out.levels.cpu(), levels, rtol=1e-4, atol=1e-4)
+    got = torch.autograd.grad((out.levels - x.cuda()[:, None]).square().mean(), list(there))
+    for one, other in zip(got, want, strict=True):
+        torch.testing.assert_close(one.cpu(), other, rtol=1e-3, atol=1e-5)
+
+
 @pytest.mark.parametrize("rule", [RELU, JUMP])
 def test_many_actives_take_the_dense_path(rule: Rule) -> None:
     weights, x = make_weights(), torch.randn(NUM_TOKENS, D_MODEL)

@@ -22,6 +22,7 @@ from rldecoder.sae.model import Sae, SaeSpec
 
 SPEC = SaeSpec(architecture="topk", d_model=16, num_latents=64, k=6)
 RELU = SaeSpec(architecture="relu", d_model=16, num_latents=64)
+JUMP = SaeSpec(architecture="jumprelu", d_model=16, num_latents=64)
 
 
 def data(num_tokens: int = 500) -> torch.Tensor:
@@ -96,7 +97,7 @@ def test_near_duplicates() -> None:
     assert near_duplicate_fraction(rows, 0.999) == 0.0
 
 
-@pytest.mark.parametrize("spec", [SPEC, RELU])
+@pytest.mark.parametrize("spec", [SPEC, RELU, JUMP])
 def test_control_matches_l0_and_uses_its_best_gain(spec: SaeSpec) -> None:
     x = data(2000)
     control = random_control(spec, 1, x, 6.0)

@@ -48,7 +48,7 @@ def train(group: Group, device: torch.device, architecture: str, weights: Path |
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", ["topk", "jumprelu", "relu"])
+@pytest.mark.parametrize("architecture", ["topk", "batchtopk", "matryoshka", "jumprelu", "relu"])
 def test_two_processes_equal_one(architecture: str, tmp_path: Path) -> None:
     """With dead latents, so that AuxK, resampling and the counters are exchanged too."""
     cpu = torch.device("cpu")

@@ -7,7 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rldecoder.config.sae import SparsityPhase, TrainSaeConfig
-from rldecoder.sae.schedule import learning_rate, sparsity_coefficient
+from rldecoder.sae.schedule import (
+    learning_rate,
+    learning_rate_scale,
+    sparsity_coefficient,
+)
 
 PHASES = TrainSaeConfig().sparsity_phases
 
@@ -35,6 +39,13 @@ def test_learning_rate_stays_in_its_band(num_steps: int, warmup: int, decay: flo
 )  # fmt: skip
 def test_the_plans_sparsity_schedule(step: int, want: float) -> None:
     assert sparsity_coefficient(PHASES, 1000, step) == pytest.approx(want, rel=2e-3)
+
+
+def test_the_rate_falls_with_the_dictionarys_size() -> None:
+    given, scaled = TrainSaeConfig(), TrainSaeConfig(lr_reference_latents=1 << 14)
+    assert learning_rate_scale(given, 1 << 20) == 1
+    assert learning_rate_scale(scaled, 1 << 14) == 1
+    assert learning_rate_scale(scaled, 1 << 16) == pytest.approx(0.5)
 
 
 def test_sparsity_without_warm_up() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 
 import pytest
@@ -104,6 +105,50 @@ def test_decoder_rows_keep_unit_norm_and_l0_is_k() -> None:
     torch.testing.assert_close(trainer.weights.dec.norm(dim=1), torch.ones(96))
     torch.testing.assert_close(trainer.sae().W_dec.norm(dim=1), torch.ones(96))
     assert 3.5 < result.l0 <= 4
+
+
+@pytest.mark.parametrize("config", [CONFIG, RELU_CONFIG, JUMP_CONFIG])
+def test_what_the_first_step_does(config: TrainSaeConfig) -> None:
+    """Mean start, projected and clipped gradient, and the rate that Adam is given."""
+    stream = batches(256)
+    config = config.model_copy(update={"grad_clip": 1e-3, "lr_reference_latents": 24})
+    spec = {"topk": TOPK, "relu": RELU, "jumprelu": JUMP}[config.architecture]
+    statistics = input_statistics(next(stream))
+    trainer = SaeTrainer(spec, config, 100, statistics, seed=0)
+    torch.testing.assert_close(trainer.weights.b_dec.detach(), statistics.mean * statistics.scale)
+    rows = trainer.weights.dec.detach().clone()
+    result = trainer.step(next(stream))
+    grad = trainer.weights.dec.grad
+    assert grad is not None
+    assert float(grad.norm()) > 0
+    assert float(torch.linalg.vecdot(grad, rows).abs().max()) < 1e-6 * float(grad.norm())
+    everything = torch.cat([p.grad.flatten() for p in trainer.optimizer.param_groups[0]["params"]])
+    assert result.grad_norm > 1e-3  # before clipping
+    assert float(everything.norm()) == pytest.approx(1e-3, rel=1e-3)
+    # Warm-up of 10 steps, a fourfold dictionary.
+    want = config.lr / 11 / 2
+    assert result.lr == trainer.optimizer.param_groups[0]["lr"] == pytest.approx(want)
+
+
+def test_resampling_revives_dead_latents_of_jumprelu() -> None:
+    def alive(every: int) -> int:
+        config = JUMP_CONFIG.model_copy(
+            update={"resample_every_steps": every, "dead_after_tokens": 512}
+        )
+        stream = batches(256)
+        trainer = SaeTrainer(JUMP, config, 60, input_statistics(next(stream)), seed=0)
+        assert trainer.log_threshold is not None
+        with torch.no_grad():
+            trainer.log_threshold[:40] = math.log(50.0)
+        for _ in range(32):
+            trainer.step(next(stream))
+        trainer.tokens_since_fired.fill_(512)
+        for _ in range(2):
+            trainer.step(next(stream))
+        return int((trainer.tokens_since_fired[:40] < 512).sum())
+
+    assert alive(1000) == 0
+    assert alive(30) > 30
 
 
 def test_a_smaller_encoder_and_less_momentum_learn_faster() -> None:

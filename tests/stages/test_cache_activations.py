@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,8 @@ import torch
 
 from rldecoder.config.data import CacheActivationsConfig
 from rldecoder.data.activation_reader import ActivationReader
-from rldecoder.data.forward import plan_shards
+from rldecoder.data.activations import ActivationBatch
+from rldecoder.data.forward import ActivationPass, plan_shards
 from rldecoder.data.shards import read_tokens
 from rldecoder.errors import BadInputError, NoResourceError, NumericalError
 from rldecoder.lm.frozen import FrozenLM
@@ -38,6 +41,31 @@ def settings(**changes: object) -> CacheActivationsConfig:
 
 def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_a_shard_is_written_while_the_next_one_is_computed(
+    inputs: dict[str, InputArtifact], context: MakeContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first write waits for the second shard's forward pass: alone in turn, both would wait."""
+    second = threading.Event()
+    module = importlib.import_module("rldecoder.stages.cache_activations")
+    write, compute = module.write_activation_shard, ActivationPass.shard
+    computed = []
+
+    def patient(path: Path, batch: ActivationBatch) -> None:
+        assert second.wait(60), "the next shard was not begun while this one was being written"
+        write(path, batch)
+
+    def seen(self: ActivationPass, *args: Any) -> ActivationBatch:
+        computed.append(args)
+        if len(computed) == 2:
+            second.set()
+        return compute(self, *args)
+
+    monkeypatch.setattr(module, "write_activation_shard", patient)
+    monkeypatch.setattr(ActivationPass, "shard", seen)
+    output = STAGE.run(inputs, settings(), context())
+    assert output.metrics["tokens_train"] == 11 * (LENGTH - 1)
 
 
 def test_rows_are_what_the_model_computes(

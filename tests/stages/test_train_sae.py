@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 from pydantic import ValidationError
+from torch import Tensor
 
 from rldecoder.config.sae import TrainSaeConfig
 from rldecoder.curves import read_curves
 from rldecoder.data.activations import ActivationMeta, ActivationWriter
-from rldecoder.errors import BadInputError, DamagedFileError
+from rldecoder.errors import BadInputError, DamagedFileError, NumericalError
 from rldecoder.sae.model import Sae
+from rldecoder.sae.training import SaeTrainer, StepResult
 from rldecoder.stages.context import InputArtifact, SilentReporter, StageContext
 from rldecoder.stages.table import stage_named
 
@@ -159,6 +161,22 @@ def test_relu_variant_runs_and_alerts(
     assert Sae.load(ctx.out / "sae").spec.architecture == "relu"
     assert isinstance(ctx.report, SilentReporter)
     assert any("mean L0" in alert for alert in ctx.report.alerts)
+
+
+def test_divergence_is_an_alert_and_an_error(
+    inputs: Mapping[str, InputArtifact], context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = SaeTrainer.step
+
+    def poisoned(trainer: SaeTrainer, raw: Tensor) -> StepResult:
+        return original(trainer, raw * (float("nan") if trainer.step_index == 5 else 1.0))
+
+    monkeypatch.setattr(SaeTrainer, "step", poisoned)
+    ctx = context()
+    with pytest.raises(NumericalError, match="diverged at step 5"):
+        STAGE.run(inputs, CONFIG, ctx)
+    assert isinstance(ctx.report, SilentReporter)
+    assert any("diverged at step 5" in alert for alert in ctx.report.alerts)
 
 
 def test_bad_input_is_refused_before_training(

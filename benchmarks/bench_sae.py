@@ -2,6 +2,7 @@
 
     python -m benchmarks.bench_sae speed
     python -m benchmarks.bench_sae quality --activations artifacts/cache_activations/<digest>
+    python -m benchmarks.bench_sae spec
 
 The peers come with `pip install -e '.[bench]'`. Speed is a ratio within one run: contenders take
 turns, step by step, so that a busy minute hits all of them. Results: docs/results.md.
@@ -24,15 +25,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.sae_peers import Contender, Problem, contenders
+from rldecoder.config.sae import TrainSaeConfig
 from rldecoder.data.activation_reader import ActivationReader
 from rldecoder.provenance import peak_memory_bytes
+from rldecoder.sae.model import SaeSpec
+from rldecoder.sae.training import SaeTrainer, input_statistics
 from rldecoder.seeds import torch_generator
 
 app = typer.Typer(help=__doc__, no_args_is_help=True)
 console = Console(width=120)
-
-TRUE_DIRECTIONS = 4608
-ACTIVE = 16
 
 Threads = Annotated[int, typer.Option(help="Threads of torch.")]
 
@@ -40,12 +41,13 @@ Threads = Annotated[int, typer.Option(help="Threads of torch.")]
 class Synthetic:
     """Sparse sums of a known dictionary of unit directions, some far more frequent than others."""
 
-    def __init__(self, d_model: int = 576) -> None:
-        self.d_model = d_model
-        rows = torch.randn(TRUE_DIRECTIONS, d_model, generator=torch_generator(0, "rows"))
+    def __init__(self, d_model: int = 576, directions: int = 4608, active: int = 16) -> None:
+        self.d_model, self.active = d_model, active
+        rows = torch.randn(directions, d_model, generator=torch_generator(0, "rows"))
         self.truth: Tensor | None = F.normalize(rows, dim=1)
         self._shift = torch.randn(d_model, generator=torch_generator(0, "shift"))
-        self._frequency = torch.arange(1, TRUE_DIRECTIONS + 1).float().rsqrt()
+        self._frequency = torch.arange(1, directions + 1).float().rsqrt()
+        self.validation = self._batch(8192, "validation", 0)
         self.held_out = self._batch(8192, "held out", 0)
 
     def batches(self, num_tokens: int) -> Iterator[Tensor]:
@@ -56,8 +58,8 @@ class Synthetic:
     def _batch(self, num_tokens: int, *name: str | int) -> Tensor:
         generator = torch_generator(1, *name)
         weights = self._frequency.expand(num_tokens, -1)
-        active = torch.multinomial(weights, ACTIVE, generator=generator)
-        size = torch.rand(num_tokens, ACTIVE, generator=generator) + 0.5
+        active = torch.multinomial(weights, self.active, generator=generator)
+        size = torch.rand(num_tokens, self.active, generator=generator) + 0.5
         assert self.truth is not None
         sums = F.embedding_bag(active, self.truth, per_sample_weights=size, mode="sum")
         return sums + self._shift
@@ -74,10 +76,13 @@ class Cached:
         probe = next(self._train.shuffled(min(16_384, self._train.num_tokens), seed=0)).resid
         assert probe is not None
         self._scale = float(probe.float().var(0).mean().rsqrt())
-        test = ActivationReader(folder, "test")
-        rows = next(test.ordered(min(test.num_tokens, 16_384))).resid
+        self.validation, self.held_out = (self._rows(folder, s) for s in ("validation", "test"))
+
+    def _rows(self, folder: Path, split: str) -> Tensor:
+        reader = ActivationReader(folder, split)
+        rows = next(reader.ordered(min(reader.num_tokens, 16_384))).resid
         assert rows is not None
-        self.held_out = rows.float() * self._scale
+        return rows.float() * self._scale
 
     def batches(self, num_tokens: int) -> Iterator[Tensor]:
         """Endless [N, D] batches, the same ones at every call."""
@@ -141,33 +146,46 @@ def quality(
     architecture: Annotated[str, typer.Option(help="topk or batchtopk.")] = "topk",
     num_latents: int = 5760,
     k: int = 64,
-    batch_tokens: int = 2048,
+    batch_tokens: Annotated[
+        int | None, typer.Option(help="Default: 2048, on synthetic data 512.")
+    ] = None,
     tokens: Annotated[int, typer.Option(help="Training tokens of each run.")] = 307_200,
     rates: Annotated[
         str, typer.Option(help="Learning rates tried by all.")
-    ] = "3e-4,1e-3,3e-3,6e-3",
+    ] = "1e-3,3e-3,6e-3,1e-2",
+    d_model: Annotated[int, typer.Option(help="Synthetic data: width.")] = 576,
+    directions: Annotated[int, typer.Option(help="Synthetic data: true directions.")] = 4608,
+    active: Annotated[int, typer.Option(help="Synthetic data: active directions a token.")] = 16,
     only: Annotated[str, typer.Option(help="Only contenders whose name contains this.")] = "",
     zero_start: Annotated[
         bool, typer.Option(help="Also as they come: b_dec at zero where the library has it so.")
     ] = True,
     threads: Threads = 2,
 ) -> None:
-    """Held-out fvu (and recovery of a known dictionary) after equal tokens and equal tuning."""
+    """Held-out fvu (and recovery of a known dictionary) after equal tokens and equal tuning.
+
+    Every trainer's rate is chosen by its fvu on validation data; the table shows test data.
+    """
     torch.set_num_threads(threads)
+    data: Synthetic | Cached
+    if activations is None:
+        data = Synthetic(d_model, directions, active)
+    else:
+        data = Cached(activations)
+    batch_tokens = batch_tokens or (512 if activations is None else 2048)
     num_steps = tokens // batch_tokens
-    data = Synthetic() if activations is None else Cached(activations)
     batches = list(itertools.islice(data.batches(batch_tokens), num_steps))
     sample = torch.cat(batches)[:16_384]
     table = Table(title=f"{architecture} after {tokens:,} tokens, batch {batch_tokens}, k {k}")
-    for column in ("trainer", "b_dec start", "lr", "fvu", "L0", "recovery"):
+    for column in ("trainer", "b_dec start", "lr", "validation fvu", "test fvu", "L0", "recovery"):
         table.add_column(column, justify="left" if column == "trainer" else "right")
     for name, make in contenders(architecture).items():
         if only not in name or "autocast" in name:
             continue
-        best: tuple[float, list[str]] | None = None
         leaves_zero = name.startswith(("sae_lens", "sparsify"))
         starts = (True, False) if leaves_zero and zero_start else (True,)
         for mean_start in starts:
+            best: tuple[float, list[str]] | None = None
             for rate in (float(text) for text in rates.split(",")):
                 problem = Problem(
                     data.d_model, num_latents, k, batch_tokens, num_steps, sample, rate, mean_start
@@ -176,15 +194,65 @@ def quality(
                 contender = make(problem)
                 for x in batches:
                     contender.step(x)
+                chosen_by, _ = _fvu(contender, data.validation)
                 fvu, l0 = _fvu(contender, data.held_out)
-                row = [name, "mean" if mean_start else "zero", f"{rate:g}", f"{fvu:.4f}",
-                       f"{l0:.1f}", _recovery(contender, data.truth)]  # fmt: skip
+                row = [name, "mean" if mean_start else "zero", f"{rate:g}", f"{chosen_by:.4f}",
+                       f"{fvu:.4f}", f"{l0:.1f}", _recovery(contender, data.truth)]  # fmt: skip
                 console.print("  ".join(row), style="dim", highlight=False)
-                if best is None or fvu < best[0]:
-                    best = (fvu, row)
-        assert best is not None
-        table.add_row(*best[1])
+                if best is None or chosen_by < best[0]:
+                    best = (chosen_by, row)
+            assert best is not None
+            table.add_row(*best[1])
     console.print(table)
+
+
+@app.command()
+def spec(
+    d_model: int = 4096,
+    num_latents: int = 40_960,
+    batch_tokens: int = 4096,
+    steps: Annotated[int, typer.Option(help="Timed steps.")] = 3,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    threads: Threads = 2,
+) -> None:
+    """Step time and peak memory at the plan's size and settings: relu, L1, lr 1e-4.
+
+    `dense`: as at the start, when half of all latents fire. `sparse`: biases set so that about 80
+    of them do, as later in training.
+    """
+    torch.set_num_threads(threads)
+    where = torch.device(device)
+    config = TrainSaeConfig(
+        architecture="relu", expansion=num_latents / d_model, batch_tokens=batch_tokens,
+        lr=1e-4, lr_final=1e-5,
+    )  # fmt: skip
+    shape = SaeSpec(architecture="relu", d_model=d_model, num_latents=num_latents)
+    table = Table(title=f"relu {d_model} -> {num_latents}, batch {batch_tokens}, {device}")
+    for column in ("phase", "s a step", "tokens/s", "L0", "dense TFLOP a step"):
+        table.add_column(column, justify="right")
+    x = torch.randn(batch_tokens, d_model, generator=torch_generator(0, "spec"))
+    trainer = SaeTrainer(shape, config, 50_000, input_statistics(x), 0, where)
+    for phase in ("dense", "sparse"):
+        if phase == "sparse":
+            with torch.no_grad():
+                pre_acts = (x[:256].to(where) * trainer.scale) @ trainer.weights.enc.T
+                cut = pre_acts.flatten().kthvalue(pre_acts.numel() - 80 * 256).values
+                trainer.weights.b_enc.sub_(cut)
+        seconds = []
+        for _ in range(steps + 1):
+            started = time.perf_counter()
+            result = trainer.step(x)  # ends with numbers on the host, so it is synchronous
+            seconds.append(time.perf_counter() - started)
+        median = statistics.median(seconds[1:])
+        # Encoder and decoder, forward and two backward products each, none for the inputs.
+        flops = 2.0 * 5 * batch_tokens * d_model * num_latents
+        table.add_row(
+            phase, f"{median:.2f}", f"{batch_tokens / median:,.0f}", f"{result.l0:,.0f}",
+            f"{flops / 1e12:.2f}",
+        )  # fmt: skip
+    console.print(table)
+    gib = peak_memory_bytes(where) / (1 << 30)
+    console.print(f"peak memory: {gib:.1f} GiB")
 
 
 @torch.no_grad()

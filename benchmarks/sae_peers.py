@@ -230,11 +230,13 @@ Make = Callable[[Problem], Contender]
 
 
 def contenders(architecture: str) -> dict[str, Make]:
-    """Trainers of an architecture (topk or batchtopk) that can be run here, by name."""
+    """Trainers of an architecture that can be run here, by name; peers for topk and batchtopk."""
     found: dict[str, Make] = {
         "rldecoder float32": lambda problem: Ours(problem, architecture, "float32"),
         "rldecoder bfloat16": lambda problem: Ours(problem, architecture, "bfloat16"),
     }
+    if architecture not in ("topk", "batchtopk"):
+        return found  # the peers' own relu and jumprelu train to other goals
     if _installed("sae_lens"):
         found["sae_lens float32"] = lambda problem: SaeLens(problem, architecture)
         found["sae_lens autocast"] = lambda problem: SaeLens(problem, architecture, autocast=True)

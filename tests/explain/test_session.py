@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from rich.console import Console
 
+from rldecoder import precision
+from rldecoder.artifacts import ArtifactStore
+from rldecoder.cli_show import explain_inputs, open_session
+from rldecoder.config.run import load_run_config
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
 from rldecoder.errors import BadInputError
 from rldecoder.explain.explainer import Explainer
@@ -15,6 +22,8 @@ from rldecoder.explain.inputs import LabelText
 from rldecoder.explain.session import Explanation, explain_prompt, render_example
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.sae.model import Sae, SparseLatents
+from rldecoder.schemas import read_json, write_json
+from tests.conftest import ROOT
 
 PROMPT = "The import statement finds a module and then"
 HOSTILE = "</script><img src=x onerror=alert(1)>\u202e\u200b[bold]x[/bold]\x1b[2J"
@@ -119,6 +128,20 @@ def test_hostile_text_is_inert_in_the_terminal(
     assert "\u200b" not in shown
     if prompt == HOSTILE:
         assert "[bold]" in shown
+
+
+def test_a_session_is_exact_whatever_the_stages_computed_in(
+    debug_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "has_bfloat16", lambda device: True)
+    run = load_run_config(ROOT / "configs" / "debug.yaml")
+    inputs = explain_inputs(run, ArtifactStore(debug_store))
+    shutil.copytree(inputs["sync_tokenizer"].path, tmp_path / "bfloat16")
+    inputs["sync_tokenizer"] = replace(inputs["sync_tokenizer"], path=tmp_path / "bfloat16")
+    record = read_json(tmp_path / "bfloat16" / "model.json")
+    write_json(tmp_path / "bfloat16" / "model.json", record | {"compute_dtype": "bfloat16"})
+    assert FrozenLM.load(tmp_path / "bfloat16" / "model").dtype == torch.bfloat16
+    assert open_session(inputs).lm.dtype == torch.float32
 
 
 def test_prompts_that_cannot_be_explained(

@@ -17,6 +17,7 @@ from rldecoder.cli_show import explain_inputs, open_session
 from rldecoder.config.run import load_run_config
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
 from rldecoder.errors import BadInputError
+from rldecoder.explain.claims import claim_sentence
 from rldecoder.explain.explainer import Explainer
 from rldecoder.explain.inputs import LabelText
 from rldecoder.explain.session import Explanation, explain_prompt, render_example
@@ -128,6 +129,27 @@ def test_hostile_text_is_inert_in_the_terminal(
     assert "\u200b" not in shown
     if prompt == HOSTILE:
         assert "[bold]" in shown
+
+
+def test_the_terminal_shows_what_was_measured(
+    lm: FrozenLM, sae: Sae, decoder: SaeDecoderForCausalLM, explainer: Explainer
+) -> None:
+    found = explain(lm, sae, decoder, explainer)
+    console = Console(width=4000)
+    with console.capture() as capture:
+        console.print(render_example(found.to_json()))
+    shown = capture.get()
+    assert found.claims
+    for place, checked in enumerate(found.claims, start=1):
+        (line,) = [line for line in shown.splitlines() if f" B{place} " in line]
+        assert claim_sentence(checked.claim) in line
+        assert checked.frozen_effect is not None
+        assert (
+            f"[{checked.verdict}: measured {checked.effect:+.2f} nats "
+            f"(chance {checked.claim.noise:.2f}), frozen model {checked.frozen_effect:+.2f}]"
+        ) in line
+    assert len(found.ranked) == 5
+    assert shown.count(", label confidence 0.50)") == len(found.ranked)
 
 
 def test_a_session_is_exact_whatever_the_stages_computed_in(

@@ -214,6 +214,17 @@ def test_a_hostile_claim_does_nothing(running: Running) -> None:
         assert_quiet(browser, running.url)
 
 
+def test_the_report_is_quiet_here_too(running: Running) -> None:
+    with open_browser() as browser:
+        page = browser.page
+        page.goto(running.url)
+        page.click("header a[href='/report']")
+        page.wait_for_selector("article.card")
+        assert page.url == running.url + "report"
+        assert browser.serious() == []
+        assert_quiet(browser, running.url)
+
+
 def test_shortcuts_can_be_turned_off(running: Running) -> None:
     with open_browser() as browser:
         page = browser.page

@@ -123,7 +123,8 @@ def line_plot(
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         if legend_below:
-            figure.legend(loc="outside lower center", ncols=3)
+            # Long enough that a dash shows beside the dot.
+            figure.legend(loc="outside lower center", ncols=3, handlelength=3.2)
         elif len(lines) > 1 or target is not None or boundaries:
             axes.legend(loc="upper right")  # "best" looks at every point
         return drawing(figure)

@@ -102,8 +102,9 @@ def explain(
     help="Serve a finished run on this machine: live prompts, exact ablations, label review."
     "\n\n"
     "Type a prompt and see both models' predictions token by token. Open a token's features, take "
-    "one out or amplify it, and see the predictions change: both models are run again, nothing is "
-    "estimated. Search features; review labels by keyboard. Works offline; Ctrl-C stops it."
+    "one out or amplify it, and see the predictions change: both models are run again. The claims "
+    "of an explanation are predictions; each is then tested in the same way. Search features; "
+    "review labels by keyboard. Works offline; Ctrl-C stops it."
     "\n\n"
     "Example: rldecoder serve configs/quickstart.yaml --port 8760"
 )

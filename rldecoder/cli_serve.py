@@ -108,6 +108,7 @@ def open_served(
     facts = PageFacts(
         run_name=run.name,
         model_name=labels.model_name,
+        dtype=str(bench.session.lm.dtype).removeprefix("torch."),
         hook_layer=labels.hook_layer,
         num_latents=labels.num_latents,
         num_labelled=len(labels.features),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, expect, sync_playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+REQUIRE = "RLDECODER_REQUIRE_BROWSER"
 QUIET = [
     # Containers give Chromium no namespaces for its sandbox, and little shared memory.
     "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu",
@@ -49,10 +51,13 @@ class Watched:
 
 @contextmanager
 def open_browser(*, scheme: str = "light", width: int = 1280) -> Iterator[Watched]:
-    """A new page; skips the test on machines without Chromium."""
+    """A new page; without Chromium the test is skipped, or fails where REQUIRE is set."""
     path = next((found for name in NAMES if (found := shutil.which(name))), None)
     if path is None:
-        pytest.skip(f"no browser is installed (looked for {', '.join(NAMES)})")
+        said = f"no browser is installed (looked for {', '.join(NAMES)})"
+        if os.environ.get(REQUIRE):
+            pytest.fail(f"{said}, and {REQUIRE} is set")
+        pytest.skip(said)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=QUIET)
         page = browser.new_context(

@@ -49,7 +49,7 @@ def build_report(
     return ReportData(
         title=visible_text(title, 120),
         subtitle=_subtitle(model, meta, inputs),
-        facts=_facts(targets, faithfulness, meta, inputs),
+        facts=_facts(targets, faithfulness, interpretability["label_coverage"]["all"], inputs),
         caveats=collect.caveats(inputs),
         targets=[_visible_target(row) for row in targets],
         pipeline=collect.pipeline(inputs),
@@ -114,7 +114,7 @@ def _subtitle(
 def _facts(
     targets: Sequence[Mapping[str, Any]],
     faithfulness: Mapping[str, Any],
-    meta: Mapping[str, Any],
+    coverage: Mapping[str, Any],
     inputs: Mapping[str, Published],
 ) -> list[dict[str, str]]:
     value = {row["key"]: row["value"] for row in targets}
@@ -135,7 +135,12 @@ def _facts(
         fact("KL, after RL", f"{test['rl']['kl']:.2f}", "nats/token"),
         fact("agreement", share("agreement"), "first choice"),
         fact("SAE variance explained", share("explained_variance")),
-        fact("labels sure", share("label_coverage"), "high confidence"),
+        fact(
+            "labels sure",
+            share("label_coverage"),
+            f"Wilson 95 %: {100 * coverage['low']:.0f} to {100 * coverage['high']:.0f} %, "
+            f"of {coverage['features']}",
+        ),
         fact("wall time", collect.format_seconds(wall), "all stages"),
     ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 from rldecoder import schemas
@@ -10,11 +11,17 @@ from rldecoder.dashboard import collect, figures
 from rldecoder.dashboard.architecture import Sizes, architecture_plot
 from rldecoder.dashboard.claims import METHOD_NAMES
 from rldecoder.dashboard.collect import Published, format_value
-from rldecoder.dashboard.figures import Bar, Line
+from rldecoder.dashboard.figures import Bar, Line, Style
 from rldecoder.dashboard.report import FigureEntry
 from rldecoder.explain.text import visible_text
 
 MODEL_NAMES = {"frozen": "frozen model", "supervised": "supervised decoder", "rl": "RL decoder"}
+FRONTIER_STYLES: tuple[tuple[Style, Style, str], ...] = (
+    ("-", ":", "x"),
+    ("--", "-.", "+"),
+    ((0, (8, 2, 2, 2)), (0, (1, 4)), "1"),
+)
+"""For each k in turn: style of the decoders, of the splice, marker of the random SAEs."""
 PLAN_KL = {"supervised": 1.5, "rl": 0.5}
 
 
@@ -41,11 +48,7 @@ def build_figures(
         "tasks": _tasks(tasks),
         "mass": _mass(interpretability["importance_mass"]),
         "top10_mass": _top10_mass(interpretability["importance_mass"]),
-        "calibration": FigureEntry(
-            figures.reliability_plot(label_controls["calibration"]["test"]["bins"]),
-            "Is the confidence honest?",
-            "Stated confidence of a label against the share accepted on unseen text.",
-        ),
+        "calibration": _calibration(label_controls["calibration"]["test"]),
         "deletion": _deletion(interpretability["deletion"]),
         "precision": _precision(interpretability["claims"]),
         **_training(inputs),
@@ -120,18 +123,53 @@ def _frontier(frontier: Published) -> FigureEntry | None:
         return None
     rows = schemas.read_parquet(frontier.path / "frontier.parquet").to_pylist()
     verdict = schemas.read_json(frontier.path / "verdict.json")
-    lines = []
-    for layer, k in dict.fromkeys((row["layer"], row["k"]) for row in rows):
-        own = [row for row in rows if (row["layer"], row["k"]) == (layer, k)]
-        points = sorted((r for r in own if r["sae"] == "trained"), key=lambda row: row["depth"])
-        depths = [row["depth"] for row in points]
-        lines.append(Line(f"layer {layer}, k {k}", depths, [row["kl"] for row in points]))
-        floor = [row["splice_kl"] for row in points]
-        lines.append(Line(f"layer {layer}, splice", depths, floor, dashed=True))
+    drawn = figures.line_plot(
+        frontier_lines(rows), x_label="blocks of the decoder", y_label="KL", legend_below=True
+    )
     return FigureEntry(
-        figures.line_plot(lines, x_label="blocks of the decoder", y_label="KL", markers=True),
+        drawn,
         "How deep must a decoder be?",
-        f"Every decoder with the same token budget. {verdict['why']}.",
+        "Every decoder with the same token budget. Splice: the frozen model itself from the SAE’s "
+        f"reconstruction on. Crosses: decoders of random SAEs. {verdict['why']}.",
+    )
+
+
+def frontier_lines(rows: Sequence[Mapping[str, Any]]) -> list[Line]:
+    """A colour a layer and a style a k: decoders, the splice below them, random SAEs as crosses.
+
+    Args:
+        rows: of `frontier.parquet`.
+    """
+    layers, ks = (list(dict.fromkeys(row[name] for row in rows)) for name in ("layer", "k"))
+    trained, splices, random = [], [], []
+    for layer, k in dict.fromkeys((row["layer"], row["k"]) for row in rows):
+        colour = figures.PALETTE[layers.index(layer) % len(figures.PALETTE)]
+        solid, dotted, cross = FRONTIER_STYLES[ks.index(k) % len(FRONTIER_STYLES)]
+        cell = sorted(
+            (row for row in rows if (row["layer"], row["k"]) == (layer, k)),
+            key=lambda row: row["depth"],
+        )
+        own = [row for row in cell if row["sae"] == "trained"]
+        lot = [row for row in cell if row["sae"] == "random"]
+        name, depths = f"layer {layer}, k {k}", [row["depth"] for row in own]
+        trained.append(Line(name, depths, [r["kl"] for r in own], False, colour, solid, "o"))
+        floor = [row["splice_kl"] for row in own]
+        splices.append(Line(f"{name}, splice", depths, floor, False, colour, dotted))
+        if lot:
+            at, kl = [row["depth"] for row in lot], [row["kl"] for row in lot]
+            random.append(Line(f"{name}, random", at, kl, False, colour, "none", cross))
+    return [*trained, *splices, *random]
+
+
+def _calibration(test: Mapping[str, Any]) -> FigureEntry:
+    def number(name: str) -> str:
+        return "unknown" if test[name] is None else f"{test[name]:.3f}"
+
+    return FigureEntry(
+        figures.reliability_plot(test["bins"]),
+        "Is the confidence honest?",
+        "Stated confidence of a label against the share accepted on unseen text. "
+        f"ECE {number('ece')}, Brier score {number('brier')}, {test['n']} labels.",
     )
 
 
@@ -149,13 +187,18 @@ def _training(inputs: Mapping[str, Published]) -> dict[str, FigureEntry | None]:
     sae, decoder, ppo = (
         collect.curves(inputs[name].path) for name in ("train_sae", "train_decoder", "train_ppo")
     )
+    stages = stage_boundaries(inputs["train_ppo"].config["stages"], ppo)
     return {
         "sae": _curves(
-            {"validation": sae.get("validation_fvu")},
+            {
+                "unexplained variance": sae.get("validation_fvu"),
+                "dead latents": sae.get("dead_fraction"),
+            },
             "step",
-            "unexplained variance",
+            "share",
             "SAE training.",
-            "Share of the residual’s variance left unexplained, on validation text.",
+            "Share of the residual’s variance left unexplained, on validation text, and of the "
+            "latents that are dead.",
         ),
         "decoder": _curves(
             {
@@ -176,6 +219,7 @@ def _training(inputs: Mapping[str, Published]) -> dict[str, FigureEntry | None]:
             "RL: faithfulness.",
             "KL(frozen || decoder) on validation text during PPO. The plan asks for 0.5.",
             target=PLAN_KL["rl"],
+            boundaries=stages,
         ),
         "ppo_task": _curves(
             {
@@ -186,8 +230,23 @@ def _training(inputs: Mapping[str, Published]) -> dict[str, FigureEntry | None]:
             "task score",
             "RL: tasks.",
             "Share of prompts answered correctly.",
+            boundaries=stages,
         ),
     }
+
+
+def stage_boundaries(
+    stages: Sequence[Mapping[str, Any]], curves: Mapping[str, tuple[list[int], list[float]]]
+) -> list[int]:
+    """The PPO steps after which other reward weights held, as far as the training came.
+
+    Args:
+        stages: `train_ppo.stages`, each with its `steps`.
+        curves: what the training logged, steps and values by name.
+    """
+    ends = list(accumulate(int(stage["steps"]) for stage in stages))[:-1]
+    last = max((steps[-1] for steps, _ in curves.values() if steps), default=0)
+    return [end for end in ends if end < last]
 
 
 def _curves(
@@ -197,11 +256,19 @@ def _curves(
     title: str,
     caption: str,
     target: float | None = None,
+    boundaries: Sequence[int] = (),
 ) -> FigureEntry | None:
     lines = [Line(name, *found) for name, found in series.items() if found is not None]
     if not lines:
         return None
-    drawn = figures.line_plot(lines, x_label=x_label, y_label=y_label, target=target)
+    drawn = figures.line_plot(
+        lines,
+        x_label=x_label,
+        y_label=y_label,
+        target=target,
+        boundaries=boundaries,
+        boundary_name="other reward weights",
+    )
     return FigureEntry(drawn, title, caption)
 
 

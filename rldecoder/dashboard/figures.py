@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import matplotlib as mpl
 import numpy as np
@@ -45,6 +45,12 @@ STYLE: Any = {
 }
 SIZE = (5.2, 2.9)
 FAR = 2.5
+ROUNDS = ("-", "-.", ":")
+"""Styles of lines that come after the palette was used up once, and twice."""
+
+
+Style: TypeAlias = str | tuple[float, tuple[float, ...]]
+"""A line's style as matplotlib has it: a name, or an offset and the lengths of dashes and gaps."""
 
 
 class Drawing(NamedTuple):
@@ -63,6 +69,12 @@ class Line(NamedTuple):
     x: Sequence[float]
     y: Sequence[float]
     dashed: bool = False
+    colour: str | None = None
+    """None takes the next of the palette."""
+    style: Style | None = None
+    """As matplotlib has it, `none` for markers alone; None follows `dashed`."""
+    marker: str | None = None
+    """None draws dots where the plot asks for markers."""
 
 
 class Bar(NamedTuple):
@@ -81,22 +93,27 @@ def line_plot(
     y_label: str,
     target: float | None = None,
     markers: bool = False,
+    boundaries: Sequence[float] = (),
+    boundary_name: str = "",
+    legend_below: bool = False,
 ) -> Drawing:
-    """Lines over a common axis; `target` is a dotted line, unless it is far off the data."""
+    """Lines over a common axis.
+
+    Args:
+        target: a dotted line, unless it is far off the data.
+        boundaries: where vertical lines go; the legend says `boundary_name` for all of them.
+        legend_below: for many lines, whose names would cover the plot.
+    """
     highest = max((max(line.y) for line in lines if len(line.y)), default=0.0)
     if target is not None and target > FAR * highest:
         target = None
-    with _figure() as (figure, axes):
+    size = (SIZE[0], SIZE[1] + 0.22 * -(-len(lines) // 3)) if legend_below else SIZE
+    with _figure(size, long_labels=legend_below) as (figure, axes):
+        for place in boundaries:
+            name = boundary_name if place == boundaries[0] else "_"  # matplotlib hides those
+            axes.axvline(place, color=FRAME, linewidth=0.8, label=name, alpha=0.7)
         for index, line in enumerate(lines):
-            axes.plot(
-                line.x,
-                line.y,
-                label=line.name,
-                color=PALETTE[index % len(PALETTE)],
-                linestyle="--" if line.dashed else "-",
-                marker="o" if markers or len(line.x) == 1 else None,
-                markersize=3.5,
-            )
+            _draw_line(axes, line, index, markers)
         if target is not None:
             axes.axhline(
                 target, color=FRAME, linestyle=":", linewidth=1.2, label=f"plan {target:g}"
@@ -105,9 +122,26 @@ def line_plot(
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
-        if len(lines) > 1 or target is not None:
+        if legend_below:
+            # Long enough that a dash shows beside the dot.
+            figure.legend(loc="outside lower center", ncols=3, handlelength=3.2)
+        elif len(lines) > 1 or target is not None or boundaries:
             axes.legend(loc="upper right")  # "best" looks at every point
         return drawing(figure)
+
+
+def _draw_line(axes: Axes, line: Line, index: int, markers: bool) -> None:
+    turn = ROUNDS[index // len(PALETTE) % len(ROUNDS)]
+    dots = "o" if markers or len(line.x) == 1 else None
+    axes.plot(
+        line.x,
+        line.y,
+        label=line.name,
+        color=line.colour or PALETTE[index % len(PALETTE)],
+        linestyle=line.style or ("--" if line.dashed else turn),
+        marker=line.marker or dots,
+        markersize=3.5 if line.marker is None else 5.5,
+    )
 
 
 def density_plot(density: Sequence[float]) -> Drawing:

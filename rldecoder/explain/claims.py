@@ -78,8 +78,8 @@ def explanation_text(claims: Sequence[Claim]) -> str:
     """All claims as numbered sentences; says so when there is nothing to claim."""
     if not claims:
         return (
-            "No single feature moves this prediction by more than a random direction would; "
-            "no claim is made."
+            "Method B makes no claim here: it expects no single feature to move this prediction "
+            "clearly more than a random direction would."
         )
     return " ".join(f"{place}. {claim_sentence(claim)}" for place, claim in enumerate(claims, 1))
 

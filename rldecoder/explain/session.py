@@ -120,14 +120,16 @@ def load_session(
     explainer: Path,
     device: torch.device | str = "cpu",
 ) -> Session:
-    """Load what the stages published.
+    """Load what the stages published, the frozen model in float32.
 
     Args:
         model, sae, decoder: folders of the frozen model, the SAE and the final decoder.
         labels: `feature_labels.json`.
         explainer: folder of the explainer.
     """
-    lm = FrozenLM.load(model, device=device)
+    # Whatever the stages computed in: a claim's effect is a small difference, which a residual
+    # rounded to bfloat16 after its edit would lose.
+    lm = FrozenLM.load(model, device=device, dtype=torch.float32)
     loaded_sae = Sae.load(sae, device=device)
     return Session(
         lm,

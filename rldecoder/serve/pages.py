@@ -33,6 +33,8 @@ class PageFacts(NamedTuple):
 
     run_name: str
     model_name: str
+    dtype: str
+    """Of the frozen model's weights as they are loaded."""
     hook_layer: int
     num_latents: int
     num_labelled: int

@@ -1,9 +1,9 @@
 """What the server computes: a prompt token by token, and what one changed feature does.
 
-Nothing here is estimated. An intervention scales one latent's activation at one position; the
-decoder is run again from the edited latents, and the frozen model from the residual stream at
-the hook layer with `(factor - 1) * act * W_dec[latent]` added at that position. The SAE's error
-term stays in place, so that nothing but the feature changes.
+No intervention is estimated. It scales one latent's activation at one position; the decoder is
+run again from the edited latents, and the frozen model from the residual stream at the hook layer
+with `(factor - 1) * act * W_dec[latent]` added at that position. The SAE's error term stays in
+place, so that nothing but the feature changes.
 
 Axes: T position, K active latents, D model width, V vocabulary.
 """

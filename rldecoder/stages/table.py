@@ -171,7 +171,7 @@ STAGES: tuple[Stage, ...] = (
     _stage(
         "train_explainer",
         "explainer",
-        3,
+        4,
         (
             "sync_tokenizer",
             "cache_activations",
@@ -207,7 +207,7 @@ STAGES: tuple[Stage, ...] = (
     _stage(
         "report",
         "report",
-        4,
+        5,
         (
             "sync_tokenizer",
             "ingest",

@@ -59,7 +59,10 @@ def run(
     inputs: Mapping[str, InputArtifact], config: TrainExplainerConfig, ctx: StageContext
 ) -> StageOutput:
     """Make pairs, train, evaluate, explain examples."""
-    lm = FrozenLM.load(inputs["sync_tokenizer"].path / "model", device=ctx.device)
+    # float32, as where explanations are shown (`load_session`): effects are small differences.
+    lm = FrozenLM.load(
+        inputs["sync_tokenizer"].path / "model", device=ctx.device, dtype=torch.float32
+    )
     sae = Sae.load(inputs["train_sae"].path / "sae", device=ctx.device)
     decoder = load_decoder(inputs["freeze_decoder"].path / "decoder", lm, sae)
     cache = inputs["cache_activations"].path

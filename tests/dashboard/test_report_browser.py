@@ -7,10 +7,18 @@ from pathlib import Path
 
 import pytest
 
+from rldecoder.artifacts import ArtifactStore
+from rldecoder.config.run import load_run_config
+from rldecoder.dashboard import collect
 from rldecoder.dashboard.report import ReportData, render_html
+from rldecoder.interp.records import Example
+from rldecoder.runner import plan
 from tests.browser import open_browser
+from tests.conftest import ROOT
 from tests.dashboard.conftest import HOSTILE
+from tests.dashboard.test_collect import label, save
 
+HIDDEN = "a\u202eb\u200b\x1b[2J\u2066c\ufeff</script><img src=x onerror=alert(1)>"
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 
@@ -89,3 +97,72 @@ def test_printing_shows_what_was_folded(page_file: Path) -> None:
         assert page.locator("nav").is_hidden()
         assert page.locator(".tools").is_hidden()
         assert page.locator("details.stage:not([open])").count() == 0
+
+
+def test_hostile_text_of_artifacts_is_gone_or_visible(data: ReportData, tmp_path: Path) -> None:
+    """Through the functions that read artifacts: what a browser shows has no such character."""
+    window = Example(seq_id=4, pos=1, act=2.0, tokens=["x", HIDDEN, "W" * 10_000], focus=1)
+    save(tmp_path, label(3, 1, HIDDEN, [window]), label(7, 2, None, []))
+    features = collect.features(tmp_path, tmp_path, max_features=9, contexts=9)
+    prediction = {"token": HIDDEN, "token_id": 1, "probability": 0.5, "top": [(HIDDEN, 0.5)] * 3}
+    claim = {
+        "sentence": HIDDEN, "verdict": "supported", "effect": 0.5, "frozen_effect": -0.1,
+        "claim": {"noise": 0.1},
+    }  # fmt: skip
+    example = collect.example_view(
+        {"prompt": HIDDEN, "kl": 0.1, "frozen": prediction, "decoder": prediction,
+         "method_a": HIDDEN, "method_b": HIDDEN, "claims": [claim], "sanity": None}
+    )  # fmt: skip
+    path = tmp_path / "report.html"
+    shown = replace(data, features=features, examples=[example])
+    path.write_text(render_html(shown), encoding="utf-8")
+    with open_browser() as browser:
+        page = browser.page
+        page.goto(path.as_uri())
+        assert page.locator("article.card").count() == 2
+        text = str(page.evaluate("document.body.textContent"))
+        assert not set(text) & set("\u202e\u2066\u200b\ufeff\x1b")
+        cards = str(page.text_content("#cards"))
+        examples = str(page.text_content("#explanations"))
+        for part in (cards, examples):
+            assert "a⟨U+202E⟩b⟨U+200B⟩␛[2J" in part
+            assert "</script><img src=x onerror=alert(1)>" in part
+        assert page.locator("img").count() == 0
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth + 1")
+        assert browser.trouble == []
+
+
+@pytest.fixture
+def real_report(debug_store: Path) -> Path:
+    """The report of the debug run, as the stage published it."""
+    run = load_run_config(ROOT / "configs" / "debug.yaml")
+    return ArtifactStore(debug_store).path(plan(run)["report"]) / "report.html"
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 420)])
+def test_the_report_of_a_real_run(real_report: Path, scheme: str, width: int) -> None:
+    with open_browser(scheme=scheme, width=width) as browser:
+        page = browser.page
+        page.goto(real_report.as_uri())
+        assert page.locator("figure svg").count() >= 15
+        assert page.locator("article.card").count() == 12
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth + 1")
+        assert browser.serious() == []
+        assert browser.trouble == []
+        assert browser.requests == [real_report.as_uri()]
+
+
+def test_no_table_is_cut_off_on_paper(real_report: Path) -> None:
+    """A4 between the usual margins is 718 CSS pixels wide, and nobody scrolls it sideways."""
+    with open_browser(width=718) as browser:
+        page = browser.page
+        page.goto(real_report.as_uri())
+        widest = "[...document.querySelectorAll('thead tr')].map(row => row.children.length)"
+        assert max(page.evaluate(widest)) == 11  # simulatability
+        page.emulate_media(media="print")
+        cut = page.evaluate(
+            "[...document.querySelectorAll('.scroll')].filter(box => box.scrollWidth >"
+            " box.clientWidth).map(box => box.getAttribute('aria-label'))"
+        )
+        assert cut == []
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth + 1")

@@ -8,7 +8,6 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
-import krippendorff
 import numpy as np
 import pytest
 from scipy import stats
@@ -16,8 +15,10 @@ from scipy import stats
 from rldecoder.errors import BadInputError
 from rldecoder.explain.claims import CheckedClaim, Claim
 from rldecoder.explain.judging import (
+    CODES,
     JudgeItem,
     JudgeKey,
+    _alpha,
     blind_pairs,
     read_answers,
     read_key,
@@ -211,5 +212,10 @@ def test_alpha_of_a_known_example() -> None:
     """Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability", section A: alpha = .095."""
     first = [0, 1, 0, 0, 0, 0, 0, 0, 1, 0]
     second = [1, 1, 1, 0, 0, 1, 0, 0, 0, 0]
-    found = krippendorff.alpha([first, second], level_of_measurement="nominal")
-    assert found == pytest.approx(0.095, abs=0.001)
+    answers = [CODES["method_a"], CODES["method_b"]]
+    alpha, note = _alpha(np.array([[answers[code] for code in judge] for judge in (first, second)]))
+    assert alpha == pytest.approx(0.095, abs=0.001)
+    assert note == ""
+    # A tie is an answer of its own, no nearer to A than B is. By hand: 1 - observed / expected.
+    tied = np.array([[CODES["method_a"], CODES["method_b"]], [CODES["tie"], CODES["method_b"]]])
+    assert _alpha(tied)[0] == pytest.approx(1 - (2 / 4) / (10 / 12))

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from rich.console import Console
 
+from rldecoder import precision
+from rldecoder.artifacts import ArtifactStore
+from rldecoder.cli_show import explain_inputs, open_session
+from rldecoder.config.run import load_run_config
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
 from rldecoder.errors import BadInputError
+from rldecoder.explain.claims import claim_sentence
 from rldecoder.explain.explainer import Explainer
 from rldecoder.explain.inputs import LabelText
 from rldecoder.explain.session import Explanation, explain_prompt, render_example
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.sae.model import Sae, SparseLatents
+from rldecoder.schemas import read_json, write_json
+from tests.conftest import ROOT
 
 PROMPT = "The import statement finds a module and then"
 HOSTILE = "</script><img src=x onerror=alert(1)>\u202e\u200b[bold]x[/bold]\x1b[2J"
@@ -119,6 +129,41 @@ def test_hostile_text_is_inert_in_the_terminal(
     assert "\u200b" not in shown
     if prompt == HOSTILE:
         assert "[bold]" in shown
+
+
+def test_the_terminal_shows_what_was_measured(
+    lm: FrozenLM, sae: Sae, decoder: SaeDecoderForCausalLM, explainer: Explainer
+) -> None:
+    found = explain(lm, sae, decoder, explainer)
+    console = Console(width=4000)
+    with console.capture() as capture:
+        console.print(render_example(found.to_json()))
+    shown = capture.get()
+    assert found.claims
+    for place, checked in enumerate(found.claims, start=1):
+        (line,) = [line for line in shown.splitlines() if f" B{place} " in line]
+        assert claim_sentence(checked.claim) in line
+        assert checked.frozen_effect is not None
+        assert (
+            f"[{checked.verdict}: measured {checked.effect:+.2f} nats "
+            f"(chance {checked.claim.noise:.2f}), frozen model {checked.frozen_effect:+.2f}]"
+        ) in line
+    assert len(found.ranked) == 5
+    assert shown.count(", label confidence 0.50)") == len(found.ranked)
+
+
+def test_a_session_is_exact_whatever_the_stages_computed_in(
+    debug_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "has_bfloat16", lambda device: True)
+    run = load_run_config(ROOT / "configs" / "debug.yaml")
+    inputs = explain_inputs(run, ArtifactStore(debug_store))
+    shutil.copytree(inputs["sync_tokenizer"].path, tmp_path / "bfloat16")
+    inputs["sync_tokenizer"] = replace(inputs["sync_tokenizer"], path=tmp_path / "bfloat16")
+    record = read_json(tmp_path / "bfloat16" / "model.json")
+    write_json(tmp_path / "bfloat16" / "model.json", record | {"compute_dtype": "bfloat16"})
+    assert FrozenLM.load(tmp_path / "bfloat16" / "model").dtype == torch.bfloat16
+    assert open_session(inputs).lm.dtype == torch.float32
 
 
 def test_prompts_that_cannot_be_explained(

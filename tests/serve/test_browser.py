@@ -14,6 +14,8 @@ from rldecoder.serve.workbench import Workbench
 from tests.browser import Watched, open_browser
 from tests.serve.conftest import HOSTILE, PROMPT, Running
 
+HOSTILE_MARKUP = "</script><img src=x onerror=alert(1)>{{7*7}}<!--" + "W" * 10_000
+
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 
@@ -144,6 +146,83 @@ def test_a_late_answer_about_another_token_is_dropped(
         page.wait_for_timeout(1000)
         expect(page.locator("#effect-meaning")).to_contain_text("attention sink")
         assert page.locator("#active-rows tr").count() == 0
+
+
+@pytest.mark.parametrize(
+    ("moved", "words"),
+    [
+        ([0.3], ". The linear decoder reads one token, so that its later ones stay."),
+        ([0.3, 0.0625, 0.125], ", the decoder’s by up to 0.125 nats."),
+    ],
+)
+def test_later_moves_are_those_of_the_decoder_at_hand(
+    running: Running, moved: list[float], words: str
+) -> None:
+    def change(moved: list[float]) -> dict[str, Any]:
+        return {
+            "shifts": [{"token": "x", "before": 0.5, "after": 0.25}],
+            "effect": 0.7,
+            "moved": moved,
+        }
+
+    answer = {
+        "latent": 1, "act": 1.0, "new_act": 0.0,
+        "frozen": change([0.3, 0.5, 0.25]), "decoder": change(moved),
+    }  # fmt: skip
+    with open_browser() as browser:
+        page = browser.page
+        page.route("**/api/intervene", lambda route: route.fulfill(json=answer))
+        page.goto(running.url)
+        page.fill("#prompt", PROMPT)
+        page.keyboard.press("Control+Enter")
+        page.locator("#active-rows button[aria-label^='take out']").first.click()
+        page.wait_for_selector(".change-table")
+        said = page.locator("#change-body > .note").all_text_contents()
+        start = "The frozen model’s later predictions move by up to 0.500 nats (coloured above)"
+        assert said == [start + words]
+        assert browser.trouble == []
+
+
+def test_a_hostile_claim_does_nothing(running: Running) -> None:
+    """The page's own defence: what a claim says is text, whatever the server let through."""
+    prediction = {"token": HOSTILE_MARKUP, "p": 0.5, "then": []}
+    claim = {
+        "sentence": HOSTILE_MARKUP, "verdict": "<img src=x>", "css": "supported",
+        "effect": 0.25, "frozen_effect": -0.5, "noise": 0.125,
+    }  # fmt: skip
+    answer = {
+        "prompt": HOSTILE_MARKUP, "cut": False, "kl": 0.1, "frozen": prediction,
+        "decoder": prediction, "agree": True, "method_a": HOSTILE_MARKUP,
+        "method_b": HOSTILE_MARKUP, "claims": [claim], "sanity": None,
+    }  # fmt: skip
+    with open_browser() as browser:
+        page = browser.page
+        page.route("**/api/explain", lambda route: route.fulfill(json=answer))
+        page.goto(running.url)
+        page.fill("#prompt", PROMPT)
+        page.keyboard.press("Control+Enter")
+        page.wait_for_selector("#active-rows tr")
+        page.click("#explain")
+        page.wait_for_selector("#explanation .claims li")
+        shown = str(page.text_content("#explanation"))
+        assert shown.count(HOSTILE_MARKUP) == 2  # Method A and the claim
+        assert page.text_content("#explanation .chip") == "<img src=x>"
+        for words in ("measured +0.25 nats (chance 0.13)", "frozen model −0.50"):
+            assert words in shown
+        assert page.locator("#explanation img, #explanation script").count() == 0
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth + 1")
+        assert_quiet(browser, running.url)
+
+
+def test_the_report_is_quiet_here_too(running: Running) -> None:
+    with open_browser() as browser:
+        page = browser.page
+        page.goto(running.url)
+        page.click("header a[href='/report']")
+        page.wait_for_selector("article.card")
+        assert page.url == running.url + "report"
+        assert browser.serious() == []
+        assert_quiet(browser, running.url)
 
 
 def test_shortcuts_can_be_turned_off(running: Running) -> None:

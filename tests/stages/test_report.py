@@ -19,6 +19,11 @@ from rldecoder.stages.table import stage_named
 
 STAGE = stage_named("report")
 
+FIGURES = {
+    "architecture", "lens", "sweep", "frontier", "sae", "decoder", "density", "ppo", "ppo_task",
+    "tasks", "mass", "top10_mass", "calibration", "deletion", "precision",
+}  # fmt: skip
+"""What a run with a sweep, a frontier and PPO must show, and the debug run has all of them."""
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -47,11 +52,17 @@ def test_the_page_shows_everything(inputs: dict[str, InputArtifact]) -> None:
         assert inputs[name].digest[:10] in html
         for caveat in inputs[name].caveats:
             assert caveat[:40].replace("'", "&#39;") in html
-    assert not re.search(r'(?:src|href)="(?!#)', html)
-    assert html.count("<figure") == len(list((folder / "figures").glob("*.svg"))) >= 8
-    assert len(list((folder / "figures").glob("*.pdf"))) == html.count("<figure")
-    assert (folder / "figures" / "architecture.pdf").is_file()
-    assert (folder / "figures" / "top10_mass.svg").is_file()
+    assert not re.search(r'(?:src|href)="(?!#|data:,")', html)
+    assert html.count("<figure") == len(FIGURES)
+    for kind in ("svg", "pdf"):
+        assert {file.stem for file in (folder / "figures").glob(f"*.{kind}")} == FIGURES
+    coverage = schemas.read_json(inputs["evaluate"].path / "interpretability.json")
+    high = 100 * coverage["label_coverage"]["all"]["high"]
+    assert f"Wilson 95 %: 0 to {high:.0f} %" in html
+    test = schemas.read_json(inputs["label_features"].path / "controls.json")["calibration"]["test"]
+    assert f"ECE {test['ece']:.3f}, Brier score {test['brier']:.3f}, {test['n']} labels" in html
+    assert "other reward weights" in (folder / "figures" / "ppo.svg").read_text()
+    assert "dead latents" in (folder / "figures" / "sae.svg").read_text()
     assert html.count('class="panel example"') >= 3
 
 
@@ -64,6 +75,8 @@ def test_pages_from_the_manifests(inputs: dict[str, InputArtifact]) -> None:
     assert "| Every stage has its seed | yes |" in checks
     assert "| Every gate passed | **no** | gate\\_sae" in checks
     assert "| torch | " in checks
+    assert "| No document is in two splits | yes |" in checks
+    assert checks.count("two splits") == 1
     notes = (folder / "release_notes.md").read_text(encoding="utf-8")
     for target in TARGETS:
         assert f"| {target.name} |" in notes

@@ -37,6 +37,15 @@ const Intervene = (() => {
     return box;
   };
 
+  const laterWords = ({ frozen, decoder }) => {
+    const most = (moved) => Math.max(...moved.slice(1)).toFixed(3);
+    return "The frozen model’s later predictions move by up to " + most(frozen.moved) + " nats (coloured above)"
+      // A decoder with blocks looks back; the server leaves later positions out for one without.
+      + (decoder.moved.length > 1
+        ? ", the decoder’s by up to " + most(decoder.moved) + " nats."
+        : ". The linear decoder reads one token, so that its later ones stay.");
+  };
+
   const run = async (feature, factor) => {
     const { prompt, position } = Trace.state;
     const mine = last += 1;
@@ -57,9 +66,8 @@ const Intervene = (() => {
       const undo = element("button", "", "Back to unchanged");
       undo.type = "button";
       undo.addEventListener("click", () => { reset(); Trace.paintDistance(); });
-      const later = found.frozen.moved.slice(1);
       const parts = [title, both];
-      if (later.length) parts.push(element("p", "note", "The frozen model’s later predictions move by up to " + Math.max(...later).toFixed(3) + " nats (coloured above). The linear decoder reads one token, so that its later ones stay."));
+      if (found.frozen.moved.length > 1) parts.push(element("p", "note", laterWords(found)));
       body.replaceChildren(...parts, undo);
       Trace.paint(found.frozen.moved, "colour: how far the frozen model’s prediction moved, KL", position);
     } catch (error) {

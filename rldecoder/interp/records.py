@@ -16,7 +16,7 @@ from rldecoder.interp.predicate import Predicate
 from rldecoder.schemas import read_json, write_json
 
 SCHEMA_VERSION: Literal[3] = 3
-SCHEMA_MINOR = 0
+SCHEMA_MINOR = 1
 FEATURE_LABELS_FILE = "feature_labels.json"
 
 
@@ -89,6 +89,19 @@ class Review(_Record):
     """The latent was drawn uniformly (`audit` of its record), not by its score: only such verdicts
     may recalibrate."""
     note: str = ""
+    shown: str | None = None
+    """The label that was judged; null where none was shown, or by an older program. A verdict on
+    another label than the present one is kept, and decides nothing."""
+    at: str | None = None
+    """When it was given: ISO 8601, UTC, whole seconds."""
+
+    def judges(self, label: str | None) -> bool:
+        """Whether it says yes or no to this label, as far as is known."""
+        return self.accept is not None and self.shown in (None, label)
+
+    def settles(self, label: str | None) -> bool:
+        """Whether nobody needs to look at this label again."""
+        return self.label is not None or self.judges(label)
 
 
 class KindTrust(_Record):
@@ -198,7 +211,7 @@ class FeatureLabel(_Record):
     labeler: str
     """Which labeler gave the label, or `person:<name>`."""
     confidence: float = Field(ge=0, le=1)
-    """p(accept); 0 for failures."""
+    """p(accept); 0 for failures. Of a person's label: see `review` in docs/metrics/interp.md."""
     confidence_low: float = Field(ge=0, le=1)
     """Lower end of its 95 % interval."""
     confidence_high: float = Field(ge=0, le=1)
@@ -228,6 +241,11 @@ class FeatureLabel(_Record):
     other_labels: list[OtherLabel] = []
     """The same latent's labels by other labelers. They change neither `label` nor
     `confidence`; a person may take one over in a review."""
+
+    @property
+    def reviewed(self) -> bool:
+        """Whether a person has judged the present label, or given it."""
+        return any(review.settles(self.label) for review in self.reviews)
 
     @model_validator(mode="after")
     def _consistent(self) -> FeatureLabel:

@@ -9,7 +9,7 @@ from prefect import Flow, flow
 
 from flows.parameters import PipelineParameters, RunParameters
 from flows.pipeline import run_from_parameters
-from flows.review import ReviewParameters, ask
+from flows.review import ReviewParameters, ask, is_resumed
 from rldecoder.runner import StageRun
 from rldecoder.stages.table import STAGES
 
@@ -48,13 +48,16 @@ class InterpretationParameters(ReviewParameters):
     persist_result=False,
 )
 def interpretation(parameters: InterpretationParameters) -> list[StageRun]:
-    """Importance, labels and clusters; a suspended review finds them published when it returns.
+    """Importance, labels and clusters, and what people say of them.
 
     Args:
         parameters: which run, and who looks at its labels.
     """
-    plain = parameters.model_dump(include=set(RunParameters.model_fields))
-    results = run_from_parameters(PipelineParameters(**plain, until=last_stage("interpretation")))
+    results: list[StageRun] = []
+    if not is_resumed():  # a review that was suspended must not rebuild the labels it is about
+        plain = parameters.model_dump(include=set(RunParameters.model_fields))
+        until = last_stage("interpretation")
+        results = run_from_parameters(PipelineParameters(**plain, until=until))
     if parameters.review:
         ask(ReviewParameters(**parameters.model_dump(exclude={"review"})))
     return results

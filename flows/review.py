@@ -168,7 +168,13 @@ def _pause_keys() -> list[str]:
     context = FlowRunContext.get()
     if context is None or context.flow_run is None:
         return []
-    return sorted(context.flow_run.empirical_policy.pause_keys or ())
+    keys = context.flow_run.empirical_policy.pause_keys or ()
+    return sorted(key for key in keys if key.startswith("latent-"))
+
+
+def is_resumed() -> bool:
+    """Whether this flow run asked something before, and was suspended or tried again."""
+    return bool(_pause_keys())
 
 
 def _published(run: RunConfig, store: ArtifactStore, keys: list[str]) -> Published:

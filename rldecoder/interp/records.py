@@ -65,6 +65,9 @@ class Example(_Record):
     """Texts of the window's tokens, raw: escape them before showing."""
     focus: int
     """Index in `tokens` of the token at `pos`."""
+    kind: Literal["top", "quantile", "near_miss"] = "top"
+    """`quantile`: from the rest of the latent's range. `near_miss`: it is silent (act 0), although
+    the window holds a token on which it fires elsewhere."""
 
 
 class TokenEffect(_Record):
@@ -157,6 +160,10 @@ class JudgedScores(_Record):
     """Questions asked of the judge."""
     failures: int
     """Of these, without a usable answer: counted as wrong."""
+    window_recall: float | None = None
+    """Of the windows in which the latent fires, the share that the label names."""
+    window_f1: float | None = None
+    """Harmonic mean of the two."""
 
 
 class LabelConfidence(_Record):
@@ -227,6 +234,8 @@ class FeatureLabel(_Record):
     scores: Scores
     examples: list[Example]
     """A few of the strongest, from the `label` split."""
+    contrasts: list[Example] = []
+    """A few of its middle and lowest activations, and a few near misses."""
     promoted: list[TokenEffect]
     """Tokens whose logit the decoder's row raises most."""
     suppressed: list[TokenEffect]

@@ -7,7 +7,6 @@ from typing import Any
 
 from rldecoder.dashboard import collect
 from rldecoder.errors import BadInputError
-from rldecoder.explain.text import visible_text
 from rldecoder.interp.records import FeatureLabels, Review
 from rldecoder.interp.review import ReviewLine, append_review, read_reviews, settled
 from rldecoder.interp.review_queue import ReviewQueue
@@ -79,7 +78,7 @@ class Catalogue:
         ]
         # What the labels already took in stands in the file as well, unless the file is new.
         earlier = [review for review in published if not any(_same(review, r) for r in lines)]
-        reviews = [_shown(review) for review in (*earlier, *lines)]
+        reviews = [collect.review_view(review) for review in (*earlier, *lines)]
         return {**self._by_latent[latent], "reviews": reviews}
 
     def queue(self, count: int) -> dict[str, Any]:
@@ -117,7 +116,7 @@ class Catalogue:
             note=request.note,
             shown=self._label_of.get(request.latent),
         )
-        return _shown(append_review(self.reviews, line))
+        return collect.review_view(append_review(self.reviews, line))
 
     def _lines(self) -> list[ReviewLine]:
         if not self.reviews.is_file():
@@ -131,7 +130,8 @@ class Catalogue:
 
 
 def _haystack(card: dict[str, Any]) -> str:
-    contexts = ("".join(example["tokens"]) for example in card["examples"])
+    fired = (example for example in card["examples"] if example["kind"] != "near_miss")
+    contexts = ("".join(example["tokens"]) for example in fired)
     others = (other["label"] or "" for other in card["others"])
     parts = (card["label"] or "", card["failure"] or "", *others, *card["promoted"], *contexts)
     return "\n".join(parts).lower()
@@ -144,14 +144,3 @@ def _bare(line: ReviewLine) -> Review:
 def _same(published: Review, line: Review) -> bool:
     """Whether both are one verdict; labels of an older program kept no times."""
     return published == (line if published.at else line.model_copy(update={"at": None}))
-
-
-def _shown(review: Review) -> dict[str, Any]:
-    """A verdict made safe to show."""
-    return {
-        "reviewer": visible_text(review.reviewer, 60),
-        "accept": review.accept,
-        "label": None if review.label is None else visible_text(review.label, 200),
-        "note": visible_text(review.note, 1000),
-        "at": None if review.at is None else visible_text(review.at, 40),
-    }

@@ -26,7 +26,13 @@ from rldecoder.interp.corpus import (
     with_documents,
 )
 from rldecoder.interp.example_pass import ExamplePass, PassResult
-from rldecoder.interp.examples import EXAMPLES, ExampleSettings, token_effects, top_examples
+from rldecoder.interp.examples import (
+    EXAMPLES,
+    ExampleSettings,
+    contrasts,
+    token_effects,
+    top_examples,
+)
 from rldecoder.interp.labelers import PredicateLabeler
 from rldecoder.interp.labelling import (
     Confidences,
@@ -80,6 +86,7 @@ class Material(NamedTuple):
 
     density: NDArray[np.float64]
     shown: dict[int, list[Example]]
+    contrasts: dict[int, list[Example]]
     effects: list[tuple[list[TokenEffect], list[TokenEffect]]]
 
 
@@ -236,6 +243,7 @@ def _material(
     return Material(
         examples.density[latents],
         top_examples(examples.table, vocabulary, config.num_shown),
+        contrasts(examples.table, vocabulary) if config.num_shown else {},
         token_effects(decoder, latents, vocabulary, config.num_effects),
     )
 
@@ -371,6 +379,7 @@ def _record(
         density=float(material.density[row]),
         scores=Scores(**{name: getattr(scores, name) for name in Scores.model_fields}),
         examples=material.shown.get(draft.latent, []),
+        contrasts=material.contrasts.get(draft.latent, []),
         promoted=promoted,
         suppressed=suppressed,
         audit=False,

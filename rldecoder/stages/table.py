@@ -207,7 +207,7 @@ STAGES: tuple[Stage, ...] = (
     _stage(
         "report",
         "report",
-        4,
+        5,
         (
             "sync_tokenizer",
             "ingest",

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from flows.review import ReviewParameters, as_markdown, review
+from flows.review import MissingLabel, ReviewParameters, Verdict, as_markdown, review
 from rldecoder.artifacts import ArtifactStore, Manifest
 from rldecoder.config.run import load_run_config
 from rldecoder.errors import BadInputError
@@ -76,6 +76,13 @@ def test_text_of_the_corpus_stays_inert() -> None:
 def test_a_failed_label_shows_why() -> None:
     failed = feature(1, status="failed", label=None, failure="too few firings")
     assert "too few firings" in as_markdown(failed)
+
+
+def test_without_a_label_there_is_nothing_to_accept() -> None:
+    assert Verdict.model_json_schema()["required"] == ["accept"]
+    assert set(MissingLabel.model_fields) == {"better_label", "note"}
+    with pytest.raises(ValueError, match="extra"):
+        MissingLabel.model_validate({"accept": True})
 
 
 def test_the_form_refuses_nonsense() -> None:
@@ -179,7 +186,8 @@ def test_a_suspended_review_goes_on_where_it_was(ui: Ui, tmp_path: Path) -> None
     run = ui.trigger("review/review", parameters).raise_for_status().json()["id"]
     accepted, worded = {"accept": True}, {"better_label": "digits"}
     seen: set[str] = set()
-    for wrong, answer in (({}, accepted), ({}, accepted), (accepted, worded)):
+    wrong_words = {"better_label": 7}
+    for wrong, answer in (({}, accepted), ({}, accepted), (wrong_words, worded)):
 
         def asks() -> Any:
             state = ui.get(f"/flow_runs/{run}")["state"]
@@ -190,7 +198,6 @@ def test_a_suspended_review_goes_on_where_it_was(ui: Ui, tmp_path: Path) -> None
         seen.add(state["id"])
         assert state["name"] == "Suspended"
         path = f"/flow_runs/{run}/resume"
-        # Without a label there is nothing to accept, and the form does not offer it.
         assert ui.post(path, {"run_input": wrong}).json()["status"] == "REJECT"
         assert ui.post(path, {"run_input": answer}).json()["status"] == "ACCEPT"
     assert ui.finished(run)["type"] == "COMPLETED"

@@ -9,6 +9,7 @@ from prefect import Flow, flow
 
 from flows.parameters import PipelineParameters, RunParameters
 from flows.pipeline import run_from_parameters
+from flows.review import ReviewParameters, ask, is_resumed
 from rldecoder.runner import StageRun
 from rldecoder.stages.table import STAGES
 
@@ -32,5 +33,34 @@ prepare = _phase_flow("prepare")
 features = _phase_flow("features")
 decoder = _phase_flow("decoder")
 rl = _phase_flow("rl")
-interpretation = _phase_flow("interpretation")
+
+
+class InterpretationParameters(ReviewParameters):
+    """Which run, where it is kept, and who looks at the labels afterwards, if anyone."""
+
+    review: bool = False
+    """Ask for verdicts on the labels, as the flow `review` does, when they are made."""
+
+
+@flow(
+    name="interpretation",
+    description=f"The pipeline up to {last_stage('interpretation')}, with a review if wanted.",
+    persist_result=False,
+)
+def interpretation(parameters: InterpretationParameters) -> list[StageRun]:
+    """Importance, labels and clusters, and what people say of them.
+
+    Args:
+        parameters: which run, and who looks at its labels.
+    """
+    results: list[StageRun] = []
+    if not is_resumed():  # a review that was suspended must not rebuild the labels it is about
+        plain = parameters.model_dump(include=set(RunParameters.model_fields))
+        until = last_stage("interpretation")
+        results = run_from_parameters(PipelineParameters(**plain, until=until))
+    if parameters.review:
+        ask(ReviewParameters(**parameters.model_dump(exclude={"review"})))
+    return results
+
+
 explanations = _phase_flow("explanations")

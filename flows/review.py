@@ -2,23 +2,33 @@
 
 The flow pauses at every label and shows a form in the UI (or waits for the API). Verdicts are
 appended to a JSONL file as they come, so that nothing is lost when the reviewer stops half-way;
-`label_features.reviews` reads that file, and the next run takes the verdicts into account.
+`label_features.reviews` reads that file, and the next run takes the verdicts into account: with
+`rebuild` the flow makes that run itself.
+
+A suspended flow run leaves its process, and starts anew from the top when it is resumed. What it
+asked already is in the names of its pauses, which the server keeps: the latent, and the artifacts
+that the form was made of.
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any, Literal, NamedTuple
 from uuid import uuid4
 
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
-from prefect.flow_runs import pause_flow_run
+from prefect.context import FlowRunContext
+from prefect.flow_runs import pause_flow_run, suspend_flow_run
 from prefect.input import RunInput
 from prefect.logging import get_run_logger
 from pydantic import ConfigDict, Field
 
-from flows.parameters import RunParameters
+from flows.parameters import PipelineParameters, RunParameters
+from flows.pipeline import run_from_parameters
+from rldecoder.artifacts import ArtifactRef, ArtifactStore
+from rldecoder.config.run import RunConfig
 from rldecoder.errors import BadInputError
 from rldecoder.interp.records import FeatureLabel, FeatureLabels
 from rldecoder.interp.review import (
@@ -26,6 +36,7 @@ from rldecoder.interp.review import (
     ReviewLine,
     append_review,
     read_reviews,
+    settled,
 )
 from rldecoder.interp.review_queue import ReviewQueue
 from rldecoder.runner import plan
@@ -45,12 +56,20 @@ class ReviewParameters(RunParameters):
     file: str | None = None
     """Where verdicts are appended; empty takes the run's `label_features.reviews`, or else
     `reviews.jsonl` in the store."""
+    wait: Literal["pause", "suspend"] = "pause"
+    """`pause`: a process waits for each answer. `suspend`: none does, and a worker takes the run up
+    again after each answer; this needs a deployment."""
+    rebuild: bool = False
+    """After the last verdict run the pipeline until cluster_features with them, so that
+    feature_labels.json and the queue hold them."""
 
 
-class Verdict(RunInput):
-    """The form."""
-
+class _Form(RunInput):
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+
+class Verdict(_Form):
+    """The form of a label."""
 
     accept: bool
     """Is the label right?"""
@@ -58,6 +77,24 @@ class Verdict(RunInput):
     """A better label, if you have one."""
     note: str = ""
     """Anything to remember."""
+
+
+class MissingLabel(_Form):
+    """The form of a latent without a label: there is nothing to accept."""
+
+    better_label: str = ""
+    """A label, if you have one; without one nothing is kept."""
+    note: str = ""
+    """Anything to remember."""
+
+
+class Published(NamedTuple):
+    """The labels to review, and their order."""
+
+    labels: FeatureLabels
+    queue: ReviewQueue
+    key: str
+    """Names the artifacts."""
 
 
 def as_markdown(feature: FeatureLabel) -> str:
@@ -90,47 +127,131 @@ def _code(*texts: str) -> str:
 
 @flow(name="review", persist_result=False)
 def review(parameters: ReviewParameters) -> int:
-    """Show the top of the review queue and keep the verdicts; returns how many were given.
+    """Show the top of the review queue and keep the verdicts; returns how many were asked for.
 
     Args:
         parameters: whose labels, who looks at them, and how many.
     """
+    return ask(parameters)
+
+
+def ask(parameters: ReviewParameters) -> int:
+    """What the flows with a review share; call it inside a flow.
+
+    Raises:
+        BadInputError: the run has no labels yet.
+    """
     run, store = parameters.load()
+    path = Path(parameters.file or run.label_features.reviews or store.root / REVIEWS_FILE)
+    keys = _pause_keys()
+    published = _published(run, store, keys)
+    labels = published.labels
+    lines = read_reviews(path, labels.sae_digest) if path.is_file() else []
+    asked = {int(key.split("-")[1]) for key in keys}
+    waiting = published.queue.waiting(labels, settled(lines, labels.features))
+    kept = {line.latent for line in lines if line.reviewer == parameters.reviewer}
+    # Answered before this run came back, and not in the file yet.
+    open_ = [f for f in labels.features if f.latent in asked - kept]
+    new = [f for f in waiting if f.latent not in asked][: parameters.count - len(asked)]
+    get_run_logger().info("%d labels to review; verdicts go to %s", len(open_) + len(new), path)
+    for feature in (*open_, *new):
+        line = _ask_one(feature, published, parameters)
+        if line is not None:
+            append_review(path, line)
+    if parameters.rebuild and path.is_file():
+        _rebuild(parameters, path)
+    return len(asked) + len(new)
+
+
+def _pause_keys() -> list[str]:
+    """Names of the forms that this flow run has shown before it was taken up again."""
+    context = FlowRunContext.get()
+    if context is None or context.flow_run is None:
+        return []
+    keys = context.flow_run.empirical_policy.pause_keys or ()
+    return sorted(key for key in keys if key.startswith("latent-"))
+
+
+def is_resumed() -> bool:
+    """Whether this flow run asked something before, and was suspended or tried again."""
+    return bool(_pause_keys())
+
+
+def _published(run: RunConfig, store: ArtifactStore, keys: list[str]) -> Published:
+    """Labels and queue: those that this flow run began with, else those of the config now."""
     refs = plan(run)
-    for name in ("label_features", "cluster_features"):
-        if not store.is_published(refs[name]):
+    found = [refs[name] for name in ("label_features", "cluster_features")]
+    if keys:
+        # Verdicts in the file may be a part of the config, and then change what it asks for.
+        began = keys[0].split("-")[2:4]
+        found = [ref.model_copy(update={"digest": d}) for ref, d in zip(found, began, strict=True)]
+    for ref in found:
+        if not store.is_published(ref):
             raise BadInputError(
                 f"The run {run.name} has no labels to review yet.",
-                f"{refs[name]} is not in {store.root}.",
+                f"{ref} is not in {store.root}.",
                 "Run the pipeline until cluster_features first (again, after new verdicts).",
             )
-        store.verify(refs[name])
-    labels = FeatureLabels.load(store.path(refs["label_features"]))
-    queue = ReviewQueue.load(store.path(refs["cluster_features"]), labels)
-    path = Path(parameters.file or run.label_features.reviews or store.root / REVIEWS_FILE)
-    seen = {r.latent for r in read_reviews(path, labels.sae_digest)} if path.is_file() else set()
-    waiting = queue.waiting(labels, seen)[: parameters.count]
-    get_run_logger().info("%d labels to review; verdicts go to %s", len(waiting), path)
-    for feature in waiting:
-        text = as_markdown(feature)
-        create_markdown_artifact(text, key="review", description=f"Latent {feature.latent}")
-        verdict = pause_flow_run(
-            wait_for_input=Verdict.with_initial_data(description=text),
-            timeout=parameters.timeout_seconds,
-            poll_interval=POLL_SECONDS,
-            # A new key each time: Prefect lets a key pause only once, also after a timeout.
-            key=f"latent-{feature.latent}-{uuid4().hex}",
+        store.verify(ref)
+    return _load(store, *found)
+
+
+def _load(store: ArtifactStore, first: ArtifactRef, second: ArtifactRef) -> Published:
+    labels = FeatureLabels.load(store.path(first))
+    queue = ReviewQueue.load(store.path(second), labels)
+    return Published(labels, queue, f"{first.digest}-{second.digest}")
+
+
+def _ask_one(
+    feature: FeatureLabel, published: Published, parameters: ReviewParameters
+) -> ReviewLine | None:
+    """Show one form and wait; None if the answer says nothing."""
+    text = as_markdown(feature)
+    create_markdown_artifact(text, key="review", description=f"Latent {feature.latent}")
+    form: type[Verdict] | type[MissingLabel] = MissingLabel if feature.label is None else Verdict
+    answer: Any = _wait(
+        form.with_initial_data(description=text),
+        f"latent-{feature.latent}-{published.key}",
+        parameters,
+    )
+    better = answer.better_label.strip() or None
+    if feature.label is None and better is None:
+        return None
+    return ReviewLine(
+        sae_digest=published.labels.sae_digest,
+        latent=feature.latent,
+        reviewer=parameters.reviewer,
+        accept=None if feature.label is None else answer.accept,
+        label=better,
+        audit=feature.audit,
+        note=answer.note,
+        shown=feature.label,
+    )
+
+
+def _wait(form: Any, key: str, parameters: ReviewParameters) -> Any:
+    """The answer. A suspended run comes back with the same key, and is given what was said."""
+    if parameters.wait == "suspend":
+        return suspend_flow_run(wait_for_input=form, timeout=parameters.timeout_seconds, key=key)
+    return pause_flow_run(
+        wait_for_input=form,
+        timeout=parameters.timeout_seconds,
+        poll_interval=POLL_SECONDS,
+        # A new key each time: Prefect lets a key pause only once, also after a timeout.
+        key=f"{key}-{uuid4().hex}",
+    )
+
+
+def _rebuild(parameters: ReviewParameters, path: Path) -> None:
+    """The pipeline with the verdicts, until the queue that knows them."""
+    run_from_parameters(
+        PipelineParameters(
+            config=parameters.config,
+            overrides=[
+                *parameters.overrides,
+                f"label_features.reviews={json.dumps(str(path.resolve()))}",
+            ],
+            store=parameters.store,
+            until="cluster_features",
         )
-        append_review(
-            path,
-            ReviewLine(
-                sae_digest=labels.sae_digest,
-                latent=feature.latent,
-                reviewer=parameters.reviewer,
-                accept=verdict.accept,
-                label=verdict.better_label.strip() or None,
-                audit=feature.audit,
-                note=verdict.note,
-            ),
-        )
-    return len(waiting)
+    )

@@ -122,7 +122,8 @@ class LabelFeaturesConfig(StageConfig):
     """Windows per latent in which it was checked not to fire, and as many of those that hold
     tokens on which it fires elsewhere."""
     num_shown: int = Field(default=3, ge=0)
-    """Examples per latent in feature_labels.json itself."""
+    """Strongest examples per latent in feature_labels.json itself; beside them stand two weaker
+    ones and two near misses, but with 0 none of any kind."""
     num_effects: int = Field(default=10, ge=1)
     """Promoted, and suppressed, tokens per latent."""
     accept_detection: float = Field(default=0.8, ge=0, le=1)

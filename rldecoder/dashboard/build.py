@@ -15,15 +15,10 @@ from rldecoder.dashboard.claims import (
     simulation_note,
     simulation_rows,
 )
-from rldecoder.dashboard.collect import Published, format_value
+from rldecoder.dashboard.collect import Published
+from rldecoder.dashboard.label_table import label_columns, label_rows
 from rldecoder.dashboard.report import ReportData
 from rldecoder.explain.text import visible_text
-
-LABEL_METHODS = {
-    "label": "labels",
-    "shuffled": "control: shuffled labels",
-    "random_sae": "control: random SAE",
-}
 
 
 def build_report(
@@ -57,7 +52,8 @@ def build_report(
         tasks=[{**row, "model": MODEL_NAMES[row["model"]]} for row in tasks],
         freeze_note=_freeze_note(freeze),
         controls=_controls(inputs["control_ppo"]),
-        label_methods=_label_methods(label_controls["methods"]),
+        label_columns=label_columns(),
+        label_methods=label_rows(label_controls),
         claim_methods=precision_rows(claims),
         claim_note=precision_note(claims),
         simulation_columns=simulation_columns(),
@@ -190,22 +186,3 @@ def _controls(control: Published) -> dict[str, Any]:
         "verdict": verdict["verdict"],
         "reasons": "; ".join(visible_text(reason, 300) for reason in verdict["reasons"]),
     }
-
-
-def _label_methods(methods: Mapping[str, Any]) -> list[list[str]]:
-    def number(value: float | None) -> str:
-        return "–" if value is None else f"{value:.2f}"
-
-    return [
-        [
-            shown,
-            format_value(found["latents"]),
-            format_value(found["labelled"]),
-            format_value(found["accepted"]),
-            number(found["mean_detection"]),
-            number(found["mean_fuzzing"]),
-            number(found["mean_f1"]),
-        ]
-        for name, shown in LABEL_METHODS.items()
-        if (found := methods.get(name)) is not None
-    ]

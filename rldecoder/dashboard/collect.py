@@ -13,13 +13,16 @@ from typing import Any, Protocol
 
 from rldecoder import schemas
 from rldecoder.curves import read_curves
+from rldecoder.dashboard.relations import read_relations
 from rldecoder.explain.text import visible_text, visible_token
 from rldecoder.interp.predicate import Predicate
 from rldecoder.interp.records import (
+    Example,
     FeatureLabel,
     FeatureLabels,
     JudgedScores,
     OtherLabel,
+    Review,
     Scores,
 )
 from rldecoder.interp.review_queue import ReviewQueue
@@ -125,13 +128,18 @@ def features(
 
     Args:
         labels_folder: the `label_features` artifact.
-        clusters_folder: the `cluster_features` artifact, for places in the review queue.
+        clusters_folder: the `cluster_features` artifact, for places in the review queue, clusters,
+            absorption and flags.
+        contexts: strongest contexts a feature, at most.
     """
     labels = FeatureLabels.load(labels_folder)
     acts = _window_acts(labels_folder / "examples.parquet")
     ranks = ReviewQueue.load(clusters_folder, labels).ranks()
+    relations = read_relations(clusters_folder)
     return [
-        _feature(feature, acts, contexts) | {"queue": ranks[feature.latent]}
+        _feature(feature, acts, contexts)
+        | {"queue": ranks[feature.latent]}
+        | {"relations": relations.of(feature.latent)}
         for feature in sorted(labels.features, key=lambda f: f.importance_rank)[:max_features]
     ]
 
@@ -139,21 +147,7 @@ def features(
 def _feature(
     feature: FeatureLabel, acts: Mapping[tuple[int, int, int], list[float]], contexts: int
 ) -> dict[str, Any]:
-    shown = []
-    for example in feature.examples[:contexts]:
-        window = acts.get((feature.latent, example.seq_id, example.pos))
-        if window is None or len(window) != len(example.tokens):
-            window = [0.0] * len(example.tokens)
-            window[example.focus] = example.act
-        strongest = max(max(window), 1e-9)
-        shown.append(
-            {
-                "tokens": [visible_text(token, 40) for token in example.tokens],
-                "heat": [round(max(act, 0.0) / strongest, 2) for act in window],
-                "act": round(example.act, 3),
-                "focus": example.focus,
-            }
-        )
+    shown = [*feature.examples[:contexts], *(feature.contrasts if contexts else ())]
     return {
         "latent": feature.latent,
         "label": None if feature.label is None else visible_text(feature.label, 200),
@@ -171,7 +165,37 @@ def _feature(
         "others": [_other(label) for label in feature.other_labels],
         "promoted": [visible_token(effect.token, 24) for effect in feature.promoted],
         "suppressed": [visible_token(effect.token, 24) for effect in feature.suppressed],
-        "examples": shown,
+        "examples": [_context(feature.latent, example, acts) for example in shown],
+        "reviews": [review_view(review) for review in feature.reviews],
+    }
+
+
+def _context(
+    latent: int, example: Example, acts: Mapping[tuple[int, int, int], list[float]]
+) -> dict[str, Any]:
+    window = acts.get((latent, example.seq_id, example.pos))
+    if window is None or len(window) != len(example.tokens):
+        window = [0.0] * len(example.tokens)
+        window[example.focus] = example.act
+    strongest = max(max(window), 1e-9)
+    return {
+        "kind": example.kind,
+        "tokens": [visible_text(token, 40) for token in example.tokens],
+        "heat": [round(max(act, 0.0) / strongest, 2) for act in window],
+        "act": round(example.act, 3),
+        "focus": example.focus,
+    }
+
+
+def review_view(review: Review) -> dict[str, Any]:
+    """A verdict made safe to show. Whether it was an audit is not said: who knows it may judge
+    otherwise."""
+    return {
+        "reviewer": visible_text(review.reviewer, 60),
+        "accept": review.accept,
+        "label": None if review.label is None else visible_text(review.label, 200),
+        "note": visible_text(review.note, 1000),
+        "at": None if review.at is None else visible_text(review.at, 40),
     }
 
 
@@ -214,7 +238,7 @@ def _window_acts(path: Path) -> dict[tuple[int, int, int], list[float]]:
     return {
         (row["latent"], row["seq_id"], row["pos"]): row["acts"]
         for row in table.to_pylist()
-        if row["kind"] == "top"
+        if row["kind"] in ("top", "quantile")
     }
 
 

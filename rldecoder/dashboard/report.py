@@ -59,6 +59,7 @@ class ReportData:
     freeze_note: str
     controls: Mapping[str, Any] | None
     """columns, rows, verdict and reasons of the PPO controls."""
+    label_columns: Sequence[str]
     label_methods: Sequence[Sequence[str]]
     claim_methods: Sequence[Sequence[str]]
     claim_note: str

@@ -128,6 +128,27 @@ def paired_bootstrap_pvalue(
     return PairedTest(float(difference.mean()), float(low), float(high), pvalue)
 
 
+def two_sample_bootstrap(
+    a: Sequence[float] | FloatArray,
+    b: Sequence[float] | FloatArray,
+    *,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> MeanInterval:
+    """mean(a) - mean(b) of scores of different items; percentile bootstrap, each resampled alone.
+
+    Raises:
+        BadInputError: no values in one of them, or a value that is not finite.
+    """
+    first, second = _finite(a), _finite(b)
+    # Two seeds: with one, samples of equal size would be drawn alike.
+    means = _resampled_means(first, resamples, seed) - _resampled_means(second, resamples, seed + 1)
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return MeanInterval(float(first.mean() - second.mean()), float(low), float(high))
+
+
 def crossed_bootstrap(
     differences: FloatArray, *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> PairedTest:

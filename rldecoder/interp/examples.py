@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -32,6 +34,8 @@ it fires elsewhere; the most alike first). `tokens` and `acts` cover positions `
 `start + 1`, ...; `pos` is the position shown."""
 
 ROWS_PER_PRODUCT = 64
+NUM_NEAR_MISSES = 2
+"""Near misses that a record shows."""
 
 
 class ExampleSettings:
@@ -51,16 +55,35 @@ def top_examples(table: pa.Table, vocabulary: Vocabulary, count: int) -> dict[in
     out: dict[int, list[Example]] = {}
     wanted = (pc.field("kind") == "top") & (pc.field("rank") < count)
     for row in table.filter(wanted).to_pylist():
-        out.setdefault(row["latent"], []).append(
-            Example(
-                seq_id=row["seq_id"],
-                pos=row["pos"],
-                act=row["act"],
-                tokens=[vocabulary.texts[t] if t >= 0 else "" for t in row["tokens"]],
-                focus=row["pos"] - row["start"],
-            )
-        )
+        out.setdefault(row["latent"], []).append(_example(row, vocabulary))
     return out
+
+
+def contrasts(table: pa.Table, vocabulary: Vocabulary) -> dict[int, list[Example]]:
+    """Of each latent the middle and the lowest `quantile` example, and two near misses."""
+    rows: dict[tuple[int, str], list[dict[str, Any]]] = {}
+    for row in table.filter(pc.field("kind").isin(["quantile", "near_miss"])).to_pylist():
+        rows.setdefault((row["latent"], row["kind"]), []).append(row)
+    out: dict[int, list[Example]] = {}
+    for (latent, kind), found in sorted(rows.items(), key=lambda item: item[0][1] == "near_miss"):
+        found.sort(key=lambda row: row["rank"])
+        if kind == "quantile":
+            kept = [found[place] for place in sorted({len(found) // 2, len(found) - 1})]
+        else:
+            kept = found[:NUM_NEAR_MISSES]
+        out.setdefault(latent, []).extend(_example(row, vocabulary) for row in kept)
+    return out
+
+
+def _example(row: dict[str, Any], vocabulary: Vocabulary) -> Example:
+    return Example(
+        seq_id=row["seq_id"],
+        pos=row["pos"],
+        act=row["act"],
+        tokens=[vocabulary.texts[t] if t >= 0 else "" for t in row["tokens"]],
+        focus=row["pos"] - row["start"],
+        kind=row["kind"],
+    )
 
 
 @torch.no_grad()

@@ -11,15 +11,22 @@ from rldecoder.data.activation_reader import ActivationReader
 from rldecoder.errors import BadInputError
 from rldecoder.interp.calibration import (
     NUM_ROTATIONS,
+    PRECISION_BAR,
     Acceptance,
     Calibration,
     ConfidenceModel,
+    Threshold,
+    coverage,
+    high_confidence_threshold,
     label_features,
+    point_threshold,
+    reliability,
 )
 from rldecoder.interp.corpus import Firings, SplitFirings, TokenGrid, document_folds
 from rldecoder.interp.labelers import Evidence, LabelDraft, Labeler
 from rldecoder.interp.predicate import num_atoms
 from rldecoder.interp.scores import (
+    SCORES,
     LabelScores,
     ScoringText,
     derangement,
@@ -194,6 +201,15 @@ def summary(labelled: Labelled, acceptance: Acceptance) -> dict[str, Any]:
     return out
 
 
+def all_columns(methods: dict[str, Labelled]) -> dict[str, list[Any]]:
+    """All methods' rows of scores.SCORES."""
+    columns: dict[str, list[Any]] = {name: [] for name in SCORES.names}
+    for name, labelled in methods.items():
+        for column, values in score_columns(labelled, name).items():
+            columns[column] += values
+    return columns
+
+
 def score_columns(labelled: Labelled, method: str) -> dict[str, list[Any]]:
     """Columns of scores.SCORES."""
     columns: dict[str, list[Any]] = {
@@ -204,6 +220,34 @@ def score_columns(labelled: Labelled, method: str) -> dict[str, list[Any]]:
     for name in LabelScores._fields:
         columns[name] = [getattr(scores, name) for scores in labelled.scores]
     return columns
+
+
+def calibration_report(
+    labelled: Labelled,
+    confidences: Confidences,
+    acceptance: Acceptance,
+    levels: list[Threshold],
+) -> dict[str, Any]:
+    """How confidences made on the `label` split hold on the `test` split."""
+    has_label = np.array([draft.predicate is not None for draft in labelled.drafts], bool)
+    outcome = np.array([acceptance.accepts(scores) for scores in labelled.scores], bool) & has_label
+    model = confidences.model
+    best = max(levels, key=lambda entry: entry.low, default=None)
+    tau = high_confidence_threshold(levels)
+    return {
+        "model": model.kind,
+        "fit_rows": int(model.data.accepted.size),
+        "fit_accepted": int(model.data.accepted.sum()),
+        "high_confidence_threshold": tau,
+        "precision_bar": PRECISION_BAR,
+        # How far the evidence goes: without a threshold, why there is none.
+        "best_lower_bound": None if best is None else best._asdict(),
+        "high_confidence": coverage(confidences.p, outcome, tau),
+        "at_point_estimate": coverage(confidences.p, outcome, point_threshold(levels)),
+        "best_possible_coverage": float(outcome.mean()),
+        "test": reliability(confidences.p[has_label], outcome[has_label]),
+        "fit_out_of_fold": reliability(model.out_of_fold(), model.data.accepted),
+    }
 
 
 def _features(draft: LabelDraft, held_out: LabelScores | None) -> list[float]:

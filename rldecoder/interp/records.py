@@ -16,7 +16,7 @@ from rldecoder.interp.predicate import Predicate
 from rldecoder.schemas import read_json, write_json
 
 SCHEMA_VERSION: Literal[3] = 3
-SCHEMA_MINOR = 0
+SCHEMA_MINOR = 1
 FEATURE_LABELS_FILE = "feature_labels.json"
 
 
@@ -65,6 +65,9 @@ class Example(_Record):
     """Texts of the window's tokens, raw: escape them before showing."""
     focus: int
     """Index in `tokens` of the token at `pos`."""
+    kind: Literal["top", "quantile", "near_miss"] = "top"
+    """`quantile`: from the rest of the latent's range. `near_miss`: it is silent (act 0), although
+    the window holds a token on which it fires elsewhere."""
 
 
 class TokenEffect(_Record):
@@ -89,6 +92,19 @@ class Review(_Record):
     """The latent was drawn uniformly (`audit` of its record), not by its score: only such verdicts
     may recalibrate."""
     note: str = ""
+    shown: str | None = None
+    """The label that was judged; null where none was shown, or by an older program. A verdict on
+    another label than the present one is kept, and decides nothing."""
+    at: str | None = None
+    """When it was given: ISO 8601, UTC, whole seconds."""
+
+    def judges(self, label: str | None) -> bool:
+        """Whether it says yes or no to this label, as far as is known."""
+        return self.accept is not None and self.shown in (None, label)
+
+    def settles(self, label: str | None) -> bool:
+        """Whether nobody needs to look at this label again."""
+        return self.label is not None or self.judges(label)
 
 
 class KindTrust(_Record):
@@ -144,6 +160,10 @@ class JudgedScores(_Record):
     """Questions asked of the judge."""
     failures: int
     """Of these, without a usable answer: counted as wrong."""
+    window_recall: float | None = None
+    """Of the windows in which the latent fires, the share that the label names."""
+    window_f1: float | None = None
+    """Harmonic mean of the two."""
 
 
 class LabelConfidence(_Record):
@@ -198,7 +218,7 @@ class FeatureLabel(_Record):
     labeler: str
     """Which labeler gave the label, or `person:<name>`."""
     confidence: float = Field(ge=0, le=1)
-    """p(accept); 0 for failures."""
+    """p(accept); 0 for failures. Of a person's label: see `review` in docs/metrics/interp.md."""
     confidence_low: float = Field(ge=0, le=1)
     """Lower end of its 95 % interval."""
     confidence_high: float = Field(ge=0, le=1)
@@ -214,6 +234,8 @@ class FeatureLabel(_Record):
     scores: Scores
     examples: list[Example]
     """A few of the strongest, from the `label` split."""
+    contrasts: list[Example] = []
+    """A few of its middle and lowest activations, and a few near misses."""
     promoted: list[TokenEffect]
     """Tokens whose logit the decoder's row raises most."""
     suppressed: list[TokenEffect]
@@ -228,6 +250,11 @@ class FeatureLabel(_Record):
     other_labels: list[OtherLabel] = []
     """The same latent's labels by other labelers. They change neither `label` nor
     `confidence`; a person may take one over in a review."""
+
+    @property
+    def reviewed(self) -> bool:
+        """Whether a person has judged the present label, or given it."""
+        return any(review.settles(self.label) for review in self.reviews)
 
     @model_validator(mode="after")
     def _consistent(self) -> FeatureLabel:

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 
-import numpy as np
 from filelock import FileLock
-from numpy.typing import NDArray
 from pydantic import ValidationError
-from sklearn.linear_model import LogisticRegression
 
 from rldecoder.errors import BadInputError
+from rldecoder.evals.statistics import wilson_interval
 from rldecoder.interp.records import FeatureLabel, Review, Scores
 
-FloatArray = NDArray[np.float64]
-MIN_AUDIT_VERDICTS = 20
-"""Fewer uniformly drawn verdicts do not recalibrate confidences."""
+_log = logging.getLogger(__name__)
 REVIEWS_FILE = "reviews.jsonl"
 """In the store, where no other file is named."""
 
@@ -30,8 +27,6 @@ class ReviewLine(Review):
     sae_digest: str
     """Digest of the SAE the latent belongs to: latent 7 of another SAE is another latent."""
     latent: int
-    at: str | None = None
-    """When it was given: ISO 8601, UTC, whole seconds."""
 
 
 def append_review(path: Path, line: ReviewLine) -> ReviewLine:
@@ -61,11 +56,19 @@ def append_review(path: Path, line: ReviewLine) -> ReviewLine:
     return line
 
 
-def read_reviews(path: Path, sae_digest: str) -> list[ReviewLine]:
+def read_reviews(
+    path: Path, sae_digest: str, note: Callable[[str], None] = _log.warning
+) -> list[ReviewLine]:
     """The lines of a review file that belong to this SAE, in file order.
 
+    What a killed writer left half-written is left out, as it was before its writer would have said
+    that it is kept: it must not lock out all other verdicts.
+
+    Args:
+        note: told of each line that is left out.
+
     Raises:
-        BadInputError: the file is missing, or a line is not a review.
+        BadInputError: the file is missing, or a line is whole but no review.
     """
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
@@ -82,6 +85,9 @@ def read_reviews(path: Path, sae_digest: str) -> list[ReviewLine]:
         try:
             line = ReviewLine.model_validate(json.loads(text))
         except (ValueError, ValidationError) as error:
+            if isinstance(error, json.JSONDecodeError) and _torn(text):
+                note(f"Line {number} of {path} was never finished and is left out.")
+                continue
             raise BadInputError(
                 f"Line {number} of {path} is not a review.",
                 str(error).splitlines()[0],
@@ -92,95 +98,45 @@ def read_reviews(path: Path, sae_digest: str) -> list[ReviewLine]:
     return out
 
 
+def settled(lines: Iterable[ReviewLine], features: Iterable[FeatureLabel]) -> set[int]:
+    """Latents whose label, as it stands in `features`, has a verdict or a better one."""
+    label_of = {feature.latent: feature.label for feature in features}
+    return {line.latent for line in lines if line.settles(label_of.get(line.latent))}
+
+
+def _torn(text: str) -> bool:
+    """Whether a line that is no JSON is the beginning of one, and no typing error."""
+    return text.startswith("{") and not text.rstrip().endswith("}")
+
+
 def merge_reviews(
     features: list[FeatureLabel], reviews: Iterable[ReviewLine]
 ) -> list[FeatureLabel]:
     """The features after people's verdicts.
 
-    A verdict decides `high_confidence`; a new label replaces the old one, which is kept in
-    `previous_labels`, and takes away predicate and scores, which belonged to the old label. Of
-    several verdicts the last counts; all are kept. Reviews of latents that are not among the
-    features change nothing.
+    A verdict on the present label decides `high_confidence`; a new label replaces the old one,
+    which is kept in `previous_labels`, and takes away predicate, scores and confidence, which
+    belonged to the old label. Of several verdicts the last counts; all are kept. Reviews of
+    latents that are not among the features change nothing.
     """
     by_latent: dict[int, list[Review]] = {}
     for line in reviews:
-        review = Review(**line.model_dump(exclude={"sae_digest", "latent", "at"}))
+        review = Review(**line.model_dump(exclude={"sae_digest", "latent"}))
         by_latent.setdefault(line.latent, []).append(review)
     out = []
     for feature in features:
         for review in by_latent.get(feature.latent, []):
             feature = _merge(feature, review)
+        if feature.predicate is None and feature.status == "labelled":
+            feature = feature.model_copy(update=_confidence_in_words(feature))
         out.append(feature)
     return out
-
-
-def recalibrated(features: list[FeatureLabel], tau: float | None) -> list[FeatureLabel]:
-    """Confidences refitted to people's audit verdicts, if there are enough.
-
-    A logistic regression on logit(p) (Platt scaling). Only verdicts marked `audit` (drawn
-    uniformly) count: verdicts taken from the queue are on uncertain labels and would bias it.
-    Each latent counts once, by the last such verdict on the label that its confidence is about;
-    a label that was replaced without a verdict was not accepted. With fewer than
-    MIN_AUDIT_VERDICTS, or verdicts of one kind, nothing changes. Labels without a verdict are of
-    high confidence if their new confidence is at least `tau`.
-    """
-    verdicts = [(feature.confidence, _audit_verdict(feature)) for feature in features]
-    pairs = [(p, verdict) for p, verdict in verdicts if verdict is not None]
-    accepted = np.array([verdict for _, verdict in pairs], bool)
-    if accepted.size < MIN_AUDIT_VERDICTS or accepted.all() or not accepted.any():
-        return features
-    model = LogisticRegression().fit(_logit(np.array([p for p, _ in pairs])), accepted)
-
-    def moved(p: float) -> float:
-        return float(model.predict_proba(_logit(np.array([p])))[0, 1])
-
-    out = []
-    for feature in features:
-        if feature.predicate is not None:
-            low, p, high = sorted(
-                moved(value)
-                for value in (
-                    feature.confidence_low,
-                    feature.confidence,
-                    feature.confidence_high,
-                )
-            )
-            changes = {"confidence": p, "confidence_low": low, "confidence_high": high}
-            if all(review.accept is None for review in feature.reviews):
-                changes["high_confidence"] = tau is not None and p >= tau
-            feature = feature.model_copy(update=changes)
-        out.append(feature)
-    return out
-
-
-def _audit_verdict(feature: FeatureLabel) -> bool | None:
-    """What people said of the labeler's own label in the audit; None if nothing.
-
-    Rejections mostly come with a better label, so those must count although the label is gone.
-    """
-    if feature.confidence == 0:  # it had failed: there was no label to judge
-        return None
-    own = feature.previous_labels[0] if feature.previous_labels else feature.label
-    verdict = None
-    for review in feature.reviews:
-        replaced = review.label is not None and review.label != own
-        said = False if review.accept is None and replaced else review.accept
-        if review.audit and said is not None:
-            verdict = said
-        if replaced:
-            break  # what comes later is about a person's label
-    return verdict
-
-
-def _logit(p: FloatArray) -> FloatArray:
-    p = np.clip(p, 1e-4, 1 - 1e-4)
-    return np.log(p / (1 - p))[:, None]
 
 
 def _merge(feature: FeatureLabel, review: Review) -> FeatureLabel:
     changes: dict[str, object] = {"reviews": [*feature.reviews, review]}
-    if review.accept is not None:
-        changes["high_confidence"] = review.accept and feature.status == "labelled"
+    if review.judges(feature.label):
+        changes["high_confidence"] = review.accept is True and feature.status == "labelled"
     if review.label is not None and review.label != feature.label:
         old = feature.label if feature.label is not None else f"(failed: {feature.failure})"
         changes |= {
@@ -202,3 +158,24 @@ def _merge(feature: FeatureLabel, review: Review) -> FeatureLabel:
             ),
         }
     return feature.model_copy(update=changes)
+
+
+def _confidence_in_words(feature: FeatureLabel) -> dict[str, float]:
+    """What is known of a person's label: who gave it is for it, and what others said of it.
+
+    The smoothed share of those for it, with its Wilson interval: what labels get where no
+    regression can be fitted. The old label's p says nothing of this one.
+    """
+    authors = {r.reviewer for r in feature.reviews if r.label == feature.label}
+    said = dict.fromkeys(authors, True)
+    for review in feature.reviews:
+        if review.shown == feature.label and review.accept is not None:
+            said[review.reviewer] = review.accept
+    votes, good = len(said), sum(said.values())
+    low, high = wilson_interval(good, votes)
+    p = (good + 1) / (votes + 2)
+    return {
+        "confidence": p,
+        "confidence_low": min(low, p),
+        "confidence_high": max(high, p),
+    }

@@ -68,7 +68,7 @@ class ReviewQueue(BaseModel):
         """
         of = {feature.latent: feature for feature in labels.features}
         ordered = [of[entry.latent] for entry in self.entries]
-        return [f for f in ordered if f.latent not in seen and not f.reviews]
+        return [f for f in ordered if f.latent not in seen and not f.reviewed]
 
     def save(self, folder: Path) -> None:
         """Write `review_queue.json` into a folder."""
@@ -142,10 +142,10 @@ def make_queue(labels: FeatureLabels, cluster_of: Mapping[int, int], seed: int) 
     groups: dict[Why, list[FeatureLabel]] = {
         "audit": [], "first_of_cluster": [], "rest_of_cluster": [], "failed": [], "reviewed": [],
     }  # fmt: skip
-    seen = {cluster_of.get(f.latent, f.latent) for f in features if f.reviews}
+    seen = {cluster_of.get(f.latent, f.latent) for f in features if f.reviewed}
     for feature in features:
         cluster = cluster_of.get(feature.latent, feature.latent)
-        if feature.reviews:
+        if feature.reviewed:
             why: Why = "reviewed"
         elif feature.status == "failed":
             why = "failed"

@@ -58,9 +58,9 @@ SCORES = pa.schema(
         ("simulation_explained", pa.float64()),
     ]
 )
-"""One row a latent and method ("label", "shuffled", "random_sae"). Scores are 0 to 1 (`intruder`
-and `simulation` can be negative: worse than chance), and null where they are not defined (no
-window of one of the two kinds; `firings` tells why)."""
+"""One row a latent and method ("label", "shuffled", "random_sae", "drawn"). Scores are 0 to 1
+(`intruder` and `simulation` can be negative: worse than chance), and null where they are not
+defined (no window of one of the two kinds; `firings` tells why)."""
 
 
 class LabelScores(NamedTuple):

@@ -7,9 +7,8 @@ from typing import Any
 
 from rldecoder.dashboard import collect
 from rldecoder.errors import BadInputError
-from rldecoder.explain.text import visible_text
-from rldecoder.interp.records import FeatureLabels
-from rldecoder.interp.review import ReviewLine, append_review, read_reviews
+from rldecoder.interp.records import FeatureLabels, Review
+from rldecoder.interp.review import ReviewLine, append_review, read_reviews, settled
 from rldecoder.interp.review_queue import ReviewQueue
 from rldecoder.serve.requests import FeatureQuery, ReviewRequest
 
@@ -41,6 +40,7 @@ class Catalogue:
     def __init__(self, labels_folder: Path, clusters_folder: Path, reviews: Path) -> None:
         self.labels = FeatureLabels.load(labels_folder)
         self._queue = ReviewQueue.load(clusters_folder, self.labels)
+        self._label_of = {feature.latent: feature.label for feature in self.labels.features}
         self._audit = {feature.latent for feature in self.labels.features if feature.audit}
         self.reviews = reviews
         self.cards = collect.features(
@@ -69,20 +69,22 @@ class Catalogue:
 
     def card(self, latent: int) -> dict[str, Any]:
         """The card of a latent that there is one of (`has`), with the verdicts on it."""
-        verdicts = [_shown(line) for line in self._lines() if line.latent == latent]
-        earlier = [
-            {**_shown(review), "at": None}
+        lines = [_bare(line) for line in self._lines() if line.latent == latent]
+        published = [
+            review
             for feature in self.labels.features
             if feature.latent == latent
             for review in feature.reviews
         ]
-        # Verdicts that the labels already took in stand in the file as well, unless it is new.
-        return {**self._by_latent[latent], "reviews": verdicts or earlier}
+        # What the labels already took in stands in the file as well, unless the file is new.
+        earlier = [review for review in published if not any(_same(review, r) for r in lines)]
+        reviews = [collect.review_view(review) for review in (*earlier, *lines)]
+        return {**self._by_latent[latent], "reviews": reviews}
 
     def queue(self, count: int) -> dict[str, Any]:
         """The next labels to look at, and how far the work has come."""
-        seen = {line.latent for line in self._lines()}
-        reviewed = sum(f.latent in seen or bool(f.reviews) for f in self.labels.features)
+        seen = settled(self._lines(), self.labels.features)
+        reviewed = sum(f.latent in seen or f.reviewed for f in self.labels.features)
         waiting = self._queue.waiting(self.labels, seen)
         return {
             "cards": [self.card(feature.latent) for feature in waiting[:count]],
@@ -112,8 +114,9 @@ class Catalogue:
             # Not for the page to say, and not shown there: who knows it may judge otherwise.
             audit=request.latent in self._audit,
             note=request.note,
+            shown=self._label_of.get(request.latent),
         )
-        return _shown(append_review(self.reviews, line))
+        return collect.review_view(append_review(self.reviews, line))
 
     def _lines(self) -> list[ReviewLine]:
         if not self.reviews.is_file():
@@ -127,18 +130,17 @@ class Catalogue:
 
 
 def _haystack(card: dict[str, Any]) -> str:
-    contexts = ("".join(example["tokens"]) for example in card["examples"])
+    fired = (example for example in card["examples"] if example["kind"] != "near_miss")
+    contexts = ("".join(example["tokens"]) for example in fired)
     others = (other["label"] or "" for other in card["others"])
     parts = (card["label"] or "", card["failure"] or "", *others, *card["promoted"], *contexts)
     return "\n".join(parts).lower()
 
 
-def _shown(review: Any) -> dict[str, Any]:
-    """A verdict made safe to show."""
-    return {
-        "reviewer": visible_text(review.reviewer, 60),
-        "accept": review.accept,
-        "label": None if review.label is None else visible_text(review.label, 200),
-        "note": visible_text(review.note, 1000),
-        "at": getattr(review, "at", None),
-    }
+def _bare(line: ReviewLine) -> Review:
+    return Review(**line.model_dump(exclude={"sae_digest", "latent"}))
+
+
+def _same(published: Review, line: Review) -> bool:
+    """Whether both are one verdict; labels of an older program kept no times."""
+    return published == (line if published.at else line.model_copy(update={"at": None}))

@@ -16,16 +16,8 @@ from rldecoder.data.shards import read_token_table
 from rldecoder.decoder.loading import load_decoder
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
 from rldecoder.errors import BadInputError
-from rldecoder.interp.calibration import (
-    PRECISION_BAR,
-    Acceptance,
-    Threshold,
-    coverage,
-    high_confidence_threshold,
-    point_threshold,
-    reliability,
-    thresholds,
-)
+from rldecoder.interp.calibration import Acceptance, high_confidence_threshold, thresholds
+from rldecoder.interp.control_gaps import control_gaps, mean_intervals
 from rldecoder.interp.corpus import (
     SplitFirings,
     TokenGrid,
@@ -34,17 +26,24 @@ from rldecoder.interp.corpus import (
     with_documents,
 )
 from rldecoder.interp.example_pass import ExamplePass, PassResult
-from rldecoder.interp.examples import EXAMPLES, ExampleSettings, token_effects, top_examples
+from rldecoder.interp.examples import (
+    EXAMPLES,
+    ExampleSettings,
+    contrasts,
+    token_effects,
+    top_examples,
+)
 from rldecoder.interp.labelers import PredicateLabeler
 from rldecoder.interp.labelling import (
     Confidences,
     Labelled,
+    all_columns,
     calibrate,
+    calibration_report,
     check_disjoint,
     draw_alive,
     label_and_score,
     random_sae,
-    score_columns,
     shuffled_control,
     summary,
 )
@@ -52,6 +51,7 @@ from rldecoder.interp.llm.estimate import Estimate
 from rldecoder.interp.llm.models import FrozenModel, open_models
 from rldecoder.interp.llm.procedure import LlmRun, as_records, llm_summary
 from rldecoder.interp.llm.storage import LEDGER, Spent
+from rldecoder.interp.recalibration import recalibrated
 from rldecoder.interp.records import (
     SCHEMA_MINOR,
     Example,
@@ -60,7 +60,7 @@ from rldecoder.interp.records import (
     Scores,
     TokenEffect,
 )
-from rldecoder.interp.review import merge_reviews, read_reviews, recalibrated
+from rldecoder.interp.review import merge_reviews, read_reviews
 from rldecoder.interp.review_queue import draw_audit
 from rldecoder.interp.scores import SCORES
 from rldecoder.interp.tally import IMPORTANCE
@@ -86,6 +86,7 @@ class Material(NamedTuple):
 
     density: NDArray[np.float64]
     shown: dict[int, list[Example]]
+    contrasts: dict[int, list[Example]]
     effects: list[tuple[list[TokenEffect], list[TokenEffect]]]
 
 
@@ -97,7 +98,9 @@ def run(
     seed_everything(ctx.seed)
     ranked = _ranked(inputs, config)
     digest = inputs["train_sae"].digest
-    reviews = [] if config.reviews is None else read_reviews(config.reviews, digest)
+    reviews = (
+        [] if config.reviews is None else read_reviews(config.reviews, digest, ctx.report.note)
+    )
     lm = FrozenLM.load(inputs["sync_tokenizer"].path / "model", device=ctx.device)
     sae = Sae.load(inputs["train_sae"].path / "sae", device=ctx.device)
     vocabulary = Vocabulary.from_tokenizer(lm.tokenizer, lm.vocab_size)
@@ -127,6 +130,7 @@ def run(
             "label": labelled,
             "shuffled": shuffled_control(labelled, scored, vocabulary, config.window_tokens, rng),
             "random_sae": _random_control(inputs, config, ctx, sae, vocabulary),
+            "drawn": _drawn(inputs, config, sae, vocabulary, derive_seed(ctx.seed, "drawn")),
         }
         bar.advance(note="controls")
         decoder = load_decoder(inputs["freeze_decoder"].path / "decoder", lm, sae)
@@ -154,16 +158,21 @@ def run(
     named = [f.latent for f in features if f.status == "labelled"]
     audit = draw_audit(named, config.review_audit_share, derive_seed(ctx.seed, "audit"))
     features = [f.model_copy(update={"audit": f.latent in audit}) for f in features]
-    features = recalibrated(merge_reviews(features, reviews), tau)
+    features, tau, people = recalibrated(merge_reviews(features, reviews), features, tau)
     schemas.write_parquet(
         ctx.out / "examples.parquet",
         {name: examples.table[name] for name in EXAMPLES.names},
         EXAMPLES,
     )
-    schemas.write_parquet(ctx.out / "scores.parquet", _columns(methods), SCORES)
+    schemas.write_parquet(ctx.out / "scores.parquet", all_columns(methods), SCORES)
     controls: dict[str, Any] = {
-        "methods": {name: summary(method, acceptance) for name, method in methods.items()},
-        "calibration": _calibration_report(labelled, confidences, acceptance, levels),
+        "methods": {
+            name: summary(method, acceptance) | mean_intervals(method)
+            for name, method in methods.items()
+        },
+        "gaps": control_gaps(methods),
+        "calibration": calibration_report(labelled, confidences, acceptance, levels)
+        | {"people": people},
         "acceptance": acceptance._asdict(),
     }
     if answered is not None:
@@ -234,6 +243,7 @@ def _material(
     return Material(
         examples.density[latents],
         top_examples(examples.table, vocabulary, config.num_shown),
+        contrasts(examples.table, vocabulary) if config.num_shown else {},
         token_effects(decoder, latents, vocabulary, config.num_effects),
     )
 
@@ -318,14 +328,25 @@ def _random_control(
 ) -> Labelled:
     """Label and score latents of an untrained SAE exactly as those of the trained one."""
     seed = derive_seed(ctx.seed, "random-sae")
-    rng = np.random.default_rng(seed)
     reader = ActivationReader(inputs["cache_activations"].path, "label")
     control = random_sae(sae.spec, reader, MEAN_TOKENS, seed).to(ctx.device)
-    fit = _read(inputs, config, control, "label", None, config.control_tokens)
+    return _drawn(inputs, config, control, vocabulary, seed)
+
+
+def _drawn(
+    inputs: Mapping[str, InputArtifact],
+    config: LabelFeaturesConfig,
+    sae: Sae,
+    vocabulary: Vocabulary,
+    seed: int,
+) -> Labelled:
+    """Label and score latents of an SAE drawn uniformly from those that are alive."""
+    rng = np.random.default_rng(seed)
+    fit = _read(inputs, config, sae, "label", None, config.control_tokens)
     chosen = draw_alive(fit.firings, config.control_features, config.predicate.min_firings, rng)
     latents = fit.firings.latents[chosen]
     fit = fit._replace(firings=fit.firings.select(chosen))
-    scored = _read(inputs, config, control, "test", latents, config.control_tokens)
+    scored = _read(inputs, config, sae, "test", latents, config.control_tokens)
     labeler = PredicateLabeler(config.predicate)
     return label_and_score(labeler, fit, scored, vocabulary, config.window_tokens, rng)
 
@@ -358,47 +379,11 @@ def _record(
         density=float(material.density[row]),
         scores=Scores(**{name: getattr(scores, name) for name in Scores.model_fields}),
         examples=material.shown.get(draft.latent, []),
+        contrasts=material.contrasts.get(draft.latent, []),
         promoted=promoted,
         suppressed=suppressed,
         audit=False,
     )
-
-
-def _columns(methods: dict[str, Labelled]) -> dict[str, list[Any]]:
-    """All methods' rows for scores.parquet."""
-    columns: dict[str, list[Any]] = {name: [] for name in SCORES.names}
-    for name, labelled in methods.items():
-        for column, values in score_columns(labelled, name).items():
-            columns[column] += values
-    return columns
-
-
-def _calibration_report(
-    labelled: Labelled,
-    confidences: Confidences,
-    acceptance: Acceptance,
-    levels: list[Threshold],
-) -> dict[str, Any]:
-    """How confidences made on the `label` split hold on the `test` split."""
-    has_label = np.array([draft.predicate is not None for draft in labelled.drafts], bool)
-    outcome = np.array([acceptance.accepts(scores) for scores in labelled.scores], bool) & has_label
-    model = confidences.model
-    best = max(levels, key=lambda entry: entry.low, default=None)
-    tau = high_confidence_threshold(levels)
-    return {
-        "model": model.kind,
-        "fit_rows": int(model.data.accepted.size),
-        "fit_accepted": int(model.data.accepted.sum()),
-        "high_confidence_threshold": tau,
-        "precision_bar": PRECISION_BAR,
-        # How far the evidence goes: without a threshold, why there is none.
-        "best_lower_bound": None if best is None else best._asdict(),
-        "high_confidence": coverage(confidences.p, outcome, tau),
-        "at_point_estimate": coverage(confidences.p, outcome, point_threshold(levels)),
-        "best_possible_coverage": float(outcome.mean()),
-        "test": reliability(confidences.p[has_label], outcome[has_label]),
-        "fit_out_of_fold": reliability(model.out_of_fold(), model.data.accepted),
-    }
 
 
 def _file(
@@ -448,9 +433,15 @@ def _output(
         "shuffled_detection": methods["shuffled"]["mean_detection"],
         "random_sae_detection": methods["random_sae"]["mean_detection"],
         "random_sae_f1": methods["random_sae"]["mean_f1"],
+        "drawn_detection": methods["drawn"]["mean_detection"],
+        "drawn_f1": methods["drawn"]["mean_f1"],
+        **_gap_metrics(controls["gaps"]["drawn_random_sae"]),
         "confidence_ece": test["ece"],
         "confidence_brier": test["brier"],
     }
+    people = calibration["people"]
+    if people is not None:
+        metrics |= {f"people_{name}": people[name] for name in ("n", "ece", "brier")}
     reasons: tuple[str, ...] = ()
     if len(labels.features) < config.num_features:
         reasons = (
@@ -478,3 +469,12 @@ def _output(
                 f"{labels.judge.reason}. Its scores must not be believed.",
             )
     return StageOutput(metrics, reasons=reasons)
+
+
+def _gap_metrics(gaps: Mapping[str, Any]) -> dict[str, Scalar]:
+    """Trained SAE above random SAE, latents of both drawn alike."""
+    return {
+        f"gap_{score}{suffix}": None if gaps[score] is None else gaps[score][name]
+        for score in ("detection", "f1")
+        for suffix, name in (("", "difference"), ("_low", "low"), ("_high", "high"))
+    }

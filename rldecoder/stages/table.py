@@ -142,7 +142,7 @@ STAGES: tuple[Stage, ...] = (
     _stage(
         "label_features",
         "labels",
-        4,
+        5,
         (
             "sync_tokenizer",
             "ingest",

@@ -51,8 +51,10 @@ def feature(latent: int, text: str, label: str | None) -> dict[str, Any]:
         "importance": 0.1, "rank": latent + 1, "queue": 9 - latent, "density": 0.01,
         "scores": scores, "others": [other(text, text), other(None, text)],
         "promoted": [text], "suppressed": [text],
-        "examples": [{"tokens": ["a", text, "b"], "heat": [0.0, 1.0, 0.3], "act": 2.0,
-                      "focus": 1}],
+        "examples": [{"kind": kind, "tokens": ["a", text, "b"], "heat": [0.0, 1.0, 0.3],
+                      "act": 2.0, "focus": 1} for kind in ("top", "quantile", "near_miss")],
+        "reviews": [{"reviewer": text, "accept": False, "label": text, "note": text, "at": text}],
+        "relations": {"cluster": {"size": 2, "members": [latent, 7]}, "flags": [text]},
     }  # fmt: skip
 
 
@@ -86,7 +88,8 @@ def data() -> ReportData:
         freeze_note=text,
         controls={"columns": ("a", "b"), "rows": [(text, text)], "verdict": "pass",
                   "reasons": text},
-        label_methods=[[text] * 7],
+        label_columns=[text] * 12,
+        label_methods=[[text] * 12],
         claim_methods=[[text] * 8],
         claim_note=text,
         simulation_columns=[text] * 3,

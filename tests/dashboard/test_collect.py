@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from rldecoder import schemas
 from rldecoder.dashboard import collect
+from rldecoder.dashboard.label_table import label_columns, label_rows
 from rldecoder.interp.examples import EXAMPLES
 from rldecoder.interp.records import (
     Example,
@@ -18,6 +20,7 @@ from rldecoder.interp.records import (
     JudgedScores,
     LabelConfidence,
     OtherLabel,
+    Review,
     Scores,
     TokenEffect,
 )
@@ -95,10 +98,82 @@ def test_features_are_ordered_visible_and_highlighted(labels_folder: Path) -> No
     assert len(only["examples"]) == 1
 
 
+def test_a_card_holds_contrasts_relations_and_reviews(tmp_path: Path) -> None:
+    weak = Example(seq_id=4, pos=7, act=0.5, tokens=["x", BIDI], focus=1, kind="quantile")
+    miss = Example(seq_id=6, pos=3, act=0.0, tokens=["p", "q"], focus=0, kind="near_miss")
+    top = Example(seq_id=4, pos=11, act=2.0, tokens=["x", "y"], focus=1)
+    verdict = {"reviewer": BIDI, "accept": False, "label": BIDI, "audit": True, "note": BIDI,
+               "shown": "old", "at": BIDI}  # fmt: skip
+    full = label(3, 1, "one", [top, top, top]).model_copy(
+        update={"contrasts": [weak, miss], "reviews": [Review.model_validate(verdict)]}
+    )
+    save(tmp_path, full, label(7, 2, None, []), label(8, 3, "eight", []))
+    schemas.write_parquet(
+        tmp_path / "examples.parquet",
+        {
+            "latent": [3], "kind": ["quantile"], "rank": [0], "seq_id": [4], "pos": [7],
+            "act": [0.5], "start": [6], "tokens": [[1, 2]], "acts": [[0.25, 0.5]],
+        },
+        EXAMPLES,
+    )  # fmt: skip
+    schemas.write_json(
+        tmp_path / "clusters.json",
+        {
+            "clusters": [{"representative": 8, "members": [8, 3]},
+                         {"representative": 7, "members": [7]}],
+            "absorption": [{"latent": 3, "absorbed_by": 5, "cells": 9, "share": 0.5}],
+            "flagged": [{"latent": 7, "reasons": ["label_failed", "ultra_dense"]}],
+        },
+    )  # fmt: skip
+    cards = collect.features(tmp_path, tmp_path, max_features=3, contexts=2)
+    first, failed, eight = cards
+    kinds = [(e["kind"], e["heat"]) for e in first["examples"]]
+    assert kinds == [
+        ("top", [0.0, 1.0]), ("top", [0.0, 1.0]), ("quantile", [0.5, 1.0]),
+        ("near_miss", [0.0, 0.0]),
+    ]  # fmt: skip
+    assert first["relations"] == {
+        "cluster": {"size": 2, "members": [8, 3]}, "alias_of": 8, "absorbed_by": [5],
+    }  # fmt: skip
+    assert eight["relations"] == {"cluster": {"size": 2, "members": [8, 3]}}
+    assert failed["relations"] == {"flags": ["label failed", "ultra dense"]}
+    shown = "a⟨U+202E⟩b⟨U+200B⟩</script>"
+    assert first["reviews"] == [
+        {"reviewer": shown, "accept": False, "label": shown, "note": shown, "at": shown}
+    ]
+    assert "\u202e" not in json.dumps(cards, ensure_ascii=False)
+    (bare,) = collect.features(tmp_path, tmp_path, max_features=1, contexts=0)
+    assert bare["examples"] == []
+
+
+def test_the_table_of_controls_has_intervals_and_gaps() -> None:
+    means = {f"mean_{name}": 0.5 for name in ("detection", "fuzzing", "f1", "intruder")}
+    counts = {"latents": 1000, "labelled": 900, "accepted": 7}
+    method = counts | means | {"interval_detection": [0.4, 0.6], "interval_f1": None}
+    gap = {"difference": 0.125, "low": -0.0625, "high": 0.25, "latents": 9, "control_latents": 9}
+    controls = {
+        "methods": {"drawn": method, "label": method},
+        "gaps": {"drawn_random_sae": {"detection": gap, "f1": None, "detection_labelled": gap}},
+    }
+    rows = label_rows(controls)
+    assert [len(row) for row in rows] == [len(label_columns())] * 3
+    names = [row[0] for row in rows]
+    assert names[0].startswith("labels of the most important")
+    assert names[2] == "gap: drawn above random SAE"
+    columns = label_columns()
+    at = columns.index("detection")
+    assert rows[0][1 : at + 1] == ["1,000", "900", "7", "0.50 [0.40, 0.60]"]
+    assert rows[2][at] == "0.12 [-0.06, 0.25]"
+    assert rows[2][columns.index("F1")] == "–"
+    assert rows[0][columns.index("AUPRC")] == "–"
+    # Artifacts of before there were gaps.
+    assert label_rows({"methods": {}}) == []
+
+
 def test_a_card_holds_all_scores_and_the_other_labels(tmp_path: Path) -> None:
     values = {name: n / 7 for n, name in enumerate(Scores.model_fields, start=1)} | {"firings": 3}
     judged = {"detection": 2 / 3, "fuzzing": None, "window_precision": 0.5, "questions": 2,
-              "failures": 1}  # fmt: skip
+              "failures": 1, "window_recall": 0.25, "window_f1": None}  # fmt: skip
     names = {"labeler": BIDI, "model": BIDI, "judge": BIDI, "judge_trusted": False}
     both = label(3, 1, "own", []).model_copy(
         update={

@@ -14,6 +14,7 @@ from rldecoder.evals.statistics import (
     bootstrap_mean_ci,
     crossed_bootstrap,
     paired_bootstrap_pvalue,
+    two_sample_bootstrap,
     wilson_interval,
 )
 
@@ -123,3 +124,20 @@ def test_crossed_bootstrap_resamples_both_axes_by_brute_force() -> None:
     assert found.low == pytest.approx(low, abs=0.02)
     assert found.high == pytest.approx(high, abs=0.02)
     assert found.pvalue == pytest.approx(np.mean(np.array(means) <= 0), abs=0.02)
+
+
+def test_two_samples_are_resampled_apart() -> None:
+    rng = np.random.default_rng(5)
+    a, b = rng.normal(1.0, 1.0, 3000), rng.normal(0.5, 2.0, 3000)
+    found = two_sample_bootstrap(a, b)
+    half = 1.96 * math.sqrt(a.var() / a.size + b.var() / b.size)
+    assert found.mean == pytest.approx(a.mean() - b.mean())
+    assert found.low == pytest.approx(found.mean - half, abs=0.1 * half)
+    assert found.high == pytest.approx(found.mean + half, abs=0.1 * half)
+    # Not as pairs: of equal samples the difference is uncertain all the same.
+    same = two_sample_bootstrap(a, a)
+    assert same.mean == 0
+    assert same.low < -0.02
+    assert same.high > 0.02
+    with pytest.raises(BadInputError):
+        two_sample_bootstrap([], [1.0])

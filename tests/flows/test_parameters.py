@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from flows import phases
 from flows.parameters import PipelineParameters, RunParameters
 from flows.phases import decoder, explanations, features, interpretation, last_stage, prepare, rl
+from flows.review import ReviewParameters
 from rldecoder.errors import BadInputError
 from rldecoder.stages.table import STAGES
 
@@ -49,3 +51,19 @@ def test_there_is_a_flow_for_every_phase() -> None:
         "frontier", "gate_sae", "gate_decoder", "freeze_decoder", "cluster_features", "report",
     ]  # fmt: skip
     assert all("parameters" in flow.parameters.properties for flow in flows)
+
+
+@pytest.mark.parametrize(("wanted", "resumed"), [(False, False), (True, False), (True, True)])
+def test_interpretation_may_end_with_a_review(
+    monkeypatch: pytest.MonkeyPatch, wanted: bool, resumed: bool
+) -> None:
+    done: list[object] = []
+    monkeypatch.setattr(phases, "run_from_parameters", lambda given: done.append(given) or [])
+    monkeypatch.setattr(phases, "ask", done.append)
+    monkeypatch.setattr(phases, "is_resumed", lambda: resumed)
+    parameters = {"config": "debug", "reviewer": "ann", "wait": "suspend"}
+    phases.interpretation.fn(phases.InterpretationParameters(**parameters, review=wanted))
+    pipeline = PipelineParameters(config="debug", until="cluster_features")
+    # Taken up again after an answer, it must not rebuild the labels that it asks about.
+    expected: list[object] = [] if resumed else [pipeline]
+    assert done == expected + ([ReviewParameters(**parameters)] if wanted else [])

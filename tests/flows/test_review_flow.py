@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from concurrent.futures import ThreadPoolExecutor
+import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from flows.review import ReviewParameters, as_markdown, review
+from flows.review import MissingLabel, ReviewParameters, Verdict, as_markdown, review
 from rldecoder.artifacts import ArtifactStore, Manifest
 from rldecoder.config.run import load_run_config
 from rldecoder.errors import BadInputError
@@ -17,7 +18,7 @@ from rldecoder.interp.records import Example, FeatureLabel, FeatureLabels, Score
 from rldecoder.interp.review import read_reviews
 from rldecoder.interp.review_queue import ReviewQueue, make_queue
 from rldecoder.runner import plan
-from tests.flows.ui_client import ROOT, Ui
+from tests.flows.ui_client import PATIENCE_SECONDS, ROOT, Ui
 
 
 def feature(latent: int, audit: bool = False, **changes: Any) -> FeatureLabel:
@@ -77,6 +78,13 @@ def test_a_failed_label_shows_why() -> None:
     assert "too few firings" in as_markdown(failed)
 
 
+def test_without_a_label_there_is_nothing_to_accept() -> None:
+    assert Verdict.model_json_schema()["required"] == ["accept"]
+    assert set(MissingLabel.model_fields) == {"better_label", "note"}
+    with pytest.raises(ValueError, match="extra"):
+        MissingLabel.model_validate({"accept": True})
+
+
 def test_the_form_refuses_nonsense() -> None:
     with pytest.raises(ValueError, match="count"):
         ReviewParameters(count=0)
@@ -95,8 +103,13 @@ def published(tmp_path: Path) -> ArtifactStore:
     return store
 
 
-def publish(store: ArtifactStore, stage: str, content: FeatureLabels | ReviewQueue) -> None:
-    ref = plan(load_run_config(ROOT / "configs" / "debug.yaml"))[stage]
+def publish(
+    store: ArtifactStore,
+    stage: str,
+    content: FeatureLabels | ReviewQueue,
+    overrides: list[str] | None = None,
+) -> None:
+    ref = plan(load_run_config(ROOT / "configs" / "debug.yaml", overrides))[stage]
     manifest = Manifest(
         kind=ref.kind, stage=ref.stage, digest=ref.digest, version=1, config={}, seed=0,
         inputs={}, fingerprint={}, files={}, metrics={}, source_digest="", git_commit=None,
@@ -108,29 +121,34 @@ def publish(store: ArtifactStore, stage: str, content: FeatureLabels | ReviewQue
         store.publish(ref, out, manifest)
 
 
-@pytest.mark.slow
-def test_the_flow_asks_waits_and_keeps_the_answers(ui: Ui, published: ArtifactStore) -> None:
+def start(ui: Ui, parameters: ReviewParameters, pool: ThreadPoolExecutor) -> Future[int]:
+    """The flow, in a thread of this process, against the test's server."""
     from prefect.settings import PREFECT_API_URL, temporary_settings
-
-    parameters = ReviewParameters(config="debug", store=str(published.root), reviewer="ann")
 
     def work() -> int:
         with temporary_settings(updates={PREFECT_API_URL: ui.url}):
             return review(parameters)
 
-    def paused(done: set[str]) -> Any:
-        runs = ui.flow_runs(flows={"name": {"any_": ["review"]}}, sort="START_TIME_DESC", limit=1)
-        state = runs[0]["state"] if runs else {"type": ""}
-        waiting = state["type"] == "PAUSED" and state["id"] not in done
-        return runs[0] if waiting else None
+    return pool.submit(work)
 
+
+def latest_pause(ui: Ui, done: set[str]) -> Any:
+    """The flow run's record, once it is paused in a state that is not among `done`."""
+    runs = ui.flow_runs(flows={"name": {"any_": ["review"]}}, sort="START_TIME_DESC", limit=1)
+    state = runs[0]["state"] if runs else {"type": ""}
+    return runs[0] if state["type"] == "PAUSED" and state["id"] not in done else None
+
+
+@pytest.mark.slow
+def test_the_flow_asks_waits_and_keeps_the_answers(ui: Ui, published: ArtifactStore) -> None:
+    parameters = ReviewParameters(config="debug", store=str(published.root), reviewer="ann")
     better = {"accept": False, "better_label": "digits", "note": "n"}
     answers = [{"accept": True}, {"accept": False}, better, {"accept": True}]
     with ThreadPoolExecutor(1) as pool:
-        flow = pool.submit(work)
+        flow = start(ui, parameters, pool)
         seen: set[str] = set()
         for answer in answers:
-            run = ui.until(lambda: flow.exception() if flow.done() else paused(seen))
+            run = ui.until(lambda: flow.exception() if flow.done() else latest_pause(ui, seen))
             assert not isinstance(run, BaseException), run
             seen.add(run["state"]["id"])
             path = f"/flow_runs/{run['id']}/resume"
@@ -143,10 +161,76 @@ def test_the_flow_asks_waits_and_keeps_the_answers(ui: Ui, published: ArtifactSt
         (8, True, None, False), (6, False, None, False), (7, False, "digits", True),
         (9, True, None, False),
     ]  # fmt: skip
-    assert {line.reviewer for line in lines} == {"ann"}
+    assert {(line.reviewer, line.shown) for line in lines} == {("ann", "a <b>number</b>")}
     shown = ui.get("/artifacts/review/latest")["data"]
     assert json.dumps("a <b>number</b>") in shown
-    assert work() == 0  # nothing is asked twice
+    with ThreadPoolExecutor(1) as pool:
+        assert start(ui, parameters, pool).result(300) == 0  # nothing is asked twice
+
+
+@pytest.mark.slow
+def test_a_suspended_review_goes_on_where_it_was(ui: Ui, tmp_path: Path) -> None:
+    """No process waits; each answer starts the flow anew, and yet each label is asked once."""
+    reviews = tmp_path / "said.jsonl"
+    reviews.touch()
+    # The file is a part of the config: each verdict changes what the config asks for.
+    overrides = [f"label_features.reviews={reviews}"]
+    store = ArtifactStore(tmp_path / "store")
+    missing = feature(5, status="failed", label=None, failure="rare", confidence=0.0,
+                      confidence_low=0.0, confidence_high=0.0)  # fmt: skip
+    ours = labels(feature(8), feature(9, importance=0.01), missing)
+    publish(store, "label_features", ours, overrides)
+    publish(store, "cluster_features", make_queue(ours, {}, 0), overrides)
+    parameters = {"config": "debug", "store": str(store.root), "reviewer": "ann", "count": 3,
+                  "wait": "suspend", "overrides": overrides}  # fmt: skip
+    run = ui.trigger("review/review", parameters).raise_for_status().json()["id"]
+    accepted, worded = {"accept": True}, {"better_label": "digits"}
+    seen: set[str] = set()
+    wrong_words = {"better_label": 7}
+    for wrong, answer in (({}, accepted), ({}, accepted), (wrong_words, worded)):
+
+        def asks() -> Any:
+            state = ui.get(f"/flow_runs/{run}")["state"]
+            assert state["type"] not in ("FAILED", "CRASHED", "COMPLETED"), state
+            return state if state["type"] == "PAUSED" and state["id"] not in seen else None
+
+        state = ui.until(asks)
+        seen.add(state["id"])
+        assert state["name"] == "Suspended"
+        path = f"/flow_runs/{run}/resume"
+        assert ui.post(path, {"run_input": wrong}).json()["status"] == "REJECT"
+        assert ui.post(path, {"run_input": answer}).json()["status"] == "ACCEPT"
+    assert ui.finished(run)["type"] == "COMPLETED"
+    assert [(line.latent, line.accept, line.label) for line in read_reviews(reviews, "abc")] == [
+        (8, True, None), (9, True, None), (5, None, "digits"),
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_flow_can_rebuild_the_labels_with_the_verdicts(
+    ui: Ui, debug_store: Path, tmp_path: Path
+) -> None:
+    store = ArtifactStore(Path(shutil.copytree(debug_store, tmp_path / "store")))
+    parameters = ReviewParameters(
+        config="debug", store=str(store.root), reviewer="ann", count=1, rebuild=True
+    )
+    with ThreadPoolExecutor(1) as pool:
+        flow = start(ui, parameters, pool)
+        run = ui.until(lambda: flow.exception() if flow.done() else latest_pause(ui, set()))
+        assert not isinstance(run, BaseException), run
+        answer = {"accept": False, "better_label": "mine"}
+        ui.post(f"/flow_runs/{run['id']}/resume", {"run_input": answer}).raise_for_status()
+        assert flow.result(PATIENCE_SECONDS) == 1
+    config = ROOT / "configs" / "debug.yaml"
+    refs = plan(load_run_config(config, [f"label_features.reviews={store.root}/reviews.jsonl"]))
+    found = FeatureLabels.load(store.path(refs["label_features"]))
+    ((reviewed, verdict),) = [(f, r) for f in found.features for r in f.reviews]
+    assert (reviewed.label, reviewed.high_confidence) == ("mine", True)
+    assert (verdict.reviewer, verdict.accept) == ("ann", False)
+    assert verdict.at is not None
+    assert verdict.shown == reviewed.previous_labels[0]
+    queue = ReviewQueue.load(store.path(refs["cluster_features"]), found)
+    assert queue.entries[-1].latent == reviewed.latent  # it has had its turn
 
 
 @pytest.mark.slow

@@ -39,12 +39,52 @@ def test_planted_features_are_recovered_and_controls_are_at_chance(
     shuffles = [
         shuffled_control(found, planted.scored, planted.vocabulary, 16, rng) for _ in range(8)
     ]
-    for name, chance in (("detection", 0.5), ("intruder", 0.0), ("simulation", 0.0)):
+    for name, chance in (
+        ("detection", 0.5), ("fuzzing", 0.5), ("intruder", 0.0), ("simulation", 0.0),
+    ):  # fmt: skip
         scores = [getattr(s, name) for shuffled in shuffles for s in shuffled.scores]
         assert np.mean([s for s in scores if s is not None]) == pytest.approx(chance, abs=0.05)
     for drafts in (shuffled.drafts for shuffled in shuffles):
         assert all(d.latent != o.latent or d.predicate != o.predicate
                    for d, o in zip(found.drafts, drafts, strict=True))  # fmt: skip
+
+
+def test_planted_features_are_recovered_from_noisy_firings(planted: Planted) -> None:
+    """One firing in twenty is missing, and as many stray ones stand anywhere."""
+    rng = np.random.default_rng(2)
+    labeler = PredicateLabeler(PredicateSettings())
+    noisy = [
+        split._replace(firings=_noisy(split, 0.05, rng)) for split in (planted.fit, planted.scored)
+    ]
+    # Clean text says whether the meaning was found; noisy text bounds what can be scored.
+    found = label_and_score(labeler, noisy[0], planted.scored, planted.vocabulary, 16, rng)
+    detection = [scores.detection or 0.0 for scores in found.scores]
+    assert np.mean([value >= 0.95 for value in detection]) >= 0.95, detection
+    scored = label_and_score(labeler, noisy[0], noisy[1], planted.vocabulary, 16, rng)
+    means = {
+        name: np.mean([getattr(s, name) for s in scored.scores])
+        for name in ("detection", "fuzzing", "f1")
+    }
+    assert all(0.9 <= mean < 0.99 for mean in means.values()), means
+
+
+def _noisy(split: SplitFirings, share: float, rng: np.random.Generator) -> Firings:
+    """The same latents with a share of their firings dropped, and as many added elsewhere."""
+    rows = []
+    for row in range(split.firings.latents.size):
+        cells, acts = split.firings.row(row)
+        kept = rng.random(cells.size) >= share
+        quiet = np.setdiff1d(split.grid.cells, cells)
+        stray = rng.choice(quiet, int((~kept).sum()), replace=False)
+        values = np.concatenate([acts[kept], rng.uniform(0.5, 2, stray.size)])
+        rows.append((np.concatenate([cells[kept], stray]), values.astype(np.float32)))
+    starts = np.cumsum([0, *(cells.size for cells, _ in rows)])
+    matrix = sparse.csr_array(
+        (np.concatenate([v for _, v in rows]), np.concatenate([c for c, _ in rows]), starts),
+        shape=(len(rows), split.grid.num_cells),
+    )
+    matrix.sort_indices()
+    return Firings(split.firings.latents, matrix)
 
 
 def test_latents_that_know_nothing_of_the_text_are_at_chance(planted: Planted) -> None:

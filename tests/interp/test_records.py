@@ -111,6 +111,17 @@ def test_files_from_before_labels_in_words_are_read(tmp_path: Path) -> None:
     assert (old.schema_minor, old.judge, old.features[0].other_labels) == (0, None, [])
 
 
+def test_reviews_from_before_they_named_the_label_are_read(tmp_path: Path) -> None:
+    labels([feature(reviews=[{"reviewer": "ann", "accept": True}])]).save(tmp_path)
+    path = tmp_path / "feature_labels.json"
+    raw = json.loads(path.read_text(encoding="utf-8"))
+    del raw["features"][0]["reviews"][0]["shown"], raw["features"][0]["reviews"][0]["at"]
+    path.write_text(json.dumps(raw), encoding="utf-8")
+    (review,) = FeatureLabels.load(tmp_path).features[0].reviews
+    assert (review.shown, review.at) == (None, None)
+    assert review.judges("token is a number")
+
+
 def test_labels_in_words_stand_beside_the_own_one(tmp_path: Path) -> None:
     both = feature(other_labels=[other_label(), other_label(label=None, failure="refused")])
     labels([both]).save(tmp_path)

@@ -40,7 +40,7 @@ def test_what_is_appended_is_what_the_labels_stage_reads(tmp_path: Path) -> None
     given = datetime.fromisoformat(str(written[0].at))
     assert timedelta(0) <= datetime.now(UTC) - given < timedelta(minutes=1)
     (merged,) = merge_reviews([feature(1)], written)
-    assert [review.reviewer for review in merged.reviews] == ["ann"]
+    assert [(review.reviewer, review.at) for review in merged.reviews] == [("ann", written[0].at)]
 
 
 def test_a_given_time_is_kept(tmp_path: Path) -> None:
@@ -56,6 +56,11 @@ def test_half_a_line_of_a_killed_writer_spoils_no_other(tmp_path: Path) -> None:
     first, second = path.read_text().splitlines()
     assert first == '{"sae_digest": "abc", "lat'
     assert json.loads(second)["latent"] == 7
+    with path.open("a") as file:
+        file.write(second[:-20])  # and another one, killed at the end of the file
+    notes: list[str] = []
+    assert [review.latent for review in read_reviews(path, "abc", notes.append)] == [7]
+    assert [note.split(" of ")[0] for note in notes] == ["Line 1", "Line 3"]
 
 
 def test_threads_that_write_at_once_lose_nothing(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def hostile(served: Served, debug_labels: Path, debug_clusters: Path, tmp_path: 
             feature["label"] = HOSTILE
         else:
             feature["failure"] = HOSTILE
-        for example in feature["examples"]:
+        for example in feature["examples"] + feature["contrasts"]:
             example["tokens"] = [LONG if number % 2 else HOSTILE for _ in example["tokens"]]
         feature["other_labels"] = [
             {"labeler": HOSTILE, "model": HOSTILE, "judge": HOSTILE, "judge_trusted": False,
@@ -98,6 +98,8 @@ def hostile(served: Served, debug_labels: Path, debug_clusters: Path, tmp_path: 
         ]  # fmt: skip
         for effect in feature["promoted"] + feature["suppressed"]:
             effect["token"] = HOSTILE
+        said = {"reviewer": HOSTILE, "accept": True, "label": HOSTILE, "note": HOSTILE}
+        feature["reviews"] = [said | {"shown": "other", "at": HOSTILE}] if number == 0 else []
     file.write_text(json.dumps(labels), encoding="utf-8")
     session = served.workbench.session
     texts = {latent: LabelText(HOSTILE, 0.5) for latent in range(session.sae.num_latents)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from html.parser import HTMLParser
@@ -15,8 +16,11 @@ import pytest
 from fastapi.testclient import TestClient
 
 from rldecoder.explain.text import visible_token
-from rldecoder.interp.review import read_reviews
+from rldecoder.interp.records import Review
+from rldecoder.interp.review import ReviewLine, append_review, read_reviews
 from rldecoder.serve.app import Served
+from rldecoder.serve.catalogue import Catalogue
+from rldecoder.serve.requests import ReviewRequest
 from rldecoder.serve.workbench import Workbench
 from tests.serve.conftest import HOSTILE, LONG, PROMPT, client_of
 
@@ -203,6 +207,37 @@ def test_verdicts_are_kept_with_who_and_when(
     assert "no label to judge" in refused(
         client, "/api/reviews", 400, latent=2**30, reviewer="ann", accept=True
     )
+
+
+def test_a_verdict_names_the_label_and_published_ones_stay_beside_new_ones(
+    own_reviews: Served, debug_labels: Path, debug_clusters: Path, tmp_path: Path
+) -> None:
+    """The labels took in two verdicts, one from before they had times; the file has one more."""
+    ours = own_reviews.catalogue.labels
+    feature = next(f for f in ours.features if f.label is not None)
+    old = {"reviewer": "ann", "accept": False, "note": "n"}
+    timed = {"reviewer": "bob", "accept": True, "shown": "elsewhere", "at": "2026-01-02T00:00:00"}
+    lost = {"reviewer": "dan", "accept": True}  # only in the labels: the file is another one now
+    told = [Review.model_validate(r) for r in (old, timed, lost)]
+    changed = [
+        f.model_copy(update={"reviews": told}) if f.latent == feature.latent else f
+        for f in ours.features
+    ]
+    folder = Path(shutil.copytree(debug_labels, tmp_path / "labels"))
+    ours.model_copy(update={"features": changed}).save(folder)
+    path = tmp_path / "r.jsonl"
+    for said in (old | {"at": "2025-05-05T00:00:00"}, timed):
+        line = {"sae_digest": ours.sae_digest, "latent": feature.latent} | said
+        append_review(path, ReviewLine.model_validate(line))
+    with path.open("a") as file:
+        file.write('{"sae_digest": "torn')  # by a killed writer: it must not stop the server
+    catalogue = Catalogue(folder, debug_clusters, path)
+    catalogue.review(ReviewRequest(latent=feature.latent, reviewer="cem", accept=True))
+    assert read_reviews(path, ours.sae_digest)[-1].shown == feature.label
+    shown = catalogue.card(feature.latent)["reviews"]
+    assert [(r["reviewer"], r["at"] is not None) for r in shown] == [
+        ("dan", False), ("ann", True), ("bob", True), ("cem", True),
+    ]  # fmt: skip
 
 
 def test_many_reviewers_at_once_lose_nothing(client: TestClient, own_reviews: Served) -> None:

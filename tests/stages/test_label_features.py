@@ -11,6 +11,7 @@ from rldecoder.config.interp import LabelFeaturesConfig, PredicateSettings, Rank
 from rldecoder.data.shards import read_tokens
 from rldecoder.errors import BadInputError
 from rldecoder.interp.records import FeatureLabels
+from rldecoder.interp.review import ReviewLine, append_review
 from rldecoder.schemas import read_json, read_parquet
 from rldecoder.stages.context import InputArtifact
 from rldecoder.stages.table import stage_named
@@ -62,6 +63,11 @@ def test_labels_scores_and_controls(tmp_path: Path, inputs: dict[str, InputArtif
         else:
             assert feature.examples
             assert feature.scores.f1 is not None
+        kinds = [example.kind for example in feature.contrasts]
+        assert kinds == sorted(kinds, key=("quantile", "near_miss").index)
+        assert all(kinds.count(kind) <= 2 for kind in kinds)
+        assert all((e.act == 0) == (e.kind == "near_miss") for e in feature.contrasts)
+    assert {e.kind for f in labels.features for e in f.contrasts} == {"quantile", "near_miss"}
 
     scores = read_parquet(out / "scores.parquet").to_pylist()
     by_method = {m: [r for r in scores if r["method"] == m] for m in ("label", "shuffled")}
@@ -70,6 +76,13 @@ def test_labels_scores_and_controls(tmp_path: Path, inputs: dict[str, InputArtif
     controls = read_json(out / "controls.json")
     methods = controls["methods"]
     assert methods["random_sae"]["latents"] == 10
+    assert methods["drawn"]["latents"] == 10
+    gap = controls["gaps"]["drawn_random_sae"]["detection"]
+    assert gap["low"] <= gap["difference"] <= gap["high"]
+    drawn, random = (methods[name]["mean_detection"] for name in ("drawn", "random_sae"))
+    assert output.metrics["gap_detection"] == gap["difference"] == pytest.approx(drawn - random)
+    assert output.metrics["drawn_detection"] == drawn
+    assert controls["calibration"]["people"] is None  # nobody has said anything
     assert methods["label"]["failed"] == labels.failed
     assert methods["label"]["mean_f1"] < methods["label"]["mean_f1_labelled"]
     assert methods["shuffled"]["mean_f1"] < methods["label"]["mean_f1_labelled"]
@@ -136,6 +149,60 @@ def test_a_review_file_overrides_labels_and_is_fingerprinted(
     path.unlink()
     with pytest.raises(BadInputError, match="does not exist"):
         STAGE.fingerprint(config)
+
+
+def test_verdicts_of_the_audit_refit_confidence_and_threshold(
+    tmp_path: Path, inputs: dict[str, InputArtifact]
+) -> None:
+    config = CONFIG.model_copy(update={"num_features": 96, "review_audit_share": 1.0})
+    _, out = run_stage(STAGE, inputs, config, tmp_path / "before")
+    before = FeatureLabels.load(out)
+    audit = [f for f in before.features if f.audit]
+    assert len(audit) >= 30
+    path = tmp_path / "reviews.jsonl"
+    reviewed, waiting = audit[:-5], audit[-5:]
+    for n, feature in enumerate(reviewed):
+        said = {"accept": True} if n % 2 else {"accept": False, "label": "better"}
+        append_review(path, ReviewLine(
+            sae_digest="train_sae", latent=feature.latent, reviewer="ann", audit=True,
+            shown=feature.label, **said,
+        ))  # fmt: skip
+    output, out = run_stage(
+        STAGE, inputs, config.model_copy(update={"reviews": path}), tmp_path / "after"
+    )
+    after = FeatureLabels.load(out)
+    of = {f.latent: f for f in after.features}
+    people = read_json(out / "controls.json")["calibration"]["people"]
+    assert people["n"] == output.metrics["people_n"] == len(reviewed)
+    assert 0 <= people["ece"] <= 1
+    assert output.metrics["people_brier"] == people["brier"]
+    # People accept every second label, whatever the labeler thinks: no threshold is safe.
+    assert after.high_confidence_threshold is None is people["high_confidence_threshold"]
+    assert not any(of[f.latent].high_confidence for f in waiting)
+    assert any(of[f.latent].confidence != f.confidence for f in waiting)
+    for n, feature in enumerate(reviewed):
+        found = of[feature.latent]
+        assert found.high_confidence  # accepted, or a person's own words
+        assert found.reviews[0].at is not None
+        if n % 2 == 0:
+            assert found.confidence == pytest.approx(2 / 3)
+    assert after.coverage == len(reviewed) / len(after.features)
+
+    # A labeler that now says something else: the verdicts stay, and decide nothing.
+    other = config.model_copy(
+        update={"reviews": path, "predicate": PredicateSettings(max_atoms=1, max_tokens=1)}
+    )
+    _, out = run_stage(STAGE, inputs, other, tmp_path / "other")
+    old = {f.latent: f.label for f in before.features}
+    found = [
+        f for f in FeatureLabels.load(out).features
+        if f.reviews and f.predicate is not None and f.label != old[f.latent]
+    ]  # fmt: skip
+    assert found
+    assert all(f.reviews[0].accept for f in found)
+    tau = FeatureLabels.load(out).high_confidence_threshold
+    for f in found:
+        assert f.high_confidence == (tau is not None and f.confidence >= tau)
 
 
 def test_a_leak_between_splits_is_refused(tmp_path: Path, inputs: dict[str, InputArtifact]) -> None:

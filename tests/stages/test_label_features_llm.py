@@ -86,7 +86,7 @@ def test_both_labels_are_published_with_their_scores_and_the_ledger(
             run_stage(STAGE, dict(inputs), poor, tmp_path / "poor")
         assert len(server.bodies) == sent
     old, new = FeatureLabels.load(before), FeatureLabels.load(out)
-    assert (new.schema_version, new.schema_minor) == (3, 0)
+    assert (new.schema_version, new.schema_minor) == (3, 1)
     # The deterministic labeler's part is what it was without the language model.
     for ours, theirs in zip(new.features, old.features, strict=True):
         assert ours.model_copy(update={"other_labels": []}) == theirs

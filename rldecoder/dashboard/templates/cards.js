@@ -10,8 +10,10 @@ const Cards = (() => {
   };
   const number = (value, digits) => (value === null ? "–" : value.toFixed(digits));
 
+  const KINDS = { quantile: "weaker: ", near_miss: "silent here: " };
   const context = (example) => {
     const row = element("p", "context");
+    if (KINDS[example.kind]) row.append(element("em", "", KINDS[example.kind]));
     example.tokens.forEach((token, position) => {
       const span = element("span", position === example.focus ? "focus" : "", token);
       if (example.heat[position] > 0) {
@@ -33,7 +35,8 @@ const Cards = (() => {
     ["fuzzing", "fuzzing"], ["fuzzing_hard", "fuzzing on near misses"],
     ["intruder", "intruder"], ["simulation", "simulation r"],
     ["precision", "precision"], ["recall", "recall"], ["f1", "F1"], ["auprc", "AUPRC"],
-    ["window_precision", "precision over windows"],
+    ["window_precision", "precision over windows"], ["window_recall", "recall over windows"],
+    ["window_f1", "F1 over windows"],
   ];
   const line = (name, facts) => {
     const row = element("div", name);
@@ -55,6 +58,22 @@ const Cards = (() => {
     box.append(line("meta", facts));
     return box;
   };
+  const ids = (latents) => latents.map((latent) => "#" + latent).join(", ");
+  const relations = (found) => {
+    const facts = [];
+    if (found.alias_of !== undefined) facts.push("alias of #" + found.alias_of);
+    if (found.cluster) facts.push("cluster of " + found.cluster.size + ": " + ids(found.cluster.members));
+    if (found.absorbed_by) facts.push("absorbed by " + ids(found.absorbed_by));
+    if (found.absorbs) facts.push("absorbs " + ids(found.absorbs));
+    if (found.flags) facts.push("flagged: " + found.flags.join(", "));
+    return facts;
+  };
+  const reviewText = (review) =>
+    review.reviewer
+    + (review.accept === true ? " accepted it" : review.accept === false ? " rejected it" : "")
+    + (review.label ? " and gave “" + review.label + "”" : "")
+    + (review.note ? " (" + review.note + ")" : "")
+    + (review.at ? ", " + review.at.replace("T", " ").replace("+00:00", " UTC") : "");
   const card = (feature) => {
     const box = element("article", "panel card");
     box.append(element("h4", "", "#" + feature.latent + "  " + (feature.label || "no label: " + feature.failure)));
@@ -68,12 +87,15 @@ const Cards = (() => {
       "by " + feature.labeler,
     ];
     box.append(line("meta", facts), line("meta scores", scored(feature.scores)));
+    const related = relations(feature.relations || {});
+    if (related.length) box.append(line("meta", related));
+    if (feature.predicate) box.append(element("p", "meta predicate", feature.predicate));
     feature.others.forEach((label) => box.append(other(label)));
     feature.examples.forEach((example) => box.append(context(example)));
     if (feature.promoted.length) box.append(effects("raises", feature.promoted));
     if (feature.suppressed.length) box.append(effects("lowers", feature.suppressed));
-    if (feature.predicate) box.title = feature.predicate;
+    (feature.reviews || []).forEach((review) => box.append(element("p", "note", reviewText(review))));
     return box;
   };
-  return { element, number, effects, card };
+  return { element, number, effects, card, reviewText };
 })();

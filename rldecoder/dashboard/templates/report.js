@@ -15,7 +15,7 @@
     [
       "#" + feature.latent, feature.label || "", feature.failure || "",
       ...feature.others.map((other) => other.label || ""),
-      ...feature.promoted, ...feature.examples.map((example) => example.tokens.join("")),
+      ...feature.promoted, ...feature.examples.filter((example) => example.kind !== "near_miss").map((example) => example.tokens.join("")),
     ].join("\n").toLowerCase();
   const index = features.map(haystack);
   const orders = {

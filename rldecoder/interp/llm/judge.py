@@ -37,6 +37,10 @@ class JudgeScores(NamedTuple):
     """Questions asked about it: one a kind."""
     failures: int
     """Of these, without a usable answer."""
+    window_recall: float | None = None
+    """Share of the split's active windows that the label names."""
+    window_f1: float | None = None
+    """Harmonic mean of recall and precision over windows."""
 
 
 class Case(NamedTuple):
@@ -127,26 +131,37 @@ def make_cases(
 
 def _scores(case: Case, answers: dict[str, list[bool | None]], failures: int) -> JudgeScores:
     if case.label is None:
-        return JudgeScores(0.0, 0.0, 0.0, 0, 0)
+        return JudgeScores(0.0, 0.0, 0.0, 0, 0, 0.0, 0.0)
     by_kind = {
         kind: balanced(case.items[kind], answers[kind]) if kind in answers else None
         for kind in KINDS
     }
-    precision = None
+    windows = Windows(None, None, None)
     if "detection" in answers:
-        precision = _window_precision(
-            case.items["detection"], answers["detection"], case.active_share
-        )
-    return JudgeScores(by_kind["detection"], by_kind["fuzzing"], precision, len(answers), failures)
+        windows = _windows(case.items["detection"], answers["detection"], case.active_share)
+    return JudgeScores(
+        by_kind["detection"], by_kind["fuzzing"], windows.precision, len(answers), failures,
+        windows.recall, windows.f1,
+    )  # fmt: skip
 
 
-def _window_precision(
-    items: list[Item], answers: list[bool | None], active_share: float
-) -> float | None:
-    """Bayes: hits p / (hits p + false alarms (1 - p)); 0 if the label names no active window."""
+class Windows(NamedTuple):
+    """A label's answers, estimated for all windows of the split."""
+
+    precision: float | None
+    recall: float | None
+    f1: float | None
+
+
+def _windows(items: list[Item], answers: list[bool | None], active_share: float) -> Windows:
+    """Bayes: precision = hits p / (hits p + false alarms (1 - p)), recall = hits; all 0 if the
+    label names no active window."""
     said = {kind: [a for i, a in zip(items, answers, strict=True) if i.truth is kind]
             for kind in (True, False)}  # fmt: skip
-    hits = float(np.mean([a is True for a in said[True]])) * active_share
+    recall = float(np.mean([a is True for a in said[True]]))
+    hits = recall * active_share
     # No answer is a wrong answer: on a silent window, a false alarm.
     false = float(np.mean([a is not False for a in said[False]])) * (1 - active_share)
-    return hits / (hits + false) if hits + false else 0.0
+    precision = hits / (hits + false) if hits + false else 0.0
+    f1 = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+    return Windows(precision, recall, f1)

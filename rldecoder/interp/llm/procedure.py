@@ -275,7 +275,7 @@ def llm_summary(found: LlmLabels) -> dict[str, Any]:
     }
     for name in ("tokens_in", "tokens_out", "cost"):
         out[name] = sum(found.ledger[name][i] for i in live)
-    for name in ("detection", "fuzzing", "window_precision"):
+    for name in ("detection", "fuzzing", "window_precision", "window_recall", "window_f1"):
         out[f"mean_{name}"] = mean_or_none([getattr(s, name) for s in found.scores])
         out[f"mean_{name}_labelled"] = mean_or_none([getattr(s, name) for s in good])
         out[f"mean_{name}_shuffled"] = mean_or_none([getattr(s, name) for s in found.control])

@@ -68,24 +68,12 @@ const Bench = (() => {
     const body = at("card-body");
     try {
       const found = await get("/api/features/" + latent);
-      body.replaceChildren(...(found.card ? [withReviews(found.card)] : [
+      body.replaceChildren(...(found.card ? [Cards.card(found.card)] : [
         element("p", "note", "Not labelled: the run labels its most important latents only. What the decoder makes of it:"),
         Cards.effects("raises", found.promoted), Cards.effects("lowers", found.suppressed),
       ]));
       dialog.showModal();
     } catch (error) { complain(error); }
   };
-  const withReviews = (feature) => {
-    const card = Cards.card(feature);
-    (feature.reviews || []).forEach((review) => card.append(element("p", "note", reviewText(review))));
-    return card;
-  };
-  const reviewText = (review) =>
-    review.reviewer
-    + (review.accept === true ? " accepted it" : review.accept === false ? " rejected it" : "")
-    + (review.label ? " and gave “" + review.label + "”" : "")
-    + (review.note ? " (" + review.note + ")" : "")
-    + (review.at ? ", " + review.at.replace("T", " ").replace("+00:00", " UTC") : "");
-
-  return { at, element, ask, get, complain, whenOpened, isOpen, typing, showCard, withReviews, reviewText };
+  return { at, element, ask, get, complain, whenOpened, isOpen, typing, showCard };
 })();

@@ -1,14 +1,14 @@
 "use strict";
 // The review queue: one label at a time, verdicts by button or key.
 (() => {
-  const { at, element, ask, get, complain, whenOpened, isOpen, typing, withReviews, reviewText } = Bench;
+  const { at, element, ask, get, complain, whenOpened, isOpen, typing } = Bench;
   const state = { cards: [], place: 0, skipped: new Set(), busy: false };
 
   const current = () => state.cards[state.place];
   const draw = () => {
     const feature = current();
     const box = at("review-card");
-    box.replaceChildren(feature ? withReviews(feature)
+    box.replaceChildren(feature ? Cards.card(feature)
       : element("p", "panel note", "Nothing waits: every label has a verdict, or was skipped."));
     ["accept", "reject"].forEach((id) => { at(id).disabled = !feature || feature.label === null; });
     ["skip", "relabel"].forEach((id) => { at(id).disabled = !feature; });
@@ -41,7 +41,7 @@
     try {
       const kept = await ask("/api/reviews", { latent: feature.latent, reviewer, note: at("remark").value, ...verdict });
       feature.reviews = [...(feature.reviews || []), kept];
-      at("given").prepend(element("li", "", "#" + feature.latent + ": " + reviewText(kept)));
+      at("given").prepend(element("li", "", "#" + feature.latent + ": " + Cards.reviewText(kept)));
       await refill();
       await next();
     } catch (error) { complain(error); } finally { state.busy = false; }

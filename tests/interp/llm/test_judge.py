@@ -138,8 +138,8 @@ def test_a_failed_label_scores_0_and_is_not_asked_about(
     judge = Judge(session, CONFIG)
     scores = judge.score(sampler, make_cases(sampler, planted.scored.firings, labels, 0))
     assert len(session.requests) == 2
-    assert scores[0] == (0.0, 0.0, 0.0, 0, 0)
-    assert scores[3] == (0.0, 0.0, 0.0, 2, 2)  # a silent judge is wrong about everything
+    assert scores[0] == (0.0, 0.0, 0.0, 0, 0, 0.0, 0.0)
+    assert scores[3] == (0.0, 0.0, 0.0, 2, 2, 0.0, 0.0)  # a silent judge is wrong about everything
 
 
 def test_window_precision_is_that_of_the_whole_split(
@@ -153,6 +153,11 @@ def test_window_precision_is_that_of_the_whole_split(
         if case.items["detection"]:
             assert scores.detection == 0.5
             assert scores.window_precision == pytest.approx(case.active_share)
+            assert scores.window_recall == 1.0
+            share = case.active_share
+            assert scores.window_f1 == pytest.approx(2 * share / (1 + share))
+        else:
+            assert scores.window_recall is scores.window_f1 is None
 
 
 def test_planted_features_are_many_and_different(

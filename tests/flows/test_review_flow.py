@@ -169,6 +169,7 @@ def test_the_flow_asks_waits_and_keeps_the_answers(ui: Ui, published: ArtifactSt
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # each answer starts two processes, which a busy machine makes long
 def test_a_suspended_review_goes_on_where_it_was(ui: Ui, tmp_path: Path) -> None:
     """No process waits; each answer starts the flow anew, and yet each label is asked once."""
     reviews = tmp_path / "said.jsonl"

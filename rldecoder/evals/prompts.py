@@ -63,6 +63,9 @@ class TaskPrompt:
     """What an answer needs at most (subword tokenizer of 50k entries)."""
     answers: tuple[str, ...] = ()
     """For tasks from files: all that count, `answer` among them."""
+    group: str = ""
+    """Prompts of one group are about one thing (an addend pair in whatever order and wording, an
+    object and its place, a passage): intervals resample groups. Empty: a group of its own."""
 
 
 def make_prompts(task: Task, split: Split, count: int, seed: int) -> list[TaskPrompt]:
@@ -92,7 +95,7 @@ def make_prompts(task: Task, split: Split, count: int, seed: int) -> list[TaskPr
         make, metric, length = _addition_round, "sum", 20
     else:
         make, metric, length = _cloze_round, "place", 4
-    questions: list[tuple[str, str]] = []
+    questions: list[tuple[str, str, str]] = []
     while len(questions) < count:
         questions += make(split, rng)
         if split != "train" and len(questions) < count:
@@ -101,7 +104,10 @@ def make_prompts(task: Task, split: Split, count: int, seed: int) -> list[TaskPr
                 "A repeated prompt would make confidence intervals too narrow.",
                 f"Ask for at most {len(questions)}.",
             )
-    return [TaskPrompt(task, split, i, *q, metric, length) for i, q in enumerate(questions[:count])]
+    return [
+        TaskPrompt(task, split, i, text, answer, metric, length, group=group)
+        for i, (text, answer, group) in enumerate(questions[:count])
+    ]
 
 
 def score(prompt: TaskPrompt, completion: str) -> float:
@@ -143,7 +149,8 @@ def _place_split(thing: int, place: int) -> Split:
     return {0: "test", 1: "validation"}.get((thing + place) % 4, "train")  # type: ignore[return-value]
 
 
-def _addition_round(split: Split, rng: random.Random) -> list[tuple[str, str]]:
+def _addition_round(split: Split, rng: random.Random) -> list[tuple[str, str, str]]:
+    """Text, answer and group of each ordered pair of the split, in each wording."""
     splits = _sum_splits()
     pairs = [(a, b) for a in range(10) for b in range(10) if splits.get(frozenset((a, b))) == split]
     prefix = "".join(
@@ -153,11 +160,14 @@ def _addition_round(split: Split, rng: random.Random) -> list[tuple[str, str]]:
     out = []
     for phrasing in _PHRASINGS:
         rng.shuffle(pairs)
-        out += [(f"{prefix}Q: {phrasing.format(a=a, b=b)}\nA:", str(a + b)) for a, b in pairs]
+        out += [
+            (f"{prefix}Q: {phrasing.format(a=a, b=b)}\nA:", str(a + b), f"{min(a, b)}+{max(a, b)}")
+            for a, b in pairs
+        ]
     return out
 
 
-def _cloze_round(split: Split, rng: random.Random) -> list[tuple[str, str]]:
+def _cloze_round(split: Split, rng: random.Random) -> list[tuple[str, str, str]]:
     """A question for each (object, place) pair of the split; its other facts are of it too."""
     pairs = [
         (thing, place)
@@ -174,7 +184,6 @@ def _cloze_round(split: Split, rng: random.Random) -> list[tuple[str, str]]:
         facts = [(thing, place), first, second]
         rng.shuffle(facts)
         text = " ".join(f"The {what} is in the {where}." for what, where in facts)
-        out.append(
-            (f"{text}\nQuestion: Where is the {thing}?\nAnswer: The {thing} is in the", place)
-        )
+        question = f"{text}\nQuestion: Where is the {thing}?\nAnswer: The {thing} is in the"
+        out.append((question, place, f"{thing}-{place}"))
     return out

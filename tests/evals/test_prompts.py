@@ -79,6 +79,15 @@ def test_training_sees_every_answer_that_is_asked_for_elsewhere():
     assert asked == pairs["test"]
 
 
+def test_prompts_about_one_thing_share_a_group():
+    for prompt in everything("addition", "test"):
+        a, b = asked_sum(prompt)
+        assert prompt.group == f"{min(a, b)}+{max(a, b)}"
+    for prompt in everything("cloze", "test"):
+        thing = re.search(r"Where is the (\w+)\?", prompt.prompt)[1]
+        assert prompt.group == f"{thing}-{prompt.answer}"
+
+
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_held_out_prompts_never_repeat(task, split):

@@ -207,7 +207,7 @@ def test_trls_loss_is_the_clipped_surrogate_minus_the_entropy_bonus(make_decoder
     """Compared with core.py in the middle of training, where ratios have left 1 and are clipped."""
     decoder = make_decoder(scale=0.05)
     settings = PpoSettings(
-        batch_size=6, inner_epochs=4, lr=2e-2, warmup_steps=0, entropy_coef=0.05,
+        batch_size=6, inner_epochs=4, lr=5e-3, warmup_steps=0, entropy_coef=0.05,
         max_grad_norm=10.0,
     )  # fmt: skip
     compared: list[tuple[float, float, float]] = []
@@ -239,7 +239,7 @@ def test_trls_loss_is_the_clipped_surrogate_minus_the_entropy_bonus(make_decoder
     assert sum(clipped > 0 for *_, clipped in compared) >= 4
     assert len({ours for _, ours, _ in compared}) == 8
     for trl, ours, _ in compared:
-        assert trl == pytest.approx(ours, abs=1e-6)
+        assert trl == pytest.approx(ours, abs=1e-6, rel=1e-6)
 
 
 # --- behaviour ----------------------------------------------------------------------------------

@@ -160,6 +160,7 @@ def test_every_seed_is_trained_again_and_judged(inputs, context, monkeypatch, tm
     class Untrained(Session):
         def run(self, advance):
             seen.append((self.kind, self.seed, self._prompts(), self.learner.critic))
+            self.decoder.requires_grad_(False)
 
     monkeypatch.setattr(control_ppo, "Session", Untrained)
     ctx = context()

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rldecoder.config.rl import ControlPpoConfig, TrainPpoConfig
 from rldecoder.curves import Curves
@@ -220,7 +221,8 @@ def _responses(
     ctx: StageContext,
 ) -> _Responses:
     seed = derive_seed(ctx.seed, "responses")
-    found, effective = {}, {}
+    found: dict[str, NDArray[np.float64]] = {}
+    effective: dict[str, float] = {}
     for name in (TRAINED, SUPERVISED):
         spreads = [
             response_spread(decoder, prompts, temperature=temperature, seed=derive_seed(seed, i))

@@ -4,9 +4,9 @@ Controls: a uniform policy, a randomly initialised decoder, training of equal le
 reward, and, unless switched off, training of equal length with the differentiable losses alone
 (more supervised training). Trainings are repeated for every seed of `train_ppo` and with that very
 seed: same prompts, replayed text, sampling noise and critic, so that pairs differ in what drives
-them alone. The supervised
-decoder and the frozen model are measured beside them. The gate fails where the task score is not
-clearly above a control's, or where held-out KL rose above the supervised decoder's by too much.
+them alone. The supervised decoder and the frozen model are measured beside them. The gate fails
+where the task score is not clearly above a control's, or where held-out KL rose above the
+supervised decoder's by too much.
 Publishes `verdict.json`, `controls.parquet` (test split) and `curves.parquet`.
 """
 

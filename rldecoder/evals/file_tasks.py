@@ -95,7 +95,7 @@ class FilePrompts:
                 prompts.append(
                     TaskPrompt(
                         task.name, split, len(prompts), text, question.answers[0], task.metric,
-                        task.max_new_tokens, question.answers,
+                        task.max_new_tokens, question.answers, question.group,
                     )
                 )  # fmt: skip
             if fewer and split != "train" and prompts:

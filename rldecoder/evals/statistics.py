@@ -150,21 +150,31 @@ def two_sample_bootstrap(
 
 
 def crossed_bootstrap(
-    differences: FloatArray, *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+    differences: FloatArray,
+    *,
+    groups: Sequence[str] | None = None,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
 ) -> PairedTest:
     """Is the mean of [S, P] paired differences above 0, over S trainings and P shared items?
 
     Trainings and items are resampled independently of each other, so that the interval covers
     other seeds as well as other items (the pigeonhole bootstrap, which errs on the wide side).
     With one training it is `paired_bootstrap_pvalue`. Percentile interval; one-sided p-value.
-    Source: Owen 2007, arXiv 0711.1404.
+    Source: Owen 2007, arXiv 0711.1404; of groups: Davison and Hinkley 1997, section 3.8.
+
+    Args:
+        differences: [S, P].
+        groups: P names; items of one group are drawn together (a cluster bootstrap), because what
+            is asked in several wordings is not several independent items.
 
     Raises:
-        BadInputError: no values, or a value that is not finite.
+        BadInputError: no values, a value that is not finite, or another number of names.
     """
     array = np.asarray(differences, dtype=np.float64)
     trainings, items = array.shape
-    if trainings == 1:
+    if trainings == 1 and groups is None:
         zeros = np.zeros(items)
         return paired_bootstrap_pvalue(
             array[0], zeros, confidence=confidence, resamples=resamples, seed=seed
@@ -172,12 +182,31 @@ def crossed_bootstrap(
     _finite(array)
     rng = np.random.default_rng(seed)
     rows = rng.multinomial(trainings, np.full(trainings, 1 / trainings), size=resamples)
-    columns = rng.multinomial(items, np.full(items, 1 / items), size=resamples)
-    means = np.einsum("rs,sp,rp->r", rows, array, columns, optimize=True) / array.size
+    columns = _drawn(items, groups, resamples, rng)
+    sums = np.einsum("rs,sp,rp->r", rows, array, columns, optimize=True)
+    # Groups may differ in size, so that a resample may hold more items than there are.
+    means = sums / (trainings * columns.sum(1))
     tail = (1 - confidence) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
     pvalue = (1 + int((means <= 0).sum())) / (1 + resamples)
     return PairedTest(float(array.mean()), float(low), float(high), pvalue)
+
+
+def _drawn(
+    items: int, groups: Sequence[str] | None, resamples: int, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """[resamples, items] how often each item is drawn, whole groups at a time."""
+    if groups is None:
+        return rng.multinomial(items, np.full(items, 1 / items), size=resamples)
+    if len(groups) != items:
+        raise BadInputError(
+            f"{items} items have {len(groups)} groups.",
+            "Each item belongs to one group.",
+            "Name the group of every item, in their order.",
+        )
+    names, group = np.unique(np.asarray(groups), return_inverse=True)
+    drawn = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
+    return drawn[:, group]
 
 
 def _resampled_means(values: FloatArray, resamples: int, seed: int) -> FloatArray:

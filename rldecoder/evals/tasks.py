@@ -24,6 +24,8 @@ class TaskRow(NamedTuple):
     """The generated text without special tokens."""
     score: float
     """0 to 1."""
+    group: str = ""
+    """`TaskPrompt.group`."""
 
 
 class TaskResult(NamedTuple):
@@ -41,6 +43,11 @@ class TaskResult(NamedTuple):
     def scores(self) -> list[float]:
         """The single scores, for paired comparisons on the same prompts."""
         return [row.score for row in self.rows]
+
+    @property
+    def groups(self) -> list[str]:
+        """What intervals resample: each row's group, tasks apart; a row without one is alone."""
+        return [f"{row.task}/{row.group or f'#{row.prompt_index}'}" for row in self.rows]
 
     def of_task(self, task: str) -> TaskResult:
         """The part of the result that belongs to one task."""
@@ -79,8 +86,14 @@ def run_task(
             batch = [prompts[i] for i in places]
             texts = _answer(generate, batch, tokenizer, ends, pad, device)
             for place, prompt, text in zip(places, batch, texts, strict=True):
-                rows[place] = TaskRow(task, prompt.index, prompt.answer, text, score(prompt, text))
+                rows[place] = task_row(prompt, text)
     return summarise(rows[i] for i in range(len(prompts)))
+
+
+def task_row(prompt: TaskPrompt, completion: str) -> TaskRow:
+    """The outcome of one completion."""
+    points = score(prompt, completion)
+    return TaskRow(prompt.task, prompt.index, prompt.answer, completion, points, prompt.group)
 
 
 def summarise(rows: Iterable[TaskRow]) -> TaskResult:

@@ -21,9 +21,9 @@ from rldecoder.data.activations import VectorColumn
 from rldecoder.decoder.distill import chunk_rows
 from rldecoder.decoder.faithfulness import Predictor
 from rldecoder.decoder.sequences import whole_sequences
-from rldecoder.evals.prompts import TaskPrompt, score
-from rldecoder.evals.statistics import MeanInterval, crossed_bootstrap
-from rldecoder.evals.tasks import TaskResult, TaskRow, summarise
+from rldecoder.evals.prompts import TaskPrompt
+from rldecoder.evals.statistics import MeanInterval, crossed_bootstrap, wilson_interval
+from rldecoder.evals.tasks import TaskResult, summarise, task_row
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.rl.policy import token_stats
 from rldecoder.rl.spread import Spread, sequence_means
@@ -130,14 +130,16 @@ class Comparison(NamedTuple):
 
 
 def compare(trained: System, control: System, seed: int) -> Comparison:
-    """Paired differences of task score (over prompts) and of KL (over sequences), 95 % intervals.
+    """Paired differences of task score and of KL (over sequences), with 95 % intervals.
 
+    Prompts are resampled by group: one sum in several wordings is one question.
     And of contribution entropy (over sequences), which does not decide anything.
     All over trainings as well, where there are several; a control trained as often is paired by
     number. The control is beaten when the interval of the task score lies above 0: that is what the
     reward is for, and held-out KL may not be bought with it (`ControlPpoConfig.max_kl_increase`).
     """
-    score = crossed_bootstrap(trained.scores - control.scores, seed=seed)
+    groups = trained.tasks[0].groups
+    score = crossed_bootstrap(trained.scores - control.scores, seed=seed, groups=groups)
     kl = crossed_bootstrap(control.kl - trained.kl, seed=seed)
     entropy = None
     if control.spread and trained.spread:
@@ -164,7 +166,7 @@ def uniform_policy(prompts: Sequence[TaskPrompt], lm: FrozenLM, seed: int) -> Ta
         length = prompt.max_new_tokens
         ids = torch.randint(len(lm.tokenizer), (length,), generator=generator)
         text = lm.tokenizer.batch_decode([ids.tolist()], skip_special_tokens=True)[0]
-        rows.append(TaskRow(prompt.task, prompt.index, prompt.answer, text, score(prompt, text)))
+        rows.append(task_row(prompt, text))
     return summarise(rows)
 
 
@@ -204,18 +206,29 @@ def sequence_kl(
     return {name: sequence_means(torch.cat(parts), seq_id) for name, parts in found.items()}
 
 
+def _score_interval(parts: Sequence[TaskResult], seed: int) -> MeanInterval:
+    first = parts[0]
+    scores, groups = np.array([part.scores for part in parts]), first.groups
+    size = len(set(groups))
+    if len(parts) == 1 and size == len(groups):
+        return MeanInterval(first.score, first.ci_low, first.ci_high)
+    if scores.max() == 0 or scores.min() == 1:
+        # A bootstrap has no width there, however few the groups.
+        return MeanInterval(first.score, *wilson_interval(first.score * size, size))
+    found = crossed_bootstrap(scores, seed=seed, groups=groups)
+    return MeanInterval(found.difference, found.low, found.high)
+
+
 def control_rows(system: System, seed: int) -> list[dict[str, Any]]:
-    """Rows of CONTROLS. One training: Wilson's interval; several: bootstrap over both."""
+    """Rows of CONTROLS. Wilson's interval for one training whose prompts are each a group of their
+    own; else a bootstrap over groups of prompts, and over trainings where there are several."""
     kl = crossed_bootstrap(system.kl, seed=seed)
     entropy = crossed_bootstrap(system.entropy, seed=seed) if system.spread else None
     first = system.tasks[0]
     rows = []
     for task in ["all", *dict.fromkeys(row.task for row in first.rows)]:
         parts = [result if task == "all" else result.of_task(task) for result in system.tasks]
-        score = MeanInterval(parts[0].score, parts[0].ci_low, parts[0].ci_high)
-        if len(parts) > 1:
-            found = crossed_bootstrap(np.array([part.scores for part in parts]), seed=seed)
-            score = MeanInterval(found.difference, found.low, found.high)
+        score = _score_interval(parts, seed)
         rows.append(
             {
                 "system": system.name,

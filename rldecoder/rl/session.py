@@ -38,6 +38,9 @@ Kind = Literal["trained", "random_reward", "losses_only"]
 """`trained`: everything. `random_reward`: noise as reward and no other loss.
 `losses_only`: the differentiable losses without any reward (supervised continuation)."""
 
+TRAINING = "training.json"
+"""What `train_ppo` publishes of its trainings: `seeds`, in their order."""
+
 
 def trained_folder(policy: Path, number: int) -> Path:
     """Where `train_ppo` publishes the decoder of its training `number` (from 0)."""

@@ -2,18 +2,21 @@
 
 Controls: a uniform policy, a randomly initialised decoder, training of equal length on a random
 reward, and, unless switched off, training of equal length with the differentiable losses alone
-(more supervised training). Trainings are repeated for every seed of `train_ppo`. The supervised
-decoder and the frozen model are measured beside them. The gate fails where the task score is not
-clearly above a control's, or where held-out KL rose above the supervised decoder's by too much.
+(more supervised training). Trainings are repeated for every seed of `train_ppo` and with that very
+seed: same prompts, replayed text, sampling noise and critic, so that pairs differ in what drives
+them alone. The supervised decoder and the frozen model are measured beside them. The gate fails
+where the task score is not clearly above a control's, or where held-out KL rose above the
+supervised decoder's by too much.
 Publishes `verdict.json`, `controls.parquet` (test split) and `curves.parquet`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rldecoder.config.rl import ControlPpoConfig, TrainPpoConfig
 from rldecoder.curves import Curves
@@ -39,10 +42,10 @@ from rldecoder.rl.controls import (
     uniform_predictor,
 )
 from rldecoder.rl.evaluation import Evaluator
-from rldecoder.rl.session import Kind, Session, trained_folder
+from rldecoder.rl.session import TRAINING, Kind, Session, trained_folder
 from rldecoder.rl.spread import response_spread, sequence_spread
 from rldecoder.sae.model import Sae
-from rldecoder.schemas import write_json, write_parquet
+from rldecoder.schemas import read_json, write_json, write_parquet
 from rldecoder.seeds import derive_seed, seed_everything
 from rldecoder.stages.context import InputArtifact, Scalar, StageContext, StageOutput
 
@@ -74,10 +77,11 @@ def run(
     supervised = inputs["train_decoder"].path / "decoder"
     curves = Curves()
     seed_everything(derive_seed(ctx.seed, RANDOM_INIT))
-    trainings = range(training.seeds)
+    seeds = read_json(inputs["train_ppo"].path / TRAINING)["seeds"]
     decoders: dict[str, list[SaeDecoderForCausalLM]] = {
         TRAINED: [
-            load_decoder(trained_folder(inputs["train_ppo"].path, i), lm, sae) for i in trainings
+            load_decoder(trained_folder(inputs["train_ppo"].path, i), lm, sae)
+            for i in range(len(seeds))
         ],
         SUPERVISED: [load_decoder(supervised, lm, sae)],
     }
@@ -88,13 +92,23 @@ def run(
     for kind in kinds:
         decoders[kind] = [
             _train(
-                kind, i, load_decoder(supervised, lm, sae), inputs, training, config, ctx, curves
+                kind,
+                i,
+                seed,
+                load_decoder(supervised, lm, sae),
+                inputs,
+                training,
+                config,
+                ctx,
+                curves,
             )
-            for i in trainings
+            for i, seed in enumerate(seeds)
         ]
     systems = _measure(decoders, evaluator, config, ctx)
-    responses = _response_entropy(decoders, evaluator.prompts, training.ppo.temperature, ctx)
     trained = systems[TRAINED]
+    responses = _responses(
+        decoders, evaluator.prompts, trained.tasks[0].groups, training.ppo.temperature, ctx
+    )
     comparisons = [
         compare(trained, system, derive_seed(ctx.seed, "bootstrap"))
         for system in systems.values()
@@ -116,6 +130,7 @@ def run(
 def _train(
     kind: Kind,
     number: int,
+    seed: int,
     decoder: SaeDecoderForCausalLM,
     inputs: Mapping[str, InputArtifact],
     training: TrainPpoConfig,
@@ -132,7 +147,7 @@ def _train(
         decoder=decoder,
         activations=inputs["cache_activations"].path,
         progress=ctx.progress / name,
-        seed=derive_seed(ctx.seed, name),
+        seed=seed,
         watcher=ctx.report,
         checkpoint_every_steps=config.checkpoint_every_steps,
     )
@@ -189,34 +204,45 @@ def _measure(
     }
 
 
-def _response_entropy(
+class _Responses(NamedTuple):
+    """Trained and supervised decoder on their own sampled responses."""
+
+    entropy: dict[str, float]
+    """Contribution entropy, and its fall with the 95 % interval."""
+    effective: dict[str, float]
+    """Effective number of latents."""
+
+
+def _responses(
     decoders: Mapping[str, list[SaeDecoderForCausalLM]],
     prompts: Sequence[TaskPrompt],
+    groups: Sequence[str],
     temperature: float,
     ctx: StageContext,
-) -> dict[str, float]:
-    """Contribution entropy of trained and supervised decoder on their own sampled responses, and
-    its fall with the 95 % interval."""
+) -> _Responses:
     seed = derive_seed(ctx.seed, "responses")
-    found = {}
+    found: dict[str, NDArray[np.float64]] = {}
+    effective: dict[str, float] = {}
     for name in (TRAINED, SUPERVISED):
         spreads = [
             response_spread(decoder, prompts, temperature=temperature, seed=derive_seed(seed, i))
             for i, decoder in enumerate(decoders[name])
         ]
         found[name] = np.array([spread.entropy for spread in spreads])
-    fall = crossed_bootstrap(found[SUPERVISED] - found[TRAINED], seed=seed)
-    return {name: float(values.mean()) for name, values in found.items()} | {
+        effective[name] = float(np.mean([spread.effective for spread in spreads]))
+    fall = crossed_bootstrap(found[SUPERVISED] - found[TRAINED], seed=seed, groups=groups)
+    entropy = {name: float(values.mean()) for name, values in found.items()} | {
         "fall": fall.difference,
         "fall_low": fall.low,
         "fall_high": fall.high,
     }
+    return _Responses(entropy, effective)
 
 
 def _publish(
     systems: Mapping[str, System],
     comparisons: list[Comparison],
-    responses: dict[str, float],
+    responses: _Responses,
     verdict: str,
     reasons: tuple[str, ...],
     ctx: StageContext,
@@ -237,7 +263,12 @@ def _publish(
             "reasons": list(reasons),
             "comparisons": [comparison._asdict() for comparison in comparisons],
             "systems": overall,
-            "response_entropy": responses,
+            "trainings": [
+                {"score": result.score, "kl": float(kl.mean())}
+                for result, kl in zip(systems[TRAINED].tasks, systems[TRAINED].kl, strict=True)
+            ],
+            "response_entropy": responses.entropy,
+            "response_effective_latents": responses.effective,
         },
     )
     metrics: dict[str, Scalar] = {}
@@ -246,5 +277,6 @@ def _publish(
         metrics[f"{name}_kl"] = row["kl"]
     for name in (TRAINED, SUPERVISED):
         metrics[f"{name}_contribution_entropy"] = overall[name]["contribution_entropy"]
-        metrics[f"{name}_response_entropy"] = responses[name]
+        metrics[f"{name}_response_entropy"] = responses.entropy[name]
+        metrics[f"{name}_response_effective_latents"] = responses.effective[name]
     return metrics

@@ -1,7 +1,8 @@
 """Publish the final decoder, and say whether it is good enough to be called frozen.
 
 Publishes `decoder/`, always loadable, and `freeze.json`. It decides on the test-split numbers that
-`control_ppo` measured, so that one set of numbers is behind both verdicts.
+`control_ppo` measured. Of several trainings it publishes the first, so it decides on that one's own
+numbers and not on the mean over all.
 """
 
 from __future__ import annotations
@@ -10,19 +11,24 @@ import shutil
 from collections.abc import Mapping
 
 from rldecoder.config.rl import FreezeDecoderConfig
-from rldecoder.rl.controls import FROZEN, SUPERVISED, TRAINED
+from rldecoder.rl.controls import FROZEN, SUPERVISED
 from rldecoder.rl.freeze import Measured, decide
 from rldecoder.schemas import read_json, write_json
 from rldecoder.stages.context import InputArtifact, StageContext, StageOutput
+
+PUBLISHED_TRAINING = 0
+"""`train_ppo` publishes its first training as `decoder/`."""
 
 
 def run(
     inputs: Mapping[str, InputArtifact], config: FreezeDecoderConfig, ctx: StageContext
 ) -> StageOutput:
     """Choose, copy, and write down why."""
-    systems = read_json(inputs["control_ppo"].path / "verdict.json")["systems"]
+    verdict = read_json(inputs["control_ppo"].path / "verdict.json")
+    systems = verdict["systems"]
     ppo, supervised = (
-        Measured(systems[name]["kl"], systems[name]["score"]) for name in (TRAINED, SUPERVISED)
+        Measured(found["kl"], found["score"])
+        for found in (verdict["trainings"][PUBLISHED_TRAINING], systems[SUPERVISED])
     )
     decision = decide(
         ppo,
@@ -34,7 +40,9 @@ def run(
     source = "train_ppo" if decision.which == "ppo" else "train_decoder"
     shutil.copytree(inputs[source].path / "decoder", ctx.out / "decoder")
     reasons = list(decision.reasons)
-    write_json(ctx.out / "freeze.json", {**decision._asdict(), "reasons": reasons})
+    status = "frozen" if decision.frozen else "not_frozen"
+    found = {"status": status, **decision._asdict(), "reasons": reasons}
+    write_json(ctx.out / "freeze.json", found)
     for reason in reasons:
         ctx.report.note(f"not frozen: {reason}")
     return StageOutput(

@@ -4,7 +4,8 @@ Publishes `decoder/` (the end of training, or the last healthy evaluation when i
 `stage1/decoder` to `stage3/decoder`, `rollouts.parquet` (every response with its reward and all
 parts), `curves.parquet` (every metric at every PPO step) and `evaluations.parquet` (validation).
 With several seeds these are of the first; the others give `seeds/1/decoder` and so on, and curves
-under `seed1/`.
+under `seed1/`. `training.json` has the seed of each training: the controls are trained with the
+same, so that differences of pairs hold no differences of prompts and starts.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from rldecoder.config.rl import TrainPpoConfig
 from rldecoder.curves import Curves
 from rldecoder.decoder.loading import load_decoder, save_decoder
 from rldecoder.lm.frozen import FrozenLM
-from rldecoder.rl.session import Session, trained_folder
+from rldecoder.rl.session import TRAINING, Session, trained_folder
 from rldecoder.sae.model import Sae
+from rldecoder.schemas import write_json
 from rldecoder.seeds import derive_seed, seed_everything
 from rldecoder.stages.context import InputArtifact, Scalar, StageContext, StageOutput
 
@@ -31,11 +33,13 @@ def run(
     sae = Sae.load(inputs["train_sae"].path / "sae", device=ctx.device)
     size = config.ppo.batch_size
     total = config.seeds * size * sum(stage.steps for stage in config.stages)
+    seeds = [ctx.seed, *(derive_seed(ctx.seed, f"seed{i}") for i in range(1, config.seeds))]
+    write_json(ctx.out / TRAINING, {"seeds": seeds})
     curves = Curves()
     reasons: list[str] = []
     headline: dict[str, Scalar] = {}
     with ctx.report.track("PPO", total, unit="rollout") as bar:
-        for number in range(config.seeds):
+        for number, seed in enumerate(seeds):
             name = "" if number == 0 else f"seed{number}"
             decoder = load_decoder(inputs["train_decoder"].path / "decoder", lm, sae)
             session = Session(
@@ -45,7 +49,7 @@ def run(
                 decoder=decoder,
                 activations=inputs["cache_activations"].path,
                 progress=ctx.progress / name,
-                seed=derive_seed(ctx.seed, name) if name else ctx.seed,
+                seed=seed,
                 watcher=ctx.report,
                 checkpoint_every_steps=config.checkpoint_every_steps,
             )

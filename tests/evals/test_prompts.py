@@ -16,7 +16,7 @@ FACT = re.compile(r"The (\w+) is in the (\w+)\.")
 
 
 def everything(task: str, split: str) -> list[TaskPrompt]:
-    count = {"addition": {"validation": 40, "test": 120}, "cloze": {"validation": 64, "test": 64}}
+    count = {"addition": {"validation": 48, "test": 124}, "cloze": {"validation": 64, "test": 64}}
     return make_prompts(task, split, count[task].get(split, 400), seed=0)
 
 
@@ -59,6 +59,33 @@ def test_splits_share_no_question():
             for split in (one, other)
         ]
         assert not facts[0] & facts[1]
+
+
+def test_training_sees_every_answer_that_is_asked_for_elsewhere():
+    """A policy that never saw an answer rewarded would be tested on the answer, not on the pair."""
+    pairs = {
+        split: {tuple(sorted(asked_sum(p))) for p in everything("addition", split)}
+        for split in SPLITS
+    }
+    trained = {sum(pair) for pair in pairs["train"]}
+    assert trained == set(range(19))  # those of a single pair, such as 0, 1, 17 and 18, included
+    shots = {(3, 4), (2, 6), (5, 9), (1, 7), (8, 8), (0, 6)}
+    every = {(a, b) for a in range(10) for b in range(a, 10)}
+    assert pairs["train"] | pairs["validation"] | pairs["test"] == every - shots
+    assert sum(len(of_split) for of_split in pairs.values()) == len(every - shots)
+    assert len(pairs["test"]) >= 15
+    assert len({sum(pair) for pair in pairs["test"]}) > 8  # not all of a few sums
+    asked = {tuple(sorted(asked_sum(p))) for p in make_prompts("addition", "test", 64, seed=1)}
+    assert asked == pairs["test"]
+
+
+def test_prompts_about_one_thing_share_a_group():
+    for prompt in everything("addition", "test"):
+        a, b = asked_sum(prompt)
+        assert prompt.group == f"{min(a, b)}+{max(a, b)}"
+    for prompt in everything("cloze", "test"):
+        thing = re.search(r"Where is the (\w+)\?", prompt.prompt)[1]
+        assert prompt.group == f"{thing}-{prompt.answer}"
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -112,6 +112,37 @@ def test_crossed_bootstrap_covers_both_kinds_of_chance() -> None:
     assert 0.8 < np.mean(widths) / (2 * 1.96 * spread) < 1.3
 
 
+@pytest.mark.parametrize("trainings", [1, 3])
+def test_groups_of_identical_items_widen_the_interval_as_the_closed_form_says(
+    trainings: int,
+) -> None:
+    """r copies of G values tell as much as the G values: sqrt(r) wider than G r of them."""
+    groups, copies = 40, 4
+    values = np.tile(np.random.default_rng(3).normal(0.2, 1.0, groups), (trainings, 1))
+    items = np.repeat(values, copies, axis=1)
+    names = [f"{i // copies}" for i in range(groups * copies)]
+    naive = crossed_bootstrap(items, resamples=20_000)
+    found = crossed_bootstrap(items, groups=names, resamples=20_000)
+    width, narrow = found.high - found.low, naive.high - naive.low
+    assert width / narrow == pytest.approx(copies**0.5, rel=0.05)
+    # 2 x 1.96 standard errors of G independent values
+    assert width == pytest.approx(2 * 1.96 * values[0].std() / groups**0.5, rel=0.05)
+    assert found.difference == naive.difference == pytest.approx(values.mean())
+
+
+def test_groups_of_unequal_size_count_by_their_items() -> None:
+    values, names = [1.0, 1.0, 1.0, 0.0], ["a", "a", "a", "b"]
+    found = crossed_bootstrap(np.array([values]), groups=names)
+    assert found.difference == 0.75
+    assert (found.low, found.high) == (0.0, 1.0)  # two groups: often the same one twice
+    rng = np.random.default_rng(0)
+    draws = [rng.choice(["a", "b"], 2) for _ in range(4000)]
+    sums = [[1.0] * 3 * list(d).count("a") + [0.0] * list(d).count("b") for d in draws]
+    assert found.pvalue == pytest.approx(np.mean([np.mean(s) <= 0 for s in sums]), abs=0.03)
+    with pytest.raises(BadInputError, match="4 items have 3 groups"):
+        crossed_bootstrap(np.array([values]), groups=names[:3])
+
+
 def test_crossed_bootstrap_resamples_both_axes_by_brute_force() -> None:
     values = np.random.default_rng(2).normal(0.3, 1.0, (3, 8))
     found = crossed_bootstrap(values, seed=0, resamples=20_000)

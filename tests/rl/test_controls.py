@@ -11,6 +11,7 @@ import torch
 from rldecoder.data.activation_reader import ActivationReader
 from rldecoder.decoder.faithfulness import decoder_predictor, evaluate_faithfulness
 from rldecoder.evals.prompts import make_prompts
+from rldecoder.evals.statistics import wilson_interval
 from rldecoder.evals.tasks import TaskRow, summarise
 from rldecoder.rl.controls import (
     System,
@@ -71,6 +72,31 @@ def test_trainings_that_disagree_widen_the_interval():
     assert alike.score_high - alike.score_low < apart.score_high - apart.score_low
     assert alike.beaten
     assert not apart.beaten
+
+
+def grouped(name: str, scores: list[float], size: int) -> System:
+    """Prompts in groups of `size`."""
+    rows = [
+        TaskRow("addition", i, "3", "", score, f"{i // size}") for i, score in enumerate(scores)
+    ]
+    return System(name, [summarise(rows)], np.array([LOW]))
+
+
+def test_wordings_of_one_question_are_not_independent():
+    scores, zeros = [1.0] * 8 + [0.0] * 16 + [1.0] * 8, [0.0] * 32
+    alone, four = (
+        compare(grouped("trained", scores, size), grouped("start", zeros, size), seed=0)
+        for size in (1, 4)
+    )
+    assert alone.score_difference == four.score_difference == 0.5
+    ratio = (four.score_high - four.score_low) / (alone.score_high - alone.score_low)
+    assert 1.6 < ratio < 2.4  # sqrt(4) of the closed form; eight groups make it coarse
+    (everything, of_task) = control_rows(grouped("trained", scores, 4), seed=0)
+    assert everything["score_low"] == of_task["score_low"] == pytest.approx(four.score_low)
+    none_right = control_rows(grouped("start", zeros, 4), seed=0)[0]
+    assert none_right["score_high"] == wilson_interval(0, 8).high
+    each_alone = control_rows(grouped("trained", scores, 1), seed=0)[0]
+    assert each_alone["score_low"] == wilson_interval(16, 32).low
 
 
 def test_sequence_kl_averages_to_the_evaluation(make_decoder, tiny_cache):

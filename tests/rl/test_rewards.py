@@ -67,13 +67,28 @@ def test_composite_is_the_weighted_sum(seen):
 
 def test_faithfulness_depends_on_the_action():
     """The plan's -KL(s) gives two actions in one state the same reward; ours must not."""
-    frozen = torch.tensor([0.7, 0.2, 0.1]).log()
-    policy = torch.tensor([0.1, 0.2, 0.7]).log()
-    rewards = frozen - policy
-    assert float(rewards[0]) > 0 > float(rewards[2])
-    assert float((policy.exp() * rewards).sum()) == pytest.approx(
-        -float((policy.exp() * (policy - frozen)).sum())
+    frozen, policy = [0.7, 0.2, 0.1], [0.1, 0.2, 0.7]
+    # One rollout an action, of two tokens: the action in question, then the second one again.
+    rewards = Faithfulness()(
+        RewardInputs(
+            step=0,
+            logprobs=torch.tensor([[p, policy[1]] for p in policy]).log(),
+            frozen_logprobs=torch.tensor([[q, frozen[1]] for q in frozen]).log(),
+            ref_logprobs=torch.zeros(3, 2),
+            contributions=torch.ones(3, 2, 4),
+            mask=torch.ones(3, 2, dtype=torch.long),
+            task_scores=torch.zeros(3),
+        )
     )
+    first = rewards[:, 0].tolist()
+    assert first == pytest.approx(
+        [math.log(q / p) / 2 for q, p in zip(frozen, policy, strict=True)]
+    )
+    assert first[0] > 0 > first[2]
+    assert rewards[:, 1].tolist() == pytest.approx([0.0] * 3)
+    kl = sum(p * math.log(p / q) for q, p in zip(frozen, policy, strict=True))
+    expected = sum(p * reward for p, reward in zip(policy, first, strict=True))
+    assert expected == pytest.approx(-kl / 2)
 
 
 def test_random_reward_is_noise_that_resume_repeats(seen):

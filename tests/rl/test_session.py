@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 
-from rldecoder.config.rl import AdaptiveRule
+from rldecoder.checkpoints import Checkpoints
+from rldecoder.config.rl import AdaptiveRule, CollapseRule
+from rldecoder.config.run import load_run_config
 from rldecoder.config.tasks import FileTask
 from rldecoder.errors import NumericalError
 from rldecoder.rl import core
@@ -16,15 +20,17 @@ from rldecoder.schemas import read_parquet
 from rldecoder.stages.context import SilentReporter
 from tests.stages.rl_inputs import small_config
 
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
 
 @pytest.fixture
 def make_session(make_decoder, tiny_cache, tmp_path):
-    def make(kind="trained", name="run", **changes):
-        reporter = SilentReporter()
+    def make(kind="trained", name="run", *, reporter=None, checkpoint_every_steps=1, **changes):
+        reporter = reporter or SilentReporter()
         session = Session(
             name="test", kind=kind, config=small_config(**changes), decoder=make_decoder(),
             activations=tiny_cache, progress=tmp_path / name, seed=0, watcher=reporter,
-            checkpoint_every_steps=1,
+            checkpoint_every_steps=checkpoint_every_steps,
         )  # fmt: skip
         return session, reporter
 
@@ -86,6 +92,82 @@ def test_stage_weights_and_adaptive_rule(make_session):
     rows = [row for row in session.evaluations if row[2] == "all"]
     assert rows[1][-3:] == pytest.approx([0.4 * 0.95, 0.3 * 1.1, 0.3])
     assert not session.decoder.W.requires_grad
+
+
+def three_each():
+    """Stages of three PPO steps."""
+    return tuple(stage.model_copy(update={"steps": 3}) for stage in small_config().stages)
+
+
+class Recorder(SilentReporter):
+    """Keeps live metrics, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen: list[tuple[str, int, dict[str, float]]] = []
+
+    def metrics(self, stage, step, values):
+        self.seen.append((stage, step, dict(values)))
+
+
+def test_evaluates_and_saves_every_n_steps_and_at_the_ends_of_stages(make_session, monkeypatch):
+    saved: list[int] = []
+    original = Checkpoints.save
+
+    def save(self, step, *rest):
+        saved.append(step)
+        original(self, step, *rest)
+
+    monkeypatch.setattr(Checkpoints, "save", save)
+    session, watched = make_session(
+        reporter=Recorder(), stages=three_each(), eval_every_steps=2, checkpoint_every_steps=4
+    )
+    session.run(lambda note: None)
+    evaluated = [row[0] for row in session.evaluations if row[2] == "all"]
+    assert evaluated == [0, 2, 3, 4, 6, 8, 9]
+    assert [row[1] for row in session.evaluations if row[2] == "all"] == [0, 1, 1, 2, 2, 3, 3]
+    assert saved == [3, 4, 6, 8, 9]
+    # Live metrics: each step's and each evaluation's, as in the curves.
+    assert {name for name, *_ in watched.seen} == {"test"}
+    steps = [(step, values) for _, step, values in watched.seen if "reward" in values]
+    assert [step for step, _ in steps] == [*range(1, 10)]
+    assert [step for _, step, values in watched.seen if "eval_kl" in values] == evaluated
+    logged = {(row.step, row.name): row.value for row in session.curves.rows}
+    for _, step, values in watched.seen:
+        assert {name: logged[step, name] for name in values} == values
+    assert {"weight_task", "clip_fraction", "entropy"} <= set(steps[0][1])
+
+
+@pytest.mark.parametrize(("kind", "done"), [("trained", 2), ("random_reward", 9)])
+def test_the_watch_stops_training_but_no_control(make_session, make_decoder, kind, done):
+    """Entropy below twice its start is collapse to this rule: two such steps end it."""
+    rule = CollapseRule(min_entropy_fraction=2.0, patience=2)
+    session, watched = make_session(kind, stages=three_each(), eval_every_steps=9, collapse=rule)
+    session.run(lambda note: None)
+    assert session.done == done
+    start = make_decoder()
+    if kind == "trained":
+        assert session.stopped.startswith("stopped after PPO step 2: entropy")
+        assert watched.alerts[-1] == f"test {session.stopped}"
+        # What is left is the last evaluation in order: here the start.
+        assert torch.equal(session.decoder.W, start.W)
+        assert all((session.stage_decoder(stage) / "config.json").is_file() for stage in (1, 2, 3))
+    else:
+        assert session.stopped is None
+        assert watched.alerts == []
+        assert not torch.equal(session.decoder.W, start.W)
+
+
+@pytest.mark.parametrize("name", ["scale", "gpt2_phase1"])
+def test_the_seed_plan_has_its_stages_borders(name):
+    """2,000, 6,000 and 2,000 steps of three trainings, from one YAML; nothing is trained here."""
+    config = load_run_config(CONFIGS / f"{name}.yaml").train_ppo
+    assert config.seeds == 3
+    assert [stage.steps for stage in config.stages] == [2000, 6000, 2000]
+    session = object.__new__(Session)  # the counting alone: no model, no cache
+    session.config = config
+    found = [session._stage_of(step) for step in (0, 1999, 2000, 7999, 8000, 9999)]
+    assert found == [1, 1, 2, 2, 3, 3]
 
 
 def test_a_finished_session_does_not_train_again(make_session):

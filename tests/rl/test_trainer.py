@@ -203,6 +203,45 @@ def test_updates_equal_plain_torch_ppo(make_decoder, tmp_path, temperature):
         torch.testing.assert_close(ours, plain, atol=0.01 * moved, rtol=0)
 
 
+def test_trls_loss_is_the_clipped_surrogate_minus_the_entropy_bonus(make_decoder, tmp_path):
+    """Compared with core.py in the middle of training, where ratios have left 1 and are clipped."""
+    decoder = make_decoder(scale=0.05)
+    settings = PpoSettings(
+        batch_size=6, inner_epochs=4, lr=5e-3, warmup_steps=0, entropy_coef=0.05,
+        max_grad_norm=10.0,
+    )  # fmt: skip
+    compared: list[tuple[float, float, float]] = []
+
+    class Spy(DecoderPPOTrainer):
+        def _compute_loss(self, model, inputs):
+            loss = super()._compute_loss(model, inputs)
+            order = inputs["row"].argsort()
+            mask = inputs["completion_mask"][order]
+            with torch.no_grad():
+                trl = GRPOTrainer._compute_loss(self, model, inputs)
+                surrogate = core.ppo_policy_loss(
+                    unflatten(self._now.logprobs, mask), inputs["old_per_token_logps"][order],
+                    inputs["advantages"][order], mask, clip_coef=settings.clip_coef,
+                )  # fmt: skip
+                bonus = settings.entropy_coef * self._now.entropy.mean()
+            ours = float(surrogate.loss - bonus)
+            compared.append((float(trl), ours, float(surrogate.clip_fraction)))
+            return loss
+
+    def unflatten(flat, mask):
+        out = torch.zeros(mask.shape)
+        out[mask.bool()] = flat
+        return out
+
+    plan = make_plan(tmp_path, settings, 2)
+    Spy(make_learner(decoder, settings, seed=0), plan, DecoderSampler(decoder)).train()
+    assert len(compared) == 8
+    assert sum(clipped > 0 for *_, clipped in compared) >= 4
+    assert len({ours for _, ours, _ in compared}) == 8
+    for trl, ours, _ in compared:
+        assert trl == pytest.approx(ours, abs=1e-6, rel=1e-6)
+
+
 # --- behaviour ----------------------------------------------------------------------------------
 
 
@@ -389,15 +428,15 @@ def run_toy(make_decoder, tmp_path, *, noise: bool, steps: int, gamma: float, en
     return hits
 
 
-def test_ppo_learns_target_tokens(make_decoder, tmp_path):
-    hits = run_toy(make_decoder, tmp_path, noise=False, steps=40, gamma=0.5, entropy=0.0)
-    assert hits[0] < 0.2
-    assert max(hits[-5:]) > 0.9
-
-
-def test_random_reward_does_not_learn_target_tokens(make_decoder, tmp_path):
-    hits = run_toy(make_decoder, tmp_path, noise=True, steps=20, gamma=0.5, entropy=0.0)
-    assert max(hits) < 0.3
+@pytest.mark.parametrize(("gamma", "rollouts"), [(0.5, 6), (0.99, 16)])
+def test_ppo_learns_target_tokens_and_noise_does_not(make_decoder, tmp_path, gamma, rollouts):
+    real, noise = (
+        run_toy(make_decoder, tmp_path, noise=noise, steps=30, gamma=gamma, entropy=0.03)
+        for noise in (False, True)
+    )
+    assert real[0] < 0.2
+    assert max(real[:rollouts]) > 0.9, real
+    assert max(noise) < 0.3, noise
 
 
 def test_kl_penalty_finds_the_closed_form_optimum(make_decoder, tmp_path):

@@ -10,8 +10,11 @@ import pytest
 import torch
 
 from rldecoder.config.rl import ControlPpoConfig
-from rldecoder.rl.session import trained_folder
-from rldecoder.schemas import read_json
+from rldecoder.decoder.loading import load_decoder
+from rldecoder.lm.frozen import FrozenLM
+from rldecoder.rl.session import TRAINING, Session, trained_folder
+from rldecoder.sae.model import Sae
+from rldecoder.schemas import read_json, write_json
 from rldecoder.stages import control_ppo
 from rldecoder.stages.context import InputArtifact, SilentReporter, StageContext
 from rldecoder.stages.control_ppo import run
@@ -27,6 +30,7 @@ def inputs(tiny_lm_dir, tmp_path_factory):
     folder = tmp_path_factory.mktemp("control")
     made = make_rl_inputs(folder, tiny_lm_dir)
     shutil.copytree(made["train_decoder"].path / "decoder", folder / "train_ppo" / "decoder")
+    write_json(folder / "train_ppo" / TRAINING, {"seeds": [0]})
     config = small_config().model_dump(mode="json")
     trained = InputArtifact("policy", "train_ppo", "0" * 16, folder / "train_ppo", {}, config)
     return made | {"train_ppo": trained}
@@ -71,8 +75,18 @@ def test_no_gain_over_the_start_is_said_but_does_not_gate(published):
     responses = read_json(out / "verdict.json")["response_entropy"]
     assert responses["trained"] == responses["supervised"] > 0
     assert responses["fall"] == 0.0
+    effective = read_json(out / "verdict.json")["response_effective_latents"]
+    assert 1 < effective["trained"] == effective["supervised"] <= 16
+    for name, value in effective.items():
+        assert output.metrics[f"{name}_response_effective_latents"] == value
     assert same["score_difference"] == same["kl_difference"] == 0.0
     assert not same["beaten"]
+
+
+def test_the_verdict_has_each_training_by_itself(published):
+    verdict = read_json(published[1] / "verdict.json")
+    (only,) = verdict["trainings"]
+    assert only == {name: verdict["systems"]["trained"][name] for name in ("score", "kl")}
 
 
 def test_every_system_is_measured(published):
@@ -111,7 +125,7 @@ def test_passes_when_all_controls_are_beaten(inputs, context, monkeypatch):
         )
 
     monkeypatch.setattr(control_ppo, "compare", clear)
-    monkeypatch.setattr(control_ppo, "_train", lambda kind, number, decoder, *rest: decoder)
+    monkeypatch.setattr(control_ppo, "_train", lambda kind, number, seed, decoder, *rest: decoder)
     output = run(inputs, NO_CONTINUATION, context())
     assert output.verdict == "pass"
     assert output.reasons == ()
@@ -124,7 +138,7 @@ def test_a_rise_of_held_out_kl_fails_the_gate(inputs, context, monkeypatch):
         )
 
     monkeypatch.setattr(control_ppo, "compare", dear)
-    monkeypatch.setattr(control_ppo, "_train", lambda kind, number, decoder, *rest: decoder)
+    monkeypatch.setattr(control_ppo, "_train", lambda kind, number, seed, decoder, *rest: decoder)
     output = run(inputs, NO_CONTINUATION, context())
     assert output.verdict == "fail"
     (reason,) = output.reasons
@@ -138,18 +152,32 @@ def test_every_seed_is_trained_again_and_judged(inputs, context, monkeypatch, tm
     start = inputs["train_decoder"].path / "decoder"
     for number in range(2):
         shutil.copytree(start, trained_folder(folder, number))
+    write_json(folder / TRAINING, {"seeds": [11, 12]})
     config = small_config(seeds=2).model_dump(mode="json")
     trained = InputArtifact("policy", "train_ppo", "0" * 16, folder, {}, config)
     seen = []
 
-    def train(kind, number, decoder, *rest):
-        seen.append((kind, number))
-        return decoder
+    class Untrained(Session):
+        def run(self, advance):
+            seen.append((self.kind, self.seed, self._prompts(), self.learner.critic))
+            self.decoder.requires_grad_(False)
 
-    monkeypatch.setattr(control_ppo, "_train", train)
+    monkeypatch.setattr(control_ppo, "Session", Untrained)
     ctx = context()
+    lm = FrozenLM.load(inputs["sync_tokenizer"].path / "model")
+    sae = Sae.load(inputs["train_sae"].path / "sae")
     run(inputs | {"train_ppo": trained}, CONFIG, ctx)
-    assert seen == [(kind, n) for kind in ("random_reward", "losses_only") for n in range(2)]
+    kinds = ("random_reward", "losses_only")
+    assert [row[:2] for row in seen] == [(kind, seed) for kind in kinds for seed in (11, 12)]
+    for kind, seed, prompts, critic in seen:
+        pair = Session(
+            name="pair", kind="trained", config=small_config(seeds=2), seed=seed,
+            decoder=load_decoder(start, lm, sae), activations=inputs["cache_activations"].path,
+            progress=tmp_path / f"{kind}{seed}", watcher=ctx.report, checkpoint_every_steps=1,
+        )  # fmt: skip
+        assert prompts == pair._prompts()
+        for ours, theirs in zip(critic.parameters(), pair.learner.critic.parameters(), strict=True):
+            assert torch.equal(ours, theirs)
     rows = pq.read_table(ctx.out / "controls.parquet").to_pylist()
     trainings = {row["system"]: row["num_trainings"] for row in rows}
     assert trainings == {
@@ -159,7 +187,7 @@ def test_every_seed_is_trained_again_and_judged(inputs, context, monkeypatch, tm
 
 
 def test_same_seed_same_bytes(inputs, context, monkeypatch):
-    monkeypatch.setattr(control_ppo, "_train", lambda kind, number, decoder, *rest: decoder)
+    monkeypatch.setattr(control_ppo, "_train", lambda kind, number, seed, decoder, *rest: decoder)
     one, two = context("one"), context("two")
     assert run(inputs, NO_CONTINUATION, one) == run(inputs, NO_CONTINUATION, two)
     for name in ("verdict.json", "controls.parquet"):

@@ -16,8 +16,9 @@ from rldecoder.decoder.loading import load_decoder
 from rldecoder.errors import BadInputError
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.rl import session
-from rldecoder.rl.session import trained_folder
+from rldecoder.rl.session import TRAINING, trained_folder
 from rldecoder.sae.model import Sae
+from rldecoder.schemas import read_json
 from rldecoder.stages.table import stage_named
 from rldecoder.stages.train_ppo import run
 from tests.stages.rl_inputs import make_rl_inputs, small_config
@@ -65,7 +66,7 @@ def test_publishes_and_a_kill_changes_nothing(inputs, context, monkeypatch):
     output = run(inputs, config, straight)
     published = files(straight.out)
     assert {
-        "curves.parquet", "rollouts.parquet", "evaluations.parquet",
+        "curves.parquet", "rollouts.parquet", "evaluations.parquet", "training.json",
         "decoder/model.safetensors", "stage1/decoder/model.safetensors",
         "stage2/decoder/model.safetensors", "stage3/decoder/model.safetensors",
     } <= set(published)  # fmt: skip
@@ -148,8 +149,11 @@ def test_seeds_share_the_start_and_nothing_else(inputs, context):
     assert single.metrics == both.metrics
     first = files(one.out)
     assert {name: data for name, data in files(two.out).items() if name in first} | {
-        "curves.parquet": first["curves.parquet"]
+        name: first[name] for name in ("curves.parquet", TRAINING)
     } == first
+    seeds = read_json(two.out / TRAINING)["seeds"]
+    assert len(set(seeds)) == 2
+    assert seeds[:1] == read_json(one.out / TRAINING)["seeds"] == [two.seed]
     weights = [
         load_file(trained_folder(two.out, number) / "model.safetensors")["model.W"]
         for number in range(2)

@@ -34,7 +34,6 @@ def run(
     size = config.ppo.batch_size
     total = config.seeds * size * sum(stage.steps for stage in config.stages)
     seeds = [ctx.seed, *(derive_seed(ctx.seed, f"seed{i}") for i in range(1, config.seeds))]
-    write_json(ctx.out / TRAINING, {"seeds": seeds})
     curves = Curves()
     reasons: list[str] = []
     headline: dict[str, Scalar] = {}
@@ -67,6 +66,7 @@ def run(
                 session.publish(ctx.out)
                 headline = _headline(session)
     curves.write(ctx.out / "curves.parquet")
+    write_json(ctx.out / TRAINING, {"seeds": seeds})
     return StageOutput(metrics=headline, reasons=tuple(reasons))
 
 

@@ -411,7 +411,7 @@ def toy_decoder(make_decoder):
 def run_toy(make_decoder, tmp_path, *, noise: bool, steps: int, gamma: float, entropy: float):
     decoder = toy_decoder(make_decoder)
     settings = PpoSettings(
-        batch_size=32, inner_epochs=3, lr=3e-3, warmup_steps=0, gamma=gamma, entropy_coef=entropy,
+        batch_size=32, inner_epochs=3, lr=3e-2, warmup_steps=0, gamma=gamma, entropy_coef=entropy,
         kl_loss_coef=0.0, sparsity_loss_coef=0.0, max_grad_norm=10.0,
     )  # fmt: skip
     hits: list[float] = []
@@ -430,6 +430,8 @@ def run_toy(make_decoder, tmp_path, *, noise: bool, steps: int, gamma: float, en
 
 @pytest.mark.parametrize(("gamma", "rollouts"), [(0.5, 6), (0.99, 16)])
 def test_ppo_learns_target_tokens_and_noise_does_not(make_decoder, tmp_path, gamma, rollouts):
+    """The preliminary study's bounds. Its rate was 3e-3, for a toy whose logits move further at a
+    step: here they hang on one latent of activation 1, and 3e-3 takes 17 and 22 rollouts."""
     real, noise = (
         run_toy(make_decoder, tmp_path, noise=noise, steps=30, gamma=gamma, entropy=0.03)
         for noise in (False, True)

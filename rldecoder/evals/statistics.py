@@ -122,10 +122,7 @@ def paired_bootstrap_pvalue(
         )
     difference = first - second
     means = _resampled_means(difference, resamples, seed)
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
-    pvalue = (1 + int((means <= 0).sum())) / (1 + resamples)
-    return PairedTest(float(difference.mean()), float(low), float(high), pvalue)
+    return _paired_test(float(difference.mean()), means, confidence)
 
 
 def two_sample_bootstrap(
@@ -144,9 +141,7 @@ def two_sample_bootstrap(
     first, second = _finite(a), _finite(b)
     # Two seeds: with one, samples of equal size would be drawn alike.
     means = _resampled_means(first, resamples, seed) - _resampled_means(second, resamples, seed + 1)
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
-    return MeanInterval(float(first.mean() - second.mean()), float(low), float(high))
+    return MeanInterval(float(first.mean() - second.mean()), *_percentiles(means, confidence))
 
 
 def crossed_bootstrap(
@@ -186,10 +181,19 @@ def crossed_bootstrap(
     sums = np.einsum("rs,sp,rp->r", rows, array, columns, optimize=True)
     # Groups may differ in size, so that a resample may hold more items than there are.
     means = sums / (trainings * columns.sum(1))
+    return _paired_test(float(array.mean()), means, confidence)
+
+
+def _paired_test(difference: float, means: FloatArray, confidence: float) -> PairedTest:
+    """Percentile interval and one-sided p-value of a difference, from its resampled means."""
+    pvalue = (1 + int((means <= 0).sum())) / (1 + means.size)
+    return PairedTest(difference, *_percentiles(means, confidence), pvalue)
+
+
+def _percentiles(means: FloatArray, confidence: float) -> tuple[float, float]:
     tail = (1 - confidence) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
-    pvalue = (1 + int((means <= 0).sum())) / (1 + resamples)
-    return PairedTest(float(array.mean()), float(low), float(high), pvalue)
+    return float(low), float(high)
 
 
 def _drawn(

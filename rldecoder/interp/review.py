@@ -28,6 +28,10 @@ class ReviewLine(Review):
     """Digest of the SAE the latent belongs to: latent 7 of another SAE is another latent."""
     latent: int
 
+    def bare(self) -> Review:
+        """The verdict as a feature's record holds it: without whose feature it is about."""
+        return Review(**self.model_dump(exclude={"sae_digest", "latent"}))
+
 
 def append_review(path: Path, line: ReviewLine) -> ReviewLine:
     """Add one verdict to the file and force it to disk; returns it with its time.
@@ -121,8 +125,7 @@ def merge_reviews(
     """
     by_latent: dict[int, list[Review]] = {}
     for line in reviews:
-        review = Review(**line.model_dump(exclude={"sae_digest", "latent"}))
-        by_latent.setdefault(line.latent, []).append(review)
+        by_latent.setdefault(line.latent, []).append(line.bare())
     out = []
     for feature in features:
         for review in by_latent.get(feature.latent, []):

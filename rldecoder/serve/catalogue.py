@@ -69,7 +69,7 @@ class Catalogue:
 
     def card(self, latent: int) -> dict[str, Any]:
         """The card of a latent that there is one of (`has`), with the verdicts on it."""
-        lines = [_bare(line) for line in self._lines() if line.latent == latent]
+        lines = [line.bare() for line in self._lines() if line.latent == latent]
         published = [
             review
             for feature in self.labels.features
@@ -135,10 +135,6 @@ def _haystack(card: dict[str, Any]) -> str:
     others = (other["label"] or "" for other in card["others"])
     parts = (card["label"] or "", card["failure"] or "", *others, *card["promoted"], *contexts)
     return "\n".join(parts).lower()
-
-
-def _bare(line: ReviewLine) -> Review:
-    return Review(**line.model_dump(exclude={"sae_digest", "latent"}))
 
 
 def _same(published: Review, line: Review) -> bool:

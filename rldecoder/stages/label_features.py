@@ -130,7 +130,7 @@ def run(
             "label": labelled,
             "shuffled": shuffled_control(labelled, scored, vocabulary, config.window_tokens, rng),
             "random_sae": _random_control(inputs, config, ctx, sae, vocabulary),
-            "drawn": _drawn(inputs, config, sae, vocabulary, derive_seed(ctx.seed, "drawn")),
+            "drawn": _label_drawn(inputs, config, sae, vocabulary, derive_seed(ctx.seed, "drawn")),
         }
         bar.advance(note="controls")
         decoder = load_decoder(inputs["freeze_decoder"].path / "decoder", lm, sae)
@@ -330,10 +330,10 @@ def _random_control(
     seed = derive_seed(ctx.seed, "random-sae")
     reader = ActivationReader(inputs["cache_activations"].path, "label")
     control = random_sae(sae.spec, reader, MEAN_TOKENS, seed).to(ctx.device)
-    return _drawn(inputs, config, control, vocabulary, seed)
+    return _label_drawn(inputs, config, control, vocabulary, seed)
 
 
-def _drawn(
+def _label_drawn(
     inputs: Mapping[str, InputArtifact],
     config: LabelFeaturesConfig,
     sae: Sae,

@@ -7,7 +7,7 @@ import threading
 from typing import Any
 
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Page, expect
 
 from rldecoder.serve.app import Served
 from rldecoder.serve.workbench import Workbench
@@ -24,6 +24,13 @@ def assert_quiet(browser: Watched, url: str) -> None:
     assert browser.trouble == []
     assert browser.requests
     assert [request for request in browser.requests if not request.startswith(url)] == []
+
+
+def ask(page: Page, server: Running) -> None:
+    """Open the page and send the prompt."""
+    page.goto(server.url)
+    page.fill("#prompt", PROMPT)
+    page.keyboard.press("Control+Enter")
 
 
 def test_everything_works_by_keyboard(running: Running, own_reviews: Served) -> None:
@@ -172,9 +179,7 @@ def test_later_moves_are_those_of_the_decoder_at_hand(
     with open_browser() as browser:
         page = browser.page
         page.route("**/api/intervene", lambda route: route.fulfill(json=answer))
-        page.goto(running.url)
-        page.fill("#prompt", PROMPT)
-        page.keyboard.press("Control+Enter")
+        ask(page, running)
         page.locator("#active-rows button[aria-label^='take out']").first.click()
         page.wait_for_selector(".change-table")
         said = page.locator("#change-body > .note").all_text_contents()
@@ -198,9 +203,7 @@ def test_a_hostile_claim_does_nothing(running: Running) -> None:
     with open_browser() as browser:
         page = browser.page
         page.route("**/api/explain", lambda route: route.fulfill(json=answer))
-        page.goto(running.url)
-        page.fill("#prompt", PROMPT)
-        page.keyboard.press("Control+Enter")
+        ask(page, running)
         page.wait_for_selector("#active-rows tr")
         page.click("#explain")
         page.wait_for_selector("#explanation .claims li")

@@ -11,7 +11,6 @@ import pytest
 
 from rldecoder import schemas
 from rldecoder.dashboard import collect
-from rldecoder.dashboard.label_table import label_columns, label_rows
 from rldecoder.interp.examples import EXAMPLES
 from rldecoder.interp.records import (
     Example,
@@ -144,30 +143,6 @@ def test_a_card_holds_contrasts_relations_and_reviews(tmp_path: Path) -> None:
     assert "\u202e" not in json.dumps(cards, ensure_ascii=False)
     (bare,) = collect.features(tmp_path, tmp_path, max_features=1, contexts=0)
     assert bare["examples"] == []
-
-
-def test_the_table_of_controls_has_intervals_and_gaps() -> None:
-    means = {f"mean_{name}": 0.5 for name in ("detection", "fuzzing", "f1", "intruder")}
-    counts = {"latents": 1000, "labelled": 900, "accepted": 7}
-    method = counts | means | {"interval_detection": [0.4, 0.6], "interval_f1": None}
-    gap = {"difference": 0.125, "low": -0.0625, "high": 0.25, "latents": 9, "control_latents": 9}
-    controls = {
-        "methods": {"drawn": method, "label": method},
-        "gaps": {"drawn_random_sae": {"detection": gap, "f1": None, "detection_labelled": gap}},
-    }
-    rows = label_rows(controls)
-    assert [len(row) for row in rows] == [len(label_columns())] * 3
-    names = [row[0] for row in rows]
-    assert names[0].startswith("labels of the most important")
-    assert names[2] == "gap: drawn above random SAE"
-    columns = label_columns()
-    at = columns.index("detection")
-    assert rows[0][1 : at + 1] == ["1,000", "900", "7", "0.50 [0.40, 0.60]"]
-    assert rows[2][at] == "0.12 [-0.06, 0.25]"
-    assert rows[2][columns.index("F1")] == "–"
-    assert rows[0][columns.index("AUPRC")] == "–"
-    # Artifacts of before there were gaps.
-    assert label_rows({"methods": {}}) == []
 
 
 def test_a_card_holds_all_scores_and_the_other_labels(tmp_path: Path) -> None:

@@ -46,6 +46,9 @@ class PpoSettings(Config):
     """Weight of the entropy bonus (nats per token)."""
     kl_penalty: float = Field(default=0.1, ge=0)
     """Weight of log pi(a) - log reference(a), the reference being the supervised decoder."""
+    consistency: float = Field(default=0.25, ge=0, le=1)
+    """Share of the monosemanticity reward's weight that goes to consistency (equal tokens carried
+    by equal latents); the rest goes to sparsity (few latents carry a token)."""
     policy_coef: float = Field(default=1.0, ge=0)
     """Weight of the advantages; 0 leaves only the differentiable losses (an ablation)."""
     kl_loss_coef: float = Field(default=1.0, ge=0)
@@ -169,7 +172,8 @@ class ControlPpoConfig(StageConfig):
     test_tokens: int = Field(default=1024, ge=1)
     """Cached test tokens for held-out KL."""
     supervised_continuation: bool = True
-    """Also train as long with the differentiable losses alone: what does the reward add?"""
+    """Also train as long with the differentiable losses alone (what does the reward add?), and with
+    the KL loss on text alone (what does more supervised training?)."""
     max_kl_increase: float = Field(default=0.05, ge=0)
     """Held-out KL above the supervised decoder's, nats per token, that the verdict allows."""
     checkpoint_every_steps: int = free(4, ge=1)

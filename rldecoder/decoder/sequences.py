@@ -59,8 +59,9 @@ def slopes_of_choices(
 ) -> Tensor:
     """What a step along each row's residual gives the decoder's own first choices: [N, D].
 
-    `decoder.along(latents, slopes)` is then what each latent adds to them: for `linear` its exact
-    part in its own token's logit; with blocks, to first order, also its part in later ones.
+    `decoder.along(latents, slopes)` is then what each latent adds to them, above what it adds to
+    the mean logit: for `linear` its exact part in its own token's logit; with blocks, to first
+    order, also its part in later ones.
 
     Args: as in `hidden_of_rows`.
     """
@@ -69,7 +70,7 @@ def slopes_of_choices(
     hidden = hidden_of_resid(decoder, resid, seq_id, pos)
     parts = hidden.detach().split(chunk_rows(lm.vocab_size))
     chosen = torch.cat([lm.unembed(part).argmax(-1) for part in parts])
-    directions = lm.unembedding[chosen].to(hidden.dtype)
+    directions = lm.choice_directions(chosen).to(hidden.dtype)
     (slopes,) = torch.autograd.grad((hidden * directions).sum(), resid)
     return slopes
 

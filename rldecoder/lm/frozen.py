@@ -71,6 +71,7 @@ class FrozenLM:
             )
         self._cuts: dict[tuple[str, int], nn.Module] = {}
         self._unembedding_float32: Tensor | None = None
+        self._mean_direction: Tensor | None = None
 
     @classmethod
     def load(
@@ -179,6 +180,17 @@ class FrozenLM:
         weight = self._head.weight
         assert isinstance(weight, Tensor)
         return weight
+
+    def choice_directions(self, token_ids: Tensor) -> Tensor:
+        """What raises these tokens' logits above the mean logit: [..., D] float32 for ids [...].
+
+        Rows of the unembedding less their mean over the vocabulary. A step that moves all logits
+        alike changes no probability, and has no part in these directions; it has in the rows.
+        """
+        mean = self._mean_direction
+        if mean is None or mean.device != self.device:
+            mean = self._mean_direction = self.unembedding.mean(0, dtype=torch.float32)
+        return self.unembedding[token_ids].float() - mean
 
     @property
     def base(self) -> PreTrainedModel:

@@ -164,6 +164,34 @@ def effective_latents(contributions: Tensor) -> Tensor:
     return _share_entropy(contributions).exp()
 
 
+def share_consistency(contributions: Tensor, latents: Tensor, token_ids: Tensor) -> Tensor:
+    """How alike the latents are that carry equal tokens: [N], 0 (never the same) to 1 (always).
+
+    Cosine of |contribution| normalised to sum 1 with the sum of the same over all other rows of
+    the token; rows whose token no other row has get the mean of those that have, or 0.
+
+    Args:
+        contributions: [N, K], signed.
+        latents: [N, K] int64; one latent at most once a row (padding has contribution 0).
+        token_ids: [N]
+    """
+    size = contributions.double().abs()
+    share = size / size.sum(-1, keepdim=True).clamp_min(1e-12)
+    _, group, count = token_ids.unique(return_inverse=True, return_counts=True)
+    # One cell a (token, latent) pair that occurs: no [tokens, all latents] matrix.
+    width = int(latents.max()) + 1 if latents.numel() else 1
+    cells, place = (group[:, None] * width + latents).unique(return_inverse=True)
+    total = share.new_zeros(len(cells)).index_add(0, place.flatten(), share.flatten())
+    norm = share.new_zeros(len(count)).index_add(0, cells // width, total.square())[group]
+    own = share.square().sum(-1)
+    with_total = (share * total[place]).sum(-1)
+    others = (norm - 2 * with_total + own).clamp_min(0).sqrt()
+    cosine = (with_total - own) / (own.sqrt() * others).clamp_min(1e-12)
+    known = count[group] > 1
+    usual = cosine[known].mean() if bool(known.any()) else cosine.new_zeros(())
+    return torch.where(known, cosine, usual).clamp(0, 1).to(contributions.dtype)
+
+
 def _share_entropy(contributions: Tensor) -> Tensor:
     size = contributions.abs()
     share = size / size.sum(-1, keepdim=True).clamp_min(1e-12)

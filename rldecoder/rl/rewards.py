@@ -17,7 +17,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from rldecoder.rl.core import RewardWeights, contribution_entropy, k1
+from rldecoder.rl.core import RewardWeights, contribution_entropy, k1, share_consistency
 from rldecoder.seeds import torch_generator
 
 
@@ -34,6 +34,10 @@ class RewardInputs(NamedTuple):
     """[B, T] log p(a) of the supervised decoder that training started from."""
     contributions: Tensor
     """[B, T, K] of each active latent to the chosen token's logit."""
+    latents: Tensor
+    """[B, T, K] int64, which latents these are."""
+    token_ids: Tensor
+    """[B, T] the chosen tokens."""
     mask: Tensor
     """[B, T]"""
     task_scores: Tensor
@@ -72,6 +76,27 @@ class Monosemanticity:
     def __call__(self, seen: RewardInputs) -> Tensor:
         """[B, T]; a response's sum is the mean over its tokens."""
         return _spread(1.0 - contribution_entropy(seen.contributions), seen.mask)
+
+
+class Consistency:
+    """How much a token is carried by the latents that carry it elsewhere: 0 to 1.
+
+    The cosine of a choice's contribution shares with the summed shares of all other choices of the
+    same token in the batch. Where a token is chosen once there is nothing to compare with: it gets
+    the mean of the others, so that rare tokens neither gain nor lose.
+    """
+
+    name = "consistency"
+
+    def __call__(self, seen: RewardInputs) -> Tensor:
+        """[B, T]; a response's sum is the mean over its tokens."""
+        keep = seen.mask.bool()
+        found = share_consistency(
+            seen.contributions[keep], seen.latents[keep], seen.token_ids[keep]
+        )
+        out = torch.zeros_like(seen.logprobs)
+        out[keep] = found.to(out.dtype)
+        return _spread(out, seen.mask)
 
 
 class TaskAccuracy:
@@ -138,11 +163,21 @@ def compose(rewards: list[WeightedReward], seen: RewardInputs) -> Composite:
     return Composite(total, parts)
 
 
-def decoder_rewards(weights: RewardWeights, kl_penalty: float) -> list[WeightedReward]:
-    """The plan's composite: faithfulness, monosemanticity, task, minus the KL penalty."""
+def decoder_rewards(
+    weights: RewardWeights, kl_penalty: float, consistency: float
+) -> list[WeightedReward]:
+    """The plan's composite: faithfulness, monosemanticity, task, minus the KL penalty.
+
+    Args:
+        weights: of the three.
+        kl_penalty: weight of the pull towards the start.
+        consistency: share of monosemanticity's weight that is consistency's; the rest is
+            sparsity's.
+    """
     return [
         WeightedReward(weights.faithfulness, Faithfulness()),
-        WeightedReward(weights.monosemanticity, Monosemanticity()),
+        WeightedReward(weights.monosemanticity * (1 - consistency), Monosemanticity()),
+        WeightedReward(weights.monosemanticity * consistency, Consistency()),
         WeightedReward(weights.task, TaskAccuracy()),
         WeightedReward(kl_penalty, ReferenceKl()),
     ]

@@ -25,12 +25,13 @@ ROLLOUTS = pa.schema(
         ("reward", pa.float32()),
         ("faithfulness", pa.float32()),
         ("monosemanticity", pa.float32()),
+        ("consistency", pa.float32()),
         ("kl_penalty", pa.float32()),
     ]
 )
 """One row a response. `question` is the prompt's last two lines (the few-shot part is always the
 same). `reward` is the weighted composite; the parts are unweighted, means per token: nats, share
-(0 to 1), nats. Steps and stages count from 0 and 1."""
+(0 to 1), cosine (0 to 1), nats. Steps and stages count from 0 and 1."""
 
 
 class RolloutLog:

@@ -34,9 +34,10 @@ from rldecoder.rl.rollout_log import RolloutLog
 from rldecoder.schemas import write_parquet
 from rldecoder.seeds import derive_seed
 
-Kind = Literal["trained", "random_reward", "losses_only"]
+Kind = Literal["trained", "random_reward", "losses_only", "text_only"]
 """`trained`: everything. `random_reward`: noise as reward and no other loss.
-`losses_only`: the differentiable losses without any reward (supervised continuation)."""
+`losses_only`: the differentiable losses without any reward, on its own responses and on text.
+`text_only`: the KL loss on text alone, which is what supervised training did."""
 
 TRAINING = "training.json"
 """What `train_ppo` publishes of its trainings: `seeds`, in their order."""
@@ -141,7 +142,7 @@ class Session:
             sampler = DecoderSampler(
                 self.decoder,
                 temperature=settings.temperature,
-                frozen_states=self.kind != "random_reward",
+                frozen_states=self.kind in ("trained", "losses_only"),
             )
             plan = Plan(
                 settings=settings,
@@ -259,7 +260,8 @@ class Session:
     def _rewards(self) -> list[WeightedReward]:
         if self.kind == "random_reward":
             return [WeightedReward(1.0, RandomReward(self.seed))]
-        return decoder_rewards(self.weights(), self.settings.kl_penalty)
+        settings = self.settings
+        return decoder_rewards(self.weights(), settings.kl_penalty, settings.consistency)
 
     def _replay(self) -> Replay | None:
         if self.settings.replay_tokens == 0 or self.settings.kl_loss_coef == 0:
@@ -343,6 +345,7 @@ class _Row(NamedTuple):
 
     faithfulness: float
     monosemanticity: float
+    consistency: float
     kl_penalty: float
 
 
@@ -378,4 +381,7 @@ def _settings(ppo: PpoSettings, kind: Kind) -> PpoSettings:
         return ppo.model_copy(update=off)
     if kind == "losses_only":
         return ppo.model_copy(update={"policy_coef": 0.0, "entropy_coef": 0.0})
+    if kind == "text_only":
+        off = {"policy_coef": 0.0, "entropy_coef": 0.0, "sparsity_loss_coef": 0.0}
+        return ppo.model_copy(update=off)
     return ppo

@@ -39,9 +39,10 @@ def predict(
 ) -> Predicted:
     """Predicted final hidden states of the response tokens of some rollouts.
 
-    The slope is the chosen token's direction for `linear`. With blocks a latent also acts on later
-    tokens: then it is the gradient of the sum of the response's chosen logits (caps of logits left
-    out), the first-order effect on this choice and on those after it.
+    The slope is the chosen token's direction (`FrozenLM.choice_directions`) for `linear`. With
+    blocks a latent also acts on later tokens: then it is the gradient of the sum of the response's
+    chosen logits, each above the mean logit (caps of logits left out), the first-order effect on
+    this choice and on those after it.
 
     Args:
         decoder: need not be the one that sampled.
@@ -78,7 +79,7 @@ def predict(
 
 
 def _directions(decoder: SaeDecoderForCausalLM, token_ids: Tensor) -> Tensor:
-    return decoder.frozen.lm.unembedding[token_ids].to(decoder.W.dtype)
+    return decoder.frozen.lm.choice_directions(token_ids).to(decoder.W.dtype)
 
 
 def _through_blocks(

@@ -142,6 +142,8 @@ class DecoderPPOTrainer(GRPOTrainer):
             frozen_logprobs=frozen_logprobs,
             ref_logprobs=_unflatten(reference.logprobs, mask),
             contributions=_unflatten(used, mask),
+            latents=rollout.latents.indices,
+            token_ids=rollout.token_ids,
             mask=mask,
             task_scores=torch.zeros(len(mask), device=mask.device),
         )

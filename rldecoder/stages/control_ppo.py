@@ -1,12 +1,12 @@
 """Gate: does the reward teach the decoder anything that its controls do not have?
 
 Controls: a uniform policy, a randomly initialised decoder, training of equal length on a random
-reward, and, unless switched off, training of equal length with the differentiable losses alone
-(more supervised training). Trainings are repeated for every seed of `train_ppo` and with that very
-seed: same prompts, replayed text, sampling noise and critic, so that pairs differ in what drives
-them alone. The supervised decoder and the frozen model are measured beside them. The gate fails
-where the task score is not clearly above a control's, or where held-out KL rose above the
-supervised decoder's by too much.
+reward, and, unless switched off, two of equal length without any: with the differentiable losses
+alone, and with the KL loss on text alone (more supervised training). Trainings are repeated for
+every seed of `train_ppo` and with that very seed: same prompts, replayed text, sampling noise and
+critic, so that pairs differ in what drives them alone. The supervised decoder and the frozen model
+are measured beside them. The gate fails where the task score is not clearly above a control's, or
+where held-out KL rose above the supervised decoder's by too much.
 Publishes `verdict.json`, `controls.parquet` (test split) and `curves.parquet`.
 """
 
@@ -52,8 +52,8 @@ from rldecoder.stages.context import InputArtifact, Scalar, StageContext, StageO
 UNIFORM = "uniform_policy"
 RANDOM_INIT = "random_decoder"
 RANDOM_REWARD = "random_reward"
-LOSSES_ONLY = "losses_only"
-GATING = (UNIFORM, RANDOM_INIT, RANDOM_REWARD, LOSSES_ONLY)
+CONTINUATIONS: tuple[Kind, ...] = ("losses_only", "text_only")
+GATING = (UNIFORM, RANDOM_INIT, RANDOM_REWARD, *CONTINUATIONS)
 
 
 def run(
@@ -88,7 +88,7 @@ def run(
     blocks = decoders[SUPERVISED][0].config.blocks or ()
     decoders[RANDOM_INIT] = [new_decoder(lm, sae, blocks)]
     kinds: list[Kind] = ["random_reward"]
-    kinds += ["losses_only"] if config.supervised_continuation else []
+    kinds += CONTINUATIONS if config.supervised_continuation else ()
     for kind in kinds:
         decoders[kind] = [
             _train(

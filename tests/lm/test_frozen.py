@@ -288,3 +288,17 @@ def test_unsupported_architecture_is_refused(tiny_lm_dir: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_lm_dir)
     with pytest.raises(BadInputError, match="'bert' are not supported"):
         FrozenLM(BertLMHeadModel(config), tokenizer, tiny_lm_dir)
+
+
+def test_choice_directions_see_nothing_that_moves_all_logits_alike(tiny_llama_dir: Path) -> None:
+    lm = FrozenLM.load(tiny_llama_dir)
+    tokens = torch.tensor([[3, 5], [9, 3]])
+    found = lm.choice_directions(tokens)
+    assert found.shape == (2, 2, lm.d_model)
+    hidden = torch.randn(lm.d_model)
+    logits = lm.unembed(hidden)
+    torch.testing.assert_close(found @ hidden, logits[tokens] - logits.mean())
+    with torch.no_grad():  # every logit moves by hidden . step, and no probability does
+        moved = FrozenLM.load(tiny_llama_dir)
+        moved.unembedding.add_(torch.randn(lm.d_model))
+    torch.testing.assert_close(moved.choice_directions(tokens), found, atol=1e-6, rtol=1e-4)

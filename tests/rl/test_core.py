@@ -180,6 +180,39 @@ def test_contribution_entropy_has_a_finite_gradient_at_zero():
     assert torch.isfinite(contributions.grad).all()
 
 
+@given(st.integers(0, 1000), st.integers(1, 12), st.integers(1, 4))
+def test_share_consistency_is_the_definition(seed, rows, tokens):
+    """Against dense shares and a loop; a latent that is padded in has contribution 0."""
+    rng = np.random.default_rng(seed)
+    active, num_latents = 3, 7
+    latents = np.stack([rng.choice(num_latents, active, replace=False) for _ in range(rows)])
+    used = rng.normal(size=(rows, active)) * (rng.random((rows, active)) < 0.8)
+    ids = rng.integers(0, tokens, rows)
+    shares = np.zeros((rows, num_latents))
+    for row in range(rows):
+        shares[row, latents[row]] = np.abs(used[row]) / max(np.abs(used[row]).sum(), 1e-12)
+    expected = np.full(rows, np.nan)
+    for row in range(rows):
+        others = [other for other in range(rows) if other != row and ids[other] == ids[row]]
+        if others:
+            total = shares[others].sum(0)
+            sizes = np.linalg.norm(shares[row]) * np.linalg.norm(total)
+            expected[row] = shares[row] @ total / sizes if sizes else 0.0
+    usual = 0.0 if np.isnan(expected).all() else np.nanmean(expected)
+    found = core.share_consistency(*(torch.from_numpy(x) for x in (used, latents, ids)))
+    np.testing.assert_allclose(found, np.where(np.isnan(expected), usual, expected), atol=1e-6)
+
+
+def test_consistency_pays_for_equal_latents_only():
+    same = torch.tensor([[0, 1], [1, 0]])
+    apart = torch.tensor([[0, 1], [2, 3]])
+    used, ids = torch.tensor([[2.0, 1.0], [1.0, 2.0]]), torch.tensor([4, 4])
+    assert core.share_consistency(used, same, ids).tolist() == pytest.approx([1.0, 1.0])
+    assert core.share_consistency(used, apart, ids).tolist() == [0.0, 0.0]
+    assert core.share_consistency(used, same, torch.tensor([4, 5])).tolist() == [0.0, 0.0]
+    assert core.share_consistency(used[:0], same[:0], ids[:0]).tolist() == []
+
+
 def test_linear_schedule():
     factors = [core.linear_schedule(s, warmup_steps=5, total_steps=100) for s in range(101)]
     assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])

@@ -9,6 +9,7 @@ import torch
 
 from rldecoder.rl.core import RewardWeights
 from rldecoder.rl.rewards import (
+    Consistency,
     Faithfulness,
     Monosemanticity,
     RandomReward,
@@ -34,6 +35,8 @@ def seen() -> RewardInputs:
         frozen_logprobs=torch.where(mask.bool(), logprobs + 0.5, -garbage),
         ref_logprobs=torch.where(mask.bool(), logprobs - 0.25, -garbage),
         contributions=contributions,
+        latents=torch.arange(4).expand(2, 3, 4),
+        token_ids=torch.tensor([[5, 6, 0], [5, 7, 7]]),
         mask=mask,
         task_scores=torch.tensor([1.0, 0.0]),
     )
@@ -44,10 +47,15 @@ def test_a_response_collects_the_mean_over_its_tokens(seen):
     torch.testing.assert_close(ReferenceKl()(seen).sum(-1), torch.tensor([-0.25, -0.25]))
     # one latent does everything in row 0, four share alike in row 1
     torch.testing.assert_close(Monosemanticity()(seen).sum(-1), torch.tensor([1.0, 0.0]))
+    # token 5: one latent and four alike, cosine 1/2; token 7: alike; token 6: the others' mean
+    by_hand = torch.tensor([(0.5 + 0.75) / 2, (0.5 + 1 + 1) / 3])
+    torch.testing.assert_close(Consistency()(seen).sum(-1), by_hand)
 
 
 def test_padding_gets_nothing(seen):
-    for reward in (Faithfulness(), Monosemanticity(), TaskAccuracy(), ReferenceKl()):
+    for reward in (
+        Faithfulness(), Monosemanticity(), Consistency(), TaskAccuracy(), ReferenceKl(),
+    ):  # fmt: skip
         assert float(reward(seen)[0, 2]) == 0.0
 
 
@@ -59,9 +67,12 @@ def test_task_score_arrives_at_the_last_token(seen):
 
 def test_composite_is_the_weighted_sum(seen):
     weights = RewardWeights(0.5, 0.3, 0.2)
-    found = compose(decoder_rewards(weights, kl_penalty=0.1), seen)
-    assert set(found.parts) == {"faithfulness", "monosemanticity", "task", "kl_penalty"}
-    expected = 0.5 * 0.5 + 0.3 * 1.0 + 0.2 * 1.0 + 0.1 * -0.25
+    found = compose(decoder_rewards(weights, kl_penalty=0.1, consistency=0.25), seen)
+    assert set(found.parts) == {
+        "faithfulness", "monosemanticity", "consistency", "task", "kl_penalty",
+    }  # fmt: skip
+    used = 0.75 * 1.0 + 0.25 * 0.625
+    expected = 0.5 * 0.5 + 0.3 * used + 0.2 * 1.0 + 0.1 * -0.25
     assert float(found.total[0].sum()) == pytest.approx(expected)
 
 
@@ -76,6 +87,8 @@ def test_faithfulness_depends_on_the_action():
             frozen_logprobs=torch.tensor([[q, frozen[1]] for q in frozen]).log(),
             ref_logprobs=torch.zeros(3, 2),
             contributions=torch.ones(3, 2, 4),
+            latents=torch.zeros(3, 2, 4, dtype=torch.long),
+            token_ids=torch.zeros(3, 2, dtype=torch.long),
             mask=torch.ones(3, 2, dtype=torch.long),
             task_scores=torch.zeros(3),
         )

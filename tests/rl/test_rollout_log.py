@@ -11,7 +11,7 @@ def row(step: int) -> dict[str, object]:
         "step": step, "stage": 1, "task": "cloze", "prompt_index": 0, "question": "?",
         "answer": "box", "completion": f"text {step}", "num_tokens": 3, "finished": True,
         "task_score": 1.0, "reward": 0.5, "faithfulness": 0.0, "monosemanticity": 0.1,
-        "kl_penalty": 0.0,
+        "consistency": 0.2, "kl_penalty": 0.0,
     }  # fmt: skip
 
 

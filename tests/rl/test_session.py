@@ -68,7 +68,7 @@ def test_kinds_differ_in_rewards_and_losses_only(make_session):
     noise, _ = make_session("random_reward", "b")
     losses, _ = make_session("losses_only", "c")
     assert [w.reward.name for w in trained._rewards()] == [
-        "faithfulness", "monosemanticity", "task", "kl_penalty",
+        "faithfulness", "monosemanticity", "consistency", "task", "kl_penalty",
     ]  # fmt: skip
     assert [w.reward.name for w in noise._rewards()] == ["random"]
     assert noise._replay() is None
@@ -78,6 +78,17 @@ def test_kinds_differ_in_rewards_and_losses_only(make_session):
     assert losses.settings.policy_coef == 0
     assert losses.settings.kl_loss_coef == trained.settings.kl_loss_coef
     assert noise.evaluator is None
+
+
+def test_the_text_only_continuation_learns_from_text_alone(make_session):
+    session, _ = make_session("text_only")
+    assert session.settings.policy_coef == session.settings.sparsity_loss_coef == 0
+    session.run(lambda note: None)
+    names = {row.name for row in session.curves.rows}
+    assert "text_kl" in names
+    assert not names & {"rollout_kl", "contribution_entropy", "text_entropy"}
+    text = [row.value for row in session.curves.rows if row.name == "policy_loss"]
+    assert text == [0.0] * session.total_steps
 
 
 def test_stage_weights_and_adaptive_rule(make_session):

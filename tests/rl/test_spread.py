@@ -32,16 +32,18 @@ def batch(tiny_cache):
 
 def chosen_logits(decoder, latents, batch, tokens):
     hidden = hidden_of_rows(decoder, latents, batch.seq_id, batch.pos)
-    return decoder.frozen.lm.unembed(hidden).gather(-1, tokens[:, None]).sum()
+    logits = decoder.frozen.lm.unembed(hidden)
+    return (logits.gather(-1, tokens[:, None])[:, 0] - logits.mean(-1)).sum()
 
 
 def test_a_linear_decoders_contributions_are_its_exact_ones(make_decoder, batch):
     decoder = make_decoder(scale=0.05)
     latents = decoder.frozen.sae.encode(batch.resid.float())
     choices = decoder.logits(latents).argmax(-1)
-    torch.testing.assert_close(
-        contributions_on_text(decoder, batch), decoder.contributions(latents, choices)
-    )
+    unembedding = decoder.frozen.lm.unembedding
+    above_mean = unembedding[choices] - unembedding.mean(0)
+    expected = latents.acts * (decoder.W[latents.indices] @ above_mean[:, :, None])[:, :, 0]
+    torch.testing.assert_close(contributions_on_text(decoder, batch), expected)
 
 
 def test_with_blocks_they_are_slopes_of_all_chosen_logits(make_decoder, batch):

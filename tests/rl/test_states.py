@@ -94,7 +94,8 @@ def test_contributions_are_activation_times_gradient(decoder, prompts):
     expected = []
     for row, (_, dense, states) in zip(rows, whole(decoder, rollout, rows), strict=True):
         chosen = rollout.token_ids[row][rollout.mask[row].bool()]
-        directions = decoder.frozen.lm.unembedding[chosen]
+        unembedding = decoder.frozen.lm.unembedding
+        directions = unembedding[chosen] - unembedding.mean(0)
         with torch.enable_grad():
             dense.requires_grad_()
             logit = (dense_hidden(decoder, dense)[0, states] * directions).sum()
@@ -110,7 +111,10 @@ def test_contributions_of_the_linear_decoder_are_its_own(make_decoder, prompts):
     found = predict(decoder, rollout, torch.arange(6), slopes=True)
     keep = rollout.mask.bool()
     latents = SparseLatents(rollout.latents.acts[keep], rollout.latents.indices[keep])
-    expected = decoder.contributions(latents, rollout.token_ids[keep])
+    # Its part in the token's logit, less its part in the mean logit.
+    every = torch.arange(decoder.frozen.lm.vocab_size)[:, None].expand(-1, len(latents.acts))
+    mean = torch.stack([decoder.contributions(latents, ids) for ids in every]).mean(0)
+    expected = decoder.contributions(latents, rollout.token_ids[keep]) - mean
     assert found.slopes is not None
     torch.testing.assert_close(decoder.along(latents, found.slopes), expected)
 

@@ -37,7 +37,7 @@ def make_plan(tmp_path: Path, settings: PpoSettings, steps: int, **kwargs: objec
         for prompt in make_prompts(task, "train", count, step)
     ]
     defaults: dict[str, object] = {
-        "rewards": lambda: decoder_rewards(WEIGHTS, settings.kl_penalty),
+        "rewards": lambda: decoder_rewards(WEIGHTS, settings.kl_penalty, settings.consistency),
         "loss_weights": lambda: WEIGHTS,
         "replay": None,
         "after_step": lambda step: False,
@@ -108,9 +108,13 @@ def plain_ppo(decoder, learner, settings: PpoSettings, plan: Plan, steps: int) -
             scores = torch.tensor(
                 [score(p, c) for p, c in zip(prompts, rollout.completions, strict=True)]
             )
+            rows_of = decoder.frozen.lm.unembedding.float()
+            above_mean = rows_of[rollout.token_ids] - rows_of.mean(0)
+            rows = decoder.W[padded.indices]
+            used = padded.acts * (rows * above_mean[..., None, :]).sum(-1)
             seen = RewardInputs(
-                step, old, chosen(frozen), ref,
-                decoder.contributions(padded, rollout.token_ids), mask, scores,
+                step, old, chosen(frozen), ref, used, padded.indices, rollout.token_ids, mask,
+                scores,
             )  # fmt: skip
             total_reward = sum(w * r(seen) for w, r in plan.rewards())
             states = sae.decode(padded)
@@ -403,7 +407,7 @@ def toy_decoder(make_decoder):
             return unembedding
 
     toy = object.__new__(Toy)
-    vars(toy).update(vars(lm))
+    vars(toy).update(vars(lm), _mean_direction=None)
     decoder._frozen = FrozenParts(toy, decoder.frozen.sae)
     return decoder
 

@@ -96,6 +96,7 @@ def test_every_system_is_measured(published):
     assert gates == {
         "trained": False, "supervised": False, "frozen": False,
         "uniform_policy": True, "random_decoder": True, "random_reward": True, "losses_only": True,
+        "text_only": True,
     }  # fmt: skip
     overall = {row["system"]: row for row in rows if row["task"] == "all"}
     assert all(row["num_prompts"] == 4 for row in overall.values())
@@ -113,7 +114,8 @@ def test_every_system_is_measured(published):
 def test_curves_have_a_prefix_for_each_trained_control(published):
     names = set(pq.read_table(published[1] / "curves.parquet")["name"].to_pylist())
     assert "random_reward/reward_random" in names
-    assert "losses_only/text_kl" in names
+    assert {"losses_only/text_kl", "losses_only/rollout_kl", "text_only/text_kl"} <= names
+    assert "text_only/rollout_kl" not in names
     assert "random_reward/text_kl" not in names
     assert "random_reward/contribution_entropy" not in names
 
@@ -167,7 +169,7 @@ def test_every_seed_is_trained_again_and_judged(inputs, context, monkeypatch, tm
     lm = FrozenLM.load(inputs["sync_tokenizer"].path / "model")
     sae = Sae.load(inputs["train_sae"].path / "sae")
     run(inputs | {"train_ppo": trained}, CONFIG, ctx)
-    kinds = ("random_reward", "losses_only")
+    kinds = ("random_reward", "losses_only", "text_only")
     assert [row[:2] for row in seen] == [(kind, seed) for kind in kinds for seed in (11, 12)]
     for kind, seed, prompts, critic in seen:
         pair = Session(
@@ -181,7 +183,7 @@ def test_every_seed_is_trained_again_and_judged(inputs, context, monkeypatch, tm
     rows = pq.read_table(ctx.out / "controls.parquet").to_pylist()
     trainings = {row["system"]: row["num_trainings"] for row in rows}
     assert trainings == {
-        "trained": 2, "random_reward": 2, "losses_only": 2,
+        "trained": 2, "random_reward": 2, "losses_only": 2, "text_only": 2,
         "supervised": 1, "frozen": 1, "uniform_policy": 1, "random_decoder": 1,
     }  # fmt: skip
 

@@ -125,7 +125,8 @@ def test_contents(inputs, context):
     assert {row["task"] for row in rollouts} == {"addition", "cloze"}
     for row in rollouts:
         f, m, t = ((0.5, 0.3, 0.2), (0.4, 0.3, 0.3), (0.3, 0.2, 0.5))[row["stage"] - 1]
-        parts = f * row["faithfulness"] + m * row["monosemanticity"] + t * row["task_score"]
+        used = 0.75 * row["monosemanticity"] + 0.25 * row["consistency"]
+        parts = f * row["faithfulness"] + m * used + t * row["task_score"]
         # the adaptive rule does not fire here: KL is far above 0.5 at this start
         assert row["reward"] == pytest.approx(parts + 0.1 * row["kl_penalty"], abs=1e-4)
 

@@ -56,6 +56,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=uses_ui, reverse=True)
 
 
+@pytest.fixture(autouse=True)
+def _same_numbers_every_time() -> None:
+    """Whatever tests ran before on this worker, one draws the same: a failure must repeat."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def tiny_lm_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random GPT-2 (4 layers, d_model 64, vocabulary 512) with a real tokenizer."""

@@ -87,6 +87,13 @@ def plain_ppo(decoder, learner, settings: PpoSettings, plan: Plan, steps: int) -
     unembed, sae = decoder.frozen.lm.unembed, decoder.frozen.sae
     updates, total = 0, plan.total_steps * settings.inner_epochs
     losses = []
+
+    def above_mean(latents, token_ids):
+        """What each latent adds to the token's logit, less what it adds to the mean logit."""
+        unembedding = decoder.frozen.lm.unembedding.float()
+        written = latents.acts[..., None] * decoder.W[latents.indices]
+        return (written @ (unembedding[token_ids] - unembedding.mean(0))[..., None])[..., 0]
+
     for step in range(steps):
         prompts = plan.prompts[step * settings.batch_size : (step + 1) * settings.batch_size]
         rollout = sampler(prompts, torch_generator(plan.seed, "rollout", step))
@@ -108,10 +115,7 @@ def plain_ppo(decoder, learner, settings: PpoSettings, plan: Plan, steps: int) -
             scores = torch.tensor(
                 [score(p, c) for p, c in zip(prompts, rollout.completions, strict=True)]
             )
-            rows_of = decoder.frozen.lm.unembedding.float()
-            above_mean = rows_of[rollout.token_ids] - rows_of.mean(0)
-            rows = decoder.W[padded.indices]
-            used = padded.acts * (rows * above_mean[..., None, :]).sum(-1)
+            used = above_mean(padded, rollout.token_ids)
             seen = RewardInputs(
                 step, old, chosen(frozen), ref, used, padded.indices, rollout.token_ids, mask,
                 scores,
@@ -146,7 +150,7 @@ def plain_ppo(decoder, learner, settings: PpoSettings, plan: Plan, steps: int) -
             )
             kl = core.masked_mean(core.exact_kl(frozen, full), mask)
             spread = core.masked_mean(
-                core.contribution_entropy(decoder.contributions(padded, rollout.token_ids)), mask
+                core.contribution_entropy(above_mean(padded, rollout.token_ids)), mask
             )
             loss = policy - settings.entropy_coef * entropy + value
             loss = loss + settings.kl_loss_coef * WEIGHTS.faithfulness * kl
@@ -157,7 +161,7 @@ def plain_ppo(decoder, learner, settings: PpoSettings, plan: Plan, steps: int) -
                 student = unembed(decoder.hidden(text.latents)).log_softmax(-1)
                 text_kl = core.exact_kl(teacher, student).mean()
                 loss = loss + settings.kl_loss_coef * WEIGHTS.faithfulness * text_kl
-                used = decoder.contributions(text.latents, choices)
+                used = above_mean(text.latents, choices)
                 spread = core.contribution_entropy(used).mean()
                 loss = loss + settings.sparsity_loss_coef * WEIGHTS.monosemanticity * spread
             learner.optimizer.zero_grad()

@@ -88,17 +88,31 @@ class PolicyLoss(NamedTuple):
 
 
 def ppo_policy_loss(
-    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, *, clip_coef: float
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    clip_coef: float,
+    per_response: bool = False,
 ) -> PolicyLoss:
-    """The clipped surrogate (Schulman et al. 2017, arXiv 1707.06347, eq. 7), token mean.
+    """The clipped surrogate (Schulman et al. 2017, arXiv 1707.06347, eq. 7).
 
     The trainer takes this loss from TRL; this is the oracle its parity test compares with, and
     the source of the logged clip fraction and approximate KL. All arguments [B, T].
+
+    Args:
+        per_response: the mean over responses of each one's mean (Shao et al. 2024, arXiv
+            2402.03300, eq. 3) instead of the mean over all tokens.
     """
     log_ratio = torch.where(mask.bool(), logprobs - old_logprobs, 0.0)
     ratio = log_ratio.exp()
     clipped = ratio.clamp(1 - clip_coef, 1 + clip_coef)
-    loss = -masked_mean(torch.min(ratio * advantages, clipped * advantages), mask)
+    surrogate = torch.min(ratio * advantages, clipped * advantages)
+    if per_response:
+        loss = -((surrogate * mask).sum(-1) / mask.sum(-1).clamp(min=1)).mean()
+    else:
+        loss = -masked_mean(surrogate, mask)
     with torch.no_grad():
         fraction = masked_mean(((ratio - 1).abs() > clip_coef).float(), mask)
         approx_kl = masked_mean(k3(old_logprobs, logprobs), mask)

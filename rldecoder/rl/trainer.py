@@ -277,13 +277,14 @@ class DecoderPPOTrainer(GRPOTrainer):
     def _watch(self, inputs: Mapping[str, Tensor], metrics: Mapping[str, Tensor]) -> None:
         """Collect the metrics of one inner step; `finish_step` averages them."""
         order = self._rows.argsort()
-        mask = inputs["completion_mask"][order]
+        mask, settings = inputs["completion_mask"][order], self.plan.settings
         watched = core.ppo_policy_loss(
             _unflatten(self._now.logprobs.detach(), mask),
             inputs["old_per_token_logps"][order],
             inputs["advantages"][order],
             mask,
-            clip_coef=self.plan.settings.clip_coef,
+            clip_coef=settings.clip_coef,
+            per_response=settings.loss_type == "grpo",
         )
         found = {
             **metrics,
@@ -385,7 +386,7 @@ def _trl_config(plan: Plan, num_steps: int, device: torch.device) -> GRPOConfig:
         max_grad_norm=settings.max_grad_norm,
         learning_rate=settings.lr,
         beta=0.0,
-        loss_type="bnpo",
+        loss_type=settings.loss_type,
         scale_rewards="none",
         epsilon=settings.clip_coef,
         entropy_coef=settings.entropy_coef,

@@ -121,6 +121,17 @@ def test_ratio_one_gives_the_policy_gradient():
     torch.testing.assert_close(logprobs.grad, -advantages / 6)
 
 
+def test_per_response_short_answers_count_as_much_as_long_ones():
+    logprobs, mask = torch.zeros(2, 4), torch.tensor([[1.0, 1, 1, 1], [1, 0, 0, 0]])
+    advantages = torch.tensor([[1.0, 2, 3, 6], [-8, 9, 9, 9]])
+    by_token = core.ppo_policy_loss(logprobs, logprobs, advantages, mask, clip_coef=0.2)
+    by_response = core.ppo_policy_loss(
+        logprobs, logprobs, advantages, mask, clip_coef=0.2, per_response=True
+    )
+    assert float(by_token.loss) == pytest.approx(-(1 + 2 + 3 + 6 - 8) / 5)
+    assert float(by_response.loss) == pytest.approx(-(3 - 8) / 2)
+
+
 def test_value_loss_is_pessimistic():
     old, returns, mask = torch.zeros(1, 1), torch.ones(1, 1), torch.ones(1, 1)
     near = core.ppo_value_loss(torch.full((1, 1), 0.9), old, returns, mask, clip_coef=0.2)

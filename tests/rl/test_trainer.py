@@ -142,8 +142,9 @@ def plain_ppo(decoder, learner, settings: PpoSettings, plan: Plan, steps: int) -
                 group["lr"] = lr * factor
             full = logprobs_of(decoder.hidden(padded))
             policy = core.ppo_policy_loss(
-                chosen(full), old, advantages, mask, clip_coef=settings.clip_coef
-            ).loss
+                chosen(full), old, settings.policy_coef * advantages, mask,
+                clip_coef=settings.clip_coef, per_response=settings.loss_type == "grpo",
+            ).loss  # fmt: skip
             entropy = core.masked_mean(core.entropy(full), mask)
             value = core.ppo_value_loss(
                 learner.critic(states), raw, returns, mask, clip_coef=settings.value_clip_coef
@@ -184,11 +185,13 @@ def replay_batch(decoder) -> Callable[[int], ReplayBatch]:
     return replay
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.8])
-def test_updates_equal_plain_torch_ppo(make_decoder, tmp_path, temperature):
+@pytest.mark.parametrize(
+    ("temperature", "loss_type", "policy_coef"), [(1.0, "bnpo", 1.0), (0.8, "grpo", 3.0)]
+)
+def test_updates_equal_plain_torch_ppo(make_decoder, tmp_path, temperature, loss_type, policy_coef):
     settings = PpoSettings(
         batch_size=6, inner_epochs=3, lr=2e-3, warmup_steps=2, temperature=temperature,
-        critic_width=16, entropy_coef=0.05, sparsity_loss_coef=0.5,
+        loss_type=loss_type, policy_coef=policy_coef, critic_width=16, entropy_coef=0.05, sparsity_loss_coef=0.5,
     )  # fmt: skip
     results = []
     for runner in ("trl", "plain"):

@@ -383,5 +383,6 @@ def _settings(ppo: PpoSettings, kind: Kind) -> PpoSettings:
         return ppo.model_copy(update={"policy_coef": 0.0, "entropy_coef": 0.0})
     if kind == "text_only":
         off = {"policy_coef": 0.0, "entropy_coef": 0.0, "sparsity_loss_coef": 0.0}
-        return ppo.model_copy(update=off)
+        # No loss of the decoder's looks at responses then: as few as the updates can be taken with.
+        return ppo.model_copy(update={**off, "batch_size": 2 * ppo.minibatches})
     return ppo

@@ -151,7 +151,7 @@ def _train(
         watcher=ctx.report,
         checkpoint_every_steps=config.checkpoint_every_steps,
     )
-    size = training.ppo.batch_size
+    size = session.settings.batch_size
     title = f"control: {name.replace('_', ' ')}"
     total, done = session.total_steps * size, session.done * size
     with ctx.report.track(title, total, unit="rollout", done=done) as bar:

@@ -91,6 +91,19 @@ def test_the_text_only_continuation_learns_from_text_alone(make_session):
     assert text == [0.0] * session.total_steps
 
 
+def test_the_text_only_continuation_is_the_same_with_more_responses(make_session):
+    weights = []
+    for name, size in (("few", 2), ("more", 8)):
+        session, _ = make_session("text_only", name)
+        assert session.settings.batch_size == 2
+        session.settings = session.settings.model_copy(update={"batch_size": size})
+        start = session.decoder.W.detach().clone()
+        session.run(lambda note: None)
+        assert not torch.equal(session.decoder.W, start)
+        weights.append(session.decoder.W.detach().clone())
+    torch.testing.assert_close(*weights, rtol=0, atol=0)
+
+
 def test_stage_weights_and_adaptive_rule(make_session):
     rule = AdaptiveRule(kl_target=1e9, latents_target=0.5)
     session, _ = make_session(adaptive=rule)

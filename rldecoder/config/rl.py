@@ -52,9 +52,9 @@ class PpoSettings(Config):
     policy_coef: float = Field(default=1.0, ge=0)
     """Weight of the advantages; 0 leaves only the differentiable losses (an ablation)."""
     loss_type: Literal["bnpo", "grpo"] = "bnpo"
-    """How the surrogate is averaged, by TRL's names: `bnpo` over all tokens of the minibatch, `grpo`
-    over each response and then over responses, so that a task with short answers counts as much
-    as one with long ones."""
+    """How the surrogate is averaged, by TRL's names: `bnpo` over all tokens of the minibatch,
+    `grpo` over each response and then over responses, so that a task with short answers counts
+    as much as one with long ones."""
     kl_loss_coef: float = Field(default=1.0, ge=0)
     """Weight of KL(frozen || decoder) as a loss, times the stage's faithfulness weight."""
     sparsity_loss_coef: float = Field(default=3.0, ge=0)

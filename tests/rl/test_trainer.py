@@ -191,7 +191,8 @@ def replay_batch(decoder) -> Callable[[int], ReplayBatch]:
 def test_updates_equal_plain_torch_ppo(make_decoder, tmp_path, temperature, loss_type, policy_coef):
     settings = PpoSettings(
         batch_size=6, inner_epochs=3, lr=2e-3, warmup_steps=2, temperature=temperature,
-        loss_type=loss_type, policy_coef=policy_coef, critic_width=16, entropy_coef=0.05, sparsity_loss_coef=0.5,
+        loss_type=loss_type, policy_coef=policy_coef, critic_width=16,
+        entropy_coef=0.05, sparsity_loss_coef=0.5,
     )  # fmt: skip
     results = []
     for runner in ("trl", "plain"):

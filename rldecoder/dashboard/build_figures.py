@@ -123,9 +123,7 @@ def _frontier(frontier: Published) -> FigureEntry | None:
         return None
     rows = schemas.read_parquet(frontier.path / "frontier.parquet").to_pylist()
     verdict = schemas.read_json(frontier.path / "verdict.json")
-    drawn = figures.line_plot(
-        frontier_lines(rows), x_label="blocks of the decoder", y_label="KL", legend_below=True
-    )
+    drawn = figures.line_plot(frontier_lines(rows), x_label="blocks of the decoder", y_label="KL")
     return FigureEntry(
         drawn,
         "How deep must a decoder be?",

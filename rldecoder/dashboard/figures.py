@@ -95,20 +95,19 @@ def line_plot(
     markers: bool = False,
     boundaries: Sequence[float] = (),
     boundary_name: str = "",
-    legend_below: bool = False,
 ) -> Drawing:
-    """Lines over a common axis.
+    """Lines over a common axis; their names are below, where they cover nothing.
 
     Args:
         target: a dotted line, unless it is far off the data.
         boundaries: where vertical lines go; the legend says `boundary_name` for all of them.
-        legend_below: for many lines, whose names would cover the plot.
     """
     highest = max((max(line.y) for line in lines if len(line.y)), default=0.0)
     if target is not None and target > FAR * highest:
         target = None
-    size = (SIZE[0], SIZE[1] + 0.22 * -(-len(lines) // 3)) if legend_below else SIZE
-    with _figure(size, long_labels=legend_below) as (figure, axes):
+    names = len(lines) + (target is not None) + bool(boundaries)
+    size = (SIZE[0], SIZE[1] + 0.22 * -(-names // 3)) if names > 1 else SIZE
+    with _figure(size, outside=names > 1) as (figure, axes):
         for place in boundaries:
             name = boundary_name if place == boundaries[0] else "_"  # matplotlib hides those
             axes.axvline(place, color=FRAME, linewidth=0.8, label=name, alpha=0.7)
@@ -122,11 +121,9 @@ def line_plot(
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
-        if legend_below:
+        if names > 1:
             # Long enough that a dash shows beside the dot.
             figure.legend(loc="outside lower center", ncols=3, handlelength=3.2)
-        elif len(lines) > 1 or target is not None or boundaries:
-            axes.legend(loc="upper right")  # "best" looks at every point
         return drawing(figure)
 
 
@@ -170,7 +167,7 @@ def interval_plot(
     """Dots with whiskers, one row a name, one colour a group."""
     names = list(dict.fromkeys(bar.name for bars in groups.values() for bar in bars))
     height = max(1.6, 0.34 * len(names) * max(1, len(groups) * 0.6) + 0.9)
-    with _figure((SIZE[0], height), long_labels=True) as (figure, axes):
+    with _figure((SIZE[0], height), outside=True) as (figure, axes):
         offsets = np.linspace(-0.22, 0.22, len(groups)) if len(groups) > 1 else [0.0]
         for index, (group, bars) in enumerate(groups.items()):
             y = [names.index(bar.name) + float(offsets[index]) for bar in bars]
@@ -223,12 +220,12 @@ def reliability_plot(bins: Sequence[Mapping[str, float]]) -> Drawing:
 
 @contextmanager
 def _figure(
-    size: tuple[float, float] = SIZE, *, long_labels: bool = False
+    size: tuple[float, float] = SIZE, *, outside: bool = False
 ) -> Iterator[tuple[Figure, Axes]]:
-    # Constrained layout doubles the drawing time, and only long tick labels need it.
+    # Constrained layout doubles the drawing time; it is for what lies outside of the axes.
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=size, layout="constrained" if long_labels else None)
-        if not long_labels:
+        figure = Figure(figsize=size, layout="constrained" if outside else None)
+        if not outside:
             figure.subplots_adjust(left=0.13, right=0.98, bottom=0.16, top=0.96)
         figure.patch.set_alpha(0)
         axes = figure.add_subplot()

@@ -207,7 +207,7 @@ STAGES: tuple[Stage, ...] = (
     _stage(
         "report",
         "report",
-        5,
+        6,
         (
             "sync_tokenizer",
             "ingest",

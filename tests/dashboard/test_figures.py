@@ -40,7 +40,6 @@ DRAWINGS = {
         [Line(str(n), [0, 1], [n, n]) for n in range(14)],
         x_label="x",
         y_label="y",
-        legend_below=True,
         boundaries=[0.5],
     ),
     "reliability": lambda: reliability_plot([{"n": 5, "mean_p": 0.3, "accepted": 0.4}]),
@@ -133,7 +132,7 @@ def test_no_two_lines_of_the_frontier_look_alike() -> None:
     assert {line.style for line in crosses} == {"none"}
     assert {line.marker for line in crosses} == {"x", "+"}
     assert [line.y for line in crosses][:2] == [[2], [3]]  # the random SAEs' own rows
-    svg = line_plot(lines, x_label="blocks", y_label="KL", legend_below=True)
+    svg = line_plot(lines, x_label="blocks", y_label="KL")
     # Every line is drawn in the plot and once more in the legend.
     assert set(strokes(svg)) >= set(strokes(line_plot(drawn, x_label="b", y_label="KL")))
     assert len(set(strokes(svg))) == 12

@@ -56,7 +56,7 @@ def interrupt_midway(process: subprocess.Popen[str], progress: Path, how: int) -
     pytest.fail(f"no checkpoint was seen before the stage ended:\n{output[-3000:]}")
 
 
-@pytest.mark.parametrize("stage", ["train_sae", "train_decoder", "train_ppo"])
+@pytest.mark.parametrize("stage", ["train_sae", "train_decoder", "train_ppo", "control_ppo"])
 def test_killed_stage_resumes_to_the_same_bytes(
     debug_store: Path, tmp_path: Path, stage: str
 ) -> None:

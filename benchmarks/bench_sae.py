@@ -3,6 +3,7 @@
     python -m benchmarks.bench_sae speed
     python -m benchmarks.bench_sae quality --activations artifacts/cache_activations/<digest>
     python -m benchmarks.bench_sae spec
+    python -m benchmarks.bench_sae crossover
 
 The peers come with `pip install -e '.[bench]'`. Speed is a ratio within one run: contenders take
 turns, step by step, so that a busy minute hits all of them. Results: docs/results.md.
@@ -11,6 +12,7 @@ turns, step by step, so that a busy minute hits all of them. Results: docs/resul
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 import time
 from collections.abc import Iterator
@@ -28,6 +30,8 @@ from benchmarks.sae_peers import Contender, Problem, contenders
 from rldecoder.config.sae import TrainSaeConfig
 from rldecoder.data.activation_reader import ActivationReader
 from rldecoder.provenance import peak_memory_bytes
+from rldecoder.sae import architectures
+from rldecoder.sae.architectures import Rule, autoencode, autoencode_dense
 from rldecoder.sae.model import SaeSpec
 from rldecoder.sae.training import SaeTrainer, input_statistics
 from rldecoder.seeds import torch_generator
@@ -236,8 +240,7 @@ def spec(
         if phase == "sparse":
             with torch.no_grad():
                 pre_acts = (x[:256].to(where) * trainer.scale) @ trainer.weights.enc.T
-                cut = pre_acts.flatten().kthvalue(pre_acts.numel() - 80 * 256).values
-                trainer.weights.b_enc.sub_(cut)
+                trainer.weights.b_enc.sub_(_exceeded(pre_acts, 80 / num_latents))
         seconds = []
         for _ in range(steps + 1):
             started = time.perf_counter()
@@ -253,6 +256,55 @@ def spec(
     console.print(table)
     gib = peak_memory_bytes(where) / (1 << 30)
     console.print(f"peak memory: {gib:.1f} GiB")
+
+
+@app.command()
+def crossover(
+    d_model: int = 576,
+    num_latents: int = 5760,
+    batch_tokens: int = 4096,
+    shares: Annotated[
+        str, typer.Option(help="Shares of latents that fire.")
+    ] = "0.005,0.01,0.02,0.05,0.1,0.2",
+    steps: Annotated[int, typer.Option(help="Timed steps of each way.")] = 5,
+    threads: Threads = 2,
+) -> None:
+    """How many latents may fire for the sparse way to pay: relu, forward and gradients of all
+    weights, the sparse way (whatever the share) and the dense one in turn."""
+    torch.set_num_threads(threads)
+    x = torch.randn(batch_tokens, d_model, generator=torch_generator(0, "crossover"))
+    spec = SaeSpec(architecture="relu", d_model=d_model, num_latents=num_latents)
+    trainer = SaeTrainer(
+        spec, TrainSaeConfig(architecture="relu"), 100, input_statistics(x), 0, torch.device("cpu")
+    )
+    weights, rule = trainer.weights, Rule("relu")
+    switched, architectures.DENSE_ABOVE = architectures.DENSE_ABOVE, math.inf
+    table = Table(title=f"relu {d_model} -> {num_latents}, batch {batch_tokens}, {threads} threads")
+    for column in ("share that fires", "sparse, ms", "dense, ms", "dense / sparse"):
+        table.add_column(column, justify="right")
+    for share in (float(text) for text in shares.split(",")):
+        with torch.no_grad():
+            weights.b_enc.zero_()
+            pre_acts = (x[:256] - weights.b_dec) @ weights.enc.T
+            weights.b_enc.sub_(_exceeded(pre_acts, share))
+        seconds: dict[str, list[float]] = {"sparse": [], "dense": []}
+        for _ in range(steps + 1):
+            for name, way in (("sparse", autoencode), ("dense", autoencode_dense)):
+                started = time.perf_counter()
+                loss = (way(x, weights, rule).levels - x[:, None]).square().mean()
+                torch.autograd.grad(loss, list(weights))
+                seconds[name].append(time.perf_counter() - started)
+        sparse, dense = (statistics.median(values[1:]) for values in seconds.values())
+        table.add_row(
+            f"{share:.3f}", f"{1e3 * sparse:.0f}", f"{1e3 * dense:.0f}", f"{dense / sparse:.2f}"
+        )
+    console.print(table)
+    console.print(f"the trainer changes to dense products above a share of {switched:g}")
+
+
+def _exceeded(values: Tensor, share: float) -> Tensor:
+    """What a share of all values exceeds."""
+    return values.flatten().kthvalue(round((1 - share) * values.numel())).values
 
 
 @torch.no_grad()

@@ -107,12 +107,12 @@ def all_scores(reader: Reader, sampler: ItemSampler, cases: list[Case]) -> list[
 def test_readers_get_what_they_deserve(
     planted: Planted, sampler: ItemSampler, cases: list[Case]
 ) -> None:
-    real = {tuple(sampler.tokens(w.cells)): w.acts for case in cases for w in case.windows}
+    real = {(case.label, *sampler.tokens(w.cells)): w.acts for case in cases for w in case.windows}
     coin = random.Random(0)
 
     def knows(kind: str, label: str, tokens: list[str]) -> str:
         # Activations of this world are at most 2.
-        return json.dumps({"answers": [round(5 * act) for act in real[tuple(tokens)]]})
+        return json.dumps({"answers": [round(5 * act) for act in real[label, *tokens]]})
 
     def guesses(kind: str, label: str, tokens: list[str]) -> str:
         return json.dumps({"answers": [coin.randint(0, 10) for _ in tokens]})

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from rldecoder.config.base import Config, StageConfig, free
-from rldecoder.config.llm import LlmConfig
+from rldecoder.config.llm import LlmConfig, simulation_tokens
 
 Domain = Literal["label", "test", "ood", "addition", "cloze"]
 
@@ -155,6 +155,23 @@ class LabelFeaturesConfig(StageConfig):
             raise ValueError("labelers must hold `predicate`, and each labeler once")
         if ("llm" in self.labelers) != (self.llm is not None):
             raise ValueError("`llm` in labelers and the section `llm` need each other")
+        return self
+
+    @model_validator(mode="after")
+    def _check_llm(self) -> LabelFeaturesConfig:
+        if self.llm is None:
+            return self
+        if self.llm.control_latents > self.control_features:
+            raise ValueError(
+                "llm.control_latents must not be more than control_features: labels in words are "
+                "given to latents of the same controls"
+            )
+        needed = simulation_tokens(self.window_tokens)
+        if self.llm.simulation_windows and self.llm.judge_tokens < needed:
+            raise ValueError(
+                f"llm.simulation_windows with windows of {self.window_tokens} tokens needs "
+                f"llm.judge_tokens of at least {needed}: an answer holds a number a token"
+            )
         return self
 
 

@@ -111,6 +111,12 @@ def is_loopback(host: str) -> bool:
 Chat = Annotated[LocalModel | Endpoint, Field(discriminator="kind")]
 
 
+def simulation_tokens(window_tokens: int) -> int:
+    """Tokens of the longest sound answer to a simulation question, by any common tokenizer: at
+    most two digits, a comma and a space a number, and the JSON around them."""
+    return 4 * window_tokens + 16
+
+
 class Budget(Config):
     """What all requests of the stage may use together, earlier interrupted runs included.
 
@@ -153,11 +159,20 @@ class LlmConfig(Config):
     judge_windows: int = Field(default=5, ge=1, le=50)
     """Windows of each kind that the judge sees: active and silent ones for detection, rightly and
     wrongly marked ones for fuzzing."""
+    intruder_questions: int = Field(default=0, ge=0, le=50)
+    """Times that the judge is shown five windows and the label, and names the one in which the
+    latent is silent; 0: no intruder score."""
+    simulation_windows: int = Field(default=0, ge=0, le=50)
+    """Windows of each kind, active and silent, of which the judge guesses every token's activation
+    from the label, in one question a window; 0: no simulation score."""
     confidence: bool = True
     """Ask the judge once more about each label, on windows of the text that labels come from:
     p(accept) is predicted from that. Without, labels in words have no confidence."""
     control_features: int = Field(default=50, ge=0)
     """Labels that are judged against another latent too, as a control."""
+    control_latents: int = Field(default=0, ge=0)
+    """So many latents of the random SAE, and as many of the trained one that are drawn alike, are
+    labelled and judged in the same way, as a control; 0: none."""
     planted_features: int = Field(default=40, ge=1)
     """Planted features of the judge's gate, each judged with its right and with a wrong label."""
     min_planted: int = Field(default=12, ge=2)

@@ -17,6 +17,16 @@ GAPS = {
     "label_shuffled": "gap: labels above shuffled",
     "drawn_random_sae": "gap: drawn above random SAE",
 }
+WORDS = {
+    "label": "in words, by a language model",
+    "shuffled": "in words, control: shuffled labels",
+    "drawn": "in words, latents drawn uniformly",
+    "random_sae": "in words, control: random SAE, drawn alike",
+}
+WORD_GAPS = {
+    "label_shuffled": "in words, gap: labels above shuffled",
+    "drawn_random_sae": "in words, gap: drawn above random SAE",
+}
 SCORES = {
     "detection": "detection",
     "detection_hard": "on near misses",
@@ -38,16 +48,41 @@ def label_columns() -> list[str]:
 def label_rows(controls: Mapping[str, Any]) -> list[list[str]]:
     """One row a method, failures counting 0, with intervals where there are any; then the gaps.
 
+    The same follows of labels in words, if there are any: their scores are a judge's answers about
+    some windows, and not to be compared with those of the rows above.
+
     Args:
         controls: content of controls.json.
     """
-    methods, gaps = controls["methods"], controls.get("gaps", {})
-    rows = [_method(shown, methods[name]) for name, shown in METHODS.items() if name in methods]
-    return rows + [_gap(shown, gaps[name]) for name, shown in GAPS.items() if name in gaps]
+    rows = _rows(controls["methods"], METHODS, controls.get("gaps", {}), GAPS)
+    llm = controls.get("llm")
+    if llm is None:
+        return rows
+    count = llm["control_latents"]
+    shuffled = {f"mean_{name}": llm.get(f"mean_{name}_shuffled") for name in SCORES}
+    methods = {
+        "label": llm,
+        "shuffled": {"latents": count, "labelled": count, **shuffled},
+        **llm.get("controls", {}),
+    }
+    return rows + _rows(methods, WORDS, llm.get("gaps", {}), WORD_GAPS)
+
+
+def _rows(
+    methods: Mapping[str, Mapping[str, Any]],
+    method_names: Mapping[str, str],
+    gaps: Mapping[str, Mapping[str, Any]],
+    gap_names: Mapping[str, str],
+) -> list[list[str]]:
+    rows = [_method(shown, methods[key]) for key, shown in method_names.items() if key in methods]
+    return rows + [_gap(shown, gaps[key]) for key, shown in gap_names.items() if key in gaps]
 
 
 def _method(shown: str, found: Mapping[str, Any]) -> list[str]:
-    counts = [format_value(found[name]) for name in ("latents", "labelled", "accepted")]
+    counts = [
+        format_value(found[name]) if name in found else NONE
+        for name in ("latents", "labelled", "accepted")
+    ]
     scores = [_number(found.get(f"mean_{name}"), found.get(f"interval_{name}")) for name in SCORES]
     return [shown, *counts, *scores]
 

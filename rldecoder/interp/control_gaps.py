@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,9 +13,12 @@ from rldecoder.evals.statistics import (
     paired_bootstrap_pvalue,
     two_sample_bootstrap,
 )
-from rldecoder.interp.labelling import Labelled
+from rldecoder.interp.labelers import LabelDraft
 
 GAP_SCORES = ("detection", "f1")
+"""Of deterministic labels."""
+Scored = tuple[Sequence[LabelDraft], Sequence[Any]]
+"""Labels of some latents and their scores, row by row: `Labelled`, or `Judged` in words."""
 
 
 class Gap(NamedTuple):
@@ -29,20 +32,26 @@ class Gap(NamedTuple):
     control_latents: int
 
 
-def control_gaps(methods: Mapping[str, Labelled]) -> dict[str, Any]:
+def control_gaps(
+    methods: Mapping[str, Scored], names: Sequence[str] = GAP_SCORES
+) -> dict[str, Any]:
     """`controls.json`, `gaps`: by name, score by score; null where a side has no score.
 
     `label_shuffled`: the same latents with their own and with another's label, so paired, over
     latents with a label. `label_random_sae`: the most important latents of one SAE against drawn
     ones of another. `drawn_random_sae`: like against like, latents drawn alike of both SAEs, on
     the same text. `*_labelled` leave out failures, which otherwise score 0.
+
+    Args:
+        methods: `label`, `shuffled`, and unless that was not asked for `random_sae` and `drawn`.
+        names: the scores.
     """
     out: dict[str, Any] = {"label_shuffled": {}}
-    for score in GAP_SCORES:
+    for score in names:
         out["label_shuffled"][score] = _paired(methods["label"], methods["shuffled"], score)
-    for name in ("label", "drawn"):
+    for name in ("label", "drawn") if "random_sae" in methods else ():
         found = out[f"{name}_random_sae"] = {}
-        for score in GAP_SCORES:
+        for score in names:
             for suffix, labelled_only in (("", False), ("_labelled", True)):
                 found[score + suffix] = _unpaired(
                     methods[name], methods["random_sae"], score, labelled_only
@@ -50,17 +59,19 @@ def control_gaps(methods: Mapping[str, Labelled]) -> dict[str, Any]:
     return out
 
 
-def mean_intervals(labelled: Labelled) -> dict[str, list[float] | None]:
-    """95 % intervals over latents of the means of GAP_SCORES, failures counting 0."""
+def mean_intervals(
+    labelled: Scored, names: Sequence[str] = GAP_SCORES
+) -> dict[str, list[float] | None]:
+    """95 % intervals over latents of the means of some scores, failures counting 0."""
     out: dict[str, list[float] | None] = {}
-    for score in GAP_SCORES:
+    for score in names:
         values = list(_scores(labelled, score).values())
         found = bootstrap_mean_ci(values) if values else None
         out[f"interval_{score}"] = None if found is None else [found.low, found.high]
     return out
 
 
-def _paired(label: Labelled, control: Labelled, score: str) -> dict[str, Any] | None:
+def _paired(label: Scored, control: Scored, score: str) -> dict[str, Any] | None:
     own, other = _scores(label, score), _scores(control, score)
     both = [latent for latent in own if latent in other]
     if not both:
@@ -70,7 +81,7 @@ def _paired(label: Labelled, control: Labelled, score: str) -> dict[str, Any] | 
 
 
 def _unpaired(
-    label: Labelled, control: Labelled, score: str, labelled_only: bool
+    label: Scored, control: Scored, score: str, labelled_only: bool
 ) -> dict[str, Any] | None:
     first = list(_scores(label, score, labelled_only).values())
     second = list(_scores(control, score, labelled_only).values())
@@ -80,11 +91,11 @@ def _unpaired(
     return Gap(*found, len(first), len(second))._asdict()
 
 
-def _scores(labelled: Labelled, score: str, labelled_only: bool = False) -> dict[int, float]:
+def _scores(labelled: Scored, score: str, labelled_only: bool = False) -> dict[int, float]:
     """By latent, where defined."""
     return {
         draft.latent: value
         for draft, scores in zip(*labelled, strict=True)
         if (value := getattr(scores, score)) is not None
-        and not (labelled_only and draft.predicate is None)
+        and not (labelled_only and draft.text is None)
     }

@@ -16,7 +16,7 @@ from rldecoder.interp.predicate import Predicate
 from rldecoder.schemas import read_json, write_json
 
 SCHEMA_VERSION: Literal[3] = 3
-SCHEMA_MINOR = 1
+SCHEMA_MINOR = 2
 FEATURE_LABELS_FILE = "feature_labels.json"
 
 
@@ -164,6 +164,12 @@ class JudgedScores(_Record):
     """Of the windows in which the latent fires, the share that the label names."""
     window_f1: float | None = None
     """Harmonic mean of the two."""
+    intruder: float | None = None
+    """Finding the quiet window among five by the label, corrected for chance: 0 is guessing. Null
+    also where it was not asked for."""
+    simulation: float | None = None
+    """Correlation of the activations that the judge guesses from the label with the real ones, over
+    the tokens of the windows asked about. Null also where it was not asked for."""
 
 
 class LabelConfidence(_Record):

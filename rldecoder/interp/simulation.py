@@ -1,9 +1,9 @@
 """Simulation: activations predicted from a label alone, compared with the real ones.
 
 After Bills et al. 2023 (openaipublic.blob.core.windows.net/neuron-explainer/paper), where a
-language model reads the label and guesses each token's activation. An executable label needs no
-such reader: what it says of a token is whether the predicate holds there, and the best guess from
-that is the mean activation of such tokens, measured on the text the label was fitted on.
+language model reads the label and guesses each token's activation: `correlate`. An executable label
+needs no such reader: what it says of a token is whether the predicate holds there, and the best
+guess from that is the mean activation of such tokens, measured on the text the label was fitted on.
 """
 
 from __future__ import annotations
@@ -72,10 +72,31 @@ def simulate(
         return Simulation(None, None)
     step = levels.held - levels.silent
     spread = count / n * (1 - count / n)
-    correlation = 0.0
-    if spread > 0 and step != 0:
-        covariance = inside / n - total / n * count / n
-        correlation = float(np.sign(step) * covariance / np.sqrt(variance * spread))
+    covariance = inside / n - total / n * count / n
+    correlation = float(np.sign(step)) * _pearson(covariance, spread, variance)
     cross = levels.silent * total + step * inside
     power = levels.silent**2 * (n - count) + levels.held**2 * count
     return Simulation(correlation, 1 - (square - 2 * cross + power) / n / variance)
+
+
+def correlate(simulated: NDArray[np.float64], real: NDArray[np.float64]) -> float | None:
+    """Correlation of guessed with real activations, by the conventions of `simulate`.
+
+    Args:
+        simulated: [cells] guesses, in any unit.
+        real: [cells] activations, 0 where the latent is silent.
+
+    None if the real ones are the same everywhere.
+    """
+    if not np.ptp(real):
+        return None
+    if not np.ptp(simulated):
+        return 0.0
+    guess, truth = simulated - simulated.mean(), real - real.mean()
+    covariance = float((guess * truth).mean())
+    return _pearson(covariance, float((guess**2).mean()), float((truth**2).mean()))
+
+
+def _pearson(covariance: float, simulated: float, real: float) -> float:
+    """From covariance and variances; 0 for a guess that is the same everywhere."""
+    return float(covariance / np.sqrt(simulated * real)) if simulated > 0 else 0.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,21 +10,15 @@ from numpy.typing import NDArray
 
 from rldecoder import schemas
 from rldecoder.config.interp import LabelFeaturesConfig
-from rldecoder.data.activation_reader import ActivationReader
 from rldecoder.data.activations import ActivationBatch
 from rldecoder.data.shards import read_token_table
 from rldecoder.decoder.loading import load_decoder
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
 from rldecoder.errors import BadInputError
 from rldecoder.interp.calibration import Acceptance, high_confidence_threshold, thresholds
-from rldecoder.interp.control_gaps import control_gaps, mean_intervals
-from rldecoder.interp.corpus import (
-    SplitFirings,
-    TokenGrid,
-    read_firings,
-    sample_sequences,
-    with_documents,
-)
+from rldecoder.interp.control_gaps import GAP_SCORES, control_gaps, mean_intervals
+from rldecoder.interp.corpus import SplitFirings, TokenGrid, sample_sequences
+from rldecoder.interp.drawn import Drawn, SplitSource, draw_latents
 from rldecoder.interp.example_pass import ExamplePass, PassResult
 from rldecoder.interp.examples import (
     EXAMPLES,
@@ -41,7 +35,6 @@ from rldecoder.interp.labelling import (
     calibrate,
     calibration_report,
     check_disjoint,
-    draw_alive,
     label_and_score,
     random_sae,
     shuffled_control,
@@ -49,7 +42,8 @@ from rldecoder.interp.labelling import (
 )
 from rldecoder.interp.llm.estimate import Estimate
 from rldecoder.interp.llm.models import FrozenModel, open_models
-from rldecoder.interp.llm.procedure import LlmRun, as_records, llm_summary
+from rldecoder.interp.llm.procedure import LlmRun
+from rldecoder.interp.llm.results import as_records, llm_summary
 from rldecoder.interp.llm.storage import LEDGER, Spent
 from rldecoder.interp.recalibration import recalibrated
 from rldecoder.interp.records import (
@@ -107,16 +101,17 @@ def run(
     labeler = PredicateLabeler(config.predicate)
     acceptance = Acceptance(config.accept_detection, config.accept_precision)
     rng = np.random.default_rng(derive_seed(ctx.seed, "labels"))
+    source = _source(inputs, config)
 
     sizes = ExampleSettings(
         config.window_tokens, config.num_top, config.num_quantile, config.num_negative
     )
-    context = ActivationReader(inputs["cache_activations"].path, "label").meta.context_length
+    context = source.reader("label").meta.context_length
     found = ExamplePass(sae.num_latents, sizes, context, derive_seed(ctx.seed, "examples"))
 
     with ctx.report.track("labels", 5, "step") as bar:
         text, fit = _read_fit(inputs, config, ctx, sae, ranked.latents, found.add)
-        scored = _read(inputs, config, sae, "test", ranked.latents, config.score_tokens)
+        scored = source.firings(sae, "test", ranked.latents, config.score_tokens)
         check_disjoint(text, scored.grid)
         bar.advance(note="text read")
         labelled = label_and_score(labeler, fit, scored, vocabulary, config.window_tokens, rng)
@@ -126,11 +121,13 @@ def run(
             derive_seed(ctx.seed, "calibration"),
         )  # fmt: skip
         bar.advance(note="calibrated")
+        drawn = _draw(inputs, config, ctx, sae)
         methods = {
             "label": labelled,
             "shuffled": shuffled_control(labelled, scored, vocabulary, config.window_tokens, rng),
-            "random_sae": _random_control(inputs, config, ctx, sae, vocabulary),
-            "drawn": _label_drawn(inputs, config, sae, vocabulary, derive_seed(ctx.seed, "drawn")),
+        } | {
+            name: label_and_score(labeler, *found, vocabulary, config.window_tokens, own_rng)
+            for name, (found, own_rng) in drawn.items()
         }
         bar.advance(note="controls")
         decoder = load_decoder(inputs["freeze_decoder"].path / "decoder", lm, sae)
@@ -140,7 +137,8 @@ def run(
 
     answered = None
     if config.llm is not None:
-        with _llm_run(inputs, config, ctx, fit, scored, vocabulary) as llm:
+        controls_in_words = _for_words(drawn, config, ctx)
+        with _llm_run(inputs, config, ctx, fit, scored, vocabulary, controls_in_words) as llm:
             answered = llm.label(ctx.report.track)
     data = confidences.model.data
     levels = thresholds(confidences.model.out_of_fold(), data.accepted, data.latents)
@@ -197,12 +195,17 @@ def estimate(
     lm = FrozenLM.load(inputs["sync_tokenizer"].path / "model", device="cpu")
     sae = Sae.load(inputs["train_sae"].path / "sae", device=ctx.device)
     vocabulary = Vocabulary.from_tokenizer(lm.tokenizer, lm.vocab_size)
-    with ctx.report.track("estimate", 3, "step") as bar:
+    source = _source(inputs, config)
+    with ctx.report.track("estimate", 4, "step") as bar:
         _, fit = _read_fit(inputs, config, ctx, sae, ranked.latents)
         bar.advance(note="label split read")
-        scored = _read(inputs, config, sae, "test", ranked.latents, config.score_tokens)
+        scored = source.firings(sae, "test", ranked.latents, config.score_tokens)
         bar.advance(note="test split read")
-        with _llm_run(inputs, config, ctx, fit, scored, vocabulary) as llm:
+        drawn = {}
+        if config.llm is not None and config.llm.control_latents:
+            drawn = _for_words(_draw(inputs, config, ctx, sae), config, ctx)
+        bar.advance(note="controls drawn")
+        with _llm_run(inputs, config, ctx, fit, scored, vocabulary, drawn) as llm:
             return llm.estimate(), llm.spent()
 
 
@@ -213,6 +216,7 @@ def _llm_run(
     fit: SplitFirings,
     scored: SplitFirings,
     vocabulary: Vocabulary,
+    controls: Mapping[str, Drawn],
 ) -> LlmRun:
     """The dealings with the language model, opened."""
     assert config.llm is not None
@@ -229,7 +233,13 @@ def _llm_run(
         acceptance=Acceptance(config.accept_detection, config.accept_precision),
         seed=derive_seed(ctx.seed, "llm"),
         progress=ctx.progress,
+        controls=controls,
     )
+
+
+def _source(inputs: Mapping[str, InputArtifact], config: LabelFeaturesConfig) -> SplitSource:
+    """Where all text is read from."""
+    return SplitSource(inputs["cache_activations"].path, inputs["ingest"].path, config.batch_tokens)
 
 
 def _material(
@@ -278,7 +288,7 @@ def _read_fit(
     observe: Callable[[ActivationBatch, SparseLatents], None] | None = None,
 ) -> tuple[TokenGrid, SplitFirings]:
     """All of the text that `observe` saw, and the part of it that labels are fitted on."""
-    reader = ActivationReader(inputs["cache_activations"].path, "label")
+    reader = _source(inputs, config).reader("label")
     size = config.example_tokens or config.fit_tokens
     chosen = sample_sequences(
         read_token_table(inputs["ingest"].path, "label"),
@@ -287,68 +297,46 @@ def _read_fit(
         size=config.fit_tokens,
         seed=derive_seed(ctx.seed, "fit-sample"),
     )
-    whole = _read(inputs, config, sae, "label", latents, size, observe=observe, sequences=chosen)
+    whole = _source(inputs, config).firings(
+        sae, "label", latents, size, observe=observe, sequences=chosen
+    )
     return whole.grid, whole if chosen is None else whole.only(
         np.intersect1d(chosen, whole.grid.seq_ids)
     )
 
 
-def _read(
-    inputs: Mapping[str, InputArtifact],
-    config: LabelFeaturesConfig,
-    sae: Sae,
-    split: str,
-    latents: NDArray[np.int64] | None,
-    max_tokens: int,
-    observe: Callable[[ActivationBatch, SparseLatents], None] | None = None,
-    sequences: NDArray[np.int64] | None = None,
-) -> SplitFirings:
-    """Firings on a split's cached activations, with documents from the token table."""
-    grid, firings = read_firings(
-        ActivationReader(inputs["cache_activations"].path, split),
-        sae,
-        split=split,
-        latents=latents,
-        max_tokens=max_tokens,
-        batch_tokens=config.batch_tokens,
-        observe=observe,
-        sequences=sequences,
-    )
-    return SplitFirings(
-        with_documents(grid, read_token_table(inputs["ingest"].path, split)), firings
-    )
+def _draw(
+    inputs: Mapping[str, InputArtifact], config: LabelFeaturesConfig, ctx: StageContext, sae: Sae
+) -> dict[str, tuple[Drawn, np.random.Generator]]:
+    """Latents of an untrained SAE and of the trained one, drawn alike, and what draws from then."""
+    source = _source(inputs, config)
+    seed = derive_seed(ctx.seed, "random-sae")
+    untrained = random_sae(sae.spec, source.reader("label"), MEAN_TOKENS, seed).to(ctx.device)
+    seeds = {"random_sae": (untrained, seed), "drawn": (sae, derive_seed(ctx.seed, "drawn"))}
+    found = {}
+    for name, (which, start) in seeds.items():
+        rng = np.random.default_rng(start)
+        drawn = draw_latents(
+            source,
+            which,
+            count=config.control_features,
+            max_tokens=config.control_tokens,
+            min_firings=config.predicate.min_firings,
+            rng=rng,
+        )
+        found[name] = drawn, rng
+    return found
 
 
-def _random_control(
-    inputs: Mapping[str, InputArtifact],
+def _for_words(
+    drawn: Mapping[str, tuple[Drawn, np.random.Generator]],
     config: LabelFeaturesConfig,
     ctx: StageContext,
-    sae: Sae,
-    vocabulary: Vocabulary,
-) -> Labelled:
-    """Label and score latents of an untrained SAE exactly as those of the trained one."""
-    seed = derive_seed(ctx.seed, "random-sae")
-    reader = ActivationReader(inputs["cache_activations"].path, "label")
-    control = random_sae(sae.spec, reader, MEAN_TOKENS, seed).to(ctx.device)
-    return _label_drawn(inputs, config, control, vocabulary, seed)
-
-
-def _label_drawn(
-    inputs: Mapping[str, InputArtifact],
-    config: LabelFeaturesConfig,
-    sae: Sae,
-    vocabulary: Vocabulary,
-    seed: int,
-) -> Labelled:
-    """Label and score latents of an SAE drawn uniformly from those that are alive."""
-    rng = np.random.default_rng(seed)
-    fit = _read(inputs, config, sae, "label", None, config.control_tokens)
-    chosen = draw_alive(fit.firings, config.control_features, config.predicate.min_firings, rng)
-    latents = fit.firings.latents[chosen]
-    fit = fit._replace(firings=fit.firings.select(chosen))
-    scored = _read(inputs, config, sae, "test", latents, config.control_tokens)
-    labeler = PredicateLabeler(config.predicate)
-    return label_and_score(labeler, fit, scored, vocabulary, config.window_tokens, rng)
+) -> dict[str, Drawn]:
+    """Those of them that get labels in words too; none unless that is asked for."""
+    assert config.llm is not None
+    count, seed = config.llm.control_latents, derive_seed(ctx.seed, "drawn-words")
+    return {name: found.sample(count, seed) for name, (found, _) in drawn.items() if count}
 
 
 def _record(
@@ -455,11 +443,21 @@ def _output(
             "llm_judge_trusted": labels.judge.trusted,
             "llm_mean_detection": llm["mean_detection"],
             "llm_mean_fuzzing": llm["mean_fuzzing"],
+            "llm_mean_intruder": llm["mean_intruder"],
+            "llm_mean_simulation": llm["mean_simulation"],
             "llm_shuffled_detection": llm["mean_detection_shuffled"],
             "llm_confidence_ece": llm["confidence"]["ece"],
             "llm_confidence_brier": llm["confidence"]["brier"],
             "llm_cost": llm["cost"],
         }
+        if llm["controls"]:
+            metrics |= {
+                "llm_random_sae_detection": llm["controls"]["random_sae"]["mean_detection"],
+                "llm_drawn_detection": llm["controls"]["drawn"]["mean_detection"],
+                **_gap_metrics(
+                    llm["gaps"]["drawn_random_sae"], "llm_gap", ("detection", "fuzzing")
+                ),
+            }
         unsure = llm["confidence"]["reason"]
         if unsure is not None:
             reasons += (f"Labels in words have no confidence: {unsure}.",)
@@ -471,10 +469,12 @@ def _output(
     return StageOutput(metrics, reasons=reasons)
 
 
-def _gap_metrics(gaps: Mapping[str, Any]) -> dict[str, Scalar]:
+def _gap_metrics(
+    gaps: Mapping[str, Any], prefix: str = "gap", scores: Sequence[str] = GAP_SCORES
+) -> dict[str, Scalar]:
     """Trained SAE above random SAE, latents of both drawn alike."""
     return {
-        f"gap_{score}{suffix}": None if gaps[score] is None else gaps[score][name]
-        for score in ("detection", "f1")
+        f"{prefix}_{score}{suffix}": None if gaps[score] is None else gaps[score][name]
+        for score in scores
         for suffix, name in (("", "difference"), ("_low", "low"), ("_high", "high"))
     }

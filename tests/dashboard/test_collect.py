@@ -148,7 +148,8 @@ def test_a_card_holds_contrasts_relations_and_reviews(tmp_path: Path) -> None:
 def test_a_card_holds_all_scores_and_the_other_labels(tmp_path: Path) -> None:
     values = {name: n / 7 for n, name in enumerate(Scores.model_fields, start=1)} | {"firings": 3}
     judged = {"detection": 2 / 3, "fuzzing": None, "window_precision": 0.5, "questions": 2,
-              "failures": 1, "window_recall": 0.25, "window_f1": None}  # fmt: skip
+              "failures": 1, "window_recall": 0.25, "window_f1": None, "intruder": -0.25,
+              "simulation": None}  # fmt: skip
     names = {"labeler": BIDI, "model": BIDI, "judge": BIDI, "judge_trusted": False}
     both = label(3, 1, "own", []).model_copy(
         update={

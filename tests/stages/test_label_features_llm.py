@@ -51,6 +51,10 @@ def inputs(tmp_path_factory: pytest.TempPathFactory, tiny_lm_dir: Path) -> dict[
 def behave(body: dict[str, Any], number: int) -> Answer:
     """Labels everything, and says yes to every second window."""
     lines = data_of(body)
+    if "token" in lines[-1]:
+        return said(f'{{"answers": {[i % 11 for i in range(len(lines) - 1)]}}}')
+    if "piece" in lines[-1] and '{"answer": number}' in body["messages"][-1]["content"]:
+        return said('{"answer": 2}')
     if "piece" not in lines[-1]:
         return label(f"label <b>{number}</b>")
     values = ", ".join("true" if i % 2 else "false" for i in range(len(lines) - 1))
@@ -86,7 +90,7 @@ def test_both_labels_are_published_with_their_scores_and_the_ledger(
             run_stage(STAGE, dict(inputs), poor, tmp_path / "poor")
         assert len(server.bodies) == sent
     old, new = FeatureLabels.load(before), FeatureLabels.load(out)
-    assert (new.schema_version, new.schema_minor) == (3, 1)
+    assert (new.schema_version, new.schema_minor) == (3, 2)
     # The deterministic labeler's part is what it was without the language model.
     for ours, theirs in zip(new.features, old.features, strict=True):
         assert ours.model_copy(update={"other_labels": []}) == theirs
@@ -107,6 +111,50 @@ def test_both_labels_are_published_with_their_scores_and_the_ledger(
     assert sum(row["cost"] for row in ledger) == pytest.approx(sent * 100 / 1e6)
     for path in (*out.rglob("*"), *(tmp_path / "llm" / "progress").rglob("*")):
         assert KEY.encode() not in path.read_bytes(), path
+
+
+def test_more_scores_and_a_random_sae_where_they_are_asked_for(
+    tmp_path: Path, inputs: dict[str, InputArtifact], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TEST_API_KEY", KEY)
+    asks = {"intruder_questions": 2, "simulation_windows": 1, "control_latents": 3}
+    with serve(behave) as server:
+        endpoint = {"kind": "endpoint", "base_url": server.url, "model": "fake"}
+        config = with_llm(tmp_path, endpoint, **asks)
+        scratch = tmp_path / "scratch"
+        ctx = StageContext(scratch, scratch, 0, torch.device("cpu"), SilentReporter())
+        still, _ = estimate(inputs, config, ctx)
+        output, out = run_stage(STAGE, dict(inputs), config, tmp_path / "llm")
+        assert len(server.bodies) == still.requests
+        assert estimate(inputs, config, ctx)[0].requests == 0
+    scores = [f.other_labels[0].scores for f in FeatureLabels.load(out).features]
+    assert any(s.intruder is not None for s in scores)
+    assert any(s.simulation for s in scores)
+    controls = read_json(out / "controls.json")
+    llm = controls["llm"]
+    assert {name: found["latents"] for name, found in llm["controls"].items()} == {
+        "random_sae": 3, "drawn": 3,
+    }  # fmt: skip
+    gap = llm["gaps"]["drawn_random_sae"]["detection"]
+    assert gap["low"] <= gap["difference"] <= gap["high"]
+    assert output.metrics["llm_gap_detection"] == gap["difference"]
+    assert output.metrics["llm_mean_intruder"] == llm["mean_intruder"]
+    # They are latents of the deterministic labels' own controls.
+    rows = read_parquet(out / "scores.parquet").to_pylist()
+    ledger = read_parquet(out / "llm_ledger.parquet").to_pylist()
+    for method in ("random_sae", "drawn"):
+        named = {row["latent"] for row in ledger if row["purpose"] == f"{method}_label"}
+        assert len(named) == 3
+        assert named <= {row["latent"] for row in rows if row["method"] == method}
+
+
+def test_settings_that_cannot_work_are_refused(tmp_path: Path) -> None:
+    local = {"kind": "local"}
+    with pytest.raises(ValidationError, match="control_latents"):
+        with_llm(tmp_path, local, control_latents=6)
+    with pytest.raises(ValidationError, match="judge_tokens of at least 80"):
+        with_llm(tmp_path, local, simulation_windows=1, judge_tokens=79)
+    with_llm(tmp_path, local, simulation_windows=1, judge_tokens=80)
 
 
 def test_a_tiny_random_model_fails_and_is_not_believed(

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 from rldecoder.interp.llm.prompts import Message
 
 Purpose = str
-"""label, detection, fuzzing, planted_detection, ...: what a request is for."""
+"""label, detection, planted_detection, random_sae_label, ...: what a request is for."""
 
 
 class ChatRequest(NamedTuple):
@@ -21,6 +21,8 @@ class ChatRequest(NamedTuple):
     """Longest answer."""
     schema: dict[str, Any]
     """JSON schema of the answer, for servers that can enforce it."""
+    expected_tokens: int | None = None
+    """How long an answer is expected to be, for estimates; None: a share of the longest."""
 
 
 class Reply(NamedTuple):

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from rldecoder.interp.llm.session import Question, Session
 
 EXPECTED_ANSWER = 0.25
-"""Share of the longest answer that an answer is expected to take."""
+"""Share of the longest answer that an answer is expected to take, where nothing better is known."""
 
 
 class Estimate(NamedTuple):
@@ -44,7 +44,9 @@ def add_up(session: Session, questions: Iterable[Question[Any]]) -> Estimate:
             continue
         request = question.request
         count, longest = session.model.count_tokens(request.messages), request.max_tokens
-        answer = round(longest * EXPECTED_ANSWER)
+        answer = request.expected_tokens
+        if answer is None:
+            answer = round(longest * EXPECTED_ANSWER)
         # The repair repeats the prompt, the answer (cut at 500 characters, each escaped to at most
         # 12 bytes) and a sentence.
         most_in = 2 * count.most + 12 * 500 + 500

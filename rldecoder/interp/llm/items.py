@@ -49,22 +49,36 @@ class ItemSampler:
     def detection(
         self, fires: Cells, acts: NDArray[np.float32], rng: np.random.Generator
     ) -> list[Item]:
-        """Active windows, spread over the range of their strongest activation, and silent ones.
+        """`count` windows of each kind, see `both_kinds`; empty unless there are so many."""
+        nothing = np.zeros(0, np.int64)
+        drawn = self.both_kinds(fires, acts, self.count, rng)
+        items = [Item(self.cells(window), nothing, truth) for window, truth in drawn]
+        return [items[i] for i in rng.permutation(len(items))]
 
-        Empty unless there are `count` of each.
+    def both_kinds(
+        self, fires: Cells, acts: NDArray[np.float32], count: int, rng: np.random.Generator
+    ) -> list[tuple[int, bool]]:
+        """Windows, and whether the latent fires there: `count` active ones, spread over the range
+        of their strongest activation, and as many silent ones.
+
+        Empty unless there are so many of each.
         """
         order = np.argsort(-acts, kind="stable")
         windows, first = np.unique(self.text.window_of[fires[order]], return_index=True)
         active = windows[np.argsort(first)]  # strongest first
         silent = np.setdiff1d(self._used, windows)
-        if min(active.size, silent.size) < self.count:
+        if min(active.size, silent.size) < count:
             return []
-        nothing = np.zeros(0, np.int64)
-        chosen = [(int(part[rng.integers(part.size)]), True) for part in self._parts(active)]
-        drawn = rng.choice(silent, self.count, replace=False)
-        chosen += [(int(window), False) for window in drawn]
-        items = [Item(self._of(window), nothing, truth) for window, truth in chosen]
-        return [items[i] for i in rng.permutation(len(items))]
+        parts = np.array_split(active, count)
+        chosen = [(int(part[rng.integers(part.size)]), True) for part in parts]
+        drawn = rng.choice(silent, count, replace=False)
+        return chosen + [(int(window), False) for window in drawn]
+
+    def strong_and_silent(self, fires: Cells, acts: NDArray[np.float32]) -> tuple[Cells, Cells]:
+        """Windows with a strong activation, and those without any."""
+        strong = fires[acts >= STRONG_FRACTION * acts.max(initial=0)]
+        windows = self.text.window_of
+        return np.unique(windows[strong]), np.setdiff1d(self._used, windows[fires])
 
     def fuzzing(
         self, fires: Cells, acts: NDArray[np.float32], rng: np.random.Generator
@@ -79,7 +93,7 @@ class ItemSampler:
         usable: list[tuple[Cells, Cells, Cells]] = []
         windows = np.unique(self.text.window_of[strong])
         for window in rng.permutation(windows):
-            cells = self._of(int(window))
+            cells = self.cells(int(window))
             inside = strong[self.text.window_of[strong] == window]
             others = np.setdiff1d(cells, inside)
             if others.size >= inside.size:
@@ -96,16 +110,17 @@ class ItemSampler:
 
     def show(self, item: Item) -> str:
         """The window's text, with its marks."""
-        tokens = self.text.grid.tokens.reshape(-1)[item.cells]
-        texts = self.text.vocabulary.texts
         marks = frozenset(np.flatnonzero(np.isin(item.cells, item.marked)).tolist())
-        return marked_text(Marked([texts[t] if t >= 0 else "" for t in tokens.tolist()], marks))
+        return marked_text(Marked(self.tokens(item.cells), marks))
 
-    def _of(self, window: int) -> Cells:
+    def tokens(self, cells: Cells) -> list[str]:
+        """Texts of the tokens of some cells."""
+        found = self.text.grid.tokens.reshape(-1)[cells].tolist()
+        return [self.text.vocabulary.texts[t] if t >= 0 else "" for t in found]
+
+    def cells(self, window: int) -> Cells:
+        """Valid cells of a window, increasing."""
         return self._cells[self._start[window] : self._end[window]]
-
-    def _parts(self, active: Cells) -> list[Cells]:
-        return np.array_split(active, self.count)
 
 
 def read_exactly(item: Item, held: BoolArray) -> bool:

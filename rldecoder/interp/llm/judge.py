@@ -1,5 +1,6 @@
-"""Detection and fuzzing of labels in words (2410.13928), answered by a language model.
+"""Scores of labels in words, answered by a language model.
 
+Detection and fuzzing (2410.13928), and where they are asked for the intruder task and simulation.
 The windows come from text that the labeler has not seen. Every question without a usable answer
 counts as wrong for all of its windows; a label that does not exist scores 0, as for predicates.
 """
@@ -8,19 +9,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from rldecoder.config.llm import LlmConfig
 from rldecoder.interp.corpus import Firings
 from rldecoder.interp.llm.backends import ChatRequest
+from rldecoder.interp.llm.intruder import Group, draw_groups, judged_intruder
 from rldecoder.interp.llm.items import Item, ItemSampler, balanced
-from rldecoder.interp.llm.parsing import ANSWERS_SCHEMA, parse_answers
+from rldecoder.interp.llm.parsing import (
+    ACTIVATIONS_SCHEMA,
+    ANSWERS_SCHEMA,
+    CHOICE_SCHEMA,
+    parse_activations,
+    parse_answers,
+    parse_choice,
+)
 from rldecoder.interp.llm.prompts import judge_prompt
-from rldecoder.interp.llm.session import Question, Session
+from rldecoder.interp.llm.session import Parsed, Question, Session
+from rldecoder.interp.llm.simulation import Window, draw_windows, judged_simulation
 
 KINDS = ("detection", "fuzzing")
+"""Asked about every label, in one question each; the judge's gate tries these."""
+ACTIVATION_TOKENS = 2
+"""What a guessed activation and its comma take of an answer, usually."""
+Place = tuple[str, int]
+"""Which question about a label: its kind, and its number within that."""
 
 
 class JudgeScores(NamedTuple):
@@ -34,13 +49,17 @@ class JudgeScores(NamedTuple):
     """Share of the split's windows named by the label in which the latent fires: estimated from
     the detection answers and the true share of active windows."""
     questions: int
-    """Questions asked about it: one a kind."""
+    """Questions asked about it."""
     failures: int
     """Of these, without a usable answer."""
     window_recall: float | None = None
     """Share of the split's active windows that the label names."""
     window_f1: float | None = None
     """Harmonic mean of recall and precision over windows."""
+    intruder: float | None = None
+    """Corrected for chance: 1 always right, 0 guessing; None also where it is not asked for."""
+    simulation: float | None = None
+    """Correlation of guessed with real activations; None also where it is not asked for."""
 
 
 class Case(NamedTuple):
@@ -52,6 +71,17 @@ class Case(NamedTuple):
     """By kind asked for; empty where the text has too few."""
     active_share: float
     """Share of the split's windows in which the latent fires."""
+    groups: Sequence[Group] = ()
+    """For the intruder task, a question each."""
+    windows: Sequence[Window] = ()
+    """For simulation, a question each."""
+
+    @property
+    def num_questions(self) -> int:
+        """Questions that the judge is asked about it."""
+        if self.label is None:
+            return 0
+        return sum(map(bool, self.items.values())) + len(self.groups) + len(self.windows)
 
 
 class Judge:
@@ -66,45 +96,62 @@ class Judge:
         self, sampler: ItemSampler, cases: Sequence[Case], purpose: str = ""
     ) -> list[JudgeScores]:
         """Scores of all cases, in their order. Raises what `Session.ask_all` raises."""
-        places: list[tuple[int, str]] = []
-        questions = []
-        for number, case in enumerate(cases):
-            for kind, question in self.questions(sampler, case, purpose).items():
-                places.append((number, kind))
-                questions.append(question)
-        found = self._session.ask_all(questions, self._on_answer)
-        answers = dict(zip(places, found, strict=True))
-        out = []
-        for number, case in enumerate(cases):
-            values: dict[str, list[bool | None]] = {}
-            failures = 0
-            for kind in KINDS:
-                parsed = answers.get((number, kind))
-                if parsed is None:
-                    continue
-                failures += parsed.value is None
-                missing: list[bool | None] = [None] * len(case.items[kind])
-                values[kind] = missing if parsed.value is None else list(parsed.value)
-            out.append(_scores(case, values, failures))
-        return out
+        asked = {
+            (number, place): question
+            for number, case in enumerate(cases)
+            for place, question in self.questions(sampler, case, purpose).items()
+        }
+        found = self._session.ask_all(list(asked.values()), self._on_answer)
+        answers: list[dict[Place, Parsed[Any]]] = [{} for _ in cases]
+        for (number, place), parsed in zip(asked, found, strict=True):
+            answers[number][place] = parsed
+        return [
+            self._failed() if case.label is None else _scores(case, answers[number])
+            for number, case in enumerate(cases)
+        ]
 
     def questions(
         self, sampler: ItemSampler, case: Case, purpose: str = ""
-    ) -> dict[str, Question[list[bool]]]:
-        """What would be asked about a case, by kind; nothing is sent."""
+    ) -> dict[Place, Question[Any]]:
+        """What would be asked about a case; nothing is sent."""
         if case.label is None:
             return {}
-        out = {}
+        out: dict[Place, Question[Any]] = {}
+        base = ChatRequest("", case.latent, (), self._config.judge_tokens, ANSWERS_SCHEMA)
         for kind in KINDS:
             items = case.items.get(kind)
             if items:
-                messages = judge_prompt(kind, case.label, [sampler.show(item) for item in items])
-                request = ChatRequest(
-                    f"{purpose}{kind}", case.latent, messages, self._config.judge_tokens,
-                    ANSWERS_SCHEMA,
-                )  # fmt: skip
-                out[kind] = Question(request, partial(parse_answers, count=len(items)))
+                texts = [sampler.show(item) for item in items]
+                request = base._replace(
+                    purpose=f"{purpose}{kind}", messages=judge_prompt(kind, case.label, texts)
+                )
+                out[kind, 0] = Question(request, partial(parse_answers, count=len(items)))
+        for number, group in enumerate(case.groups):
+            texts = [sampler.show(item) for item in group.windows]
+            request = base._replace(
+                purpose=f"{purpose}intruder",
+                messages=judge_prompt("intruder", case.label, texts),
+                schema=CHOICE_SCHEMA,
+            )
+            out["intruder", number] = Question(request, partial(parse_choice, count=len(texts)))
+        for number, window in enumerate(case.windows):
+            texts = sampler.tokens(window.cells)
+            request = base._replace(
+                purpose=f"{purpose}simulation",
+                messages=judge_prompt("simulation", case.label, texts),
+                schema=ACTIVATIONS_SCHEMA,
+                expected_tokens=ACTIVATION_TOKENS * len(texts),
+            )
+            out["simulation", number] = Question(
+                request, partial(parse_activations, count=len(texts))
+            )
         return out
+
+    def _failed(self) -> JudgeScores:
+        """Of a label that does not exist."""
+        intruder = 0.0 if self._config.intruder_questions else None
+        simulation = 0.0 if self._config.simulation_windows else None
+        return JudgeScores(0.0, 0.0, 0.0, 0, 0, 0.0, 0.0, intruder, simulation)
 
 
 def make_cases(
@@ -113,8 +160,14 @@ def make_cases(
     labels: Sequence[str | None],
     seed: int,
     kinds: Sequence[str] = KINDS,
+    intruder_questions: int = 0,
+    simulation_windows: int = 0,
 ) -> list[Case]:
-    """One case a row of `firings`; the windows of a latent do not depend on the other rows."""
+    """One case a row of `firings`; the windows of a latent do not depend on the other rows.
+
+    Args:
+        intruder_questions, simulation_windows: as in LlmConfig.
+    """
     inside = firings.within(sampler.text.valid)
     cases = []
     for row, label in enumerate(labels):
@@ -125,24 +178,39 @@ def make_cases(
         rng = np.random.default_rng([seed, latent < 0, abs(latent)])
         draw = {"detection": sampler.detection, "fuzzing": sampler.fuzzing}
         items = {kind: draw[kind](fires, acts, rng) for kind in kinds}
-        cases.append(Case(latent, label, items, sampler.active_share(fires)))
+        groups = draw_groups(sampler, fires, acts, intruder_questions, rng)
+        windows = draw_windows(sampler, fires, acts, simulation_windows, rng)
+        share = sampler.active_share(fires)
+        cases.append(Case(latent, label, items, share, groups, windows))
     return cases
 
 
-def _scores(case: Case, answers: dict[str, list[bool | None]], failures: int) -> JudgeScores:
-    if case.label is None:
-        return JudgeScores(0.0, 0.0, 0.0, 0, 0, 0.0, 0.0)
-    by_kind = {
-        kind: balanced(case.items[kind], answers[kind]) if kind in answers else None
-        for kind in KINDS
-    }
+def _scores(case: Case, answers: dict[Place, Parsed[Any]]) -> JudgeScores:
+    values = {place: parsed.value for place, parsed in answers.items()}
+    by_kind: dict[str, float | None] = dict.fromkeys(KINDS)
     windows = Windows(None, None, None)
-    if "detection" in answers:
-        windows = _windows(case.items["detection"], answers["detection"], case.active_share)
+    for kind in KINDS:
+        if (kind, 0) not in values:
+            continue
+        items = case.items[kind]
+        value = values[kind, 0]
+        said: list[bool | None] = [None] * len(items) if value is None else value
+        by_kind[kind] = balanced(items, said)
+        if kind == "detection":
+            windows = _windows(items, said, case.active_share)
     return JudgeScores(
-        by_kind["detection"], by_kind["fuzzing"], windows.precision, len(answers), failures,
-        windows.recall, windows.f1,
-    )  # fmt: skip
+        by_kind["detection"],
+        by_kind["fuzzing"],
+        windows.precision,
+        len(values),
+        sum(value is None for value in values.values()),
+        windows.recall,
+        windows.f1,
+        judged_intruder(case.groups, [values["intruder", n] for n in range(len(case.groups))]),
+        judged_simulation(
+            case.windows, [values["simulation", n] for n in range(len(case.windows))]
+        ),
+    )
 
 
 class Windows(NamedTuple):

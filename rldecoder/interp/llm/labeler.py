@@ -30,6 +30,7 @@ class LlmLabeler:
     Args:
         window_tokens: width of an example.
         min_firings: a latent that fires on fewer cells is not labelled (and not asked about).
+        purpose: stands before `label` in the ledger.
         on_answer: called after each answer, for progress.
     """
 
@@ -42,12 +43,13 @@ class LlmLabeler:
         window_tokens: int,
         min_firings: int,
         on_answer: Callable[[], None] = lambda: None,
+        purpose: str = "",
     ) -> None:
         self._session, self._config, self._min_firings = session, config, min_firings
         self._sizes = ExampleSettings(
             window_tokens, config.num_top, config.num_quantile, config.num_negative
         )
-        self._on_answer = on_answer
+        self._on_answer, self._purpose = on_answer, f"{purpose}label"
 
     def label(self, evidence: Evidence) -> list[LabelDraft]:
         """Label all latents of the evidence; see `Labeler`."""
@@ -90,7 +92,7 @@ class LlmLabeler:
 
     def _request(self, latent: int, active: list[Any], silent: list[Any]) -> ChatRequest:
         messages = label_prompt(active, silent)
-        return ChatRequest("label", latent, messages, self._config.label_tokens, LABEL_SCHEMA)
+        return ChatRequest(self._purpose, latent, messages, self._config.label_tokens, LABEL_SCHEMA)
 
 
 def _counts(evidence: Evidence) -> np.ndarray[Any, Any]:

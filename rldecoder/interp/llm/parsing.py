@@ -6,11 +6,21 @@ import json
 import re
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, StrictBool, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictInt,
+    ValidationError,
+)
 
 from rldecoder.interp.vocabulary import visible
 
 MAX_LABEL_CHARS = 300
+MAX_ACTIVATION = 10
+"""A guessed activation is a whole number from 0 to this (Bills et al. 2023)."""
 _BLOCK = re.compile(r"```(?:json)?\s*(.*?)```", re.DOTALL)
 
 
@@ -38,6 +48,14 @@ class _Answers(_Answer):
     answers: list[Annotated[StrictBool, BeforeValidator(_bit)]]
 
 
+class _Choice(_Answer):
+    answer: StrictInt
+
+
+class _Activations(_Answer):
+    answers: list[Annotated[StrictInt, Field(ge=0, le=MAX_ACTIVATION)]]
+
+
 LABEL_SCHEMA: dict[str, Any] = {
     "type": "object",
     "properties": {"label": {"type": ["string", "null"]}},
@@ -47,6 +65,19 @@ LABEL_SCHEMA: dict[str, Any] = {
 ANSWERS_SCHEMA: dict[str, Any] = {
     "type": "object",
     "properties": {"answers": {"type": "array", "items": {"type": "boolean"}}},
+    "required": ["answers"],
+    "additionalProperties": False,
+}
+# Bounds are checked here alone: not every server knows them in a schema.
+CHOICE_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {"answer": {"type": "integer"}},
+    "required": ["answer"],
+    "additionalProperties": False,
+}
+ACTIVATIONS_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {"answers": {"type": "array", "items": {"type": "integer"}}},
     "required": ["answers"],
     "additionalProperties": False,
 }
@@ -76,6 +107,30 @@ def parse_answers(text: str, count: int) -> list[bool]:
         MalformedAnswerError: not JSON, another form, or another number of answers.
     """
     answers = _read(text, _Answers).answers
+    if len(answers) != count:
+        raise MalformedAnswerError(f"{len(answers)} answers instead of {count}")
+    return answers
+
+
+def parse_choice(text: str, count: int) -> int:
+    """The index, from 0, of one of `count` pieces; they are numbered from 1.
+
+    Raises:
+        MalformedAnswerError: not JSON, another form, or no piece has that number.
+    """
+    number = _read(text, _Choice).answer
+    if not 1 <= number <= count:
+        raise MalformedAnswerError(f"the number is not one of 1 to {count}")
+    return number - 1
+
+
+def parse_activations(text: str, count: int) -> list[int]:
+    """Exactly `count` activations from 0 to MAX_ACTIVATION.
+
+    Raises:
+        MalformedAnswerError: not JSON, another form, out of range, or another number of them.
+    """
+    answers = _read(text, _Activations).answers
     if len(answers) != count:
         raise MalformedAnswerError(f"{len(answers)} answers instead of {count}")
     return answers

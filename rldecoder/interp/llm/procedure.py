@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from types import MappingProxyType
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from rldecoder.config.llm import LlmConfig
 from rldecoder.errors import BudgetExceededError
 from rldecoder.interp.calibration import Acceptance
 from rldecoder.interp.corpus import Firings, SplitFirings
+from rldecoder.interp.drawn import Drawn
 from rldecoder.interp.labelers import Evidence, LabelDraft
 from rldecoder.interp.llm.backends import ChatModel
 from rldecoder.interp.llm.confidence import WordConfidences, word_confidences
@@ -21,10 +23,11 @@ from rldecoder.interp.llm.gate import Planted, num_questions, plant, try_judge
 from rldecoder.interp.llm.items import ItemSampler
 from rldecoder.interp.llm.judge import Case, Judge, JudgeScores, make_cases
 from rldecoder.interp.llm.labeler import LlmLabeler
-from rldecoder.interp.llm.session import Purse, Session
+from rldecoder.interp.llm.results import Judged, LlmLabels
+from rldecoder.interp.llm.session import Purse, Question, Session
 from rldecoder.interp.llm.storage import AnswerCache, Ledger, Spent
-from rldecoder.interp.records import JudgedScores, JudgeTrust, OtherLabel
-from rldecoder.interp.scores import ScoringText, derangement, mean_or_none
+from rldecoder.interp.records import JudgeTrust
+from rldecoder.interp.scores import ScoringText, derangement
 from rldecoder.interp.vocabulary import Vocabulary
 from rldecoder.lm.user_cache import user_cache
 from rldecoder.seeds import derive_seed
@@ -45,19 +48,21 @@ Track = Callable[[str, float, str], AbstractContextManager[Bar]]
 """Opens a bar: description, total, unit."""
 
 
-class LlmLabels(NamedTuple):
-    """What the language model said, and what its judge thinks of it."""
+class Arm(NamedTuple):
+    """Latents to label in words, and the unseen text on which their labels are judged."""
 
-    drafts: list[LabelDraft]
-    scores: list[JudgeScores]
-    trust: JudgeTrust
-    control: list[JudgeScores]
-    """Of labels against other latents."""
-    models: tuple[str, str]
-    """Names of the labeler's and of the judge's model."""
-    ledger: dict[str, list[Any]]
-    """Columns of storage.LEDGER."""
-    confidences: WordConfidences
+    name: str
+    """Which control they are; empty for the run's own latents."""
+    evidence: Evidence
+    """Where labels come from."""
+    firings: Firings
+    """Of the same latents on the unseen text."""
+    sampler: ItemSampler
+
+    @property
+    def purpose(self) -> str:
+        """Stands before what requests are for, in the ledger."""
+        return f"{self.name}_" if self.name else ""
 
 
 class LlmRun:
@@ -66,6 +71,7 @@ class LlmRun:
     Args:
         fit: where labels come from; rows most important first.
         scored: where they are judged; the same latents, other documents.
+        controls: latents labelled and judged alike, by name: `random_sae` and `drawn`.
         acceptance: scores of a label that counts as accepted.
         progress: a folder that outlives a killed run, for the ledger.
     """
@@ -83,19 +89,30 @@ class LlmRun:
         acceptance: Acceptance,
         seed: int,
         progress: Path,
+        controls: Mapping[str, Drawn] = MappingProxyType({}),
     ) -> None:
         self._acceptance = acceptance
         self.config, self.models, self._seed = config, models, seed
         rows = np.arange(fit.firings.latents.size)[: config.max_features]
-        self._evidence = Evidence(fit.grid, fit.firings.select(rows), vocabulary)
-        self._firings: Firings = scored.firings.select(rows)
-        text = ScoringText(scored.grid, vocabulary, window_tokens)
-        self._sampler = ItemSampler(text, config.judge_windows)
+
+        def arm(name: str, fit: SplitFirings, scored: SplitFirings) -> Arm:
+            text = ScoringText(scored.grid, vocabulary, window_tokens)
+            evidence = Evidence(fit.grid, fit.firings, vocabulary)
+            return Arm(name, evidence, scored.firings, ItemSampler(text, config.judge_windows))
+
+        self._own = arm(
+            "",
+            fit._replace(firings=fit.firings.select(rows)),
+            scored._replace(firings=scored.firings.select(rows)),
+        )
+        self._controls = [arm(name, *drawn) for name, drawn in controls.items()]
         # For confidence: what the judge says on the text that the labels come from.
         self._seen = ItemSampler(
             ScoringText(fit.grid, vocabulary, window_tokens), config.judge_windows
         )
-        self._planted: Planted = plant(text, self._sampler, config, derive_seed(seed, "planted"))
+        self._planted: Planted = plant(
+            self._own.sampler.text, self._own.sampler, config, derive_seed(seed, "planted")
+        )
         self._cache = AnswerCache(config.cache or user_cache() / "llm_answers.sqlite")
         self._ledger = Ledger(progress / "ledger.sqlite")
         self._purse = Purse(self._ledger, config.budget)
@@ -117,32 +134,43 @@ class LlmRun:
         Answers in the cache are used: after an interrupted run only the rest is counted. Questions
         about labels that are not known yet are counted with a stand-in.
         """
-        labeler, judge = self._labeler(lambda: None), self._judge(lambda: None)
-        questions = labeler.questions(self._evidence)
-        labels: list[str | None] = []
-        for latent in map(int, self._evidence.firings.latents):
-            known = self._sessions[0].peek(questions[latent]) if latent in questions else None
-            unknown = latent in questions and known is None
-            labels.append(STAND_IN if unknown else known.value if known else None)
+        judge = self._judge(lambda: None)
+        own, *controls = arms = (self._own, *self._controls)
+        to_label: list[Question[str | None]] = []
+        labels: dict[str, list[str | None]] = {}
+        for arm in arms:
+            questions = self._labeler(arm).questions(arm.evidence)
+            to_label += questions.values()
+            labels[arm.name] = [
+                self._known(questions.get(latent)) for latent in map(int, arm.firings.latents)
+            ]
         cases = [
-            *self._cases(labels),
-            *self._control_cases(labels),
+            *self._cases(own, labels[own.name]),
+            *self._shuffled_cases(labels[own.name]),
             *self._planted.cases,
             *self._planted.wrong,
         ]
-        asked = [q for case in cases for q in judge.questions(self._sampler, case).values()]
-        for case in self._seen_cases(labels):
+        asked = [q for case in cases for q in judge.questions(own.sampler, case).values()]
+        for case in self._seen_cases(labels[own.name]):
             asked += judge.questions(self._seen, case).values()
-        return add_up(self._sessions[0], list(questions.values())) + add_up(
-            self._sessions[1], asked
-        )
+        for arm in controls:
+            for case in self._cases(arm, labels[arm.name]):
+                asked += judge.questions(arm.sampler, case).values()
+        return add_up(self._sessions[0], to_label) + add_up(self._sessions[1], asked)
+
+    def _known(self, question: Question[str | None] | None) -> str | None:
+        """A label as far as it is known; None for a latent that is not asked about."""
+        if question is None:
+            return None
+        answer = self._sessions[0].peek(question)
+        return STAND_IN if answer is None else answer.value
 
     def spent(self) -> Spent:
         """What the ledger holds: of this artifact's earlier, interrupted runs at first."""
         return self._ledger.spent()
 
     def label(self, track: Track) -> LlmLabels:
-        """Try the judge, label, score, and score against other latents.
+        """Try the judge, label, score, and score the controls.
 
         Raises:
             BudgetExceededError: it is expected to cost more than is left (nothing was sent), or
@@ -151,25 +179,37 @@ class LlmRun:
         self._refuse_if_too_dear()
         with track("judge's gate", num_questions(self._planted), "answers") as bar:
             trust = try_judge(
-                self._judge(bar.advance), self.models[1].name, self._sampler, self._planted,
+                self._judge(bar.advance), self.models[1].name, self._own.sampler, self._planted,
                 self.config,
             )  # fmt: skip
-        count = len(self._labeler(lambda: None).questions(self._evidence))
+        own, *controls = arms = (self._own, *self._controls)
+        count = sum(len(self._labeler(arm).questions(arm.evidence)) for arm in arms)
         with track("labels by model", count, "answers") as bar:
-            drafts = self._labeler(bar.advance).label(self._evidence)
-        labels = [draft.text for draft in drafts]
-        cases, control = self._cases(labels), self._control_cases(labels)
-        seen_cases = self._seen_cases(labels)
-        every = (*cases, *control, *seen_cases)
-        asked = sum(bool(items) for c in every if c.label for items in c.items.values())
-        with track("judge", asked, "answers") as bar:
+            drafts = {arm.name: self._labeler(arm, bar.advance).label(arm.evidence) for arm in arms}
+        labels = {name: [draft.text for draft in found] for name, found in drafts.items()}
+        cases = {arm.name: self._cases(arm, labels[arm.name]) for arm in arms}
+        shuffled, seen = self._shuffled_cases(labels[""]), self._seen_cases(labels[""])
+        every = [*shuffled, *seen, *(case for found in cases.values() for case in found)]
+        with track("judge", sum(case.num_questions for case in every), "answers") as bar:
             judge = self._judge(bar.advance)
-            scores = judge.score(self._sampler, cases)
-            shuffled = judge.score(self._sampler, control, "shuffled_")
-            seen = judge.score(self._seen, seen_cases, "seen_")
-        names = (self.models[0].name, self.models[1].name)
-        sure = self._confidences(drafts, seen, scores, trust)
-        return LlmLabels(drafts, scores, trust, shuffled, names, self._ledger.columns(), sure)
+            scores = judge.score(own.sampler, cases[""])
+            shuffled_scores = judge.score(own.sampler, shuffled, "shuffled_")
+            seen_scores = judge.score(self._seen, seen, "seen_")
+            drawn = {
+                arm.name: Judged(
+                    drafts[arm.name], judge.score(arm.sampler, cases[arm.name], arm.purpose)
+                )
+                for arm in controls
+            }
+        return LlmLabels(
+            own=Judged(drafts[""], scores),
+            trust=trust,
+            shuffled=Judged(_swapped(drafts[""], shuffled), shuffled_scores),
+            drawn=drawn,
+            models=(self.models[0].name, self.models[1].name),
+            ledger=self._ledger.columns(),
+            confidences=self._confidences(drafts[""], seen_scores, scores, trust),
+        )
 
     def _confidences(
         self,
@@ -198,29 +238,38 @@ class LlmRun:
                     f"{more:,.8g} still needed.",
                     "Nothing was sent now.",
                     f"Raise `label_features.llm.budget.{name}`, or ask less: `max_features`, "
-                    "`control_features`, `planted_features`.",
+                    "`control_features`, `control_latents`, `planted_features`, "
+                    "`intruder_questions`, `simulation_windows`.",
                 )
 
-    def _labeler(self, on_answer: Callable[[], None]) -> LlmLabeler:
+    def _labeler(self, arm: Arm, on_answer: Callable[[], None] = lambda: None) -> LlmLabeler:
         return LlmLabeler(
-            self._sessions[0], self.config, self._window_tokens, self._min_firings, on_answer
-        )
+            self._sessions[0], self.config, self._window_tokens, self._min_firings, on_answer,
+            arm.purpose,
+        )  # fmt: skip
 
     def _judge(self, on_answer: Callable[[], None]) -> Judge:
         return Judge(self._sessions[1], self.config, on_answer)
 
-    def _cases(self, labels: Sequence[str | None]) -> list[Case]:
-        seed = derive_seed(self._seed, "windows")
-        return make_cases(self._sampler, self._firings, labels, seed)
+    def _cases(self, arm: Arm, labels: Sequence[str | None]) -> list[Case]:
+        """All that is asked about an arm's labels."""
+        return make_cases(
+            arm.sampler,
+            arm.firings,
+            labels,
+            derive_seed(self._seed, "windows"),
+            intruder_questions=self.config.intruder_questions,
+            simulation_windows=self.config.simulation_windows,
+        )
 
     def _seen_cases(self, labels: Sequence[str | None]) -> list[Case]:
         """Detection on the text that the labels come from."""
         if not self.config.confidence:
             return []
         seed = derive_seed(self._seed, "seen")
-        return make_cases(self._seen, self._evidence.firings, labels, seed, ("detection",))
+        return make_cases(self._seen, self._own.evidence.firings, labels, seed, ("detection",))
 
-    def _control_cases(self, labels: Sequence[str | None]) -> list[Case]:
+    def _shuffled_cases(self, labels: Sequence[str | None]) -> list[Case]:
         """The most important labelled latents, each with another one's label."""
         rows = np.flatnonzero([label is not None for label in labels])
         rows = rows[: self.config.control_features]
@@ -228,55 +277,10 @@ class LlmRun:
             return []
         order = derangement(rows.size, np.random.default_rng(derive_seed(self._seed, "control")))
         swapped = [labels[int(rows[other])] for other in order]
-        seed = derive_seed(self._seed, "windows")
-        return make_cases(self._sampler, self._firings.select(rows), swapped, seed)
+        return self._cases(self._own._replace(firings=self._own.firings.select(rows)), swapped)
 
 
-def as_records(found: LlmLabels) -> dict[int, OtherLabel]:
-    """What `feature_labels.json` says of each latent."""
-    return {
-        draft.latent: OtherLabel(
-            labeler=LlmLabeler.name,
-            model=found.models[0],
-            label=draft.text,
-            failure=draft.failure,
-            judge=found.models[1],
-            judge_trusted=found.trust.trusted,
-            scores=JudgedScores(**scores._asdict()),
-            confidence=confidence,
-            no_confidence=reason,
-        )
-        for draft, scores, confidence, reason in zip(
-            found.drafts,
-            found.scores,
-            found.confidences.found,
-            found.confidences.reasons,
-            strict=True,
-        )
-    }
-
-
-def llm_summary(found: LlmLabels) -> dict[str, Any]:
-    """Counts and means, over all latents (a failure scores 0) and over those with a label."""
-    good = [s for d, s in zip(found.drafts, found.scores, strict=True) if d.text is not None]
-    live = [i for i, cached in enumerate(found.ledger["cached"]) if not cached]
-    out: dict[str, Any] = {
-        "labeler": found.models[0],
-        "judge": found.trust.model_dump(mode="json"),
-        "latents": len(found.drafts),
-        "labelled": len(good),
-        "failed": len(found.drafts) - len(good),
-        "judge_questions": sum(s.questions for s in found.scores),
-        "judge_failures": sum(s.failures for s in found.scores),
-        "control_latents": len(found.control),
-        "confidence": found.confidences.report,
-        "attempts": len(live),
-        "cached_answers": len(found.ledger["cached"]) - len(live),
-    }
-    for name in ("tokens_in", "tokens_out", "cost"):
-        out[name] = sum(found.ledger[name][i] for i in live)
-    for name in ("detection", "fuzzing", "window_precision", "window_recall", "window_f1"):
-        out[f"mean_{name}"] = mean_or_none([getattr(s, name) for s in found.scores])
-        out[f"mean_{name}_labelled"] = mean_or_none([getattr(s, name) for s in good])
-        out[f"mean_{name}_shuffled"] = mean_or_none([getattr(s, name) for s in found.control])
-    return out
+def _swapped(drafts: Sequence[LabelDraft], cases: Sequence[Case]) -> list[LabelDraft]:
+    """The drafts of the cases' latents, with the labels that they were judged by."""
+    by_latent = {draft.latent: draft for draft in drafts}
+    return [by_latent[case.latent]._replace(text=case.label) for case in cases]

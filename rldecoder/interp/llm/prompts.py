@@ -59,13 +59,21 @@ def label_prompt(active: Sequence[Any], silent: Sequence[Any]) -> tuple[Message,
 
 
 def judge_prompt(kind: str, label: str, texts: Sequence[str]) -> tuple[Message, ...]:
-    """The judge's prompt about some windows; `kind` is detection or fuzzing."""
+    """The judge's prompt.
+
+    Args:
+        kind: detection, fuzzing, intruder or simulation.
+        texts: windows; for simulation the tokens of one window.
+    """
+    name = "token" if kind == "simulation" else "piece"
     lines: list[Any] = [{"label": label}]
-    lines += [{"piece": number, "text": text} for number, text in enumerate(texts, start=1)]
+    lines += [{name: number, "text": text} for number, text in enumerate(texts, start=1)]
     count = len(texts)
+    # Detection and fuzzing want the same form of answer.
+    user = kind if kind in ("intruder", "simulation") else "judge"
     return (
         _message("system", f"{kind}.system", count=count),
-        _message("user", "judge.user", data=fenced(lines), count=count),
+        _message("user", f"{user}.user", data=fenced(lines), count=count),
     )
 
 

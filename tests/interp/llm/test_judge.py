@@ -41,17 +41,19 @@ class ReaderSession:
         found = []
         for question in questions:
             self.requests.append(question.request)
-            [label, *pieces] = data_of(
-                {"messages": [m._asdict() for m in question.request.messages]}
-            )
-            kind = question.request.purpose.rsplit("_", 1)[-1]
-            answer = self.reader(kind, label["label"], [piece["text"] for piece in pieces])
+            answer = self.reader(*asked(question.request))
             try:
                 found.append(Parsed(question.parse(answer), None))
             except MalformedAnswerError as error:
                 found.append(Parsed(None, str(error)))
             on_answer()
         return found
+
+
+def asked(request: ChatRequest) -> tuple[str, str, list[str]]:
+    """What a judge is shown: kind, label, and texts of pieces or tokens."""
+    [label, *pieces] = data_of({"messages": [m._asdict() for m in request.messages]})
+    return request.purpose.rsplit("_", 1)[-1], label["label"], [piece["text"] for piece in pieces]
 
 
 def answers(values: list[bool]) -> str:
@@ -81,9 +83,21 @@ def perfect(sampler: ItemSampler, held: dict[str, BoolArray], cases: Sequence[Ca
         (kind, sampler.show(item)): item
         for case in cases for kind in KINDS for item in case.items.get(kind, ())
     }  # fmt: skip
-    return lambda kind, label, pieces: answers(
-        [read_exactly(items[kind, piece], held[label]) for piece in pieces]
-    )
+    items |= {
+        ("intruder", sampler.show(item)): item
+        for case in cases for group in case.groups for item in group.windows
+    }  # fmt: skip
+    cells = {tuple(sampler.tokens(w.cells)): w.cells for case in cases for w in case.windows}
+
+    def read(kind: str, label: str, pieces: list[str]) -> str:
+        if kind == "simulation":
+            return json.dumps({"answers": [10 * int(x) for x in held[label][cells[tuple(pieces)]]]})
+        holds = [read_exactly(items[kind, piece], held[label]) for piece in pieces]
+        if kind == "intruder":
+            return json.dumps({"answer": 1 + (holds.index(False) if False in holds else 0)})
+        return answers(holds)
+
+    return read
 
 
 @pytest.fixture(scope="module")
@@ -138,8 +152,18 @@ def test_a_failed_label_scores_0_and_is_not_asked_about(
     judge = Judge(session, CONFIG)
     scores = judge.score(sampler, make_cases(sampler, planted.scored.firings, labels, 0))
     assert len(session.requests) == 2
-    assert scores[0] == (0.0, 0.0, 0.0, 0, 0, 0.0, 0.0)
-    assert scores[3] == (0.0, 0.0, 0.0, 2, 2, 0.0, 0.0)  # a silent judge is wrong about everything
+    assert scores[0] == (0.0, 0.0, 0.0, 0, 0, 0.0, 0.0, None, None)
+    assert scores[3] == (
+        0.0,
+        0.0,
+        0.0,
+        2,
+        2,
+        0.0,
+        0.0,
+        None,
+        None,
+    )  # a silent judge is wrong about everything
 
 
 def test_window_precision_is_that_of_the_whole_split(

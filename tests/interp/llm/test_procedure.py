@@ -8,20 +8,25 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
+from scipy import sparse
 
 from rldecoder.config.llm import Budget, LlmConfig
 from rldecoder.errors import BudgetExceededError
 from rldecoder.interp.calibration import Acceptance
+from rldecoder.interp.corpus import Firings, SplitFirings
+from rldecoder.interp.drawn import Drawn
 from rldecoder.interp.llm.backends import ChatRequest, Prices, Reply, TokenCount
 from rldecoder.interp.llm.labeler import LlmLabeler
-from rldecoder.interp.llm.procedure import LlmRun, as_records, llm_summary
+from rldecoder.interp.llm.procedure import LlmRun
 from rldecoder.interp.llm.prompts import Message
+from rldecoder.interp.llm.results import as_records, llm_summary
 from rldecoder.interp.llm.storage import LEDGER
 from rldecoder.interp.predicate import describe
 from rldecoder.schemas import write_parquet
 from tests.interp.llm.fake_server import data_of
-from tests.interp.llm.test_judge import meanings, perfect
+from tests.interp.llm.test_judge import asked, meanings, perfect
 
 if TYPE_CHECKING:
     from tests.interp.conftest import Planted
@@ -68,30 +73,28 @@ def model() -> Clever:
 
 @pytest.fixture
 def open_run(planted: Planted, tmp_path: Path, model: Clever) -> Open:
-    def open_(**changes: Any) -> LlmRun:
+    def open_(controls: dict[str, Drawn] | None = None, **changes: Any) -> LlmRun:
         values = {"cache": tmp_path / "answers.sqlite", **changes}
         run = LlmRun(
             CONFIG.model_copy(update=values), (model, model), planted.fit, planted.scored,
             planted.vocabulary, window_tokens=16, min_firings=10,
             acceptance=Acceptance(0.8, 0.5), seed=0,
-            progress=tmp_path / "progress",
+            progress=tmp_path / "progress", controls=controls or {},
         )  # fmt: skip
         labels = [describe(p, planted.vocabulary) for p in planted.predicates]
-        held = meanings(run._sampler.text, planted.predicates)
-        cases = [*run._planted.cases, *run._cases(labels[: changes.get("max_features", 24)])]
-        reads = perfect(run._sampler, held, cases)
+        held = meanings(run._own.sampler.text, planted.predicates)
         named = labels[: changes.get("max_features", 24)]
+        cases = [*run._planted.cases, *run._cases(run._own, named)]
+        for arm in run._controls:
+            cases += run._cases(arm, ["x"] * len(arm.firings.latents))
+        reads = perfect(run._own.sampler, held, cases)
         seen = meanings(run._seen.text, planted.predicates)
         reads_seen = perfect(run._seen, seen, run._seen_cases(named))
 
         def answer(request: ChatRequest) -> str | None:
-            if request.purpose == "label":
-                return json.dumps({"label": labels[request.latent]})
-            messages = [message._asdict() for message in request.messages]
-            [label, *pieces] = data_of({"messages": messages})
-            kind = request.purpose.rsplit("_", 1)[-1]
-            reader = reads_seen if request.purpose == "seen_detection" else reads
-            return reader(kind, label["label"], [piece["text"] for piece in pieces])
+            if request.purpose.endswith("label"):
+                return json.dumps({"label": labels[request.latent % len(labels)]})
+            return (reads_seen if request.purpose == "seen_detection" else reads)(*asked(request))
 
         model.answer = answer
         return run
@@ -127,8 +130,8 @@ def test_good_models_make_good_labels(
     assert (done.requests, done.cached) == (0, still.requests)
     assert found.trust.trusted, found.trust.reason
     records = as_records(found)
-    assert [records[i].label for i in range(24)] == [d.text for d in found.drafts]
-    assert all(d.predicate is None and d.failure is None for d in found.drafts)
+    assert [records[i].label for i in range(24)] == [d.text for d in found.own.drafts]
+    assert all(d.predicate is None and d.failure is None for d in found.own.drafts)
     assert all(r.judge_trusted and r.labeler == LlmLabeler.name for r in records.values())
     summary = llm_summary(found)
     # The text that labels come from was judged as well, but 24 labels are too few for a fit.
@@ -154,10 +157,10 @@ def test_good_models_make_good_labels(
 def test_a_second_run_asks_nothing_and_finds_the_same(open_run: Open, model: Clever) -> None:
     with open_run(max_features=4) as run:
         first = run.label(track)
-    asked = len(model.asked)
+    sent = len(model.asked)
     with open_run(max_features=4) as run:
         second = run.label(track)
-    assert len(model.asked) == asked
+    assert len(model.asked) == sent
     assert second._replace(ledger={}) == first._replace(ledger={})
 
 
@@ -172,7 +175,7 @@ def test_refusals_and_abstentions_are_failures_that_score_0(open_run: Open, mode
 
         model.answer = answer
         found = run.label(track)
-    assert [d.failure for d in found.drafts[:4]] == [
+    assert [d.failure for d in found.own.drafts[:4]] == [
         "the model refused",
         "the model found nothing in common",
         "the answer cannot be read: there is no JSON object in it",
@@ -193,7 +196,7 @@ def test_labels_of_an_untrusted_judge_say_so(open_run: Open, model: Clever) -> N
         found = run.label(track)
     assert not found.trust.trusted
     assert not any(record.judge_trusted for record in as_records(found).values())
-    assert found.scores[0].failures == 2
+    assert found.own.scores[0].failures == 2
 
 
 def test_too_small_a_budget_is_told_before_anything_is_sent(open_run: Open, model: Clever) -> None:
@@ -211,10 +214,10 @@ def test_too_small_a_budget_is_told_before_anything_is_sent(open_run: Open, mode
 def test_the_labeler_sees_only_its_evidence(planted: Planted, open_run: Open) -> None:
     """Every shown window is text of the fitting split, and marks are where the latent fires."""
     with open_run() as run:
-        asked = run._labeler(lambda: None).questions(run._evidence)
+        questions = run._labeler(run._own).questions(run._own.evidence)
     grid, texts = planted.fit.grid, planted.vocabulary.texts
     rows = ["".join(texts[t] for t in row) for row in grid.tokens]
-    for latent, question in list(asked.items())[:8]:
+    for latent, question in list(questions.items())[:8]:
         messages = [message._asdict() for message in question.request.messages]
         for line in data_of({"messages": messages}):
             [(kind, value)] = line.items()
@@ -224,5 +227,89 @@ def test_the_labeler_sees_only_its_evidence(planted: Planted, open_run: Open) ->
             if kind == "active":
                 levels = [level for _, level in value["strengths"]]
                 assert all(1 <= level <= 10 for level in levels)
-    first = list(data_of({"messages": [m._asdict() for m in asked[0].request.messages]}))
+    first = list(data_of({"messages": [m._asdict() for m in questions[0].request.messages]}))
     assert max(level for _, level in first[0]["active"]["strengths"]) == 10
+
+
+def anywhere(split: SplitFirings, count: int, seed: int) -> SplitFirings:
+    """Latents from 24 on that fire on cells drawn at random: no label can be right."""
+    rng = np.random.default_rng(seed)
+    cells = np.flatnonzero(split.grid.valid)
+    rows = np.repeat(np.arange(count), 300)
+    columns = np.concatenate([np.sort(rng.choice(cells, 300, False)) for _ in range(count)])
+    acts = rng.uniform(0.5, 2.0, rows.size).astype(np.float32)
+    matrix = sparse.csr_array((acts, (rows, columns)), shape=(count, split.grid.num_cells))
+    return split._replace(firings=Firings(np.arange(24, 24 + count), matrix))
+
+
+def test_intruder_simulation_and_a_random_sae(
+    planted: Planted, open_run: Open, model: Clever
+) -> None:
+    controls = {
+        "random_sae": Drawn(anywhere(planted.fit, 30, 0), anywhere(planted.scored, 30, 1)),
+        "drawn": Drawn(planted.fit, planted.scored).sample(20, 0),
+    }
+    asks = {"intruder_questions": 3, "simulation_windows": 2, "planted_features": 10}
+    with open_run(controls, **asks, control_features=12) as run:
+        still = run.estimate()
+        assert not model.asked
+        found = run.label(track)
+        # Latents drawn from the run's own, on the same text: their questions have been asked.
+        assert len(model.asked) == still.requests - found.ledger["cached"].count(1)
+        done = run.estimate()
+        assert (done.requests, done.cached) == (0, still.requests)
+    kinds = {"detection", "fuzzing", "intruder", "simulation"}
+    for prefix in ("", "shuffled_", "random_sae_", "drawn_"):
+        assert {f"{prefix}{kind}" for kind in kinds} <= set(found.ledger["purpose"])
+    assert found.ledger["purpose"].count("random_sae_label") == 30
+    assert found.ledger["purpose"].count("drawn_label") == 20
+    assert "planted_intruder" not in found.ledger["purpose"]
+    record = as_records(found)[0].scores
+    assert (record.intruder, record.questions) == (1.0, 2 + 3 + 2 * 2)
+    assert record.simulation is not None
+    assert record.simulation > 0.8
+    summary = llm_summary(found)
+    assert summary["mean_intruder"] > 0.95
+    assert summary["mean_simulation"] > 0.8
+    assert abs(summary["mean_intruder_shuffled"]) < 0.3
+    assert abs(summary["mean_simulation_shuffled"]) < 0.3
+    random, drawn = summary["controls"]["random_sae"], summary["controls"]["drawn"]
+    assert (random["latents"], random["labelled"], drawn["latents"]) == (30, 30, 20)
+    assert abs(random["mean_detection"] - 0.5) < 0.15
+    assert drawn["mean_detection"] > 0.95
+    assert random["interval_detection"][0] <= random["mean_detection"]
+    for gaps in (summary["gaps"]["label_random_sae"], summary["gaps"]["drawn_random_sae"]):
+        for name in ("detection", "fuzzing", "window_f1", "intruder", "simulation"):
+            assert gaps[name]["low"] > 0.1, name
+            assert gaps[name]["control_latents"] == 30
+    paired = summary["gaps"]["label_shuffled"]["detection"]
+    assert paired["latents"] == 12
+    assert paired["low"] > 0.2
+
+
+def test_without_being_asked_nothing_more_is_sent(open_run: Open, model: Clever) -> None:
+    with open_run(max_features=4) as run:
+        found = run.label(track)
+    summary = llm_summary(found)
+    assert summary["controls"] == {}
+    assert set(summary["gaps"]) == {"label_shuffled"}
+    assert summary["mean_intruder"] is summary["gaps"]["label_shuffled"]["intruder"] is None
+    assert all(s.intruder is s.simulation is None for s in found.own.scores)
+
+
+def test_failed_labels_of_a_control_count(planted: Planted, open_run: Open, model: Clever) -> None:
+    controls = {
+        "random_sae": Drawn(anywhere(planted.fit, 6, 0), anywhere(planted.scored, 6, 1)),
+        "drawn": Drawn(planted.fit, planted.scored).sample(6, 0),
+    }
+    with open_run(controls, max_features=4, intruder_questions=1) as run:
+        good = model.answer
+        model.answer = lambda r: None if r.purpose == "random_sae_label" else good(r)
+        found = run.label(track)
+    summary = llm_summary(found)
+    random = summary["controls"]["random_sae"]
+    assert (random["labelled"], random["failed"], random["judge_questions"]) == (0, 6, 0)
+    assert random["mean_detection"] == random["mean_intruder"] == 0.0
+    gaps = summary["gaps"]["drawn_random_sae"]
+    assert gaps["detection"]["difference"] == summary["controls"]["drawn"]["mean_detection"]
+    assert gaps["detection_labelled"] is None

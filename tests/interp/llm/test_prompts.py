@@ -64,7 +64,7 @@ def test_hostile_labels_and_texts_change_nothing_but_data_lines(text: str) -> No
         assert len(lines) == 3 + 2 + 2  # label and 2 pieces, 2 fences, blank and request
         return [system.content, *(line for line in lines if line[0:1] not in ("{", "="))]
 
-    for kind in ("detection", "fuzzing"):
+    for kind in ("detection", "fuzzing", "intruder", "simulation"):
         assert frame(text, text, kind) == frame("harmless", "harmless", kind)
 
 
@@ -110,7 +110,7 @@ def test_the_digest_covers_every_template(monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setattr(prompts, "FOLDER", copy)
     assert prompts_digest() == before
     names = sorted(path.name for path in copy.iterdir())
-    assert len(names) == 7
+    assert len(names) == 11
     for name in names:
         (copy / name).write_text((copy / name).read_text("utf-8") + " ", "utf-8")
         assert prompts_digest() != before

@@ -40,6 +40,7 @@ app = typer.Typer(help=__doc__, no_args_is_help=True)
 console = Console(width=120)
 
 Threads = Annotated[int, typer.Option(help="Threads of torch.")]
+ONLY = "Only contenders whose name contains one of these (separated by commas)."
 
 
 class Synthetic:
@@ -104,7 +105,7 @@ def speed(
     k: int = 64,
     batch_tokens: int = 4096,
     steps: Annotated[int, typer.Option(help="Timed steps of each contender.")] = 9,
-    only: Annotated[str, typer.Option(help="Only contenders whose name contains this.")] = "",
+    only: Annotated[str, typer.Option(help=ONLY)] = "",
     threads: Threads = 2,
 ) -> None:
     """Median time of a training step; all contenders on the same batches, in turn.
@@ -115,7 +116,9 @@ def speed(
     batches = list(itertools.islice(Synthetic(d_model).batches(batch_tokens), steps + 2))
     problem = Problem(d_model, num_latents, k, batch_tokens, 1000, batches[0])
     running = {
-        name: make(problem) for name, make in contenders(architecture).items() if only in name
+        name: make(problem)
+        for name, make in contenders(architecture).items()
+        if _asked_for(name, only)
     }
     seconds: dict[str, list[float]] = {name: [] for name in running}
     for index, x in enumerate(batches):
@@ -160,7 +163,7 @@ def quality(
     d_model: Annotated[int, typer.Option(help="Synthetic data: width.")] = 576,
     directions: Annotated[int, typer.Option(help="Synthetic data: true directions.")] = 4608,
     active: Annotated[int, typer.Option(help="Synthetic data: active directions a token.")] = 16,
-    only: Annotated[str, typer.Option(help="Only contenders whose name contains this.")] = "",
+    only: Annotated[str, typer.Option(help=ONLY)] = "",
     zero_start: Annotated[
         bool, typer.Option(help="Also as they come: b_dec at zero where the library has it so.")
     ] = True,
@@ -184,7 +187,7 @@ def quality(
     for column in ("trainer", "b_dec start", "lr", "validation fvu", "test fvu", "L0", "recovery"):
         table.add_column(column, justify="left" if column == "trainer" else "right")
     for name, make in contenders(architecture).items():
-        if only not in name or "autocast" in name:
+        if not _asked_for(name, only) or "autocast" in name:
             continue
         leaves_zero = name.startswith(("sae_lens", "sparsify"))
         starts = (True, False) if leaves_zero and zero_start else (True,)
@@ -300,6 +303,10 @@ def crossover(
         )
     console.print(table)
     console.print(f"the trainer changes to dense products above a share of {switched:g}")
+
+
+def _asked_for(name: str, only: str) -> bool:
+    return any(part in name for part in only.split(","))
 
 
 def _exceeded(values: Tensor, share: float) -> Tensor:

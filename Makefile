@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 # Containers like to set it. The install below compiles nothing, so every process would compile
-# torch and transformers anew: 15 seconds each.
+# what it imports anew (docs/logbook.md).
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help install install-dev readers quickstart test lint types unit debug ui format clean

@@ -281,7 +281,7 @@ def crossover(
         spec, TrainSaeConfig(architecture="relu"), 100, input_statistics(x), 0, torch.device("cpu")
     )
     weights, rule = trainer.weights, Rule("relu")
-    switched, architectures.DENSE_ABOVE = architectures.DENSE_ABOVE, math.inf
+    limit, architectures.DENSE_ABOVE = architectures.DENSE_ABOVE, math.inf
     table = Table(title=f"relu {d_model} -> {num_latents}, batch {batch_tokens}, {threads} threads")
     for column in ("share that fires", "sparse, ms", "dense, ms", "dense / sparse"):
         table.add_column(column, justify="right")
@@ -302,7 +302,7 @@ def crossover(
             f"{share:.3f}", f"{1e3 * sparse:.0f}", f"{1e3 * dense:.0f}", f"{dense / sparse:.2f}"
         )
     console.print(table)
-    console.print(f"the trainer changes to dense products above a share of {switched:g}")
+    console.print(f"the trainer changes to dense products above a share of {limit:g}")
 
 
 def _asked_for(name: str, only: str) -> bool:

@@ -58,7 +58,7 @@ def label_rows(controls: Mapping[str, Any]) -> list[list[str]]:
     llm = controls.get("llm")
     if llm is None:
         return rows
-    count = llm["control_latents"]
+    count = llm["shuffled_latents"]
     shuffled = {f"mean_{name}": llm.get(f"mean_{name}_shuffled") for name in SCORES}
     methods = {
         "label": llm,

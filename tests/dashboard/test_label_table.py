@@ -57,7 +57,7 @@ def test_labels_in_words_have_rows_of_their_own() -> None:
     gap = {"difference": 0.3, "low": 0.2, "high": 0.4}
     llm = {
         "latents": 9, "labelled": 8, "mean_detection": 0.7, "interval_detection": [0.6, 0.8],
-        "mean_intruder": None, "mean_simulation": 0.25, "control_latents": 5,
+        "mean_intruder": None, "mean_simulation": 0.25, "shuffled_latents": 5,
         "mean_detection_shuffled": 0.5, "mean_simulation_shuffled": 0.0,
         "controls": {name: {"latents": 3, "labelled": 1, "mean_detection": 0.1}
                      for name in ("random_sae", "drawn")},

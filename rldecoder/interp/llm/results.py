@@ -75,7 +75,7 @@ def llm_summary(found: LlmLabels) -> dict[str, Any]:
     out: dict[str, Any] = {
         "labeler": found.models[0],
         "judge": found.trust.model_dump(mode="json"),
-        "control_latents": len(found.shuffled.scores),
+        "shuffled_latents": len(found.shuffled.scores),
         "confidence": found.confidences.report,
         "attempts": len(live),
         "cached_answers": len(found.ledger["cached"]) - len(live),

@@ -1,23 +1,29 @@
-"""Sessions with a fake server."""
+"""Sessions with a fake server, and the windows of planted features that a judge is shown."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from rldecoder.config.llm import Budget, Endpoint
+from rldecoder.config.llm import Budget, Endpoint, LlmConfig
 from rldecoder.interp.llm.backends import ChatRequest
 from rldecoder.interp.llm.endpoint import EndpointModel
+from rldecoder.interp.llm.items import ItemSampler
 from rldecoder.interp.llm.parsing import LABEL_SCHEMA, parse_label
 from rldecoder.interp.llm.prompts import label_prompt
 from rldecoder.interp.llm.session import Purse, Question, Session
 from rldecoder.interp.llm.storage import AnswerCache, Ledger
+from rldecoder.interp.scores import ScoringText
 from tests.interp.llm.fake_server import KEY, FakeServer
 
+if TYPE_CHECKING:
+    from tests.interp.conftest import Planted
+
 OpenSession = Callable[..., Session]
+CONFIG = LlmConfig(judge_windows=4, planted_features=16, min_planted=8)
 
 
 @pytest.fixture(autouse=True)
@@ -36,6 +42,13 @@ def open_session(tmp_path: Path) -> OpenSession:
         return Session(EndpointModel(config, 0.0), AnswerCache(tmp_path / "cache.sqlite"), purse)
 
     return open_
+
+
+@pytest.fixture(scope="module")
+def sampler(planted: Planted) -> ItemSampler:
+    """Windows of 16 tokens of the text that labels are scored on."""
+    text = ScoringText(planted.scored.grid, planted.vocabulary, 16)
+    return ItemSampler(text, CONFIG.judge_windows)
 
 
 def questions(count: int) -> list[Question[str | None]]:

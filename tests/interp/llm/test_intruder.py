@@ -13,20 +13,15 @@ from rldecoder.interp.llm.intruder import Group, draw_groups, judged_intruder
 from rldecoder.interp.llm.items import ItemSampler
 from rldecoder.interp.llm.judge import Case, Judge, make_cases
 from rldecoder.interp.predicate import describe
-from rldecoder.interp.scores import INTRUDER_WINDOWS, ScoringText
-from tests.interp.llm.test_judge import CONFIG, Reader, ReaderSession, meanings, perfect
+from rldecoder.interp.scores import INTRUDER_WINDOWS
+from tests.interp.llm.conftest import CONFIG
+from tests.interp.llm.test_judge import Reader, ReaderSession, meanings, perfect
 
 if TYPE_CHECKING:
     from tests.interp.conftest import Planted
 
 QUESTIONS = 4
 ASKS = CONFIG.model_copy(update={"intruder_questions": QUESTIONS})
-
-
-@pytest.fixture(scope="module")
-def sampler(planted: Planted) -> ItemSampler:
-    text = ScoringText(planted.scored.grid, planted.vocabulary, 16)
-    return ItemSampler(text, CONFIG.judge_windows)
 
 
 @pytest.fixture(scope="module")

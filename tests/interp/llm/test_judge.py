@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from rldecoder.config.llm import LlmConfig
 from rldecoder.interp.llm.backends import ChatRequest
 from rldecoder.interp.llm.gate import Planted as PlantedFeatures
 from rldecoder.interp.llm.gate import _candidates, num_questions, plant, try_judge
@@ -20,6 +19,7 @@ from rldecoder.interp.llm.parsing import MalformedAnswerError
 from rldecoder.interp.llm.session import Parsed
 from rldecoder.interp.predicate import Predicate, describe, evaluate
 from rldecoder.interp.scores import BoolArray, ScoringText
+from tests.interp.llm.conftest import CONFIG
 from tests.interp.llm.fake_server import data_of
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 Reader = Callable[[str, str, list[str]], str]
 """From kind, label and pieces to an answer's text."""
-CONFIG = LlmConfig(judge_windows=4, planted_features=16, min_planted=8)
 
 
 class ReaderSession:
@@ -58,12 +57,6 @@ def asked(request: ChatRequest) -> tuple[str, str, list[str]]:
 
 def answers(values: list[bool]) -> str:
     return json.dumps({"answers": values})
-
-
-@pytest.fixture(scope="module")
-def sampler(planted: Planted) -> ItemSampler:
-    text = ScoringText(planted.scored.grid, planted.vocabulary, 16)
-    return ItemSampler(text, CONFIG.judge_windows)
 
 
 @pytest.fixture(scope="module")

@@ -142,7 +142,7 @@ def test_good_models_make_good_labels(
     assert summary["mean_detection"] > 0.95
     assert summary["mean_fuzzing"] > 0.95
     assert abs(summary["mean_detection_shuffled"] - 0.5) < 0.2
-    assert summary["control_latents"] == 6
+    assert summary["shuffled_latents"] == 6
     assert summary["cost"] == pytest.approx(spent.cost)
     assert summary["attempts"] == len(model.asked)
     write_parquet(tmp_path / "ledger.parquet", found.ledger, LEDGER)

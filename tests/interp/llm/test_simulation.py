@@ -15,23 +15,16 @@ from rldecoder.interp.llm.judge import Case, Judge, make_cases
 from rldecoder.interp.llm.parsing import ACTIVATIONS_SCHEMA
 from rldecoder.interp.llm.simulation import Window, draw_windows, judged_simulation
 from rldecoder.interp.predicate import describe
-from rldecoder.interp.scores import ScoringText
 from rldecoder.interp.simulation import UNIT, correlate, simulate
-from tests.interp.llm.conftest import OpenSession, outcomes
+from tests.interp.llm.conftest import CONFIG, OpenSession, outcomes
 from tests.interp.llm.fake_server import Answer, data_of, said, serve
-from tests.interp.llm.test_judge import CONFIG, Reader, ReaderSession, meanings, perfect
+from tests.interp.llm.test_judge import Reader, ReaderSession, meanings, perfect
 
 if TYPE_CHECKING:
     from tests.interp.conftest import Planted
 
 COUNT = 3
 ASKS = CONFIG.model_copy(update={"simulation_windows": COUNT})
-
-
-@pytest.fixture(scope="module")
-def sampler(planted: Planted) -> ItemSampler:
-    text = ScoringText(planted.scored.grid, planted.vocabulary, 16)
-    return ItemSampler(text, CONFIG.judge_windows)
 
 
 @pytest.fixture(scope="module")

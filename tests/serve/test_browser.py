@@ -64,11 +64,7 @@ def test_everything_works_by_keyboard(running: Running, own_reviews: Served) -> 
         row = page.locator("#active-rows tr").first
         latent = int(str(row.locator(".feature-name").text_content()).removeprefix("#"))
         exact = own_reviews.workbench.intervene(ids, last, latent, 0.0)
-        shown = page.locator(".change-table").nth(1).locator("tbody tr").first
-        after = 100 * exact.decoder.shifts[0].after
-        assert shown.locator("td").nth(2).text_content() == (
-            f"{after:.0f} %" if after >= 9.95 else f"{after:.1f} %"
-        )
+        assert shown_after(page, 1) == percent(exact.decoder.shifts[0].after)
 
         # A feature's card opens and closes.
         browser.tab_to("#active-rows .feature-name", back=True)
@@ -124,6 +120,40 @@ def test_everything_works_by_keyboard(running: Running, own_reviews: Served) -> 
     assert {line["reviewer"] for line in lines} == {"ann a."}
     latents = [int(text.removeprefix("#").split()[0]) for text in (first, second, third)]
     assert [line["latent"] for line in lines] == latents
+
+
+def shown_after(page: Page, model: int) -> str:
+    """The first choice's probability after an intervention; model 0 is the frozen one."""
+    row = page.locator(".change-table").nth(model).locator("tbody tr").first
+    return str(row.locator("td").nth(2).text_content())
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.0f} %" if 100 * share >= 9.95 else f"{100 * share:.1f} %"
+
+
+def test_a_clicked_token_and_an_amplified_feature_by_mouse(
+    running: Running, own_reviews: Served
+) -> None:
+    bench = own_reviews.workbench
+    ids = bench.encode(PROMPT)
+    with open_browser() as browser:
+        page = browser.page
+        ask(page, running)
+        page.wait_for_selector("#active-rows tr")
+        tokens = page.locator("#tokens [role=option]")
+        place = tokens.count() - 2
+        tokens.nth(place).click()
+        expect(page.locator("#where")).to_contain_text(f"after token {place} of {place + 1}")
+        page.wait_for_selector("#active-rows tr")
+        page.fill("#factor", "3")
+        page.locator("#active-rows button[aria-label^='amplify']").first.click()
+        page.wait_for_selector(".change-table")
+        name = page.locator("#active-rows tr").first.locator(".feature-name").text_content()
+        exact = bench.intervene(ids, place, int(str(name).removeprefix("#")), 3.0)
+        assert shown_after(page, 0) == percent(exact.frozen.shifts[0].after)
+        assert shown_after(page, 1) == percent(exact.decoder.shifts[0].after)
+        assert_quiet(browser, running.url)
 
 
 def test_a_late_answer_about_another_token_is_dropped(

@@ -146,17 +146,8 @@ def test_a_failed_label_scores_0_and_is_not_asked_about(
     scores = judge.score(sampler, make_cases(sampler, planted.scored.firings, labels, 0))
     assert len(session.requests) == 2
     assert scores[0] == (0.0, 0.0, 0.0, 0, 0, 0.0, 0.0, None, None)
-    assert scores[3] == (
-        0.0,
-        0.0,
-        0.0,
-        2,
-        2,
-        0.0,
-        0.0,
-        None,
-        None,
-    )  # a silent judge is wrong about everything
+    # A silent judge is wrong about everything.
+    assert scores[3] == (0.0, 0.0, 0.0, 2, 2, 0.0, 0.0, None, None)
 
 
 def test_window_precision_is_that_of_the_whole_split(

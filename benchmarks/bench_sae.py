@@ -40,6 +40,7 @@ app = typer.Typer(help=__doc__, no_args_is_help=True)
 console = Console(width=120)
 
 Threads = Annotated[int, typer.Option(help="Threads of torch.")]
+Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 ONLY = "Only contenders whose name contains one of these (separated by commas)."
 
 
@@ -106,6 +107,7 @@ def speed(
     batch_tokens: int = 4096,
     steps: Annotated[int, typer.Option(help="Timed steps of each contender.")] = 9,
     only: Annotated[str, typer.Option(help=ONLY)] = "",
+    device: Device = "cpu",
     threads: Threads = 2,
 ) -> None:
     """Median time of a training step; all contenders on the same batches, in turn.
@@ -113,8 +115,10 @@ def speed(
     With `--only`, the peak memory is that of one contender (and of the benchmark's batches).
     """
     torch.set_num_threads(threads)
-    batches = list(itertools.islice(Synthetic(d_model).batches(batch_tokens), steps + 2))
-    problem = Problem(d_model, num_latents, k, batch_tokens, 1000, batches[0])
+    where = torch.device(device)
+    made = itertools.islice(Synthetic(d_model).batches(batch_tokens), steps + 2)
+    batches = [x.to(where) for x in made]
+    problem = Problem(d_model, num_latents, k, batch_tokens, 1000, batches[0], device=where)
     running = {
         name: make(problem)
         for name, make in contenders(architecture).items()
@@ -123,26 +127,31 @@ def speed(
     seconds: dict[str, list[float]] = {name: [] for name in running}
     for index, x in enumerate(batches):
         for name, contender in running.items():
-            started = time.perf_counter()
+            started = _now(where)
             contender.step(x)
             if index >= 2:  # warm-up
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append(_now(where) - started)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     reference = medians.get("sae_lens float32")
     flops = 2.0 * batch_tokens * d_model * (num_latents + 6 * k)
-    table = Table(title=f"{architecture}: d_model {d_model}, {num_latents} latents, k {k}, "
-                        f"batch {batch_tokens}, {threads} threads, median of {steps}")  # fmt: skip
-    for column in ("trainer", "ms a step", "fastest", "tokens/s", "sparse GFLOP/s", "x sae_lens"):
+    peak = _matmul_rate(where)
+    table = Table(title=f"{architecture}: d_model {d_model}, {num_latents} latents, k {k}, batch "
+                        f"{batch_tokens}, {device}, {threads} threads, median of {steps}")  # fmt: skip
+    for column in (
+        "trainer", "ms a step", "fastest", "tokens/s", "sparse GFLOP/s", "of peak", "x sae_lens"
+    ):  # fmt: skip
         table.add_column(column, justify="left" if column == "trainer" else "right")
     for name, median in sorted(medians.items(), key=lambda item: item[1]):
         ratio = f"{reference / median:.2f}" if reference else "-"
         table.add_row(
-            name, f"{1e3 * median:.0f}", f"{1e3 * min(seconds[name]):.0f}",
-            f"{batch_tokens / median:,.0f}", f"{flops / median / 1e9:.0f}", ratio,
+            name, f"{1e3 * median:.1f}", f"{1e3 * min(seconds[name]):.1f}",
+            f"{batch_tokens / median:,.0f}", f"{flops / median / 1e9:,.0f}",
+            f"{flops / median / peak:.1%}", ratio,
         )  # fmt: skip
     console.print(table)
-    gib = peak_memory_bytes(torch.device("cpu")) / (1 << 30)
-    console.print(f"peak resident memory of the process: {gib:.1f} GiB")
+    console.print(f"peak: a bfloat16 matrix product here, {peak / 1e9:,.0f} GFLOP/s")
+    gib = peak_memory_bytes(where) / (1 << 30)
+    console.print(f"peak memory: {gib:.1f} GiB")
 
 
 @app.command()
@@ -167,6 +176,7 @@ def quality(
     zero_start: Annotated[
         bool, typer.Option(help="Also as they come: b_dec at zero where the library has it so.")
     ] = True,
+    device: Device = "cpu",
     threads: Threads = 2,
 ) -> None:
     """Held-out fvu (and recovery of a known dictionary) after equal tokens and equal tuning.
@@ -181,7 +191,8 @@ def quality(
         data = Cached(activations)
     batch_tokens = batch_tokens or (512 if activations is None else 2048)
     num_steps = tokens // batch_tokens
-    batches = list(itertools.islice(data.batches(batch_tokens), num_steps))
+    where = torch.device(device)
+    batches = [x.to(where) for x in itertools.islice(data.batches(batch_tokens), num_steps)]
     sample = torch.cat(batches)[:16_384]
     table = Table(title=f"{architecture} after {tokens:,} tokens, batch {batch_tokens}, k {k}")
     for column in ("trainer", "b_dec start", "lr", "validation fvu", "test fvu", "L0", "recovery"):
@@ -195,14 +206,15 @@ def quality(
             best: tuple[float, list[str]] | None = None
             for rate in (float(text) for text in rates.split(",")):
                 problem = Problem(
-                    data.d_model, num_latents, k, batch_tokens, num_steps, sample, rate, mean_start
-                )
+                    data.d_model, num_latents, k, batch_tokens, num_steps, sample, rate,
+                    mean_start, where,
+                )  # fmt: skip
                 torch.manual_seed(0)
                 contender = make(problem)
                 for x in batches:
                     contender.step(x)
-                chosen_by, _ = _fvu(contender, data.validation)
-                fvu, l0 = _fvu(contender, data.held_out)
+                chosen_by, _ = _fvu(contender, data.validation.to(where))
+                fvu, l0 = _fvu(contender, data.held_out.to(where))
                 row = [name, "mean" if mean_start else "zero", f"{rate:g}", f"{chosen_by:.4f}",
                        f"{fvu:.4f}", f"{l0:.1f}", _recovery(contender, data.truth)]  # fmt: skip
                 console.print("  ".join(row), style="dim", highlight=False)
@@ -219,7 +231,7 @@ def spec(
     num_latents: int = 40_960,
     batch_tokens: int = 4096,
     steps: Annotated[int, typer.Option(help="Timed steps.")] = 3,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: Device = "cpu",
     threads: Threads = 2,
 ) -> None:
     """Step time and peak memory at the plan's size and settings: relu, L1, lr 1e-4.
@@ -305,6 +317,25 @@ def crossover(
     console.print(f"the trainer changes to dense products above a share of {limit:g}")
 
 
+def _now(device: torch.device) -> float:
+    """The clock in seconds, once the device has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _matmul_rate(device: torch.device) -> float:
+    """FLOP/s of a square bfloat16 product: the median of five, on random data."""
+    size = 8192 if device.type == "cuda" else 2048
+    a, b = torch.randn(2, size, size, device=device, dtype=torch.bfloat16)
+    seconds = []
+    for _ in range(8):
+        started = _now(device)
+        torch.mm(a, b)
+        seconds.append(_now(device) - started)
+    return 2.0 * size**3 / statistics.median(seconds[3:])
+
+
 def _asked_for(name: str, only: str) -> bool:
     return any(part in name for part in only.split(","))
 
@@ -325,7 +356,7 @@ def _recovery(contender: Contender, truth: Tensor | None) -> str:
     """Mean over true directions of the largest cosine to a decoder row."""
     if truth is None:
         return "-"
-    rows = F.normalize(contender.directions(), dim=1)
+    rows = F.normalize(contender.directions(), dim=1).cpu()
     return f"{float((truth @ rows.T).amax(1).mean()):.4f}"
 
 

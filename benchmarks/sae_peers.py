@@ -35,6 +35,7 @@ class Problem:
     """None takes each trainer's own default."""
     mean_start: bool = True
     """Whether b_dec starts at the data's mean, where the library leaves it at zero."""
+    device: torch.device = torch.device("cpu")
 
 
 class Contender(Protocol):
@@ -77,7 +78,9 @@ class Ours:
             k=problem.k if architecture == "topk" else None,
         )
         statistics = input_statistics(problem.sample)
-        self.trainer = SaeTrainer(spec, config, problem.num_steps, statistics, seed=0)
+        self.trainer = SaeTrainer(
+            spec, config, problem.num_steps, statistics, seed=0, device=problem.device
+        )
 
     def step(self, x: Tensor) -> None:
         self.trainer.step(x)
@@ -105,11 +108,11 @@ class SaeLens:
 
         shape: dict[str, Any] = {
             "d_in": problem.d_model, "d_sae": problem.num_latents, "k": problem.k,
-            "dtype": "float32", "device": "cpu",
+            "dtype": "float32", "device": str(problem.device),
         }  # fmt: skip
         if architecture == "topk":
             # Its sparse activations raise on a CPU (torch has no kernel for them there).
-            shape["use_sparse_activations"] = False
+            shape["use_sparse_activations"] = problem.device.type != "cpu"
             sae: Any = TopKTrainingSAE(TopKTrainingSAEConfig(**shape))
         else:
             sae = BatchTopKTrainingSAE(BatchTopKTrainingSAEConfig(**shape))
@@ -119,7 +122,7 @@ class SaeLens:
         config = SAETrainerConfig(
             total_training_samples=problem.num_steps * problem.batch_tokens,
             train_batch_size_samples=problem.batch_tokens,
-            lr=lr, lr_end=lr / 10, autocast=autocast,
+            lr=lr, lr_end=lr / 10, autocast=autocast, device=str(problem.device),
             lr_warm_up_steps=min(50, problem.num_steps // 10),
             lr_decay_steps=problem.num_steps * 2 // 5,
         )  # fmt: skip
@@ -152,7 +155,7 @@ class Sparsify:
         from transformers import get_linear_schedule_with_warmup
 
         config = SparseCoderConfig(num_latents=problem.num_latents, k=problem.k)
-        self.coder = SparseCoder(problem.d_model, config)
+        self.coder = SparseCoder(problem.d_model, config, device=problem.device)
         if problem.mean_start:
             self.coder.b_dec.data.copy_(problem.sample.mean(0))
         parameters, scale = list(self.coder.parameters()), problem.num_latents / 2**14
@@ -169,7 +172,7 @@ class Sparsify:
             inner = SignSGD(parameters, lr=problem.lr or 5e-3 / scale**0.5)
             self.optimizer = ScheduleFreeWrapper(inner, momentum=0.95)
             self.optimizer.train()
-        self.alone = torch.zeros(problem.num_latents)
+        self.alone = torch.zeros(problem.num_latents, device=problem.device)
         self.batch_tokens = problem.batch_tokens
 
     def step(self, x: Tensor) -> None:
@@ -209,7 +212,7 @@ class DictionaryLearning:
             steps=problem.num_steps, activation_dim=problem.d_model,
             dict_size=problem.num_latents, k=problem.k, layer=0, lm_name="", lr=problem.lr,
             warmup_steps=warmup, decay_start=max(warmup + 1, int(0.6 * problem.num_steps)),
-            seed=0, device="cpu",
+            seed=0, device=str(problem.device),
         )  # fmt: skip
         self.index = 0
 

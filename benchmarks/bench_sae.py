@@ -118,7 +118,7 @@ def speed(
     where = torch.device(device)
     made = itertools.islice(Synthetic(d_model).batches(batch_tokens), steps + 2)
     batches = [x.to(where) for x in made]
-    problem = Problem(d_model, num_latents, k, batch_tokens, 1000, batches[0], device=where)
+    problem = Problem(d_model, num_latents, k, batch_tokens, 1000, batches[0], device=device)
     running = {
         name: make(problem)
         for name, make in contenders(architecture).items()
@@ -135,8 +135,10 @@ def speed(
     reference = medians.get("sae_lens float32")
     flops = 2.0 * batch_tokens * d_model * (num_latents + 6 * k)
     peak = _matmul_rate(where)
-    table = Table(title=f"{architecture}: d_model {d_model}, {num_latents} latents, k {k}, batch "
-                        f"{batch_tokens}, {device}, {threads} threads, median of {steps}")  # fmt: skip
+    table = Table(
+        title=f"{architecture}: d_model {d_model}, {num_latents} latents, k {k}, "
+        f"batch {batch_tokens}, {device}, {threads} threads, median of {steps}"
+    )
     for column in (
         "trainer", "ms a step", "fastest", "tokens/s", "sparse GFLOP/s", "of peak", "x sae_lens"
     ):  # fmt: skip
@@ -207,7 +209,7 @@ def quality(
             for rate in (float(text) for text in rates.split(",")):
                 problem = Problem(
                     data.d_model, num_latents, k, batch_tokens, num_steps, sample, rate,
-                    mean_start, where,
+                    mean_start, device,
                 )  # fmt: skip
                 torch.manual_seed(0)
                 contender = make(problem)

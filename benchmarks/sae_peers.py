@@ -35,7 +35,7 @@ class Problem:
     """None takes each trainer's own default."""
     mean_start: bool = True
     """Whether b_dec starts at the data's mean, where the library leaves it at zero."""
-    device: torch.device = torch.device("cpu")
+    device: str = "cpu"
 
 
 class Contender(Protocol):
@@ -108,11 +108,11 @@ class SaeLens:
 
         shape: dict[str, Any] = {
             "d_in": problem.d_model, "d_sae": problem.num_latents, "k": problem.k,
-            "dtype": "float32", "device": str(problem.device),
+            "dtype": "float32", "device": problem.device,
         }  # fmt: skip
         if architecture == "topk":
             # Its sparse activations raise on a CPU (torch has no kernel for them there).
-            shape["use_sparse_activations"] = problem.device.type != "cpu"
+            shape["use_sparse_activations"] = problem.device != "cpu"
             sae: Any = TopKTrainingSAE(TopKTrainingSAEConfig(**shape))
         else:
             sae = BatchTopKTrainingSAE(BatchTopKTrainingSAEConfig(**shape))
@@ -122,7 +122,7 @@ class SaeLens:
         config = SAETrainerConfig(
             total_training_samples=problem.num_steps * problem.batch_tokens,
             train_batch_size_samples=problem.batch_tokens,
-            lr=lr, lr_end=lr / 10, autocast=autocast, device=str(problem.device),
+            lr=lr, lr_end=lr / 10, autocast=autocast, device=problem.device,
             lr_warm_up_steps=min(50, problem.num_steps // 10),
             lr_decay_steps=problem.num_steps * 2 // 5,
         )  # fmt: skip
@@ -212,7 +212,7 @@ class DictionaryLearning:
             steps=problem.num_steps, activation_dim=problem.d_model,
             dict_size=problem.num_latents, k=problem.k, layer=0, lm_name="", lr=problem.lr,
             warmup_steps=warmup, decay_start=max(warmup + 1, int(0.6 * problem.num_steps)),
-            seed=0, device=str(problem.device),
+            seed=0, device=problem.device,
         )  # fmt: skip
         self.index = 0
 

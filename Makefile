@@ -13,7 +13,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 # what it imports anew (docs/logbook.md).
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install install-dev readers quickstart test lint types unit debug ui format clean
+.PHONY: help install install-dev readers quickstart test lint types unit debug gpu ui format clean
 
 help:  ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -80,6 +80,18 @@ debug:
 	$(BIN)/rldecoder run configs/debug.yaml --store .debug-store > .debug-store/stdout.txt
 	$(BIN)/rldecoder run configs/debug.yaml --store .debug-store 2>&1 | tee .debug-store/second.log
 	grep -q "done.* 0 stages built, 19 reused" .debug-store/second.log
+
+# Peers: `pip install -e '.[bench]'`; without them they are left out, and said to be.
+BENCH_SAE := $(BIN)/python -m benchmarks.bench_sae
+gpu: install-dev  ## On a machine with a CUDA device: its tests and the GPU rows of the benchmarks
+	$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "torch " + torch.__version__ + " sees no CUDA device. Install a CUDA build into .venv, or run this where a GPU is")'
+	$(BIN)/python -m pytest -m gpu -q
+	$(BENCH_SAE) speed --device cuda --steps 30
+	$(BENCH_SAE) speed --device cuda --steps 30 --architecture batchtopk
+	$(BENCH_SAE) speed --device cuda --steps 10 --d-model 4096 --num-latents 40960
+	$(BENCH_SAE) spec --device cuda
+	$(BENCH_SAE) quality --device cuda --active 64 --rates 3e-3,6e-3,1e-2,2e-2
+	$(BIN)/python -m benchmarks.bench_rollout --threads 8
 
 format:  ## Format the code
 	$(BIN)/ruff check --fix .

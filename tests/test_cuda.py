@@ -34,12 +34,13 @@ SHORT = [
     "{steps: 1, faithfulness: 0.4, monosemanticity: 0.3, task: 0.3}, "
     "{steps: 1, faithfulness: 0.3, monosemanticity: 0.2, task: 0.5}]",
     "control_ppo.test_tokens=128",
+    "control_ppo.supervised_continuation=false",
     "rank_features.validation_tokens=64",
     "train_explainer.steps=4",
-    "train_explainer.num_pairs=16",
-    "train_explainer.num_test_positions=4",
+    "train_explainer.num_pairs=8",
+    "train_explainer.num_test_positions=2",
     "evaluate.num_tokens=256",
-    "evaluate.deletion_positions=4",
+    "evaluate.deletion_positions=2",
 ]
 
 

@@ -38,9 +38,9 @@ SHORT = [
     "rank_features.validation_tokens=64",
     "train_explainer.steps=4",
     "train_explainer.num_pairs=8",
-    "train_explainer.num_test_positions=2",
+    "train_explainer.num_test_positions=4",
     "evaluate.num_tokens=256",
-    "evaluate.deletion_positions=2",
+    "evaluate.deletion_positions=4",
 ]
 
 

@@ -90,7 +90,7 @@ gpu: install-dev  ## On a machine with a CUDA device: its tests and the GPU rows
 	$(BENCH_SAE) speed --device cuda --steps 30 --architecture batchtopk
 	$(BENCH_SAE) speed --device cuda --steps 10 --d-model 4096 --num-latents 40960
 	$(BENCH_SAE) spec --device cuda
-	$(BENCH_SAE) quality --device cuda --active 64 --rates 3e-3,6e-3,1e-2,2e-2
+	$(BENCH_SAE) quality --device cuda --rates 1e-3,3e-3,6e-3,1e-2
 	$(BIN)/python -m benchmarks.bench_rollout --threads 8
 
 format:  ## Format the code

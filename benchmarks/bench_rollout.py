@@ -29,6 +29,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from benchmarks.bench_decoder import frozen_model, make_decoder
+from benchmarks.timing import clock
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
 from rldecoder.evals.prompts import TaskPrompt, make_prompts
 from rldecoder.lm.frozen import FrozenLM
@@ -58,9 +59,9 @@ class Stopwatch:
 
         def timed(*args: Any, **kwargs: Any) -> Any:
             self._inner.append(0.0)
-            started = self._now()
+            started = clock(self.device)
             found = call(*args, **kwargs)
-            spent = self._now() - started
+            spent = clock(self.device) - started
             self.seconds[name] += spent - self._inner.pop()
             if self._inner:
                 self._inner[-1] += spent
@@ -74,11 +75,6 @@ class Stopwatch:
         for owner, method in self._watched:
             delattr(owner, method)
         self._watched.clear()
-
-    def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
 
 
 @torch.no_grad()

@@ -27,8 +27,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.sae_peers import Contender, Problem, contenders
+from benchmarks.timing import clock
 from rldecoder.config.sae import TrainSaeConfig
 from rldecoder.data.activation_reader import ActivationReader
+from rldecoder.precision import fast_dtype
 from rldecoder.provenance import peak_memory_bytes
 from rldecoder.sae import architectures
 from rldecoder.sae.architectures import Rule, autoencode, autoencode_dense
@@ -127,14 +129,16 @@ def speed(
     seconds: dict[str, list[float]] = {name: [] for name in running}
     for index, x in enumerate(batches):
         for name, contender in running.items():
-            started = _now(where)
+            started = clock(where)
             contender.step(x)
             if index >= 2:  # warm-up
-                seconds[name].append(_now(where) - started)
+                seconds[name].append(clock(where) - started)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     reference = medians.get("sae_lens float32")
     flops = 2.0 * batch_tokens * d_model * (num_latents + 6 * k)
-    peak = _matmul_rate(where)
+    gib = peak_memory_bytes(where) / (1 << 30)
+    dtype = fast_dtype("bfloat16", where)
+    peak = _matmul_rate(where, dtype)
     table = Table(
         title=f"{architecture}: d_model {d_model}, {num_latents} latents, k {k}, "
         f"batch {batch_tokens}, {device}, {threads} threads, median of {steps}"
@@ -151,8 +155,7 @@ def speed(
             f"{flops / median / peak:.1%}", ratio,
         )  # fmt: skip
     console.print(table)
-    console.print(f"peak: a bfloat16 matrix product here, {peak / 1e9:,.0f} GFLOP/s")
-    gib = peak_memory_bytes(where) / (1 << 30)
+    console.print(f"peak: a square matrix product in {dtype}, {peak / 1e9:,.0f} GFLOP/s")
     console.print(f"peak memory: {gib:.1f} GiB")
 
 
@@ -319,22 +322,15 @@ def crossover(
     console.print(f"the trainer changes to dense products above a share of {limit:g}")
 
 
-def _now(device: torch.device) -> float:
-    """The clock in seconds, once the device has done all that it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
-
-
-def _matmul_rate(device: torch.device) -> float:
-    """FLOP/s of a square bfloat16 product: the median of five, on random data."""
+def _matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of a square matrix product: the median of five, on random data."""
     size = 8192 if device.type == "cuda" else 2048
-    a, b = torch.randn(2, size, size, device=device, dtype=torch.bfloat16)
+    a, b = torch.randn(2, size, size, device=device, dtype=dtype)
     seconds = []
     for _ in range(8):
-        started = _now(device)
+        started = clock(device)
         torch.mm(a, b)
-        seconds.append(_now(device) - started)
+        seconds.append(clock(device) - started)
     return 2.0 * size**3 / statistics.median(seconds[3:])
 
 

@@ -153,7 +153,7 @@ class _Names(TorchFunctionMode):
 
 
 def _moved(func: Any, tensor: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """`to`, `cpu` and `cuda`: a move by `_to_copy`, whose gradient is a move back."""
+    """`to`, `cpu` and `cuda`."""
     device, dtype, copy = None, kwargs.get("dtype"), bool(kwargs.get("copy", False))
     if func is Tensor.to:
         device = kwargs.get("device")
@@ -177,6 +177,8 @@ def _moved(func: Any, tensor: Tensor, args: tuple[Any, ...], kwargs: dict[str, A
 
 
 class _Move(torch.autograd.Function):
+    """A copy on the other device; its gradient moves back."""
+
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
         ctx.was = tensor.device, tensor.dtype

@@ -292,7 +292,7 @@ class SaeTrainer:
         if self.rule.architecture in ("batchtopk", "matryoshka"):
             cut = float(self.group.mean(torch.tensor(out.cut, device=out.levels.device)))
             before = cut if self.batch_threshold is None else self.batch_threshold
-            # A mean over few batches at first: the cuts of the first ones lie far above the rest.
+            # A mean over few batches at first: the cuts of the first ones lie far from the rest.
             decay = min(self.config.threshold_decay, (1 + self.step_index) / (10 + self.step_index))
             self.batch_threshold = decay * before + (1 - decay) * cut
             self._floor = (1 - FLOOR_MARGIN) * cut

@@ -186,6 +186,14 @@ def test_thresholds_keep_about_k_latents_on_single_tokens(config: TrainSaeConfig
     assert float(best_cosine.mean()) > 0.85
 
 
+def test_a_short_training_forgets_the_thresholds_of_its_first_batches() -> None:
+    """With a mean over a hundred batches from the first on, L0 would be 10 after 60 steps."""
+    config = BATCH_CONFIG.model_copy(update={"threshold_decay": 0.99})
+    trainer, _ = train(JUMP, config, 60)
+    quality = reconstruction_quality(trainer.sae(), [next(batches(1000, seed=99))])
+    assert 0.85 * config.k < quality.l0_mean < 1.15 * config.k
+
+
 def test_nested_dictionaries_explain_most_first() -> None:
     """The first quarter of a matryoshka dictionary does more alone than that of a plain one."""
     held_out = next(batches(1000, seed=99))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -10,6 +10,7 @@ from rldecoder.config.base import Config, OnFail, StageConfig, free
 from rldecoder.config.tasks import FileTask
 
 TaskName = Literal["addition", "cloze"]
+Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class PpoStage(Config):
@@ -30,6 +31,10 @@ class PpoSettings(Config):
 
     batch_size: int = Field(default=16, ge=2)
     """Responses sampled in a PPO step."""
+    responses_per_prompt: int = Field(default=1, ge=1)
+    """Responses to each prompt of a step; divides `batch_size`. From 2 on, the mean reward of a
+    prompt's other responses is taken off each one's (leave-one-out): what is left for the critic
+    and the advantages is what the responses differ in, not how hard their prompts are."""
     minibatches: int = Field(default=1, ge=1)
     """Parts that each inner epoch splits the batch into; divides `batch_size`."""
     inner_epochs: int = Field(default=3, ge=1)
@@ -78,10 +83,13 @@ class PpoSettings(Config):
     """Optimiser steps of linear warm-up, at most a tenth of all; then linear decay to 0."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradient clip, of decoder and critic separately."""
-    interpolation: float = Field(default=1.0, gt=0, le=1)
-    """Where the published weights lie on the line from the supervised decoder (0) to the end of
+    interpolation: tuple[Share, ...] = Field(default=(1.0,), min_length=1)
+    """Where the published weights may lie on the line from the supervised decoder (0) to the end of
     training (1); of the trained controls too. Short of the end, held-out KL falls sooner than the
-    task score: much of the way is noise of the optimiser."""
+    task score: much of the way is noise of the optimiser. Of several shares the largest is taken
+    whose KL on validation text is within `interpolation_max_kl`, or the one of least KL."""
+    interpolation_max_kl: float = Field(default=0.0)
+    """Nats per token that validation KL may lie above the supervised decoder's at that share."""
     temperature: float = Field(default=1.0, gt=0)
     """Of sampling, and therefore of scoring too."""
     matmul_precision: Literal["highest", "high", "medium"] = "medium"
@@ -93,6 +101,11 @@ class PpoSettings(Config):
         if self.batch_size % self.minibatches:
             raise ValueError(
                 f"minibatches={self.minibatches} must divide batch_size={self.batch_size}"
+            )
+        if self.batch_size % self.responses_per_prompt:
+            raise ValueError(
+                f"responses_per_prompt={self.responses_per_prompt} must divide "
+                f"batch_size={self.batch_size}"
             )
         return self
 

@@ -63,6 +63,23 @@ def gae(
     return Gae(advantages, returns)
 
 
+def leave_one_out(rewards: Tensor, size: int) -> Tensor:
+    """Rewards [B] minus the mean of those of the same prompt's other responses.
+
+    A baseline that the response itself has no part in, so that the gradient's expected value stays
+    (Kool et al. 2019; Ahmadian et al. 2024, arXiv 2402.14740).
+
+    Args:
+        rewards: [B], the responses to one prompt one after the other.
+        size: responses to a prompt; 1 leaves everything as it is.
+    """
+    if size == 1:
+        return rewards
+    groups = rewards.view(-1, size)
+    others = (groups.sum(-1, keepdim=True) - groups) / (size - 1)
+    return (groups - others).view(-1)
+
+
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     """Mean over the positions where `mask` is 1; 0 when there are none."""
     inside = torch.where(mask.bool(), values, 0.0)

@@ -112,6 +112,11 @@ class Evaluator:
             decoder, self.reader, max_tokens=self.num_tokens, seed=self.seed
         )
 
+    def kl(self, decoder: SaeDecoderForCausalLM) -> float:
+        """KL(frozen || decoder) on held-out text in nats per token, in float32."""
+        with matmul_precision("highest"):
+            return self.text(decoder).kl
+
     def __call__(self, decoder: SaeDecoderForCausalLM) -> Evaluation:
         """Both, in float32."""
         with matmul_precision("highest"):

@@ -72,6 +72,38 @@ def interpolate(learner: Learner, share: float) -> None:
         parameter.copy_(start.lerp(parameter, share))
 
 
+def choose_share(
+    learner: Learner, shares: Sequence[float], max_kl: float, kl: Callable[[], float]
+) -> float:
+    """`interpolate` to the largest share whose KL is at most `max_kl`, or to that of least KL.
+
+    Args:
+        shares: candidates.
+        max_kl: nats per token.
+        kl: KL(frozen || decoder) of the decoder as it is; not asked where there is no choice.
+    """
+    if len(shares) == 1:
+        interpolate(learner, shares[0])
+        return shares[0]
+    end = [parameter.detach().clone() for parameter in learner.decoder.parameters()]
+
+    def move(share: float) -> None:
+        with torch.no_grad():
+            for parameter, last in zip(learner.decoder.parameters(), end, strict=True):
+                parameter.copy_(last)
+        interpolate(learner, share)
+
+    found = {}
+    for share in sorted(shares, reverse=True):
+        move(share)
+        found[share] = kl()
+        if found[share] <= max_kl:
+            return share
+    best = min(found, key=found.__getitem__)
+    move(best)
+    return best
+
+
 def _group(parameters: Iterable[nn.Parameter], peak: float) -> dict[str, Any]:
     return {"params": list(parameters), "lr": peak, "peak": peak}
 

@@ -106,9 +106,7 @@ class TaskAccuracy:
 
     def __call__(self, seen: RewardInputs) -> Tensor:
         """[B, T]"""
-        mask = seen.mask.to(seen.logprobs.dtype)
-        last = mask * (mask.cumsum(-1) == mask.sum(-1, keepdim=True))
-        return last * seen.task_scores[:, None]
+        return at_last_token(seen.task_scores.to(seen.logprobs.dtype), seen.mask)
 
 
 class ReferenceKl:
@@ -181,6 +179,12 @@ def decoder_rewards(
         WeightedReward(weights.task, TaskAccuracy()),
         WeightedReward(kl_penalty, ReferenceKl()),
     ]
+
+
+def at_last_token(values: Tensor, mask: Tensor) -> Tensor:
+    """Values [B] at each response's last token, [B, T]; 0 elsewhere."""
+    last = mask * (mask.cumsum(-1) == mask.sum(-1, keepdim=True))
+    return last.to(values.dtype) * values[:, None]
 
 
 def _spread(values: Tensor, mask: Tensor) -> Tensor:

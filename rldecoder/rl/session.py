@@ -6,6 +6,7 @@ so that a control differs in nothing else.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
@@ -26,7 +27,7 @@ from rldecoder.lm.quiet import quiet_transformers
 from rldecoder.rl import core
 from rldecoder.rl.collapse import CollapseWatch
 from rldecoder.rl.evaluation import EVALUATIONS, Evaluator
-from rldecoder.rl.learner import Plan, PpoStep, interpolate, make_learner
+from rldecoder.rl.learner import Plan, PpoStep, choose_share, make_learner
 from rldecoder.rl.replay import Replay
 from rldecoder.rl.rewards import RandomReward, WeightedReward, decoder_rewards
 from rldecoder.rl.rollout import DecoderSampler
@@ -107,17 +108,7 @@ class Session:
         self._resume()
         self.rollouts = RolloutLog(progress / "rollouts", self.done)
         self.suite = TaskSuite(config.tasks, config.file_tasks, decoder.frozen.lm)
-        self.evaluator: Evaluator | None = None
-        if kind == "trained":
-            self.evaluator = Evaluator(
-                decoder.frozen.lm,
-                activations,
-                split="validation",
-                suite=self.suite,
-                num_prompts=config.eval_prompts,
-                num_tokens=config.eval_tokens,
-                seed=derive_seed(seed, "evaluation"),
-            )
+        self.evaluator = self._evaluator() if kind == "trained" else None
 
     @property
     def stage(self) -> int:
@@ -199,7 +190,7 @@ class Session:
             self.watcher.alert(f"{self.name}: {warning}")
         self._stop_if(self.watch.after_step(metrics))
         if self.done == self.total_steps and self.stopped is None:
-            interpolate(self.learner, self.settings.interpolation)
+            self._choose_share()
         ends_stage = self.done == self.total_steps or self._stage_of(self.done) != stage
         if self.evaluator is not None and (
             ends_stage or self.done % self.config.eval_every_steps == 0
@@ -211,6 +202,32 @@ class Session:
             self._save()
         advance(f"reward {metrics['reward']:.3f} task {metrics['task_score']:.2f}")
         return self.stopped is not None
+
+    def _evaluator(self) -> Evaluator:
+        return Evaluator(
+            self.decoder.frozen.lm,
+            self.activations,
+            split="validation",
+            suite=self.suite,
+            num_prompts=self.config.eval_prompts,
+            num_tokens=self.config.eval_tokens,
+            seed=derive_seed(self.seed, "evaluation"),
+        )
+
+    def _choose_share(self) -> None:
+        """Go back towards the supervised decoder as far as the settings say (`interpolation`)."""
+        settings, limit = self.settings, math.inf
+        judge = self.evaluator
+        if len(settings.interpolation) > 1:
+            judge = judge or self._evaluator()
+            limit = judge.kl(self.learner.reference) + settings.interpolation_max_kl
+        share = choose_share(
+            self.learner,
+            settings.interpolation,
+            limit,
+            lambda: math.inf if judge is None else judge.kl(self.decoder),
+        )
+        self.curves.log(self.done, interpolation=share)
 
     def _evaluate(self, stage: int, effective_latents: float = 0.0) -> None:
         assert self.evaluator is not None
@@ -275,17 +292,20 @@ class Session:
         )
 
     def _prompts(self) -> list[TaskPrompt]:
-        """`batch_size` training prompts for each step, the tasks taking turns."""
-        names, size = self.suite.names, self.settings.batch_size
+        """`batch_size` training prompts for each step, the tasks taking turns; each as often in a
+        row as it gets responses."""
+        names, repeats = self.suite.names, self.settings.responses_per_prompt
+        size = self.settings.batch_size // repeats
         share = self.total_steps * -(-size // len(names))
         streams = [
             iter(self.suite.make(name, "train", share, derive_seed(self.seed, "prompts")))
             for name in names
         ]
         prompts = [
-            next(streams[place % len(names)])
+            prompt
             for _ in range(self.total_steps)
             for place in range(size)
+            for prompt in [next(streams[place % len(names)])] * repeats
         ]
         check_lengths(self.decoder.frozen.lm, prompts[:size])
         return prompts
@@ -384,5 +404,6 @@ def _settings(ppo: PpoSettings, kind: Kind) -> PpoSettings:
     if kind == "text_only":
         off = {"policy_coef": 0.0, "entropy_coef": 0.0, "sparsity_loss_coef": 0.0}
         # No loss of the decoder's looks at responses then: as few as the updates can be taken with.
-        return ppo.model_copy(update={**off, "batch_size": 2 * ppo.minibatches})
+        few = {"batch_size": 2 * ppo.minibatches, "responses_per_prompt": 1}
+        return ppo.model_copy(update={**off, **few})
     return ppo

@@ -35,7 +35,7 @@ from rldecoder.evals.prompts import TaskPrompt, score
 from rldecoder.rl import core
 from rldecoder.rl.learner import Learner, Plan, PpoStep
 from rldecoder.rl.policy import TokenStats, token_stats
-from rldecoder.rl.rewards import RewardInputs, compose
+from rldecoder.rl.rewards import RewardInputs, at_last_token, compose
 from rldecoder.rl.rollout import Rollout, Sampler
 from rldecoder.rl.states import predict
 from rldecoder.sae.model import SparseLatents
@@ -172,8 +172,12 @@ class DecoderPPOTrainer(GRPOTrainer):
         learner, settings, mask = self.learner, self.plan.settings, self.rollout.mask
         raw = _unflatten(learner.critic(self._states), mask)
         values = learner.normaliser.denormalise(raw)
+        rewards = self.rewards.total
+        total = rewards.sum(-1)
+        shift = core.leave_one_out(total, settings.responses_per_prompt) - total
+        rewards = rewards + at_last_token(shift, mask)
         advantages, returns = core.gae(
-            self.rewards.total, values, mask, gamma=settings.gamma, lam=settings.gae_lambda
+            rewards, values, mask, gamma=settings.gamma, lam=settings.gae_lambda
         )
         learner.normaliser.update(returns, mask)
         self._value_fit = core.explained_variance(values, returns, mask)

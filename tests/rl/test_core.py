@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rldecoder.rl import core
+from rldecoder.seeds import torch_generator
 
 
 def ragged(seed: int, batch: int = 4, length: int = 7) -> tuple[torch.Tensor, ...]:
@@ -85,6 +86,16 @@ def test_cut_responses_are_worth_nothing_after_their_end_unless_told_otherwise()
     assert (core.gae(rewards, values, mask, gamma=1.0, lam=1.0).advantages == 0).all()
     found = core.gae(rewards, values, mask, gamma=0.5, lam=1.0, bootstrap=torch.tensor([8.0]))
     torch.testing.assert_close(found.advantages, torch.tensor([[2.0, 4.0]]))
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_leave_one_out_takes_off_the_others_mean(size):
+    rewards = torch.randn(8, generator=torch_generator(0, "rewards"))
+    for row, found in enumerate(core.leave_one_out(rewards, size)):
+        first = row // size * size
+        others = [float(rewards[i]) for i in range(first, first + size) if i != row]
+        baseline = sum(others) / len(others) if others else 0.0
+        assert float(found) == pytest.approx(float(rewards[row]) - baseline, abs=1e-6)
 
 
 def test_whitening_sees_only_the_mask():

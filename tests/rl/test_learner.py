@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
+import pytest
 import torch
 
 from rldecoder.config.rl import PpoSettings
-from rldecoder.rl.learner import make_learner
+from rldecoder.rl.learner import choose_share, make_learner
 
 
 def test_two_groups_and_a_reference_of_its_own(make_decoder):
@@ -22,3 +25,33 @@ def test_two_groups_and_a_reference_of_its_own(make_decoder):
         decoder.W.add_(1.0)
     assert not torch.equal(learner.reference.W, decoder.W)
     assert not learner.reference.W.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("limit", "chosen", "asked"),
+    [(7.5, 0.75, [1.0, 0.75]), (9.0, 1.0, [1.0]), (-1.0, 0.5, [1.0, 0.75, 0.5, 0.25])],
+)
+def test_the_largest_share_within_the_bound_is_taken_or_the_best(
+    make_decoder, limit, chosen, asked
+):
+    """KL is a parabola around share 0.5 here: 8, 2, 0 and 2 at shares 1, 0.75, 0.5 and 0.25."""
+    decoder = make_decoder()
+    learner = make_learner(decoder, PpoSettings(), seed=0)
+    start = decoder.W.detach().clone()
+    with torch.no_grad():
+        decoder.W.add_(1.0)
+    seen = []
+
+    def kl():
+        seen.append(float((decoder.W.detach() - start).mean()))
+        return 32 * (seen[-1] - 0.5) ** 2
+
+    assert choose_share(learner, (0.25, 0.5, 0.75, 1.0), limit, kl) == chosen
+    assert seen == pytest.approx(asked, abs=1e-5)
+    torch.testing.assert_close(decoder.W, start + chosen)
+
+
+def test_one_share_is_taken_unasked(make_decoder):
+    learner = make_learner(make_decoder(), PpoSettings(), seed=0)
+    share = choose_share(learner, (0.5,), math.inf, lambda: pytest.fail("KL was asked for"))
+    assert share == 0.5

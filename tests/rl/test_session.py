@@ -15,6 +15,7 @@ from rldecoder.config.run import load_run_config
 from rldecoder.config.tasks import FileTask
 from rldecoder.errors import NumericalError
 from rldecoder.rl import core
+from rldecoder.rl.learner import interpolate
 from rldecoder.rl.session import Session
 from rldecoder.schemas import read_parquet
 from rldecoder.stages.context import SilentReporter
@@ -43,6 +44,18 @@ def test_prompts_take_turns_and_fill_every_step(make_session):
     assert len(prompts) == 3 * 4
     assert [prompt.task for prompt in prompts] == ["addition", "cloze"] * 6
     assert {prompt.split for prompt in prompts} == {"train"}
+
+
+def test_prompts_are_repeated_for_their_responses(make_session):
+    ppo = small_config().ppo.model_copy(update={"responses_per_prompt": 2})
+    session, _ = make_session(ppo=ppo)
+    prompts = session._prompts()
+    assert [prompt.task for prompt in prompts] == ["addition", "addition", "cloze", "cloze"] * 3
+    assert prompts[::2] == prompts[1::2]
+    assert len({prompt.prompt for prompt in prompts}) == 6
+    session.run(lambda note: None)
+    text, _ = make_session("text_only", "text", ppo=ppo)
+    assert (text.settings.batch_size, text.settings.responses_per_prompt) == (2, 1)
 
 
 def test_a_file_is_a_task_like_the_others(make_session, tmp_path):
@@ -205,7 +218,7 @@ def test_a_finished_session_does_not_train_again(make_session):
 
 def test_the_published_weights_lie_between_start_and_end(make_session, make_decoder):
     def trained(name, share):
-        ppo = small_config().ppo.model_copy(update={"interpolation": share})
+        ppo = small_config().ppo.model_copy(update={"interpolation": (share,)})
         session, _ = make_session(name=name, ppo=ppo)
         session.run(lambda note: None)
         return session
@@ -219,6 +232,37 @@ def test_the_published_weights_lie_between_start_and_end(make_session, make_deco
     assert between.evaluations[-3:] != end.evaluations[-3:]
     again = trained("part", 0.25)  # a resumed one does not move them a second time
     assert torch.equal(again.decoder.W, between.decoder.W)
+
+
+@pytest.mark.parametrize("kind", ["trained", "losses_only"])
+def test_the_share_is_chosen_by_validation_kl(make_session, make_decoder, kind):
+    """A bound that nothing passes leaves the least KL; one that all pass leaves the end."""
+
+    def trained(name, bound):
+        update = {"interpolation": (0.25, 0.5, 1.0), "interpolation_max_kl": bound}
+        session, _ = make_session(kind, name, ppo=small_config().ppo.model_copy(update=update))
+        session.run(lambda note: None)
+        (share,) = (row.value for row in session.curves.rows if row.name == "interpolation")
+        return session, share
+
+    (end, all_of_it), (near, share) = trained("all", 100.0), trained("none", -100.0)
+    assert all_of_it == 1.0
+    start, judge = make_decoder(), near._evaluator()
+    torch.testing.assert_close(
+        near.decoder.W, torch.lerp(start.W, end.decoder.W, share), atol=1e-6, rtol=0
+    )
+    learner = near.learner._replace(decoder=start)
+    kl = {}
+    for candidate in (0.25, 0.5, 1.0):
+        with torch.no_grad():
+            for name, weight in end.decoder.named_parameters():
+                start.get_parameter(name).copy_(weight)
+        interpolate(learner, candidate)
+        kl[candidate] = judge.kl(start)
+    assert share == min(kl, key=kl.__getitem__)
+    if kind == "trained":  # what is evaluated last is what is published
+        last = next(row.value for row in reversed(near.curves.rows) if row.name == "eval_kl")
+        assert last == pytest.approx(kl[share], abs=1e-5)
 
 
 def test_nan_is_an_error_that_names_the_metric(make_session, monkeypatch):

@@ -121,6 +121,12 @@ def plain_ppo(decoder, learner, settings: PpoSettings, plan: Plan, steps: int) -
                 scores,
             )  # fmt: skip
             total_reward = sum(w * r(seen) for w, r in plan.rewards())
+            sums, size = total_reward.sum(-1).tolist(), settings.responses_per_prompt
+            for row, keep in enumerate(mask.sum(-1).tolist()):
+                first = row // size * size
+                others = [sums[i] for i in range(first, first + size) if i != row]
+                if others:
+                    total_reward[row, keep - 1] -= sum(others) / len(others)
             states = sae.decode(padded)
             raw = learner.critic(states)
             values = learner.normaliser.denormalise(raw)
@@ -186,12 +192,16 @@ def replay_batch(decoder) -> Callable[[int], ReplayBatch]:
 
 
 @pytest.mark.parametrize(
-    ("temperature", "loss_type", "policy_coef"), [(1.0, "bnpo", 1.0), (0.8, "grpo", 3.0)]
+    ("temperature", "loss_type", "policy_coef", "responses"),
+    [(1.0, "bnpo", 1.0, 1), (0.8, "grpo", 3.0, 3)],
 )
-def test_updates_equal_plain_torch_ppo(make_decoder, tmp_path, temperature, loss_type, policy_coef):
+def test_updates_equal_plain_torch_ppo(
+    make_decoder, tmp_path, temperature, loss_type, policy_coef, responses
+):
     settings = PpoSettings(
         batch_size=6, inner_epochs=3, lr=2e-3, warmup_steps=2, temperature=temperature,
-        loss_type=loss_type, policy_coef=policy_coef, critic_width=16,
+        loss_type=loss_type, policy_coef=policy_coef, responses_per_prompt=responses,
+        critic_width=16,
         entropy_coef=0.05, sparsity_loss_coef=0.5,
     )  # fmt: skip
     results = []

@@ -89,4 +89,5 @@ def _headline(session: Session) -> dict[str, Scalar]:
         "reward_end": last("reward"),
         "effective_latents_end": last("effective_latents"),
         "entropy_end": last("entropy"),
+        "interpolation": last("interpolation"),
     }

@@ -61,7 +61,8 @@ def kill_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
 
 def test_publishes_and_a_kill_changes_nothing(inputs, context, monkeypatch):
     assert set(STAGE.inputs) <= set(inputs)
-    config = small_config()
+    update = {"responses_per_prompt": 2, "interpolation": (0.5, 1.0)}
+    config = small_config(ppo=small_config().ppo.model_copy(update=update))
     straight = context("straight")
     output = run(inputs, config, straight)
     published = files(straight.out)
@@ -72,6 +73,7 @@ def test_publishes_and_a_kill_changes_nothing(inputs, context, monkeypatch):
     } <= set(published)  # fmt: skip
     assert output.metrics["steps"] == 3
     assert output.metrics["rollouts"] == 12
+    assert output.metrics["interpolation"] in (0.5, 1.0)
     assert output.verdict is None
 
     killed = context("killed")

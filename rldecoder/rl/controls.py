@@ -32,6 +32,8 @@ from rldecoder.seeds import torch_generator
 Key = TypeVar("Key")
 
 TRAINED = "trained"
+TRAINED_END = "trained_end"
+"""The trained decoder at the end of its training, where the published one lies short of it."""
 SUPERVISED = "supervised"
 FROZEN = "frozen"
 

@@ -49,6 +49,12 @@ def trained_folder(policy: Path, number: int) -> Path:
     return policy / "decoder" if number == 0 else policy / "seeds" / str(number) / "decoder"
 
 
+def end_folder(policy: Path, number: int) -> Path:
+    """Where it publishes the weights as they were at that training's end (`interpolation`)."""
+    place = policy if number == 0 else policy / "seeds" / str(number)
+    return place / "stage3" / "decoder"
+
+
 class Watcher(Protocol):
     """Where progress goes (a part of the stages' Reporter)."""
 
@@ -166,7 +172,8 @@ class Session:
         self.rollouts.publish(out / "rollouts.parquet")
 
     def stage_decoder(self, stage: int) -> Path:
-        """Where the decoder at the end of a stage (from 1) lies, in the progress folder."""
+        """Where the decoder at the end of a stage (from 1) lies, in the progress folder: the
+        weights as they were, before any share of the way was chosen."""
         return self.progress / f"stage{stage}"
 
     def _after_step(self, step: PpoStep, advance: Callable[[str], None]) -> bool:
@@ -189,15 +196,15 @@ class Session:
         if warning is not None and self.kind == "trained":
             self.watcher.alert(f"{self.name}: {warning}")
         self._stop_if(self.watch.after_step(metrics))
+        ends_stage = self.done == self.total_steps or self._stage_of(self.done) != stage
+        if ends_stage and self.kind == "trained":
+            save_decoder(self.decoder, self.stage_decoder(stage))
         if self.done == self.total_steps and self.stopped is None:
             self._choose_share()
-        ends_stage = self.done == self.total_steps or self._stage_of(self.done) != stage
         if self.evaluator is not None and (
             ends_stage or self.done % self.config.eval_every_steps == 0
         ):
             self._evaluate(stage, effective_latents=metrics["effective_latents"])
-        if ends_stage and self.kind == "trained":
-            save_decoder(self.decoder, self.stage_decoder(stage))
         if ends_stage or self.stopped or self.done % self.checkpoint_every_steps == 0:
             self._save()
         advance(f"reward {metrics['reward']:.3f} task {metrics['task_score']:.2f}")

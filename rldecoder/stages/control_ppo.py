@@ -5,7 +5,8 @@ reward, and, unless switched off, two of equal length without any: with the diff
 alone, and with the KL loss on text alone (more supervised training). Trainings are repeated for
 every seed of `train_ppo` and with that very seed: same prompts, replayed text, sampling noise and
 critic, so that pairs differ in what drives them alone. The supervised decoder and the frozen model
-are measured beside them. The gate fails where the task score is not clearly above a control's, or
+are measured beside them, and the trainings at their ends where what is published lies short of
+them (`ppo.interpolation`). The gate fails where the task score is not clearly above a control's, or
 where held-out KL rose above the supervised decoder's by too much.
 Publishes `verdict.json`, `controls.parquet` (test split) and `curves.parquet`.
 """
@@ -33,6 +34,7 @@ from rldecoder.rl.controls import (
     FROZEN,
     SUPERVISED,
     TRAINED,
+    TRAINED_END,
     Comparison,
     System,
     compare,
@@ -42,7 +44,7 @@ from rldecoder.rl.controls import (
     uniform_predictor,
 )
 from rldecoder.rl.evaluation import Evaluator
-from rldecoder.rl.session import TRAINING, Kind, Session, trained_folder
+from rldecoder.rl.session import TRAINING, Kind, Session, end_folder, trained_folder
 from rldecoder.rl.spread import response_spread, sequence_spread
 from rldecoder.sae.model import Sae
 from rldecoder.schemas import read_json, write_json, write_parquet
@@ -85,6 +87,9 @@ def run(
         ],
         SUPERVISED: [load_decoder(supervised, lm, sae)],
     }
+    if training.ppo.interpolation != (1.0,):
+        ends = [end_folder(inputs["train_ppo"].path, i) for i in range(len(seeds))]
+        decoders[TRAINED_END] = [load_decoder(end, lm, sae) for end in ends]
     blocks = decoders[SUPERVISED][0].config.blocks or ()
     decoders[RANDOM_INIT] = [new_decoder(lm, sae, blocks)]
     kinds: list[Kind] = ["random_reward"]
@@ -205,10 +210,10 @@ def _measure(
 
 
 class _Responses(NamedTuple):
-    """Trained and supervised decoder on their own sampled responses."""
+    """Trained and supervised decoders on their own sampled responses."""
 
     entropy: dict[str, float]
-    """Contribution entropy, and its fall with the 95 % interval."""
+    """Contribution entropy, and its fall from the supervised one's with the 95 % interval."""
     effective: dict[str, float]
     """Effective number of latents."""
 
@@ -223,19 +228,23 @@ def _responses(
     seed = derive_seed(ctx.seed, "responses")
     found: dict[str, NDArray[np.float64]] = {}
     effective: dict[str, float] = {}
-    for name in (TRAINED, SUPERVISED):
+    ends = [name for name in (TRAINED, TRAINED_END) if name in decoders]
+    for name in (*ends, SUPERVISED):
         spreads = [
             response_spread(decoder, prompts, temperature=temperature, seed=derive_seed(seed, i))
             for i, decoder in enumerate(decoders[name])
         ]
         found[name] = np.array([spread.entropy for spread in spreads])
         effective[name] = float(np.mean([spread.effective for spread in spreads]))
-    fall = crossed_bootstrap(found[SUPERVISED] - found[TRAINED], seed=seed, groups=groups)
-    entropy = {name: float(values.mean()) for name, values in found.items()} | {
-        "fall": fall.difference,
-        "fall_low": fall.low,
-        "fall_high": fall.high,
-    }
+    entropy = {name: float(values.mean()) for name, values in found.items()}
+    for name in ends:
+        fall = crossed_bootstrap(found[SUPERVISED] - found[name], seed=seed, groups=groups)
+        prefix = "" if name == TRAINED else f"{name}_"
+        entropy |= {
+            f"{prefix}fall": fall.difference,
+            f"{prefix}fall_low": fall.low,
+            f"{prefix}fall_high": fall.high,
+        }
     return _Responses(entropy, effective)
 
 
@@ -275,7 +284,7 @@ def _publish(
     for name, row in overall.items():
         metrics[f"{name}_task_score"] = row["score"]
         metrics[f"{name}_kl"] = row["kl"]
-    for name in (TRAINED, SUPERVISED):
+    for name in responses.effective:
         metrics[f"{name}_contribution_entropy"] = overall[name]["contribution_entropy"]
         metrics[f"{name}_response_entropy"] = responses.entropy[name]
         metrics[f"{name}_response_effective_latents"] = responses.effective[name]

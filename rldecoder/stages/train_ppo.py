@@ -1,9 +1,10 @@
 """PPO on the supervised decoder, in three stages of different reward weights.
 
-Publishes `decoder/` (the end of training, or the last healthy evaluation when it collapsed),
-`stage1/decoder` to `stage3/decoder`, `rollouts.parquet` (every response with its reward and all
-parts), `curves.parquet` (every metric at every PPO step) and `evaluations.parquet` (validation).
-With several seeds these are of the first; the others give `seeds/1/decoder` and so on, and curves
+Publishes `decoder/` (the end of training or the chosen share of the way there, or the last healthy
+evaluation when it collapsed), `stage1/decoder` to `stage3/decoder` (the ends of stages as they
+were), `rollouts.parquet` (every response with its reward and all parts), `curves.parquet` (every
+metric at every PPO step) and `evaluations.parquet` (validation). With several seeds these are of
+the first; the others give `seeds/1/decoder`, `seeds/1/stage3/decoder` and so on, and curves
 under `seed1/`. `training.json` has the seed of each training: the controls are trained with the
 same, so that differences of pairs hold no differences of prompts and starts.
 """
@@ -17,7 +18,7 @@ from rldecoder.config.rl import TrainPpoConfig
 from rldecoder.curves import Curves
 from rldecoder.decoder.loading import load_decoder, save_decoder
 from rldecoder.lm.frozen import FrozenLM
-from rldecoder.rl.session import TRAINING, Session, trained_folder
+from rldecoder.rl.session import TRAINING, Session, end_folder, trained_folder
 from rldecoder.sae.model import Sae
 from rldecoder.schemas import write_json
 from rldecoder.seeds import derive_seed, seed_everything
@@ -59,8 +60,9 @@ def run(
                 curves.log(row.step, **{f"{name}/{row.name}" if name else row.name: row.value})
             if session.stopped is not None:
                 reasons.append(f"PPO {name} {session.stopped}".replace("  ", " "))
+            shutil.copytree(session.stage_decoder(3), end_folder(ctx.out, number))
             if number == 0:
-                for stage in range(1, len(config.stages) + 1):
+                for stage in (1, 2):
                     folder = ctx.out / f"stage{stage}" / "decoder"
                     shutil.copytree(session.stage_decoder(stage), folder)
                 session.publish(ctx.out)

@@ -12,10 +12,10 @@ import torch
 from rldecoder.config.rl import ControlPpoConfig
 from rldecoder.decoder.loading import load_decoder
 from rldecoder.lm.frozen import FrozenLM
-from rldecoder.rl.session import TRAINING, Session, trained_folder
+from rldecoder.rl.session import TRAINING, Session, end_folder, trained_folder
 from rldecoder.sae.model import Sae
 from rldecoder.schemas import read_json, write_json
-from rldecoder.stages import control_ppo
+from rldecoder.stages import control_ppo, train_ppo
 from rldecoder.stages.context import InputArtifact, SilentReporter, StageContext
 from rldecoder.stages.control_ppo import run
 from rldecoder.stages.table import stage_named
@@ -190,6 +190,42 @@ def test_every_seed_is_trained_again_and_judged(inputs, context, monkeypatch, tm
         "trained": 2, "random_reward": 2, "losses_only": 2, "text_only": 2,
         "supervised": 1, "frozen": 1, "uniform_policy": 1, "random_decoder": 1,
     }  # fmt: skip
+
+
+def test_the_end_of_training_stands_beside_a_share_of_the_way(inputs, context, monkeypatch):
+    ppo = small_config().ppo.model_copy(update={"interpolation": (0.25,), "lr": 3e-2})
+    config = small_config(ppo=ppo, seeds=2)
+    trained = context("trained")
+    train_ppo.run(inputs, config, trained)
+    given = InputArtifact(
+        "policy", "train_ppo", "0" * 16, trained.out, {}, config.model_dump(mode="json")
+    )
+    monkeypatch.setattr(control_ppo, "_train", lambda kind, number, seed, decoder, *rest: decoder)
+    ctx = context("control")
+    output = run(inputs | {"train_ppo": given}, NO_CONTINUATION, ctx)
+    rows = pq.read_table(ctx.out / "controls.parquet").to_pylist()
+    kl = {row["system"]: row["kl"] for row in rows if row["task"] == "all"}
+    end = next(row for row in rows if row["system"] == "trained_end")
+    assert end["num_trainings"] == 2
+    assert not end["gates"]
+    # A quarter of the way cannot be as far from the start as the end is.
+    moved = {name: abs(kl[name] - kl["supervised"]) for name in ("trained", "trained_end")}
+    assert 0 < moved["trained"] < moved["trained_end"]
+    found = read_json(ctx.out / "verdict.json")["response_entropy"]
+    for prefix in ("trained", "trained_end"):
+        fall = found["fall" if prefix == "trained" else "trained_end_fall"]
+        assert fall == pytest.approx(found["supervised"] - found[prefix], abs=1e-6)
+        assert output.metrics[f"{prefix}_response_entropy"] == found[prefix]
+    assert "trained_end" in {
+        c["control"] for c in read_json(ctx.out / "verdict.json")["comparisons"]
+    }
+    lm = FrozenLM.load(inputs["sync_tokenizer"].path / "model")
+    sae = Sae.load(inputs["train_sae"].path / "sae")
+    start = load_decoder(inputs["train_decoder"].path / "decoder", lm, sae).W
+    for number in range(2):
+        last = load_decoder(end_folder(trained.out, number), lm, sae).W
+        published = load_decoder(trained_folder(trained.out, number), lm, sae).W
+        torch.testing.assert_close(published, torch.lerp(start, last, 0.25))
 
 
 def test_same_seed_same_bytes(inputs, context, monkeypatch):

@@ -116,7 +116,7 @@ def test_contents(inputs, context):
     after = load_file(ctx.out / "decoder" / "model.safetensors")
     assert not torch.equal(before["model.W"], after["model.W"])
     last = load_file(ctx.out / "stage3" / "decoder" / "model.safetensors")
-    assert torch.equal(last["model.W"], after["model.W"])
+    assert torch.equal(last["model.W"], after["model.W"])  # all of the way, unless told otherwise
     lm = FrozenLM.load(inputs["sync_tokenizer"].path / "model")
     load_decoder(ctx.out / "decoder", lm, Sae.load(inputs["train_sae"].path / "sae"))
 

@@ -73,18 +73,23 @@ def interpolate(learner: Learner, share: float) -> None:
 
 
 def choose_share(
-    learner: Learner, shares: Sequence[float], max_kl: float, kl: Callable[[], float]
+    learner: Learner,
+    shares: Sequence[float],
+    max_rise: float,
+    kl: Callable[[SaeDecoderForCausalLM], float],
 ) -> float:
-    """`interpolate` to the largest share whose KL is at most `max_kl`, or to that of least KL.
+    """`interpolate` to the largest share whose KL is within a bound, or to that of least KL.
 
     Args:
+        learner: its decoder is moved.
         shares: candidates.
-        max_kl: nats per token.
-        kl: KL(frozen || decoder) of the decoder as it is; not asked where there is no choice.
+        max_rise: nats per token that KL may lie above the reference's.
+        kl: KL(frozen || decoder) on held-out text; not asked for where there is no choice.
     """
     if len(shares) == 1:
         interpolate(learner, shares[0])
         return shares[0]
+    limit = kl(learner.reference) + max_rise
     end = [parameter.detach().clone() for parameter in learner.decoder.parameters()]
 
     def move(share: float) -> None:
@@ -96,8 +101,8 @@ def choose_share(
     found = {}
     for share in sorted(shares, reverse=True):
         move(share)
-        found[share] = kl()
-        if found[share] <= max_kl:
+        found[share] = kl(learner.decoder)
+        if found[share] <= limit:
             return share
     best = min(found, key=found.__getitem__)
     move(best)

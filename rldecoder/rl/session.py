@@ -6,7 +6,6 @@ so that a control differs in nothing else.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
@@ -223,16 +222,16 @@ class Session:
 
     def _choose_share(self) -> None:
         """Go back towards the supervised decoder as far as the settings say (`interpolation`)."""
-        settings, limit = self.settings, math.inf
         judge = self.evaluator
-        if len(settings.interpolation) > 1:
+
+        def kl(decoder: SaeDecoderForCausalLM) -> float:
+            nonlocal judge
             judge = judge or self._evaluator()
-            limit = judge.kl(self.learner.reference) + settings.interpolation_max_kl
+            return judge.kl(decoder)
+
+        settings = self.settings
         share = choose_share(
-            self.learner,
-            settings.interpolation,
-            limit,
-            lambda: math.inf if judge is None else judge.kl(self.decoder),
+            self.learner, settings.interpolation, settings.interpolation_max_kl, kl
         )
         self.curves.log(self.done, interpolation=share)
 

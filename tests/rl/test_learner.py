@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 
@@ -28,13 +26,15 @@ def test_two_groups_and_a_reference_of_its_own(make_decoder):
 
 
 @pytest.mark.parametrize(
-    ("limit", "chosen", "asked"),
-    [(7.5, 0.75, [1.0, 0.75]), (9.0, 1.0, [1.0]), (-1.0, 0.5, [1.0, 0.75, 0.5, 0.25])],
+    ("rise", "chosen", "asked"),
+    [
+        (-0.5, 0.75, [0.0, 1.0, 0.75]),
+        (1.0, 1.0, [0.0, 1.0]),
+        (-9.0, 0.5, [0.0, 1.0, 0.75, 0.5, 0.25]),
+    ],
 )
-def test_the_largest_share_within_the_bound_is_taken_or_the_best(
-    make_decoder, limit, chosen, asked
-):
-    """KL is a parabola around share 0.5 here: 8, 2, 0 and 2 at shares 1, 0.75, 0.5 and 0.25."""
+def test_the_largest_share_within_the_bound_is_taken_or_the_best(make_decoder, rise, chosen, asked):
+    """KL is a parabola around share 0.5 here: 8 at 0 and 1, 2 at 0.25 and 0.75, 0 at 0.5."""
     decoder = make_decoder()
     learner = make_learner(decoder, PpoSettings(), seed=0)
     start = decoder.W.detach().clone()
@@ -42,18 +42,18 @@ def test_the_largest_share_within_the_bound_is_taken_or_the_best(
         decoder.W.add_(1.0)
     seen = []
 
-    def kl():
-        seen.append(float((decoder.W.detach() - start).mean()))
+    def kl(one):
+        seen.append(float((one.W.detach() - start).mean()))
         return 32 * (seen[-1] - 0.5) ** 2
 
-    assert choose_share(learner, (0.25, 0.5, 0.75, 1.0), limit, kl) == chosen
+    assert choose_share(learner, (0.25, 0.5, 0.75, 1.0), rise, kl) == chosen
     assert seen == pytest.approx(asked, abs=1e-5)
     torch.testing.assert_close(decoder.W, start + chosen)
 
 
 def test_one_share_is_taken_unasked(make_decoder):
     learner = make_learner(make_decoder(), PpoSettings(), seed=0)
-    share = choose_share(learner, (0.5,), math.inf, lambda: pytest.fail("KL was asked for"))
+    share = choose_share(learner, (0.5,), 0.0, lambda decoder: pytest.fail("KL was asked for"))
     assert share == 0.5
 
 

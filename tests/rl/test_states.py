@@ -17,7 +17,7 @@ from rldecoder.rl.states import predict
 from rldecoder.rl.trainer import DecoderPPOTrainer
 from rldecoder.sae.selection import SparseLatents
 from rldecoder.seeds import torch_generator
-from tests.rl.test_trainer import make_plan
+from tests.rl.plans import make_plan
 
 
 @pytest.fixture(params=["gpt2", "llama"])

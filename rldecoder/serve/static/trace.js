@@ -72,9 +72,10 @@ const Trace = (() => {
     at("explain").disabled = place === 0;
     Intervene.reset();
     const signal = fresh();  // also where nothing is asked: a late answer about another token must not show
+    // The old token's rows must not be clicked for the new one.
+    state.features = [];
+    list();
     if (place === 0) {
-      state.features = [];
-      list();
       at("effect-meaning").textContent = "Token 0 is an attention sink that no SAE was trained on: no feature is shown.";
       return;
     }

@@ -88,7 +88,7 @@ class PpoSettings(Config):
     training (1); of the trained controls too. Short of the end, held-out KL falls sooner than the
     task score: much of the way is noise of the optimiser. Of several shares the largest is taken
     whose KL on validation text is within `interpolation_max_kl`, or the one of least KL."""
-    interpolation_max_kl: float = Field(default=0.0)
+    interpolation_max_kl: float = 0.0
     """Nats per token that validation KL may lie above the supervised decoder's at that share."""
     temperature: float = Field(default=1.0, gt=0)
     """Of sampling, and therefore of scoring too."""

@@ -63,21 +63,18 @@ def gae(
     return Gae(advantages, returns)
 
 
-def leave_one_out(rewards: Tensor, size: int) -> Tensor:
-    """Rewards [B] minus the mean of those of the same prompt's other responses.
+def mean_of_others(rewards: Tensor, size: int) -> Tensor:
+    """For each response [B] the mean reward of the same prompt's other responses: a baseline.
 
-    A baseline that the response itself has no part in, so that the gradient's expected value stays
-    (Kool et al. 2019; Ahmadian et al. 2024, arXiv 2402.14740).
+    The response itself has no part in it, so that taking it off changes no expected gradient
+    (leave-one-out; Kool et al. 2019; Ahmadian et al. 2024, arXiv 2402.14740).
 
     Args:
         rewards: [B], the responses to one prompt one after the other.
-        size: responses to a prompt; 1 leaves everything as it is.
+        size: responses to a prompt; with 1 there are no others, and the baseline is 0.
     """
-    if size == 1:
-        return rewards
     groups = rewards.view(-1, size)
-    others = (groups.sum(-1, keepdim=True) - groups) / (size - 1)
-    return (groups - others).view(-1)
+    return ((groups.sum(-1, keepdim=True) - groups) / max(1, size - 1)).view(-1)
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:

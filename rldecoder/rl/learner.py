@@ -61,15 +61,15 @@ def make_learner(decoder: SaeDecoderForCausalLM, settings: PpoSettings, seed: in
 
 
 @torch.no_grad()
-def interpolate(learner: Learner, share: float) -> None:
-    """Move the decoder onto the line from its reference (share 0) to its present weights (1).
+def interpolate(learner: Learner, end: Iterable[Tensor], share: float) -> None:
+    """Move the decoder onto the line from its reference (share 0) to the weights `end` (1).
 
     Interpolation with the start of fine-tuning: Wortsman et al. 2022 (arXiv 2109.01903); of
     policies with the one they were regularised to: Rame et al. 2024 (arXiv 2406.16768).
     """
     starts = learner.reference.parameters()
-    for parameter, start in zip(learner.decoder.parameters(), starts, strict=True):
-        parameter.copy_(start.lerp(parameter, share))
+    for parameter, start, last in zip(learner.decoder.parameters(), starts, end, strict=True):
+        parameter.copy_(start.lerp(last, share))
 
 
 def choose_share(
@@ -86,26 +86,19 @@ def choose_share(
         max_rise: nats per token that KL may lie above the reference's.
         kl: KL(frozen || decoder) on held-out text; not asked for where there is no choice.
     """
+    end = [parameter.detach().clone() for parameter in learner.decoder.parameters()]
     if len(shares) == 1:
-        interpolate(learner, shares[0])
+        interpolate(learner, end, shares[0])
         return shares[0]
     limit = kl(learner.reference) + max_rise
-    end = [parameter.detach().clone() for parameter in learner.decoder.parameters()]
-
-    def move(share: float) -> None:
-        with torch.no_grad():
-            for parameter, last in zip(learner.decoder.parameters(), end, strict=True):
-                parameter.copy_(last)
-        interpolate(learner, share)
-
     found = {}
     for share in sorted(shares, reverse=True):
-        move(share)
+        interpolate(learner, end, share)
         found[share] = kl(learner.decoder)
         if found[share] <= limit:
             return share
     best = min(found, key=found.__getitem__)
-    move(best)
+    interpolate(learner, end, best)
     return best
 
 

@@ -222,16 +222,9 @@ class Session:
 
     def _choose_share(self) -> None:
         """Go back towards the supervised decoder as far as the settings say (`interpolation`)."""
-        judge = self.evaluator
-
-        def kl(decoder: SaeDecoderForCausalLM) -> float:
-            nonlocal judge
-            judge = judge or self._evaluator()
-            return judge.kl(decoder)
-
-        settings = self.settings
+        judge, settings = self.evaluator or self._evaluator(), self.settings
         share = choose_share(
-            self.learner, settings.interpolation, settings.interpolation_max_kl, kl
+            self.learner, settings.interpolation, settings.interpolation_max_kl, judge.kl
         )
         self.curves.log(self.done, interpolation=share)
 
@@ -298,22 +291,22 @@ class Session:
         )
 
     def _prompts(self) -> list[TaskPrompt]:
-        """`batch_size` training prompts for each step, the tasks taking turns; each as often in a
-        row as it gets responses."""
-        names, repeats = self.suite.names, self.settings.responses_per_prompt
-        size = self.settings.batch_size // repeats
-        share = self.total_steps * -(-size // len(names))
+        """`batch_size` training prompts for each step, each as often as it gets responses; the
+        tasks take turns, over steps too where a step has fewer prompts than there are tasks."""
+        names, size = self.suite.names, self.settings.batch_size
+        repeats = self.settings.responses_per_prompt
+        turns = self.total_steps * size // repeats
+        share = -(-turns // len(names))
         streams = [
             iter(self.suite.make(name, "train", share, derive_seed(self.seed, "prompts")))
             for name in names
         ]
         prompts = [
             prompt
-            for _ in range(self.total_steps)
-            for place in range(size)
-            for prompt in [next(streams[place % len(names)])] * repeats
+            for turn in range(turns)
+            for prompt in [next(streams[turn % len(names)])] * repeats
         ]
-        check_lengths(self.decoder.frozen.lm, prompts[:size])
+        check_lengths(self.decoder.frozen.lm, prompts[: max(size, repeats * len(names))])
         return prompts
 
     def _save(self) -> None:

@@ -173,9 +173,8 @@ class DecoderPPOTrainer(GRPOTrainer):
         raw = _unflatten(learner.critic(self._states), mask)
         values = learner.normaliser.denormalise(raw)
         rewards = self.rewards.total
-        total = rewards.sum(-1)
-        shift = core.leave_one_out(total, settings.responses_per_prompt) - total
-        rewards = rewards + at_last_token(shift, mask)
+        baseline = core.mean_of_others(rewards.sum(-1), settings.responses_per_prompt)
+        rewards = rewards - at_last_token(baseline, mask)
         advantages, returns = core.gae(
             rewards, values, mask, gamma=settings.gamma, lam=settings.gae_lambda
         )

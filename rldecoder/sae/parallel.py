@@ -10,6 +10,8 @@ choice among tokens, the dead latents and two of the losses are of the whole bat
 from __future__ import annotations
 
 import datetime
+import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -132,6 +134,11 @@ def _join(
     _meet(index + 1, size, meeting, kind)
     work(Group(index + 1, size), _device(index + 1, kind), *arguments)
     dist.destroy_process_group()
+    # Gloo's threads may still free tensors; while the interpreter is torn down that aborts the
+    # process (pytorch/pytorch#179291), and a training that is done would count as failed.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _meet(rank: int, size: int, meeting: str, kind: str) -> None:

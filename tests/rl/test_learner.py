@@ -55,17 +55,3 @@ def test_one_share_is_taken_unasked(make_decoder):
     learner = make_learner(make_decoder(), PpoSettings(), seed=0)
     share = choose_share(learner, (0.5,), 0.0, lambda decoder: pytest.fail("KL was asked for"))
     assert share == 0.5
-
-
-@pytest.mark.parametrize(
-    ("wrong", "what"),
-    [
-        ({"responses_per_prompt": 3}, "responses_per_prompt=3 must divide batch_size=16"),
-        ({"minibatches": 5}, "minibatches=5 must divide batch_size=16"),
-        ({"interpolation": (0.5, 1.5)}, "less than or equal to 1"),
-        ({"interpolation": ()}, "at least 1 item"),
-    ],
-)
-def test_settings_that_do_not_fit_are_refused(wrong, what):
-    with pytest.raises(ValueError, match=what):
-        PpoSettings(**wrong)

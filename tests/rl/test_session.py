@@ -53,6 +53,10 @@ def test_prompts_are_repeated_for_their_responses(make_session):
     assert [prompt.task for prompt in prompts] == ["addition", "addition", "cloze", "cloze"] * 3
     assert prompts[::2] == prompts[1::2]
     assert len({prompt.prompt for prompt in prompts}) == 6
+    # One prompt a step: no task may be left out for that.
+    one, _ = make_session(name="one", ppo=ppo.model_copy(update={"responses_per_prompt": 4}))
+    tasks = [prompt.task for prompt in one._prompts()]
+    assert tasks == ["addition"] * 4 + ["cloze"] * 4 + ["addition"] * 4
     session.run(lambda note: None)
     text, _ = make_session("text_only", "text", ppo=ppo)
     assert (text.settings.batch_size, text.settings.responses_per_prompt) == (2, 1)
@@ -254,10 +258,7 @@ def test_the_share_is_chosen_by_validation_kl(make_session, make_decoder, kind):
     learner = near.learner._replace(decoder=start)
     kl = {}
     for candidate in (0.25, 0.5, 1.0):
-        with torch.no_grad():
-            for name, weight in end.decoder.named_parameters():
-                start.get_parameter(name).copy_(weight)
-        interpolate(learner, candidate)
+        interpolate(learner, end.decoder.parameters(), candidate)
         kl[candidate] = judge.kl(start)
     assert share == min(kl, key=kl.__getitem__)
     if kind == "trained":  # what is evaluated last is what is published

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import os
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +69,17 @@ def test_two_processes_equal_one(architecture: str, tmp_path: Path) -> None:
 
 def fail(group: Group, device: torch.device) -> None:
     raise RuntimeError("the other process failed")
+
+
+def abort_at_exit(group: Group, device: torch.device) -> None:
+    group.mean(torch.ones(1))
+    atexit.register(os.abort)
+
+
+@pytest.mark.slow
+def test_what_is_done_cannot_fail_while_the_interpreter_is_torn_down() -> None:
+    with peers(2, abort_at_exit, (), torch.device("cpu")) as (group, _):
+        assert float(group.mean(torch.ones(1))) == 1.0
 
 
 @pytest.mark.slow

@@ -66,7 +66,8 @@ class PpoSettings(Config):
     """Weight of the contribution entropy (0 to 1, on responses and on replayed text) as a loss,
     times the monosemanticity weight. 0.1 does not move it."""
     replay_tokens: int = Field(default=256, ge=0)
-    """Training-text tokens on which both losses are also taken in each step; 0: rollouts only.
+    """Training-text tokens on which both losses are also taken in each optimiser step, other ones
+    in each; 0: rollouts only.
     Without them the decoder drifts away on text that is no task prompt."""
     lr: float = Field(default=2e-5, gt=0)
     """Peak learning rate of the map from latents (Adam)."""
@@ -140,9 +141,12 @@ class TrainPpoConfig(StageConfig):
     """PPO on the feature decoder, in stages of different reward weights."""
 
     tasks: tuple[TaskName, ...] = ("addition", "cloze")
-    """Generated tasks; each batch holds an equal share of each task."""
+    """Generated tasks. Each batch holds an equal share of each task but for `task_turns`."""
     file_tasks: tuple[FileTask, ...] = ()
     """Tasks from files (SQuAD, GSM8K, BoolQ, or one's own)."""
+    task_turns: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
+    """Prompts that a task gets in each round of training; 1 where it is not named. Short answers
+    are cheap: with {cloze: 3} three cloze questions are asked for each addition."""
     seeds: int = Field(default=1, ge=1)
     """Trainings from the same decoder with other random numbers. The first one is published as
     `decoder/`, whatever the others reach; `control_ppo` judges all of them."""
@@ -178,6 +182,11 @@ class TrainPpoConfig(StageConfig):
             raise ValueError("tasks and file_tasks are both empty: PPO has nothing to ask")
         if len(set(names)) < len(names):
             raise ValueError(f"two tasks have the same name among {', '.join(names)}")
+        unknown = sorted(set(self.task_turns) - set(names))
+        if unknown:
+            raise ValueError(
+                f"task_turns names {', '.join(unknown)}, but the tasks are {', '.join(names)}"
+            )
         return self
 
 

@@ -65,6 +65,8 @@ class TokenLosses(NamedTuple):
     """[N], KL(frozen || decoder); detached."""
     ce: Tensor
     """[N], cross-entropy to the next token, 0 where it is unknown; detached."""
+    choices: Tensor
+    """[N] int64, the decoder's likeliest tokens."""
 
 
 class LogitBuffers:
@@ -106,10 +108,11 @@ class _ChunkedLoss(torch.autograd.Function):
         lm: FrozenLM,
         ce_weight: float,
         buffers: LogitBuffers,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         num_tokens, device = len(hidden_pred), hidden_pred.device
         kl = torch.empty(num_tokens, device=device)
         ce = torch.empty_like(kl)
+        choices = torch.empty(num_tokens, dtype=torch.long, device=device)
         grad = torch.empty_like(hidden_pred) if ctx.needs_input_grad[0] else None
         rows = math.ceil(num_tokens / max(1, math.ceil(num_tokens / buffers.rows)))
         for start in range(0, num_tokens, rows):
@@ -117,6 +120,7 @@ class _ChunkedLoss(torch.autograd.Function):
             held = buffers.take(part.stop - start, lm.vocab_size, device)
             logits = lm.unembed(hidden_pred[part], out=held[0])
             frozen_logits = lm.unembed(hidden_frozen[part], out=held[1])
+            choices[part] = logits.argmax(-1)
             kl[part], ce[part], logit_grad, scale = _losses_and_logit_grad(
                 logits, frozen_logits, labels[part], ce_weight, held[2:]
             )
@@ -124,8 +128,8 @@ class _ChunkedLoss(torch.autograd.Function):
                 grad[part] = lm.unembed_gradient(logits, logit_grad) * scale
         if grad is not None:
             ctx.save_for_backward(grad)
-        ctx.mark_non_differentiable(kl, ce)
-        return (1 - ce_weight) * kl + ce_weight * ce, kl, ce
+        ctx.mark_non_differentiable(kl, ce, choices)
+        return (1 - ce_weight) * kl + ce_weight * ce, kl, ce, choices
 
     @staticmethod
     @once_differentiable
@@ -192,8 +196,9 @@ def chunked_kl_ce(
     if labels is None:
         labels = torch.full((len(hidden_pred),), NO_LABEL, device=hidden_pred.device)
     buffers = buffers or LogitBuffers(chunk_rows(lm.vocab_size))
-    loss, kl, ce = _ChunkedLoss.apply(hidden_pred, hidden_frozen, labels, lm, ce_weight, buffers)
-    return TokenLosses(loss, kl, ce)
+    return TokenLosses(
+        *_ChunkedLoss.apply(hidden_pred, hidden_frozen, labels, lm, ce_weight, buffers)
+    )
 
 
 class NextTokens:

@@ -70,8 +70,27 @@ def slopes_of_choices(
     hidden = hidden_of_resid(decoder, resid, seq_id, pos)
     parts = hidden.detach().split(chunk_rows(lm.vocab_size))
     chosen = torch.cat([lm.unembed(part).argmax(-1) for part in parts])
-    directions = lm.choice_directions(chosen).to(hidden.dtype)
-    (slopes,) = torch.autograd.grad((hidden * directions).sum(), resid)
+    return slopes_along(decoder, chosen, hidden, resid)
+
+
+def slopes_along(
+    decoder: SaeDecoderForCausalLM,
+    chosen: Tensor,
+    hidden: Tensor,
+    resid: Tensor,
+    *,
+    keep_graph: bool = False,
+) -> Tensor:
+    """The same for given choices where the decoder has run already: [N, D], detached.
+
+    Args:
+        chosen: [N] token ids.
+        hidden: [N, D] predicted, from `resid`, with its graph.
+        resid: [N, D] what the latents add up to.
+        keep_graph: whether the graph is needed again.
+    """
+    directions = decoder.frozen.lm.choice_directions(chosen).to(hidden.dtype)
+    (slopes,) = torch.autograd.grad((hidden * directions).sum(), resid, retain_graph=keep_graph)
     return slopes
 
 

@@ -119,7 +119,7 @@ class Plan(NamedTuple):
     loss_weights: Callable[[], core.RewardWeights]
     """Present weights of the differentiable losses."""
     replay: Callable[[int], ReplayBatch] | None
-    """Text tokens for a PPO step, or None."""
+    """Text tokens for an optimiser step (from 0; every update has its own), or None."""
     after_step: Callable[[PpoStep], bool]
     """Called at each rollout boundary, when exact resume is possible; True stops training."""
     seed: int

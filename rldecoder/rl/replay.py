@@ -29,12 +29,12 @@ class ReplayBatch(NamedTuple):
 
 
 class Replay:
-    """Training text for the KL loss: one batch a PPO step, the same for the same step.
+    """Training text for the KL loss: one batch an optimiser step, the same for the same step.
 
     Args:
         activations: folder of the activation cache.
         sae: encodes it.
-        num_tokens: a step.
+        num_tokens: a batch.
         seed: of the order.
         sequences: whole sequences, for decoders that look back; else rows from anywhere.
     """
@@ -58,7 +58,7 @@ class Replay:
 
     @torch.no_grad()
     def __call__(self, step: int) -> ReplayBatch:
-        """The batch of a PPO step, encoded."""
+        """The batch of an optimiser step, encoded."""
         epoch, place = divmod(step, self._batches_per_epoch)
         if step != self._next_step or place == 0:
             self._batches = self._shuffled(

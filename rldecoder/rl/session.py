@@ -292,21 +292,29 @@ class Session:
 
     def _prompts(self) -> list[TaskPrompt]:
         """`batch_size` training prompts for each step, each as often as it gets responses; the
-        tasks take turns, over steps too where a step has fewer prompts than there are tasks."""
-        names, size = self.suite.names, self.settings.batch_size
-        repeats = self.settings.responses_per_prompt
-        turns = self.total_steps * size // repeats
-        share = -(-turns // len(names))
-        streams = [
-            iter(self.suite.make(name, "train", share, derive_seed(self.seed, "prompts")))
-            for name in names
+        tasks take turns, over steps too where a step has fewer prompts than a round has turns."""
+        size, repeats = self.settings.batch_size, self.settings.responses_per_prompt
+        turns_of = {name: self.config.task_turns.get(name, 1) for name in self.suite.names}
+        # Not one task after another: a step with less than a round should have something of each.
+        order = [
+            name
+            for lap in range(max(turns_of.values()))
+            for name, turns in turns_of.items()
+            if lap < turns
         ]
+        turns = self.total_steps * size // repeats
+        rounds = -(-turns // len(order))
+        seed = derive_seed(self.seed, "prompts")
+        streams = {
+            name: iter(self.suite.make(name, "train", rounds * count, seed))
+            for name, count in turns_of.items()
+        }
         prompts = [
             prompt
             for turn in range(turns)
-            for prompt in [next(streams[turn % len(names)])] * repeats
+            for prompt in [next(streams[order[turn % len(order)]])] * repeats
         ]
-        check_lengths(self.decoder.frozen.lm, prompts[: max(size, repeats * len(names))])
+        check_lengths(self.decoder.frozen.lm, prompts[: max(size, repeats * len(order))])
         return prompts
 
     def _save(self) -> None:

@@ -52,7 +52,7 @@ def _run_of(name: str) -> RunFunction:
 STAGES: tuple[Stage, ...] = (
     _stage("sync_tokenizer", "model", 1, (), "prepare", fingerprint=fingerprints.sync_tokenizer),
     _stage("ingest", "tokens", 1, ("sync_tokenizer",), "prepare", fingerprint=fingerprints.ingest),
-    _stage("baselines", "baselines", 3, ("sync_tokenizer", "ingest"), "prepare"),
+    _stage("baselines", "baselines", 4, ("sync_tokenizer", "ingest"), "prepare"),
     _stage("sweep_sae", "sweep", 3, ("sync_tokenizer", "ingest"), "prepare"),
     _stage("frontier", "frontier", 2, ("sync_tokenizer", "ingest", "sweep_sae"), "prepare"),
     _stage("cache_activations", "activations", 2, ("sync_tokenizer", "ingest"), "features"),
@@ -98,7 +98,7 @@ STAGES: tuple[Stage, ...] = (
     _stage(
         "train_ppo",
         "policy",
-        6,
+        7,
         ("sync_tokenizer", "cache_activations", "train_sae", "train_decoder", "gate_decoder"),
         "rl",
         fingerprint=fingerprints.train_ppo,
@@ -106,7 +106,7 @@ STAGES: tuple[Stage, ...] = (
     _stage(
         "control_ppo",
         "verdict",
-        7,
+        8,
         (
             "sync_tokenizer",
             "cache_activations",
@@ -135,7 +135,7 @@ STAGES: tuple[Stage, ...] = (
     _stage(
         "rank_features",
         "importance",
-        3,
+        4,
         ("sync_tokenizer", "ingest", "cache_activations", "train_sae", "freeze_decoder"),
         "interpretation",
     ),

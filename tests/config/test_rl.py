@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rldecoder.config.rl import PpoSettings
+from rldecoder.config.rl import PpoSettings, TrainPpoConfig
 
 
 @pytest.mark.parametrize(
@@ -19,3 +19,15 @@ from rldecoder.config.rl import PpoSettings
 def test_settings_that_do_not_fit_are_refused(wrong, what):
     with pytest.raises(ValueError, match=what):
         PpoSettings(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("turns", "what"),
+    [
+        ({"clozes": 2}, "task_turns names clozes, but the tasks are addition, cloze"),
+        ({"cloze": 0}, "greater than or equal to 1"),
+    ],
+)
+def test_turns_of_unknown_tasks_are_refused(turns, what):
+    with pytest.raises(ValueError, match=what):
+        TrainPpoConfig(task_turns=turns)

@@ -24,13 +24,13 @@ from rldecoder.lm.frozen import FrozenLM
 
 def dense_losses(
     hidden: Tensor, frozen: Tensor, lm: FrozenLM, labels: Tensor, ce_weight: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The same losses with all logits in one graph."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The same losses and choices with all logits in one graph."""
     logprobs = F.log_softmax(lm.unembed(hidden), -1)
     frozen_logprobs = F.log_softmax(lm.unembed(frozen), -1)
     kl = F.kl_div(logprobs, frozen_logprobs, log_target=True, reduction="none").sum(-1)
     ce = F.nll_loss(logprobs, labels, ignore_index=NO_LABEL, reduction="none")
-    return (1 - ce_weight) * kl + ce_weight * ce, kl, ce
+    return (1 - ce_weight) * kl + ce_weight * ce, kl, ce, logprobs.argmax(-1)
 
 
 def random_case(num_tokens: int, seed: int, lm: FrozenLM) -> tuple[Tensor, Tensor, Tensor]:

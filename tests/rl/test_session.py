@@ -46,6 +46,14 @@ def test_prompts_take_turns_and_fill_every_step(make_session):
     assert {prompt.split for prompt in prompts} == {"train"}
 
 
+def test_a_task_can_have_several_turns_in_a_round(make_session):
+    session, _ = make_session(task_turns={"cloze": 3})
+    prompts = session._prompts()
+    # Three steps of four prompts, a round each.
+    assert [prompt.task for prompt in prompts] == ["addition", "cloze", "cloze", "cloze"] * 3
+    assert len({prompt.prompt for prompt in prompts}) == 12
+
+
 def test_prompts_are_repeated_for_their_responses(make_session):
     ppo = small_config().ppo.model_copy(update={"responses_per_prompt": 2})
     session, _ = make_session(ppo=ppo)

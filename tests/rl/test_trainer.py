@@ -103,8 +103,6 @@ def plain_ppo(decoder, learner, settings: PpoSettings, plan: Plan, steps: int) -
             learner.normaliser.update(found.returns, mask)
             returns = learner.normaliser.normalise(found.returns)
             advantages = core.masked_whiten(found.advantages, mask)
-            if plan.replay is not None:  # choices are those of the step's first weights
-                choices = unembed(decoder.hidden(plan.replay(step).latents)).argmax(-1)
         for _ in range(settings.inner_epochs):
             factor = core.linear_schedule(
                 updates, warmup_steps=settings.warmup_steps, total_steps=total
@@ -130,12 +128,12 @@ def plain_ppo(decoder, learner, settings: PpoSettings, plan: Plan, steps: int) -
             loss = loss + settings.kl_loss_coef * WEIGHTS.faithfulness * kl
             loss = loss + settings.sparsity_loss_coef * WEIGHTS.monosemanticity * spread
             if plan.replay is not None:
-                text = plan.replay(step)
+                text = plan.replay(updates)  # other text in every update
                 teacher = unembed(text.frozen_hidden).log_softmax(-1)
                 student = unembed(decoder.hidden(text.latents)).log_softmax(-1)
                 text_kl = core.exact_kl(teacher, student).mean()
                 loss = loss + settings.kl_loss_coef * WEIGHTS.faithfulness * text_kl
-                used = above_mean(text.latents, choices)
+                used = above_mean(text.latents, student.detach().argmax(-1))
                 spread = core.contribution_entropy(used).mean()
                 loss = loss + settings.sparsity_loss_coef * WEIGHTS.monosemanticity * spread
             learner.optimizer.zero_grad()
@@ -149,9 +147,9 @@ def plain_ppo(decoder, learner, settings: PpoSettings, plan: Plan, steps: int) -
 
 
 def replay_batch(decoder) -> Callable[[int], ReplayBatch]:
-    def replay(step: int) -> ReplayBatch:
-        resid = torch.randn(9, 64, generator=torch_generator(step, "replay"))
-        target = torch.randn(9, 64, generator=torch_generator(step, "target"))
+    def replay(update: int) -> ReplayBatch:
+        resid = torch.randn(9, 64, generator=torch_generator(update, "replay"))
+        target = torch.randn(9, 64, generator=torch_generator(update, "target"))
         place = torch.arange(9)
         return ReplayBatch(decoder.frozen.sae.encode(resid), target, place, place)
 

@@ -43,6 +43,7 @@ console = Console(width=120)
 
 Threads = Annotated[int, typer.Option(help="Threads of torch.")]
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
+STARTS = "b_dec where a library leaves it at zero: at the data's mean, as it comes, or both."
 ONLY = "Only contenders whose name contains one of these (separated by commas)."
 
 
@@ -178,9 +179,7 @@ def quality(
     directions: Annotated[int, typer.Option(help="Synthetic data: true directions.")] = 4608,
     active: Annotated[int, typer.Option(help="Synthetic data: active directions a token.")] = 16,
     only: Annotated[str, typer.Option(help=ONLY)] = "",
-    zero_start: Annotated[
-        bool, typer.Option(help="Also as they come: b_dec at zero where the library has it so.")
-    ] = True,
+    starts: Annotated[str, typer.Option(help=STARTS)] = "mean,zero",
     device: Device = "cpu",
     threads: Threads = 2,
 ) -> None:
@@ -188,6 +187,8 @@ def quality(
 
     Every trainer's rate is chosen by its fvu on validation data; the table shows test data.
     """
+    if set(starts.split(",")) - {"mean", "zero"}:
+        raise typer.BadParameter(f"--starts is mean, zero or mean,zero, not {starts!r}")
     torch.set_num_threads(threads)
     data: Synthetic | Cached
     if activations is None:
@@ -206,8 +207,8 @@ def quality(
         if not _asked_for(name, only) or "autocast" in name:
             continue
         leaves_zero = name.startswith(("sae_lens", "sparsify"))
-        starts = (True, False) if leaves_zero and zero_start else (True,)
-        for mean_start in starts:
+        for start in starts.split(",") if leaves_zero else ["mean"]:
+            mean_start = start == "mean"
             best: tuple[float, list[str]] | None = None
             for rate in (float(text) for text in rates.split(",")):
                 problem = Problem(

@@ -168,7 +168,7 @@ class TrainPpoConfig(StageConfig):
     """Early stop."""
     eval_every_steps: int = Field(default=6, ge=1)
     """PPO steps between evaluations (also at the start and at each stage's end)."""
-    eval_prompts: int = Field(default=8, ge=1, le=40)
+    eval_prompts: int = Field(default=8, ge=1, le=64)
     """Validation prompts a task."""
     eval_tokens: int = Field(default=512, ge=1)
     """Cached validation tokens for held-out KL."""

@@ -65,8 +65,8 @@ class TokenLosses(NamedTuple):
     """[N], KL(frozen || decoder); detached."""
     ce: Tensor
     """[N], cross-entropy to the next token, 0 where it is unknown; detached."""
-    choices: Tensor
-    """[N] int64, the decoder's likeliest tokens."""
+    choices: Tensor | None
+    """[N] int64, the decoder's likeliest tokens, where they were asked for."""
 
 
 class LogitBuffers:
@@ -108,11 +108,14 @@ class _ChunkedLoss(torch.autograd.Function):
         lm: FrozenLM,
         ce_weight: float,
         buffers: LogitBuffers,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        want_choices: bool,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         num_tokens, device = len(hidden_pred), hidden_pred.device
         kl = torch.empty(num_tokens, device=device)
         ce = torch.empty_like(kl)
-        choices = torch.empty(num_tokens, dtype=torch.long, device=device)
+        choices = None
+        if want_choices:
+            choices = torch.empty(num_tokens, dtype=torch.long, device=device)
         grad = torch.empty_like(hidden_pred) if ctx.needs_input_grad[0] else None
         rows = math.ceil(num_tokens / max(1, math.ceil(num_tokens / buffers.rows)))
         for start in range(0, num_tokens, rows):
@@ -120,7 +123,8 @@ class _ChunkedLoss(torch.autograd.Function):
             held = buffers.take(part.stop - start, lm.vocab_size, device)
             logits = lm.unembed(hidden_pred[part], out=held[0])
             frozen_logits = lm.unembed(hidden_frozen[part], out=held[1])
-            choices[part] = logits.argmax(-1)
+            if choices is not None:
+                choices[part] = logits.argmax(-1)
             kl[part], ce[part], logit_grad, scale = _losses_and_logit_grad(
                 logits, frozen_logits, labels[part], ce_weight, held[2:]
             )
@@ -128,14 +132,14 @@ class _ChunkedLoss(torch.autograd.Function):
                 grad[part] = lm.unembed_gradient(logits, logit_grad) * scale
         if grad is not None:
             ctx.save_for_backward(grad)
-        ctx.mark_non_differentiable(kl, ce, choices)
+        ctx.mark_non_differentiable(kl, ce, *(() if choices is None else (choices,)))
         return (1 - ce_weight) * kl + ce_weight * ce, kl, ce, choices
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = ctx.saved_tensors
-        return grad * grads[0][:, None], None, None, None, None, None
+        return grad * grads[0][:, None], None, None, None, None, None, None
 
 
 def _losses_and_logit_grad(
@@ -180,6 +184,7 @@ def chunked_kl_ce(
     labels: Tensor | None = None,
     ce_weight: float = 0.0,
     buffers: LogitBuffers | None = None,
+    choices: bool = False,
 ) -> TokenLosses:
     """Distillation losses of N tokens through the frozen unembedding, memory flat in N.
 
@@ -192,12 +197,13 @@ def chunked_kl_ce(
         labels: [N] int64 next tokens, `NO_LABEL` where unknown; None: all unknown.
         ce_weight: share of CE in the loss, 0 to 1.
         buffers: where logits live, for callers that come again (default: chunks of `CHUNK_BYTES`).
+        choices: whether the decoder's likeliest tokens are wanted too.
     """
     if labels is None:
         labels = torch.full((len(hidden_pred),), NO_LABEL, device=hidden_pred.device)
     buffers = buffers or LogitBuffers(chunk_rows(lm.vocab_size))
     return TokenLosses(
-        *_ChunkedLoss.apply(hidden_pred, hidden_frozen, labels, lm, ce_weight, buffers)
+        *_ChunkedLoss.apply(hidden_pred, hidden_frozen, labels, lm, ce_weight, buffers, choices)
     )
 
 

@@ -153,7 +153,7 @@ class DecoderTrainer:
                 buffers=self._buffers,
             )
             (losses.loss.sum() / num_tokens).backward()
-        return TokenLosses(*(values.detach() for values in losses))
+        return losses._replace(loss=losses.loss.detach())
 
     def _attention(self) -> AbstractContextManager[None]:
         """The fastest attention for the blocks."""

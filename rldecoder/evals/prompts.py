@@ -167,9 +167,9 @@ def _addition_round(split: Split, rng: random.Random) -> list[tuple[str, str, st
     first = {pair: rng.randrange(len(_PHRASINGS)) for pair in pairs}
     out = []
     for lap in range(2 * len(_PHRASINGS)):
+        again, wording = divmod(lap, len(_PHRASINGS))
         rng.shuffle(pairs)
         for pair in pairs:
-            again, wording = divmod(lap, len(_PHRASINGS))
             if again and pair[0] == pair[1]:
                 continue
             a, b = pair[::-1] if turned[pair] != bool(again) else pair

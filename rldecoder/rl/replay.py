@@ -1,4 +1,4 @@
-"""Cached training text on which the KL loss is taken beside the rollouts."""
+"""Cached training text on which the KL and sparsity losses are taken beside the rollouts."""
 
 from __future__ import annotations
 
@@ -11,8 +11,13 @@ from torch import Tensor
 
 from rldecoder.data.activation_reader import ActivationReader
 from rldecoder.data.activations import ActivationBatch
+from rldecoder.decoder.distill import LogitBuffers, chunked_kl_ce
+from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
+from rldecoder.decoder.sequences import hidden_of_resid, slopes_along
+from rldecoder.rl import core
 from rldecoder.sae.model import Sae
 from rldecoder.sae.selection import SparseLatents
+from rldecoder.sae.sparse_ops import decode_sparse
 
 
 class ReplayBatch(NamedTuple):
@@ -28,8 +33,25 @@ class ReplayBatch(NamedTuple):
     """[N]"""
 
 
+def text_losses(
+    decoder: SaeDecoderForCausalLM, text: ReplayBatch, buffers: LogitBuffers, *, entropy: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Mean KL(frozen || decoder) on replayed text, in nats a token, and if it is asked for the mean
+    contribution entropy of the decoder's own first choices there. The blocks run once for both;
+    the slopes that contributions are taken along get no gradient."""
+    resid = decode_sparse(text.latents, decoder.W, decoder.b)
+    hidden = hidden_of_resid(decoder, resid, text.seq_id, text.pos)
+    lm = decoder.frozen.lm
+    losses = chunked_kl_ce(hidden, text.frozen_hidden, lm, buffers=buffers, choices=entropy)
+    if losses.choices is None:
+        return losses.loss.mean(), None
+    slopes = slopes_along(decoder, losses.choices, hidden, resid, keep_graph=True)
+    used = decoder.along(text.latents, slopes)
+    return losses.loss.mean(), core.contribution_entropy(used).mean()
+
+
 class Replay:
-    """Training text for the KL loss: one batch an optimiser step, the same for the same step.
+    """Training text for these losses: one batch an optimiser step, the same for the same step.
 
     Args:
         activations: folder of the activation cache.
@@ -53,14 +75,14 @@ class Replay:
         else:
             self._shuffled, self._size = reader.shuffled, self.num_tokens
             self._batches_per_epoch = reader.batches_per_epoch(self.num_tokens)
-        self._next_step = -1
+        self._next_update = -1
         self._batches: Iterator[ActivationBatch] = iter(())
 
     @torch.no_grad()
-    def __call__(self, step: int) -> ReplayBatch:
+    def __call__(self, update: int) -> ReplayBatch:
         """The batch of an optimiser step, encoded."""
-        epoch, place = divmod(step, self._batches_per_epoch)
-        if step != self._next_step or place == 0:
+        epoch, place = divmod(update, self._batches_per_epoch)
+        if update != self._next_update or place == 0:
             self._batches = self._shuffled(
                 self._size,
                 seed=self.seed,
@@ -68,7 +90,7 @@ class Replay:
                 start_batch=place,
                 columns=("resid", "final_hidden"),
             )
-        self._next_step = step + 1
+        self._next_update = update + 1
         batch = next(self._batches).to(self.sae.W_dec.device)
         assert batch.resid is not None
         assert batch.final_hidden is not None

@@ -280,7 +280,8 @@ class Session:
         return decoder_rewards(self.weights(), settings.kl_penalty, settings.consistency)
 
     def _replay(self) -> Replay | None:
-        if self.settings.replay_tokens == 0 or self.settings.kl_loss_coef == 0:
+        settings = self.settings
+        if settings.replay_tokens == 0 or settings.kl_loss_coef == settings.sparsity_loss_coef == 0:
             return None
         return Replay(
             self.activations,

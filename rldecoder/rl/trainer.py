@@ -29,18 +29,16 @@ from transformers.trainer_callback import PrinterCallback
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
-from rldecoder.decoder.distill import LogitBuffers, chunked_kl_ce, matmul_precision
-from rldecoder.decoder.sequences import hidden_of_resid, slopes_along
+from rldecoder.decoder.distill import LogitBuffers, matmul_precision
 from rldecoder.evals.prompts import TaskPrompt, score
 from rldecoder.rl import core
 from rldecoder.rl.learner import Learner, Plan, PpoStep
 from rldecoder.rl.policy import TokenStats, token_stats
-from rldecoder.rl.replay import ReplayBatch
+from rldecoder.rl.replay import text_losses
 from rldecoder.rl.rewards import RewardInputs, at_last_token, compose
 from rldecoder.rl.rollout import Rollout, Sampler
 from rldecoder.rl.states import predict
 from rldecoder.sae.model import SparseLatents
-from rldecoder.sae.sparse_ops import decode_sparse
 from rldecoder.seeds import derive_seed, torch_generator
 
 
@@ -60,7 +58,8 @@ class DecoderPPOTrainer(GRPOTrainer):
         self.learner, self.plan, self.sampler = learner, plan, sampler
         self.ppo_step = first_step - 1
         settings = plan.settings
-        updates = self._updates = settings.inner_epochs * settings.minibatches
+        updates = settings.inner_epochs * settings.minibatches
+        self._first_update = first_step * updates
         self._buffers = LogitBuffers.kept(learner.decoder.frozen.lm.vocab_size)
         remaining = plan.prompts[first_step * settings.batch_size :]
         rows = [{"prompt": prompt.prompt, "row": row} for row, prompt in enumerate(remaining)]
@@ -71,7 +70,7 @@ class DecoderPPOTrainer(GRPOTrainer):
         schedule = LambdaLR(
             learner.optimizer,
             lambda done: core.linear_schedule(
-                done + first_step * updates,
+                done + self._first_update,
                 warmup_steps=settings.warmup_steps,
                 total_steps=plan.total_steps * updates,
             ),
@@ -105,7 +104,6 @@ class DecoderPPOTrainer(GRPOTrainer):
         # Which latents are active must not depend on the precision that scoring runs in.
         with matmul_precision("highest"):
             self.rollout = self.sampler(prompts, torch_generator(seed, "rollout", step))
-        self._update = 0
         return self._prepare_rollout(prompts)
 
     @torch.no_grad()
@@ -257,13 +255,14 @@ class DecoderPPOTrainer(GRPOTrainer):
             extra, metrics["contribution_entropy"] = extra + sparsity_coef * spread, spread
         if self.plan.replay is not None and max(kl_coef, sparsity_coef) > 0:
             with matmul_precision("highest"):  # as with rollouts: it must not choose the latents
-                text = self.plan.replay(self.ppo_step * self._updates + self._update)
-            text_kl, text_spread = self._on_text(text, entropy=sparsity_coef > 0)
+                text = self.plan.replay(self._first_update + self.state.global_step)
+            text_kl, text_spread = text_losses(
+                learner.decoder, text, self._buffers, entropy=sparsity_coef > 0
+            )
             extra, metrics["text_kl"] = extra + kl_coef * text_kl, text_kl
             if text_spread is not None:
                 extra = extra + sparsity_coef * text_spread
                 metrics["text_entropy"] = text_spread
-        self._update += 1
         self._watch(inputs, metrics)
         return loss + extra / self.current_gradient_accumulation_steps
 
@@ -272,19 +271,6 @@ class DecoderPPOTrainer(GRPOTrainer):
         chosen = SparseLatents(latents.acts[here], latents.indices[here])
         used = self.learner.decoder.along(chosen, self._slopes[here])
         return core.contribution_entropy(used).mean()
-
-    def _on_text(self, text: ReplayBatch, *, entropy: bool) -> tuple[Tensor, Tensor | None]:
-        """KL(frozen || decoder) on replayed text, and the contribution entropy of the decoder's
-        own first choices there if it is asked for; the blocks run once for both."""
-        decoder = self.learner.decoder
-        resid = decode_sparse(text.latents, decoder.W, decoder.b)
-        hidden = hidden_of_resid(decoder, resid, text.seq_id, text.pos)
-        losses = chunked_kl_ce(hidden, text.frozen_hidden, decoder.frozen.lm, buffers=self._buffers)
-        if not entropy:
-            return losses.loss.mean(), None
-        slopes = slopes_along(decoder, losses.choices, hidden, resid, keep_graph=True)
-        used = decoder.along(text.latents, slopes)
-        return losses.loss.mean(), core.contribution_entropy(used).mean()
 
     def _watch(self, inputs: Mapping[str, Tensor], metrics: Mapping[str, Tensor]) -> None:
         """Collect the metrics of one inner step; `finish_step` averages them."""

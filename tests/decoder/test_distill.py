@@ -61,7 +61,13 @@ def test_equals_dense_autograd(
         leaf = hidden.clone().requires_grad_()
         losses = (
             chunked_kl_ce(
-                leaf, frozen, lm, labels=labels, ce_weight=ce_weight, buffers=LogitBuffers(rows)
+                leaf,
+                frozen,
+                lm,
+                labels=labels,
+                ce_weight=ce_weight,
+                buffers=LogitBuffers(rows),
+                choices=True,
             )
             if chunked
             else dense_losses(leaf, frozen, lm, labels, ce_weight)

@@ -1,11 +1,16 @@
-"""Replay batches depend on the step only."""
+"""Replay batches depend on the update only; the losses on them equal separate passes."""
 
 from __future__ import annotations
 
+import pytest
 import torch
 
-from rldecoder.rl.replay import Replay
+from rldecoder.decoder.distill import LogitBuffers, chunked_kl_ce
+from rldecoder.decoder.sequences import hidden_of_rows, slopes_of_choices
+from rldecoder.rl import core
+from rldecoder.rl.replay import Replay, ReplayBatch, text_losses
 from rldecoder.sae.model import Sae, SaeSpec
+from rldecoder.seeds import torch_generator
 
 
 def test_any_step_gives_the_same_batch_as_an_undisturbed_run(tiny_cache):
@@ -27,3 +32,32 @@ def test_a_small_split_gives_what_it_has(tiny_cache):
     replay = Replay(tiny_cache, sae, num_tokens=10_000, seed=0)
     assert len(replay(0).frozen_hidden) == replay.reader.num_tokens == 180
     replay(1)
+
+
+@pytest.mark.parametrize("blocks", [(), (2, 3)])
+def test_one_pass_gives_the_losses_and_gradients_of_separate_ones(make_decoder, blocks):
+    decoder = make_decoder(scale=0.05, blocks=blocks).requires_grad_(True)
+    generator = torch_generator(0)
+    resid = torch.randn(12, 64, generator=generator)
+    text = ReplayBatch(
+        decoder.frozen.sae.encode(resid),
+        torch.randn(12, 64, generator=generator),
+        torch.arange(2).repeat_interleave(6),
+        torch.arange(1, 7).repeat(2),
+    )
+    together = text_losses(decoder, text, LogitBuffers(5), entropy=True)
+    place = (text.latents, text.seq_id, text.pos)
+    kl = chunked_kl_ce(hidden_of_rows(decoder, *place), text.frozen_hidden, decoder.frozen.lm).loss
+    used = decoder.along(text.latents, slopes_of_choices(decoder, *place))
+    apart = (kl.mean(), core.contribution_entropy(used).mean())
+    gradients = []
+    for found in (together, apart):
+        decoder.zero_grad()
+        (0.7 * found[0] + 2.0 * found[1]).backward()
+        gradients.append({name: p.grad.clone() for name, p in decoder.named_parameters()})
+    torch.testing.assert_close(together, apart)
+    assert len(gradients[0]) > (2 if blocks else 1)
+    torch.testing.assert_close(*gradients, atol=1e-6, rtol=1e-4)
+    kl, nothing = text_losses(decoder, text, LogitBuffers(5), entropy=False)
+    assert nothing is None
+    torch.testing.assert_close(kl, together[0])

@@ -295,6 +295,11 @@ def test_resume_at_a_rollout_boundary_is_exact(make_decoder, tmp_path):
     straight = make_decoder(scale=0.05)
     learner = make_learner(straight, settings, seed=0)
     saved: dict[str, object] = {}
+    asked: list[int] = []
+
+    def replay(update: int) -> ReplayBatch:
+        asked.append(update)
+        return replay_batch(straight)(update)
 
     def save_after_two(step: PpoStep) -> bool:
         if step.step == 1:
@@ -305,8 +310,10 @@ def test_resume_at_a_rollout_boundary_is_exact(make_decoder, tmp_path):
             saved["normaliser"] = learner.normaliser.state()
         return False
 
-    plan = make_plan(tmp_path, settings, 4, after_step=save_after_two)
+    plan = make_plan(tmp_path, settings, 4, after_step=save_after_two, replay=replay)
     DecoderPPOTrainer(learner, plan, DecoderSampler(straight)).train()
+    assert asked == [*range(16)]  # 4 steps of 2 epochs of 2 minibatches, other text each time
+    asked.clear()
 
     torch.manual_seed(12345)  # a new process has another global state
     resumed = make_decoder(scale=0.05)
@@ -317,8 +324,9 @@ def test_resume_at_a_rollout_boundary_is_exact(make_decoder, tmp_path):
     other.critic.load_state_dict(saved["critic"])
     unpack_optimizer(other.optimizer, *saved["optimizer"])
     other.normaliser.load_state(saved["normaliser"])
-    plan = make_plan(tmp_path, settings, 4)
+    plan = make_plan(tmp_path, settings, 4, replay=replay)
     DecoderPPOTrainer(other, plan, DecoderSampler(resumed), first_step=2).train()
+    assert asked == [*range(8, 16)]
     assert torch.equal(resumed.W, straight.W)
     assert torch.equal(resumed.b, straight.b)
     assert torch.equal(other.critic.hidden_weight, learner.critic.hidden_weight)

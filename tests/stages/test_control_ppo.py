@@ -193,7 +193,7 @@ def test_every_seed_is_trained_again_and_judged(inputs, context, monkeypatch, tm
 
 
 def test_the_end_of_training_stands_beside_a_share_of_the_way(inputs, context, monkeypatch):
-    ppo = small_config().ppo.model_copy(update={"interpolation": (0.25,), "lr": 3e-2})
+    ppo = small_config().ppo.model_copy(update={"interpolation": (0.25,)})
     config = small_config(ppo=ppo, seeds=2)
     trained = context("trained")
     train_ppo.run(inputs, config, trained)
@@ -208,7 +208,7 @@ def test_the_end_of_training_stands_beside_a_share_of_the_way(inputs, context, m
     end = next(row for row in rows if row["system"] == "trained_end")
     assert end["num_trainings"] == 2
     assert not end["gates"]
-    # A quarter of the way cannot be as far from the start as the end is.
+    # The way is short enough for KL to be nearly linear on it, so a quarter is not as far as the end.
     moved = {name: abs(kl[name] - kl["supervised"]) for name in ("trained", "trained_end")}
     assert 0 < moved["trained"] < moved["trained_end"]
     found = read_json(ctx.out / "verdict.json")["response_entropy"]

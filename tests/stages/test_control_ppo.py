@@ -208,7 +208,7 @@ def test_the_end_of_training_stands_beside_a_share_of_the_way(inputs, context, m
     end = next(row for row in rows if row["system"] == "trained_end")
     assert end["num_trainings"] == 2
     assert not end["gates"]
-    # The way is short enough for KL to be nearly linear on it, so a quarter is not as far as the end.
+    # The way is so short that KL is nearly linear on it: a quarter is not as far as the end.
     moved = {name: abs(kl[name] - kl["supervised"]) for name in ("trained", "trained_end")}
     assert 0 < moved["trained"] < moved["trained_end"]
     found = read_json(ctx.out / "verdict.json")["response_entropy"]

@@ -208,12 +208,11 @@ def quality(
             continue
         leaves_zero = name.startswith(("sae_lens", "sparsify"))
         for start in starts.split(",") if leaves_zero else ["mean"]:
-            mean_start = start == "mean"
             best: tuple[float, list[str]] | None = None
             for rate in (float(text) for text in rates.split(",")):
                 problem = Problem(
                     data.d_model, num_latents, k, batch_tokens, num_steps, sample, rate,
-                    mean_start, device,
+                    start == "mean", device,
                 )  # fmt: skip
                 torch.manual_seed(0)
                 contender = make(problem)
@@ -221,7 +220,7 @@ def quality(
                     contender.step(x)
                 chosen_by, _ = _fvu(contender, data.validation.to(where))
                 fvu, l0 = _fvu(contender, data.held_out.to(where))
-                row = [name, "mean" if mean_start else "zero", f"{rate:g}", f"{chosen_by:.4f}",
+                row = [name, start, f"{rate:g}", f"{chosen_by:.4f}",
                        f"{fvu:.4f}", f"{l0:.1f}", _recovery(contender, data.truth)]  # fmt: skip
                 console.print("  ".join(row), style="dim", highlight=False)
                 if best is None or chosen_by < best[0]:

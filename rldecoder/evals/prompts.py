@@ -126,22 +126,22 @@ def score(prompt: TaskPrompt, completion: str) -> float:
 
 
 @cache
-def _sum_splits() -> dict[frozenset[int], Split]:
-    """Split of each unordered addend pair that is no worked example: 3 + 5 and 5 + 3 are one.
+def _sum_splits() -> dict[tuple[int, int], Split]:
+    """Split of each addend pair, smaller first, that is no worked example.
 
     Pairs are set aside in an order by hash, which knows nothing of sums, but never the last
     training pair of a sum: a policy that never saw an answer rewarded would be tested on it.
     """
-    shots = {frozenset(pair) for pair in _SHOTS}
+    shots = {(min(pair), max(pair)) for pair in _SHOTS}
     everything = [(a, b) for a in range(10) for b in range(a, _LARGEST + 1)]
-    pairs = [pair for pair in everything if frozenset(pair) not in shots]
+    pairs = [pair for pair in everything if pair not in shots]
     pairs.sort(key=lambda pair: hashlib.sha256(f"{pair[0]}+{pair[1]}".encode()).digest())
     left = Counter(sum(pair) for pair in pairs)
-    splits: dict[frozenset[int], Split] = {frozenset(pair): "train" for pair in pairs}
+    splits: dict[tuple[int, int], Split] = dict.fromkeys(pairs, "train")
     places = iter([split for split, count in _HELD_OUT for _ in range(count)])
     for pair in pairs:
         if left[sum(pair)] > 1 and (split := next(places, None)) is not None:
-            splits[frozenset(pair)] = split
+            splits[pair] = split
             left[sum(pair)] -= 1
     return splits
 
@@ -156,9 +156,7 @@ def _addition_round(split: Split, rng: random.Random) -> list[tuple[str, str, st
 
     All pairs are asked before one is asked again, the other way round or in another wording.
     """
-    splits = _sum_splits()
-    pairs = [(a, b) for a in range(10) for b in range(a, _LARGEST + 1)]
-    pairs = [pair for pair in pairs if splits.get(frozenset(pair)) == split]
+    pairs = sorted(pair for pair, found in _sum_splits().items() if found == split)
     prefix = "".join(
         f"Q: {_PHRASINGS[0].format(a=a, b=b)}\nA: {a} + {b} = {a + b}. The answer is {a + b}.\n\n"
         for a, b in _SHOTS

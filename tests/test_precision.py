@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -38,5 +39,22 @@ def test_only_bfloat16_on_a_cpu_without_units_is_replaced(monkeypatch: pytest.Mo
     assert fast_dtype("bfloat16", "cpu") == torch.float32
 
 
-def test_an_accelerator_is_not_asked() -> None:
+@pytest.mark.parametrize(
+    ("supported", "has", "fast"),
+    [
+        (False, {"cpu_name": "AMD EPYC"}, False),
+        (True, {"cpu_name": "AMD EPYC", "avx512_bf16": True}, True),
+        (True, {"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": True}, True),
+        # Measured: half as fast as float32 (docs/logbook.md, eleventh session).
+        (True, {"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": False}, False),
+        (True, {"architecture": "arm64"}, True),
+    ],
+)
+def test_which_cpus_are_fast_with_bfloat16(
+    monkeypatch: pytest.MonkeyPatch, supported: bool, has: dict[str, object], fast: bool
+) -> None:
+    mkldnn = SimpleNamespace(_is_mkldnn_bf16_supported=lambda: supported)
+    monkeypatch.setattr(precision.torch, "ops", SimpleNamespace(mkldnn=mkldnn))
+    monkeypatch.setattr(precision.torch.cpu, "get_capabilities", lambda: has)
+    assert has_bfloat16("cpu") == fast
     assert has_bfloat16("cuda")

@@ -45,8 +45,8 @@ class SyncTokenizerConfig(StageConfig):
     random_model: RandomModelConfig = RandomModelConfig()
     """Sizes, for `model: random`."""
     compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """The dtype in which all later stages run the frozen model. A CPU without bfloat16 units takes
-    float32 in its place, which is several times faster there."""
+    """The dtype in which all later stages run the frozen model. A CPU that is not faster
+    with bfloat16 (x86 before AVX-512, Intel's without AMX) takes float32 in its place."""
     extra_probes: tuple[str, ...] = ()
     """More texts that the tokenizer must return unchanged."""
     allow_lossy_tokenizer: bool = False

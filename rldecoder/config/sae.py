@@ -96,7 +96,7 @@ class TrainSaeConfig(StageConfig):
     matmul_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Of the encoder's product that picks the active latents (topk takes the activations from it,
     too); other values and gradients are float32.
-    A CPU without bfloat16 units takes float32."""
+    A CPU that is not faster with bfloat16 takes float32."""
     dead_after_tokens: int = Field(100_000, gt=0)
     """A latent that has not fired for so many training tokens counts as dead."""
     auxk_coefficient: float = Field(1 / 32, ge=0)

@@ -88,7 +88,7 @@ class FrozenLM:
             device: where the weights go.
             dtype: of weights and residuals; None reads `compute_dtype` of `../model.json` (as the
                 `sync_tokenizer` artifact has it), else the dtype of the stored weights. A CPU
-                without bfloat16 units then runs bfloat16 weights in float32, which is faster there.
+                that is faster with float32 then runs bfloat16 weights in it.
 
         Raises:
             BadInputError: the folder is not a model that can be read.

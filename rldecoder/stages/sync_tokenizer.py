@@ -55,7 +55,7 @@ def run(
         dtype = fast_dtype(config.compute_dtype, ctx.device)
         if config.compute_dtype == "bfloat16" and dtype != torch.bfloat16:
             ctx.report.note(
-                "This CPU has no bfloat16 units: the model runs in float32, which is faster here."
+                "The model runs in float32, with which this CPU is faster than with bfloat16."
             )
         lm = FrozenLM.load(folder, device=ctx.device, dtype=dtype)
         constants = _constants(lm)

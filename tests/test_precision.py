@@ -45,7 +45,7 @@ def test_only_bfloat16_on_a_cpu_without_units_is_replaced(monkeypatch: pytest.Mo
         (False, {"cpu_name": "AMD EPYC"}, False),
         (True, {"cpu_name": "AMD EPYC", "avx512_bf16": True}, True),
         (True, {"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": True}, True),
-        # Measured: half as fast as float32 (docs/logbook.md, eleventh session).
+        # Measured: slower than float32 (docs/logbook.md, eleventh session).
         (True, {"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": False}, False),
         (True, {"architecture": "arm64"}, True),
     ],

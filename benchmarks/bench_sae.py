@@ -124,7 +124,7 @@ def speed(
     problem = Problem(d_model, num_latents, k, batch_tokens, 1000, batches[0], device=device)
     running = {
         name: make(problem)
-        for name, make in contenders(architecture).items()
+        for name, make in contenders(architecture, device).items()
         if _asked_for(name, only)
     }
     seconds: dict[str, list[float]] = {name: [] for name in running}
@@ -203,7 +203,7 @@ def quality(
     table = Table(title=f"{architecture} after {tokens:,} tokens, batch {batch_tokens}, k {k}")
     for column in ("trainer", "b_dec start", "lr", "validation fvu", "test fvu", "L0", "recovery"):
         table.add_column(column, justify="left" if column == "trainer" else "right")
-    for name, make in contenders(architecture).items():
+    for name, make in contenders(architecture, device).items():
         if not _asked_for(name, only) or "autocast" in name:
             continue
         leaves_zero = name.startswith(("sae_lens", "sparsify"))

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from rldecoder.config.sae import TrainSaeConfig
+from rldecoder.precision import has_bfloat16
 from rldecoder.sae.model import SaeSpec
 from rldecoder.sae.training import SaeTrainer, input_statistics
 
@@ -232,12 +233,15 @@ class DictionaryLearning:
 Make = Callable[[Problem], Contender]
 
 
-def contenders(architecture: str) -> dict[str, Make]:
+def contenders(architecture: str, device: str) -> dict[str, Make]:
     """Trainers of an architecture that can be run here, by name; peers for topk and batchtopk."""
     found: dict[str, Make] = {
-        "rldecoder float32": lambda problem: Ours(problem, architecture, "float32"),
-        "rldecoder bfloat16": lambda problem: Ours(problem, architecture, "bfloat16"),
+        "rldecoder float32": lambda problem: Ours(problem, architecture, "float32")
     }
+    if has_bfloat16(device):
+        found["rldecoder bfloat16"] = lambda problem: Ours(problem, architecture, "bfloat16")
+    else:
+        print("left out: rldecoder bfloat16 (this CPU is faster with float32, which it would take)")
     if architecture not in ("topk", "batchtopk"):
         return found  # the peers' own relu and jumprelu train to other goals
     if _installed("sae_lens"):

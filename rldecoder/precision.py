@@ -11,8 +11,8 @@ def has_bfloat16(device: torch.device | str) -> bool:
     A CPU without units for them (x86 before AVX-512, most laptops) unpacks every factor in
     software: 15 GFLOP/s beside 80 in float32 were measured on two cores with AVX2. Intel's
     AVX-512 has an instruction for them, which was slower than float32's: 180 beside 260 to
-    350 GFLOP/s on two cores without AMX. With AMX they are faster; AMD's CPUs with AVX-512 were
-    not compared and keep bfloat16.
+    350 GFLOP/s on two cores without AMX. With AMX they are faster, and so they are on AMD's CPUs
+    with AVX-512: 800 beside 210 on two cores of Zen 5.
     """
     if torch.device(device).type != "cpu":
         return True

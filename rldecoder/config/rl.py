@@ -62,6 +62,10 @@ class PpoSettings(Config):
     as much as one with long ones."""
     kl_loss_coef: float = Field(default=1.0, ge=0)
     """Weight of KL(frozen || decoder) as a loss, times the stage's faithfulness weight."""
+    response_kl_factor: float = Field(default=1.0, ge=0)
+    """What that weight is multiplied by on responses (1 on replayed text). Where the frozen model
+    answers badly, its distribution holds the decoder to bad answers; 0 leaves responses to the
+    reward."""
     sparsity_loss_coef: float = Field(default=3.0, ge=0)
     """Weight of the contribution entropy (0 to 1, on responses and on replayed text) as a loss,
     times the monosemanticity weight. 0.1 does not move it."""

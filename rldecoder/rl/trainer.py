@@ -248,7 +248,8 @@ class DecoderPPOTrainer(GRPOTrainer):
         extra, metrics = value_loss, {"value_loss": value_loss}
         kl_coef = settings.kl_loss_coef * weights.faithfulness
         if kl_coef > 0 and self._frozen is not None:
-            extra, metrics["rollout_kl"] = extra + kl_coef * kl, kl
+            extra = extra + settings.response_kl_factor * kl_coef * kl
+            metrics["rollout_kl"] = kl
         sparsity_coef = settings.sparsity_loss_coef * weights.monosemanticity
         if sparsity_coef > 0:
             spread = self._contribution_entropy(here)

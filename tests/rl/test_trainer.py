@@ -125,14 +125,15 @@ def plain_ppo(decoder, learner, settings: PpoSettings, plan: Plan, steps: int) -
                 core.contribution_entropy(above_mean(padded, rollout.token_ids)), mask
             )
             loss = policy - settings.entropy_coef * entropy + value
-            loss = loss + settings.kl_loss_coef * WEIGHTS.faithfulness * kl
+            weight = settings.kl_loss_coef * WEIGHTS.faithfulness
+            loss = loss + settings.response_kl_factor * weight * kl
             loss = loss + settings.sparsity_loss_coef * WEIGHTS.monosemanticity * spread
             if plan.replay is not None:
                 text = plan.replay(updates)  # other text in every update
                 teacher = unembed(text.frozen_hidden).log_softmax(-1)
                 student = unembed(decoder.hidden(text.latents)).log_softmax(-1)
                 text_kl = core.exact_kl(teacher, student).mean()
-                loss = loss + settings.kl_loss_coef * WEIGHTS.faithfulness * text_kl
+                loss = loss + weight * text_kl
                 used = above_mean(text.latents, student.detach().argmax(-1))
                 spread = core.contribution_entropy(used).mean()
                 loss = loss + settings.sparsity_loss_coef * WEIGHTS.monosemanticity * spread
@@ -157,16 +158,16 @@ def replay_batch(decoder) -> Callable[[int], ReplayBatch]:
 
 
 @pytest.mark.parametrize(
-    ("temperature", "loss_type", "policy_coef", "responses"),
-    [(1.0, "bnpo", 1.0, 1), (0.8, "grpo", 3.0, 3)],
+    ("temperature", "loss_type", "policy_coef", "responses", "response_kl"),
+    [(1.0, "bnpo", 1.0, 1, 1.0), (0.8, "grpo", 3.0, 3, 0.3), (1.0, "grpo", 2.0, 1, 0.0)],
 )
 def test_updates_equal_plain_torch_ppo(
-    make_decoder, tmp_path, temperature, loss_type, policy_coef, responses
+    make_decoder, tmp_path, temperature, loss_type, policy_coef, responses, response_kl
 ):
     settings = PpoSettings(
         batch_size=6, inner_epochs=3, lr=2e-3, warmup_steps=2, temperature=temperature,
         loss_type=loss_type, policy_coef=policy_coef, responses_per_prompt=responses,
-        critic_width=16,
+        critic_width=16, response_kl_factor=response_kl,
         entropy_coef=0.05, sparsity_loss_coef=0.5,
     )  # fmt: skip
     results = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -62,10 +63,10 @@ class PpoSettings(Config):
     as much as one with long ones."""
     kl_loss_coef: float = Field(default=1.0, ge=0)
     """Weight of KL(frozen || decoder) as a loss, times the stage's faithfulness weight."""
-    response_kl_factor: float = Field(default=1.0, ge=0)
-    """What that weight is multiplied by on responses (1 on replayed text). Where the frozen model
-    answers badly, its distribution holds the decoder to bad answers; 0 leaves responses to the
-    reward."""
+    response_kl_factors: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
+    """What that weight is multiplied by on the responses of a task; 1 where it is not named, and on
+    replayed text. Where the frozen model answers badly, its distribution holds the decoder to bad
+    answers; 0 leaves the responses of a task to the reward."""
     sparsity_loss_coef: float = Field(default=3.0, ge=0)
     """Weight of the contribution entropy (0 to 1, on responses and on replayed text) as a loss,
     times the monosemanticity weight. 0.1 does not move it."""
@@ -186,11 +187,14 @@ class TrainPpoConfig(StageConfig):
             raise ValueError("tasks and file_tasks are both empty: PPO has nothing to ask")
         if len(set(names)) < len(names):
             raise ValueError(f"two tasks have the same name among {', '.join(names)}")
-        unknown = sorted(set(self.task_turns) - set(names))
-        if unknown:
-            raise ValueError(
-                f"task_turns names {', '.join(unknown)}, but the tasks are {', '.join(names)}"
-            )
+        of_tasks: dict[str, Iterable[str]] = {
+            "task_turns": self.task_turns,
+            "ppo.response_kl_factors": self.ppo.response_kl_factors,
+        }
+        for setting, tasks in of_tasks.items():
+            unknown = ", ".join(sorted(set(tasks) - set(names)))
+            if unknown:
+                raise ValueError(f"{setting} names {unknown}, but the tasks are {', '.join(names)}")
         return self
 
 
@@ -202,8 +206,9 @@ class ControlPpoConfig(StageConfig):
     test_tokens: int = Field(default=1024, ge=1)
     """Cached test tokens for held-out KL."""
     supervised_continuation: bool = True
-    """Also train as long with the differentiable losses alone (what does the reward add?), and with
-    the KL loss on text alone (what does more supervised training?)."""
+    """Also train as long with the differentiable losses alone (what does the reward add?), with the
+    KL loss on text alone (what does more supervised training?), and, if `response_kl_factors` are
+    set, with the losses at full KL weight on all responses (what does distillation on them?)."""
     max_kl_increase: float = Field(default=0.05, ge=0)
     """Held-out KL above the supervised decoder's, nats per token, that the verdict allows."""
     checkpoint_every_steps: int = free(4, ge=1)

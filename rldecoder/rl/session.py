@@ -34,9 +34,11 @@ from rldecoder.rl.rollout_log import RolloutLog
 from rldecoder.schemas import write_parquet
 from rldecoder.seeds import derive_seed
 
-Kind = Literal["trained", "random_reward", "losses_only", "text_only"]
+Kind = Literal["trained", "random_reward", "losses_only", "distilled", "text_only"]
 """`trained`: everything. `random_reward`: noise as reward and no other loss.
 `losses_only`: the differentiable losses without any reward, on its own responses and on text.
+`distilled`: those, and the KL loss at its full weight on the responses of all tasks
+(`response_kl_factors`); the same as `losses_only` where no factor is set.
 `text_only`: the KL loss on text alone, which is what supervised training did."""
 
 TRAINING = "training.json"
@@ -138,7 +140,7 @@ class Session:
             sampler = DecoderSampler(
                 self.decoder,
                 temperature=settings.temperature,
-                frozen_states=self.kind in ("trained", "losses_only"),
+                frozen_states=self.kind in ("trained", "losses_only", "distilled"),
             )
             plan = Plan(
                 settings=settings,
@@ -407,10 +409,13 @@ def _settings(ppo: PpoSettings, kind: Kind) -> PpoSettings:
     if kind == "random_reward":
         off = {"kl_loss_coef": 0.0, "sparsity_loss_coef": 0.0, "replay_tokens": 0}
         return ppo.model_copy(update=off)
+    no_reward = {"policy_coef": 0.0, "entropy_coef": 0.0}
     if kind == "losses_only":
-        return ppo.model_copy(update={"policy_coef": 0.0, "entropy_coef": 0.0})
+        return ppo.model_copy(update=no_reward)
+    if kind == "distilled":
+        return ppo.model_copy(update={**no_reward, "response_kl_factors": {}})
     if kind == "text_only":
-        off = {"policy_coef": 0.0, "entropy_coef": 0.0, "sparsity_loss_coef": 0.0}
+        off = {**no_reward, "sparsity_loss_coef": 0.0}
         # No loss of the decoder's looks at responses then: as few as the updates can be taken with.
         few = {"batch_size": 2 * ppo.minibatches, "responses_per_prompt": 1}
         return ppo.model_copy(update={**off, **few})

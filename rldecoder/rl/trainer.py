@@ -110,6 +110,10 @@ class DecoderPPOTrainer(GRPOTrainer):
     def _prepare_rollout(self, prompts: list[TaskPrompt]) -> dict[str, Tensor]:
         rollout, learner, settings = self.rollout, self.learner, self.plan.settings
         decoder, mask = learner.decoder, self.rollout.mask
+        factors = settings.response_kl_factors
+        self._kl_factors = torch.tensor(
+            [factors.get(prompt.task, 1.0) for prompt in prompts], device=mask.device
+        )
         self._flat = _flatten(rollout)
         flat = self._flat
         unembed = decoder.frozen.lm.unembed
@@ -231,7 +235,7 @@ class DecoderPPOTrainer(GRPOTrainer):
         settings, learner = self.plan.settings, self.learner
         self._rows = inputs["row"]
         loss = super()._compute_loss(model, inputs)
-        mask, kl = inputs["completion_mask"], self._now.kl.mean()
+        mask = inputs["completion_mask"]
         here = torch.isin(self._flat.row, self._rows)
         ascending = self._rows.argsort().argsort()
         raw = _unflatten(
@@ -248,8 +252,9 @@ class DecoderPPOTrainer(GRPOTrainer):
         extra, metrics = value_loss, {"value_loss": value_loss}
         kl_coef = settings.kl_loss_coef * weights.faithfulness
         if kl_coef > 0 and self._frozen is not None:
-            extra = extra + settings.response_kl_factor * kl_coef * kl
-            metrics["rollout_kl"] = kl
+            factors = self._kl_factors[self._flat.row[here]]
+            extra = extra + kl_coef * (factors * self._now.kl).mean()
+            metrics["rollout_kl"] = self._now.kl.mean()
         sparsity_coef = settings.sparsity_loss_coef * weights.monosemanticity
         if sparsity_coef > 0:
             spread = self._contribution_entropy(here)

@@ -1,8 +1,10 @@
 """Gate: does the reward teach the decoder anything that its controls do not have?
 
 Controls: a uniform policy, a randomly initialised decoder, training of equal length on a random
-reward, and, unless switched off, two of equal length without any: with the differentiable losses
-alone, and with the KL loss on text alone (more supervised training). Trainings are repeated for
+reward, and, unless switched off, some of equal length without any: with the differentiable losses
+alone, with the KL loss on text alone (more supervised training), and, where PPO has no full KL loss
+on the responses of some task (`ppo.response_kl_factors`), with the full one on all of them
+(distillation on its own responses). Trainings are repeated for
 every seed of `train_ppo` and with that very seed: same prompts, replayed text, sampling noise and
 critic, so that pairs differ in what drives them alone. The supervised decoder and the frozen model
 are measured beside them, and the trainings at their ends where what is published lies short of
@@ -54,7 +56,7 @@ from rldecoder.stages.context import InputArtifact, Scalar, StageContext, StageO
 UNIFORM = "uniform_policy"
 RANDOM_INIT = "random_decoder"
 RANDOM_REWARD = "random_reward"
-CONTINUATIONS: tuple[Kind, ...] = ("losses_only", "text_only")
+CONTINUATIONS: tuple[Kind, ...] = ("losses_only", "text_only", "distilled")
 GATING = (UNIFORM, RANDOM_INIT, RANDOM_REWARD, *CONTINUATIONS)
 
 
@@ -93,7 +95,10 @@ def run(
     blocks = decoders[SUPERVISED][0].config.blocks or ()
     decoders[RANDOM_INIT] = [new_decoder(lm, sae, blocks)]
     kinds: list[Kind] = ["random_reward"]
-    kinds += CONTINUATIONS if config.supervised_continuation else ()
+    if config.supervised_continuation:
+        factors = training.ppo.response_kl_factors.values()
+        same = all(factor == 1 for factor in factors)  # `distilled` would be `losses_only` again
+        kinds += [kind for kind in CONTINUATIONS if not (kind == "distilled" and same)]
     for kind in kinds:
         decoders[kind] = [
             _train(

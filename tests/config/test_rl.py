@@ -31,3 +31,15 @@ def test_settings_that_do_not_fit_are_refused(wrong, what):
 def test_turns_of_unknown_tasks_are_refused(turns, what):
     with pytest.raises(ValueError, match=what):
         TrainPpoConfig(task_turns=turns)
+
+
+@pytest.mark.parametrize(
+    ("factors", "what"),
+    [
+        ({"clozes": 0}, "ppo.response_kl_factors names clozes, but the tasks are addition, cloze"),
+        ({"cloze": -1}, "greater than or equal to 0"),
+    ],
+)
+def test_response_kl_factors_of_unknown_tasks_are_refused(factors, what):
+    with pytest.raises(ValueError, match=what):
+        TrainPpoConfig(ppo={"response_kl_factors": factors})

@@ -120,13 +120,16 @@ def plain_ppo(decoder, learner, settings: PpoSettings, plan: Plan, steps: int) -
             value = core.ppo_value_loss(
                 learner.critic(states), raw, returns, mask, clip_coef=settings.value_clip_coef
             )
-            kl = core.masked_mean(core.exact_kl(frozen, full), mask)
+            factors = [settings.response_kl_factors.get(prompt.task, 1.0) for prompt in prompts]
+            exact = core.exact_kl(frozen, full)
+            weighed = torch.stack([f * row for f, row in zip(factors, exact, strict=True)])
+            kl = core.masked_mean(weighed, mask)
             spread = core.masked_mean(
                 core.contribution_entropy(above_mean(padded, rollout.token_ids)), mask
             )
             loss = policy - settings.entropy_coef * entropy + value
             weight = settings.kl_loss_coef * WEIGHTS.faithfulness
-            loss = loss + settings.response_kl_factor * weight * kl
+            loss = loss + weight * kl
             loss = loss + settings.sparsity_loss_coef * WEIGHTS.monosemanticity * spread
             if plan.replay is not None:
                 text = plan.replay(updates)  # other text in every update
@@ -159,7 +162,11 @@ def replay_batch(decoder) -> Callable[[int], ReplayBatch]:
 
 @pytest.mark.parametrize(
     ("temperature", "loss_type", "policy_coef", "responses", "response_kl"),
-    [(1.0, "bnpo", 1.0, 1, 1.0), (0.8, "grpo", 3.0, 3, 0.3), (1.0, "grpo", 2.0, 1, 0.0)],
+    [
+        (1.0, "bnpo", 1.0, 1, {}),
+        (0.8, "grpo", 3.0, 3, {"addition": 0.3, "cloze": 2.0}),
+        (1.0, "grpo", 2.0, 1, {"cloze": 0.0}),
+    ],
 )
 def test_updates_equal_plain_torch_ppo(
     make_decoder, tmp_path, temperature, loss_type, policy_coef, responses, response_kl
@@ -167,7 +174,7 @@ def test_updates_equal_plain_torch_ppo(
     settings = PpoSettings(
         batch_size=6, inner_epochs=3, lr=2e-3, warmup_steps=2, temperature=temperature,
         loss_type=loss_type, policy_coef=policy_coef, responses_per_prompt=responses,
-        critic_width=16, response_kl_factor=response_kl,
+        critic_width=16, response_kl_factors=response_kl,
         entropy_coef=0.05, sparsity_loss_coef=0.5,
     )  # fmt: skip
     results = []

@@ -206,9 +206,9 @@ class ControlPpoConfig(StageConfig):
     test_tokens: int = Field(default=1024, ge=1)
     """Cached test tokens for held-out KL."""
     supervised_continuation: bool = True
-    """Also train as long with the differentiable losses alone (what does the reward add?), with the
-    KL loss on text alone (what does more supervised training?), and, if `response_kl_factors` are
-    set, with the losses at full KL weight on all responses (what does distillation on them?)."""
+    """Also train as long with the differentiable losses alone, at their full weight on all
+    responses (what does the reward add to distillation?), and with the KL loss on text alone (what
+    does more supervised training?)."""
     max_kl_increase: float = Field(default=0.05, ge=0)
     """Held-out KL above the supervised decoder's, nats per token, that the verdict allows."""
     checkpoint_every_steps: int = free(4, ge=1)

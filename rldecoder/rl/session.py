@@ -34,11 +34,10 @@ from rldecoder.rl.rollout_log import RolloutLog
 from rldecoder.schemas import write_parquet
 from rldecoder.seeds import derive_seed
 
-Kind = Literal["trained", "random_reward", "losses_only", "distilled", "text_only"]
+Kind = Literal["trained", "random_reward", "losses_only", "text_only"]
 """`trained`: everything. `random_reward`: noise as reward and no other loss.
-`losses_only`: the differentiable losses without any reward, on its own responses and on text.
-`distilled`: those, and the KL loss at its full weight on the responses of all tasks
-(`response_kl_factors`); the same as `losses_only` where no factor is set.
+`losses_only`: the differentiable losses without any reward, on its own responses and on text, the
+KL loss at its full weight on the responses of all tasks, whatever `response_kl_factors` says.
 `text_only`: the KL loss on text alone, which is what supervised training did."""
 
 TRAINING = "training.json"
@@ -140,7 +139,7 @@ class Session:
             sampler = DecoderSampler(
                 self.decoder,
                 temperature=settings.temperature,
-                frozen_states=self.kind in ("trained", "losses_only", "distilled"),
+                frozen_states=self.kind in ("trained", "losses_only"),
             )
             plan = Plan(
                 settings=settings,
@@ -411,8 +410,6 @@ def _settings(ppo: PpoSettings, kind: Kind) -> PpoSettings:
         return ppo.model_copy(update=off)
     no_reward = {"policy_coef": 0.0, "entropy_coef": 0.0}
     if kind == "losses_only":
-        return ppo.model_copy(update=no_reward)
-    if kind == "distilled":
         return ppo.model_copy(update={**no_reward, "response_kl_factors": {}})
     if kind == "text_only":
         off = {**no_reward, "sparsity_loss_coef": 0.0}

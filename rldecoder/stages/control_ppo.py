@@ -1,15 +1,14 @@
 """Gate: does the reward teach the decoder anything that its controls do not have?
 
 Controls: a uniform policy, a randomly initialised decoder, training of equal length on a random
-reward, and, unless switched off, some of equal length without any: with the differentiable losses
-alone, with the KL loss on text alone (more supervised training), and, where PPO has no full KL loss
-on the responses of some task (`ppo.response_kl_factors`), with the full one on all of them
-(distillation on its own responses). Trainings are repeated for
-every seed of `train_ppo` and with that very seed: same prompts, replayed text, sampling noise and
-critic, so that pairs differ in what drives them alone. The supervised decoder and the frozen model
-are measured beside them, and the trainings at their ends where what is published lies short of
-them (`ppo.interpolation`). The gate fails where the task score is not clearly above a control's, or
-where held-out KL rose above the supervised decoder's by too much.
+reward, and, unless switched off, two of equal length without any: with the differentiable losses
+alone (distillation on its own responses to all tasks, also where PPO leaves some to the reward by
+`ppo.response_kl_factors`), and with the KL loss on text alone (more supervised training). Trainings
+are repeated for every seed of `train_ppo` and with that very seed: same prompts, replayed text,
+sampling noise and critic, so that pairs differ in what drives them alone. The supervised decoder
+and the frozen model are measured beside them, and the trainings at their ends where what is
+published lies short of them (`ppo.interpolation`). The gate fails where the task score is not
+clearly above a control's, or where held-out KL rose above the supervised decoder's by too much.
 Publishes `verdict.json`, `controls.parquet` (test split) and `curves.parquet`.
 """
 
@@ -56,7 +55,7 @@ from rldecoder.stages.context import InputArtifact, Scalar, StageContext, StageO
 UNIFORM = "uniform_policy"
 RANDOM_INIT = "random_decoder"
 RANDOM_REWARD = "random_reward"
-CONTINUATIONS: tuple[Kind, ...] = ("losses_only", "text_only", "distilled")
+CONTINUATIONS: tuple[Kind, ...] = ("losses_only", "text_only")
 GATING = (UNIFORM, RANDOM_INIT, RANDOM_REWARD, *CONTINUATIONS)
 
 
@@ -95,10 +94,7 @@ def run(
     blocks = decoders[SUPERVISED][0].config.blocks or ()
     decoders[RANDOM_INIT] = [new_decoder(lm, sae, blocks)]
     kinds: list[Kind] = ["random_reward"]
-    if config.supervised_continuation:
-        factors = training.ppo.response_kl_factors.values()
-        same = all(factor == 1 for factor in factors)  # `distilled` would be `losses_only` again
-        kinds += [kind for kind in CONTINUATIONS if not (kind == "distilled" and same)]
+    kinds += CONTINUATIONS if config.supervised_continuation else ()
     for kind in kinds:
         decoders[kind] = [
             _train(

@@ -105,20 +105,17 @@ def test_kinds_differ_in_rewards_and_losses_only(make_session):
     assert noise.evaluator is None
 
 
-def test_distillation_is_the_losses_at_full_weight_on_all_responses(make_session):
-    """The same training as `losses_only` of a config that sets no factors; not of one that does."""
+@pytest.mark.parametrize(("kind", "same"), [("losses_only", True), ("trained", False)])
+def test_a_task_left_to_the_reward_is_distilled_in_the_control(make_session, kind, same):
+    """`losses_only` has the KL loss on the responses of all tasks; training as it is told."""
     free = small_config().ppo.model_copy(update={"response_kl_factors": {"cloze": 0.0}})
-    weights = {}
-    for name, kind, change in (
-        ("distilled", "distilled", {"ppo": free}),
-        ("unset", "losses_only", {}),
-        ("set", "losses_only", {"ppo": free}),
-    ):
-        session, _ = make_session(kind, name, **change)
+    weights = []
+    for name, changes in (("free", {"ppo": free}), ("full", {})):
+        session, _ = make_session(kind, name, **changes)
         session.run(lambda note: None)
-        weights[name] = session.decoder.W.detach().clone()
-    assert torch.equal(weights["distilled"], weights["unset"])
-    assert not torch.allclose(weights["distilled"], weights["set"], atol=1e-6)
+        weights.append(session.decoder.W.detach().clone())
+    assert torch.equal(*weights) == same
+    assert torch.allclose(*weights, atol=1e-6) == same
 
 
 def test_the_text_only_continuation_learns_from_text_alone(make_session):

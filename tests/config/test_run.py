@@ -11,12 +11,16 @@ from pydantic import BaseModel
 from rldecoder.config.base import Config
 from rldecoder.config.run import RunConfig, load_run_config
 from rldecoder.errors import BadInputError
+from rldecoder.runner import plan
 from rldecoder.stages.table import STAGES
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = ROOT / "configs"
+EXPERIMENTS = ROOT / "docs" / "experiments"
+EVERY = sorted([*CONFIGS.glob("*.yaml"), *EXPERIMENTS.glob("*.yaml")])
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", EVERY, ids=lambda p: p.stem)
 def test_every_config_loads(path: Path) -> None:
     assert load_run_config(path).name
 
@@ -24,6 +28,15 @@ def test_every_config_loads(path: Path) -> None:
 def test_the_four_promised_configs_are_there() -> None:
     names = {path.stem for path in CONFIGS.glob("*.yaml")}
     assert {"debug", "quickstart", "gpt2_phase1", "scale"} <= names
+
+
+def test_the_long_training_reuses_the_quickstarts_stages() -> None:
+    """Its YAML says so: where they are published, training starts at once."""
+    long = plan(load_run_config(EXPERIMENTS / "ppo_plan_smollm.yaml"))
+    quick = plan(load_run_config(CONFIGS / "quickstart.yaml"))
+    same = [name for name in long if long[name].digest == quick[name].digest]
+    assert same == [stage.name for stage in STAGES][: len(same)]
+    assert same[-1] == "gate_decoder"
 
 
 def test_sections_are_the_stages() -> None:

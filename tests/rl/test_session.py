@@ -220,11 +220,20 @@ def test_the_watch_stops_training_but_no_control(make_session, make_decoder, kin
         assert not torch.equal(session.decoder.W, start.W)
 
 
-@pytest.mark.parametrize("name", ["scale", "gpt2_phase1"])
-def test_the_seed_plan_has_its_stages_borders(name):
-    """2,000, 6,000 and 2,000 steps of three trainings, from one YAML; nothing is trained here."""
-    config = load_run_config(CONFIGS / f"{name}.yaml").train_ppo
-    assert config.seeds == 3
+@pytest.mark.parametrize(
+    ("path", "seeds"),
+    [
+        (CONFIGS / "scale.yaml", 3),
+        (CONFIGS / "gpt2_phase1.yaml", 3),
+        (CONFIGS.parent / "docs" / "experiments" / "ppo_plan_smollm.yaml", 1),
+        (CONFIGS.parent / "docs" / "experiments" / "ppo_plan_length.yaml", 1),
+    ],
+    ids=lambda value: getattr(value, "stem", None),
+)
+def test_the_seed_plan_has_its_stages_borders(path, seeds):
+    """2,000, 6,000 and 2,000 steps from one YAML; nothing is trained here."""
+    config = load_run_config(path).train_ppo
+    assert config.seeds == seeds
     assert [stage.steps for stage in config.stages] == [2000, 6000, 2000]
     session = object.__new__(Session)  # the counting alone: no model, no cache
     session.config = config

@@ -4,11 +4,12 @@
     python -m benchmarks.bench_rollout --depths 6 --model artifacts/sync_tokenizer/<digest>/model
 
 Both sides end with the same things for every response token: the token, the latents' prediction of
-its log-probability and the frozen model's. Ours runs trunk and SAE once a token, the prompts'
-common prefix once, and keeps the latents for the inner epochs; the other side does what one writes
-first: `generate` on the whole frozen model, then one forward of the decoder and one of the frozen
-model over prompt and response. Contenders take turns on the same batches. Without `--model` the
-frozen model has SmolLM2-135M's shape and random weights. Results: docs/results.md.
+its log-probability and the frozen model's. Ours runs every frozen block and the SAE once a token,
+the prompts' common prefix once for all turns (the warm-up reads it), and keeps the latents for the
+inner epochs; the other side does what one writes first: `generate` on the whole frozen model, then
+one forward of the decoder and one of the frozen model over prompt and response. Contenders take
+turns on the same batches. Without `--model` the frozen model has SmolLM2-135M's shape and random
+weights. Results: docs/results.md.
 """
 
 from __future__ import annotations
@@ -136,7 +137,7 @@ def shares(sampler: DecoderSampler, run: Callable[[], Any]) -> dict[str, float]:
     stopwatch.watch(sae, "encode", "SAE")
     stopwatch.watch(decoder, "hidden", "decoder")
     stopwatch.watch(lm, "unembed", "unembedding")
-    stopwatch.watch(sampler, "_frozen_hidden", "frozen model, once")
+    stopwatch.watch(lm, "tail", "later blocks, once")
     if decoder.blocks is not None:
         stopwatch.watch(decoder.blocks, "forward", "decoder")
     try:

@@ -44,6 +44,8 @@ class FeaturesOutput(NamedTuple):
     """Active latents, acts and indices [B, T, K]."""
     past_key_values: Cache | None
     """The trunk's cache (L layers), when one was asked for."""
+    resid: Tensor
+    """[B, T, D] that was encoded, for those who go on with the frozen model from there."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -233,7 +235,8 @@ class SaeDecoderForCausalLM(PreTrainedModel, GenerationMixin):
             past_key_values=past_key_values,
             use_cache=use_cache,
         )
-        return FeaturesOutput(sae.encode(trunk.resid.float()), trunk.past_key_values)
+        latents = sae.encode(trunk.resid.float())
+        return FeaturesOutput(latents, trunk.past_key_values, trunk.resid)
 
     def hidden(
         self,
@@ -346,18 +349,19 @@ class SaeDecoderForCausalLM(PreTrainedModel, GenerationMixin):
                 )
             position_ids = count_positions(attention_mask, position_ids, input_ids.shape[1])
             if position_ids is None and past_key_values is not None:
-                seen = past_key_values.get_seq_length()
+                start = past_key_values.get_seq_length()
                 position_ids = torch.arange(
-                    seen, seen + input_ids.shape[1], device=input_ids.device
+                    start, start + input_ids.shape[1], device=input_ids.device
                 )[None]
-            latents, past_key_values = self.features(
+            seen = self.features(
                 input_ids,
                 attention_mask,
                 position_ids,
                 past_key_values,
                 self.config.use_cache if use_cache is None else use_cache,
             )
-            cache = past_key_values
+            latents = seen.latents
+            cache = past_key_values = seen.past_key_values
         else:
             cache = None
             position_ids = count_positions(attention_mask, position_ids, latents.acts.shape[-2])

@@ -82,22 +82,18 @@ def prefix_generate(model: PreTrainedModel) -> GenerateFunction:
             raise ValueError("prefix_generate is greedy; sample with `model.generate`.")
         rows = [ids[keep.bool()].tolist() for ids, keep in zip(input_ids, attention_mask)]  # noqa: B905
         batch = split_prefix(rows, pad_token_id, input_ids.device)
-        past = prefix_cache(model, batch, logits_to_keep=1)
+        past = _prefix_cache(model, batch)
         new = _greedy(model, batch, past, max_new_tokens, eos_token_id, pad_token_id)
         return torch.cat([input_ids, new], dim=1)
 
     return generate
 
 
-def prefix_cache(model: Callable[..., Any], batch: PrefixedBatch, **kwargs: Any) -> Any:
-    """The KV cache of the shared prefix, repeated for every row; None when nothing is shared.
-
-    `model` is called with `transformers` keywords (and `kwargs`) and must return
-    `past_key_values`.
-    """
+def _prefix_cache(model: PreTrainedModel, batch: PrefixedBatch) -> Any:
+    """The KV cache of the shared prefix, repeated for every row; None when nothing is shared."""
     if batch.prefix.shape[1] == 0:
         return None
-    past = model(input_ids=batch.prefix, use_cache=True, **kwargs).past_key_values
+    past = model(input_ids=batch.prefix, use_cache=True, logits_to_keep=1).past_key_values
     past.batch_repeat_interleave(len(batch.suffix))
     return past
 

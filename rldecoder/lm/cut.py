@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
 from rldecoder.errors import BadInputError
 
@@ -68,6 +68,24 @@ def config_with_blocks(config: PreTrainedConfig, numbers: Sequence[int]) -> Any:
     if layer_types is not None:
         fewer.layer_types = [layer_types[number] for number in numbers]
     return fewer
+
+
+class CutCache(DynamicCache):
+    """The KV cache of a cut that begins at block `first`; its layers count from 0.
+
+    Attention names its block by the number that it has in the whole model, and masks are made
+    for the length of layer 0: both would go wrong in a cache with a gap at its beginning.
+    """
+
+    def __init__(self, config: PreTrainedConfig, first: int) -> None:
+        super().__init__(config=config)
+        self.first = first
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Add keys and values of the block that has this number in the whole model."""
+        return super().update(key_states, value_states, layer_idx - self.first, *args, **kwargs)
 
 
 @contextmanager

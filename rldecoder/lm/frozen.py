@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from rldecoder.errors import BadInputError
-from rldecoder.lm.cut import find_parts, replaced_input, with_blocks
+from rldecoder.lm.cut import CutCache, find_parts, replaced_input, with_blocks
 from rldecoder.lm.quiet import quiet_transformers
 from rldecoder.precision import fast_dtype
 
@@ -69,7 +69,7 @@ class FrozenLM:
                 "There is no output layer that makes logits.",
                 "Use a causal language model.",
             )
-        self._cuts: dict[tuple[str, int], nn.Module] = {}
+        self._cuts: dict[tuple[str, int], PreTrainedModel] = {}
         self._unembedding_float32: Tensor | None = None
         self._mean_direction: Tensor | None = None
 
@@ -252,10 +252,18 @@ class FrozenLM:
         *,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
     ) -> Tensor:
         """The final hidden state [B, T, D] from the residual stream [B, T, D] at `layer`.
 
         Differentiable with respect to `resid`, which is cast to the model's dtype.
+
+        Args:
+            resid: [B, T, D]; with `past_key_values`, only at positions that it has not seen.
+            layer: 0 to `num_layers`.
+            attention_mask: [B, S], 1 = real token, S counts cached positions too.
+            position_ids: [B, T]; None counts the real tokens of the mask.
+            past_key_values: made by `tail_cache` for this layer; extended in place.
         """
         self._check_layer(layer)
         resid = resid.to(self.dtype)
@@ -268,9 +276,15 @@ class FrozenLM:
                 inputs_embeds=resid.detach(),
                 attention_mask=attention_mask,
                 position_ids=count_positions(attention_mask, position_ids, resid.shape[1]),
-                use_cache=False,
+                past_key_values=past_key_values,
+                use_cache=past_key_values is not None,
             )
         return out.last_hidden_state
+
+    def tail_cache(self, layer: int) -> Cache:
+        """An empty KV cache for `tail` at `layer`."""
+        self._check_layer(layer)
+        return CutCache(self._cut("tail", layer).config, layer)
 
     @torch.no_grad()
     def resid_and_final(
@@ -397,7 +411,7 @@ class FrozenLM:
             return self._base.get_submodule(self._norm_name)
         return self._blocks[layer]
 
-    def _cut(self, side: str, layer: int) -> nn.Module:
+    def _cut(self, side: str, layer: int) -> PreTrainedModel:
         """The base model with only the blocks on one side of `layer`, sharing all parameters."""
         key = (side, layer)
         if key not in self._cuts:

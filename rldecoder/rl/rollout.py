@@ -3,14 +3,17 @@
 One response token costs one step of the frozen trunk (KV cache), an SAE encoding and the
 decoder. The latents are kept, so that scoring and all inner epochs never run the trunk again, and
 so that a bfloat16 trunk cannot pick other latents in a batched pass than it did in the sampling
-one. Prompts of one task share a prefix that is computed for one row only.
+one. The frozen model's own predictions go on from the same residual stream, once, after sampling.
+Prompts of one task share a prefix that is computed for one row, and not again in later rollouts.
 
-Axes: B rollout, T response token, K active latents, D model width.
+Axes: B rollout, P prefix, S rest of the prompt, T response token, K active latents, D model width.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 import torch
@@ -22,7 +25,6 @@ from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
 from rldecoder.evals.generation import (
     PrefixedBatch,
     newline_token_ids,
-    prefix_cache,
     split_prefix,
 )
 from rldecoder.evals.prompts import TaskPrompt
@@ -66,6 +68,10 @@ class Rollout(NamedTuple):
     """The prompts' latents; only for decoders with blocks."""
 
 
+_PREFIXES = 8
+"""How many prefixes are kept: a batch may chance to share some tokens beyond its task's own."""
+
+
 class Sampler(Protocol):
     """Anything that turns prompts into rollouts."""
 
@@ -80,8 +86,8 @@ class DecoderSampler:
     Args:
         decoder: attached to its frozen model.
         temperature: divides the logits.
-        frozen_states: also run the frozen model over the responses, once, for its final hidden
-            states (the KL loss and the faithfulness reward need them).
+        frozen_states: also run the rest of the frozen model over the responses, once, for its
+            final hidden states (the KL loss and the faithfulness reward need them).
     """
 
     def __init__(
@@ -96,6 +102,7 @@ class DecoderSampler:
         self.tokenizer, self.pad_token_id = lm.tokenizer, lm.pad_token_id
         ends = {*newline_token_ids(lm.tokenizer), lm.eos_token_id}
         self.stop_ids = torch.tensor(sorted(ends), device=lm.device)
+        self._prefix = lru_cache(_PREFIXES)(self._read_prefix)
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[TaskPrompt], generator: torch.Generator) -> Rollout:
@@ -116,12 +123,12 @@ class DecoderSampler:
         generator: torch.Generator,
     ) -> _Group:
         """Responses to prompts that share a prefix; `rows` are their places in the batch."""
-        decoder = self.decoder
+        decoder, lm = self.decoder, self.decoder.frozen.lm
         batch = split_prefix(prompt_ids, self.pad_token_id, decoder.device)
-        prefix, past = self._read_prefix(batch)
+        prefix, past, tail_past = self._start(batch)
         ids, mask, positions = batch.suffix, batch.mask, batch.suffix_positions
         alive = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
-        tokens, keep, acts, indices = [], [], [], []
+        tokens, keep, acts, indices, resids, places = [], [], [], [], [], []
         context: Context | None = None
         for _ in range(max_tokens):
             seen = decoder.features(
@@ -132,15 +139,17 @@ class DecoderSampler:
                 use_cache=True,
             )
             past = seen.past_key_values
+            resids.append(seen.resid)
+            places.append(positions)
             last = SparseLatents(seen.latents.acts[:, -1], seen.latents.indices[:, -1])
             if decoder.blocks is None:
                 hidden = decoder.hidden(last)
             else:
                 hidden = decoder.hidden(seen.latents, mask, positions, past)[:, -1]
                 if context is None:
-                    places = torch.tensor(rows, device=ids.device)
-                    context = Context(places, prefix, seen.latents, mask, positions)
-            logits = decoder.frozen.lm.unembed(hidden) / self.temperature
+                    numbers = torch.tensor(rows, device=ids.device)
+                    context = Context(numbers, prefix, seen.latents, mask, positions)
+            logits = lm.unembed(hidden) / self.temperature
             probs = logits.softmax(-1)
             # Drawn on the CPU, so that a seed means the same on every device.
             drawn = torch.multinomial(probs.cpu(), 1, generator=generator)[:, 0].to(ids.device)
@@ -155,37 +164,46 @@ class DecoderSampler:
             ids, positions = token[:, None], positions[:, -1:] + 1
             mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
         token_ids = torch.stack(tokens, dim=1)
-        frozen = self._frozen_hidden(batch, token_ids) if self.frozen_states else None
+        frozen = None
+        if self.frozen_states:  # nothing was read after the last token
+            frozen = lm.tail(
+                torch.cat(resids, dim=1),
+                decoder.config.hook_layer,
+                attention_mask=F.pad(batch.mask, (0, len(tokens) - 1), value=1),
+                position_ids=torch.cat(places, dim=1),
+                past_key_values=tail_past,
+            )[:, batch.suffix.shape[1] - 1 :]
         latents = SparseLatents(_stack_padded(acts), _stack_padded(indices))
         return _Group(token_ids, torch.stack(keep, 1).long(), latents, frozen, ~alive, context)
 
-    def _read_prefix(self, batch: PrefixedBatch) -> tuple[SparseLatents | None, Cache | None]:
-        """Latents of the shared prefix, and the KV cache of trunk and blocks for every row."""
-        if batch.prefix.shape[1] == 0:
-            return None, None
-        seen = self.decoder.features(batch.prefix, use_cache=True)
-        past = seen.past_key_values
-        assert past is not None
-        if self.decoder.blocks is not None:
-            self.decoder.hidden(seen.latents, past_key_values=past)
-        past.batch_repeat_interleave(len(batch.suffix))
-        return seen.latents, past
+    def _start(
+        self, batch: PrefixedBatch
+    ) -> tuple[SparseLatents | None, Cache | None, Cache | None]:
+        """The shared prefix: its latents, and the KV caches of every row.
 
-    def _frozen_hidden(self, batch: PrefixedBatch, token_ids: Tensor) -> Tensor:
-        """The frozen model's final hidden states [B, T, D] before each response token."""
-        base = self.decoder.frozen.lm.model.base_model
-        past = prefix_cache(base, batch)
-        width, length = batch.suffix.shape[1], token_ids.shape[1]
-        start = batch.suffix_positions
-        steps = torch.arange(1, length, device=token_ids.device)
-        out = base(
-            input_ids=torch.cat([batch.suffix, token_ids[:, :-1]], dim=1),
-            attention_mask=F.pad(batch.mask, (0, length - 1), value=1),
-            position_ids=torch.cat([start, start[:, -1:] + steps], dim=1),
-            past_key_values=past,
-            use_cache=past is not None,
-        )
-        return out.last_hidden_state[:, width - 1 :]
+        The first cache is that of trunk and decoder, the second that of the frozen blocks after.
+        """
+        if batch.prefix.shape[1] == 0:
+            return None, None, None
+        latents, past, tail_past = copy.deepcopy(self._prefix(tuple(batch.prefix[0].tolist())))
+        if self.decoder.blocks is not None:  # they are trained: what they saw changes
+            self.decoder.hidden(latents, past_key_values=past)
+        for cache in (past, tail_past):
+            if cache is not None:
+                cache.batch_repeat_interleave(len(batch.suffix))
+        return latents, past, tail_past
+
+    def _read_prefix(self, token_ids: tuple[int, ...]) -> tuple[SparseLatents, Cache, Cache | None]:
+        """Latents [1, P, K] of the prefix, and its row in the caches of the frozen blocks."""
+        ids = torch.tensor([token_ids], device=self.decoder.device)
+        seen = self.decoder.features(ids, use_cache=True)
+        assert seen.past_key_values is not None
+        tail_past = None
+        if self.frozen_states:
+            lm, layer = self.decoder.frozen.lm, self.decoder.config.hook_layer
+            tail_past = lm.tail_cache(layer)
+            lm.tail(seen.resid, layer, past_key_values=tail_past)
+        return seen.latents, seen.past_key_values, tail_past
 
     def _merge(
         self, prompts: Sequence[TaskPrompt], groups: list[tuple[list[int], _Group]]

@@ -126,6 +126,26 @@ def test_trunk_with_cache_goes_on_where_it_stopped(
     assert torch.allclose(torch.cat(parts, 1)[real], expected[real], atol=1e-4)
 
 
+@pytest.mark.parametrize("layer", range(DEPTH + 1))
+def test_tail_with_cache_goes_on_where_it_stopped(
+    lm: FrozenLM, ids: Tensor, mask: Tensor | None, layer: int
+) -> None:
+    expected = whole(lm, ids, mask).hidden_states[-1]
+    resid = lm.trunk(ids, layer, attention_mask=mask).resid
+    cache = lm.tail_cache(layer)
+    parts = []
+    for start, end in ((0, 6), (6, 7), (7, 11)):
+        part = lm.tail(
+            resid[:, start:end],
+            layer,
+            attention_mask=None if mask is None else mask[:, :end],
+            past_key_values=cache,
+        )
+        parts.append(part)
+    real = torch.ones_like(ids).bool() if mask is None else mask.bool()
+    assert torch.allclose(torch.cat(parts, 1)[real], expected[real], atol=1e-4)
+
+
 def test_trunk_runs_only_its_blocks_and_copies_no_weights(lm: FrozenLM, ids: Tensor) -> None:
     runs: list[int] = []
     handles = [

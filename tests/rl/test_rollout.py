@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from rldecoder.evals.generation import split_prefix
 from rldecoder.evals.prompts import TaskPrompt, make_prompts
 from rldecoder.rl.policy import token_stats
 from rldecoder.rl.rollout import DecoderSampler
@@ -51,6 +52,54 @@ def test_rollouts_equal_an_unpadded_uncached_pass(decoder, prompts):
         torch.testing.assert_close(
             rollout.frozen_hidden[i, :length], final[0, states], atol=1e-4, rtol=1e-4
         )
+
+
+def test_every_frozen_block_sees_a_token_once(decoder, prompts):
+    """Sampling, scoring by the frozen model, and the prefixes of later rollouts included."""
+    lm = decoder.frozen.lm
+    seen = [0] * lm.num_layers
+    handles = [
+        block.register_forward_pre_hook(
+            lambda _, args, kwargs, i=i: seen.__setitem__(
+                i, seen[i] + (args[0] if args else kwargs["hidden_states"]).shape[:2].numel()
+            ),
+            with_kwargs=True,
+        )
+        for i, block in enumerate(lm._blocks)
+    ]
+    sampler = DecoderSampler(decoder)
+    counts = []
+    for seed in (0, 1):
+        before = list(seen)
+        rollout = sampler(prompts, torch_generator(seed))
+        counts.append([now - then for now, then in zip(seen, before, strict=True)])
+        expected = 0
+        for task in ("addition", "cloze"):
+            rows = [i for i, prompt in enumerate(prompts) if prompt.task == task]
+            batch = split_prefix([lm.tokenizer(prompts[i].prompt)["input_ids"] for i in rows], 0)
+            length = int(rollout.mask[rows].sum(-1).max())
+            expected += batch.suffix.numel() + len(rows) * (length - 1)
+            expected += batch.prefix.numel() if seed == 0 else 0
+        assert counts[-1] == [expected] * lm.num_layers
+    for handle in handles:
+        handle.remove()
+
+
+@pytest.mark.parametrize("blocks", [(), (2, 3)])
+def test_a_kept_prefix_changes_nothing(make_decoder, prompts, blocks):
+    """Also where the decoder's own blocks have learnt something between two rollouts."""
+    decoder = make_decoder(scale=0.3, blocks=blocks)
+    sampler = DecoderSampler(decoder)
+    sampler(prompts, torch_generator(1))
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch_generator(2)))
+    kept, anew = (
+        which(prompts, torch_generator(0)) for which in (sampler, DecoderSampler(decoder))
+    )
+    assert torch.equal(kept.token_ids, anew.token_ids)
+    assert torch.equal(kept.latents.acts, anew.latents.acts)
+    assert torch.equal(kept.frozen_hidden, anew.frozen_hidden)
 
 
 def test_masks_end_at_the_first_stop_token(decoder, prompts):

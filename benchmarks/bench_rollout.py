@@ -34,6 +34,7 @@ from benchmarks.timing import clock
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
 from rldecoder.evals.prompts import TaskPrompt, make_prompts
 from rldecoder.lm.frozen import FrozenLM
+from rldecoder.precision import fast_dtype
 from rldecoder.rl.policy import token_stats
 from rldecoder.rl.rollout import DecoderSampler
 from rldecoder.rl.states import predict
@@ -161,13 +162,14 @@ def rollout(
 ) -> None:
     """Median time of a batch of rollouts with its log-probabilities, and where ours goes."""
     torch.set_num_threads(threads)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = fast_dtype("bfloat16", device)
     with tempfile.TemporaryDirectory() as folder:
         if model is None:
-            lm = frozen_model(Path(folder) / "model", torch.bfloat16)
+            lm = frozen_model(Path(folder) / "model", dtype)
         else:
-            lm = FrozenLM.load(model, dtype=torch.bfloat16)
-        if torch.cuda.is_available():
-            nn.Module.to(lm.model, "cuda")
+            lm = FrozenLM.load(model, dtype=dtype)
+        nn.Module.to(lm.model, device)
         prompts = [
             prompt
             for task in ("addition", "cloze")
@@ -176,7 +178,7 @@ def rollout(
         lengths = [len(lm.tokenizer(prompt.prompt)["input_ids"]) for prompt in prompts]
         console.print(
             f"layer {layer}, {batch} prompts of {min(lengths)} to {max(lengths)} tokens, "
-            f"{lm.device}, {threads} threads"
+            f"{lm.device}, {dtype}, {threads} threads"
         )
         table = Table()
         for column in ("blocks", "ms ours", "ms plain", "rollout tokens/s ours", "plain", "ratio"):

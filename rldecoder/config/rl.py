@@ -201,8 +201,9 @@ class TrainPpoConfig(StageConfig):
 class ControlPpoConfig(StageConfig):
     """Controls, judged on task score and held-out KL; length, seeds and settings of train_ppo."""
 
-    test_prompts: int = Field(default=24, ge=1, le=64)
-    """Test prompts a task, the same for every system."""
+    test_prompts: int = Field(default=24, ge=1, le=240)
+    """Test prompts a task, the same for every system. Clozes beyond 64, additions beyond 48, ask
+    for a fact or a pair again; intervals count it once (they resample facts and pairs)."""
     test_tokens: int = Field(default=1024, ge=1)
     """Cached test tokens for held-out KL."""
     supervised_continuation: bool = True

@@ -32,6 +32,8 @@ _SHOTS = ((3, 4), (12, 6), (9, 5), (7, 11), (18, 8), (0, 6))
 _LARGEST = 20
 _HELD_OUT: tuple[tuple[Split, int], ...] = (("test", 48), ("validation", 16))
 """How many unordered addend pairs are set aside; training has the other 95."""
+_CLOZE_ROUNDS = 4
+"""How often a held-out (object, place) pair is asked for, each time among other facts."""
 _PHRASINGS = (
     "What is {a} + {b}?",
     "How much is {a} + {b}?",
@@ -94,18 +96,20 @@ def make_prompts(task: Task, split: Split, count: int, seed: int) -> list[TaskPr
     rng = random.Random(derive_seed(seed, "prompts", task, split))
     metric: Literal["sum", "place"]
     if task == "addition":
-        make, metric, length = _addition_round, "sum", 20
+        make, rounds, metric, length = _addition_round, 1, "sum", 20
     else:
-        make, metric, length = _cloze_round, "place", 4
+        make, rounds, metric, length = _cloze_round, _CLOZE_ROUNDS, "place", 4
     questions: list[tuple[str, str, str]] = []
-    while len(questions) < count:
-        questions += make(split, rng)
-        if split != "train" and len(questions) < count:
-            raise BadInputError(
-                f"{count} {split} prompts of task {task} were asked for, {len(questions)} exist.",
-                "A repeated prompt would make confidence intervals too narrow.",
-                f"Ask for at most {len(questions)}.",
-            )
+    while len(questions) < count and (split == "train" or rounds):
+        asked = set() if split == "train" else {text for text, *_ in questions}
+        questions += [question for question in make(split, rng) if question[0] not in asked]
+        rounds -= 1
+    if len(questions) < count:
+        raise BadInputError(
+            f"{count} {split} prompts of task {task} were asked for, {len(questions)} exist.",
+            "A repeated prompt would make confidence intervals too narrow.",
+            f"Ask for at most {len(questions)}.",
+        )
     return [
         TaskPrompt(task, split, i, text, answer, metric, length, group=group)
         for i, (text, answer, group) in enumerate(questions[:count])
@@ -152,7 +156,7 @@ def _place_split(thing: int, place: int) -> Split:
 
 
 def _addition_round(split: Split, rng: random.Random) -> list[tuple[str, str, str]]:
-    """Text, answer and group of each ordered pair of the split, in each wording.
+    """Text, answer and group of each ordered pair of the split, in each wording: all there are.
 
     All pairs are asked before one is asked again, the other way round or in another wording.
     """

@@ -16,7 +16,10 @@ FACT = re.compile(r"The (\w+) is in the (\w+)\.")
 
 
 def everything(task: str, split: str) -> list[TaskPrompt]:
-    count = {"addition": {"validation": 128, "test": 376}, "cloze": {"validation": 64, "test": 64}}
+    count = {
+        "addition": {"validation": 128, "test": 376},
+        "cloze": {"validation": 256, "test": 256},
+    }
     return make_prompts(task, split, count[task].get(split, 800), seed=0)
 
 
@@ -88,6 +91,14 @@ def test_every_pair_is_asked_before_one_is_asked_again(split, count):
     assert any(orders)
     assert not all(orders)
     assert len({prompt.prompt.split("\n")[-2][:10] for prompt in prompts}) == 4  # wordings
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_every_fact_is_asked_before_one_is_asked_again(split):
+    prompts = everything("cloze", split)
+    for start in range(0, len(prompts), 64):
+        assert len({prompt.group for prompt in prompts[start : start + 64]}) == 64
+    assert make_prompts("cloze", split, 64, seed=0) == prompts[:64]
 
 
 def test_prompts_about_one_thing_share_a_group():

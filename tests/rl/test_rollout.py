@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import chisquare
 
 from rldecoder.evals.generation import split_prefix
 from rldecoder.evals.prompts import TaskPrompt, make_prompts
 from rldecoder.rl.policy import token_stats
-from rldecoder.rl.rollout import DecoderSampler
+from rldecoder.rl.rollout import DecoderSampler, draw
 from rldecoder.sae.model import SparseLatents
 from rldecoder.seeds import torch_generator
 
@@ -138,6 +141,28 @@ def test_same_seed_same_rollouts(decoder, prompts):
     one, two = (sampler(prompts, torch_generator(5)) for _ in range(2))
     assert torch.equal(one.token_ids, two.token_ids)
     assert not torch.equal(one.token_ids, sampler(prompts, torch_generator(6)).token_ids)
+
+
+def test_draws_follow_the_distribution():
+    """Frequencies by chi-square, and nothing of probability 0 at either end or between."""
+    probs = torch.tensor([0.0, 0.3, 0.0, 0.05, 0.5, 0.15, 0.0])
+    drawn = draw(probs.expand(20_000, -1), torch_generator(0))
+    counts = torch.bincount(drawn, minlength=7)
+    assert (counts[probs == 0] == 0).all()
+    possible = probs > 0
+    test = chisquare(counts[possible], 20_000 * probs[possible].double() / probs.double().sum())
+    assert test.pvalue > 0.001
+    assert torch.equal(drawn, draw(probs.expand(20_000, -1), torch_generator(0)))
+
+
+@given(st.integers(0, 2**32), st.integers(1, 50_000), st.floats(0.01, 30))
+def test_no_draw_leaves_the_vocabulary(seed, vocab, spread):
+    """Rounding of 50,000 summed probabilities included: what is drawn can be drawn."""
+    generator = torch_generator(seed)
+    probs = (torch.randn(4, vocab, generator=generator) * spread).softmax(-1)
+    drawn = draw(probs, generator)
+    assert (drawn < vocab).all()
+    assert (probs.gather(-1, drawn[:, None]) > 0).all()
 
 
 def test_temperature_is_that_of_scoring(make_decoder):

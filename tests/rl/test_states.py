@@ -11,8 +11,9 @@ from torch import Tensor
 from rldecoder.config.rl import PpoSettings
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
 from rldecoder.evals.prompts import TaskPrompt, make_prompts
+from rldecoder.rl import rollout as rollout_module
 from rldecoder.rl.learner import PpoStep, make_learner
-from rldecoder.rl.rollout import DecoderSampler, Rollout
+from rldecoder.rl.rollout import DecoderSampler, Rollout, draw
 from rldecoder.rl.states import predict
 from rldecoder.rl.trainer import DecoderPPOTrainer
 from rldecoder.sae.selection import SparseLatents
@@ -69,9 +70,10 @@ def test_predictions_equal_an_unpadded_uncached_pass(decoder, prompts, rows):
 
 def test_sampling_draws_from_what_scoring_finds(decoder, prompts, monkeypatch):
     seen: list[Tensor] = []
-    draw = torch.multinomial
     monkeypatch.setattr(
-        torch, "multinomial", lambda probs, n, **kw: (seen.append(probs), draw(probs, n, **kw))[1]
+        rollout_module,
+        "draw",
+        lambda probs, generator: seen.append(probs) or draw(probs, generator),
     )
     rollout = DecoderSampler(decoder, temperature=0.7)(prompts[::2], torch_generator(0))
     with torch.no_grad():

@@ -72,7 +72,9 @@ class TaskPrompt:
     object and its place, a passage): intervals resample groups. Empty: a group of its own."""
 
 
-def make_prompts(task: Task, split: Split, count: int, seed: int) -> list[TaskPrompt]:
+def make_prompts(
+    task: Task, split: Split, count: int, seed: int, *, repeat_facts: bool = False
+) -> list[TaskPrompt]:
     """Return `count` prompts of one task and split, the same for the same arguments.
 
     Validation and test prompts never repeat. Training prompts do, in a new order, when there are
@@ -83,9 +85,11 @@ def make_prompts(task: Task, split: Split, count: int, seed: int) -> list[TaskPr
         split: "train", "validation" (choosing checkpoints) or "test"; no two share a question.
         count: number of prompts, at least 0.
         seed: decides order and wording, never the split a question belongs to.
+        repeat_facts: once every held-out (object, place) pair was asked for, ask for it again among
+            other facts, three times more at most. Only for those who resample groups.
 
     Raises:
-        BadInputError: unknown task or split, or more held-out prompts than there are questions.
+        BadInputError: unknown task or split, or more held-out prompts than are made.
     """
     if task not in TASKS or split not in SPLITS:
         raise BadInputError(
@@ -96,9 +100,11 @@ def make_prompts(task: Task, split: Split, count: int, seed: int) -> list[TaskPr
     rng = random.Random(derive_seed(seed, "prompts", task, split))
     metric: Literal["sum", "place"]
     if task == "addition":
-        make, rounds, metric, length = _addition_round, 1, "sum", 20
+        make, metric, length = _addition_round, "sum", 20
+        rounds = 1
     else:
-        make, rounds, metric, length = _cloze_round, _CLOZE_ROUNDS, "place", 4
+        make, metric, length = _cloze_round, "place", 4
+        rounds = _CLOZE_ROUNDS if repeat_facts else 1
     questions: list[tuple[str, str, str]] = []
     while len(questions) < count and (split == "train" or rounds):
         asked = set() if split == "train" else {text for text, *_ in questions}
@@ -106,8 +112,8 @@ def make_prompts(task: Task, split: Split, count: int, seed: int) -> list[TaskPr
         rounds -= 1
     if len(questions) < count:
         raise BadInputError(
-            f"{count} {split} prompts of task {task} were asked for, {len(questions)} exist.",
-            "A repeated prompt would make confidence intervals too narrow.",
+            f"{count} {split} prompts of task {task} were asked for, {len(questions)} are made.",
+            "More would repeat what was asked, and make confidence intervals too narrow.",
             f"Ask for at most {len(questions)}.",
         )
     return [

@@ -40,17 +40,26 @@ class TaskSuite:
         return [*self._generated, *self._files]
 
     def make(
-        self, name: str, split: Split, count: int, seed: int, *, fewer: bool = False
+        self,
+        name: str,
+        split: Split,
+        count: int,
+        seed: int,
+        *,
+        fewer: bool = False,
+        repeat_facts: bool = False,
     ) -> list[TaskPrompt]:
         """`count` prompts of one task and split, the same for the same arguments.
 
-        `fewer`: where a file has fewer held-out prompts, take those.
+        `fewer`: where a file has fewer held-out prompts, take those. `repeat_facts`: see
+        `make_prompts`.
 
         Raises:
             BadInputError: fewer are there.
         """
         if name in self._generated:
-            return make_prompts(self._generated[name], split, count, seed)
+            task = self._generated[name]
+            return make_prompts(task, split, count, seed, repeat_facts=repeat_facts)
         return self._files[name].make(split, count, seed, fewer=fewer)
 
 

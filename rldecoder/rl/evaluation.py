@@ -90,7 +90,7 @@ class Evaluator:
         self.prompts = [
             prompt
             for name in suite.names
-            for prompt in suite.make(name, held_out, num_prompts, seed)
+            for prompt in suite.make(name, held_out, num_prompts, seed, repeat_facts=True)
         ]
         check_lengths(lm, self.prompts)
         self.stop_ids = newline_token_ids(lm.tokenizer)

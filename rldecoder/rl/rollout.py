@@ -4,7 +4,7 @@ One response token costs one step of the frozen trunk (KV cache), an SAE encodin
 decoder. The latents are kept, so that scoring and all inner epochs never run the trunk again, and
 so that a bfloat16 trunk cannot pick other latents in a batched pass than it did in the sampling
 one. The frozen model's own predictions go on from the same residual stream, once, after sampling.
-Prompts of one task share a prefix that is computed for one row, and not again in later rollouts.
+Prompts of one task share a prefix that is computed for one row, and kept for later rollouts.
 
 Axes: B rollout, P prefix, S rest of the prompt, T response token, K active latents, D model width.
 """
@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from transformers import Cache
 
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
+from rldecoder.errors import NumericalError
 from rldecoder.evals.generation import (
     PrefixedBatch,
     newline_token_ids,
@@ -102,7 +103,7 @@ class DecoderSampler:
         self.tokenizer, self.pad_token_id = lm.tokenizer, lm.pad_token_id
         ends = {*newline_token_ids(lm.tokenizer), lm.eos_token_id}
         self.stop_ids = torch.tensor(sorted(ends), device=lm.device)
-        self._prefix = lru_cache(_PREFIXES)(self._read_prefix)
+        self._kept_prefix = lru_cache(_PREFIXES)(self._read_prefix)
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[TaskPrompt], generator: torch.Generator) -> Rollout:
@@ -125,7 +126,9 @@ class DecoderSampler:
         """Responses to prompts that share a prefix; `rows` are their places in the batch."""
         decoder, lm = self.decoder, self.decoder.frozen.lm
         batch = split_prefix(prompt_ids, self.pad_token_id, decoder.device)
-        prefix, past, tail_past = self._start(batch)
+        # What one prompt alone "shares" is the prompt itself, which may never be asked again.
+        keep_prefix = len(set(map(tuple, prompt_ids))) > 1
+        prefix, past, tail_past = self._start(batch, keep_prefix)
         ids, mask, positions = batch.suffix, batch.mask, batch.suffix_positions
         alive = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
         tokens, keep, acts, indices, resids, places = [], [], [], [], [], []
@@ -174,7 +177,7 @@ class DecoderSampler:
         return _Group(token_ids, torch.stack(keep, 1).long(), latents, frozen, ~alive, context)
 
     def _start(
-        self, batch: PrefixedBatch
+        self, batch: PrefixedBatch, keep: bool
     ) -> tuple[SparseLatents | None, Cache | None, Cache | None]:
         """The shared prefix: its latents, and the KV caches of every row.
 
@@ -182,7 +185,8 @@ class DecoderSampler:
         """
         if batch.prefix.shape[1] == 0:
             return None, None, None
-        latents, past, tail_past = copy.deepcopy(self._prefix(tuple(batch.prefix[0].tolist())))
+        read = self._kept_prefix if keep else self._read_prefix
+        latents, past, tail_past = copy.deepcopy(read(tuple(batch.prefix[0].tolist())))
         if self.decoder.blocks is not None:  # they are trained: what they saw changes
             self.decoder.hidden(latents, past_key_values=past)
         for cache in (past, tail_past):
@@ -243,16 +247,25 @@ class DecoderSampler:
 
 
 def draw(probs: Tensor, generator: torch.Generator) -> Tensor:
-    """One token id [B] from each row of `probs` [B, V], by inversion (Devroye 1986, chapter II.2).
+    """One token id [B] from each row of `probs` [B, V], by inversion (Devroye 1986, chapter III.2).
 
     One number a row comes from the CPU's `generator`, so that a seed means the same on every
     device. `torch.multinomial` draws one for every token of the vocabulary: 30 times slower.
+
+    Raises:
+        NumericalError: a row holds NaN or infinity.
     """
     bounds = probs.cumsum(-1)
-    # Below 1 also after rounding: no draw lies beyond the last token that can be drawn.
-    shares = torch.rand(len(probs), 1, generator=generator) * (1 - 1e-6)
-    drawn = torch.searchsorted(bounds, shares.to(probs.device) * bounds[:, -1:], right=True)
-    return drawn[:, 0]
+    total = bounds[:, -1:]
+    if not total.isfinite().all():
+        raise NumericalError(
+            "The decoder's probabilities for the next token are not finite.",
+            "Its weights or the latents hold NaN or infinity: training has diverged.",
+            "Lower `train_ppo.ppo.lr` or its weights of losses, and run the stage again.",
+        )
+    # Shares are below 1, so that the first bound above a share's part of the total exists.
+    shares = torch.rand(len(probs), 1, generator=generator).to(probs.device)
+    return torch.searchsorted(bounds, shares * total, right=True)[:, 0]
 
 
 class _Group(NamedTuple):

@@ -23,6 +23,9 @@ from rldecoder.seeds import torch_generator
 
 Key = TypeVar("Key")
 
+_RESPONSES = 64
+"""Prompts that are sampled at a time: memory does not grow with the test set."""
+
 
 class Spread(NamedTuple):
     """Means over the tokens of each of n sequences (or responses)."""
@@ -67,16 +70,20 @@ def response_spread(
     As in the rewards: the same states, the sampled tokens, slopes by `states.predict`.
     """
     sampler = DecoderSampler(decoder, temperature=temperature, frozen_states=False)
-    rollout = sampler(prompts, torch_generator(seed, "responses"))
-    keep = rollout.mask.bool()
-    rows = torch.arange(len(keep), device=keep.device)
-    slopes = predict(decoder, rollout, rows, slopes=True).slopes
-    assert slopes is not None
-    latents = SparseLatents(rollout.latents.acts[keep], rollout.latents.indices[keep])
-    used = decoder.along(latents, slopes)
-    row = keep.nonzero()[:, 0].cpu()
-    entropy, effective = core.contribution_entropy(used), core.effective_latents(used)
-    return Spread(sequence_means(entropy.cpu(), row), sequence_means(effective.cpu(), row))
+    generator = torch_generator(seed, "responses")
+    entropy, effective = [], []
+    for start in range(0, len(prompts), _RESPONSES):
+        rollout = sampler(prompts[start : start + _RESPONSES], generator)
+        keep = rollout.mask.bool()
+        rows = torch.arange(len(keep), device=keep.device)
+        slopes = predict(decoder, rollout, rows, slopes=True).slopes
+        assert slopes is not None
+        latents = SparseLatents(rollout.latents.acts[keep], rollout.latents.indices[keep])
+        used = decoder.along(latents, slopes)
+        row = keep.nonzero()[:, 0].cpu()
+        entropy.append(sequence_means(core.contribution_entropy(used).cpu(), row))
+        effective.append(sequence_means(core.effective_latents(used).cpu(), row))
+    return Spread(np.concatenate(entropy), np.concatenate(effective))
 
 
 @torch.no_grad()

@@ -98,7 +98,7 @@ STAGES: tuple[Stage, ...] = (
     _stage(
         "train_ppo",
         "policy",
-        7,
+        8,
         ("sync_tokenizer", "cache_activations", "train_sae", "train_decoder", "gate_decoder"),
         "rl",
         fingerprint=fingerprints.train_ppo,
@@ -106,7 +106,7 @@ STAGES: tuple[Stage, ...] = (
     _stage(
         "control_ppo",
         "verdict",
-        8,
+        9,
         (
             "sync_tokenizer",
             "cache_activations",

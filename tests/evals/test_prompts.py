@@ -20,7 +20,7 @@ def everything(task: str, split: str) -> list[TaskPrompt]:
         "addition": {"validation": 128, "test": 376},
         "cloze": {"validation": 256, "test": 256},
     }
-    return make_prompts(task, split, count[task].get(split, 800), seed=0)
+    return make_prompts(task, split, count[task].get(split, 800), seed=0, repeat_facts=True)
 
 
 def asked_sum(prompt: TaskPrompt) -> tuple[int, int]:
@@ -116,7 +116,10 @@ def test_held_out_prompts_never_repeat(task, split):
     prompts = everything(task, split)
     assert len({prompt.prompt for prompt in prompts}) == len(prompts)
     with pytest.raises(BadInputError, match=f"Ask for at most {len(prompts)}"):
-        make_prompts(task, split, len(prompts) + 1, seed=0)
+        make_prompts(task, split, len(prompts) + 1, seed=0, repeat_facts=True)
+    if task == "cloze":
+        with pytest.raises(BadInputError, match="Ask for at most 64"):
+            make_prompts(task, split, 65, seed=0)
 
 
 @settings(max_examples=25, deadline=None)

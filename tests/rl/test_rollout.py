@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+from contextlib import ExitStack
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
+from torch.nn import functional as F
 
+from rldecoder.errors import NumericalError
 from rldecoder.evals.generation import split_prefix
 from rldecoder.evals.prompts import TaskPrompt, make_prompts
 from rldecoder.rl.policy import token_stats
@@ -61,31 +66,29 @@ def test_every_frozen_block_sees_a_token_once(decoder, prompts):
     """Sampling, scoring by the frozen model, and the prefixes of later rollouts included."""
     lm = decoder.frozen.lm
     seen = [0] * lm.num_layers
-    handles = [
-        block.register_forward_pre_hook(
-            lambda _, args, kwargs, i=i: seen.__setitem__(
-                i, seen[i] + (args[0] if args else kwargs["hidden_states"]).shape[:2].numel()
-            ),
-            with_kwargs=True,
-        )
-        for i, block in enumerate(lm._blocks)
-    ]
+
+    def count(index, args, kwargs):
+        seen[index] += (args[0] if args else kwargs["hidden_states"]).shape[:2].numel()
+
     sampler = DecoderSampler(decoder)
-    counts = []
-    for seed in (0, 1):
-        before = list(seen)
-        rollout = sampler(prompts, torch_generator(seed))
-        counts.append([now - then for now, then in zip(seen, before, strict=True)])
-        expected = 0
-        for task in ("addition", "cloze"):
-            rows = [i for i, prompt in enumerate(prompts) if prompt.task == task]
-            batch = split_prefix([lm.tokenizer(prompts[i].prompt)["input_ids"] for i in rows], 0)
-            length = int(rollout.mask[rows].sum(-1).max())
-            expected += batch.suffix.numel() + len(rows) * (length - 1)
-            expected += batch.prefix.numel() if seed == 0 else 0
-        assert counts[-1] == [expected] * lm.num_layers
-    for handle in handles:
-        handle.remove()
+    with ExitStack() as hooks:
+        for index, block in enumerate(lm._blocks):
+            handle = block.register_forward_pre_hook(
+                lambda _, args, kwargs, index=index: count(index, args, kwargs), with_kwargs=True
+            )
+            hooks.callback(handle.remove)
+        for first in (True, False):
+            rollout = sampler(prompts, torch_generator(int(first)))
+            expected = 0
+            for task in ("addition", "cloze"):
+                rows = [i for i, prompt in enumerate(prompts) if prompt.task == task]
+                ids = [lm.tokenizer(prompts[i].prompt)["input_ids"] for i in rows]
+                batch = split_prefix(ids, 0)
+                length = int(rollout.mask[rows].sum(-1).max())
+                expected += batch.suffix.numel() + len(rows) * (length - 1)
+                expected += batch.prefix.numel() if first else 0
+            assert seen == [expected] * lm.num_layers
+            seen[:] = [0] * lm.num_layers
 
 
 @pytest.mark.parametrize("blocks", [(), (2, 3)])
@@ -144,25 +147,56 @@ def test_same_seed_same_rollouts(decoder, prompts):
 
 
 def test_draws_follow_the_distribution():
-    """Frequencies by chi-square, and nothing of probability 0 at either end or between."""
+    """Frequencies by chi-square, and the same seed draws the same."""
     probs = torch.tensor([0.0, 0.3, 0.0, 0.05, 0.5, 0.15, 0.0])
     drawn = draw(probs.expand(20_000, -1), torch_generator(0))
     counts = torch.bincount(drawn, minlength=7)
     assert (counts[probs == 0] == 0).all()
-    possible = probs > 0
-    test = chisquare(counts[possible], 20_000 * probs[possible].double() / probs.double().sum())
-    assert test.pvalue > 0.001
+    expected = probs[probs > 0].double()
+    assert chisquare(counts[probs > 0], 20_000 * expected / expected.sum()).pvalue > 0.001
     assert torch.equal(drawn, draw(probs.expand(20_000, -1), torch_generator(0)))
 
 
-@given(st.integers(0, 2**32), st.integers(1, 50_000), st.floats(0.01, 30))
-def test_no_draw_leaves_the_vocabulary(seed, vocab, spread):
-    """Rounding of 50,000 summed probabilities included: what is drawn can be drawn."""
-    generator = torch_generator(seed)
-    probs = (torch.randn(4, vocab, generator=generator) * spread).softmax(-1)
-    drawn = draw(probs, generator)
-    assert (drawn < vocab).all()
+@given(
+    seed=st.integers(0, 2**32),
+    vocab=st.integers(1, 50_000),
+    spread=st.floats(0.01, 30),
+    total=st.floats(0.999, 1.001),
+    share=st.sampled_from([0.0, 0.5, 1 - 2**-24]),
+)
+def test_no_draw_leaves_what_can_be_drawn(seed, vocab, spread, total, share):
+    """The least and the greatest share, rounded sums, and zeros at both ends of a row."""
+    probs = torch.randn(4, vocab, generator=torch_generator(seed)) * spread
+    probs = F.pad(probs.softmax(-1), (1, 1)) * total
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "rand", lambda *shape, generator: torch.full(shape, share))
+        drawn = draw(probs, torch_generator(0))
     assert (probs.gather(-1, drawn[:, None]) > 0).all()
+
+
+def test_nothing_is_drawn_from_nan():
+    probs = torch.tensor([[0.5, 0.5], [0.5, float("nan")]])
+    with pytest.raises(NumericalError, match="not finite"):
+        draw(probs, torch_generator(0))
+
+
+@pytest.mark.parametrize("blocks", [(), (2, 3)])
+def test_one_prompt_alone_and_prompts_that_share_nothing(make_decoder, prompts, blocks):
+    """The longest and the shortest prefix there is; a single prompt's is not kept."""
+    decoder = make_decoder(scale=0.3, blocks=blocks)
+    sampler = DecoderSampler(decoder)
+    apart = [dataclasses.replace(prompts[1], prompt=text) for text in ("One two", "A b c d")]
+    for some in ([prompts[0]] * 2, apart):
+        rollout = sampler(some, torch_generator(0))
+        for i, ids, start, length in rows_of(rollout, decoder):
+            _, final = decoder.frozen.lm.resid_and_final(ids, 2)
+            torch.testing.assert_close(
+                rollout.frozen_hidden[i, :length],
+                final[0, start - 1 : start - 1 + length],
+                atol=1e-4,
+                rtol=1e-4,
+            )
+    assert sampler._kept_prefix.cache_info().currsize == 0
 
 
 def test_temperature_is_that_of_scoring(make_decoder):

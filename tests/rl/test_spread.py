@@ -10,6 +10,7 @@ from rldecoder.data.activation_reader import ActivationReader
 from rldecoder.decoder.sequences import hidden_of_rows
 from rldecoder.evals.prompts import make_prompts
 from rldecoder.rl import core
+from rldecoder.rl import spread as spread_module
 from rldecoder.rl.controls import System, compare, control_rows
 from rldecoder.rl.rollout import DecoderSampler
 from rldecoder.rl.spread import (
@@ -110,3 +111,14 @@ def test_responses_are_measured_as_the_rewards_are(make_decoder, blocks):
         assert found.effective[row] == pytest.approx(
             float(core.effective_latents(used).mean()), rel=1e-4
         )
+
+
+def test_many_responses_are_sampled_in_parts(make_decoder, monkeypatch):
+    decoder = make_decoder(scale=0.05)
+    prompts = make_prompts("cloze", "test", 5, 0)
+    first = response_spread(decoder, prompts[:2], temperature=0.7, seed=0)
+    monkeypatch.setattr(spread_module, "_RESPONSES", 2)
+    found = response_spread(decoder, prompts, temperature=0.7, seed=0)
+    assert found.entropy.shape == found.effective.shape == (5,)
+    np.testing.assert_allclose(found.entropy[:2], first.entropy)
+    np.testing.assert_allclose(found.effective[:2], first.effective)

@@ -62,10 +62,12 @@ def test_rollouts_equal_an_unpadded_uncached_pass(decoder, prompts):
         )
 
 
-def test_every_frozen_block_sees_a_token_once(decoder, prompts):
+def test_every_frozen_block_and_the_sae_see_a_token_once(decoder, prompts, monkeypatch):
     """Sampling, scoring by the frozen model, and the prefixes of later rollouts included."""
-    lm = decoder.frozen.lm
-    seen = [0] * lm.num_layers
+    lm, sae = decoder.frozen.lm, decoder.frozen.sae
+    seen, encoded = [0] * lm.num_layers, []
+    encode = sae.encode
+    monkeypatch.setattr(sae, "encode", lambda x: encoded.append(x.shape[:2].numel()) or encode(x))
 
     def count(index, args, kwargs):
         seen[index] += (args[0] if args else kwargs["hidden_states"]).shape[:2].numel()
@@ -87,8 +89,9 @@ def test_every_frozen_block_sees_a_token_once(decoder, prompts):
                 length = int(rollout.mask[rows].sum(-1).max())
                 expected += batch.suffix.numel() + len(rows) * (length - 1)
                 expected += batch.prefix.numel() if first else 0
-            assert seen == [expected] * lm.num_layers
+            assert [*seen, sum(encoded)] == [expected] * (lm.num_layers + 1)
             seen[:] = [0] * lm.num_layers
+            encoded.clear()
 
 
 @pytest.mark.parametrize("blocks", [(), (2, 3)])

@@ -296,6 +296,34 @@ def test_minibatches_see_every_token_once(make_decoder, tmp_path):
     assert sorted(seen) == sorted([*range(6)] * 2)
 
 
+@pytest.mark.parametrize("blocks", [(), (2, 3)])
+def test_inner_epochs_run_neither_the_frozen_blocks_nor_the_sae(
+    make_decoder, tmp_path, monkeypatch, blocks
+):
+    """The rollout's latents and final hidden states serve every update of its step."""
+    decoder = make_decoder(scale=0.05, blocks=blocks)
+    lm, sae = decoder.frozen.lm, decoder.frozen.sae
+    runs: list[str] = []
+    trunk, tail, encode = lm.trunk, lm.tail, sae.encode
+    for owner, name, call in ((lm, "trunk", trunk), (lm, "tail", tail), (sae, "encode", encode)):
+        monkeypatch.setattr(
+            owner, name, lambda *a, n=name, c=call, **kw: runs.append(n) or c(*a, **kw)
+        )
+    settings = PpoSettings(batch_size=4, inner_epochs=3, minibatches=2)
+    sampler = DecoderSampler(decoder)
+    after_sampling: list[int] = []
+
+    def sample(prompts, generator):
+        rollout = sampler(prompts, generator)
+        after_sampling.append(len(runs))
+        return rollout
+
+    plan = make_plan(tmp_path, settings, 1)
+    DecoderPPOTrainer(make_learner(decoder, settings, seed=0), plan, sample).train()
+    assert {"trunk", "tail", "encode"} == set(runs)
+    assert after_sampling == [len(runs)]
+
+
 def test_resume_at_a_rollout_boundary_is_exact(make_decoder, tmp_path):
     from rldecoder.checkpoints import pack_optimizer, unpack_optimizer
 

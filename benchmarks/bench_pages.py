@@ -117,7 +117,15 @@ def server(
     rounds: Annotated[int, typer.Option(min=1)] = 3,
 ) -> None:
     """Times of a first answer and of an ablation, each prompt `rounds` times."""
-    command = [sys.executable, "-m", "rldecoder.cli", "serve", str(config), "--store", str(store)]
+    command = [
+        sys.executable,
+        "-m",
+        "rldecoder.cli",
+        "serve",
+        str(config),
+        "--store",
+        str(store),
+    ]
     process = subprocess.Popen([*command, "--port", "0"], stdout=subprocess.PIPE, text=True)
     try:
         client = Client(_address(process))

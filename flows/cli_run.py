@@ -7,10 +7,11 @@ import os
 from collections.abc import Callable
 
 from flows.local_server import offline_settings, prefect_home, server_for_one_run
-from rldecoder.artifacts import ArtifactStore
+from rldecoder.artifacts.store import ArtifactStore
 from rldecoder.config.run import RunConfig
+from rldecoder.reporting import Reporter
 from rldecoder.runner import StageRun
-from rldecoder.stages.context import Reporter, Stage
+from rldecoder.stages.context import Stage
 
 _DRAIN_SECONDS = 15.0
 

@@ -9,11 +9,11 @@ from prefect import flow
 from prefect.logging import get_run_logger
 
 from flows.parameters import PipelineParameters
-from rldecoder.artifacts import ArtifactRef, ArtifactStore
+from rldecoder.artifacts.store import ArtifactRef, ArtifactStore
 from rldecoder.config.run import RunConfig
-from rldecoder.progress import TeeReporter
+from rldecoder.reporting import Reporter, TeeReporter
 from rldecoder.runner import StageRun, plan
-from rldecoder.stages.context import Reporter, Stage
+from rldecoder.stages.context import Stage
 from rldecoder.stages.table import STAGES, stage_named
 from rldecoder.tracking import wandb_reporter
 from tasks.stages import STAGE_TASKS, Bench

@@ -27,7 +27,7 @@ from pydantic import ConfigDict, Field
 
 from flows.parameters import PipelineParameters, RunParameters
 from flows.pipeline import run_from_parameters
-from rldecoder.artifacts import ArtifactRef, ArtifactStore
+from rldecoder.artifacts.store import ArtifactRef, ArtifactStore
 from rldecoder.config.run import RunConfig
 from rldecoder.errors import BadInputError
 from rldecoder.interp.records import FeatureLabel, FeatureLabels

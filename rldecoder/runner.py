@@ -10,18 +10,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rldecoder import devices, provenance
-from rldecoder.artifacts import ArtifactRef, ArtifactStore, Manifest, artifact_digest
+from rldecoder.artifacts.store import ArtifactRef, ArtifactStore, Manifest, artifact_digest
 from rldecoder.config.run import RunConfig
 from rldecoder.errors import BadInputError, GateFailedError, NumericalError
+from rldecoder.reporting import Reporter
 from rldecoder.seeds import derive_seed, seed_everything
-from rldecoder.stages.context import (
-    InputArtifact,
-    Reporter,
-    Scalar,
-    Stage,
-    StageContext,
-    StageOutput,
-)
+from rldecoder.stages.context import InputArtifact, Scalar, Stage, StageContext, StageOutput
 from rldecoder.stages.table import STAGES, stage_named
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from rldecoder.config.run import RunConfig
 from rldecoder.errors import BadInputError
-from rldecoder.stages.context import Bar, SilentBar
+from rldecoder.reporting import Bar, SilentBar
 
 
 class WandbReporter:

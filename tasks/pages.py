@@ -11,7 +11,7 @@ from prefect.artifacts import (
 )
 
 from rldecoder import schemas
-from rldecoder.artifacts import ArtifactRef, ArtifactStore
+from rldecoder.artifacts.store import ArtifactRef, ArtifactStore
 from rldecoder.stages.context import Stage
 from tasks.reporter import artifact_key
 

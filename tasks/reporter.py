@@ -14,7 +14,7 @@ from prefect.events import emit_event
 from prefect.exceptions import PrefectException
 from prefect.logging import get_run_logger
 
-from rldecoder.stages.context import Bar, SilentBar
+from rldecoder.reporting import Bar, SilentBar
 
 DRIFT_EVENT = "rldecoder.drift"
 """Emitted for every alert; automations can be bound to it."""

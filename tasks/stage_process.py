@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from rldecoder import errors
-from rldecoder.artifacts import ArtifactRef, ArtifactStore
+from rldecoder.artifacts.store import ArtifactRef, ArtifactStore
 from rldecoder.config.run import RunConfig
 from rldecoder.devices import DeviceLease
 from rldecoder.errors import NoResourceError, RlDecoderError
+from rldecoder.reporting import Bar, Reporter
 from rldecoder.runner import StageRun
-from rldecoder.stages.context import Bar, Reporter
 from tasks import tied
 
 WORKER = (sys.executable, "-m", "tasks.stage_worker")

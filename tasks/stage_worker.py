@@ -15,11 +15,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import IO, Any
 
-from rldecoder.artifacts import ArtifactRef, ArtifactStore
+from rldecoder.artifacts.store import ArtifactRef, ArtifactStore
 from rldecoder.config.run import RunConfig
 from rldecoder.errors import RlDecoderError
+from rldecoder.reporting import Bar
 from rldecoder.runner import run_stage
-from rldecoder.stages.context import Bar
 
 _FLUSH_SECONDS = 0.1
 

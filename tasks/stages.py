@@ -14,13 +14,13 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from rldecoder.artifacts import ArtifactRef, ArtifactStore
+from rldecoder.artifacts.store import ArtifactRef, ArtifactStore
 from rldecoder.config.run import RunConfig
 from rldecoder.devices import lease_device
 from rldecoder.errors import DamagedFileError, GateFailedError, NoResourceError, StoreBusyError
-from rldecoder.progress import TeeReporter
+from rldecoder.reporting import Reporter, TeeReporter
 from rldecoder.runner import StageRun, run_stage
-from rldecoder.stages.context import Reporter, Stage
+from rldecoder.stages.context import Stage
 from rldecoder.stages.table import STAGES
 from tasks.pages import show_stage
 from tasks.reporter import PrefectReporter

@@ -23,7 +23,8 @@ import torch
 from filelock import FileLock
 from hypothesis import settings
 
-from rldecoder.stages.context import SilentReporter, StageContext
+from rldecoder.reporting import SilentReporter
+from rldecoder.stages.context import StageContext
 
 # Prefect reads its settings when it is imported: none of the user's, nothing sent anywhere.
 # One home a pytest-xdist worker: two of them would fight over one server.

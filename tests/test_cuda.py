@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from rldecoder.artifacts import ArtifactRef, ArtifactStore
+from rldecoder.artifacts.store import ArtifactRef, ArtifactStore
 from rldecoder.config.run import load_run_config
 from rldecoder.config.sae import TrainSaeConfig
+from rldecoder.reporting import SilentReporter
 from rldecoder.runner import run_stage
 from rldecoder.sae.model import SaeSpec
 from rldecoder.sae.training import SaeTrainer, input_statistics
-from rldecoder.stages.context import SilentReporter
 from rldecoder.stages.table import STAGES
 from tests.conftest import ROOT
 from tests.pretended_cuda import CudaTensor, pretended_cuda

@@ -17,10 +17,10 @@ import pytest
 import yaml
 
 from rldecoder import schemas
-from rldecoder.artifacts import ArtifactStore
+from rldecoder.artifacts.store import ArtifactStore
 from rldecoder.config.run import load_run_config
+from rldecoder.reporting import SilentReporter
 from rldecoder.runner import plan, run_pipeline
-from rldecoder.stages.context import SilentReporter
 from rldecoder.stages.table import STAGES
 
 ROOT = Path(__file__).resolve().parents[1]

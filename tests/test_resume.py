@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from rldecoder.artifacts import ArtifactRef, ArtifactStore
+from rldecoder.artifacts.store import ArtifactRef, ArtifactStore
 from rldecoder.config.run import load_run_config
 from rldecoder.runner import plan
 from rldecoder.stages.table import STAGES

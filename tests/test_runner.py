@@ -10,16 +10,11 @@ from typing import Any
 import pytest
 
 from rldecoder import runner
-from rldecoder.artifacts import ArtifactRef, ArtifactStore
+from rldecoder.artifacts.store import ArtifactRef, ArtifactStore
 from rldecoder.config.base import OnFail, StageConfig, free
 from rldecoder.errors import BadInputError, GateFailedError, NumericalError
-from rldecoder.stages.context import (
-    InputArtifact,
-    SilentReporter,
-    Stage,
-    StageContext,
-    StageOutput,
-)
+from rldecoder.reporting import SilentReporter
+from rldecoder.stages.context import InputArtifact, Stage, StageContext, StageOutput
 
 
 class MakeConfig(StageConfig):

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from rldecoder.checkpoints import Checkpoints, pack_optimizer, unpack_optimizer
+from rldecoder.artifacts.checkpoints import Checkpoints, pack_optimizer, unpack_optimizer
 from rldecoder.config.rl import PpoSettings, TrainPpoConfig
 from rldecoder.curves import Curves
 from rldecoder.decoder.distill import matmul_precision
@@ -23,6 +23,7 @@ from rldecoder.errors import NumericalError
 from rldecoder.evals.prompts import TaskPrompt
 from rldecoder.evals.suite import TaskSuite, check_lengths
 from rldecoder.lm.quiet import quiet_transformers
+from rldecoder.reporting import Reporter
 from rldecoder.rl import core
 from rldecoder.rl.collapse import CollapseWatch
 from rldecoder.rl.evaluation import EVALUATIONS, Evaluator
@@ -55,18 +56,6 @@ def end_folder(policy: Path, number: int) -> Path:
     return place / "stage3" / "decoder"
 
 
-class Watcher(Protocol):
-    """Where progress goes (a part of the stages' Reporter)."""
-
-    def metrics(self, stage: str, step: int, values: Mapping[str, float]) -> None:
-        """Live metrics."""
-        ...
-
-    def alert(self, message: str) -> None:
-        """Something is wrong."""
-        ...
-
-
 class Session:
     """One PPO training that can be killed at any time and goes on where it was.
 
@@ -78,7 +67,7 @@ class Session:
         activations: folder of the activation cache.
         progress: folder for checkpoints.
         seed: everything random derives from it and the PPO step.
-        watcher: progress.
+        report: where live metrics and alerts go.
         advance: called after each PPO step with a short note (the progress bar).
         checkpoint_every_steps: PPO steps.
     """
@@ -93,11 +82,11 @@ class Session:
         activations: Path,
         progress: Path,
         seed: int,
-        watcher: Watcher,
+        report: Reporter,
         checkpoint_every_steps: int,
     ) -> None:
         self.name, self.kind, self.config, self.seed = name, kind, config, seed
-        self.decoder, self.progress, self.watcher = decoder, progress, watcher
+        self.decoder, self.progress, self.report = decoder, progress, report
         self.checkpoint_every_steps = checkpoint_every_steps
         self.settings = _settings(config.ppo, kind)
         self.learner = make_learner(decoder, self.settings, seed)
@@ -191,10 +180,10 @@ class Session:
         self.done = step.step + 1
         self.curves.log(self.done, **metrics)
         self.rollouts.add(_rollout_rows(step, stage))
-        self.watcher.metrics(self.name, self.done, metrics)
+        self.report.metrics(self.name, self.done, metrics)
         warning = self.watch.warning(step.step, metrics)
         if warning is not None and self.kind == "trained":
-            self.watcher.alert(f"{self.name}: {warning}")
+            self.report.alert(f"{self.name}: {warning}")
         self._stop_if(self.watch.after_step(metrics))
         ends_stage = self.done == self.total_steps or self._stage_of(self.done) != stage
         if ends_stage and self.kind == "trained":
@@ -246,7 +235,7 @@ class Session:
         self.evaluations += found.rows(self.done, stage, self.weights())
         values = {"eval_kl": found.text.kl, "eval_task_score": found.tasks.score}
         self.curves.log(self.done, **values)
-        self.watcher.metrics(self.name, self.done, values)
+        self.report.metrics(self.name, self.done, values)
         self._stop_if(self.watch.after_evaluation(found.text.kl))
         if self.stopped is None:
             self.healthy = self._weights_now()
@@ -255,7 +244,7 @@ class Session:
         # A control runs to its end whatever becomes of it: it must be as long as the training.
         if reason is not None and self.stopped is None and self.kind == "trained":
             self.stopped = f"stopped after PPO step {self.done}: {reason}"
-            self.watcher.alert(f"{self.name} {self.stopped}")
+            self.report.alert(f"{self.name} {self.stopped}")
 
     def _weights_now(self) -> dict[str, Tensor]:
         weights = self.decoder.state_dict()

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from rldecoder.checkpoints import pack_optimizer, unpack_optimizer
+from rldecoder.artifacts.checkpoints import pack_optimizer, unpack_optimizer
 from rldecoder.config.sae import TrainSaeConfig
 from rldecoder.errors import BadInputError, NumericalError
 from rldecoder.precision import fast_dtype

@@ -38,8 +38,9 @@ from rldecoder.lm.lens import (
     logit_lens,
 )
 from rldecoder.lm.sinks import SKIP_FIRST, is_sink
+from rldecoder.reporting import Bar
 from rldecoder.schemas import read_json, write_json, write_parquet
-from rldecoder.stages.context import Bar, InputArtifact, StageContext, StageOutput
+from rldecoder.stages.context import InputArtifact, StageContext, StageOutput
 
 LENS = pa.schema(
     [

@@ -2,81 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from rldecoder.config.base import StageConfig
+from rldecoder.reporting import Reporter
 
 if TYPE_CHECKING:
     import torch
 
 Scalar = float | int | str | bool | None
-
-
-class Bar(Protocol):
-    """One progress bar."""
-
-    def advance(self, amount: float = 1, note: str = "") -> None:
-        """Move on by `amount` units; `note` is a short text shown beside the bar."""
-        ...
-
-
-class Reporter(Protocol):
-    """Where a stage's progress, metrics and messages go (terminal, Prefect, wandb, nowhere)."""
-
-    def track(
-        self, description: str, total: float | None, unit: str = "it", done: float = 0
-    ) -> AbstractContextManager[Bar]:
-        """Show a progress bar; `done` is what an earlier, interrupted run had finished."""
-        ...
-
-    def metrics(self, stage: str, step: int, values: Mapping[str, float]) -> None:
-        """Live metrics at a step (wandb, Prefect). Curves on disk are the stage's own work."""
-        ...
-
-    def note(self, message: str) -> None:
-        """One line for the user."""
-        ...
-
-    def alert(self, message: str) -> None:
-        """Something drifts (NaN, dead latents, collapse): shown, logged, raised to Prefect."""
-        ...
-
-
-class SilentBar:
-    """A bar that shows nothing."""
-
-    def advance(self, amount: float = 1, note: str = "") -> None:
-        """Do nothing."""
-
-
-class SilentReporter:
-    """A reporter for tests and for library use; it keeps alerts so that tests can read them."""
-
-    def __init__(self) -> None:
-        self.alerts: list[str] = []
-        self.notes: list[str] = []
-
-    @contextmanager
-    def track(
-        self, description: str, total: float | None, unit: str = "it", done: float = 0
-    ) -> Iterator[Bar]:
-        """A bar that shows nothing."""
-        yield SilentBar()
-
-    def metrics(self, stage: str, step: int, values: Mapping[str, float]) -> None:
-        """Drop them."""
-
-    def note(self, message: str) -> None:
-        """Keep the message."""
-        self.notes.append(message)
-
-    def alert(self, message: str) -> None:
-        """Keep the message."""
-        self.alerts.append(message)
 
 
 @dataclass(frozen=True)

@@ -154,7 +154,7 @@ def _train(
         activations=inputs["cache_activations"].path,
         progress=ctx.progress / name,
         seed=seed,
-        watcher=ctx.report,
+        report=ctx.report,
         checkpoint_every_steps=config.checkpoint_every_steps,
     )
     size = session.settings.batch_size

@@ -20,8 +20,9 @@ from rldecoder.data.packing import SequencePacker, TokenShardWriter
 from rldecoder.data.shards import DOCUMENTS, SPLITS
 from rldecoder.data.sources import candidates, fingerprint
 from rldecoder.errors import BadInputError
+from rldecoder.reporting import Bar
 from rldecoder.schemas import read_json, write_json, write_parquet
-from rldecoder.stages.context import Bar, InputArtifact, StageContext, StageOutput
+from rldecoder.stages.context import InputArtifact, StageContext, StageOutput
 
 TOKENIZER_BATCH_DOCUMENTS = 32
 """Documents per call of the tokenizer. A constant: it decides how many documents are admitted

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rldecoder import schemas
-from rldecoder.checkpoints import Checkpoints
+from rldecoder.artifacts.checkpoints import Checkpoints
 from rldecoder.config.interp import Domain, RankFeaturesConfig
 from rldecoder.data.activation_reader import ActivationReader
 from rldecoder.data.shards import read_tokens

@@ -37,9 +37,10 @@ from rldecoder.lm.tokenizer_parity import (
     vocabulary_sha256,
 )
 from rldecoder.precision import fast_dtype
+from rldecoder.reporting import Bar
 from rldecoder.schemas import write_json
 from rldecoder.seeds import seed_everything
-from rldecoder.stages.context import Bar, InputArtifact, StageContext, StageOutput
+from rldecoder.stages.context import InputArtifact, StageContext, StageOutput
 
 
 def run(

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rldecoder.checkpoints import Checkpoints
+from rldecoder.artifacts.checkpoints import Checkpoints
 from rldecoder.config.decoder import TrainDecoderConfig
 from rldecoder.curves import Curves
 from rldecoder.data.activation_reader import ActivationReader

@@ -50,7 +50,7 @@ def run(
                 activations=inputs["cache_activations"].path,
                 progress=ctx.progress / name,
                 seed=seed,
-                watcher=ctx.report,
+                report=ctx.report,
                 checkpoint_every_steps=config.checkpoint_every_steps,
             )
             bar.advance(session.done * size, "done before")

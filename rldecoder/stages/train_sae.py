@@ -16,8 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rldecoder.artifacts import MANIFEST
-from rldecoder.checkpoints import Checkpoints
+from rldecoder.artifacts.checkpoints import Checkpoints
+from rldecoder.artifacts.store import MANIFEST
 from rldecoder.config.sae import Retraining, TrainSaeConfig
 from rldecoder.curves import Curves
 from rldecoder.data.activation_reader import ActivationReader, ShuffledActivations
@@ -27,18 +27,14 @@ from rldecoder.data.shards import read_tokens
 from rldecoder.data.streaming import StreamedActivations
 from rldecoder.errors import BadInputError, DamagedFileError, NumericalError
 from rldecoder.lm.frozen import FrozenLM
+from rldecoder.reporting import SilentReporter
 from rldecoder.sae.drift import DriftWatch
 from rldecoder.sae.model import Sae
 from rldecoder.sae.parallel import Group, peers
 from rldecoder.sae.training import SaeTrainer, StepResult, input_statistics, published_spec
 from rldecoder.schemas import read_json, write_json
 from rldecoder.seeds import derive_seed, seed_everything
-from rldecoder.stages.context import (
-    InputArtifact,
-    SilentReporter,
-    StageContext,
-    StageOutput,
-)
+from rldecoder.stages.context import InputArtifact, StageContext, StageOutput
 
 
 def run(

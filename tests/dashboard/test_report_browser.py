@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rldecoder.artifacts import ArtifactStore
+from rldecoder.artifacts.store import ArtifactStore
 from rldecoder.config.run import load_run_config
 from rldecoder.dashboard import collect
 from rldecoder.dashboard.report import ReportData, render_html

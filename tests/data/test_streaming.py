@@ -18,9 +18,10 @@ from rldecoder.config.sae import TrainSaeConfig
 from rldecoder.data import forward
 from rldecoder.data.packing import PackedSequence, TokenShardWriter
 from rldecoder.lm.frozen import FrozenLM
+from rldecoder.reporting import Bar, SilentReporter
 from rldecoder.schemas import write_json
 from rldecoder.stages import cache_activations, train_sae
-from rldecoder.stages.context import Bar, InputArtifact, SilentReporter, StageContext
+from rldecoder.stages.context import InputArtifact, StageContext
 
 MakeContext = Callable[..., StageContext]
 LENGTH, SEQUENCES = 16, 40

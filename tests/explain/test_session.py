@@ -12,8 +12,8 @@ import torch
 from rich.console import Console
 
 from rldecoder import precision
-from rldecoder.artifacts import ArtifactStore
-from rldecoder.cli_show import explain_inputs, open_session
+from rldecoder.artifacts.store import ArtifactStore
+from rldecoder.cli.show import explain_inputs, open_session
 from rldecoder.config.run import load_run_config
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
 from rldecoder.errors import BadInputError

@@ -9,11 +9,11 @@ import pytest
 
 from flows.cli_run import run_with_prefect
 from rldecoder import runner
-from rldecoder.artifacts import ArtifactStore
+from rldecoder.artifacts.store import ArtifactStore
 from rldecoder.config.run import RunConfig, load_run_config
 from rldecoder.errors import BadInputError, GateFailedError
+from rldecoder.reporting import SilentReporter
 from rldecoder.runner import StageRun, plan, run_pipeline
-from rldecoder.stages.context import SilentReporter
 from rldecoder.stages.table import STAGES
 from tests.flows.ui_client import ROOT, Ui
 

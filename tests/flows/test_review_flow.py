@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from flows.review import MissingLabel, ReviewParameters, Verdict, as_markdown, review
-from rldecoder.artifacts import ArtifactStore, Manifest
+from rldecoder.artifacts.store import ArtifactStore, Manifest
 from rldecoder.config.run import load_run_config
 from rldecoder.errors import BadInputError
 from rldecoder.interp.records import Example, FeatureLabel, FeatureLabels, Scores

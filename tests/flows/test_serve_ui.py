@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rldecoder.artifacts import ArtifactStore
+from rldecoder.artifacts.store import ArtifactStore
 from rldecoder.stages.table import STAGES
 from tests.flows.ui_client import ROOT, Ui
 

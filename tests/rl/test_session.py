@@ -9,16 +9,16 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from rldecoder.checkpoints import Checkpoints
+from rldecoder.artifacts.checkpoints import Checkpoints
 from rldecoder.config.rl import AdaptiveRule, CollapseRule
 from rldecoder.config.run import load_run_config
 from rldecoder.config.tasks import FileTask
 from rldecoder.errors import NumericalError
+from rldecoder.reporting import SilentReporter
 from rldecoder.rl import core
 from rldecoder.rl.learner import interpolate
 from rldecoder.rl.session import Session
 from rldecoder.schemas import read_parquet
-from rldecoder.stages.context import SilentReporter
 from tests.stages.rl_inputs import small_config
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -30,7 +30,7 @@ def make_session(make_decoder, tiny_cache, tmp_path):
         reporter = reporter or SilentReporter()
         session = Session(
             name="test", kind=kind, config=small_config(**changes), decoder=make_decoder(),
-            activations=tiny_cache, progress=tmp_path / name, seed=0, watcher=reporter,
+            activations=tiny_cache, progress=tmp_path / name, seed=0, report=reporter,
             checkpoint_every_steps=checkpoint_every_steps,
         )  # fmt: skip
         return session, reporter

@@ -15,8 +15,8 @@ import pytest
 import uvicorn
 from fastapi.testclient import TestClient
 
-from rldecoder.artifacts import ArtifactStore
-from rldecoder.cli_serve import listen, open_served
+from rldecoder.artifacts.store import ArtifactStore
+from rldecoder.cli.serve import listen, open_served
 from rldecoder.config.run import load_run_config
 from rldecoder.explain.inputs import LabelText
 from rldecoder.serve.app import Served, make_app

@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from rldecoder.cli_serve import allowed_hosts, listen
+from rldecoder.cli.serve import allowed_hosts, listen
 from rldecoder.errors import BadInputError
 from tests.conftest import ROOT
 

@@ -14,14 +14,9 @@ from rldecoder.data.activations import ActivationMeta, ActivationWriter
 from rldecoder.data.shards import write_token_shard
 from rldecoder.decoder.modeling_sae_decoder import new_decoder
 from rldecoder.lm.frozen import FrozenLM
+from rldecoder.reporting import SilentReporter
 from rldecoder.sae.model import Sae, SaeSpec
-from rldecoder.stages.context import (
-    InputArtifact,
-    SilentReporter,
-    Stage,
-    StageContext,
-    StageOutput,
-)
+from rldecoder.stages.context import InputArtifact, Stage, StageContext, StageOutput
 
 HOOK_LAYER = 2
 LENGTH = 48

@@ -12,11 +12,12 @@ import torch
 from rldecoder.config.rl import ControlPpoConfig
 from rldecoder.decoder.loading import load_decoder
 from rldecoder.lm.frozen import FrozenLM
+from rldecoder.reporting import SilentReporter
 from rldecoder.rl.session import TRAINING, Session, end_folder, trained_folder
 from rldecoder.sae.model import Sae
 from rldecoder.schemas import read_json, write_json
 from rldecoder.stages import control_ppo, train_ppo
-from rldecoder.stages.context import InputArtifact, SilentReporter, StageContext
+from rldecoder.stages.context import InputArtifact, StageContext
 from rldecoder.stages.control_ppo import run
 from rldecoder.stages.table import stage_named
 from tests.stages.rl_inputs import make_rl_inputs, small_config
@@ -175,7 +176,7 @@ def test_every_seed_is_trained_again_and_judged(inputs, context, monkeypatch, tm
         pair = Session(
             name="pair", kind="trained", config=small_config(seeds=2), seed=seed,
             decoder=load_decoder(start, lm, sae), activations=inputs["cache_activations"].path,
-            progress=tmp_path / f"{kind}{seed}", watcher=ctx.report, checkpoint_every_steps=1,
+            progress=tmp_path / f"{kind}{seed}", report=ctx.report, checkpoint_every_steps=1,
         )  # fmt: skip
         if kind == "text_only":  # no loss looks at its responses; the text is what it learns from
             assert torch.equal(control._replay()(1).latents.acts, pair._replay()(1).latents.acts)

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rldecoder import schemas
-from rldecoder.artifacts import ArtifactStore
+from rldecoder.artifacts.store import ArtifactStore
 from rldecoder.config.run import RunConfig, load_run_config
 from rldecoder.config.tasks import FileTask
 from rldecoder.evals.targets import TARGETS

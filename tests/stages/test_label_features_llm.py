@@ -12,8 +12,9 @@ from pydantic import ValidationError
 from rldecoder.config.interp import LabelFeaturesConfig, PredicateSettings, RankFeaturesConfig
 from rldecoder.errors import BadInputError, BudgetExceededError
 from rldecoder.interp.records import FeatureLabels
+from rldecoder.reporting import SilentReporter
 from rldecoder.schemas import read_json, read_parquet
-from rldecoder.stages.context import InputArtifact, SilentReporter, StageContext
+from rldecoder.stages.context import InputArtifact, StageContext
 from rldecoder.stages.label_features import estimate
 from rldecoder.stages.table import stage_named
 from tests.interp.llm.fake_server import KEY, Answer, data_of, label, said, serve

@@ -13,8 +13,9 @@ from pydantic import ValidationError
 
 from rldecoder.config.interp import RankFeaturesConfig
 from rldecoder.interp.tally import IMPORTANCE
+from rldecoder.reporting import SilentReporter
 from rldecoder.schemas import read_json, read_parquet
-from rldecoder.stages.context import InputArtifact, SilentReporter, StageContext
+from rldecoder.stages.context import InputArtifact, StageContext
 from rldecoder.stages.table import stage_named
 from tests.stages.interp_inputs import NUM_LATENTS, files_of, make_inputs, run_stage
 

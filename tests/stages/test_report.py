@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rldecoder import schemas
-from rldecoder.artifacts import ArtifactStore
+from rldecoder.artifacts.store import ArtifactStore
 from rldecoder.config.run import RunConfig, load_run_config
 from rldecoder.evals.targets import TARGETS
 from rldecoder.runner import plan, read_input

@@ -22,7 +22,8 @@ from rldecoder.lm.frozen import FrozenLM
 from rldecoder.lm.random_model import make_random_model
 from rldecoder.lm.specs import SPEC_FOLDER, load_model_spec, read_constants
 from rldecoder.lm.user_cache import sha256_file
-from rldecoder.stages.context import SilentReporter, StageContext
+from rldecoder.reporting import SilentReporter
+from rldecoder.stages.context import StageContext
 from rldecoder.stages.table import stage_named
 
 STAGE = stage_named("sync_tokenizer")

@@ -18,10 +18,11 @@ from rldecoder.decoder.loading import load_decoder
 from rldecoder.decoder.training import schedule, steps_per_epoch
 from rldecoder.errors import BadInputError, NumericalError
 from rldecoder.lm.frozen import FrozenLM
+from rldecoder.reporting import SilentReporter
 from rldecoder.sae.model import Sae
 from rldecoder.schemas import read_json, read_parquet
 from rldecoder.stages import train_decoder
-from rldecoder.stages.context import InputArtifact, SilentReporter, StageContext, StageOutput
+from rldecoder.stages.context import InputArtifact, StageContext, StageOutput
 from rldecoder.stages.train_decoder import EPOCHS_SCHEMA
 from tests.stages.decoder_inputs import artifact, make_inputs
 

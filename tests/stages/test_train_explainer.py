@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rldecoder import schemas
-from rldecoder.artifacts import ArtifactStore
+from rldecoder.artifacts.store import ArtifactStore
 from rldecoder.config.run import RunConfig, load_run_config
 from rldecoder.curves import read_curves
 from rldecoder.explain.explainer import Explainer

@@ -15,9 +15,10 @@ from rldecoder.config.sae import TrainSaeConfig
 from rldecoder.curves import read_curves
 from rldecoder.data.activations import ActivationMeta, ActivationWriter
 from rldecoder.errors import BadInputError, DamagedFileError, NumericalError
+from rldecoder.reporting import SilentReporter
 from rldecoder.sae.model import Sae
 from rldecoder.sae.training import SaeTrainer, StepResult
-from rldecoder.stages.context import InputArtifact, SilentReporter, StageContext
+from rldecoder.stages.context import InputArtifact, StageContext
 from rldecoder.stages.table import stage_named
 
 STAGE = stage_named("train_sae")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rldecoder import schemas
-from rldecoder.artifacts import ArtifactRef, ArtifactStore, Manifest
+from rldecoder.artifacts.store import ArtifactRef, ArtifactStore, Manifest
 from rldecoder.stages.table import stage_named
 from tasks import pages
 from tasks.pages import show_stage

@@ -14,12 +14,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rldecoder.artifacts import ArtifactStore
+from rldecoder.artifacts.store import ArtifactStore
 from rldecoder.config.run import RunConfig, load_run_config
 from rldecoder.devices import FAKE_DEVICES, DeviceLease, lease_device
 from rldecoder.errors import DamagedFileError, GateFailedError, NoResourceError
+from rldecoder.reporting import Bar
 from rldecoder.runner import StageRun, plan
-from rldecoder.stages.context import Bar
 from tasks import stage_process
 from tasks.stage_process import StageProcessError, run_in_process
 
@@ -174,10 +174,10 @@ def test_an_interruption_here_ends_the_child_and_closes_its_bars(act: Act) -> No
 HOLDER = """
 import sys
 from pathlib import Path
-from rldecoder.artifacts import ArtifactStore
+from rldecoder.artifacts.store import ArtifactStore
 from rldecoder.config.run import load_run_config
 from rldecoder.devices import lease_device
-from rldecoder.stages.context import SilentReporter
+from rldecoder.reporting import SilentReporter
 from tasks import stage_process
 stage_process.WORKER = (sys.executable, "-c", sys.argv[3])
 folder = Path(sys.argv[1])

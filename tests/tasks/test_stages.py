@@ -9,7 +9,7 @@ import pytest
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Failed
 
-from rldecoder.artifacts import ArtifactRef, ArtifactStore
+from rldecoder.artifacts.store import ArtifactRef, ArtifactStore
 from rldecoder.config.run import RunConfig, load_run_config
 from rldecoder.devices import FAKE_DEVICES, LEASE_FOLDER, DeviceLease
 from rldecoder.errors import (
@@ -20,8 +20,8 @@ from rldecoder.errors import (
     NumericalError,
     StoreBusyError,
 )
+from rldecoder.reporting import SilentReporter
 from rldecoder.runner import plan
-from rldecoder.stages.context import SilentReporter
 from rldecoder.stages.table import STAGES
 from tasks import stages
 from tasks.stages import STAGE_TASKS, Bench, build, is_transient

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
@@ -30,18 +30,11 @@ from rldecoder.interp.records import JudgeTrust
 from rldecoder.interp.scores import ScoringText, derangement
 from rldecoder.interp.vocabulary import Vocabulary
 from rldecoder.lm.user_cache import user_cache
+from rldecoder.reporting import Bar
 from rldecoder.seeds import derive_seed
 
 STAND_IN = "tokens that belong to a kind of word, in some context or other"
 """Stands for labels that are not known yet when questions about them are counted."""
-
-
-class Bar(Protocol):
-    """A progress bar."""
-
-    def advance(self, amount: float = 1, note: str = "") -> None:
-        """Move on."""
-        ...
 
 
 Track = Callable[[str, float, str], AbstractContextManager[Bar]]

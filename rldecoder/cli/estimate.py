@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from rldecoder.artifacts import ArtifactStore
+from rldecoder.artifacts.store import ArtifactStore
 from rldecoder.config.run import RunConfig
 from rldecoder.errors import BadInputError
 
@@ -43,7 +43,7 @@ def show_estimate(run: RunConfig, store: ArtifactStore, console: Console) -> Non
     inputs = {name: read_input(store, refs[name]) for name in needs}
     import torch  # here, because what comes before should be quick
 
-    from rldecoder.progress import RichReporter
+    from rldecoder.cli.progress import RichReporter
     from rldecoder.seeds import derive_seed
     from rldecoder.stages.context import StageContext
     from rldecoder.stages.label_features import estimate

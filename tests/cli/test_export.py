@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rldecoder.cli_export import Names, Tool, write_export
+from rldecoder.cli.export import Names, Tool, write_export
 from rldecoder.config.interp import LabelFeaturesConfig, PredicateSettings, RankFeaturesConfig
 from rldecoder.data.activation_reader import ActivationReader
 from rldecoder.errors import BadInputError
@@ -31,7 +31,7 @@ from rldecoder.schemas import read_json
 from rldecoder.stages.table import stage_named
 from tests.stages.interp_inputs import HOOK_LAYER, LENGTH, NUM_LATENTS, make_inputs, run_stage
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 READERS = Path(os.environ.get("RLDECODER_EXPORT_READERS", ROOT / "build" / "export_readers"))
 NAMES = Names("tiny-model", "res-test", "Ann", "user-1")
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from rldecoder.artifacts import ArtifactRef, ArtifactStore
+from rldecoder.artifacts.store import ArtifactRef, ArtifactStore
 from rldecoder.config.run import RunConfig
 from rldecoder.errors import BadInputError, DamagedFileError
 

@@ -23,7 +23,7 @@ from rldecoder.errors import (
 if TYPE_CHECKING:
     from types import FrameType
 
-    from rldecoder.artifacts import ArtifactStore
+    from rldecoder.artifacts.store import ArtifactStore
     from rldecoder.config.run import RunConfig
 
 TYPER_INTERRUPTED = 130
@@ -64,7 +64,7 @@ def run(
 ) -> None:
     """Run the pipeline: finished stages are reused, an interrupted one goes on."""
     loaded, opened = _load(config, store, overrides)
-    from rldecoder.cli_run import run_and_summarise
+    from rldecoder.cli.run import run_and_summarise
 
     run_and_summarise(loaded, opened, until=until, prefect=prefect)
 
@@ -73,7 +73,7 @@ def run(
 def status(config: ConfigPath, store: StoreOption = None, overrides: SetOption = None) -> None:
     """Show each stage's artifact: published, failed gate, interrupted or missing."""
     loaded, opened = _load(config, store, overrides)
-    from rldecoder.cli_show import show_status
+    from rldecoder.cli.show import show_status
 
     show_status(loaded, opened, console)
 
@@ -93,7 +93,7 @@ def explain(
 ) -> None:
     """Explain the next-token prediction for a prompt, in claims tested by intervention."""
     loaded, opened = _load(config, store, overrides)
-    from rldecoder.cli_show import show_explanation
+    from rldecoder.cli.show import show_explanation
 
     show_explanation(loaded, opened, prompt, console, as_json=as_json, html=html)
 
@@ -142,7 +142,7 @@ def serve(
 ) -> None:
     """Serve a finished run on this machine: live prompts, exact ablations, label review."""
     loaded, opened = _load(config, store, overrides)
-    from rldecoder.cli_serve import serve_run
+    from rldecoder.cli.serve import serve_run
 
     serve_run(
         loaded, opened, console,
@@ -155,7 +155,7 @@ def serve(
 def report(config: ConfigPath, store: StoreOption = None, overrides: SetOption = None) -> None:
     """Build (or reuse) the report of a finished run and print its path and targets."""
     loaded, opened = _load(config, store, overrides)
-    from rldecoder.cli_run import rebuild_report
+    from rldecoder.cli.run import rebuild_report
 
     rebuild_report(loaded, opened)
 
@@ -166,7 +166,7 @@ def estimate_labels(
 ) -> None:
     """Say what labels by a language model would send and cost; nothing is sent."""
     loaded, opened = _load(config, store, overrides)
-    from rldecoder.cli_estimate import show_estimate
+    from rldecoder.cli.estimate import show_estimate
 
     show_estimate(loaded, opened, console)
 
@@ -189,7 +189,7 @@ def export(
     ] = None,
 ) -> None:
     """Write labelled features for Neuronpedia or SAEDashboard, or activations for delphi."""
-    from rldecoder.cli_export import Names, Tool, export_features
+    from rldecoder.cli.export import Names, Tool, export_features
 
     if tool not in list(Tool):
         raise BadInputError(
@@ -213,7 +213,7 @@ def judge_export(
 ) -> None:
     """Write pairs of explanations (Method A, Method B) that do not say which is which."""
     loaded, opened = _load(config, store, overrides)
-    from rldecoder.cli_judge import export_pairs
+    from rldecoder.cli.judge import export_pairs
 
     export_pairs(loaded, opened, out, console, count=pairs, seed=seed)
 
@@ -225,7 +225,7 @@ def judge_score(
     result: Annotated[Path, typer.Option(help="Where the numbers go.")] = Path("judgments.json"),
 ) -> None:
     """Win rate, sign test and agreement of filled-in files."""
-    from rldecoder.cli_judge import score_files
+    from rldecoder.cli.judge import score_files
 
     score_files(key, files, result, console)
 
@@ -233,7 +233,7 @@ def judge_score(
 @app.command()
 def smoke(model: Annotated[str, typer.Argument(help="A name from `rldecoder models`.")]) -> None:
     """Run the frozen model on 1k tokens: throughput, hidden-state shapes, memory."""
-    from rldecoder.cli_show import show_smoke
+    from rldecoder.cli.show import show_smoke
 
     show_smoke(model, console)
 
@@ -241,7 +241,7 @@ def smoke(model: Annotated[str, typer.Argument(help="A name from `rldecoder mode
 @app.command()
 def models() -> None:
     """List the known base models and whether their weights are on this machine."""
-    from rldecoder.cli_show import show_models
+    from rldecoder.cli.show import show_models
 
     show_models(console)
 
@@ -249,7 +249,7 @@ def models() -> None:
 @app.command()
 def devices() -> None:
     """List accelerators: memory, utilisation, and who holds a lease."""
-    from rldecoder.cli_show import show_devices
+    from rldecoder.cli.show import show_devices
 
     show_devices(console)
 

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from rldecoder.artifacts import ArtifactStore
-from rldecoder.cli_judge import export_pairs, score_files
+from rldecoder.artifacts.store import ArtifactStore
+from rldecoder.cli.judge import export_pairs, score_files
 from rldecoder.config.run import load_run_config
 from rldecoder.errors import BadInputError
 from rldecoder.schemas import read_json
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "configs" / "debug.yaml"
 
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rldecoder.artifacts import ArtifactRef, ArtifactStore, Manifest, artifact_digest
+from rldecoder.artifacts.store import ArtifactRef, ArtifactStore, Manifest, artifact_digest
 from rldecoder.errors import DamagedFileError, NoResourceError, StoreBusyError
 
 REF = ArtifactRef(kind="tokens", stage="ingest", digest="0123456789abcdef")
@@ -117,7 +117,7 @@ def test_lock_excludes_and_times_out(tmp_path: Path) -> None:
 def test_lock_of_a_killed_holder_is_free(tmp_path: Path) -> None:
     code = textwrap.dedent(f"""
         import time
-        from rldecoder.artifacts import ArtifactRef, ArtifactStore
+        from rldecoder.artifacts.store import ArtifactRef, ArtifactStore
         ref = ArtifactRef(kind="tokens", stage="ingest", digest="{REF.digest}")
         with ArtifactStore({str(tmp_path)!r}).lock(ref, print):
             print("held", flush=True)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.markup import escape
 
-from rldecoder.artifacts import ArtifactStore
+from rldecoder.artifacts.store import ArtifactStore
 from rldecoder.config.run import RunConfig
 from rldecoder.errors import BadInputError, require_empty
 

@@ -1,9 +1,9 @@
-"""Progress in the terminal, and reporters that pass on to several others."""
+"""Progress in the terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from rich.console import Console
 from rich.markup import escape
@@ -17,7 +17,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from rldecoder.stages.context import Bar, Reporter
+from rldecoder.reporting import Bar
 
 
 class RichBar:
@@ -75,47 +75,3 @@ class RichReporter:
     def alert(self, message: str) -> None:
         """One yellow line."""
         self.console.print(f"  [yellow]alert:[/yellow] {escape(message)}", highlight=False)
-
-
-class TeeReporter:
-    """Passes everything on to several reporters."""
-
-    def __init__(self, reporters: Sequence[Reporter]) -> None:
-        self.reporters = tuple(reporters)
-
-    @contextmanager
-    def track(
-        self, description: str, total: float | None, unit: str = "it", done: float = 0
-    ) -> Iterator[Bar]:
-        """One bar a reporter, moved together."""
-        with ExitStack() as stack:
-            yield _TeeBar(
-                [
-                    stack.enter_context(reporter.track(description, total, unit, done))
-                    for reporter in self.reporters
-                ]
-            )
-
-    def metrics(self, stage: str, step: int, values: Mapping[str, float]) -> None:
-        """To all."""
-        for reporter in self.reporters:
-            reporter.metrics(stage, step, values)
-
-    def note(self, message: str) -> None:
-        """To all."""
-        for reporter in self.reporters:
-            reporter.note(message)
-
-    def alert(self, message: str) -> None:
-        """To all."""
-        for reporter in self.reporters:
-            reporter.alert(message)
-
-
-class _TeeBar:
-    def __init__(self, bars: Sequence[Bar]) -> None:
-        self._bars = bars
-
-    def advance(self, amount: float = 1, note: str = "") -> None:
-        for bar in self._bars:
-            bar.advance(amount, note)

@@ -6,8 +6,8 @@ import io
 
 from rich.console import Console
 
-from rldecoder.progress import RichReporter, TeeReporter
-from rldecoder.stages.context import SilentReporter
+from rldecoder.cli.progress import RichReporter
+from rldecoder.reporting import SilentReporter, TeeReporter
 
 
 def test_rich_reporter_escapes_markup_and_shows_bar() -> None:

@@ -11,13 +11,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from rldecoder import schemas
-from rldecoder.artifacts import ArtifactRef, ArtifactStore
+from rldecoder.artifacts.store import ArtifactRef, ArtifactStore
+from rldecoder.cli.progress import RichReporter
 from rldecoder.config.run import RunConfig
 from rldecoder.devices import lease_device
 from rldecoder.errors import BadInputError
-from rldecoder.progress import RichReporter, TeeReporter
+from rldecoder.reporting import Reporter, TeeReporter
 from rldecoder.runner import StageRun, plan, run_pipeline, run_stage
-from rldecoder.stages.context import Reporter, Stage
+from rldecoder.stages.context import Stage
 from rldecoder.stages.table import STAGES, stage_named
 from rldecoder.tracking import wandb_reporter
 

@@ -22,9 +22,9 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rldecoder import schemas
+from rldecoder.artifacts.mirror import Mirror
 from rldecoder.config.base import hash_json
 from rldecoder.errors import DamagedFileError, NoResourceError, StoreBusyError
-from rldecoder.mirror import Mirror
 
 MANIFEST = "manifest.json"
 DIGEST_LENGTH = 16

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from rldecoder.checkpoints import (
+from rldecoder.artifacts.checkpoints import (
     Checkpoints,
     pack_optimizer,
     pack_rng,

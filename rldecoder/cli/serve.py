@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.markup import escape
 
-from rldecoder.artifacts import ArtifactStore
-from rldecoder.cli_show import explain_inputs, open_session
+from rldecoder.artifacts.store import ArtifactStore
+from rldecoder.cli.show import explain_inputs, open_session
 from rldecoder.config.run import RunConfig
 from rldecoder.errors import BadInputError
 from rldecoder.runner import plan

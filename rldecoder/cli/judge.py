@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from rldecoder import schemas
-from rldecoder.artifacts import ArtifactStore
+from rldecoder.artifacts.store import ArtifactStore
 from rldecoder.config.run import RunConfig
 from rldecoder.errors import BadInputError, require_empty
 
@@ -36,7 +36,7 @@ def export_pairs(
         BadInputError: the run has no explainer yet, or `out` holds something already.
     """
     require_empty(out, "A new key would not fit files that judges already have.")
-    from rldecoder.cli_show import explain_inputs, open_session
+    from rldecoder.cli.show import explain_inputs, open_session
     from rldecoder.runner import plan, read_input
 
     inputs = explain_inputs(run, store)

@@ -1,0 +1,5 @@
+"""`python -m rldecoder.cli` is `rldecoder`."""
+
+from rldecoder.cli.main import main
+
+main()

@@ -41,7 +41,7 @@ def run_stages(
     refs: dict[str, ArtifactRef] = {}
     results: list[StageRun] = []
     for stage in STAGES:
-        read = {name: refs[name] for name in stage.inputs}
+        read = {name: refs[name] for name in stage.upstream}
         state: Any = STAGE_TASKS[stage.name](read, bench, return_state=True)
         result: StageRun = state.result()  # raises what the stage raised
         # The very object that the task returned: Prefect knows the graph's edges by identity.

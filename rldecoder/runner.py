@@ -7,16 +7,19 @@ import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from rldecoder import devices, provenance
+from rldecoder.artifacts.base import Artifact, Scalar
 from rldecoder.artifacts.store import ArtifactRef, ArtifactStore, Manifest, artifact_digest
 from rldecoder.config.run import RunConfig
 from rldecoder.errors import BadInputError, GateFailedError, NumericalError
 from rldecoder.reporting import Reporter
 from rldecoder.seeds import derive_seed, seed_everything
-from rldecoder.stages.context import InputArtifact, Scalar, Stage, StageContext, StageOutput
+from rldecoder.stages.context import Output, Stage, StageContext
 from rldecoder.stages.table import STAGES, stage_named
+
+A = TypeVar("A", bound=Artifact)
 
 
 class StageRun(NamedTuple):
@@ -61,7 +64,7 @@ def run_stage(
     stage = stage_named(stage_name)
     started = time.monotonic()
     ref, fingerprint, seed = _ref(run, stage, refs)
-    inputs = {name: _input(store, refs[name]) for name in stage.inputs}
+    inputs = open_inputs(stage, refs, store)
     _refuse_failed_gates(run, stage, inputs)
     with store.lock(ref, report.note):
         manifest = store.existing(ref, report.note)
@@ -71,7 +74,7 @@ def run_stage(
                 run, stage, ref, fingerprint, seed, inputs,
                 store=store, report=report, device=device, refs=refs,
             )  # fmt: skip
-        elif manifest.source_digest != provenance.source_digest(_module(stage)):
+        elif manifest.source_digest != provenance.source_digest(stage.module):
             report.note(
                 f"{ref} is reused although its code has changed since it was built. "
                 f"If the change alters results, raise the stage's version."
@@ -110,16 +113,34 @@ def run_pipeline(
     return results
 
 
-def read_input(store: ArtifactStore, ref: ArtifactRef) -> InputArtifact:
-    """A published artifact as stages see it, its files verified."""
-    return _input(store, ref)
+def open_inputs(stage: Stage, refs: Mapping[str, ArtifactRef], store: ArtifactStore) -> Any:
+    """What a stage reads, its files verified: an instance of `stage.inputs`.
+
+    Raises:
+        DamagedFileError: an artifact is not what was published.
+    """
+    return stage.inputs(
+        **{
+            field: open_artifact(kind, refs[kind.stage], store)
+            for field, kind in stage.reads.items()
+        }
+    )
+
+
+def open_artifact(kind: type[A], ref: ArtifactRef, store: ArtifactStore) -> A:
+    """One published artifact, its files verified.
+
+    Raises:
+        DamagedFileError: it is not what was published.
+    """
+    return kind.opened(store.path(ref), store.verify(ref))
 
 
 def _ref(
     run: RunConfig, stage: Stage, refs: Mapping[str, ArtifactRef]
 ) -> tuple[ArtifactRef, dict[str, str], int]:
     config = run.stage(stage.name)
-    missing = [name for name in stage.inputs if name not in refs]
+    missing = [name for name in stage.upstream if name not in refs]
     if missing:
         raise BadInputError(
             f"Stage {stage.name} cannot run yet.", f"It reads {', '.join(missing)}."
@@ -132,24 +153,9 @@ def _ref(
         config=config.digest_fields(),
         seed=seed,
         fingerprint=fingerprint,
-        inputs={name: refs[name] for name in stage.inputs},
+        inputs={name: refs[name] for name in stage.upstream},
     )
     return ArtifactRef(kind=stage.kind, stage=stage.name, digest=digest), fingerprint, seed
-
-
-def _input(store: ArtifactStore, ref: ArtifactRef) -> InputArtifact:
-    manifest = store.verify(ref)
-    return InputArtifact(
-        kind=ref.kind,
-        stage=ref.stage,
-        digest=ref.digest,
-        path=store.path(ref),
-        metrics=manifest.metrics,
-        config=manifest.config,
-        verdict=manifest.verdict,
-        caveats=tuple(manifest.caveats),
-        wall_seconds=manifest.wall_seconds,
-    )
 
 
 def _build(
@@ -158,7 +164,7 @@ def _build(
     ref: ArtifactRef,
     fingerprint: dict[str, str],
     seed: int,
-    inputs: Mapping[str, InputArtifact],
+    inputs: tuple[Artifact, ...],
     *,
     store: ArtifactStore,
     report: Reporter,
@@ -193,14 +199,14 @@ def _build(
             version=stage.version,
             config=run.stage(stage.name).model_dump(mode="json"),
             seed=seed,
-            inputs={name: refs[name] for name in stage.inputs},
+            inputs={name: refs[name] for name in stage.upstream},
             fingerprint=fingerprint,
             files={},
-            metrics=output.metrics,
+            metrics=dict(output.metrics),
             verdict=output.verdict,
             reasons=list(output.reasons),
             caveats=caveats,
-            source_digest=provenance.source_digest(_module(stage)),
+            source_digest=provenance.source_digest(stage.module),
             git_commit=provenance.git_commit(),
             packages=provenance.package_versions(),
             device=str(torch_device),
@@ -215,12 +221,12 @@ def _build(
         return store.publish(ref, out, manifest)
 
 
-def _merge_caveats(inputs: Mapping[str, InputArtifact]) -> tuple[str, ...]:
+def _merge_caveats(inputs: tuple[Artifact, ...]) -> tuple[str, ...]:
     """The caveats of all inputs, each once, in order."""
-    return tuple(dict.fromkeys(c for artifact in inputs.values() for c in artifact.caveats))
+    return tuple(dict.fromkeys(c for artifact in inputs for c in artifact.caveats))
 
 
-def _check_metrics(stage: Stage, output: StageOutput) -> None:
+def _check_metrics(stage: Stage, output: Output) -> None:
     for name, value in output.metrics.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise NumericalError(
@@ -232,13 +238,13 @@ def _check_metrics(stage: Stage, output: StageOutput) -> None:
         raise TypeError(f"{stage.name}: gates, and only gates, return a verdict")
 
 
-def _refuse_failed_gates(run: RunConfig, stage: Stage, inputs: Mapping[str, InputArtifact]) -> None:
-    for name, artifact in inputs.items():
-        if artifact.verdict == "fail" and _on_fail(run, name) == "stop":
+def _refuse_failed_gates(run: RunConfig, stage: Stage, inputs: tuple[Artifact, ...]) -> None:
+    for artifact in inputs:
+        if artifact.verdict == "fail" and _on_fail(run, artifact.stage) == "stop":
             raise GateFailedError(
-                f"{stage.name} refuses to run: {name} failed.",
+                f"{stage.name} refuses to run: {artifact.stage} failed.",
                 "; ".join(artifact.caveats),
-                f"Mend the cause, or set {name}.on_fail: warn to go on under a caveat.",
+                f"Mend the cause, or set {artifact.stage}.on_fail: warn to go on under a caveat.",
             )
 
 
@@ -262,10 +268,6 @@ def _judge(
 
 def _on_fail(run: RunConfig, stage_name: str) -> str:
     return str(getattr(run.stage(stage_name), "on_fail", "stop"))
-
-
-def _module(stage: Stage) -> str:
-    return stage.run.__module__
 
 
 def store_for(run: RunConfig, root: Path | None = None) -> ArtifactStore:

@@ -30,7 +30,7 @@ LAST = ("evaluate", "report")
 
 
 def test_graph_is_the_documented_one() -> None:
-    graph = {stage.name: set(stage.inputs) for stage in STAGES}
+    graph = {stage.name: set(stage.upstream) for stage in STAGES}
     for name, inputs in GRAPH.items():
         assert graph[name] == set(inputs), name
     assert tuple(graph)[-2:] == LAST
@@ -40,12 +40,12 @@ def test_graph_is_the_documented_one() -> None:
 def test_stages_read_only_what_came_before() -> None:
     seen: set[str] = set()
     for stage in STAGES:
-        assert set(stage.inputs) <= seen, stage.name
+        assert set(stage.upstream) <= seen, stage.name
         seen.add(stage.name)
 
 
 def test_every_artifact_is_read_or_reported() -> None:
-    read = {name for stage in STAGES for name in stage.inputs}
+    read = {name for stage in STAGES for name in stage.upstream}
     assert {stage.name for stage in STAGES} - read == {"report"}
 
 
@@ -53,7 +53,7 @@ def test_each_room_is_what_it_says() -> None:
     for stage in STAGES:
         module = importlib.import_module(f"rldecoder.stages.{stage.name}")
         assert callable(module.run)
-        assert stage.run.__module__ == module.__name__
+        assert stage.module == module.__name__
         assert module.__doc__
 
 

@@ -1,38 +1,23 @@
-"""What a stage is given and what it gives back."""
+"""What a stage is given, what it gives back, and its entry in the table of all stages."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_type_hints
 
+from rldecoder.artifacts.base import Artifact, Scalar
 from rldecoder.config.base import StageConfig
 from rldecoder.reporting import Reporter
 
 if TYPE_CHECKING:
     import torch
 
-Scalar = float | int | str | bool | None
-
-
-@dataclass(frozen=True)
-class InputArtifact:
-    """A published, verified artifact, as a stage sees it."""
-
-    kind: str
-    stage: str
-    digest: str
-    path: Path
-    """The folder with its files. Read only."""
-    metrics: Mapping[str, Scalar]
-    config: Mapping[str, Any]
-    """The stage config that built it, as plain values."""
-    verdict: str | None = None
-    """`pass` or `fail` for gates, None for all else."""
-    caveats: tuple[str, ...] = ()
-    """What readers of anything built on this must be told (failed gates upstream, ...)."""
-    wall_seconds: float = 0.0
+FingerprintFunction = Callable[[Any], dict[str, str]]
+Phase = Literal["prepare", "features", "decoder", "rl", "interpretation", "explanations"]
 
 
 @dataclass(frozen=True)
@@ -51,20 +36,15 @@ class StageContext:
     """The caveats of all inputs, for stages that print results."""
 
 
-class StageOutput(NamedTuple):
+class Output(NamedTuple):
     """What a stage returns when its files are written."""
 
-    metrics: dict[str, Scalar] = {}  # noqa: RUF012  (a NamedTuple default, never mutated)
+    metrics: Mapping[str, Scalar] = {}  # noqa: RUF012  (a NamedTuple default, never mutated)
     """Headline numbers, kept in the manifest. NaN and infinity must be None."""
     verdict: Literal["pass", "fail"] | None = None
     """Gates only."""
     reasons: tuple[str, ...] = ()
     """Why a gate failed, or what a reader must know; becomes a caveat of what follows."""
-
-
-RunFunction = Callable[[Mapping[str, InputArtifact], Any, StageContext], StageOutput]
-FingerprintFunction = Callable[[Any], dict[str, str]]
-Phase = Literal["prepare", "features", "decoder", "rl", "interpretation", "explanations"]
 
 
 def no_fingerprint(config: StageConfig) -> dict[str, str]:
@@ -76,15 +56,44 @@ def no_fingerprint(config: StageConfig) -> dict[str, str]:
 class Stage:
     """A stage's entry in the table of `rldecoder.stages.table`."""
 
-    name: str
-    kind: str
-    """The kind of artifact it publishes."""
+    artifact: type[Artifact]
+    """What it publishes; the stage has its name."""
     version: int
     """Raised by hand whenever the same config would now give another result."""
-    inputs: tuple[str, ...]
-    """Names of the stages whose artifacts it reads; also the keys of `inputs` in `run`."""
-    run: RunFunction
+    inputs: type[Any]
+    """A NamedTuple of the artifacts that it reads (`rldecoder.stages.inputs`)."""
     phase: Phase
-    gate: bool = False
     fingerprint: FingerprintFunction = field(default=no_fingerprint)
     """Hashes of what the stage reads from outside the store (local files, package versions)."""
+    gate: bool = False
+    """Whether it gives a verdict."""
+
+    @property
+    def name(self) -> str:
+        """As in configs and in the store."""
+        return self.artifact.stage
+
+    @property
+    def kind(self) -> str:
+        """The kind of artifact it publishes."""
+        return self.artifact.kind
+
+    @property
+    def module(self) -> str:
+        """Its room; what it imports counts as the stage's source."""
+        return f"rldecoder.stages.{self.name}"
+
+    @cached_property
+    def reads(self) -> dict[str, type[Artifact]]:
+        """The artifacts that it reads, by the fields of `inputs`, in order."""
+        return get_type_hints(self.inputs)
+
+    @property
+    def upstream(self) -> tuple[str, ...]:
+        """Names of the stages that it reads from."""
+        return tuple(artifact.stage for artifact in self.reads.values())
+
+    def run(self, inputs: Any, config: StageConfig, ctx: StageContext) -> Output:
+        """The function `run` of its room, which is imported now."""
+        output: Output = import_module(self.module).run(inputs, config, ctx)
+        return output

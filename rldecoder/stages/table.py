@@ -1,235 +1,38 @@
 """The stages, in the order in which they run: the pipeline's graph in one view.
 
-A stage's room, `rldecoder/stages/<name>.py`, has its function `run`. It is imported when the stage
-is built: to plan, to show a status or to reuse what is published takes no torch.
+What a stage reads stands in the types of `rldecoder.stages.inputs`, what it publishes in the
+catalogue. Its room, `rldecoder/stages/<name>.py`, has its function `run`, which is imported when
+the stage is built: to plan, to show a status or to reuse what is published takes no torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from importlib import import_module
-from typing import Any
-
+from rldecoder.artifacts import catalogue
 from rldecoder.errors import BadInputError
-from rldecoder.stages import fingerprints
-from rldecoder.stages.context import (
-    FingerprintFunction,
-    InputArtifact,
-    Phase,
-    RunFunction,
-    Stage,
-    StageContext,
-    StageOutput,
-    no_fingerprint,
-)
+from rldecoder.stages import fingerprints, inputs
+from rldecoder.stages.context import Stage
 
-
-def _stage(
-    name: str,
-    kind: str,
-    version: int,
-    inputs: tuple[str, ...],
-    phase: Phase,
-    *,
-    gate: bool = False,
-    fingerprint: FingerprintFunction = no_fingerprint,
-) -> Stage:
-    return Stage(name, kind, version, inputs, _run_of(name), phase, gate, fingerprint)
-
-
-def _run_of(name: str) -> RunFunction:
-    """The room's `run`, imported when it is called."""
-    room = f"rldecoder.stages.{name}"
-
-    def run(inputs: Mapping[str, InputArtifact], config: Any, ctx: StageContext) -> StageOutput:
-        function: RunFunction = import_module(room).run
-        return function(inputs, config, ctx)
-
-    run.__module__ = room  # whose source counts as the stage's
-    return run
-
-
+# Raise a stage's version whenever the same config would now give another result.
 STAGES: tuple[Stage, ...] = (
-    _stage("sync_tokenizer", "model", 1, (), "prepare", fingerprint=fingerprints.sync_tokenizer),
-    _stage("ingest", "tokens", 1, ("sync_tokenizer",), "prepare", fingerprint=fingerprints.ingest),
-    _stage("baselines", "baselines", 4, ("sync_tokenizer", "ingest"), "prepare"),
-    _stage("sweep_sae", "sweep", 3, ("sync_tokenizer", "ingest"), "prepare"),
-    _stage("frontier", "frontier", 2, ("sync_tokenizer", "ingest", "sweep_sae"), "prepare"),
-    _stage("cache_activations", "activations", 2, ("sync_tokenizer", "ingest"), "features"),
-    _stage(
-        "train_sae",
-        "sae",
-        4,
-        ("sync_tokenizer", "ingest", "cache_activations"),
-        "features",
-        fingerprint=fingerprints.train_sae,
-    ),
-    _stage(
-        "gate_sae",
-        "qa_report",
-        2,
-        ("sync_tokenizer", "ingest", "cache_activations", "train_sae"),
-        "features",
-        gate=True,
-    ),
-    _stage(
-        "train_decoder",
-        "decoder_supervised_init",
-        2,
-        (
-            "sync_tokenizer",
-            "ingest",
-            "baselines",
-            "frontier",
-            "cache_activations",
-            "train_sae",
-            "gate_sae",
-        ),
-        "decoder",
-    ),
-    _stage(
-        "gate_decoder",
-        "decoder_report",
-        1,
-        ("sync_tokenizer", "cache_activations", "train_sae", "train_decoder"),
-        "decoder",
-        gate=True,
-    ),
-    _stage(
-        "train_ppo",
-        "policy",
-        8,
-        ("sync_tokenizer", "cache_activations", "train_sae", "train_decoder", "gate_decoder"),
-        "rl",
-        fingerprint=fingerprints.train_ppo,
-    ),
-    _stage(
-        "control_ppo",
-        "verdict",
-        9,
-        (
-            "sync_tokenizer",
-            "cache_activations",
-            "train_sae",
-            "train_decoder",
-            "gate_decoder",
-            "train_ppo",
-        ),
-        "rl",
-        gate=True,
-    ),
-    _stage(
-        "freeze_decoder",
-        "decoder_final",
-        2,
-        (
-            "sync_tokenizer",
-            "cache_activations",
-            "train_sae",
-            "train_decoder",
-            "train_ppo",
-            "control_ppo",
-        ),
-        "rl",
-    ),
-    _stage(
-        "rank_features",
-        "importance",
-        4,
-        ("sync_tokenizer", "ingest", "cache_activations", "train_sae", "freeze_decoder"),
-        "interpretation",
-    ),
-    _stage(
-        "label_features",
-        "labels",
-        5,
-        (
-            "sync_tokenizer",
-            "ingest",
-            "cache_activations",
-            "train_sae",
-            "freeze_decoder",
-            "rank_features",
-        ),
-        "interpretation",
-        fingerprint=fingerprints.label_features,
-    ),
-    _stage(
-        "cluster_features",
-        "clusters",
-        3,
-        (
-            "sync_tokenizer",
-            "cache_activations",
-            "train_sae",
-            "freeze_decoder",
-            "rank_features",
-            "label_features",
-        ),
-        "interpretation",
-    ),
-    _stage(
-        "train_explainer",
-        "explainer",
-        4,
-        (
-            "sync_tokenizer",
-            "cache_activations",
-            "train_sae",
-            "freeze_decoder",
-            "rank_features",
-            "label_features",
-            "cluster_features",
-        ),
-        "explanations",
-    ),
-    _stage(
-        "evaluate",
-        "evaluation",
-        4,
-        (
-            "sync_tokenizer",
-            "cache_activations",
-            "train_sae",
-            "gate_sae",
-            "train_decoder",
-            "gate_decoder",
-            "train_ppo",
-            "control_ppo",
-            "freeze_decoder",
-            "rank_features",
-            "label_features",
-            "train_explainer",
-        ),
-        "explanations",
-        fingerprint=fingerprints.evaluate,
-    ),
-    _stage(
-        "report",
-        "report",
-        6,
-        (
-            "sync_tokenizer",
-            "ingest",
-            "baselines",
-            "sweep_sae",
-            "frontier",
-            "cache_activations",
-            "train_sae",
-            "gate_sae",
-            "train_decoder",
-            "gate_decoder",
-            "train_ppo",
-            "control_ppo",
-            "freeze_decoder",
-            "rank_features",
-            "label_features",
-            "cluster_features",
-            "train_explainer",
-            "evaluate",
-        ),
-        "explanations",
-    ),
+    Stage(catalogue.ModelFolder, 1, inputs.Nothing, "prepare", fingerprints.sync_tokenizer),
+    Stage(catalogue.Corpus, 1, inputs.IngestInputs, "prepare", fingerprints.ingest),
+    Stage(catalogue.Baselines, 4, inputs.TextInputs, "prepare"),
+    Stage(catalogue.Sweep, 3, inputs.TextInputs, "prepare"),
+    Stage(catalogue.Frontier, 2, inputs.FrontierInputs, "prepare"),
+    Stage(catalogue.ActivationCache, 2, inputs.TextInputs, "features"),
+    Stage(catalogue.TrainedSae, 4, inputs.SaeInputs, "features", fingerprints.train_sae),
+    Stage(catalogue.SaeGate, 2, inputs.SaeGateInputs, "features", gate=True),
+    Stage(catalogue.SupervisedDecoder, 2, inputs.DecoderInputs, "decoder"),
+    Stage(catalogue.DecoderGate, 1, inputs.DecoderGateInputs, "decoder", gate=True),
+    Stage(catalogue.Policy, 8, inputs.PpoInputs, "rl", fingerprints.train_ppo),
+    Stage(catalogue.Controls, 9, inputs.ControlInputs, "rl", gate=True),
+    Stage(catalogue.FinalDecoder, 2, inputs.FreezeInputs, "rl"),
+    Stage(catalogue.Importance, 4, inputs.RankInputs, "interpretation"),
+    Stage(catalogue.Labels, 5, inputs.LabelInputs, "interpretation", fingerprints.label_features),
+    Stage(catalogue.Clusters, 3, inputs.ClusterInputs, "interpretation"),
+    Stage(catalogue.TrainedExplainer, 4, inputs.ExplainerInputs, "explanations"),
+    Stage(catalogue.Evaluation, 4, inputs.EvaluateInputs, "explanations", fingerprints.evaluate),
+    Stage(catalogue.Report, 6, inputs.ReportInputs, "explanations"),
 )
 
 

@@ -36,7 +36,7 @@ def test_help_lists_the_commands_and_is_quick() -> None:
     ):
         assert command in result.stdout
     loaded = subprocess.run(
-        [sys.executable, "-c", "import sys, rldecoder.cli; print('torch' in sys.modules)"],
+        [sys.executable, "-c", "import sys, rldecoder.cli.main; print('torch' in sys.modules)"],
         cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert loaded.stdout.strip() == "False"

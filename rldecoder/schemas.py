@@ -10,13 +10,17 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rldecoder.errors import DamagedFileError, NumericalError
+
+Scalar = float | int | str | bool | None
+"""A headline number, word or mark of a manifest."""
 
 CURVES = pa.schema([("step", pa.int64()), ("name", pa.string()), ("value", pa.float64())])
 """Training curves: one row a (step, metric). `step` counts optimiser steps (or rollouts)."""
@@ -115,3 +119,40 @@ def read_json(path: Path) -> Any:
             str(error),
             "Delete the artifact's folder and run again; it will be rebuilt.",
         ) from error
+
+
+class JsonFile(BaseModel):
+    """A model that reads and writes its own JSON file; the base of `JsonRecord` and of records
+    whose JSON is no object (with pydantic's RootModel)."""
+
+    model_config = ConfigDict(frozen=True)
+
+    def save(self, path: Path) -> None:
+        """Write it, as `write_json` does.
+
+        Raises:
+            NumericalError: it holds NaN or infinity.
+        """
+        write_json(path, self.model_dump(mode="json"))
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read it back.
+
+        Raises:
+            DamagedFileError: the file is missing, no JSON, or of another form.
+        """
+        try:
+            return cls.model_validate(read_json(path))
+        except ValidationError as error:
+            raise DamagedFileError(
+                f"{path} is not what this version publishes there.",
+                str(error).splitlines()[0],
+                "Delete the artifact's folder and run again; it will be rebuilt.",
+            ) from error
+
+
+class JsonRecord(JsonFile):
+    """A published JSON object: frozen, closed, with a docstring under each field."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)

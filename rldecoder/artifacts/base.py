@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, Self, TypeVar, overload
 
 from rldecoder import schemas
+from rldecoder.schemas import Scalar
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from rldecoder.artifacts.store import Manifest
 
-Scalar = float | int | str | bool | None
+
 
 
 class Saved(Protocol):

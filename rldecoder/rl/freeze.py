@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 from rldecoder.config.rl import FreezeDecoderConfig
+from rldecoder.schemas import JsonRecord, Scalar
 
 
 class Measured(NamedTuple):
@@ -16,17 +17,26 @@ class Measured(NamedTuple):
     """0 to 1."""
 
 
-class Freeze(NamedTuple):
+class Freeze(JsonRecord):
     """The decision."""
 
+    status: Literal["frozen", "not_frozen"]
+    """The same as `frozen`, in a word."""
     which: Literal["ppo", "supervised"]
+    """The decoder that is published."""
     frozen: bool
+    """Whether it is good enough."""
     kl: float
-    """Of the published decoder."""
+    """KL(frozen model || published decoder) on test text, nats per token."""
     task_drop: float
     """Frozen model's task score minus that of the published decoder."""
     reasons: tuple[str, ...]
     """Why it is not frozen; empty when it is."""
+
+    @property
+    def headline(self) -> dict[str, Scalar]:
+        """What goes into the manifest."""
+        return self.model_dump(include={"frozen", "which", "kl", "task_drop"})
 
 
 def decide(
@@ -62,4 +72,11 @@ def decide(
         )
     if control_verdict != "pass":
         reasons.append("the controls were not beaten (control_ppo)")
-    return Freeze(which, not reasons, chosen.kl, drop, tuple(reasons))
+    return Freeze(
+        status="not_frozen" if reasons else "frozen",
+        which=which,
+        frozen=not reasons,
+        kl=chosen.kl,
+        task_drop=drop,
+        reasons=tuple(reasons),
+    )

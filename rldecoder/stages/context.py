@@ -9,9 +9,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_type_hints
 
-from rldecoder.artifacts.base import Artifact, Scalar
+from rldecoder.artifacts.base import Artifact
 from rldecoder.config.base import StageConfig
 from rldecoder.reporting import Reporter
+from rldecoder.schemas import Scalar
 
 if TYPE_CHECKING:
     import torch

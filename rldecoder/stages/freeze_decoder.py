@@ -1,56 +1,44 @@
 """Publish the final decoder, and say whether it is good enough to be called frozen.
 
-Publishes `decoder/`, always loadable, and `freeze.json`. It decides on the test-split numbers that
-`control_ppo` measured. Of several trainings it publishes the first, so it decides on that one's own
-numbers and not on the mean over all.
+It decides on the test-split numbers that `control_ppo` measured. Of several trainings it publishes
+the first, so it decides on that one's own numbers and not on the mean over all.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 
+from rldecoder.artifacts.catalogue import FinalDecoder
 from rldecoder.config.rl import FreezeDecoderConfig
 from rldecoder.rl.controls import FROZEN, SUPERVISED
 from rldecoder.rl.freeze import Measured, decide
-from rldecoder.schemas import read_json, write_json
-from rldecoder.stages.context import InputArtifact, StageContext, StageOutput
+from rldecoder.stages.context import Output, StageContext
+from rldecoder.stages.inputs import FreezeInputs
 
 PUBLISHED_TRAINING = 0
-"""`train_ppo` publishes its first training as `decoder/`."""
+"""`train_ppo` publishes its first training as its decoder."""
 
 
-def run(
-    inputs: Mapping[str, InputArtifact], config: FreezeDecoderConfig, ctx: StageContext
-) -> StageOutput:
+def run(inputs: FreezeInputs, config: FreezeDecoderConfig, ctx: StageContext) -> Output:
     """Choose, copy, and write down why."""
-    verdict = read_json(inputs["control_ppo"].path / "verdict.json")
-    systems = verdict["systems"]
-    ppo, supervised = (
-        Measured(found["kl"], found["score"])
-        for found in (verdict["trainings"][PUBLISHED_TRAINING], systems[SUPERVISED])
-    )
+    controls = inputs.controls.record
+    first, supervised = controls.trainings[PUBLISHED_TRAINING], controls.systems[SUPERVISED]
     decision = decide(
-        ppo,
-        supervised,
-        systems[FROZEN]["score"],
-        control_verdict=inputs["control_ppo"].verdict,
+        Measured(first.kl, first.score),
+        Measured(supervised.kl, supervised.score),
+        controls.systems[FROZEN].score,
+        control_verdict=inputs.controls.verdict,
         config=config,
     )
-    source = "train_ppo" if decision.which == "ppo" else "train_decoder"
-    shutil.copytree(inputs[source].path / "decoder", ctx.out / "decoder")
-    reasons = list(decision.reasons)
-    status = "frozen" if decision.frozen else "not_frozen"
-    found = {"status": status, **decision._asdict(), "reasons": reasons}
-    write_json(ctx.out / "freeze.json", found)
-    for reason in reasons:
+
+    # A copy, so that readers of the final decoder need no other artifact.
+    chosen = inputs.policy if decision.which == "ppo" else inputs.supervised
+    shutil.copytree(chosen.decoder, FinalDecoder.decoder.path(ctx.out))
+    FinalDecoder.freeze.save(ctx.out, decision)
+
+    for reason in decision.reasons:
         ctx.report.note(f"not frozen: {reason}")
-    return StageOutput(
-        metrics={
-            "frozen": decision.frozen,
-            "which": decision.which,
-            "kl": decision.kl,
-            "task_drop": decision.task_drop,
-        },
-        reasons=tuple(f"the decoder is not frozen: {reason}" for reason in reasons),
+    return Output(
+        decision.headline,
+        reasons=tuple(f"the decoder is not frozen: {reason}" for reason in decision.reasons),
     )

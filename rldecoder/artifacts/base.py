@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from rldecoder.artifacts.store import Manifest
 
 
-
-
 class Saved(Protocol):
     """A record that reads and writes its own file (see `rldecoder.schemas.JsonRecord`)."""
 

@@ -8,7 +8,7 @@ test prompts and the same test text, by paired bootstrap.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +27,7 @@ from rldecoder.evals.tasks import TaskResult, summarise, task_row
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.rl.policy import token_stats
 from rldecoder.rl.spread import Spread, sequence_means
+from rldecoder.schemas import JsonRecord, Scalar
 from rldecoder.seeds import torch_generator
 
 Key = TypeVar("Key")
@@ -85,19 +86,25 @@ class System(NamedTuple):
         return np.array([spread.entropy for spread in self.spread])
 
 
-class Comparison(NamedTuple):
-    """The trained decoder against another system; differences are positive when it is better."""
+class Comparison(JsonRecord):
+    """The trained decoder against another system; differences are positive when it is better.
+
+    Each with its 95 % interval, `_low` to `_high`."""
 
     control: str
+    """The other system's name."""
     score_difference: float
+    """Task score of the trained decoder minus the control's, 0 to 1."""
     score_low: float
     score_high: float
     score_pvalue: float
     """One-sided."""
     kl_difference: float
+    """KL(frozen || control) minus that of the trained decoder on test text, nats per token."""
     kl_low: float
     kl_high: float
     beaten: bool
+    """Whether the interval of the task score lies above 0."""
     entropy_difference: float | None
     """Contribution entropy of the control minus that of the trained decoder, on test text; None
     for systems without latents."""
@@ -131,6 +138,79 @@ class Comparison(NamedTuple):
         )
 
 
+class SystemRow(JsonRecord):
+    """One system on the prompts of one task, or of all: a row of CONTROLS.
+
+    Each measure with its 95 % interval, `_low` to `_high`."""
+
+    system: str
+    """Its name."""
+    gates: bool
+    """Whether it is a control that the verdict depends on."""
+    task: str
+    """The task, or `all`."""
+    score: float
+    """Mean task score over prompts and trainings, 0 to 1."""
+    score_low: float
+    score_high: float
+    num_prompts: int
+    """Test prompts."""
+    num_trainings: int
+    """Trainings (seeds) that the means are over."""
+    kl: float
+    """KL(frozen || system) on test text, nats per token."""
+    kl_low: float
+    kl_high: float
+    contribution_entropy: float | None
+    """Of the latents' contributions to first choices, 0 to 1; None for systems without latents."""
+    contribution_entropy_low: float | None
+    contribution_entropy_high: float | None
+    effective_latents: float | None
+    """Effective number of latents that carry a first choice; None as above."""
+
+
+class TrainingScore(JsonRecord):
+    """One training of the trained decoder by itself."""
+
+    score: float
+    """Task score, 0 to 1."""
+    kl: float
+    """KL(frozen || decoder) on test text, nats per token."""
+
+
+class ControlVerdict(JsonRecord):
+    """What the controls say about the training."""
+
+    verdict: Literal["pass", "fail"]
+    """Whether all gating controls are clearly beaten and held-out KL did not rise too far."""
+    reasons: tuple[str, ...]
+    """Why not, and what a reader must know."""
+    comparisons: tuple[Comparison, ...]
+    """The trained decoder against each other system but the frozen model."""
+    systems: dict[str, SystemRow]
+    """Every system over all tasks, by name."""
+    trainings: tuple[TrainingScore, ...]
+    """The trained decoders, in the order of their seeds."""
+    response_entropy: dict[str, float]
+    """Contribution entropy on own sampled responses by system, and how far it fell from the
+    supervised decoder's (`fall`) with its 95 % interval (`fall_low`, `fall_high`)."""
+    response_effective_latents: dict[str, float]
+    """Effective number of latents on own responses, by system."""
+
+    @property
+    def headline(self) -> dict[str, Scalar]:
+        """Task score and KL of every system; what the latents do, where it was measured."""
+        found: dict[str, Scalar] = {}
+        for name, row in self.systems.items():
+            found[f"{name}_task_score"] = row.score
+            found[f"{name}_kl"] = row.kl
+        for name, effective in self.response_effective_latents.items():
+            found[f"{name}_contribution_entropy"] = self.systems[name].contribution_entropy
+            found[f"{name}_response_entropy"] = self.response_entropy[name]
+            found[f"{name}_response_effective_latents"] = effective
+        return found
+
+
 def compare(trained: System, control: System, seed: int) -> Comparison:
     """Paired differences of task score and of KL (over sequences), with 95 % intervals.
 
@@ -147,16 +227,18 @@ def compare(trained: System, control: System, seed: int) -> Comparison:
     if control.spread and trained.spread:
         entropy = crossed_bootstrap(control.entropy - trained.entropy, seed=seed)
     return Comparison(
-        control.name,
-        score.difference,
-        score.low,
-        score.high,
-        score.pvalue,
-        kl.difference,
-        kl.low,
-        kl.high,
-        score.low > 0,
-        *((entropy.difference, entropy.low, entropy.high) if entropy else (None, None, None)),
+        control=control.name,
+        score_difference=score.difference,
+        score_low=score.low,
+        score_high=score.high,
+        score_pvalue=score.pvalue,
+        kl_difference=kl.difference,
+        kl_low=kl.low,
+        kl_high=kl.high,
+        beaten=bool(score.low > 0),
+        entropy_difference=entropy.difference if entropy else None,
+        entropy_low=entropy.low if entropy else None,
+        entropy_high=entropy.high if entropy else None,
     )
 
 
@@ -221,35 +303,34 @@ def _score_interval(parts: Sequence[TaskResult], seed: int) -> MeanInterval:
     return MeanInterval(found.difference, found.low, found.high)
 
 
-def control_rows(system: System, seed: int) -> list[dict[str, Any]]:
+def control_rows(system: System, seed: int) -> list[SystemRow]:
     """Rows of CONTROLS. Wilson's interval for one training whose prompts are each a group of their
     own; else a bootstrap over groups of prompts, and over trainings where there are several."""
     kl = crossed_bootstrap(system.kl, seed=seed)
     entropy = crossed_bootstrap(system.entropy, seed=seed) if system.spread else None
+    effective = float(np.mean([one.effective for one in system.spread])) if system.spread else None
     first = system.tasks[0]
     rows = []
     for task in ["all", *dict.fromkeys(row.task for row in first.rows)]:
         parts = [result if task == "all" else result.of_task(task) for result in system.tasks]
         score = _score_interval(parts, seed)
         rows.append(
-            {
-                "system": system.name,
-                "gates": system.gates,
-                "task": task,
-                "score": score.mean,
-                "score_low": score.low,
-                "score_high": score.high,
-                "num_prompts": parts[0].n,
-                "num_trainings": len(parts),
-                "kl": kl.difference,
-                "kl_low": kl.low,
-                "kl_high": kl.high,
-                "contribution_entropy": entropy and entropy.difference,
-                "contribution_entropy_low": entropy and entropy.low,
-                "contribution_entropy_high": entropy and entropy.high,
-                "effective_latents": float(np.mean([one.effective for one in system.spread]))
-                if system.spread
-                else None,
-            }
+            SystemRow(
+                system=system.name,
+                gates=system.gates,
+                task=task,
+                score=score.mean,
+                score_low=score.low,
+                score_high=score.high,
+                num_prompts=parts[0].n,
+                num_trainings=len(parts),
+                kl=kl.difference,
+                kl_low=kl.low,
+                kl_high=kl.high,
+                contribution_entropy=entropy and entropy.difference,
+                contribution_entropy_low=entropy and entropy.low,
+                contribution_entropy_high=entropy and entropy.high,
+                effective_latents=effective,
+            )
         )
     return rows

@@ -32,7 +32,7 @@ from rldecoder.rl.replay import Replay
 from rldecoder.rl.rewards import RandomReward, WeightedReward, decoder_rewards
 from rldecoder.rl.rollout import DecoderSampler
 from rldecoder.rl.rollout_log import RolloutLog
-from rldecoder.schemas import write_parquet
+from rldecoder.schemas import JsonRecord, write_parquet
 from rldecoder.seeds import derive_seed
 
 Kind = Literal["trained", "random_reward", "losses_only", "text_only"]
@@ -41,19 +41,12 @@ Kind = Literal["trained", "random_reward", "losses_only", "text_only"]
 KL loss at its full weight on the responses of all tasks, whatever `response_kl_factors` says.
 `text_only`: the KL loss on text alone, which is what supervised training did."""
 
-TRAINING = "training.json"
-"""What `train_ppo` publishes of its trainings: `seeds`, in their order."""
 
+class PolicyTraining(JsonRecord):
+    """What is known of the published trainings."""
 
-def trained_folder(policy: Path, number: int) -> Path:
-    """Where `train_ppo` publishes the decoder of its training `number` (from 0)."""
-    return policy / "decoder" if number == 0 else policy / "seeds" / str(number) / "decoder"
-
-
-def end_folder(policy: Path, number: int) -> Path:
-    """Where it publishes the weights as they were at that training's end (`interpolation`)."""
-    place = policy if number == 0 else policy / "seeds" / str(number)
-    return place / "stage3" / "decoder"
+    seeds: tuple[int, ...]
+    """One a training, in their order; controls are trained with the same."""
 
 
 class Session:
@@ -152,13 +145,13 @@ class Session:
             for stage in range(self._stage_of(self.done - 1), len(self.config.stages) + 1):
                 save_decoder(self.decoder, self.stage_decoder(stage))
 
-    def publish(self, out: Path) -> None:
-        """Write evaluations and rollouts."""
+    def publish(self, evaluations: Path, rollouts: Path) -> None:
+        """Write both tables."""
         columns = {
             name: [row[i] for row in self.evaluations] for i, name in enumerate(EVALUATIONS.names)
         }
-        write_parquet(out / "evaluations.parquet", columns, EVALUATIONS)
-        self.rollouts.publish(out / "rollouts.parquet")
+        write_parquet(evaluations, columns, EVALUATIONS)
+        self.rollouts.publish(rollouts)
 
     def stage_decoder(self, stage: int) -> Path:
         """Where the decoder at the end of a stage (from 1) lies, in the progress folder: the

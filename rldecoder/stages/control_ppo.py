@@ -9,7 +9,6 @@ sampling noise and critic, so that pairs differ in what drives them alone. The s
 and the frozen model are measured beside them, and the trainings at their ends where what is
 published lies short of them (`ppo.interpolation`). The gate fails where the task score is not
 clearly above a control's, or where held-out KL rose above the supervised decoder's by too much.
-Publishes `verdict.json`, `controls.parquet` (test split) and `curves.parquet`.
 """
 
 from __future__ import annotations
@@ -20,24 +19,23 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from rldecoder.artifacts.catalogue import Controls
 from rldecoder.config.rl import ControlPpoConfig, TrainPpoConfig
 from rldecoder.curves import Curves
 from rldecoder.decoder.faithfulness import Predictor, decoder_predictor
-from rldecoder.decoder.loading import load_decoder
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM, new_decoder
 from rldecoder.evals.prompts import TaskPrompt
 from rldecoder.evals.statistics import crossed_bootstrap
 from rldecoder.evals.suite import TaskSuite
 from rldecoder.evals.tasks import TaskResult
-from rldecoder.lm.frozen import FrozenLM
 from rldecoder.rl.controls import (
-    CONTROLS,
     FROZEN,
     SUPERVISED,
     TRAINED,
     TRAINED_END,
-    Comparison,
+    ControlVerdict,
     System,
+    TrainingScore,
     compare,
     control_rows,
     sequence_kl,
@@ -45,12 +43,11 @@ from rldecoder.rl.controls import (
     uniform_predictor,
 )
 from rldecoder.rl.evaluation import Evaluator
-from rldecoder.rl.session import TRAINING, Kind, Session, end_folder, trained_folder
+from rldecoder.rl.session import Kind, Session
 from rldecoder.rl.spread import response_spread, sequence_spread
-from rldecoder.sae.model import Sae
-from rldecoder.schemas import read_json, write_json, write_parquet
 from rldecoder.seeds import derive_seed, seed_everything
-from rldecoder.stages.context import InputArtifact, Scalar, StageContext, StageOutput
+from rldecoder.stages.context import Output, StageContext
+from rldecoder.stages.inputs import ControlInputs
 
 UNIFORM = "uniform_policy"
 RANDOM_INIT = "random_decoder"
@@ -59,49 +56,47 @@ CONTINUATIONS: tuple[Kind, ...] = ("losses_only", "text_only")
 GATING = (UNIFORM, RANDOM_INIT, RANDOM_REWARD, *CONTINUATIONS)
 
 
-def run(
-    inputs: Mapping[str, InputArtifact], config: ControlPpoConfig, ctx: StageContext
-) -> StageOutput:
+def run(inputs: ControlInputs, config: ControlPpoConfig, ctx: StageContext) -> Output:
     """Train the controls, measure every system on the test split, and judge."""
     seed_everything(ctx.seed)
-    training = TrainPpoConfig.model_validate(dict(inputs["train_ppo"].config))
-    lm = FrozenLM.load(inputs["sync_tokenizer"].path / "model", device=ctx.device)
-    sae = Sae.load(inputs["train_sae"].path / "sae", device=ctx.device)
+    training = TrainPpoConfig.model_validate(dict(inputs.policy.config))
+    lm = inputs.model.load(ctx.device)
+    sae = inputs.sae.load(ctx.device)
+
     # Before hours of training: bad prompts are refused here.
     evaluator = Evaluator(
         lm,
-        inputs["cache_activations"].path,
+        inputs.cache.folder,
         split="test",
         suite=TaskSuite(training.tasks, training.file_tasks, lm),
         num_prompts=config.test_prompts,
         num_tokens=config.test_tokens,
         seed=derive_seed(ctx.seed, "test"),
     )
-    supervised = inputs["train_decoder"].path / "decoder"
-    curves = Curves()
-    seed_everything(derive_seed(ctx.seed, RANDOM_INIT))
-    seeds = read_json(inputs["train_ppo"].path / TRAINING)["seeds"]
+
+    # The published trainings, what they started from, and their ends where a share was chosen.
+    seeds = inputs.policy.training.seeds
+    numbers = range(len(seeds))
     decoders: dict[str, list[SaeDecoderForCausalLM]] = {
-        TRAINED: [
-            load_decoder(trained_folder(inputs["train_ppo"].path, i), lm, sae)
-            for i in range(len(seeds))
-        ],
-        SUPERVISED: [load_decoder(supervised, lm, sae)],
+        TRAINED: [inputs.policy.load(lm, sae, i) for i in numbers],
+        SUPERVISED: [inputs.supervised.load(lm, sae)],
     }
     if training.ppo.interpolation != (1.0,):
-        ends = [end_folder(inputs["train_ppo"].path, i) for i in range(len(seeds))]
-        decoders[TRAINED_END] = [load_decoder(end, lm, sae) for end in ends]
-    blocks = decoders[SUPERVISED][0].config.blocks or ()
-    decoders[RANDOM_INIT] = [new_decoder(lm, sae, blocks)]
+        decoders[TRAINED_END] = [inputs.policy.load_end(lm, sae, i) for i in numbers]
+
+    # The controls: one that was never trained, and those that are trained as long as the policy.
+    seed_everything(derive_seed(ctx.seed, RANDOM_INIT))
+    decoders[RANDOM_INIT] = [new_decoder(lm, sae, decoders[SUPERVISED][0].config.blocks or ())]
     kinds: list[Kind] = ["random_reward"]
     kinds += CONTINUATIONS if config.supervised_continuation else ()
+    curves = Curves()
     for kind in kinds:
         decoders[kind] = [
             _train(
                 kind,
                 i,
                 seed,
-                load_decoder(supervised, lm, sae),
+                inputs.supervised.load(lm, sae),
                 inputs,
                 training,
                 config,
@@ -110,13 +105,15 @@ def run(
             )
             for i, seed in enumerate(seeds)
         ]
+
     systems = _measure(decoders, evaluator, config, ctx)
     trained = systems[TRAINED]
     responses = _responses(
         decoders, evaluator.prompts, trained.tasks[0].groups, training.ppo.temperature, ctx
     )
+    seed = derive_seed(ctx.seed, "bootstrap")
     comparisons = [
-        compare(trained, system, derive_seed(ctx.seed, "bootstrap"))
+        compare(trained, system, seed)
         for system in systems.values()
         if system.name not in (TRAINED, FROZEN)
     ]
@@ -128,9 +125,24 @@ def run(
     verdict: Literal["pass", "fail"] = "fail" if failures else "pass"
     notes = [] if start.beaten else [start.no_gain()]
     reasons = (*failures, *notes)
-    curves.write(ctx.out / "curves.parquet")
-    metrics = _publish(systems, comparisons, responses, verdict, reasons, ctx)
-    return StageOutput(metrics, verdict, reasons)
+
+    rows = [row for system in systems.values() for row in control_rows(system, seed)]
+    record = ControlVerdict(
+        verdict=verdict,
+        reasons=reasons,
+        comparisons=tuple(comparisons),
+        systems={row.system: row for row in rows if row.task == "all"},
+        trainings=tuple(
+            TrainingScore(score=result.score, kl=float(kl.mean()))
+            for result, kl in zip(trained.tasks, trained.kl, strict=True)
+        ),
+        response_entropy=responses.entropy,
+        response_effective_latents=responses.effective,
+    )
+    Controls.record.save(ctx.out, record)
+    Controls.systems.save_rows(ctx.out, [row.model_dump() for row in rows])
+    curves.write(Controls.curves.path(ctx.out))
+    return Output(record.headline, verdict, reasons)
 
 
 def _train(
@@ -138,7 +150,7 @@ def _train(
     number: int,
     seed: int,
     decoder: SaeDecoderForCausalLM,
-    inputs: Mapping[str, InputArtifact],
+    inputs: ControlInputs,
     training: TrainPpoConfig,
     config: ControlPpoConfig,
     ctx: StageContext,
@@ -151,7 +163,7 @@ def _train(
         kind=kind,
         config=training,
         decoder=decoder,
-        activations=inputs["cache_activations"].path,
+        activations=inputs.cache.folder,
         progress=ctx.progress / name,
         seed=seed,
         report=ctx.report,
@@ -247,46 +259,3 @@ def _responses(
             f"{prefix}fall_high": fall.high,
         }
     return _Responses(entropy, effective)
-
-
-def _publish(
-    systems: Mapping[str, System],
-    comparisons: list[Comparison],
-    responses: _Responses,
-    verdict: str,
-    reasons: tuple[str, ...],
-    ctx: StageContext,
-) -> dict[str, Scalar]:
-    """Write the verdict and the table; returns the headline numbers."""
-    seed = derive_seed(ctx.seed, "bootstrap")
-    rows = [row for system in systems.values() for row in control_rows(system, seed)]
-    write_parquet(
-        ctx.out / "controls.parquet",
-        {name: [row[name] for row in rows] for name in CONTROLS.names},
-        CONTROLS,
-    )
-    overall = {row["system"]: row for row in rows if row["task"] == "all"}
-    write_json(
-        ctx.out / "verdict.json",
-        {
-            "verdict": verdict,
-            "reasons": list(reasons),
-            "comparisons": [comparison._asdict() for comparison in comparisons],
-            "systems": overall,
-            "trainings": [
-                {"score": result.score, "kl": float(kl.mean())}
-                for result, kl in zip(systems[TRAINED].tasks, systems[TRAINED].kl, strict=True)
-            ],
-            "response_entropy": responses.entropy,
-            "response_effective_latents": responses.effective,
-        },
-    )
-    metrics: dict[str, Scalar] = {}
-    for name, row in overall.items():
-        metrics[f"{name}_task_score"] = row["score"]
-        metrics[f"{name}_kl"] = row["kl"]
-    for name in responses.effective:
-        metrics[f"{name}_contribution_entropy"] = overall[name]["contribution_entropy"]
-        metrics[f"{name}_response_entropy"] = responses.entropy[name]
-        metrics[f"{name}_response_effective_latents"] = responses.effective[name]
-    return metrics

@@ -12,42 +12,39 @@ same, so that differences of pairs hold no differences of prompts and starts.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 
+from rldecoder.artifacts.catalogue import Policy
 from rldecoder.config.rl import TrainPpoConfig
 from rldecoder.curves import Curves
-from rldecoder.decoder.loading import load_decoder, save_decoder
-from rldecoder.lm.frozen import FrozenLM
-from rldecoder.rl.session import TRAINING, Session, end_folder, trained_folder
-from rldecoder.sae.model import Sae
-from rldecoder.schemas import write_json
+from rldecoder.decoder.loading import save_decoder
+from rldecoder.rl.session import PolicyTraining, Session
+from rldecoder.schemas import Scalar
 from rldecoder.seeds import derive_seed, seed_everything
-from rldecoder.stages.context import InputArtifact, Scalar, StageContext, StageOutput
+from rldecoder.stages.context import Output, StageContext
+from rldecoder.stages.inputs import PpoInputs
 
 
-def run(
-    inputs: Mapping[str, InputArtifact], config: TrainPpoConfig, ctx: StageContext
-) -> StageOutput:
+def run(inputs: PpoInputs, config: TrainPpoConfig, ctx: StageContext) -> Output:
     """Train; see the module's docstring for what is published."""
     seed_everything(ctx.seed)
-    lm = FrozenLM.load(inputs["sync_tokenizer"].path / "model", device=ctx.device)
-    sae = Sae.load(inputs["train_sae"].path / "sae", device=ctx.device)
+    lm = inputs.model.load(ctx.device)
+    sae = inputs.sae.load(ctx.device)
     size = config.ppo.batch_size
     total = config.seeds * size * sum(stage.steps for stage in config.stages)
-    seeds = [ctx.seed, *(derive_seed(ctx.seed, f"seed{i}") for i in range(1, config.seeds))]
+    seeds = (ctx.seed, *(derive_seed(ctx.seed, f"seed{i}") for i in range(1, config.seeds)))
     curves = Curves()
     reasons: list[str] = []
     headline: dict[str, Scalar] = {}
     with ctx.report.track("PPO", total, unit="rollout") as bar:
         for number, seed in enumerate(seeds):
             name = "" if number == 0 else f"seed{number}"
-            decoder = load_decoder(inputs["train_decoder"].path / "decoder", lm, sae)
+            decoder = inputs.supervised.load(lm, sae)
             session = Session(
                 name=f"train_ppo {name}".strip(),
                 kind="trained",
                 config=config,
                 decoder=decoder,
-                activations=inputs["cache_activations"].path,
+                activations=inputs.cache.folder,
                 progress=ctx.progress / name,
                 seed=seed,
                 report=ctx.report,
@@ -55,21 +52,22 @@ def run(
             )
             bar.advance(session.done * size, "done before")
             session.run(lambda note: bar.advance(size, note))
-            save_decoder(decoder, trained_folder(ctx.out, number))
+
+            # Of the first training everything, of the others what the controls are compared with.
+            save_decoder(decoder, Policy.trained_folder(ctx.out, number))
+            for stage in (1, 2, 3) if number == 0 else (3,):
+                end = Policy.stage_end_folder(ctx.out, number, stage)
+                shutil.copytree(session.stage_decoder(stage), end)
+            if number == 0:
+                session.publish(Policy.evaluations.path(ctx.out), Policy.rollouts.path(ctx.out))
+                headline = _headline(session)
             for row in session.curves.rows:
                 curves.log(row.step, **{f"{name}/{row.name}" if name else row.name: row.value})
             if session.stopped is not None:
                 reasons.append(f"PPO {name} {session.stopped}".replace("  ", " "))
-            shutil.copytree(session.stage_decoder(3), end_folder(ctx.out, number))
-            if number == 0:
-                for stage in (1, 2):
-                    folder = ctx.out / f"stage{stage}" / "decoder"
-                    shutil.copytree(session.stage_decoder(stage), folder)
-                session.publish(ctx.out)
-                headline = _headline(session)
-    curves.write(ctx.out / "curves.parquet")
-    write_json(ctx.out / TRAINING, {"seeds": seeds})
-    return StageOutput(metrics=headline, reasons=tuple(reasons))
+    curves.write(Policy.curves.path(ctx.out))
+    Policy.training.save(ctx.out, PolicyTraining(seeds=seeds))
+    return Output(headline, reasons=tuple(reasons))
 
 
 def _headline(session: Session) -> dict[str, Scalar]:

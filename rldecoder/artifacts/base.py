@@ -2,8 +2,8 @@
 
 A class in the catalogue names each file of one stage's artifact once, as a `File`:
 
-    FinalDecoder.freeze.save(folder, record)   # the class has the file: where it is, how it is saved
-    final.freeze.which                         # an artifact has its content, read once
+    FinalDecoder.freeze.save(folder, record)  # the class has the file: its place, how to save it
+    final.freeze.which                        # an artifact has its content, read once
 
 What a file holds is named by its import path, so that looking at an artifact imports no torch.
 """

@@ -13,14 +13,12 @@ from typing import TYPE_CHECKING
 from rldecoder.artifacts.base import Artifact, Maybe, Plain, Record, Table
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     import torch
 
     from rldecoder.data.activation_reader import ActivationReader
     from rldecoder.data.activations import ActivationMeta
     from rldecoder.data.provenance import Provenance
     from rldecoder.decoder.frontier import FrontierVerdict
-    from rldecoder.decoder.gate import DecoderReport
     from rldecoder.decoder.loading import AffineLens, DecoderOrigin
     from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
     from rldecoder.evals.faithfulness_table import FaithfulnessTable
@@ -29,6 +27,7 @@ if TYPE_CHECKING:
     from rldecoder.explain.evaluation import ClaimEvaluation
     from rldecoder.explain.explainer import Explainer
     from rldecoder.explain.records import ExampleExplanations, HeldOutFeatures
+    from rldecoder.gates import GateReport
     from rldecoder.interp.cluster_record import ClusterRecord
     from rldecoder.interp.label_controls import LabelControls
     from rldecoder.interp.mass import ImportanceMass
@@ -43,7 +42,6 @@ if TYPE_CHECKING:
     from rldecoder.rl.freeze import Freeze
     from rldecoder.rl.session import PolicyTraining
     from rldecoder.sae.model import Sae
-    from rldecoder.sae.report import GateReport
     from rldecoder.sae.sweep import SweepVerdict
     from rldecoder.sae.training import BestSae
 
@@ -153,7 +151,7 @@ class SaeGate(Artifact):
     """The SAE's QA report."""
 
     stage, kind = "gate_sae", "qa_report"
-    report: Record[GateReport] = Record("report.json", "rldecoder.sae.report:GateReport")
+    report: Record[GateReport] = Record("report.json", "rldecoder.gates:GateReport")
     density = Table("density.parquet", "rldecoder.schemas:DENSITY")
     density_figure = Plain("density.svg")
 
@@ -164,7 +162,7 @@ class SupervisedDecoder(Artifact):
     stage, kind = "train_decoder", "decoder_supervised_init"
     decoder = Plain("decoder")
     lens = Plain("affine_lens.safetensors")
-    epochs = Table("epochs.parquet", "rldecoder.decoder.training:EPOCHS")
+    epochs = Table("epochs.parquet", "rldecoder.decoder.faithfulness:EPOCHS")
     origin: Record[DecoderOrigin] = Record(
         "training.json", "rldecoder.decoder.loading:DecoderOrigin"
     )
@@ -174,18 +172,18 @@ class SupervisedDecoder(Artifact):
         """The decoder, attached to the frozen model and the SAE."""
         return _decoder(self.decoder, lm, sae)
 
-    def load_lens(self) -> AffineLens:
+    def load_lens(self, device: torch.device | str = "cpu") -> AffineLens:
         """The affine lens at the hook layer."""
-        from rldecoder.decoder.loading import load_lens
+        from rldecoder.decoder.loading import AffineLens
 
-        return load_lens(self.lens)
+        return AffineLens.load(self.lens, device)
 
 
 class DecoderGate(Artifact):
     """How faithful the supervised decoder is on text that no training saw."""
 
     stage, kind = "gate_decoder", "decoder_report"
-    report: Record[DecoderReport] = Record("report.json", "rldecoder.decoder.gate:DecoderReport")
+    report: Record[GateReport] = Record("report.json", "rldecoder.gates:GateReport")
 
 
 class Policy(Artifact):

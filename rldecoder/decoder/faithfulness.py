@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from scipy import stats
@@ -61,6 +62,27 @@ class Faithfulness(NamedTuple):
     num_labels: int
     """How many of the tokens have a known next token."""
     num_sequences: int
+
+
+EPOCHS = pa.schema(
+    [
+        ("epoch", pa.int32()),
+        ("split", pa.string()),
+        ("kl", pa.float64()),
+        ("kl_low", pa.float64()),
+        ("kl_high", pa.float64()),
+        ("ce", pa.float64()),
+        ("frozen_ce", pa.float64()),
+        ("accuracy", pa.float64()),
+        ("frozen_accuracy", pa.float64()),
+        ("agreement", pa.float64()),
+        ("ece", pa.float64()),
+        ("num_tokens", pa.int64()),
+        ("num_labels", pa.int64()),
+        ("num_sequences", pa.int64()),
+    ]
+)
+"""Faithfulness after each epoch (0: before training). KL and CE in nats, the rest shares."""
 
 
 def evaluate_faithfulness(

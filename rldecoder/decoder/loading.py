@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM, new_decoder
@@ -14,6 +15,7 @@ from rldecoder.errors import BadInputError, DamagedFileError
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.lm.quiet import quiet_transformers
 from rldecoder.sae.model import Sae
+from rldecoder.schemas import JsonRecord
 
 
 def save_decoder(decoder: SaeDecoderForCausalLM, folder: Path) -> None:
@@ -61,6 +63,34 @@ class AffineLens(NamedTuple):
     """[D, D] float32."""
     c: Tensor
     """[D] float32."""
+
+    def save(self, path: Path) -> None:
+        """Write it as safetensors."""
+        save_file(self._asdict(), path)
+
+    @classmethod
+    def load(cls, path: Path, device: torch.device | str = "cpu") -> AffineLens:
+        """Read what `save` wrote.
+
+        Raises:
+            DamagedFileError: the file cannot be read.
+        """
+        try:
+            tensors = load_file(path, device=str(device))
+            return cls(tensors["A"], tensors["c"])
+        except (SafetensorError, OSError, KeyError) as error:
+            raise DamagedFileError(
+                f"The affine lens in {path} cannot be read.", str(error), "Rebuild its stage."
+            ) from error
+
+
+class DecoderOrigin(JsonRecord):
+    """What a supervised decoder was made of."""
+
+    blocks: tuple[int, ...]
+    """Numbers of the frozen model's blocks that it started from; none for `linear`."""
+    trained_on: dict[str, str]
+    """Digests of the artifacts that it was trained on, by stage."""
 
 
 def read_affine_lens(path: Path, layer: int) -> AffineLens:

@@ -2,47 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any, NamedTuple
-
 from rldecoder.config.sae import GateSaeConfig
+from rldecoder.gates import Band, GateEntry, GateReport, metric
 from rldecoder.sae.metrics import L0_PERCENTILES, ReconstructionQuality, Usage
 from rldecoder.sae.splice import SpliceReport
-
-Entry = dict[str, Any]
-
-
-class Band(NamedTuple):
-    """Values that count as met; an open side is None."""
-
-    low: float | None
-    high: float | None
-    inclusive: bool = False
-
-    def holds(self, value: float | None) -> bool:
-        """Whether a value lies inside; a value that could not be measured does not."""
-        if value is None or not math.isfinite(value):
-            return False
-        if self.inclusive:
-            return not (
-                (self.low is not None and value < self.low)
-                or (self.high is not None and value > self.high)
-            )
-        return not (
-            (self.low is not None and value <= self.low)
-            or (self.high is not None and value >= self.high)
-        )
-
-    def plain(self) -> float | list[float]:
-        """The bound, or both, for JSON."""
-        bounds = [bound for bound in (self.low, self.high) if bound is not None]
-        return bounds[0] if len(bounds) == 1 else bounds
-
-    def __str__(self) -> str:
-        if self.low is not None and self.high is not None:
-            return f"{self.low:g} to {self.high:g}"
-        return f"below {self.high:g}" if self.low is None else f"above {self.low:g}"
-
 
 PLAN_TARGETS = {
     "normalised_mse": Band(None, 0.01),
@@ -74,7 +37,7 @@ def make_report(
     splice: SpliceReport,
     control: ReconstructionQuality | None,
     config: GateSaeConfig,
-) -> dict[str, Entry]:
+) -> GateReport:
     """Flat report: name -> value, unit, formula; and for gated metrics target, met (the plan's),
     threshold, passed (this config's).
 
@@ -87,41 +50,41 @@ def make_report(
     """
     spliced = splice.replaced["sae"]
     report = {
-        "normalised_mse": _entry(quality.normalised_mse, "ratio", "sum |x - recon|^2 / sum |x|^2"),
-        "explained_variance": _entry(quality.explained_variance, "share", "1 - fvu"),
-        "fvu": _entry(quality.fvu, "share", "sum |x - recon|^2 / sum |x - mean(x)|^2"),
-        "mse": _entry(quality.mse, "residual units^2", "mean (x - recon)^2 over elements"),
-        "cosine": _entry(quality.cosine, "cosine", "mean cos(x - b_dec, recon - b_dec)"),
-        "l0_mean": _entry(quality.l0_mean, "latents/token", "mean number of latents above 0"),
-        "dead_fraction": _entry(
+        "normalised_mse": metric(quality.normalised_mse, "ratio", "sum |x - recon|^2 / sum |x|^2"),
+        "explained_variance": metric(quality.explained_variance, "share", "1 - fvu"),
+        "fvu": metric(quality.fvu, "share", "sum |x - recon|^2 / sum |x - mean(x)|^2"),
+        "mse": metric(quality.mse, "residual units^2", "mean (x - recon)^2 over elements"),
+        "cosine": metric(quality.cosine, "cosine", "mean cos(x - b_dec, recon - b_dec)"),
+        "l0_mean": metric(quality.l0_mean, "latents/token", "mean number of latents above 0"),
+        "dead_fraction": metric(
             quality.dead_fraction, "share", "latents that never fire on the test tokens / all"
         ),
-        "near_duplicate_fraction": _entry(
+        "near_duplicate_fraction": metric(
             near_duplicates,
             "share",
             f"latents with another at decoder cosine > {config.near_duplicate_cosine:g} / all",
         ),
-        "usage_entropy": _entry(usage.entropy, "nats", "-sum p log p, p = share of all firings"),
-        "usage_entropy_normalised": _entry(
+        "usage_entropy": metric(usage.entropy, "nats", "-sum p log p, p = share of all firings"),
+        "usage_entropy_normalised": metric(
             usage.normalised_entropy, "share", "usage_entropy / log(num_latents)"
         ),
-        "effective_latents": _entry(usage.effective_latents, "latents", "exp(usage_entropy)"),
-        "splice_kl": _entry(spliced.kl, "nats/token", "mean KL(frozen || spliced), positions >= 1"),
-        "splice_ce": _entry(spliced.ce, "nats/token", "mean -log p(next token), spliced"),
-        "splice_agreement": _entry(
+        "effective_latents": metric(usage.effective_latents, "latents", "exp(usage_entropy)"),
+        "splice_kl": metric(spliced.kl, "nats/token", "mean KL(frozen || spliced), positions >= 1"),
+        "splice_ce": metric(spliced.ce, "nats/token", "mean -log p(next token), spliced"),
+        "splice_agreement": metric(
             spliced.agreement, "share", "most likely next token equals the frozen model's"
         ),
-        "frozen_ce": _entry(splice.frozen_ce, "nats/token", "the frozen model's on these tokens"),
-        "num_tokens": _entry(quality.num_tokens, "tokens", "test tokens reconstructed"),
-        "splice_tokens": _entry(splice.num_tokens, "tokens", "test tokens spliced"),
+        "frozen_ce": metric(splice.frozen_ce, "nats/token", "the frozen model's on these tokens"),
+        "num_tokens": metric(quality.num_tokens, "tokens", "test tokens reconstructed"),
+        "splice_tokens": metric(splice.num_tokens, "tokens", "test tokens spliced"),
     }
     for percent, value in zip(L0_PERCENTILES, quality.l0_percentiles, strict=True):
-        report[f"l0_p{percent}"] = _entry(value, "latents/token", f"{percent}th percentile of L0")
+        report[f"l0_p{percent}"] = metric(value, "latents/token", f"{percent}th percentile of L0")
     for ablation in ("zero", "mean"):
-        report[f"{ablation}_ablation_ce"] = _entry(
+        report[f"{ablation}_ablation_ce"] = metric(
             splice.replaced[ablation].ce, "nats/token", f"residual replaced by {ablation}"
         )
-        report[f"ce_recovered_{ablation}"] = _entry(
+        report[f"ce_recovered_{ablation}"] = metric(
             splice.ce_recovered("sae", ablation),
             "share",
             f"(CE_{ablation} - CE_splice) / (CE_{ablation} - CE_frozen)",
@@ -129,40 +92,37 @@ def make_report(
     if control is not None:
         report |= _control_entries(control, splice)
     for name, threshold in thresholds(config).items():
-        value, target = report[name]["value"], PLAN_TARGETS[name]
-        report[name] |= {
-            "target": target.plain(),
-            "met": target.holds(value),
-            "threshold": threshold.plain(),
-            "passed": threshold.holds(value),
-        }
-    return report
+        entry, target = report[name], PLAN_TARGETS[name]
+        report[name] = entry.model_copy(
+            update={
+                "target": target.plain(),
+                "met": target.holds(entry.value),
+                "threshold": threshold.plain(),
+                "passed": threshold.holds(entry.value),
+            }
+        )
+    return GateReport(report)
 
 
-def failures(report: dict[str, Entry], config: GateSaeConfig) -> tuple[str, ...]:
+def failures(report: GateReport, config: GateSaeConfig) -> tuple[str, ...]:
     """One sentence for each of the config's thresholds that is missed."""
     out = []
-    for name, threshold in thresholds(config).items():
-        if not report[name]["passed"]:
-            value = report[name]["value"]
-            text = "could not be measured" if value is None else f"is {value:.4g}"
-            out.append(f"SAE {name} {text} on the test split; the gate asks for {threshold}.")
+    for name, band in thresholds(config).items():
+        entry = report[name]
+        if entry.passed:
+            continue
+        text = "could not be measured" if entry.value is None else f"is {entry.value:.4g}"
+        out.append(f"SAE {name} {text} on the test split; the gate asks for {band}.")
     return tuple(out)
 
 
-def _control_entries(control: ReconstructionQuality, splice: SpliceReport) -> dict[str, Entry]:
+def _control_entries(control: ReconstructionQuality, splice: SpliceReport) -> dict[str, GateEntry]:
     what = "of a random-init SAE of the same L0, at its best single gain"
     return {
-        "random_fvu": _entry(control.fvu, "share", f"fvu {what}"),
-        "random_l0_mean": _entry(control.l0_mean, "latents/token", f"L0 {what}"),
-        "random_splice_kl": _entry(splice.replaced["random"].kl, "nats/token", f"splice KL {what}"),
-        "random_ce_recovered_zero": _entry(
+        "random_fvu": metric(control.fvu, "share", f"fvu {what}"),
+        "random_l0_mean": metric(control.l0_mean, "latents/token", f"L0 {what}"),
+        "random_splice_kl": metric(splice.replaced["random"].kl, "nats/token", f"splice KL {what}"),
+        "random_ce_recovered_zero": metric(
             splice.ce_recovered("random", "zero"), "share", f"CE recovered {what}"
         ),
     }
-
-
-def _entry(value: float | None, unit: str, formula: str) -> Entry:
-    if value is not None and not math.isfinite(value):
-        value = None
-    return {"value": value, "target": None, "met": None, "unit": unit, "formula": formula}

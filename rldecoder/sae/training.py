@@ -30,6 +30,7 @@ from rldecoder.sae.schedule import (
     sparsity_coefficient,
 )
 from rldecoder.sae.sparse_ops import SaeWeights
+from rldecoder.schemas import JsonRecord, Scalar
 from rldecoder.seeds import torch_generator
 
 FIRST_TOKENS = 2048
@@ -86,6 +87,37 @@ class StepResult(NamedTuple):
     """AuxK, L0 or L1 loss, before its coefficient."""
     revived: float
     """Latents resampled at this step."""
+
+
+class BestSae(JsonRecord):
+    """The published weights: those with the least held-out fvu of a training."""
+
+    split: str
+    """The split that chose them."""
+    fvu: float
+    """Fraction of its variance left unexplained."""
+    step: int
+    """Optimiser step after which they were kept."""
+    num_steps: int
+    """Steps of the whole training."""
+    tokens: int
+    """Training tokens consumed, repetitions counted."""
+    epochs: float
+    """The same in passes over the training text."""
+    dead_fraction: float
+    """Share of latents that did not fire for long, at the end."""
+
+    @property
+    def headline(self) -> dict[str, Scalar]:
+        """What goes into the manifest."""
+        return {
+            "validation_fvu": self.fvu,
+            "dead_fraction": self.dead_fraction,
+            "best_step": self.step,
+            "steps": self.num_steps,
+            "tokens": self.tokens,
+            "epochs": self.epochs,
+        }
 
 
 class SaeTrainer:

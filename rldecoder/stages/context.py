@@ -40,7 +40,7 @@ class StageContext:
 class Output(NamedTuple):
     """What a stage returns when its files are written."""
 
-    metrics: Mapping[str, Scalar] = {}  # noqa: RUF012  (a NamedTuple default, never mutated)
+    metrics: Mapping[str, Scalar] = {}
     """Headline numbers, kept in the manifest. NaN and infinity must be None."""
     verdict: Literal["pass", "fail"] | None = None
     """Gates only."""

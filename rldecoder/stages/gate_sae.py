@@ -1,34 +1,33 @@
 """The SAE's quality gate: measured on the test split, published whether it passes or fails.
 
-In: the SAE, the test split of the activation cache (reconstruction, density) and of the corpus
-(splice into the frozen model). Out: `report.json`, `density.parquet`, `density.svg`.
+Reconstruction and density are measured on the cached test split, the splice into the frozen model
+on its text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from rldecoder.artifacts.catalogue import SaeGate
 from rldecoder.config.sae import GateSaeConfig
 from rldecoder.data.activation_reader import ActivationReader
 from rldecoder.data.shards import read_tokens
-from rldecoder.lm.frozen import FrozenLM
 from rldecoder.sae.metrics import (
     near_duplicate_fraction,
     random_control,
     reconstruction_quality,
     usage_entropy,
 )
-from rldecoder.sae.model import Sae
 from rldecoder.sae.plots import density_histogram
 from rldecoder.sae.report import failures, make_report
 from rldecoder.sae.splice import splice_quality
-from rldecoder.schemas import DENSITY, write_json, write_parquet
 from rldecoder.seeds import derive_seed, seed_everything
-from rldecoder.stages.context import InputArtifact, StageContext, StageOutput
+from rldecoder.stages.context import Output, StageContext
+from rldecoder.stages.inputs import SaeGateInputs
 
 SPLIT = "test"
 CONTROL_TOKENS = 4096
@@ -36,16 +35,15 @@ CONTROL_TOKENS = 4096
 control, never the SAE."""
 
 
-def run(
-    inputs: Mapping[str, InputArtifact], config: GateSaeConfig, ctx: StageContext
-) -> StageOutput:
+def run(inputs: SaeGateInputs, config: GateSaeConfig, ctx: StageContext) -> Output:
     """Measure every metric of the plan's QA gate, publish them, and give the verdict."""
     seed_everything(ctx.seed)
-    sae = Sae.load(inputs["train_sae"].path / "sae", ctx.device)
-    reader = ActivationReader(inputs["cache_activations"].path, SPLIT)
-    lm = FrozenLM.load(inputs["sync_tokenizer"].path / "model", device=ctx.device)
-    input_ids = torch.from_numpy(read_tokens(inputs["ingest"].path, SPLIT, config.splice_sequences))
+    sae = inputs.sae.load(ctx.device)
+    lm = inputs.model.load(ctx.device)
+    reader = inputs.cache.reader(SPLIT)
+    input_ids = torch.from_numpy(read_tokens(inputs.corpus.folder, SPLIT, config.splice_sequences))
 
+    # Reconstruction, and that of a random SAE of the same L0 on the same tokens.
     tokens = min(reader.num_tokens, config.eval_tokens)
     passes = 2 if config.random_control else 1
     with ctx.report.track("SAE gate: reconstruction", tokens * passes, "tokens") as bar:
@@ -58,6 +56,8 @@ def run(
                 sae.spec, derive_seed(ctx.seed, "control"), sample.to(ctx.device), quality.l0_mean
             )
             control = reconstruction_quality(control_sae, _residuals(reader, config, bar.advance))
+
+    # The frozen model goes on from the reconstruction; beside it from zeros and from the mean.
     replacements: dict[str, Callable[[Tensor], Tensor]] = {
         "sae": lambda resid: sae(resid).recon,
         "zero": torch.zeros_like,
@@ -80,18 +80,15 @@ def run(
         quality, usage_entropy(quality.density), near_duplicates, splice, control, config
     )
     reasons = failures(report, config)
-    write_json(ctx.out / "report.json", report)
+    SaeGate.report.save(ctx.out, report)
     latents = np.arange(sae.num_latents, dtype=np.int32)
-    columns = {"latent": latents, "density": quality.density.numpy()}
-    write_parquet(ctx.out / "density.parquet", columns, DENSITY)
+    SaeGate.density.save(ctx.out, {"latent": latents, "density": quality.density.numpy()})
     density_histogram(
-        quality.density, None if control is None else control.density, ctx.out / "density.svg"
+        quality.density,
+        None if control is None else control.density,
+        SaeGate.density_figure.path(ctx.out),
     )
-    return StageOutput(
-        metrics={name: entry["value"] for name, entry in report.items()},
-        verdict="fail" if reasons else "pass",
-        reasons=reasons,
-    )
+    return Output(report.headline(), "fail" if reasons else "pass", reasons)
 
 
 def _residuals(

@@ -1,9 +1,7 @@
 """Supervised decoder: distil the frozen model's logits into SAE latents.
 
 Starts in closed form: `linear` from the affine lens, one with blocks from the frozen model's own.
-Publishes `decoder/` (save_pretrained, the best epoch by validation KL; epoch 0 is the start
-without training), `affine_lens.safetensors` (the lens at the hook layer), `epochs.parquet`,
-`training.json` (depth, and the data it was trained on) and `curves.parquet`.
+Publishes the best epoch by validation KL; epoch 0 is the start without training.
 """
 
 from __future__ import annotations
@@ -14,11 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import pyarrow as pa
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
+from rldecoder.artifacts.catalogue import SupervisedDecoder
 from rldecoder.artifacts.checkpoints import Checkpoints
 from rldecoder.config.decoder import TrainDecoderConfig
 from rldecoder.curves import Curves
@@ -26,36 +23,22 @@ from rldecoder.data.activation_reader import ActivationReader
 from rldecoder.data.shards import read_tokens
 from rldecoder.decoder.blocks import evenly_spaced
 from rldecoder.decoder.faithfulness import evaluate_faithfulness
-from rldecoder.decoder.loading import AffineLens, decoder_from_lens, read_affine_lens, save_decoder
+from rldecoder.decoder.loading import (
+    AffineLens,
+    DecoderOrigin,
+    decoder_from_lens,
+    read_affine_lens,
+    save_decoder,
+)
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
 from rldecoder.decoder.start import decoder_from_blocks
 from rldecoder.decoder.training import DecoderTrainer
 from rldecoder.errors import BadInputError
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.sae.model import Sae
-from rldecoder.schemas import read_json, write_json, write_parquet
 from rldecoder.seeds import derive_seed, seed_everything
-from rldecoder.stages.context import InputArtifact, StageContext, StageOutput
-
-EPOCHS_SCHEMA = pa.schema(
-    [
-        ("epoch", pa.int32()),
-        ("split", pa.string()),
-        ("kl", pa.float64()),
-        ("kl_low", pa.float64()),
-        ("kl_high", pa.float64()),
-        ("ce", pa.float64()),
-        ("frozen_ce", pa.float64()),
-        ("accuracy", pa.float64()),
-        ("frozen_accuracy", pa.float64()),
-        ("agreement", pa.float64()),
-        ("ece", pa.float64()),
-        ("num_tokens", pa.int64()),
-        ("num_labels", pa.int64()),
-        ("num_sequences", pa.int64()),
-    ]
-)
-"""Faithfulness after each epoch (0: before training). KL and CE in nats, the rest shares."""
+from rldecoder.stages.context import Output, StageContext
+from rldecoder.stages.inputs import DecoderInputs
 
 
 @dataclass
@@ -88,49 +71,43 @@ class Progress:
         )
 
 
-def run(
-    inputs: Mapping[str, InputArtifact], config: TrainDecoderConfig, ctx: StageContext
-) -> StageOutput:
+def run(inputs: DecoderInputs, config: TrainDecoderConfig, ctx: StageContext) -> Output:
     """Train the decoder; see the module's docstring for what is published."""
     seed_everything(ctx.seed)
-    cache = inputs["cache_activations"].path
-    readers = {name: ActivationReader(cache, name) for name in ("train", "validation", "ood")}
-    sae = Sae.load(inputs["train_sae"].path / "sae", device=ctx.device)
-    lens_path = inputs["baselines"].path / "affine_lens.safetensors"
-    lens = read_affine_lens(lens_path, sae.spec.hook_layer)
-    lm = FrozenLM.load(inputs["sync_tokenizer"].path / "model", device=ctx.device)
+    sae = inputs.sae.load(ctx.device)
+    lm = inputs.model.load(ctx.device)
+    lens = read_affine_lens(inputs.baselines.affine_lens, sae.spec.hook_layer)
+    readers = {name: inputs.cache.reader(name) for name in ("train", "validation", "ood")}
     decoder = _start(lm, sae, lens, inputs, config, ctx)
 
     loop = _Loop(decoder, readers, config, ctx)
     loop.fit()
 
-    save_decoder(decoder, ctx.out / "decoder")
-    save_file({"A": lens.A, "c": lens.c}, ctx.out / "affine_lens.safetensors")
-    data = {name: inputs[name].digest for name in ("cache_activations", "train_sae", "baselines")}
-    blocks = decoder.config.blocks or []
-    write_json(ctx.out / "training.json", {"blocks": blocks, "trained_on": data})
-    rows = loop.progress.epochs
-    write_parquet(
-        ctx.out / "epochs.parquet",
-        {name: [row[name] for row in rows] for name in EPOCHS_SCHEMA.names},
-        EPOCHS_SCHEMA,
+    save_decoder(decoder, SupervisedDecoder.decoder.path(ctx.out))
+    lens.save(SupervisedDecoder.lens.path(ctx.out))
+    data = (inputs.cache, inputs.sae, inputs.baselines)
+    origin = DecoderOrigin(
+        blocks=tuple(decoder.config.blocks or ()),
+        trained_on={artifact.stage: artifact.digest for artifact in data},
     )
-    loop.progress.curves.write(ctx.out / "curves.parquet")
-    return StageOutput(metrics=_headline(loop))
+    SupervisedDecoder.origin.save(ctx.out, origin)
+    SupervisedDecoder.epochs.save_rows(ctx.out, loop.progress.epochs)
+    loop.progress.curves.write(SupervisedDecoder.curves.path(ctx.out))
+    return Output(_headline(loop))
 
 
 def _start(
     lm: FrozenLM,
     sae: Sae,
     lens: AffineLens,
-    inputs: Mapping[str, InputArtifact],
+    inputs: DecoderInputs,
     config: TrainDecoderConfig,
     ctx: StageContext,
 ) -> SaeDecoderForCausalLM:
     """The decoder before any training, of the depth that the config or the frontier names."""
     layer, depth = sae.spec.hook_layer, config.depth
     if depth == "auto":
-        depth = int(read_json(inputs["frontier"].path / "verdict.json")["depths"][str(layer)])
+        depth = inputs.frontier.verdict_record.depths[layer]
         ctx.report.note(f"depth {depth}, as the frontier recommends at layer {layer}")
     if depth == 0:
         return decoder_from_lens(lm, sae, lens)
@@ -140,7 +117,9 @@ def _start(
             f"Above layer {layer} the model has {lm.num_layers - layer} blocks to start from.",
             "Give at most that many.",
         )
-    ingest = inputs["ingest"].path
+
+    # Closed form: every map is fitted on the text that the frozen model reads.
+    ingest = inputs.corpus.folder
     length = read_tokens(ingest, "train", 1).shape[1]
     ids = torch.from_numpy(read_tokens(ingest, "train", max(8, config.fit_tokens // length)))
     with ctx.report.track("fit decoder", ids.numel(), unit="tok") as bar:

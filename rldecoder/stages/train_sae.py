@@ -1,14 +1,13 @@
 """Train the sparse autoencoder on cached residuals; publish the weights of the best held-out fvu.
 
-In: cache_activations (splits train and validation); in streaming mode the tokens and the model
-instead of its train split. Out: `sae/` (sae_lens layout), `curves.parquet`, `best.json`. Killed
-and run again, it goes on from its last checkpoint and ends with the same bytes.
+In streaming mode the frozen model computes the residuals of the train split as they are needed.
+Killed and run again, the stage goes on from its last checkpoint and ends with the same bytes.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import NamedTuple
@@ -16,32 +15,36 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from rldecoder.artifacts.catalogue import TrainedSae
 from rldecoder.artifacts.checkpoints import Checkpoints
 from rldecoder.artifacts.store import MANIFEST
 from rldecoder.config.sae import Retraining, TrainSaeConfig
 from rldecoder.curves import Curves
-from rldecoder.data.activation_reader import ActivationReader, ShuffledActivations
-from rldecoder.data.activations import read_meta
+from rldecoder.data.activation_reader import ShuffledActivations
 from rldecoder.data.forward import ActivationPass
 from rldecoder.data.shards import read_tokens
 from rldecoder.data.streaming import StreamedActivations
 from rldecoder.errors import BadInputError, DamagedFileError, NumericalError
-from rldecoder.lm.frozen import FrozenLM
 from rldecoder.reporting import SilentReporter
 from rldecoder.sae.drift import DriftWatch
 from rldecoder.sae.model import Sae
 from rldecoder.sae.parallel import Group, peers
-from rldecoder.sae.training import SaeTrainer, StepResult, input_statistics, published_spec
-from rldecoder.schemas import read_json, write_json
+from rldecoder.sae.training import (
+    BestSae,
+    SaeTrainer,
+    StepResult,
+    input_statistics,
+    published_spec,
+)
+from rldecoder.schemas import read_json
 from rldecoder.seeds import derive_seed, seed_everything
-from rldecoder.stages.context import InputArtifact, StageContext, StageOutput
+from rldecoder.stages.context import Output, StageContext
+from rldecoder.stages.inputs import SaeInputs
 
 
-def run(
-    inputs: Mapping[str, InputArtifact], config: TrainSaeConfig, ctx: StageContext
-) -> StageOutput:
+def run(inputs: SaeInputs, config: TrainSaeConfig, ctx: StageContext) -> Output:
     """Train until `budget_tokens` are consumed."""
-    arguments = (dict(inputs), config, replace(ctx, report=SilentReporter()))
+    arguments = (inputs, config, replace(ctx, report=SilentReporter()))
     with peers(config.processes, _assist, arguments, ctx.device) as (group, device):
         return _train(inputs, config, replace(ctx, device=device), group)
 
@@ -49,7 +52,7 @@ def run(
 def _assist(
     group: Group,
     device: torch.device,
-    inputs: Mapping[str, InputArtifact],
+    inputs: SaeInputs,
     config: TrainSaeConfig,
     ctx: StageContext,
 ) -> None:
@@ -64,7 +67,7 @@ class _Training:
 
     def __init__(
         self,
-        inputs: Mapping[str, InputArtifact],
+        inputs: SaeInputs,
         config: TrainSaeConfig,
         ctx: StageContext,
         group: Group,
@@ -127,13 +130,12 @@ class _Training:
         self.checkpoints.save(self.trainer.step_index, tensors, state)
 
 
-def _train(
-    inputs: Mapping[str, InputArtifact], config: TrainSaeConfig, ctx: StageContext, group: Group
-) -> StageOutput:
+def _train(inputs: SaeInputs, config: TrainSaeConfig, ctx: StageContext, group: Group) -> Output:
     training = _Training(inputs, config, ctx, group)
     trainer, curves, num_steps = training.trainer, training.curves, training.num_steps
-    validation = ActivationReader(inputs["cache_activations"].path, "validation")
-    held_out = _sample(validation, config.eval_tokens, derive_seed(ctx.seed, "validation"))
+    held_out = _sample(
+        inputs.cache.reader("validation"), config.eval_tokens, derive_seed(ctx.seed, "validation")
+    )
 
     started, first = time.perf_counter(), trainer.step_index
     total, done = num_steps * config.batch_tokens, first * config.batch_tokens
@@ -156,29 +158,21 @@ def _train(
             bar.advance(config.batch_tokens, f"fvu {trainer.best_fvu:.3f} mse {result.mse:.3f}")
     seconds = max(time.perf_counter() - started, 1e-9)
 
-    trainer.sae(best=True).save(ctx.out / "sae")
-    curves.write(ctx.out / "curves.parquet")
-    best = {
-        "split": "validation",
-        "fvu": trainer.best_fvu,
-        "step": trainer.best_step,
-        "num_steps": num_steps,
-        "tokens": total,
-        "epochs": total / training.reader.num_tokens,
-        "dead_fraction": trainer.dead_fraction,
-    }
-    write_json(ctx.out / "best.json", best)
-    return StageOutput(
-        metrics={
-            "validation_fvu": trainer.best_fvu,
-            "validation_l0": curves.last("validation_l0"),
-            "dead_fraction": trainer.dead_fraction,
-            "best_step": trainer.best_step,
-            "steps": num_steps,
-            "tokens": total,
-            "epochs": total / training.reader.num_tokens,
-            "tokens_per_second": (num_steps - first) * config.batch_tokens / seconds,
-        }
+    trainer.sae(best=True).save(TrainedSae.sae.path(ctx.out))
+    curves.write(TrainedSae.curves.path(ctx.out))
+    best = BestSae(
+        split="validation",
+        fvu=trainer.best_fvu,
+        step=trainer.best_step,
+        num_steps=num_steps,
+        tokens=total,
+        epochs=total / training.reader.num_tokens,
+        dead_fraction=trainer.dead_fraction,
+    )
+    TrainedSae.best.save(ctx.out, best)
+    speed = (num_steps - first) * config.batch_tokens / seconds
+    return Output(
+        best.headline | {"validation_l0": curves.last("validation_l0"), "tokens_per_second": speed}
     )
 
 
@@ -229,16 +223,18 @@ def flagged_latents(retrain: Retraining) -> Tensor:
 
 
 def open_train_split(
-    inputs: Mapping[str, InputArtifact], config: TrainSaeConfig, ctx: StageContext
+    inputs: SaeInputs, config: TrainSaeConfig, ctx: StageContext
 ) -> ShuffledActivations:
     """The training activations, from the cache or from the frozen model."""
-    cache = inputs["cache_activations"]
+    cache = inputs.cache
     if config.source == "cache":
-        return ActivationReader(cache.path, "train", window_bytes=config.window_bytes)
-    meta = read_meta(cache.path)
+        return cache.reader("train", config.window_bytes)
+
+    # The same shards in the same micro-batches as in the cache, so that the numbers are the same.
+    meta = cache.meta
     most = config.stream_tokens
     sequences = None if most is None else max(1, most // meta.context_length)
-    lm = FrozenLM.load(inputs["sync_tokenizer"].path / "model", device=ctx.device)
+    lm = inputs.model.load(ctx.device)
     forward = ActivationPass(
         lm, meta.hook_layer, int(cache.config["micro_batch_sequences"]), ctx.report.note,
         with_final=False,
@@ -251,7 +247,7 @@ def open_train_split(
 
     return StreamedActivations(
         meta,
-        torch.from_numpy(read_tokens(inputs["ingest"].path, "train", sequences)),
+        torch.from_numpy(read_tokens(inputs.corpus.folder, "train", sequences)),
         forward,
         shard_tokens=int(cache.config["shard_tokens"]),
         window_bytes=config.window_bytes,

@@ -7,6 +7,7 @@ a model.
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -121,7 +122,13 @@ class ActivationCache(Artifact):
     """Residuals and final hidden states of the frozen model, in shards a split."""
 
     stage, kind = "cache_activations", "activations"
-    meta: Record[ActivationMeta] = Record("meta.json", "rldecoder.data.activations:ActivationMeta")
+
+    @cached_property
+    def meta(self) -> ActivationMeta:
+        """What the rows are."""
+        from rldecoder.data.activations import read_meta
+
+        return read_meta(self.folder)
 
     def reader(self, split: str, window_bytes: int | None = None) -> ActivationReader:
         """Rows of a split; `window_bytes` None takes the reader's own."""
@@ -282,8 +289,6 @@ class TrainedExplainer(Artifact):
     """Method B, what it was trained on, and how well its claims hold."""
 
     stage, kind = "train_explainer", "explainer"
-    spec = Plain("explainer.json")
-    weights = Plain("explainer.safetensors")
     pairs = Table("pairs.parquet", "rldecoder.explain.pairs:PAIRS")
     held_out: Record[HeldOutFeatures] = Record(
         "held_out_features.json", "rldecoder.explain.records:HeldOutFeatures"
@@ -300,7 +305,7 @@ class TrainedExplainer(Artifact):
         """The explainer."""
         from rldecoder.explain.explainer import Explainer
 
-        return Explainer.load(self.spec, self.weights, device=device)
+        return Explainer.load(self.folder, device=device)
 
 
 class Evaluation(Artifact):

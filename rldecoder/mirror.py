@@ -11,6 +11,7 @@ from pathlib import Path
 import fsspec
 
 from rldecoder.errors import NoResourceError
+from rldecoder.urls import without_credentials
 
 
 class Mirror:
@@ -22,10 +23,10 @@ class Mirror:
             self.fs, self.base = fsspec.core.url_to_fs(url)
         except (ImportError, ValueError) as error:
             raise NoResourceError(
-                f"The mirror {url} cannot be used.",
-                str(error),
+                f"The mirror {without_credentials(url)} cannot be used.",
+                without_credentials(str(error), url),
                 "Install the fsspec backend of that protocol (s3fs, gcsfs, ...).",
-            ) from error
+            ) from None  # a traceback of the library's error would show the URL
 
     def has(self, name: str) -> bool:
         """Whether a file exists in the mirror."""
@@ -46,7 +47,9 @@ class Mirror:
         for remote in self.fs.find(prefix):
             relative = Path(str(remote)).relative_to(Path(self.fs._strip_protocol(prefix)))
             if ".." in relative.parts:
-                raise NoResourceError(f"{self.url} holds a file outside its artifact: {remote}.")
+                raise NoResourceError(
+                    f"{without_credentials(self.url)} holds a file outside its artifact: {remote}."
+                )
             target = folder / relative
             target.parent.mkdir(parents=True, exist_ok=True)
             self.fs.get_file(remote, str(target))

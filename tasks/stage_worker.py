@@ -20,6 +20,7 @@ from rldecoder.config.run import RunConfig
 from rldecoder.errors import RlDecoderError
 from rldecoder.runner import run_stage
 from rldecoder.stages.context import Bar
+from rldecoder.urls import without_credentials
 
 _FLUSH_SECONDS = 0.1
 
@@ -122,8 +123,9 @@ def _describe(error: Exception) -> dict[str, Any]:
         "type": type(error).__name__,
         "parts": [error.what, error.why, error.mend] if isinstance(error, RlDecoderError) else None,
         "errno": error.errno if isinstance(error, OSError) else None,
-        "message": str(error),
-        "traceback": traceback.format_exc(),
+        # Both may end in Prefect's states and logs.
+        "message": without_credentials(str(error)),
+        "traceback": without_credentials(traceback.format_exc()),
     }
 
 

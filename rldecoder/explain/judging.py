@@ -20,6 +20,7 @@ from scipy import stats
 
 from rldecoder import schemas
 from rldecoder.config.base import Config
+from rldecoder.config.problems import problem_lines
 from rldecoder.errors import BadInputError, DamagedFileError
 from rldecoder.evals.statistics import bootstrap_mean_ci
 from rldecoder.explain.text import visible_text, visible_token
@@ -123,10 +124,11 @@ def read_key(path: Path) -> JudgeKey:
     """
     try:
         return JudgeKey.model_validate(schemas.read_json(path))
-    except (DamagedFileError, ValidationError) as error:
-        raise BadInputError(
-            f"{path} is not a key.", str(error).splitlines()[0], "Name the key.json of the export."
-        ) from error
+    except DamagedFileError as error:
+        why = error.why
+    except ValidationError as error:
+        why = f"{problem_lines(error)[0]}."
+    raise BadInputError(f"{path} is not a key.", why, "Name the key.json of the export.")
 
 
 def read_answers(path: Path, key: JudgeKey) -> dict[str, str]:

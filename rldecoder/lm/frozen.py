@@ -7,7 +7,6 @@ Axes: B sequence, T position, D model width, V vocabulary.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
@@ -25,7 +24,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from rldecoder.errors import BadInputError
+from rldecoder.errors import BadInputError, DamagedFileError
+from rldecoder.json_text import read_json_file
 from rldecoder.lm.cut import CutCache, find_parts, replaced_input, with_blocks
 from rldecoder.lm.quiet import quiet_transformers
 from rldecoder.precision import fast_dtype
@@ -438,7 +438,12 @@ def _recorded_dtype(folder: Path, device: torch.device | str) -> torch.dtype | N
     record = folder.parent / "model.json"
     if not record.is_file():
         return None
-    name = json.loads(record.read_text(encoding="utf-8")).get("compute_dtype")
+    try:
+        name = read_json_file(record).get("compute_dtype")
+    except (OSError, ValueError, AttributeError) as error:
+        raise DamagedFileError(
+            f"{record} cannot be read.", f"{error}.", "Delete its artifact's folder and run again."
+        ) from error
     return None if name is None else fast_dtype(name, device)
 
 

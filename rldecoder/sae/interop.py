@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rldecoder.errors import BadInputError, DamagedFileError
+from rldecoder.json_text import read_json_file
 from rldecoder.sae.spec import SaeSpec
 
 WEIGHTS_FILE = "sae_weights.safetensors"
@@ -111,7 +112,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
             "Check the path, or run the stage `train_sae`.",
         )
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json_file(path)
     except (ValueError, OSError) as error:
         raise DamagedFileError(
             f"{path} cannot be read.", f"{error}.", "Build the SAE again."

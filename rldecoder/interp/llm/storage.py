@@ -31,6 +31,7 @@ from sqlalchemy.exc import DatabaseError
 
 from rldecoder.errors import DamagedFileError
 from rldecoder.interp.llm.backends import Reply
+from rldecoder.json_text import parse_json
 
 LEDGER = pa.schema(
     [
@@ -80,13 +81,21 @@ class AnswerCache:
             Column("key", String, primary_key=True),
             Column("reply", String, nullable=False),
         )
+        self._path = path
         self._engine = _open(path, self._table.metadata)
 
     def get(self, key: str) -> Reply | None:
         """The answer, if it is known."""
         with self._engine.connect() as connection:
             text = connection.scalar(select(self._table.c.reply).where(self._table.c.key == key))
-        return None if text is None else Reply(**json.loads(text))
+        try:
+            return None if text is None else Reply(**parse_json(text))
+        except (ValueError, TypeError):
+            raise DamagedFileError(
+                f"{self._path} holds an answer that cannot be read.",
+                "Another program wrote to it, or it is damaged.",
+                "Delete the file: it only saves asking the same things again.",
+            ) from None
 
     def put(self, key: str, reply: Reply) -> None:
         """Keep an answer; one that is there already stays."""

@@ -175,7 +175,9 @@ class BaselinesConfig(StageConfig):
     """Tokens of `validation` that choose the ridge strength."""
     eval_tokens: PositiveInt = 1_536
     """Tokens of `test`, and as many of `ood`, that the metrics are computed on."""
-    ridge_strengths: tuple[PositiveFloat, ...] = Field((1e-4, 1e-3, 1e-2, 3e-2, 1e-1, 1.0), min_length=1)
+    ridge_strengths: tuple[PositiveFloat, ...] = Field(
+        (1e-4, 1e-3, 1e-2, 3e-2, 1e-1, 1.0), min_length=1
+    )
     """Ridge penalties tried, relative to the variance of each input dimension."""
     num_task_prompts: NonNegativeInt = 24
     """Prompts per task (addition, cloze). 0 leaves the tasks out."""

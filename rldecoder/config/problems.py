@@ -18,6 +18,7 @@ from rldecoder.urls import without_credentials
 
 _LONGEST_VALUE = 20
 _LONGEST_KEY = 40
+_LONGEST_NAME = 200
 _MOST_PROBLEMS = 20
 
 _SECRET_KEY = re.compile(
@@ -69,6 +70,13 @@ def shown_key(key: object) -> str:
         return "(a key that looks like a secret)"
     text = text if text.isprintable() else ascii(text)[1:-1]
     return text if len(text) <= _LONGEST_KEY else f"{text[:_LONGEST_KEY]}..."
+
+
+def shown_name(name: str) -> str:
+    """A name or path that somebody gave, for the error that says there is no such thing."""
+    if _SECRET.search(name):
+        return "(a name that looks like a secret)"
+    return repr(name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}...")
 
 
 def problem_lines(error: ValidationError, root: type[BaseModel] | None = None) -> list[str]:

@@ -34,8 +34,8 @@ _FLOAT = re.compile(
     r"|[-+]?\.(?:inf|Inf|INF)\Z|\.(?:nan|NaN|NAN)\Z"
 )
 _TAG = "tag:yaml.org,2002:"
-# What PyYAML quotes in its messages, but for the names of its tokens: '<scalar>'.
-_QUOTED = re.compile(r"(['\"])(?!<[a-z ]+>\1).{2,}?\1")
+# A message of PyYAML up to where it quotes the text; names of its tokens and single signs may stay.
+_UNQUOTED = re.compile(r"""(?:[^'"]|'<[a-z ]+>'|'.'|"."|"'")*""")
 
 
 class YamlFaultError(Exception):
@@ -70,7 +70,11 @@ def parse_yaml(text: str) -> Any:
         raise YamlFaultError(f"line {line}: it has a control character") from None
     except yaml.MarkedYAMLError as error:
         # Its own text quotes the lines around the fault.
-        problem = _QUOTED.sub("...", error.problem or error.context or "it is not YAML")
+        problem = error.problem or error.context or "it is not YAML"
+        unquoted = _UNQUOTED.match(problem)
+        assert unquoted is not None  # it matches nothing, too
+        if unquoted.end() < len(problem):
+            problem = f"{unquoted[0].rstrip()} that stands there"
         raise YamlFaultError(problem, error.problem_mark or error.context_mark) from None
 
 
@@ -97,7 +101,9 @@ def read_yaml(path: Path, *, what: str) -> Any:
         return parse_yaml(_decode(data))
     except YamlFaultError as error:
         raise BadInputError(
-            f"The {what} {path} is not valid YAML.", f"{error}.", "Mend that place, or give another file."
+            f"The {what} {path} is not valid YAML.",
+            f"{error}.",
+            "Mend that place, or give another file.",
         ) from None
 
 
@@ -160,7 +166,9 @@ def _check_size(node: yaml.Node, known: dict[int, int | None]) -> int:
     size = 1
     if isinstance(node, yaml.MappingNode):
         _check_keys(node)
-        size += sum(_check_size(key, known) + _check_size(value, known) for key, value in node.value)
+        size += sum(
+            _check_size(key, known) + _check_size(value, known) for key, value in node.value
+        )
     elif isinstance(node, yaml.SequenceNode):
         size += sum(_check_size(item, known) for item in node.value)
     if size > MAX_VALUES:

@@ -158,7 +158,7 @@ def _locate_on_hub(source: HubSource) -> Located:
         info = HfApi().model_info(
             source.repo, revision=source.revision, timeout=_HUB_TIMEOUT_SECONDS
         )
-    except GatedRepoError as error:
+    except GatedRepoError:
         raise SourceUnavailableError(
             f"{source.repo} is gated: accept its licence on the hub and run `hf auth login`"
         ) from None

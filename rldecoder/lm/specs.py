@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, ValidationError
 
 from rldecoder.config.base import Config, HubRepo, Revision
-from rldecoder.config.problems import problem_lines
+from rldecoder.config.problems import problem_lines, shown_name
 from rldecoder.config.yaml_files import read_yaml
 from rldecoder.errors import BadInputError
 
@@ -27,7 +28,9 @@ _VERSION = Field(
     max_length=60,
 )
 # Parts of letters, digits and a few signs, none of them `..` or beginning with a dash.
-_MEMBER = Field(pattern=r"^(?:[A-Za-z0-9_][A-Za-z0-9_.+ -]*/)*[A-Za-z0-9_][A-Za-z0-9_.+ -]*$", max_length=300)
+_MEMBER = Field(
+    pattern=r"^(?:[A-Za-z0-9_][A-Za-z0-9_.+ -]*/)*[A-Za-z0-9_][A-Za-z0-9_.+ -]*$", max_length=300
+)
 
 
 class LocalSource(Config):
@@ -145,9 +148,9 @@ def load_model_spec(name: str, folder: Path = SPEC_FOLDER) -> ModelSpec:
         BadInputError: there is no such spec, or its file is not a valid one.
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
-    if not path.is_file():
+    if not os.path.isfile(path):  # whatever characters and length the name has
         raise BadInputError(
-            f"No model spec named {name!r}.",
+            f"No model spec named {shown_name(name)}.",
             f"Known models: {', '.join(list_model_specs(folder))}.",
             "Use one of these, the path of your own spec (.yaml), `folder`, `hub` or `random`.",
         )

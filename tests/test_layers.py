@@ -14,7 +14,7 @@ SUBJECTS = (
 )  # fmt: skip
 CORE = (
     "errors", "seeds", "schemas", "artifacts", "mirror", "devices", "checkpoints", "curves",
-    "provenance",
+    "provenance", "urls", "json_text",
 )  # fmt: skip
 ABOVE_SUBJECTS = ("rldecoder.stages", "rldecoder.runner", "rldecoder.cli", "tasks", "flows")
 

@@ -26,7 +26,9 @@ class RunParameters(BaseModel):
     """Which run, and where it is kept."""
 
     # Without this, a misspelt key would be dropped and the run would start all the same.
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True
+    )
 
     config: str = "quickstart"
     """The run's YAML: a path, or the name of a file in configs/ (debug, quickstart, ...)."""

@@ -11,7 +11,8 @@ import pytest
 
 from rldecoder.config.data import DatasetSource, LocalSource, PydocsSource, PysourceSource, Source
 from rldecoder.data.documents import Document
-from rldecoder.data.sources import candidates, fingerprint, local_files
+from rldecoder.data.folders import list_files
+from rldecoder.data.sources import candidates, fingerprint
 from rldecoder.errors import BadInputError
 
 ROWS = [
@@ -116,9 +117,9 @@ def test_json_rows_that_are_no_objects(tmp_path: Path) -> None:
 
 def test_missing_path_and_folder_without_text(tmp_path: Path) -> None:
     with pytest.raises(BadInputError, match="does not exist"):
-        local_files(local(tmp_path / "nowhere"))
+        list_files([str(tmp_path / "nowhere")])
     with pytest.raises(BadInputError, match="No text found"):
-        local_files(local(tmp_path))
+        list_files([str(tmp_path)])
 
 
 @pytest.mark.parametrize("streaming", [True, False])

@@ -9,6 +9,10 @@ from pydantic import Field
 
 from rldecoder.config.base import Config
 
+TASK_READER_VERSION = 2
+"""Raised when the same file would give other questions or answers, or other scores. It is part of
+the digest of runs with such tasks, and of no others."""
+
 Metric = Literal["exact_match", "first_word", "f1", "number"]
 
 

@@ -17,7 +17,8 @@ _UNSPACED = (
     "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Chinese
 )
 """Scripts that put no space between words: each character of them is a word here."""
-_WORD = re.compile(rf"[{_UNSPACED}]|(?:(?![{_UNSPACED}])\w)+")
+_WORD = re.compile(r"\w+")
+_WORD_OR_CHARACTER = re.compile(rf"[{_UNSPACED}]|(?:(?![{_UNSPACED}])\w)+")
 _LONGEST_WORD, _LONGEST_MEAN = 128, 14
 """Longer words, or longer ones on average, are text without spaces; code and prose have none."""
 NUM_PERMUTATIONS = 64
@@ -60,7 +61,9 @@ class CrossSplitDeduplicator:
 
 
 def _words(text: str) -> list[str]:
-    words = _WORD.findall(text)
+    """Words; characters where there are no spaces between words."""
+    # The first is faster, and finds the same where there is no other script.
+    words = (_WORD if text.isascii() else _WORD_OR_CHARACTER).findall(text)
     if words and sum(map(len, words)) > _LONGEST_MEAN * len(words):
         return list("".join(words))
     if any(len(word) > _LONGEST_WORD for word in words):

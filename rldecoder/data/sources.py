@@ -238,12 +238,14 @@ def _row_documents(
         if source.text_column not in row:
             columns = {str(column): isinstance(row[column], str | bytes) for column in row}
             raise _no_column(f"{where} has, in row {number},", source, columns)
-        text = as_text(row[source.text_column])
-        why = "no_text" if row[source.text_column] is None else "not_text"
-        if text is not None:
-            why = _why_no_text(text)
-        if text is None or why is not None:
-            dropped[why or "no_text"] += 1
+        value = row[source.text_column]
+        text = as_text(value)
+        if text is None:
+            dropped["no_text" if value is None else "not_text"] += 1
+            continue
+        why = _why_no_text(text)
+        if why is not None:
+            dropped[why] += 1
             continue
         title = _label(row.get(source.title_column)) if source.title_column else ""
         licence = next(filter(None, (_label(row.get(name)) for name in _LICENCES)), "")

@@ -10,13 +10,18 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from rldecoder.config.tasks import FileTask, Metric
 from rldecoder.errors import BadInputError
 from rldecoder.evals.file_tasks import FilePrompts
 from rldecoder.evals.prompts import score
 from rldecoder.evals.task_rows import read_task
-from rldecoder.lm.random_model import _train_tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_lm_dir: Path) -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(tiny_lm_dir, local_files_only=True)
 
 
 def write(folder: Path, *rows: dict[str, Any]) -> Path:
@@ -50,8 +55,9 @@ def test_forms_of_answers(tmp_path: Path, answer: Any, expected: tuple[str, ...]
     assert golds(tmp_path, answer) == expected
 
 
-def test_hub_forms_from_parquet_to_a_score(tmp_path: Path) -> None:
-    tokenizer = _train_tokenizer(512, 512)
+def test_hub_forms_from_parquet_to_a_score(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
     solutions = [f"{i} + 1 = <<{i}+1={i + 1}>>{i + 1}\n#### {i + 1}" for i in range(40)]
     answers = [{"text": [f"Port{i}", f"port {i}"], "answer_start": [9, 9]} for i in range(40)]
     questions = [f"What of {i}?" for i in range(40)]
@@ -111,28 +117,35 @@ def test_rows_that_ask_nothing_are_counted(tmp_path: Path) -> None:
         ({"question": "q", "answer": "x", "split": "held-out"}, "names a split 'held-out'"),
     ],
 )
-def test_what_is_refused(tmp_path: Path, row: dict[str, Any], message: str) -> None:
+def test_what_is_refused(
+    tmp_path: Path, row: dict[str, Any], message: str, tokenizer: PreTrainedTokenizerBase
+) -> None:
     task = FileTask(name="mine", path=write(tmp_path, row))
     with pytest.raises(BadInputError, match=message):
-        FilePrompts(task, _train_tokenizer(512, 512))
+        FilePrompts(task, tokenizer)
 
 
 @pytest.mark.parametrize(
     ("metric", "answer"),
-    [("number", "twelve"), ("number", "12 or 13"), ("f1", "two\nlines"), ("first_word", "!")],
+    [
+        ("number", "twelve"),
+        ("number", "12 or 13"),
+        ("f1", "two\nlines"),
+        ("exact_match", "two\nlines"),
+    ],
 )
-def test_a_task_whose_own_answer_cannot_score(tmp_path: Path, metric: Metric, answer: str) -> None:
+def test_a_task_whose_own_answer_cannot_score(
+    tmp_path: Path, metric: Metric, answer: str, tokenizer: PreTrainedTokenizerBase
+) -> None:
     fine = {"question": "p", "answer": "12"}
     path = write(tmp_path, fine, {"question": "q", "answer": answer})
-    tokenizer = _train_tokenizer(512, 512)
-    if answer != "!":
-        with pytest.raises(BadInputError, match=r"1 of 2 answers.*cannot be right.*The first is"):
-            FilePrompts(FileTask(name="mine", path=path, metric=metric), tokenizer)
+    with pytest.raises(BadInputError, match=r"1 of 2 answers.*cannot be right.*The first is"):
+        FilePrompts(FileTask(name="mine", path=path, metric=metric), tokenizer)
     write(tmp_path, fine)
     assert FilePrompts(FileTask(name="mine", path=path, metric=metric), tokenizer).left_out == {}
 
 
-def test_split_names_in_any_case(tmp_path: Path) -> None:
+def test_split_names_in_any_case(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     rows = [{"question": f"q{i}", "answer": "x", "split": "Test"} for i in range(3)]
     task = FileTask(name="mine", path=write(tmp_path, *rows))
-    assert len(FilePrompts(task, _train_tokenizer(512, 512)).make("test", 3, 0)) == 3
+    assert len(FilePrompts(task, tokenizer).make("test", 3, 0)) == 3

@@ -15,14 +15,16 @@ import json
 import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rldecoder.data.documents import plain
 from rldecoder.errors import BadInputError
 
 Kind = Literal["text", "jsonl", "json", "csv", "parquet"]
@@ -48,6 +50,7 @@ thousand times its size, and one document of this length is a mistake."""
 _ROWS_PER_READ = 256
 _READ_ERRORS = (OSError, EOFError, ValueError, RecursionError, zlib.error, pa.ArrowException)
 _ESCAPED_BYTE = re.compile("[\udc80-\udcff]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _BINARY_LOOK = 8192
 
 
@@ -63,9 +66,12 @@ def is_undecodable(text: str) -> bool:
     return _ESCAPED_BYTE.search(text) is not None
 
 
-def is_binary(text: str) -> bool:
-    """Whether a file's text starts like a program or picture: NUL is in no text (git's rule)."""
-    return "\x00" in text[:_BINARY_LOOK]
+def is_binary(text: str, *, whole_file: bool) -> bool:
+    """Whether it is a program, a picture, or text in a 16-bit encoding without its mark.
+
+    A file is when NUL is near its start (git's rule); a row when more than 1 in 100 are.
+    """
+    return "\x00" in text[:_BINARY_LOOK] if whole_file else text.count("\x00") > len(text) // 100
 
 
 def as_text(value: Any) -> str | None:
@@ -77,7 +83,14 @@ def as_text(value: Any) -> str | None:
 
 def printable(path: Path | str) -> str:
     r"""A path as text that can be written anywhere: `caf\xe9.txt` where a byte is no UTF-8."""
-    return str(path).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    text = str(path).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
+def listed(names: Iterable[Any]) -> str:
+    """Names of columns for an error: not all of thousands, nor a text that stands for one."""
+    first = [plain(str(name))[:40] for name in islice(names, 21)]
+    return ", ".join(first[:20]) + ", ..." * (len(first) > 20) or "none"
 
 
 def read_text(path: Path) -> str:
@@ -283,7 +296,7 @@ def _csv_rows(path: Path) -> Iterator[dict[str, str]]:
 def _check_names(names: list[str]) -> None:
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
-        raise ValueError(f"two columns have the name {twice[0]!r}")
+        raise ValueError(f"two columns have the name '{listed(twice[:1])}'")
 
 
 def _parquet_rows(path: Path, only: Collection[str | None] | None) -> Iterator[dict[str, Any]]:

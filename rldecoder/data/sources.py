@@ -29,6 +29,7 @@ from rldecoder.data.files import (
     is_binary,
     is_undecodable,
     kind_of,
+    listed,
     parquet_columns,
     printable,
     read_parts,
@@ -119,8 +120,8 @@ def _one_source(
     source: Source, seed: int, shuffle_buffer: int, dropped: Counter[str], taken: set[str]
 ) -> Iterator[Candidate]:
     if isinstance(source, PydocsSource):
-        listed = pydocs_candidates(source.stdlib, source.packages)
-        return iter(_sorted_by_hash(listed, seed))
+        found = pydocs_candidates(source.stdlib, source.packages)
+        return iter(_sorted_by_hash(found, seed))
     if isinstance(source, PysourceSource):
         return iter(_sorted_by_hash(pysource_candidates(), seed))
     if isinstance(source, LocalSource):
@@ -130,8 +131,8 @@ def _one_source(
     return _buffer_shuffled(documents, seed, shuffle_buffer)
 
 
-def _sorted_by_hash(listed: Iterable[Candidate], seed: int) -> list[Candidate]:
-    return sorted(listed, key=lambda item: unit_hash("order", seed, item.key))
+def _sorted_by_hash(found: Iterable[Candidate], seed: int) -> list[Candidate]:
+    return sorted(found, key=lambda item: unit_hash("order", seed, item.key))
 
 
 def _buffer_shuffled(
@@ -194,7 +195,7 @@ def _text_documents(
 
 def _why_no_text(text: str, *, whole_file: bool = False) -> str | None:
     """The reason to drop a value, None when it is text."""
-    if whole_file and is_binary(text):
+    if is_binary(text, whole_file=whole_file):
         return "binary"
     if is_undecodable(text):
         return "not_utf8"
@@ -275,12 +276,12 @@ def _no_column(
     where: str, source: LocalSource | DatasetSource, columns: Mapping[str, bool] | None
 ) -> BadInputError:
     """`columns`: whether each is text; None when the row is no object."""
-    listed = ", ".join(map(plain, columns)) if columns is not None else "none: it is no object"
+    names = listed(columns) if columns is not None else "none: it is no object"
     texts = [name for name, is_text in (columns or {}).items() if is_text]
-    hint = f" Only `{plain(texts[0])}` holds text." if len(texts) == 1 else ""
+    hint = f" Only `{listed(texts)}` holds text." if len(texts) == 1 else ""
     return BadInputError(
         f"{where} no column `{source.text_column}`.",
-        f"Its columns: {listed}.{hint}",
+        f"Its columns: {names}.{hint}",
         "Set `ingest.sources[].text_column` to the column with the text.",
     )
 

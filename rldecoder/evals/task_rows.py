@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rldecoder.data.files import as_text, is_undecodable, kind_of, printable, read_rows
+from rldecoder.data.files import as_text, is_undecodable, kind_of, listed, printable, read_rows
 from rldecoder.errors import BadInputError
 
 _ANSWERS = ("final_answer", "answers", "answer")
@@ -91,8 +91,7 @@ def _columns(row: Any, where: str) -> tuple[str, str | None]:
     answer = next((name for name in _ANSWERS if name in names), None)
     if "question" not in names or answer is None:
         raise BadInputError(
-            f"{where}: this is not a task, it has the columns "
-            f"{', '.join(map(str, names)) or 'none'}.",
+            f"{where}: this is not a task, it has the columns {listed(names)}.",
             "A task needs `question` and one of `answer`, `answers`, `final_answer`; its passage "
             "is `passage` or `context`.",
             "Rename its columns.",

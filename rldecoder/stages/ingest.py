@@ -95,8 +95,10 @@ def run(
     seconds = time.perf_counter() - started
     for sink in sinks.values():
         sink.writer.close()
-    _check_filled(sinks, tally, config)
-    return _publish(sinks, tally, config, ctx, seconds)
+    left_out = left_out_files([*config.sources, *config.ood_sources])
+    _check_filled(sinks, tally, left_out, config)
+    _note_losses(tally, left_out, config, ctx)
+    return _publish(sinks, tally, left_out, config, ctx, seconds)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -285,9 +287,10 @@ def _document_row(doc_id: int, item: Admitted, num_tokens: int) -> dict[str, Any
     }
 
 
-def _check_filled(sinks: Mapping[str, SplitSink], tally: Tally, config: IngestConfig) -> None:
+def _check_filled(
+    sinks: Mapping[str, SplitSink], tally: Tally, left_out: Counter[str], config: IngestConfig
+) -> None:
     dropped = ", ".join(f"{count} {why}" for why, count in sorted(tally.dropped.items())) or "none"
-    left_out = left_out_files([*config.sources, *config.ood_sources])
     if left_out:
         dropped += f"; files left out: {told(left_out)}"
     if not tally.rows:
@@ -312,6 +315,7 @@ def _check_filled(sinks: Mapping[str, SplitSink], tally: Tally, config: IngestCo
 def _publish(
     sinks: Mapping[str, SplitSink],
     tally: Tally,
+    left_out: Counter[str],
     config: IngestConfig,
     ctx: StageContext,
     seconds: float,
@@ -340,8 +344,6 @@ def _publish(
         entry["tokens"] += row["num_tokens"]
         if row["licence"] not in entry["licences"]:
             entry["licences"].append(row["licence"])
-    left_out = left_out_files([*config.sources, *config.ood_sources])
-    _note_losses(tally, left_out, config, ctx)
     provenance = {
         "context_length": config.context_length,
         "splits": splits,
@@ -354,8 +356,9 @@ def _publish(
         provenance["left_out_files"] = dict(left_out)
     if tally.continued:
         provenance["continued_documents"] = tally.continued
-    cut = {name: tally.cut[name] for name, sink in sinks.items() if not sink.packer.full}
-    if any(cut.values()):
+    unfilled = [name for name, sink in sinks.items() if not sink.packer.full]
+    cut = {name: tally.cut[name] for name in unfilled if tally.cut[name] > 0}
+    if cut:
         provenance["cut_characters"] = cut
     write_json(ctx.out / "provenance.json", provenance)
     total = sum(split["tokens"] for split in splits.values())

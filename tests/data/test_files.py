@@ -139,3 +139,10 @@ def test_separators_stand_on_a_line_of_their_own(tmp_path: Path) -> None:
     parts = list(files.read_parts(path, "---"))
     assert [part.strip() for part in parts] == ["", "a --- b", "", "----\nc", ""]
     assert list(files.read_parts(path, "\n---\n")) == parts
+
+
+def test_columns_in_errors_are_short() -> None:
+    assert files.listed(["a", "b\x1b\n"]) == "a, b"
+    assert files.listed(["x" * 99]) == "x" * 40
+    assert files.listed(map(str, range(99))).endswith("18, 19, ...")
+    assert files.listed([]) == "none"

@@ -55,11 +55,12 @@ def test_names_are_relative_and_never_twice(tmp_path: Path) -> None:
 
 
 def test_names_in_other_encodings_can_be_written(tmp_path: Path) -> None:
-    with open(os.fsencode(tmp_path) + b"/caf\xe9.txt", "w") as file:
-        file.write("text")
-    (found,) = list_files([str(tmp_path)]).files
-    assert found.name == "caf\\xe9.txt"
-    assert found.path.read_text() == "text"
+    for name in (b"/caf\xe9.txt", b"/d\x1b[2J.txt"):
+        with open(os.fsencode(tmp_path) + name, "w") as file:
+            file.write("text")
+    first, second = list_files([str(tmp_path)]).files
+    assert (first.name, second.name) == ("caf\\xe9.txt", "d\\x1b[2J.txt")
+    assert first.path.read_text() == "text"
 
 
 def test_named_files_that_are_not_read_are_refused(tmp_path: Path) -> None:

@@ -168,10 +168,10 @@ def test_bytes_are_decoded_and_what_is_no_text_is_counted(tmp_path: Path) -> Non
     (tmp_path / "a.jsonl").write_bytes("\n".join(lines).encode() + b'\n{"text": "caf\xe9"}\n')
     texts, dropped = read_counting(local(tmp_path / "a.jsonl"))
     assert (texts, dropped) == (["one"], {"no_text": 2, "not_text": 3, "not_utf8": 1})
-    raw = [v for v in values if isinstance(v, bytes)]
+    raw = [v for v in values if isinstance(v, bytes)] + ["no mark".encode("utf-16-le")]
     pq.write_table(pa.table({"text": raw}), tmp_path / "b.parquet")
     texts, dropped = read_counting(local(tmp_path / "b.parquet"))
-    assert (texts, dropped) == (["two"], {"not_utf8": 1})
+    assert (texts, dropped) == (["two"], {"not_utf8": 1, "binary": 1})
 
 
 @pytest.mark.parametrize("values", [[["a"]], [1], [{"x": "a"}], [True]])

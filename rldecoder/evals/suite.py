@@ -20,7 +20,7 @@ class TaskSuite:
         lm: its tokenizer measures prompts of files, its context bounds them.
 
     Raises:
-        BadInputError, DamagedFileError: see `FilePrompts`.
+        BadInputError: see `FilePrompts`.
     """
 
     def __init__(
@@ -38,6 +38,16 @@ class TaskSuite:
     def names(self) -> list[str]:
         """Generated tasks first."""
         return [*self._generated, *self._files]
+
+    @property
+    def notes(self) -> list[str]:
+        """A sentence for each file of which rows were left out."""
+        return [
+            f"Task {name}: rows left out: "
+            + ", ".join(f"{count:,} {why}" for why, count in sorted(file.left_out.items()))
+            for name, file in self._files.items()
+            if file.left_out
+        ]
 
     def make(
         self,

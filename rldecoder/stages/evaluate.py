@@ -132,6 +132,8 @@ def _answer_tasks(
     found = [task for task in config.file_tasks if task.path.is_file()]
     missing = [task.name for task in config.file_tasks if task not in found]
     suite = TaskSuite(config.tasks, found, lm)
+    for note in suite.notes:
+        ctx.report.note(note)
     prompts = [
         prompt
         for name in suite.names

@@ -53,6 +53,9 @@ def run(
                 watcher=ctx.report,
                 checkpoint_every_steps=config.checkpoint_every_steps,
             )
+            if number == 0:
+                for note in session.suite.notes:
+                    ctx.report.note(note)
             bar.advance(session.done * size, "done before")
             session.run(lambda note: bar.advance(size, note))
             save_decoder(decoder, trained_folder(ctx.out, number))

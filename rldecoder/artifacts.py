@@ -158,9 +158,7 @@ class ArtifactStore:
         finally:
             lock.release()
 
-    def existing(
-        self, ref: ArtifactRef, note: Note, alert: Note | None = None
-    ) -> Manifest | None:
+    def existing(self, ref: ArtifactRef, note: Note, alert: Note | None = None) -> Manifest | None:
         """The verified manifest when the artifact can be used, else None.
 
         A damaged artifact, or what stands in its place, is moved aside (kept for inspection) so

@@ -88,9 +88,7 @@ class Mirror:
         except Exception as error:
             self._give_up(f"given {ref}", error, alert)
 
-    def download(
-        self, ref: ArtifactRef, folder: Path, note: Note, alert: Note
-    ) -> Manifest | None:
+    def download(self, ref: ArtifactRef, folder: Path, note: Note, alert: Note) -> Manifest | None:
         """Fetch an artifact into an empty folder, checking each file as it comes.
 
         Returns:
@@ -126,13 +124,13 @@ class Mirror:
         target.parent.mkdir(parents=True, exist_ok=True)
         total, left = hashlib.sha256(), entry.size
         fs, base = self._open()
-        with fs.open(f"{base}/{ref}/{name}", "rb", block_size=CHUNK_BYTES) as source:
-            with target.open("wb") as sink:
-                # One byte more than there should be tells a file that is too long.
-                while left >= 0 and (chunk := source.read(min(CHUNK_BYTES, left + 1))):
-                    left -= len(chunk)
-                    total.update(chunk)
-                    sink.write(chunk)
+        remote = f"{base}/{ref}/{name}"
+        with fs.open(remote, "rb", block_size=CHUNK_BYTES) as source, target.open("wb") as sink:
+            # One byte more than there should be tells a file that is too long.
+            while left >= 0 and (chunk := source.read(min(CHUNK_BYTES, left + 1))):
+                left -= len(chunk)
+                total.update(chunk)
+                sink.write(chunk)
         if left != 0 or total.hexdigest() != entry.sha256:
             raise DamagedFileError(
                 f"{self._named(ref)}/{name} is not what was published.",

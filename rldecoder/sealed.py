@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -89,18 +89,20 @@ def is_intact(path: Path, *, owner: str = "", note: Note = _log.warning) -> bool
     return False
 
 
-def hashes(root: Path, paths: list[Path]) -> dict[str, str]:
-    """SHA-256 of each file, and of each file in each folder, by its path relative to `root`."""
-    out = {}
+def walk(paths: Iterable[Path]) -> Iterator[Path]:
+    """The files among `paths` and in the folders among them, in order."""
     for path in paths:
-        inside = sorted(path.rglob("*")) if path.is_dir() else [path]
-        for file in inside:
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
             if not file.is_dir():
-                out[file.relative_to(root).as_posix()] = files.hash_file(file)
-    return out
+                yield file
 
 
-def first_changed(root: Path, expected: dict[str, str]) -> str | None:
+def hashes(root: Path, paths: Iterable[Path]) -> dict[str, str]:
+    """SHA-256 of each file that `walk` finds, by its path relative to `root`."""
+    return {file.relative_to(root).as_posix(): files.hash_file(file) for file in walk(paths)}
+
+
+def first_changed(root: Path, expected: Mapping[str, str]) -> str | None:
     """The first file that is missing or not what `hashes` saw, with the reason; None if all are."""
     for name, sha256 in expected.items():
         try:

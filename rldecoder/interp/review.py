@@ -139,7 +139,8 @@ def _spoilt(data: bytes, error: Exception) -> bool:
     """Whether a line that is no review looks like one of ours that broke, and no typing error."""
     if isinstance(error, UnicodeDecodeError) or b"\0" in data:
         return True
-    return isinstance(error, json.JSONDecodeError) and data.lstrip().startswith(b'{"')
+    broken = isinstance(error, json.JSONDecodeError | RecursionError)
+    return broken and data.lstrip().startswith(b'{"')
 
 
 def merge_reviews(

@@ -35,7 +35,7 @@ from sqlalchemy.exc import DatabaseError
 
 from rldecoder import files
 from rldecoder.config.base import hash_json
-from rldecoder.errors import DamagedFileError
+from rldecoder.errors import DamagedFileError, StoreBusyError
 from rldecoder.interp.llm.backends import Reply
 
 LEDGER = pa.schema(
@@ -241,7 +241,7 @@ def _transaction(engine: Engine) -> Iterator[Connection]:
     """A transaction; damage that SQLite finds is an error that names the file.
 
     Raises:
-        DamagedFileError, NoResourceError: as `_open`.
+        DamagedFileError, NoResourceError: as `_open`. StoreBusyError: somebody writes for long.
     """
     path = Path(str(engine.url.database))
     with files.explained(path.parent, f"using {path.name}"):
@@ -249,6 +249,8 @@ def _transaction(engine: Engine) -> Iterator[Connection]:
             with engine.begin() as connection:
                 yield connection
         except DatabaseError as error:
+            if "locked" in str(error.orig):
+                raise StoreBusyError(f"{path} is in use by another process.") from error
             raise _damaged(path, str(error.orig)) from error
 
 

@@ -146,7 +146,7 @@ def ask(parameters: ReviewParameters) -> int:
     keys = _pause_keys()
     published = _published(run, store, keys)
     labels = published.labels
-    lines = read_reviews(path, labels.sae_digest) if path.is_file() else []
+    lines = read_reviews(path, labels.sae_digest, strict=False) if path.is_file() else []
     asked = {int(key.split("-")[1]) for key in keys}
     waiting = published.queue.waiting(labels, settled(lines, labels.features))
     kept = {line.latent for line in lines if line.reviewer == parameters.reviewer}

@@ -70,7 +70,7 @@ def run_stage(
     inputs = {name: _input(store, refs[name]) for name in stage.inputs}
     _refuse_failed_gates(run, stage, inputs)
     with store.lock(ref, report.note):
-        manifest = store.existing(ref, report.note)
+        manifest = store.existing(ref, report.note, report.alert)
         reused = manifest is not None
         if manifest is None:
             manifest = _build(
@@ -176,17 +176,16 @@ def _build(
     torch_device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if run.threads is not None:
         torch.set_num_threads(run.threads)
-    progress = store.progress_path(ref)
-    resumed = progress.is_dir() and any(progress.iterdir())
+    progress = store.make_progress(ref, report.note)
+    resumed = any(progress.iterdir())
     if resumed:
         report.note(f"{stage.name} goes on from its last checkpoint.")
-    progress.mkdir(parents=True, exist_ok=True)
     upstream = _merge_caveats(inputs)
     machine = devices.snapshot()
     started = time.monotonic()
     seed_everything(seed)
     with store.building(ref) as out:
-        context = StageContext(out, progress, seed, torch_device, report, upstream)
+        context = StageContext(out, progress, seed, torch_device, report, upstream, str(ref))
         output = stage.run(inputs, run.stage(stage.name), context)
         _check_metrics(stage, output)
         caveats = list(upstream)
@@ -198,6 +197,7 @@ def _build(
             digest=ref.digest,
             version=stage.version,
             config=run.stage(stage.name).model_dump(mode="json"),
+            digest_fields=run.stage(stage.name).digest_fields(),
             seed=seed,
             inputs={name: refs[name] for name in stage.inputs},
             fingerprint=fingerprint,
@@ -218,7 +218,7 @@ def _build(
             resumed=resumed,
             created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         )
-        return store.publish(ref, out, manifest)
+        return store.publish(ref, out, manifest, report.alert)
 
 
 def _merge_caveats(inputs: Mapping[str, InputArtifact]) -> tuple[str, ...]:

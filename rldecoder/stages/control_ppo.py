@@ -153,6 +153,7 @@ def _train(
         decoder=decoder,
         activations=inputs["cache_activations"].path,
         progress=ctx.progress / name,
+        owner=f"{ctx.owner} {name}",
         seed=seed,
         watcher=ctx.report,
         checkpoint_every_steps=config.checkpoint_every_steps,

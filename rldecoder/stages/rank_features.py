@@ -93,7 +93,9 @@ class _Progress:
             for target in config.targets
         }
         self.sequences: dict[str, int] = dict.fromkeys(config.domains, 0)
-        self._checkpoints = Checkpoints(ctx.progress / "rank_features", keep=1)
+        self._checkpoints = Checkpoints(
+            ctx.progress / "rank_features", keep=1, owner=ctx.owner, note=ctx.report.note
+        )
         self._seconds, self._saved, self._step = config.checkpoint_seconds, time.monotonic(), 0
         found = self._checkpoints.load()
         if found is None:

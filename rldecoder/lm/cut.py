@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
+from transformers import Cache, DynamicCache, PreTrainedConfig, PreTrainedModel
 
 from rldecoder.errors import BadInputError
 
@@ -86,6 +86,23 @@ class CutCache(DynamicCache):
     ) -> tuple[Tensor, Tensor]:
         """Add keys and values of the block that has this number in the whole model."""
         return super().update(key_states, value_states, layer_idx - self.first, *args, **kwargs)
+
+
+class NumberedCache(DynamicCache):
+    """A view of a KV cache for blocks that have these numbers; its layers count from 0.
+
+    What is added through the view is in the cache.
+    """
+
+    def __init__(self, cache: Cache, numbers: Sequence[int]) -> None:
+        self.__dict__.update(vars(cache))
+        self._place = {number: place for place, number in enumerate(numbers)}
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Add keys and values of the block that has this number in the whole model."""
+        return super().update(key_states, value_states, self._place[layer_idx], *args, **kwargs)
 
 
 @contextmanager

@@ -15,7 +15,6 @@ import copy
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -216,7 +215,7 @@ def _body(config: SaeDecoderConfig) -> PreTrainedModel:
     assert config.blocks is not None
     whole = AutoConfig.for_model(**copy.deepcopy(config.block_config))
     whole.vocab_size = 1
-    whole.pad_token_id = whole.bos_token_id = whole.eos_token_id = None
+    whole.pad_token_id = whole.bos_token_id = whole.eos_token_id = 0  # within the vocabulary
     # The configuration names the dtype of the frozen weights; these are to be trained.
     fewer = config_with_blocks(whole, config.blocks)
     body: PreTrainedModel = AutoModel.from_config(fewer, dtype=torch.float32)

@@ -26,7 +26,7 @@ from transformers import (
 
 from rldecoder.errors import BadInputError, DamagedFileError
 from rldecoder.json_text import read_json_file
-from rldecoder.lm.cut import CutCache, find_parts, replaced_input, with_blocks
+from rldecoder.lm.cut import CutCache, WholeCache, find_parts, replaced_input, with_blocks
 from rldecoder.lm.quiet import quiet_transformers
 from rldecoder.precision import fast_dtype
 
@@ -235,8 +235,11 @@ class FrozenLM:
                 "A cache counts the positions that a block has seen.",
                 "Use a layer of 1 or more, or `use_cache=False`.",
             )
+        cut = self._cut("trunk", layer)
+        if use_cache and past_key_values is None:
+            past_key_values = WholeCache(cut.config)
         with torch.no_grad():
-            out = self._cut("trunk", layer)(
+            out = cut(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
                 position_ids=count_positions(attention_mask, position_ids, input_ids.shape[1]),

@@ -214,7 +214,7 @@ def _parse_reply(key: str, text: str) -> Reply:
     Raises:
         ValueError, TypeError: it was damaged.
     """
-    fields = json.loads(text)
+    fields = parse_json(text)
     check = fields.pop(_CHECK, None)
     if check is not None and check != _check(key, fields):
         raise ValueError("another SHA-256")

@@ -31,10 +31,10 @@ class Pairs(list[tuple[str, Any]]):
 
 
 @functools.cache
-def entrypoints() -> frozenset[str]:
+def entrypoints() -> tuple[str, ...]:
     """The flows of prefect.yaml."""
     project = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))
-    return frozenset(deployment["entrypoint"] for deployment in project["deployments"])
+    return tuple(deployment["entrypoint"] for deployment in project["deployments"])
 
 
 @functools.cache

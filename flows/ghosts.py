@@ -2,8 +2,9 @@
 
 A paused run lives in a process that asks the server whether it was answered. When `make ui` ends,
 so does that process; the form stays in the UI, and would take an answer that nobody reads. So at
-the next start such runs become suspended ones: an answer then schedules them anew, and the worker
-starts a process that finds it. Nothing said is lost, and no form has to be filled in twice.
+its end, and at the next start, such runs become suspended ones: an answer then schedules them
+anew, and the worker starts a process that finds it. Nothing said is lost, and no form has to be
+filled in twice.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 
 from flows.api import Api
 
-MESSAGE = "`make ui` was restarted: answer or resume, and the run goes on where it was."
+MESSAGE = "`make ui` was stopped: answer or resume, and the run goes on where it was."
 
 _SUSPENDED = "Suspended"
 
@@ -20,7 +21,7 @@ _SUSPENDED = "Suspended"
 def keep_paused_runs(api: Api) -> Iterator[str]:
     """Make every paused run of a deployment one that can be taken up again.
 
-    Call it before the worker starts: then none of them has a process. Runs without a deployment
+    Call it while there is no worker: then none of them has a process. Runs without a deployment
     live in processes of their own, which may go on.
 
     Yields:

@@ -66,6 +66,7 @@ def serve(home: Path, port: int, allowed: Allowed) -> None:
         _make_pool(api)
         for said in keep_paused_runs(api):
             _say(said)
+        stack.callback(_keep_answers, api)  # after the worker: its runs have no process then
         with (home / "worker.log").open("wb") as log:
             worker = tied.start(
                 [sys.executable, "-m", "flows.worker"],
@@ -91,6 +92,12 @@ def _make_pool(api: Api) -> None:
     body: dict[str, Any] = {"name": POOL, "type": "process"}
     api.send("POST", "/work_pools/", body, also=(httpx.codes.CONFLICT,))
     api.send("PATCH", f"/work_pools/{POOL}", {"base_job_template": {}})
+
+
+def _keep_answers(api: Api) -> None:
+    """At the end: forms that wait are ready for the next start, whoever answers them first."""
+    with contextlib.suppress(NoResourceError, httpx.HTTPError):  # the server may be what ended
+        list(keep_paused_runs(api))
 
 
 def _login(api: Api) -> str:

@@ -8,6 +8,7 @@ kept, and at what Prefect's own automations make.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -62,4 +63,5 @@ async def _work() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(_work())
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(_work())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 from uuid import uuid4
 
@@ -47,7 +48,12 @@ class Api:
         Raises:
             NoResourceError: the server refuses.
         """
-        answer = self._client.request(method, path, json=body if method != "GET" else None)
+        deadline = time.monotonic() + _SECONDS
+        while True:
+            answer = self._client.request(method, path, json=body)
+            if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE or time.monotonic() > deadline:
+                break
+            time.sleep(0.5)  # the database is locked by one of the server's own services
         if not answer.is_success and answer.status_code not in also:
             said = answer.text[:_TAIL_CHARACTERS]
             raise NoResourceError(

@@ -25,7 +25,8 @@ APPLIED_FILE = "applied-deployments.json"
 """What prefect.yaml said when it was last applied; in the Prefect home."""
 
 _FILE = "deployments.yaml"
-_KEPT = ("parameters", "description", "tags")
+_UNSAID: Mapping[str, Any] = {"parameters": {}, "description": None, "tags": [], "paused": False}
+"""What `prefect deploy` makes of settings that prefect.yaml leaves out."""
 _TAIL_CHARACTERS = 1500
 
 
@@ -54,15 +55,20 @@ def deploy(api: Api, home: Path, env: Mapping[str, str]) -> None:
         same = {key for key in entry.keys() | last.keys() if entry.get(key) == last.get(key)}
         # Without the key, `prefect deploy` leaves the schedules of a deployment alone.
         entries.append({k: v for k, v in entry.items() if k != "schedules" or k not in same})
-        mine = {key: found[key] for key in _KEPT if key in same or key not in entry}
-        if "concurrency_limit" in same:
-            limit = found.get("global_concurrency_limit") or {}
-            mine["concurrency_limit"] = limit.get("limit")
-        kept.append((found["id"], {**mine, "paused": found["paused"]}))
+        limit = found.get("global_concurrency_limit") or {}
+        now = {**{key: found[key] for key in _UNSAID}, "concurrency_limit": limit.get("limit")}
+        mine = {key: value for key, value in now.items() if key in same or key not in entry}
+        kept.append((found["id"], _beyond(mine, entry)))
     _apply({**project, "deployments": entries}, home, env)
     for identity, mine in kept:
-        api.send("PATCH", f"/deployments/{identity}", mine)
+        if mine:
+            api.send("PATCH", f"/deployments/{identity}", mine)
     (home / APPLIED_FILE).write_text(json.dumps(wanted, indent=1), encoding="utf-8")
+
+
+def _beyond(mine: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Those settings that the file does not give by itself."""
+    return {k: v for k, v in mine.items() if v != entry.get(k, _UNSAID.get(k))}
 
 
 def _applied(home: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import pytest
 from prefect.exceptions import FlowPauseTimeout
 
 from flows.review import MissingLabel, ReviewParameters, Verdict, as_markdown, review
-from rldecoder.artifacts import ArtifactStore, Manifest
+from rldecoder.artifacts import ArtifactRef, ArtifactStore, Manifest
 from rldecoder.config.run import load_run_config
 from rldecoder.errors import BadInputError
 from rldecoder.interp.records import Example, FeatureLabel, FeatureLabels, Scores
@@ -108,7 +108,7 @@ def publish(
     stage: str,
     content: FeatureLabels | ReviewQueue,
     overrides: list[str] | None = None,
-) -> None:
+) -> ArtifactRef:
     ref = plan(load_run_config(ROOT / "configs" / "debug.yaml", overrides))[stage]
     manifest = Manifest(
         kind=ref.kind, stage=ref.stage, digest=ref.digest, version=1, config={}, seed=0,
@@ -119,6 +119,7 @@ def publish(
     with store.building(ref) as out:
         content.save(out)
         store.publish(ref, out, manifest)
+    return ref
 
 
 def start(ui: Ui, parameters: ReviewParameters, pool: ThreadPoolExecutor) -> Future[int]:

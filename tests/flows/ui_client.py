@@ -53,6 +53,9 @@ class Ui:
     def patch(self, path: str, body: Any) -> None:
         self._send("PATCH", path, body).raise_for_status()
 
+    def delete(self, path: str) -> None:
+        self._send("DELETE", path, None).raise_for_status()
+
     def _send(self, method: str, path: str, body: Any) -> httpx.Response:
         # 503: SQLite is locked by one of the server's own services, which Prefect's client also
         # answers by asking again.

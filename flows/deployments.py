@@ -52,12 +52,13 @@ def deploy(api: Api, home: Path, env: Mapping[str, str]) -> None:
             entries.append(entry)
             continue
         last = before.get(name, entry)  # a home of an older version has no record
-        same = {key for key in entry.keys() | last.keys() if entry.get(key) == last.get(key)}
-        # Without the key, `prefect deploy` leaves the schedules of a deployment alone.
-        entries.append({k: v for k, v in entry.items() if k != "schedules" or k not in same})
+        if entry.get("schedules") == last.get("schedules"):
+            # Without the key, `prefect deploy` leaves the schedules of a deployment alone.
+            entry = {key: value for key, value in entry.items() if key != "schedules"}
+        entries.append(entry)
         limit = found.get("global_concurrency_limit") or {}
         now = {**{key: found[key] for key in _UNSAID}, "concurrency_limit": limit.get("limit")}
-        mine = {key: value for key, value in now.items() if key in same or key not in entry}
+        mine = {key: value for key, value in now.items() if entry.get(key) == last.get(key)}
         kept.append((found["id"], _beyond(mine, entry)))
     _apply({**project, "deployments": entries}, home, env)
     for identity, mine in kept:

@@ -56,9 +56,11 @@ def _read(path: Path) -> str:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
-        raise BadInputError(f"The password file {path} cannot be read.", str(error), mend) from error
-    with os.fdopen(fd, "rb") as file:
-        about = os.fstat(file.fileno())
+        raise BadInputError(
+            f"The password file {path} cannot be read.", str(error), mend
+        ) from error
+    try:
+        about = os.fstat(fd)
         private = stat.S_ISREG(about.st_mode) and not about.st_mode & 0o077
         if not private or about.st_uid != os.getuid():
             raise BadInputError(
@@ -66,7 +68,9 @@ def _read(path: Path) -> str:
                 "Others may know what is in it.",
                 mend,
             )
-        text = file.read(_LONGEST).decode("ascii", errors="replace").strip()
+        text = os.read(fd, _LONGEST).decode("ascii", errors="replace").strip()
+    finally:
+        os.close(fd)
     if not text or not text.isprintable() or not text.isascii():
         raise BadInputError(f"The password file {path} holds no password.", "", mend)
     return text

@@ -28,7 +28,9 @@ ELSEWHERE = ("mirror", "repo", "revision", "base_url", "api_key_env")
 """Settings that name an address, what lies there, or an environment variable, as the `name` of a
 dataset does."""
 
-_MEND = "Or let it in: `python -m flows.serve_ui {option} DIR`, or `make ui UI_ARGS='{option} DIR'`."
+_MEND = (
+    "Or let it in: `python -m flows.serve_ui {option} DIR`, or `make ui UI_ARGS='{option} DIR'`."
+)
 
 
 class Allowed(NamedTuple):

@@ -91,12 +91,12 @@ def test_what_nobody_changed_is_left_to_the_file(tmp_path: Path, applied: list[A
 
 
 def test_what_the_file_says_anew_counts(tmp_path: Path, applied: list[Any]) -> None:
-    before = {**NIGHTLY, "schedules": [], "parameters": {}, "concurrency_limit": 9}
+    before = {**NIGHTLY, "schedules": [], "parameters": {}, "concurrency_limit": 9, "tags": ["x"]}
     (tmp_path / APPLIED_FILE).write_text(json.dumps({"nightly": before}))
     api = FakeApi([CHANGED])
     deploy(api, tmp_path, {})  # type: ignore[arg-type]
     assert entry_of(applied[0]) == NIGHTLY
-    kept = {"description": "mine", "tags": ["t"], "paused": True}
+    kept = {"description": "mine", "paused": True}
     assert api.patched == {"/deployments/1": kept}
 
 

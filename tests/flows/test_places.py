@@ -145,7 +145,7 @@ def _parts(annotation: Any) -> typing.Iterator[Any]:
     origin = get_origin(annotation)
     if origin is typing.Literal:
         return
-    if origin is None or isinstance(annotation, types.GenericAlias) and not get_args(annotation):
+    if origin is None or (isinstance(annotation, types.GenericAlias) and not get_args(annotation)):
         yield annotation
         return
     for part in get_args(annotation):

@@ -80,9 +80,21 @@ def test_a_failed_label_shows_why() -> None:
 
 
 def test_without_a_label_there_is_nothing_to_accept() -> None:
+    assert set(Verdict.model_fields) == {"verdict", "better_label", "note"}
     assert set(MissingLabel.model_fields) == {"better_label", "note"}
     with pytest.raises(ValueError, match="extra"):
         MissingLabel.model_validate({"verdict": "accept"})
+
+
+def test_an_untouched_form_is_no_verdict() -> None:
+    # A switch that starts off was sent as a rejection by whoever only pressed the button.
+    assert Verdict().verdict == "undecided"
+    choice = Verdict.model_json_schema()["properties"]["verdict"]
+    assert choice["enum"] == ["undecided", "accept", "reject"]
+    assert choice["default"] == "undecided"
+    # A form of before, answered after an upgrade.
+    assert Verdict.model_validate({"accept": True, "note": "n"}).verdict == "accept"
+    assert Verdict.model_validate({"accept": False}).verdict == "reject"
 
 
 def test_the_form_refuses_nonsense() -> None:

@@ -18,8 +18,11 @@ from tests.flows.ui_client import ROOT, Ui
 
 
 @pytest.fixture(scope="session")
-def ui() -> Iterator[Ui]:
-    """`make ui` in a process of its own; at the end Ctrl-C must stop all of it."""
+def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ui]:
+    """`make ui` in a process of its own; at the end Ctrl-C must stop all of it.
+
+    Its forms may name stores of the tests' temporary folders.
+    """
     port, home = free_port(), Path(os.environ["PREFECT_HOME"])
     env = {
         **os.environ,
@@ -27,7 +30,8 @@ def ui() -> Iterator[Ui]:
         "PREFECT_WORKER_QUERY_SECONDS": "1",
     }
     process = tied.start(
-        [sys.executable, "-m", "flows.serve_ui", "--port", str(port)],
+        [sys.executable, "-m", "flows.serve_ui", "--port", str(port),
+         "--allow-store", str(tmp_path_factory.getbasetemp())],
         env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     try:

@@ -30,7 +30,10 @@ def test_other_names_are_turned_away(client: TestClient, host: str) -> None:
 @pytest.mark.parametrize("host", ["localhost:1", "LOCALHOST", "127.0.0.1", "[::1]:8760"])
 def test_our_own_names_are_answered_at_any_port(client: TestClient, host: str) -> None:
     """A tunnel changes the port."""
-    assert client.get("/", headers={"host": host}).status_code == 200
+    there = {"host": host, "origin": f"http://{host}"}
+    assert client.get("/", headers=there).status_code == 200
+    assert client.post("/api/trace", json=BODY, headers=there).status_code == 200
+    assert client.get("/", headers=there | {"origin": "http://localhost:2"}).status_code == 403
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,10 @@ def hostile(served: Served, debug_labels: Path, debug_clusters: Path, tmp_path: 
         feature["reviews"] = [said | {"shown": "other", "at": HOSTILE}] if number == 0 else []
     file.write_text(json.dumps(labels), encoding="utf-8")
     session = served.workbench.session
-    texts = {latent: LabelText(HOSTILE, 0.5) for latent in range(session.sae.num_latents)}
+    texts = {
+        latent: LabelText(HOSTILE, 0.5, latent % 2 == 0)
+        for latent in range(session.sae.num_latents)
+    }
     bench = Workbench(
         type(session)(session.lm, session.sae, session.decoder, texts, session.explainer),
         max_tokens=64,

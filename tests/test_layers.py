@@ -13,8 +13,8 @@ SUBJECTS = (
     "serve",
 )  # fmt: skip
 CORE = (
-    "errors", "seeds", "schemas", "artifacts", "mirror", "devices", "checkpoints", "curves",
-    "provenance",
+    "errors", "seeds", "schemas", "artifacts", "mirror", "devices", "lease_files", "checkpoints",
+    "curves", "provenance", "terminal",
 )  # fmt: skip
 ABOVE_SUBJECTS = ("rldecoder.stages", "rldecoder.runner", "rldecoder.cli", "tasks", "flows")
 

@@ -61,7 +61,8 @@ class PatientProtocol(H11Protocol):
     def resume_writing(self) -> None:
         """It has read on."""
         super().resume_writing()
-        self._writing = _stopped(self._writing)
+        _stop(self._writing)
+        self._writing = None
 
     def timeout_keep_alive_handler(self) -> None:
         """No further request came."""
@@ -71,19 +72,22 @@ class PatientProtocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Nothing is awaited any more."""
         super().connection_lost(exc)
-        self._reading, self._writing = _stopped(self._reading), _stopped(self._writing)
+        _stop(self._reading)
+        _stop(self._writing)
 
     def _watch_request(self) -> None:
         """Keep the clock running while part of a request is missing; stop it otherwise."""
         if self.transport.is_closing():  # which waits until the last answer is read
-            self._reading = _stopped(self._reading)
+            _stop(self._reading)
+            self._reading = None
             if self._writing is None:
                 self._writing = self.loop.call_later(self.answer_seconds, self.transport.abort)
             return
         state = self.conn.their_state
         begun = state is h11.IDLE and bool(self.conn.trailing_data[0])
         if not (begun or state is h11.SEND_BODY):
-            self._reading = _stopped(self._reading)
+            _stop(self._reading)
+            self._reading = None
         elif self._reading is None:
             self._reading = self.loop.call_later(self.request_seconds, self.transport.abort)
 
@@ -102,6 +106,6 @@ class PatientProtocol(H11Protocol):
         return asked and self._reading is None
 
 
-def _stopped(timer: asyncio.TimerHandle | None) -> None:
+def _stop(timer: asyncio.TimerHandle | None) -> None:
     if timer is not None:
         timer.cancel()

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from typer.exceptions import TyperException
 
@@ -19,6 +18,7 @@ from rldecoder.errors import (
     InterruptedRunError,
     RlDecoderError,
 )
+from rldecoder.terminal import Terminal
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -38,7 +38,7 @@ app = typer.Typer(
 )
 judge = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(judge, name="judge", help="People compare explanations: blind pairs out, files in.")
-console = Console()
+console = Terminal()
 
 ConfigPath = Annotated[Path, typer.Argument(help="A run's YAML, such as configs/quickstart.yaml.")]
 StoreOption = Annotated[
@@ -302,7 +302,7 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
 
 def _print_error(error: RlDecoderError) -> None:
-    target = Console(stderr=True)
+    target = Terminal(stderr=True)
     target.print(f"[bold red]error:[/bold red] {escape(error.what)}", highlight=False)
     for part in (error.why, error.mend):
         if part:

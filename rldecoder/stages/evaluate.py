@@ -369,6 +369,12 @@ def _claim_precision(evaluation: Mapping[str, Any]) -> Measurement:
         f"95 % interval {ours['precision_low']:.2f} to {ours['precision_high']:.2f}; says nothing "
         f"at {100 * evaluation['abstention']:.0f} % of the positions"
     )
+    frozen = evaluation["frozen_model"]
+    if frozen["num_claims"]:
+        note += (
+            f"; of the examples' {frozen['num_claims']} claims {frozen['verdicts']['supported']} "
+            "hold on the frozen model, too"
+        )
     return Measurement(ours["precision"], note)
 
 

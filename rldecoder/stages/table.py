@@ -171,7 +171,7 @@ STAGES: tuple[Stage, ...] = (
     _stage(
         "train_explainer",
         "explainer",
-        4,
+        5,
         (
             "sync_tokenizer",
             "cache_activations",
@@ -186,7 +186,7 @@ STAGES: tuple[Stage, ...] = (
     _stage(
         "evaluate",
         "evaluation",
-        4,
+        5,
         (
             "sync_tokenizer",
             "cache_activations",
@@ -207,7 +207,7 @@ STAGES: tuple[Stage, ...] = (
     _stage(
         "report",
         "report",
-        6,
+        7,
         (
             "sync_tokenizer",
             "ingest",

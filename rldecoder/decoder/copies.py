@@ -49,6 +49,8 @@ def compare_copies(
                 twin.get_submodule(f"{blocks_name}.{index}"), lambda _, n=number: doors[n]
             ):
                 mine = alone(inputs_embeds=doors[number], use_cache=False).last_hidden_state
+        except torch.OutOfMemoryError:
+            raise
         # What a block that needs more than the residual stream says of it, in its own words.
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise _refusal(base, number, f"The copy cannot be run: {error}") from error

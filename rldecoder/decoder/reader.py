@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from rldecoder.decoder.blocks import DecoderBlocks
+from rldecoder.decoder.distill import matmul_precision
 from rldecoder.decoder.masks import allowed_by, seen_masks
 from rldecoder.errors import BadInputError
 from rldecoder.seeds import torch_generator
@@ -98,7 +99,10 @@ def proven_masks(blocks: DecoderBlocks, length: int) -> tuple[Tensor, ...]:
     training = blocks.training
     blocks.eval()
     try:
-        blocks.proven_masks = _prove(blocks, size)
+        with matmul_precision("highest"):
+            blocks.proven_masks = _prove(blocks, size)
+    except torch.OutOfMemoryError:
+        raise
     # A model that cannot take such a mask says so in its own words.
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise _refusal(blocks, f"They fail on such a position: {error}".splitlines()[0]) from error

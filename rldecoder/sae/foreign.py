@@ -25,7 +25,7 @@ _PLACE_KEYS = (
     "hook_head_index_out", "model_name", "model_from_pretrained_kwargs", "context_size",
     "center_writing_weights",
 )  # fmt: skip
-_OFF = (None, False, "", "none", "None", 0, [], {})
+_OFF: tuple[Any, ...] = (None, False, "", "none", "None", 0, [], {})
 # Settings that must be off, and what they do.
 _MUST_BE_OFF = {
     "normalize_activations": "It scales inputs in a way that the weights do not hold: fold it in.",

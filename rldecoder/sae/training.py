@@ -203,22 +203,15 @@ class SaeTrainer:
         Raises:
             BadInputError: it is another kind of SAE, or has no such latent.
         """
-        for name in ("architecture", "d_model", "num_latents", "k", "hook_layer"):
+        for name in ("architecture", "d_model", "num_latents", "k", "hook_layer", "model"):
             mine, theirs = getattr(self.spec, name), getattr(sae.spec, name)
-            if mine != theirs:
+            unknown = name == "model" and not (mine and theirs)
+            if mine != theirs and not unknown:
                 raise BadInputError(
                     f"The SAE to go on from has {name} {theirs}, and {mine} is to be trained.",
                     "Training can only go on with an SAE of the same kind.",
                     "Correct `train_sae`, or `train_sae.retrain.sae`.",
                 )
-        mine, theirs = (_bare(spec.model_name) for spec in (self.spec, sae.spec))
-        if mine and theirs and mine != theirs:
-            raise BadInputError(
-                f"The SAE to go on from reads {sae.spec.model_name!r}, and this run "
-                f"{self.spec.model_name!r}.",
-                "Its latents mean nothing in another model.",
-                "Correct `train_sae.retrain.sae`.",
-            )
         if len(flagged) and int(flagged.max()) >= self.spec.num_latents:
             raise BadInputError(
                 f"Latent {int(flagged.max())} is flagged, and there are {self.spec.num_latents}.",
@@ -419,11 +412,6 @@ def rule_for(config: TrainSaeConfig, spec: SaeSpec) -> Rule:
         sizes = {max(1, round(share * spec.num_latents)) for share in config.matryoshka_prefixes}
         prefixes = tuple(sorted(sizes))
     return Rule(architecture, config.k, prefixes)
-
-
-def _bare(model_name: str) -> str:
-    """A model's name without its owner, as TransformerLens, the hub and folders may write it."""
-    return model_name.rsplit("/", 1)[-1].lower().removesuffix("-small")
 
 
 def published_spec(

@@ -14,13 +14,14 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import FrameType
 
 import httpx
 import psutil
 
 from flows.local_server import LocalServer, offline_settings, owned, prefect_home, shared_url
-from rldecoder.errors import BadInputError, NoResourceError, RlDecoderError
+from rldecoder import interrupts
+from rldecoder.entry import guarded
+from rldecoder.errors import EXIT_DONE, BadInputError, NoResourceError
 from tasks import tied
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -109,27 +110,21 @@ def _say(message: str) -> None:
     print(f"rldecoder ui: {message}", flush=True)
 
 
-def _terminate(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
-
-
 def main() -> int:
     """Parse the arguments, serve, and turn errors into one message."""
     parser = argparse.ArgumentParser(prog="python -m flows.serve_ui", description=__doc__)
     parser.add_argument("--port", type=int, default=4200, help="port of the UI on 127.0.0.1")
     port = parser.parse_args().port
-    # Started by a shell with `&`, SIGINT would be ignored; both must stop all of it.
-    signal.signal(signal.SIGINT, _terminate)
-    signal.signal(signal.SIGTERM, _terminate)
+    return guarded(lambda: _serve_until_interrupted(port))
+
+
+def _serve_until_interrupted(port: int) -> int:
     try:
         serve(prefect_home(), port)
     except KeyboardInterrupt:
         _say("stopped")
-        return 0
-    except RlDecoderError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+        interrupts.forget()
+    return EXIT_DONE
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rldecoder import schemas
+from rldecoder import interrupts, schemas
 from rldecoder.errors import DamagedFileError
 
 
@@ -43,7 +43,12 @@ class Checkpoints:
         self.folder, self.keep = folder, keep
 
     def save(self, step: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-        """Save atomically and drop all but the newest `keep` checkpoints."""
+        """Save atomically and drop all but the newest `keep` checkpoints.
+
+        Raises:
+            KeyboardInterrupt: the process was asked to stop before; the last one stays in force.
+        """
+        interrupts.check()
         self.folder.mkdir(parents=True, exist_ok=True)
         aside = self.folder / f"writing-{step:09d}"
         shutil.rmtree(aside, ignore_errors=True)

@@ -35,8 +35,6 @@ def guarded(command: Callable[[], int | None]) -> int:
     Args:
         command: may give an exit code of its own; None is 0.
     """
-    interrupts.listen()
-    _mend_streams()
     try:
         code = _run(command)
         interrupts.settle(code)
@@ -48,6 +46,8 @@ def guarded(command: Callable[[], int | None]) -> int:
 
 def _run(command: Callable[[], int | None]) -> int:
     try:
+        interrupts.listen()
+        _mend_streams()
         code = command() or EXIT_DONE
         interrupts.check()  # a request that was dropped
         for stream in (sys.stdout, sys.stderr):

@@ -19,8 +19,9 @@ import transformers  # noqa: F401
 import rldecoder.cli_commands
 import rldecoder.cli_run
 import rldecoder.explain.session  # noqa: F401
-from rldecoder import interrupts
+from rldecoder import interrupts, provenance
 from rldecoder.cli import main
+from rldecoder.stages.table import STAGES
 
 
 def child(arguments: list[str], log: str, answers: int) -> None:
@@ -38,12 +39,18 @@ def child(arguments: list[str], log: str, answers: int) -> None:
     os.dup2(output, 2)
     sys.argv = ["rldecoder", *arguments]
     os.write(answers, f"{os.getpid()}\n".encode())
-    main()
+    try:
+        main()
+    except SystemExit as end:
+        sys.stdout.flush()
+        os._exit(int(end.code or 0))  # tearing down what the server imported takes a second
 
 
 def serve() -> None:
     """Fork for every line of stdin, and wait for the child."""
     torch.set_num_threads(1)
+    for stage in STAGES:
+        provenance.source_digest(stage.run.__module__)  # two seconds that no child needs to spend
     answers = os.dup(1)
     for line in sys.stdin:
         request: dict[str, Any] = json.loads(line)

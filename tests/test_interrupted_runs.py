@@ -28,7 +28,7 @@ CONFIG = ROOT / "configs" / "debug.yaml"
 ROUNDS = int(os.environ.get("RLDECODER_SIGINT_ROUNDS", "8"))
 FULL = ROUNDS > 8
 """All stages take their turn; otherwise those of less than two seconds."""
-EACH = 2
+EACH = 4 if FULL else 2
 """Interruptions of a stage before it may finish."""
 UNTIMED = ("timing.json", "frontier.parquet", "report.html", "logbook_entry.md",
            "reproducibility.md")  # fmt: skip
@@ -92,9 +92,7 @@ def hashes(manifest: Manifest) -> dict[str, str]:
 def stages(undisturbed: ArtifactStore, chance: random.Random) -> Iterator[str]:
     """Names of stages in random order, without end."""
     refs = plan(load_run_config(CONFIG))
-    names = [
-        s.name for s in STAGES if FULL or undisturbed.manifest(refs[s.name]).wall_seconds < 2
-    ]
+    names = [s.name for s in STAGES if FULL or undisturbed.manifest(refs[s.name]).wall_seconds < 2]
     while True:
         yield from chance.sample(names, len(names))
 

@@ -54,6 +54,7 @@ def _run(command: Callable[[], int | None]) -> int:
             stream.flush()
         return code
     except BaseException as raised:
+        interrupts.obey()
         error = _as_ours(raised)
         if os.environ.get(SHOW_TRACEBACK):
             traceback.print_exception(raised)

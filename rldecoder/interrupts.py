@@ -80,13 +80,18 @@ def check() -> None:
 def forget() -> None:
     """The request was obeyed, by a server that has shut down, say."""
     _State.asked = False
+    obey()
+
+
+def obey() -> None:
+    """The program ends; nothing is raised again unless the user asks again."""
     signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def settle(exit_code: int) -> None:
     """The work is done and told of; a signal after this ends the process at once, with the code."""
     _State.exit_code = exit_code
-    signal.setitimer(signal.ITIMER_REAL, 0)
+    obey()
 
 
 def _ask(number: int, frame: FrameType | None) -> None:

@@ -1,8 +1,8 @@
 """Runs `rldecoder` commands in forks of a process that has imported everything already.
 
-An interpreter and its imports cost ten CPU seconds; a fork costs none. `python -m tests.fork_server`
-reads a JSON list of arguments and the name of a log file a line, and answers with two lines: the
-child's process id, once it is about to begin, and its exit code.
+An interpreter and its imports cost ten CPU seconds; a fork costs none. `python -m
+tests.fork_server` reads lines of JSON (`arguments`, and the file `log` for the output), and answers
+each with two lines: the child's process id, once it is about to begin, and its exit code.
 """
 
 from __future__ import annotations

@@ -155,9 +155,11 @@ def test_a_crash_keeps_the_end_of_its_output_for_the_report(act: Act) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_child_that_was_stopped_is_an_interruption(act: Act, number: int) -> None:
     with pytest.raises(InterruptedRunError, match="was stopped"):
-        act(
-            f"import signal\nsignal.signal({number}, signal.SIG_DFL)\nos.kill(os.getpid(), {number})"
-        )
+        act(f"""
+import signal
+signal.signal({number}, signal.SIG_DFL)
+os.kill(os.getpid(), {number})
+""")
 
 
 def test_a_process_killed_by_the_system_is_a_lack_of_memory(act: Act) -> None:

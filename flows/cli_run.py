@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from flows.local_server import offline_settings, prefect_home, server_for_one_run
+from rldecoder import interrupts
 from rldecoder.artifacts import ArtifactStore
 from rldecoder.config.run import RunConfig
 from rldecoder.runner import StageRun
@@ -50,6 +51,8 @@ def run_with_prefect(
         @flow(name="pipeline", persist_result=False, validate_parameters=False)
         def from_command_line(run: RunConfig, until: str | None) -> list[StageRun]:
             """The pipeline, started by `rldecoder run`."""
+            # Prefect has put its own for SIGTERM, whose exception may be dropped for good.
+            interrupts.handle_signals()
             return run_stages(run, store, report, until, on_stage)
 
         settings: dict[Any, Any] = {PREFECT_API_URL: server.url}

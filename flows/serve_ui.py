@@ -13,7 +13,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import httpx
@@ -27,7 +26,9 @@ from flows.local_server import LocalServer, offline_settings, owned, prefect_hom
 from flows.password import password_of
 from flows.places import Allowed, allowed_with
 from flows.worker import POOL
-from rldecoder.errors import BadInputError, NoResourceError, RlDecoderError
+from rldecoder import interrupts
+from rldecoder.entry import guarded
+from rldecoder.errors import EXIT_DONE, BadInputError, NoResourceError
 from tasks import tied
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -138,10 +139,6 @@ def _say(message: str) -> None:
     print(f"rldecoder ui: {message}", flush=True)
 
 
-def _terminate(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
-
-
 def main() -> int:
     """Parse the arguments, serve, and turn errors into one message."""
     parser = argparse.ArgumentParser(prog="python -m flows.serve_ui", description=__doc__)
@@ -155,9 +152,10 @@ def main() -> int:
             help=f"a folder with {what} that forms may name too; may be given several times",
         )  # fmt: skip
     given = parser.parse_args()
-    # Started by a shell with `&`, SIGINT would be ignored; both must stop all of it.
-    signal.signal(signal.SIGINT, _terminate)
-    signal.signal(signal.SIGTERM, _terminate)
+    return guarded(lambda: _serve_until_interrupted(given))
+
+
+def _serve_until_interrupted(given: argparse.Namespace) -> int:
     try:
         if given.login:
             _say(login(prefect_home()))
@@ -166,11 +164,8 @@ def main() -> int:
         serve(prefect_home(), given.port, allowed)
     except KeyboardInterrupt:
         _say("stopped")
-        return 0
-    except RlDecoderError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+        interrupts.forget()
+    return EXIT_DONE
 
 
 if __name__ == "__main__":

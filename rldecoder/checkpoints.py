@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rldecoder import files, schemas, sealed
+from rldecoder import files, interrupts, schemas, sealed
 from rldecoder.errors import DamagedFileError
 
 _log = logging.getLogger(__name__)
@@ -69,7 +69,11 @@ class Checkpoints:
 
         Args:
             beside: files and folders that a resumed run will use as they are now.
+
+        Raises:
+            KeyboardInterrupt: the process was asked to stop before; the last one stays in force.
         """
+        interrupts.check()
         self.folder.mkdir(parents=True, exist_ok=True)
         aside = self.folder / f"writing-{step:09d}"
         files.remove(aside)

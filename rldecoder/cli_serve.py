@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.markup import escape
 
+from rldecoder import interrupts
 from rldecoder.artifacts import ArtifactRef, ArtifactStore
 from rldecoder.cli_show import explain_inputs, open_session
 from rldecoder.config.run import RunConfig
@@ -69,6 +70,7 @@ def serve_run(
         # uvicorn shuts down by itself on Ctrl-C and passes the signal on when it is done.
         with contextlib.suppress(KeyboardInterrupt):
             server.run(sockets=[listener])
+        interrupts.forget()
     console.print("stopped", highlight=False)
 
 

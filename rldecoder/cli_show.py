@@ -80,6 +80,14 @@ def show_explanation(
     """
     if not prompt.strip():
         raise BadInputError("The prompt is empty.", "", 'Example: rldecoder explain CONFIG "The"')
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:  # bytes of the command line that the locale cannot read
+        raise BadInputError(
+            "The prompt is not valid Unicode.",
+            f"Character {error.start + 1} is none.",
+            "Write the prompt as UTF-8.",
+        ) from error
     inputs = explain_inputs(run, store)
     from rldecoder.dashboard.explanation import explanation_page
     from rldecoder.explain.session import render_explanation
@@ -88,7 +96,8 @@ def show_explanation(
     caveats = inputs["train_explainer"].caveats
     if html is not None:
         try:
-            html.write_text(explanation_page(explanation, run.name, caveats), encoding="utf-8")
+            page = explanation_page(explanation, run.name, caveats)
+            html.write_text(page, encoding="utf-8", errors="backslashreplace")
         except OSError as error:
             raise BadInputError(
                 f"The page {html} cannot be written.", str(error), "Give another path to --html."

@@ -10,6 +10,8 @@ EXIT_DONE = 0
 EXIT_GATE_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 3
+EXIT_UNEXPECTED = 70
+"""`EX_SOFTWARE` of sysexits.h; Python's own code for uncaught exceptions, 1, is a gate's."""
 
 
 class RlDecoderError(Exception):
@@ -66,6 +68,12 @@ class InterruptedRunError(RlDecoderError):
     """The run was stopped by the user; checkpoints are kept and a rerun resumes."""
 
     exit_code = EXIT_INTERRUPTED
+
+
+class UnexpectedError(RlDecoderError):
+    """A fault of this program: nobody foresaw it, so it is to be reported."""
+
+    exit_code = EXIT_UNEXPECTED
 
 
 def require_empty(folder: Path, why: str) -> None:

@@ -9,10 +9,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from rldecoder import devices, provenance
+from rldecoder import devices, interrupts, provenance
 from rldecoder.artifacts import ArtifactRef, ArtifactStore, Manifest, artifact_digest
 from rldecoder.config.run import RunConfig
 from rldecoder.errors import BadInputError, GateFailedError, NumericalError
+from rldecoder.failures import explained
+from rldecoder.progress import Interruptible
 from rldecoder.seeds import derive_seed, seed_everything
 from rldecoder.stages.context import (
     InputArtifact,
@@ -63,8 +65,26 @@ def run_stage(
     Raises:
         GateFailedError: an upstream gate, or this one, said no and its `on_fail` is `stop`.
             The artifact of a failed gate is published all the same.
+        RlDecoderError: anything that can be foreseen, such as a full disk, as one of our own.
+        KeyboardInterrupt: the process was asked to stop; nothing computed since is published.
     """
-    stage = stage_named(stage_name)
+    with explained(stage_name):
+        return _run_stage(
+            run, stage_named(stage_name), refs,
+            store=store, report=Interruptible(report), device=device,
+        )  # fmt: skip
+
+
+def _run_stage(
+    run: RunConfig,
+    stage: Stage,
+    refs: Mapping[str, ArtifactRef],
+    *,
+    store: ArtifactStore,
+    report: Reporter,
+    device: str | None,
+) -> StageRun:
+    interrupts.check()
     started = time.monotonic()
     ref, fingerprint, seed = _ref(run, stage, refs)
     inputs = {name: _input(store, refs[name]) for name in stage.inputs}
@@ -88,6 +108,7 @@ def run_stage(
     )  # fmt: skip
     if stage.gate and manifest.verdict == "fail":
         _judge(run, stage, store, ref, manifest, report)
+    interrupts.check()
     return result
 
 
@@ -187,6 +208,8 @@ def _build(
     with store.building(ref) as out:
         context = StageContext(out, progress, seed, torch_device, report, upstream, str(ref))
         output = stage.run(inputs, run.stage(stage.name), context)
+        # What was dropped with an interruption may be missing from the result.
+        interrupts.check()
         _check_metrics(stage, output)
         caveats = list(upstream)
         if output.verdict == "fail" or (output.reasons and not stage.gate):

@@ -14,7 +14,7 @@ import pytest
 
 from flows.local_server import free_port
 from tasks import tied
-from tests.flows.ui_client import ROOT, Ui
+from tests.flows.ui_client import FAKE_KEYS, ROOT, Ui
 
 
 @pytest.fixture(scope="session")
@@ -28,6 +28,7 @@ def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ui]:
         **os.environ,
         "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "10",
         "PREFECT_WORKER_QUERY_SECONDS": "1",
+        **FAKE_KEYS,
     }
     process = tied.start(
         [sys.executable, "-m", "flows.serve_ui", "--port", str(port),

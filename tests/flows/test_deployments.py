@@ -101,8 +101,14 @@ def test_what_the_file_says_anew_counts(tmp_path: Path, applied: list[Any]) -> N
 
 
 @pytest.mark.slow
-def test_a_paused_schedule_stays_paused(ui: Ui) -> None:
-    """With the real server and the real command."""
+def test_a_paused_schedule_stays_paused(ui: Ui, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the real server and the real command, for this one deployment."""
+    apply = deployments._apply
+
+    def apply_one(project: Any, home: Path, env: Any) -> None:
+        apply({**project, "deployments": [entry_of(project)]}, home, env)
+
+    monkeypatch.setattr(deployments, "_apply", apply_one)
     path = f"/deployments/{ui.deployment('nightly/nightly')['id']}"
     env = {
         **os.environ, "PREFECT_API_URL": ui.url, "PREFECT_API_AUTH_STRING": ui.password,

@@ -16,7 +16,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from flows import guarded_server
 from flows.guarded_server import CODE_SECONDS, MAX_BODY_BYTES, Codes, Guard
 from flows.password import authorization
-from tests.flows.ui_client import ROOT, Ui
+from tests.flows.ui_client import FAKE_KEYS, ROOT, Ui
 
 PORT = 4242
 OWN = f"http://127.0.0.1:{PORT}"
@@ -313,6 +313,8 @@ def handshake(ui: Ui, origin: str | None) -> int:
 def test_the_password_is_in_no_log_and_on_no_command_line(ui: Ui) -> None:
     import psutil
 
+    written = [path.read_bytes() for path in ui.home.rglob("*") if path.is_file()]
+    assert not [key for key in FAKE_KEYS.values() if any(key.encode() in b for b in written)]
     holders = [path.name for path in ui.home.rglob("*") if path.is_file()
                and ui.password.encode() in path.read_bytes()]  # fmt: skip
     assert holders == ["ui-password"]

@@ -14,6 +14,12 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_SECONDS = 300
 """For machines that do ten things at once; on a quiet one nothing here takes a tenth of it."""
+FAKE_KEYS = {
+    "OPENAI_API_KEY": "sk-not-a-key-0123456789",
+    "WANDB_API_KEY": "not-a-key-" + "0" * 30,
+    "AWS_SECRET_ACCESS_KEY": "not-a-key-of-aws",
+}
+"""In the environment of `make ui`: they must not be written down anywhere."""
 
 
 class Ui:

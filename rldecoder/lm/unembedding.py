@@ -27,6 +27,7 @@ _SCALE_SETTINGS = {
     "granite_swa": ("logits_scaling", -1),
     "granitemoe": ("logits_scaling", -1),
     "granitemoe_swa": ("logits_scaling", -1),
+    "granitemoehybrid": ("logits_scaling", -1),
     "granitemoeshared": ("logits_scaling", -1),
     "hyperclovax": ("logits_scaling", 1),
     "minicpm3": ("logits_scaling", -1),

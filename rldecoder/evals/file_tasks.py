@@ -20,6 +20,7 @@ from rldecoder import schemas
 from rldecoder.config.tasks import FileTask
 from rldecoder.errors import BadInputError
 from rldecoder.evals.prompts import Split, TaskPrompt
+from rldecoder.lm.text_tokens import encode_prompt
 from rldecoder.seeds import derive_seed
 
 _TEST_NAMES = ("test", "dev", "validation")
@@ -89,7 +90,7 @@ class FilePrompts:
                 if len(prompts) == count:
                     break
                 text = self._examples + question.text
-                if len(self._tokenizer(text)["input_ids"]) > self._room:
+                if len(encode_prompt(self._tokenizer, text)) > self._room:
                     too_long += 1
                     continue
                 prompts.append(

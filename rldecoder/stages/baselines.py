@@ -207,7 +207,9 @@ def _run_tasks(lm: FrozenLM, config: BaselinesConfig, ctx: StageContext) -> dict
     with ctx.report.track("tasks", len(TASKS), unit="tasks") as bar:
         for task in TASKS:
             prompts = make_prompts(task, "test", config.num_task_prompts, ctx.seed)
-            result = run_task(generate, prompts, lm.tokenizer, device=lm.device)
+            result = run_task(
+                generate, prompts, lm.tokenizer, device=lm.device, end_ids=lm.end_token_ids
+            )
             working = None
             if task == "addition":
                 right = [

@@ -90,7 +90,7 @@ def _comparisons(lm: FrozenLM, brief: bool) -> Iterator[_Difference]:
     for layer in layers:
         at = f"at layer {layer}"
         yield _compare(f"residuals {at}", lm.trunk(ids, layer).resid, own[layer])
-        yield _compare(f"final hidden states from {at}", lm.tail(own[layer], layer), final)
+        yield _compare(f"final hidden states from layer {layer}", lm.tail(own[layer], layer), final)
     if brief:
         return
     # Both sequences in one batch, the shorter one padded on the left.
@@ -105,14 +105,14 @@ def _comparisons(lm: FrozenLM, brief: bool) -> Iterator[_Difference]:
         resid = lm.trunk(batch, layer, attention_mask=mask).resid
         yield _compare_rows(f"residuals {at} of padded sequences", resid, owns)
         found = lm.tail(resid, layer, attention_mask=mask)
-        yield _compare_rows(f"final hidden states of padded sequences from {at}", found, finals)
+        yield _compare_rows(f"final hidden states of padded sequences from layer {layer}", found, finals)
         for cache in (None, DynamicCache()):
             found = _in_parts(batch.shape[1], partial(_trunk_part, lm, layer, batch, mask), cache)
             yield _compare_rows(f"residuals {at} with a cache", found, owns)
         found = _in_parts(
             batch.shape[1], partial(_tail_part, lm, layer, resid, mask), lm.tail_cache(layer)
         )
-        yield _compare_rows(f"final hidden states from {at} with a cache", found, finals)
+        yield _compare_rows(f"final hidden states from layer {layer} with a cache", found, finals)
     found = _in_parts(batch.shape[1], partial(_model_part, lm, batch, mask), None)
     yield _compare_rows("logits with a cache", found, [logits, logits_short])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
@@ -176,7 +177,7 @@ def _check_spec(spec: ModelSpec, path: Path) -> None:
         )
 
 
-def stated_context_length(config: PretrainedConfig) -> int | None:
+def stated_context_length(config: PretrainedConfig | SimpleNamespace) -> int | None:
     """The longest sequence that a model's config names, in tokens; None where it names none."""
     for name in _CONTEXT_NAMES:
         value = _get(config, name)
@@ -262,5 +263,8 @@ def check_constants(spec: ModelSpec, found: ArchitectureConstants, place: str) -
         )
 
 
-def _get(config: PretrainedConfig, name: str) -> Any:
-    return getattr(config, name, None)
+def _get(config: PretrainedConfig | SimpleNamespace, name: str) -> Any:
+    try:
+        return getattr(config, name, None)
+    except Exception:  # settings that differ from block to block (Gemma 4) raise what they like
+        return None

@@ -134,17 +134,21 @@ def _convert(gguf: Path, out: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
+    from rldecoder.lm.loading import require_all_weights, require_finite_weights
     from rldecoder.lm.quiet import quiet_transformers
 
     with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):
         # Without dequantize=True transformers 5 keeps packed weights, which cannot be saved.
-        model = AutoModelForCausalLM.from_pretrained(
+        model, found = AutoModelForCausalLM.from_pretrained(
             gguf.parent,
             gguf_file=gguf.name,
             quantization_config=GgufConfig(dequantize=True),
             dtype=torch.float32,
             local_files_only=True,
+            output_loading_info=True,
         )
+        require_all_weights(found, gguf.name)
+        require_finite_weights(model, gguf.name)
         tokenizer = AutoTokenizer.from_pretrained(
             gguf.parent, gguf_file=gguf.name, local_files_only=True
         )

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -20,6 +21,7 @@ from rldecoder.data.packing import SequencePacker, TokenShardWriter
 from rldecoder.data.shards import DOCUMENTS, SPLITS
 from rldecoder.data.sources import candidates, fingerprint
 from rldecoder.errors import BadInputError
+from rldecoder.lm.specs import stated_context_length
 from rldecoder.lm.text_tokens import encode_documents, tokens_in_front
 from rldecoder.schemas import read_json, write_json, write_parquet
 from rldecoder.stages.context import Bar, InputArtifact, StageContext, StageOutput
@@ -129,7 +131,7 @@ def _check_budgets(config: IngestConfig) -> None:
 
 def _check_context_length(context_length: int, model_folder: Path) -> None:
     constants = read_json(model_folder / "config.json")
-    limit = constants.get("max_position_embeddings") or constants.get("n_positions")
+    limit = stated_context_length(SimpleNamespace(**constants))
     if limit is not None and context_length > limit:
         raise BadInputError(
             f"`ingest.context_length` is {context_length}.",

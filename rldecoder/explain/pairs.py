@@ -129,7 +129,8 @@ def positions_from_prompts(
     lm = decoder.frozen.lm
     parts, last_tokens, pasts = [], [], []
     for start in range(0, len(prompts), PROMPTS_PER_BATCH):
-        rows = encode_prompts(lm.tokenizer, prompts[start : start + PROMPTS_PER_BATCH])
+        texts = prompts[start : start + PROMPTS_PER_BATCH]
+        rows = encode_prompts(lm.tokenizer, texts, lm.context_length)
         longest = max(map(len, rows))
         ids = torch.full((len(rows), longest), lm.pad_token_id)
         mask = torch.zeros_like(ids)

@@ -45,10 +45,19 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return tokens_in_front(tokenizer) + _bare(tokenizer, text)
 
 
-def encode_prompts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    """`encode_prompt` of several texts."""
+def encode_prompts(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], longest: int | None = None
+) -> list[list[int]]:
+    """`encode_prompt` of several texts.
+
+    Args:
+        longest: tokens that the model reads; a longer text keeps its end, where the question is.
+    """
     front = tokens_in_front(tokenizer)
-    return [front + _bare(tokenizer, text) for text in texts]
+    rows = [_bare(tokenizer, text) for text in texts]
+    if longest is not None:
+        rows = [row[-(longest - len(front)) :] for row in rows]
+    return [front + row for row in rows]
 
 
 def encode_documents(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:

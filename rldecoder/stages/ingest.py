@@ -144,12 +144,6 @@ def _open_sinks(
     config: IngestConfig, tokenizer: PreTrainedTokenizerBase, folder: Path
 ) -> dict[str, SplitSink]:
     front = tokens_in_front(tokenizer)
-    if len(front) >= config.context_length:
-        raise BadInputError(
-            f"`ingest.context_length` is {config.context_length}.",
-            f"The tokenizer puts {len(front)} tokens in front of every text.",
-            "Raise it.",
-        )
     sinks = {}
     for name in SPLITS:
         num_sequences = getattr(config.budget_tokens, name) // config.context_length

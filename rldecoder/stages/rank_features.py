@@ -231,9 +231,8 @@ class _Loader:
             derive_seed(self.ctx.seed, "prompts", domain),
         )
         lm = self.subject.lm
-        rows = encode_prompts(lm.tokenizer, [prompt.prompt for prompt in prompts])
-        # A prompt longer than the model's context keeps its end, where the question is.
-        return [np.array(row[-lm.context_length :]) for row in rows]
+        texts = [prompt.prompt for prompt in prompts]
+        return [np.array(row) for row in encode_prompts(lm.tokenizer, texts, lm.context_length)]
 
 
 def _validate(

@@ -15,6 +15,7 @@ from rldecoder.config.base import hash_json
 from rldecoder.interp.llm.backends import AttemptError, ChatRequest, Prices, Reply, TokenCount
 from rldecoder.interp.llm.prompts import Message
 from rldecoder.lm.frozen import FrozenLM
+from rldecoder.lm.text_tokens import tokens_in_front
 
 _SLOT = "\u241fcontent {}\u241f"
 """Stands for a message while the chat template runs; no template prints such a text."""
@@ -74,7 +75,8 @@ class LocalChatModel:
         that holds `<|im_end|>` can end no turn.
         """
         text = self._render([Message(m.role, _SLOT.format(i)) for i, m in enumerate(messages)])
-        ids: list[int] = []
+        # A template writes its own beginning of text.
+        ids = [] if self._lm.tokenizer.chat_template else tokens_in_front(self._lm.tokenizer)
         for index, message in enumerate(messages):
             before, slot, text = text.partition(_SLOT.format(index))
             assert slot, "the chat template dropped a message"

@@ -402,9 +402,7 @@ def new_decoder(lm: FrozenLM, sae: Sae, blocks: Sequence[int] = ()) -> SaeDecode
         bos_token_id=getattr(lm.model.config, "bos_token_id", None),
     )
     decoder = SaeDecoderForCausalLM(config).attach(lm, sae)
-    decoder.generation_config = GenerationConfig(
-        eos_token_id=end, pad_token_id=lm.pad_token_id
-    )
+    decoder.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=lm.pad_token_id)
     return decoder.to(lm.device).eval()  # type: ignore[arg-type]  # wrapped untyped
 
 

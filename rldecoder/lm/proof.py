@@ -105,7 +105,9 @@ def _comparisons(lm: FrozenLM, brief: bool) -> Iterator[_Difference]:
         resid = lm.trunk(batch, layer, attention_mask=mask).resid
         yield _compare_rows(f"residuals {at} of padded sequences", resid, owns)
         found = lm.tail(resid, layer, attention_mask=mask)
-        yield _compare_rows(f"final hidden states of padded sequences from layer {layer}", found, finals)
+        yield _compare_rows(
+            f"final hidden states of padded sequences from layer {layer}", found, finals
+        )
         for cache in (None, DynamicCache()):
             found = _in_parts(batch.shape[1], partial(_trunk_part, lm, layer, batch, mask), cache)
             yield _compare_rows(f"residuals {at} with a cache", found, owns)
@@ -193,9 +195,7 @@ def _trunk_part(
 def _tail_part(
     lm: FrozenLM, layer: int, resid: Tensor, mask: Tensor, start: int, end: int, cache: Cache
 ) -> tuple[Tensor, Cache]:
-    part = lm.tail(
-        resid[:, start:end], layer, attention_mask=mask[:, :end], past_key_values=cache
-    )
+    part = lm.tail(resid[:, start:end], layer, attention_mask=mask[:, :end], past_key_values=cache)
     return part, cache
 
 

@@ -110,7 +110,9 @@ def smoke_test(
         load_seconds = time.perf_counter() - started
         parameters = sum(parameter.numel() for parameter in lm.model.parameters())
         if spec is not None:
-            check_constants(spec, read_constants(lm.model.config, parameters, lm.context_length), str(folder))
+            check_constants(
+                spec, read_constants(lm.model.config, parameters, lm.context_length), str(folder)
+            )
         return _measure(lm, model, source, parameters, load_seconds, num_tokens)
 
 

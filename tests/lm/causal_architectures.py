@@ -238,4 +238,3 @@ def largest_error(lm: FrozenLM) -> float:
 
 def _error(found: Tensor, own: Tensor) -> float:
     return float(((found - own).norm(dim=-1) / own.norm(dim=-1).clamp_min(1e-30)).max())
-

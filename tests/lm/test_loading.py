@@ -57,7 +57,9 @@ ABSENT: dict[str, tuple[Callable[[Weights], Weights], str]] = {
     "peft": (under("base_model.model."), "base_model.model."),
     "base model": (
         lambda weights: {
-            name.removeprefix("model."): t for name, t in weights.items() if name != "lm_head.weight"
+            name.removeprefix("model."): tensor
+            for name, tensor in weights.items()
+            if name != "lm_head.weight"
         },
         "lm_head.weight",
     ),

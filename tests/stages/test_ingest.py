@@ -205,17 +205,13 @@ def test_text_begins_as_prompts_do(tiny_lm_dir: Path, tmp_path: Path, context: M
     ends = rows[:, :-1] == tokenizer.eos_token_id
     assert ends.any()
     assert (rows[:, 1:][ends] == BOS).all()
-    # One document on its own is, token by token, what a prompt of its text begins with.
-    text = next(
-        json.loads(line)["text"]
-        for line in (tmp_path / "main.jsonl").read_text().splitlines()[1:]
-    )
-    begun = encode_prompt(tokenizer, text)[:32]
+    # A document begins as a prompt of its text does.
+    lines = (tmp_path / "main.jsonl").read_text().splitlines()[1:]
+    prompts = [encode_prompt(tokenizer, json.loads(line)["text"])[:8] for line in lines]
     starts = [row[i : i + 8] for row in rows.tolist() for i, t in enumerate(row) if t == BOS]
-    assert begun[:8] in starts
+    assert sum(prompt in starts for prompt in prompts) > 3
     # Without such a token nothing is put in front.
     plain = context()
     artifact = InputArtifact("model", "sync_tokenizer", "d", tiny_lm_dir.parent, {}, {})
     STAGE.run({"sync_tokenizer": artifact}, settings(tmp_path), plain)
     assert (read_tokens(plain.out, "train")[:, 0] != BOS).all()
-

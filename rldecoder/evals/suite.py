@@ -76,6 +76,6 @@ def check_lengths(lm: FrozenLM, prompts: Sequence[TaskPrompt]) -> None:
             raise BadInputError(
                 f"Prompts of task {prompt.task} need {length} tokens with their answers.",
                 f"The model's context is {limit} tokens.",
-                f"Leave {prompt.task} out of the tasks (of baselines: `num_task_prompts: 0`), or use "
-                "a model with more context.",
+                f"Leave {prompt.task} out of the tasks (`num_task_prompts: 0` in baselines), "
+                "or use a model with more context.",
             )

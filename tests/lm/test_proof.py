@@ -119,7 +119,7 @@ def test_loading_proves(tiny_lm_dir: Path, tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_config(tiny_config("nanochat"))
     model.save_pretrained(tmp_path / "model")
     AutoTokenizer.from_pretrained(tiny_lm_dir).save_pretrained(tmp_path / "model")
-    with pytest.raises(BadInputError, match="'nanochat' are not supported.* norm is run 2 times"):
+    with pytest.raises(BadInputError, match=r"'nanochat' are not supported.* norm is run 2 times"):
         FrozenLM.load(tmp_path / "model")
 
 

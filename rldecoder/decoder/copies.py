@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -45,9 +46,8 @@ def compare_copies(
     for index, number in enumerate(numbers):
         try:
             alone = with_blocks(twin, [index], norm=False)
-            with replaced_input(
-                twin.get_submodule(f"{blocks_name}.{index}"), lambda _, n=number: doors[n]
-            ):
+            block = twin.get_submodule(f"{blocks_name}.{index}")
+            with replaced_input(block, partial(_instead, doors[number])):
                 mine = alone(inputs_embeds=doors[number], use_cache=False).last_hidden_state
         except torch.OutOfMemoryError:
             raise
@@ -72,18 +72,22 @@ def _through(
         doors[number] = hidden
         return hidden
 
-    def keep_left(number: int, out: Any) -> None:
+    def keep_left(number: int, _block: nn.Module, _inputs: Any, out: Any) -> None:
         left[number] = out[0] if isinstance(out, tuple) else out
 
     blocks_name, _ = find_parts(base)
     with ExitStack() as hooks:
         for number in numbers:
             block = base.get_submodule(f"{blocks_name}.{number}")
-            hooks.enter_context(replaced_input(block, lambda x, n=number: keep(n, x)))
-            handle = block.register_forward_hook(lambda _m, _a, out, n=number: keep_left(n, out))
+            hooks.enter_context(replaced_input(block, partial(keep, number)))
+            handle = block.register_forward_hook(partial(keep_left, number))
             hooks.callback(handle.remove)
         base(input_ids=input_ids, use_cache=False)
     return doors, left
+
+
+def _instead(new: Tensor, _old: Tensor) -> Tensor:
+    return new
 
 
 def _refusal(base: PreTrainedModel, number: int, why: str) -> BadInputError:

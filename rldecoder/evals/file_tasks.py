@@ -21,6 +21,7 @@ from rldecoder.errors import BadInputError
 from rldecoder.evals.answers import score_answer
 from rldecoder.evals.prompts import Split, TaskPrompt
 from rldecoder.evals.task_rows import TaskRow, read_task
+from rldecoder.lm.text_tokens import encode_prompt
 from rldecoder.seeds import derive_seed
 
 _TRAIN_NAMES = ("train", "training")
@@ -93,7 +94,7 @@ class FilePrompts:
                 if len(prompts) == count:
                     break
                 text = self._examples + question.text
-                if len(self._tokenizer(text)["input_ids"]) > self._room:
+                if len(encode_prompt(self._tokenizer, text)) > self._room:
                     too_long += 1
                     continue
                 prompts.append(

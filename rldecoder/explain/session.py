@@ -210,7 +210,7 @@ def encode_prompt(lm: FrozenLM, prompt: str) -> Tensor:
         BadInputError: the prompt is empty or longer than the model's context.
     """
     ids = tokenize_prompt(lm, prompt)
-    longest = int(lm.model.config.max_position_embeddings)
+    longest = lm.context_length
     if len(ids) > longest:
         raise BadInputError(
             f"The prompt has {len(ids):,} tokens.",
@@ -226,8 +226,8 @@ def tokenize_prompt(lm: FrozenLM, prompt: str) -> Tensor:
     Raises:
         BadInputError: the prompt is empty.
     """
-    ids = lm.tokenizer.encode(prompt)
-    if not ids:
+    ids = lm.encode_prompt(prompt)
+    if ids == lm.encode_prompt(""):
         raise BadInputError(
             "The prompt is empty.", "There is no token to predict from.", "Write some text."
         )

@@ -24,7 +24,14 @@ def find_parts(base: PreTrainedModel) -> tuple[str, str]:
     Raises:
         BadInputError: there is not exactly one of each.
     """
-    depth = base.config.num_hidden_layers
+    depth = getattr(base.config, "num_hidden_layers", None)
+    if depth is None or not isinstance(base, PreTrainedModel):
+        raise BadInputError(
+            f"Models of type {base.config.model_type!r} are not supported.",
+            "Their config names no number of blocks: they are made of several parts "
+            "(`text_config`), or not of blocks.",
+            "Take a text-only causal language model (of Gemma 3: 270M or 1B).",
+        )
     blocks = [
         name
         for name, module in base.named_children()

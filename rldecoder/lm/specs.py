@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, ValidationError
@@ -31,6 +32,13 @@ _VERSION = Field(
 _MEMBER = Field(
     pattern=r"^(?:[A-Za-z0-9_][A-Za-z0-9_.+ -]*/)*[A-Za-z0-9_][A-Za-z0-9_.+ -]*$", max_length=300
 )
+
+
+# Names of the longest sequence; not all architectures map theirs to the common one.
+_CONTEXT_NAMES = (
+    "max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length",
+    "seq_length",
+)  # fmt: skip
 
 
 class LocalSource(Config):
@@ -181,11 +189,46 @@ def _check_spec(spec: ModelSpec, path: Path) -> None:
         )
 
 
-def read_constants(config: PretrainedConfig, parameters: int) -> ArchitectureConstants:
-    """The architecture constants of a model, from its own config and its parameter count."""
+def stated_context_length(config: PretrainedConfig | SimpleNamespace) -> int | None:
+    """The longest sequence that a model's config names, in tokens; None where it names none."""
+    for name in _CONTEXT_NAMES:
+        value = _get(config, name)
+        if isinstance(value, int) and value > 0:
+            return value
+    return None
+
+
+def read_constants(
+    config: PretrainedConfig, parameters: int, context_length: int | None = None
+) -> ArchitectureConstants:
+    """The architecture constants of a model, from its own config and its parameter count.
+
+    Args:
+        config: of the model.
+        parameters: how many it has.
+        context_length: for models whose config names no longest sequence (BLOOM).
+
+    Raises:
+        BadInputError: the config lacks what every language model has.
+    """
+    stated = stated_context_length(config)
+    context_length = context_length if stated is None else stated
     # transformers maps each architecture's names (n_embd, n_layer, ...) to the common ones.
-    num_heads = int(config.num_attention_heads)
-    d_model = int(config.hidden_size)
+    needed = ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size")
+    absent = [name for name in needed if not isinstance(_get(config, name), int)]
+    absent += ["max_position_embeddings"] if context_length is None else []
+    if absent:
+        parts = [name for name in ("text_config", "decoder", "encoder") if _get(config, name)]
+        raise BadInputError(
+            f"Models of type {config.model_type!r} are not supported: their config has no "
+            f"{', '.join(absent)}.",
+            f"The model is made of parts (`{'`, `'.join(parts)}`), of which text is one."
+            if parts
+            else "These sizes are read from it.",
+            "Take a text-only causal language model with one list of blocks.",
+        )
+    num_heads, d_model = int(config.num_attention_heads), int(config.hidden_size)
+    assert context_length is not None
     return ArchitectureConstants(
         model_type=config.model_type,
         parameters=parameters,
@@ -194,11 +237,21 @@ def read_constants(config: PretrainedConfig, parameters: int) -> ArchitectureCon
         num_heads=num_heads,
         num_kv_heads=int(_get(config, "num_key_value_heads") or num_heads),
         head_dim=int(_get(config, "head_dim") or d_model // num_heads),
-        d_mlp=int(_get(config, "intermediate_size") or _get(config, "n_inner") or 4 * d_model),
+        d_mlp=_width(config) or 4 * d_model,
         vocab_size=int(config.vocab_size),
-        context_length=int(config.max_position_embeddings),
-        tied_embeddings=bool(config.tie_word_embeddings),
+        context_length=context_length,
+        tied_embeddings=bool(_get(config, "tie_word_embeddings")),
     )
+
+
+def _width(config: PretrainedConfig) -> int | None:
+    for name in ("intermediate_size", "n_inner", "ffn_dim"):
+        value = _get(config, name)
+        if isinstance(value, list | tuple) and value:  # one a block (Gemma 3n)
+            value = max(value)
+        if isinstance(value, int) and value > 0:
+            return value
+    return None
 
 
 def check_constants(spec: ModelSpec, found: ArchitectureConstants, place: str) -> None:
@@ -222,5 +275,8 @@ def check_constants(spec: ModelSpec, found: ArchitectureConstants, place: str) -
         )
 
 
-def _get(config: PretrainedConfig, name: str) -> Any:
-    return getattr(config, name, None)
+def _get(config: PretrainedConfig | SimpleNamespace, name: str) -> Any:
+    try:
+        return getattr(config, name, None)
+    except Exception:  # settings that differ from block to block (Gemma 4) raise what they like
+        return None

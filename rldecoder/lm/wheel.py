@@ -165,18 +165,20 @@ def _convert(gguf: Path, out: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
+    from rldecoder.lm.loading import require_all_weights, require_finite_weights
     from rldecoder.lm.quiet import quiet_transformers
 
     with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):
         try:
             # Without dequantize=True transformers 5 keeps packed weights, which cannot be saved.
-            model = AutoModelForCausalLM.from_pretrained(
+            model, found = AutoModelForCausalLM.from_pretrained(
                 gguf.parent,
                 gguf_file=gguf.name,
                 quantization_config=GgufConfig(dequantize=True),
                 dtype=torch.float32,
                 trust_remote_code=False,
                 local_files_only=True,
+                output_loading_info=True,
             )
             tokenizer = AutoTokenizer.from_pretrained(
                 gguf.parent, gguf_file=gguf.name, trust_remote_code=False, local_files_only=True
@@ -191,6 +193,8 @@ def _convert(gguf: Path, out: Path) -> None:
                 "It has the hash that the spec names, so the spec's own file is damaged or of a "
                 "kind that transformers does not know.",
             ) from error
+        require_all_weights(found, gguf.name)
+        require_finite_weights(model, gguf.name)
         model.save_pretrained(out)
         tokenizer.save_pretrained(out)
     _forget_paths(out / "tokenizer_config.json")

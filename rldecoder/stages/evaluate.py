@@ -150,7 +150,12 @@ def _answer_tasks(
     with ctx.report.track("tasks", len(generators) * len(prompts), "prompts") as bar:
         for name, generate in generators.items():
             result = run_task(
-                generate, prompts, lm.tokenizer, batch_size=config.batch_size, device=ctx.device
+                generate,
+                prompts,
+                lm.tokenizer,
+                batch_size=config.batch_size,
+                device=ctx.device,
+                end_ids=lm.end_token_ids,
             )
             answers += [
                 Answer(row.task, name, row.prompt_index, row.answer, row.completion, row.score)

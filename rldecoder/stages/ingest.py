@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -21,6 +22,8 @@ from rldecoder.data.packing import SequencePacker, TokenShardWriter
 from rldecoder.data.shards import DOCUMENTS, SPLITS
 from rldecoder.data.sources import candidates, fingerprint, left_out_files
 from rldecoder.errors import BadInputError
+from rldecoder.lm.specs import stated_context_length
+from rldecoder.lm.text_tokens import encode_documents, tokens_in_front
 from rldecoder.schemas import read_json, write_json, write_parquet
 from rldecoder.stages.context import Bar, InputArtifact, StageContext, StageOutput
 
@@ -145,7 +148,7 @@ def _check_budgets(config: IngestConfig) -> None:
 
 def _check_context_length(context_length: int, model_folder: Path) -> None:
     constants = read_json(model_folder / "config.json")
-    limit = constants.get("max_position_embeddings") or constants.get("n_positions")
+    limit = stated_context_length(SimpleNamespace(**constants))
     if limit is not None and context_length > limit:
         raise BadInputError(
             f"`ingest.context_length` is {context_length}.",
@@ -157,13 +160,14 @@ def _check_context_length(context_length: int, model_folder: Path) -> None:
 def _open_sinks(
     config: IngestConfig, tokenizer: PreTrainedTokenizerBase, folder: Path
 ) -> dict[str, SplitSink]:
+    front = tokens_in_front(tokenizer)
     sinks = {}
     for name in SPLITS:
         num_sequences = getattr(config.budget_tokens, name) // config.context_length
         if num_sequences:
             eos = int(tokenizer.eos_token_id)
             sinks[name] = SplitSink(
-                SequencePacker(config.context_length, num_sequences, eos),
+                SequencePacker(config.context_length, num_sequences, eos, front),
                 TokenShardWriter(folder, name, len(tokenizer), config.shard_sequences),
             )
     return sinks
@@ -255,14 +259,7 @@ def _pack(
 ) -> None:
     """Tokenise in batches and pack until the source is exhausted or every budget is reached."""
     while batch := list(islice(admitted, TOKENIZER_BATCH_DOCUMENTS)):
-        # Text that spells a special token stays text: it must not end a document.
-        encoded = tokenizer(
-            [item.document.text for item in batch],
-            add_special_tokens=False,
-            split_special_tokens=True,
-            return_attention_mask=False,
-            verbose=False,
-        )["input_ids"]
+        encoded = encode_documents(tokenizer, [item.document.text for item in batch])
         for item, token_ids in zip(batch, encoded, strict=True):
             packer, writer = sinks[item.split]
             doc_id = len(tally.rows)

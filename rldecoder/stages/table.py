@@ -51,7 +51,7 @@ def _run_of(name: str) -> RunFunction:
 
 STAGES: tuple[Stage, ...] = (
     _stage("sync_tokenizer", "model", 1, (), "prepare", fingerprint=fingerprints.sync_tokenizer),
-    _stage("ingest", "tokens", 1, ("sync_tokenizer",), "prepare", fingerprint=fingerprints.ingest),
+    _stage("ingest", "tokens", 2, ("sync_tokenizer",), "prepare", fingerprint=fingerprints.ingest),
     _stage("baselines", "baselines", 4, ("sync_tokenizer", "ingest"), "prepare"),
     _stage("sweep_sae", "sweep", 3, ("sync_tokenizer", "ingest"), "prepare"),
     _stage("frontier", "frontier", 2, ("sync_tokenizer", "ingest", "sweep_sae"), "prepare"),

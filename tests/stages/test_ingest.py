@@ -14,10 +14,12 @@ from rldecoder.config.data import IngestConfig
 from rldecoder.data.documents import Candidate, Document
 from rldecoder.data.shards import read_token_table, read_tokens
 from rldecoder.errors import BadInputError
+from rldecoder.lm.text_tokens import encode_prompt
 from rldecoder.schemas import read_json, read_parquet
 from rldecoder.stages.context import InputArtifact, StageContext
 from rldecoder.stages.ingest import load_tokenizer
 from rldecoder.stages.table import stage_named
+from tests.tiny_models import BOS, with_tokens_around
 
 STAGE = stage_named("ingest")
 
@@ -276,3 +278,26 @@ def test_fractions_must_sum_to_one() -> None:
         IngestConfig.model_validate(
             {"fractions": {"train": 0.8, "validation": 0.1, "label": 0.1, "test": 0.1}}
         )
+
+
+def test_text_begins_as_prompts_do(tiny_lm_dir: Path, tmp_path: Path, context: MakeContext) -> None:
+    with_tokens_around(tiny_lm_dir, tmp_path / "sync" / "model", bos=True, eos=True)
+    model = InputArtifact("model", "sync_tokenizer", "d", tmp_path / "sync", {}, {})
+    ctx = context()
+    STAGE.run({"sync_tokenizer": model}, settings(tmp_path), ctx)
+    tokenizer = load_tokenizer(tmp_path / "sync" / "model")
+    rows = np.concatenate([read_tokens(ctx.out, split) for split in BUDGETS])
+    assert (rows[:, 0] == BOS).all()
+    ends = rows[:, :-1] == tokenizer.eos_token_id
+    assert ends.any()
+    assert (rows[:, 1:][ends] == BOS).all()
+    # A document begins as a prompt of its text does.
+    lines = (tmp_path / "main.jsonl").read_text().splitlines()[1:]
+    prompts = [encode_prompt(tokenizer, json.loads(line)["text"])[:8] for line in lines]
+    starts = [row[i : i + 8] for row in rows.tolist() for i, t in enumerate(row) if t == BOS]
+    assert sum(prompt in starts for prompt in prompts) > 3
+    # Without such a token nothing is put in front.
+    plain = context()
+    artifact = InputArtifact("model", "sync_tokenizer", "d", tiny_lm_dir.parent, {}, {})
+    STAGE.run({"sync_tokenizer": artifact}, settings(tmp_path), plain)
+    assert (read_tokens(plain.out, "train")[:, 0] != BOS).all()

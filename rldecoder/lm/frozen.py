@@ -56,7 +56,9 @@ class FrozenLM:
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.folder = folder
-        self._base = model.base_model
+        base = model.base_model
+        assert isinstance(base, PreTrainedModel)
+        self._base = base
         self._blocks_name, self._norm_name = find_parts(self._base)
         self._unembedding = Unembedding(model)
         self._cuts: dict[tuple[str, int], PreTrainedModel] = {}

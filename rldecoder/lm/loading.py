@@ -55,7 +55,8 @@ def read_model(
         )
     try:
         with quiet_transformers():
-            model, found = AutoModelForCausalLM.from_pretrained(
+            # Typed as the model alone, whatever the last argument asks for.
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=dtype if dtype is not None else "auto",
                 use_safetensors=True,
@@ -79,6 +80,7 @@ def read_model(
             f"{type(error).__name__}: {said}".splitlines()[0][:400],
             "It must be a causal language model of `transformers` with safetensors weights.",
         ) from error
+    model, found = loaded
     require_all_weights(found, str(folder))
     require_finite_weights(model, str(folder))
     return model, tokenizer

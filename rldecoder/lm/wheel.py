@@ -20,7 +20,7 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from filelock import FileLock
 
@@ -171,7 +171,7 @@ def _convert(gguf: Path, out: Path) -> None:
     with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):
         try:
             # Without dequantize=True transformers 5 keeps packed weights, which cannot be saved.
-            model, found = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 gguf.parent,
                 gguf_file=gguf.name,
                 quantization_config=GgufConfig(dequantize=True),
@@ -193,6 +193,7 @@ def _convert(gguf: Path, out: Path) -> None:
                 "It has the hash that the spec names, so the spec's own file is damaged or of a "
                 "kind that transformers does not know.",
             ) from error
+        model, found = loaded
         require_all_weights(found, gguf.name)
         require_finite_weights(model, gguf.name)
         model.save_pretrained(out)

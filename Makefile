@@ -50,8 +50,9 @@ $(READERS)/.installed: tests/export_readers.txt $(VENV)/.installed-dev
 quickstart: install  ## The real pretrained model, end to end, on 2 CPU cores
 	$(BIN)/rldecoder run configs/quickstart.yaml
 
+UI_ARGS ?=
 ui: install  ## Prefect server, work pool, worker and deployments on 127.0.0.1
-	$(BIN)/python -m flows.serve_ui
+	$(BIN)/python -m flows.serve_ui $(UI_ARGS)
 
 # The tests look at what `debug` has built, so it is built once.
 test: install-dev readers lint types debug  ## Lint, types, tests, and configs/debug.yaml twice

@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Callable
+from typing import Any
 
 from flows.local_server import offline_settings, prefect_home, server_for_one_run
+from rldecoder import interrupts
 from rldecoder.artifacts.store import ArtifactStore
 from rldecoder.config.run import RunConfig
 from rldecoder.reporting import Reporter
@@ -40,19 +42,24 @@ def run_with_prefect(
     def import_prefect() -> None:
         importlib.import_module("flows.pipeline")
 
-    with server_for_one_run(home, import_prefect) as url:
+    with server_for_one_run(home, import_prefect) as server:
         # Only now: Prefect reads its settings when it is first imported.
         from prefect import flow
-        from prefect.settings import PREFECT_API_URL, temporary_settings
+        from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
         from flows.pipeline import run_stages
 
         @flow(name="pipeline", persist_result=False, validate_parameters=False)
         def from_command_line(run: RunConfig, until: str | None) -> list[StageRun]:
             """The pipeline, started by `rldecoder run`."""
+            # Prefect has put its own for SIGTERM, whose exception may be dropped for good.
+            interrupts.handle_signals()
             return run_stages(run, store, report, until, on_stage)
 
-        with temporary_settings(updates={PREFECT_API_URL: url}):
+        settings: dict[Any, Any] = {PREFECT_API_URL: server.url}
+        if server.password is not None:
+            settings[PREFECT_API_AUTH_STRING] = server.password
+        with temporary_settings(updates=settings):
             try:
                 return from_command_line(run, until)
             finally:

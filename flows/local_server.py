@@ -1,4 +1,4 @@
-"""A Prefect server of this machine: SQLite, 127.0.0.1, nothing sent anywhere.
+"""A Prefect server of this machine: SQLite, 127.0.0.1, a password, nothing sent anywhere.
 
 Its home (`PREFECT_HOME`, by default `.prefect` in the working directory) belongs to one server at
 a time: two servers on one SQLite file disturb each other. Who owns it holds an `flock` on
@@ -12,9 +12,9 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import http.client
-import importlib.util
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -23,9 +23,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import httpx
 
+from flows.password import password_of
 from rldecoder.errors import BadInputError, NoResourceError
 from tasks import tied
 
@@ -33,6 +35,18 @@ STARTUP_SECONDS = 300
 """A start costs 9 to 23 CPU seconds, minutes on a machine that is busy; Prefect gives it 20 s."""
 
 _TAIL_CHARACTERS = 1500
+_ROOT = Path(__file__).resolve().parents[1]
+_NOT_THE_SERVERS = ("PREFECT_API_URL", "PREFECT_API_AUTH_STRING", "PREFECT_API_KEY")
+"""Settings of clients: a server that knows them would ask another server, or show them."""
+
+
+class Reachable(NamedTuple):
+    """A server that answers."""
+
+    url: str
+    """Ends in `/api`."""
+    password: str | None
+    """None: Prefect's own settings say how to log in, if at all."""
 
 
 def prefect_home() -> Path:
@@ -58,8 +72,9 @@ def owned(home: Path) -> Iterator[Callable[[str], None] | None]:
     Yields a function that writes the server's address for others to find (call it only if they
     may use it), or None when another process owns the home.
     """
-    home.mkdir(parents=True, exist_ok=True)
-    fd = os.open(home / "server.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    fd = os.open(home / "server.lock", flags, 0o600)
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -105,34 +120,42 @@ def free_port() -> int:
 class LocalServer:
     """A Prefect server in a process of its own, which dies with this one.
 
+    It answers only to its own name, its own pages and its password (`flows.guarded_server`).
+
     Args:
         home: its PREFECT_HOME, with the database and `server.log`.
         port: where it listens, on 127.0.0.1.
         ui: serve the web UI and run the scheduler; without it the server only records a run.
+        password: what its API asks for.
     """
 
-    def __init__(self, home: Path, port: int, *, ui: bool) -> None:
+    def __init__(self, home: Path, port: int, *, ui: bool, password: str) -> None:
         self.url = f"http://127.0.0.1:{port}/api"
         self._port = port
         self._log = home / "server.log"
-        home.mkdir(parents=True, exist_ok=True)
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        own = f"http://127.0.0.1:{port}"
         env = {
-            **{k: v for k, v in os.environ.items() if k != "PREFECT_API_URL"},
+            **{k: v for k, v in os.environ.items() if k not in _NOT_THE_SERVERS},
             **offline_settings(home),
             "PREFECT_SERVER_API_HOST": "127.0.0.1",
             "PREFECT_SERVER_API_PORT": str(port),
+            "PREFECT_SERVER_API_BASE_PATH": "/api",
+            "PREFECT_SERVER_API_AUTH_STRING": password,
+            "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": own,
+            "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": str(ui).lower(),
             "PREFECT_SERVER_UI_ENABLED": str(ui).lower(),
+            "PREFECT_SERVER_UI_API_URL": self.url,
+            "PREFECT_SERVER_UI_SERVE_BASE": "/",
             "PREFECT__SERVER_FINAL": "1",
         }
         if not ui:
             env["PREFECT__SERVER_EPHEMERAL"] = "1"
-        spec = importlib.util.find_spec("prefect")
-        assert spec is not None
-        assert spec.origin is not None
         command = [
-            sys.executable, "-m", "uvicorn", "--app-dir", str(Path(spec.origin).parents[1]),
-            "--factory", "prefect.server.api.server:create_app",
+            sys.executable, "-m", "uvicorn", "--app-dir", str(_ROOT),
+            "--factory", "flows.guarded_server:create_app",
             "--host", "127.0.0.1", "--port", str(port), "--log-level", "warning",
+            "--no-server-header", "--no-proxy-headers",
         ]  # fmt: skip
         with self._log.open("wb") as log:
             self.process = tied.start(
@@ -180,8 +203,8 @@ class LocalServer:
 
 
 @contextlib.contextmanager
-def server_for_one_run(home: Path, while_starting: Callable[[], object]) -> Iterator[str]:
-    """The address of a server for one run, in this order:
+def server_for_one_run(home: Path, while_starting: Callable[[], object]) -> Iterator[Reachable]:
+    """A server for one run, in this order:
 
     that of PREFECT_API_URL; the one that `make ui` keeps on this home; a new one on this home's
     database; or, where another run uses that, a new one in a temporary folder.
@@ -190,10 +213,12 @@ def server_for_one_run(home: Path, while_starting: Callable[[], object]) -> Iter
         while_starting: called while a new server starts, which takes seconds.
 
     Raises:
-        BadInputError: PREFECT_API_URL is set and nothing answers there.
+        BadInputError: PREFECT_API_URL is set and nothing answers there, or the password file
+            cannot be used.
         NoResourceError: the new server does not start.
     """
-    given = os.environ.get("PREFECT_API_URL") or shared_url(home)
+    shared = shared_url(home)
+    given = os.environ.get("PREFECT_API_URL") or shared
     if given:
         if not answers(given):
             raise BadInputError(
@@ -202,13 +227,15 @@ def server_for_one_run(home: Path, while_starting: Callable[[], object]) -> Iter
                 "Start it, unset the variable to use a local one, or add --no-prefect.",
             )
         while_starting()
-        yield given
+        asks = given == shared and "PREFECT_API_AUTH_STRING" not in os.environ
+        yield Reachable(given, password_of(home) if asks else None)
         return
     with contextlib.ExitStack() as stack:
         if stack.enter_context(owned(home)) is None:
             home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rldecoder-")))
-        server = LocalServer(home, free_port(), ui=False)
+        password = secrets.token_urlsafe(32)
+        server = LocalServer(home, free_port(), ui=False, password=password)
         stack.callback(server.stop)
         while_starting()
         server.wait()
-        yield server.url
+        yield Reachable(server.url, password)

@@ -11,13 +11,12 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from flows.places import ROOT, allowed_here, check_config, check_overrides, check_place
 from rldecoder.artifacts.store import ArtifactStore
 from rldecoder.config.run import RunConfig, load_run_config
 from rldecoder.errors import BadInputError
 from rldecoder.runner import store_for
 from rldecoder.stages.table import STAGES, stage_named
-
-ROOT = Path(__file__).resolve().parents[1]
 
 StageName = Annotated[str, Field(json_schema_extra={"enum": [stage.name for stage in STAGES]})]
 
@@ -26,23 +25,44 @@ class RunParameters(BaseModel):
     """Which run, and where it is kept."""
 
     # Without this, a misspelt key would be dropped and the run would start all the same.
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True
+    )
 
-    config: str = "quickstart"
+    config: str = Field("quickstart", min_length=1, max_length=1024)
     """The run's YAML: a path, or the name of a file in configs/ (debug, quickstart, ...)."""
     overrides: list[str] = []
     """Settings changed for this run, each of the form `train_sae.k=32`."""
-    store: str | None = None
+    store: str | None = Field(None, max_length=1024)
     """The folder of the artifact store; empty takes the one that the YAML names."""
 
     def load(self) -> tuple[RunConfig, ArtifactStore]:
         """Read the YAML and open the store.
 
         Raises:
-            BadInputError: no such file, or settings that cannot be used.
+            BadInputError: no such file, settings that cannot be used, or, in a run that a form
+                started, a place that is not allowed there (`flows.places`).
         """
-        run = load_run_config(_find(self.config), self.overrides)
+        path, allowed = _find(self.config), allowed_here()
         root = None if self.store is None else Path(self.store)
+        if allowed is None:
+            return self._opened(load_run_config(path, self.overrides), root)
+        check_config(path, allowed)
+        own = load_run_config(path)
+        if root is not None:
+            check_place("store", root, allowed, own)
+        for what, place in self.named_files().items():
+            check_place(what, place, allowed, own)
+        run = load_run_config(path, self.overrides)
+        check_overrides(run, own, allowed)
+        return self._opened(run, root)
+
+    def named_files(self) -> dict[str, Path]:
+        """Further files that the form names."""
+        return {}
+
+    @staticmethod
+    def _opened(run: RunConfig, root: Path | None) -> tuple[RunConfig, ArtifactStore]:
         return run, store_for(run, root)
 
 
@@ -66,4 +86,11 @@ class PipelineParameters(RunParameters):
 def _find(config: str) -> Path:
     """The YAML that a person means: a path that exists, else a name in configs/."""
     named = ROOT / "configs" / f"{config}.yaml"
-    return named if not Path(config).is_file() and named.is_file() else Path(config)
+    return named if not _is_file(Path(config)) and _is_file(named) else Path(config)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # longer than a name can be, or with a NUL in it
+        return False

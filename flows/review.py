@@ -5,9 +5,10 @@ appended to a JSONL file as they come, so that nothing is lost when the reviewer
 `label_features.reviews` reads that file, and the next run takes the verdicts into account: with
 `rebuild` the flow makes that run itself.
 
-A suspended flow run leaves its process, and starts anew from the top when it is resumed. What it
-asked already is in the names of its pauses, which the server keeps: the latent, and the artifacts
-that the form was made of.
+A suspended flow run leaves its process, and starts anew from the top when it is resumed; so does a
+paused one whose process ended with `make ui` (`flows.ghosts`). What it asked already is in the
+names of its pauses, which the server keeps: the latent, and the artifacts that the form was made
+of. The answers are there too.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.context import FlowRunContext
 from prefect.flow_runs import pause_flow_run, suspend_flow_run
 from prefect.input import RunInput
+from prefect.input.actions import read_flow_run_input
+from prefect.input.run_input import keyset_from_base_key
 from prefect.logging import get_run_logger
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 
 from flows.parameters import PipelineParameters, RunParameters
 from flows.pipeline import run_from_parameters
@@ -53,7 +56,7 @@ class ReviewParameters(RunParameters):
     """How many labels to look at, from the top of the queue."""
     timeout_seconds: int = Field(3600, ge=1)
     """How long the form of one label waits; the flow then fails and may be run again."""
-    file: str | None = None
+    file: str | None = Field(None, max_length=1024)
     """Where verdicts are appended; empty takes the run's `label_features.reviews`, or else
     `reviews.jsonl` in the store."""
     wait: Literal["pause", "suspend"] = "pause"
@@ -63,6 +66,10 @@ class ReviewParameters(RunParameters):
     """After the last verdict run the pipeline until cluster_features with them, so that
     feature_labels.json and the queue hold them."""
 
+    def named_files(self) -> dict[str, Path]:
+        """The review file, where the form names one."""
+        return {} if self.file is None else {"review file": Path(self.file)}
+
 
 class _Form(RunInput):
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
@@ -71,19 +78,28 @@ class _Form(RunInput):
 class Verdict(_Form):
     """The form of a label."""
 
-    accept: bool
-    """Is the label right?"""
+    verdict: Literal["undecided", "accept", "reject"] = "undecided"
+    """Is the label right? `undecided` keeps no verdict."""
     better_label: str = ""
     """A better label, if you have one."""
     note: str = ""
     """Anything to remember."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_an_older_form(cls, values: Any) -> Any:
+        # A form that was shown before an upgrade had a switch, and may be answered after it.
+        if isinstance(values, dict) and isinstance(values.get("accept"), bool):
+            rest = {key: value for key, value in values.items() if key != "accept"}
+            return {"verdict": "accept" if values["accept"] else "reject", **rest}
+        return values
 
 
 class MissingLabel(_Form):
     """The form of a latent without a label: there is nothing to accept."""
 
     better_label: str = ""
-    """A label, if you have one; without one nothing is kept."""
+    """A label, if you have one."""
     note: str = ""
     """Anything to remember."""
 
@@ -146,7 +162,7 @@ def ask(parameters: ReviewParameters) -> int:
     keys = _pause_keys()
     published = _published(run, store, keys)
     labels = published.labels
-    lines = read_reviews(path, labels.sae_digest) if path.is_file() else []
+    lines = read_reviews(path, labels.sae_digest, strict=False) if path.is_file() else []
     asked = {int(key.split("-")[1]) for key in keys}
     waiting = published.queue.waiting(labels, settled(lines, labels.features))
     kept = {line.latent for line in lines if line.reviewer == parameters.reviewer}
@@ -206,27 +222,43 @@ def _ask_one(
     feature: FeatureLabel, published: Published, parameters: ReviewParameters
 ) -> ReviewLine | None:
     """Show one form and wait; None if the answer says nothing."""
-    text = as_markdown(feature)
-    create_markdown_artifact(text, key="review", description=f"Latent {feature.latent}")
     form: type[Verdict] | type[MissingLabel] = MissingLabel if feature.label is None else Verdict
-    answer: Any = _wait(
-        form.with_initial_data(description=text),
-        f"latent-{feature.latent}-{published.key}",
-        parameters,
-    )
+    answer: Any = _said_before(feature.latent, form)
+    if answer is None:
+        text = as_markdown(feature)
+        create_markdown_artifact(text, key="review", description=f"Latent {feature.latent}")
+        answer = _wait(
+            form.with_initial_data(description=text),
+            f"latent-{feature.latent}-{published.key}",
+            parameters,
+        )
     better = answer.better_label.strip() or None
-    if feature.label is None and better is None:
-        return None
+    accept = None
+    if feature.label is not None and answer.verdict != "undecided":
+        accept = answer.verdict == "accept"
+    note = answer.note.strip()
+    if accept is None and better is None and not note:
+        return None  # an untouched form says nothing
     return ReviewLine(
         sae_digest=published.labels.sae_digest,
         latent=feature.latent,
         reviewer=parameters.reviewer,
-        accept=None if feature.label is None else answer.accept,
+        accept=accept,
         label=better,
         audit=feature.audit,
-        note=answer.note,
+        note=note,
         shown=feature.label,
     )
+
+
+def _said_before(latent: int, form: type[_Form]) -> _Form | None:
+    """What was answered to a form of this run whose process ended before it heard of it."""
+    for key in reversed(_pause_keys()):
+        if int(key.split("-")[1]) == latent:
+            said = read_flow_run_input(keyset_from_base_key(f"paused-{key}")["response"])
+            if said is not None:
+                return form.model_validate(said)
+    return None
 
 
 def _wait(form: Any, key: str, parameters: ReviewParameters) -> Any:

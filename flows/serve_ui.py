@@ -12,27 +12,36 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from types import FrameType
+from typing import Any
 
 import httpx
 import psutil
 
+from flows.api import Api
+from flows.deployments import deploy
+from flows.ghosts import keep_paused_runs
+from flows.guarded_server import CODE_PATH, CODE_SECONDS, LOGIN_PATH
 from flows.local_server import LocalServer, offline_settings, owned, prefect_home, shared_url
-from rldecoder.errors import BadInputError, NoResourceError, RlDecoderError
+from flows.password import password_of
+from flows.places import Allowed, allowed_with
+from flows.worker import POOL
+from rldecoder import interrupts
+from rldecoder.entry import guarded
+from rldecoder.errors import EXIT_DONE, BadInputError, NoResourceError
 from tasks import tied
 
 ROOT = Path(__file__).resolve().parents[1]
-POOL = "local"
-"""The process work pool that prefect.yaml names."""
+LOGIN_COMMAND = ".venv/bin/python -m flows.serve_ui --login"
 
 _GRACE_SECONDS = 15.0
-_TAIL_CHARACTERS = 1500
 
 
-def serve(home: Path, port: int) -> None:
+def serve(home: Path, port: int, allowed: Allowed) -> None:
     """Run server and worker until interrupted.
+
+    Args:
+        allowed: what forms may name.
 
     Raises:
         BadInputError: the UI already runs on this home.
@@ -48,22 +57,30 @@ def serve(home: Path, port: int) -> None:
                 "Use that one, wait for the run, or set PREFECT_HOME to another folder.",
             )
         _say("starting the server ...")
-        server = LocalServer(home, port, ui=True)
+        password = password_of(home)
+        server = LocalServer(home, port, ui=True, password=password)
         stack.callback(server.stop)
         server.wait()
-        env = {**os.environ, **offline_settings(home), "PREFECT_API_URL": server.url}
-        _make_pool(server.url)
+        client = {"PREFECT_API_URL": server.url, "PREFECT_API_AUTH_STRING": password}
+        env = {**os.environ, **offline_settings(home), **client}
+        api = Api(server.url, password)
+        _make_pool(api)
+        for said in keep_paused_runs(api):
+            _say(said)
+        stack.callback(_keep_answers, api)  # after the worker: its runs have no process then
         with (home / "worker.log").open("wb") as log:
             worker = tied.start(
-                [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL],
-                env=env, cwd=ROOT, death_signal=signal.SIGTERM,
+                [sys.executable, "-m", "flows.worker"],
+                env={**env, **allowed.as_env()}, cwd=ROOT, death_signal=signal.SIGTERM,
                 stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
             )  # fmt: skip
         stack.callback(_stop_worker, worker)
         _say("making the deployments of prefect.yaml ...")
-        _deploy(env)
+        deploy(api, home, env)
         offer(server.url)  # from now on `rldecoder run` shows its runs here too
         _say(f"ready: {server.url.removesuffix('/api')}   (Ctrl-C stops everything)")
+        # A link lets its first user in, so it goes to a person and into no log.
+        _say(_login(api) if sys.stdout.isatty() else f"{LOGIN_COMMAND} prints a link to log in")
         while server.process.poll() is None and worker.poll() is None:
             time.sleep(0.5)
         raise NoResourceError(
@@ -71,23 +88,36 @@ def serve(home: Path, port: int) -> None:
         )
 
 
-def _make_pool(url: str) -> None:
-    """Make the work pool unless it is there; the worker gives it its template."""
-    answer = httpx.post(f"{url}/work_pools/", json={"name": POOL, "type": "process"}, timeout=60)
-    if answer.status_code not in (httpx.codes.CREATED, httpx.codes.CONFLICT):
-        raise NoResourceError("The work pool cannot be made.", answer.text[:_TAIL_CHARACTERS])
+def _make_pool(api: Api) -> None:
+    """Make the work pool, or put it right: the worker gives it its template."""
+    body: dict[str, Any] = {"name": POOL, "type": "process"}
+    api.send("POST", "/work_pools/", body, also=(httpx.codes.CONFLICT,))
+    api.send("PATCH", f"/work_pools/{POOL}", {"base_job_template": {}})
 
 
-def _deploy(env: Mapping[str, str]) -> None:
-    """Apply prefect.yaml."""
-    done = subprocess.run(
-        [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"],
-        env=dict(env), cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-        check=False,
-    )  # fmt: skip
-    if done.returncode != 0:
-        output = (done.stdout + done.stderr).strip()
-        raise NoResourceError("prefect.yaml cannot be applied.", output[-_TAIL_CHARACTERS:])
+def _keep_answers(api: Api) -> None:
+    """At the end: forms that wait are ready for the next start, whoever answers them first."""
+    with contextlib.suppress(NoResourceError, httpx.HTTPError):  # the server may be what ended
+        list(keep_paused_runs(api))
+
+
+def _login(api: Api) -> str:
+    """A line with a link that logs a browser in, once."""
+    code = api.send("POST", api.root + CODE_PATH, {})["code"]
+    link = f"{api.root}{LOGIN_PATH}#{code}"
+    return f"log in with {link}   (works once, within {CODE_SECONDS / 60:.0f} minutes)"
+
+
+def login(home: Path) -> str:
+    """A line with a link for the UI that runs on this home.
+
+    Raises:
+        BadInputError: none does.
+    """
+    url = shared_url(home)
+    if url is None:
+        raise BadInputError(f"No UI runs on {home}.", "", "Start it with `make ui`.")
+    return _login(Api(url, password_of(home)))
 
 
 def _stop_worker(worker: subprocess.Popen[bytes]) -> None:
@@ -109,27 +139,33 @@ def _say(message: str) -> None:
     print(f"rldecoder ui: {message}", flush=True)
 
 
-def _terminate(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
-
-
 def main() -> int:
     """Parse the arguments, serve, and turn errors into one message."""
     parser = argparse.ArgumentParser(prog="python -m flows.serve_ui", description=__doc__)
     parser.add_argument("--port", type=int, default=4200, help="port of the UI on 127.0.0.1")
-    port = parser.parse_args().port
-    # Started by a shell with `&`, SIGINT would be ignored; both must stop all of it.
-    signal.signal(signal.SIGINT, _terminate)
-    signal.signal(signal.SIGTERM, _terminate)
+    parser.add_argument(
+        "--login", action="store_true", help="print a link that logs a browser in, and end"
+    )
+    for kind, what in (("config", "configs"), ("store", "stores, or texts and models")):
+        parser.add_argument(
+            f"--allow-{kind}", type=Path, action="append", default=[], metavar="DIR",
+            help=f"a folder with {what} that forms may name too; may be given several times",
+        )  # fmt: skip
+    given = parser.parse_args()
+    return guarded(lambda: _serve_until_interrupted(given))
+
+
+def _serve_until_interrupted(given: argparse.Namespace) -> int:
     try:
-        serve(prefect_home(), port)
+        if given.login:
+            _say(login(prefect_home()))
+            return 0
+        allowed = allowed_with(given.allow_config, given.allow_store)
+        serve(prefect_home(), given.port, allowed)
     except KeyboardInterrupt:
         _say("stopped")
-        return 0
-    except RlDecoderError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+        interrupts.forget()
+    return EXIT_DONE
 
 
 if __name__ == "__main__":

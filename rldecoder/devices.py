@@ -2,16 +2,14 @@
 
 A lease is an `flock` on one file a device. The kernel drops it when its last holder dies, however
 it dies, so that no crash leaves a device locked (Prefect's own file locks do, after kill -9).
-Leases are machine-wide by default: two runs in two stores still never share a device.
+Leases hold for all runs of one user by default: two runs in two stores still never share a device.
+Of other users' work the driver tells (free memory): their files are not ours to trust.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import json
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,12 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from rldecoder.errors import BadInputError, NoResourceError
+from rldecoder.lease_files import LEASE_FOLDER as LEASE_FOLDER
+from rldecoder.lease_files import default_lease_folder, holder, make_folder, try_lock
 
 FAKE_DEVICES = "RLDECODER_FAKE_DEVICES"
 """Comma-separated ids of pretended devices, for tests: leased like real ones, computed on CPU."""
-
-LEASE_FOLDER = "RLDECODER_LEASES"
-"""Where the lock files lie; by default a folder of this user under the temporary folder."""
 
 MIN_FREE_BYTES = 1 << 30
 """A device with less free memory is taken by a stranger, whether or not it is leased here."""
@@ -174,7 +171,7 @@ def device_rows(
             d.name,
             f"{_gib(d.memory_free_bytes)} of {_gib(d.memory_total_bytes)}",
             "-" if d.utilisation_percent is None else f"{d.utilisation_percent} %",
-            _holder(_lock_path(folder, d.uuid)) or "free",
+            holder(folder, d.uuid) or "free",
         )
         for d in lister()
     ]
@@ -183,16 +180,6 @@ def device_rows(
 
 def _gib(count: int) -> str:
     return f"{count / (1 << 30):.1f} GiB"
-
-
-def default_lease_folder() -> Path:
-    """The machine-wide folder of this user's lock files (not created here)."""
-    named = os.environ.get(LEASE_FOLDER)
-    return Path(named) if named else Path(tempfile.gettempdir()) / f"rldecoder-leases-{os.getuid()}"
-
-
-def _lock_path(folder: Path, uuid: str) -> Path:
-    return folder / f"{''.join(c if c.isalnum() or c == '-' else '_' for c in uuid)}.lock"
 
 
 @contextlib.contextmanager
@@ -220,7 +207,8 @@ def lease_device(
         lister: gives the devices; tests put their own.
 
     Raises:
-        BadInputError: `wanted` names no device of this machine, or fewer than `count`.
+        BadInputError: `wanted` names no device of this machine, or fewer than `count`; or others
+            may write to `folder`.
         NoResourceError: too many candidates stayed taken for `timeout_seconds`.
     """
     names = _candidates(wanted, lister(), say)
@@ -234,7 +222,7 @@ def lease_device(
             "Lower the stage's `processes`, or set device to cuda on a machine with more of them.",
         )
     folder = folder or default_lease_folder()
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_folder(folder)
     held = _wait(names, count, lister, folder, timeout_seconds, task, say)
     uuids = tuple(device.uuid for device, _ in held)
     try:
@@ -304,8 +292,7 @@ def _wait(
         if len(taken) == count:
             return taken
         held = "; ".join(
-            f"{d.uuid}: {_holder(_lock_path(folder, d.uuid)) or 'memory taken by others'}"
-            for d in candidates
+            f"{d.uuid}: {holder(folder, d.uuid) or 'memory taken by others'}" for d in candidates
         )
         if time.monotonic() >= deadline:
             raise NoResourceError(
@@ -328,7 +315,7 @@ def _take(
     try:
         for device in sorted(candidates, key=lambda d: (-d.memory_free_bytes, d.index)):
             if len(taken) < count and device.memory_free_bytes >= MIN_FREE_BYTES:
-                fd = _try_lock(_lock_path(folder, device.uuid), task)
+                fd = try_lock(folder, device.uuid, task)
                 if fd is not None:
                     taken.append((device, fd))
     except BaseException:
@@ -343,40 +330,3 @@ def _take(
 def _release(held: Sequence[tuple[DeviceInfo, int]]) -> None:
     for _, fd in held:
         os.close(fd)  # the lock goes when the last copy is closed: a child may still hold one
-
-
-def _try_lock(path: Path, task: str) -> int | None:
-    """Lock the file and write who holds it; None when someone else has it."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, json.dumps({"pid": os.getpid(), "task": task}).encode(), 0)
-    except BlockingIOError:
-        os.close(fd)
-        return None
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
-
-
-def _holder(path: Path) -> str:
-    """Who holds the lock, in words; empty when nobody does."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return ""
-    try:
-        # A shared probe: two probes do not disturb each other, a holder refuses both.
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        return ""
-    except BlockingIOError:
-        text = os.pread(fd, 1000, 0).decode(errors="replace")
-    finally:
-        os.close(fd)
-    try:
-        who = json.loads(text)
-        return f"{who['task'] or 'a task'} (process {who['pid']})"
-    except (ValueError, KeyError, TypeError):  # read between its lock and its line
-        return "held"

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rldecoder.urls import without_credentials
+
 EXIT_DONE = 0
 EXIT_GATE_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 3
+EXIT_UNEXPECTED = 70
+"""`EX_SOFTWARE` of sysexits.h; Python's own code for uncaught exceptions, 1, is a gate's."""
 
 
 class RlDecoderError(Exception):
@@ -22,8 +26,9 @@ class RlDecoderError(Exception):
     exit_code = EXIT_BAD_INPUT
 
     def __init__(self, what: str, why: str = "", mend: str = "") -> None:
-        self.what, self.why, self.mend = what, why, mend
-        super().__init__(" ".join(part for part in (what, why, mend) if part))
+        # Whatever a library said, a URL in it goes to logs and flow states without its password.
+        self.what, self.why, self.mend = map(without_credentials, (what, why, mend))
+        super().__init__(" ".join(part for part in (self.what, self.why, self.mend) if part))
 
     def __reduce__(self) -> tuple[type[RlDecoderError], tuple[str, str, str]]:
         return type(self), (self.what, self.why, self.mend)
@@ -63,6 +68,12 @@ class InterruptedRunError(RlDecoderError):
     """The run was stopped by the user; checkpoints are kept and a rerun resumes."""
 
     exit_code = EXIT_INTERRUPTED
+
+
+class UnexpectedError(RlDecoderError):
+    """A fault of this program: nobody foresaw it, so it is to be reported."""
+
+    exit_code = EXIT_UNEXPECTED
 
 
 def require_empty(folder: Path, why: str) -> None:

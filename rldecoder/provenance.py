@@ -61,16 +61,25 @@ def source_digest(module: str) -> str:
         path = _module_path(name)
         if name in seen or path is None:
             continue
-        seen[name] = path.read_bytes()
-        for node in ast.walk(ast.parse(seen[name])):
-            if isinstance(node, ast.Import):
-                queue += [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-                queue += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        seen[name], imported = _read_source(path)
+        queue += imported
     total = hashlib.sha256()
     for name in sorted(seen):
-        total.update(name.encode() + b"\0" + hashlib.sha256(seen[name]).digest())
+        total.update(name.encode() + b"\0" + seen[name])
     return total.hexdigest()
+
+
+@cache
+def _read_source(path: Path) -> tuple[bytes, tuple[str, ...]]:
+    """A file's hash, and names that it may import; parsed once, though most stages share it."""
+    source = path.read_bytes()
+    imported: list[str] = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            imported += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            imported += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return hashlib.sha256(source).digest(), tuple(imported)
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Protocol
 
+from rldecoder import interrupts
+
 
 class Bar(Protocol):
     """One progress bar."""
@@ -115,3 +117,46 @@ class _TeeBar:
     def advance(self, amount: float = 1, note: str = "") -> None:
         for bar in self._bars:
             bar.advance(amount, note)
+
+
+class Interruptible:
+    """Passes everything on, and stops at each step if the process was asked to stop.
+
+    An interruption may be dropped where no exception can pass (`rldecoder.interrupts`).
+    """
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
+
+    @contextmanager
+    def track(
+        self, description: str, total: float | None, unit: str = "it", done: float = 0
+    ) -> Iterator[Bar]:
+        """The other's bar, whose steps can stop."""
+        interrupts.check()
+        with self._reporter.track(description, total, unit, done) as bar:
+            yield _InterruptibleBar(bar)
+
+    def metrics(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        """Pass on."""
+        interrupts.check()
+        self._reporter.metrics(stage, step, values)
+
+    def note(self, message: str) -> None:
+        """Pass on."""
+        interrupts.check()
+        self._reporter.note(message)
+
+    def alert(self, message: str) -> None:
+        """Pass on."""
+        interrupts.check()
+        self._reporter.alert(message)
+
+
+class _InterruptibleBar:
+    def __init__(self, bar: Bar) -> None:
+        self._bar = bar
+
+    def advance(self, amount: float = 1, note: str = "") -> None:
+        interrupts.check()
+        self._bar.advance(amount, note)

@@ -9,12 +9,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from rldecoder import devices, provenance
+from rldecoder import devices, interrupts, provenance
 from rldecoder.artifacts.base import Artifact
 from rldecoder.artifacts.store import ArtifactRef, ArtifactStore, Manifest, artifact_digest
 from rldecoder.config.run import RunConfig
 from rldecoder.errors import BadInputError, GateFailedError, NumericalError
-from rldecoder.reporting import Reporter
+from rldecoder.failures import explained
+from rldecoder.reporting import Interruptible, Reporter
 from rldecoder.schemas import Scalar
 from rldecoder.seeds import derive_seed, seed_everything
 from rldecoder.stages.context import Output, Stage, StageContext
@@ -61,14 +62,32 @@ def run_stage(
     Raises:
         GateFailedError: an upstream gate, or this one, said no and its `on_fail` is `stop`.
             The artifact of a failed gate is published all the same.
+        RlDecoderError: anything that can be foreseen, such as a full disk, as one of our own.
+        KeyboardInterrupt: the process was asked to stop; nothing computed since is published.
     """
-    stage = stage_named(stage_name)
+    with explained(stage_name):
+        return _run_stage(
+            run, stage_named(stage_name), refs,
+            store=store, report=Interruptible(report), device=device,
+        )  # fmt: skip
+
+
+def _run_stage(
+    run: RunConfig,
+    stage: Stage,
+    refs: Mapping[str, ArtifactRef],
+    *,
+    store: ArtifactStore,
+    report: Reporter,
+    device: str | None,
+) -> StageRun:
+    interrupts.check()
     started = time.monotonic()
     ref, fingerprint, seed = _ref(run, stage, refs)
     inputs = open_inputs(stage, refs, store)
     _refuse_failed_gates(run, stage, inputs)
     with store.lock(ref, report.note):
-        manifest = store.existing(ref, report.note)
+        manifest = store.existing(ref, report.note, report.alert)
         reused = manifest is not None
         if manifest is None:
             manifest = _build(
@@ -86,6 +105,7 @@ def run_stage(
     )  # fmt: skip
     if stage.gate and manifest.verdict == "fail":
         _judge(run, stage, store, ref, manifest, report)
+    interrupts.check()
     return result
 
 
@@ -177,18 +197,19 @@ def _build(
     torch_device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if run.threads is not None:
         torch.set_num_threads(run.threads)
-    progress = store.progress_path(ref)
-    resumed = progress.is_dir() and any(progress.iterdir())
+    progress = store.make_progress(ref, report.note)
+    resumed = any(progress.iterdir())
     if resumed:
         report.note(f"{stage.name} goes on from its last checkpoint.")
-    progress.mkdir(parents=True, exist_ok=True)
     upstream = _merge_caveats(inputs)
     machine = devices.snapshot()
     started = time.monotonic()
     seed_everything(seed)
     with store.building(ref) as out:
-        context = StageContext(out, progress, seed, torch_device, report, upstream)
+        context = StageContext(out, progress, seed, torch_device, report, upstream, str(ref))
         output = stage.run(inputs, run.stage(stage.name), context)
+        # What was dropped with an interruption may be missing from the result.
+        interrupts.check()
         _check_metrics(stage, output)
         caveats = list(upstream)
         if output.verdict == "fail" or (output.reasons and not stage.gate):
@@ -199,6 +220,7 @@ def _build(
             digest=ref.digest,
             version=stage.version,
             config=run.stage(stage.name).model_dump(mode="json"),
+            digest_fields=run.stage(stage.name).digest_fields(),
             seed=seed,
             inputs={name: refs[name] for name in stage.upstream},
             fingerprint=fingerprint,
@@ -219,7 +241,7 @@ def _build(
             resumed=resumed,
             created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         )
-        return store.publish(ref, out, manifest)
+        return store.publish(ref, out, manifest, report.alert)
 
 
 def _merge_caveats(inputs: tuple[Artifact, ...]) -> tuple[str, ...]:

@@ -7,7 +7,6 @@ lives with that stage's subject package.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -17,7 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from rldecoder.errors import DamagedFileError, NumericalError
+from rldecoder import files
+from rldecoder.errors import BadInputError, DamagedFileError, NumericalError
 
 Scalar = float | int | str | bool | None
 """A headline number, word or mark of a manifest."""
@@ -36,38 +36,52 @@ def write_parquet(
     *,
     compression: str = "zstd",
 ) -> None:
-    """Write one Parquet file with exactly `schema`.
+    """Write one Parquet file with exactly `schema`: whole or not at all.
 
     Raises:
         ValueError: a column is missing, superfluous, or of another length.
+        BadInputError: a text is not Unicode (half a surrogate pair).
     """
     if set(columns) != set(schema.names):
         raise ValueError(f"columns {sorted(columns)} do not match schema {sorted(schema.names)}")
     arrays = []
     for field in schema:
         values = columns[field.name]
-        arrays.append(
-            values.cast(field.type)
-            if isinstance(values, pa.Array | pa.ChunkedArray)
-            else pa.array(values, type=field.type)
-        )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_arrays(arrays, schema=schema), path, compression=compression)
+        try:
+            arrays.append(
+                values.cast(field.type)
+                if isinstance(values, pa.Array | pa.ChunkedArray)
+                else pa.array(values, type=field.type)
+            )
+        except UnicodeError as error:
+            raise BadInputError(
+                f"A text in column {field.name} of {path.name} is not Unicode.",
+                str(error),
+                "Mend the text: half a surrogate pair cannot be stored.",
+            ) from error
+    table = pa.Table.from_arrays(arrays, schema=schema)
+    with files.aside(path) as draft:
+        pq.write_table(table, draft, compression=compression)
 
 
 def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """Read a Parquet file.
 
     Raises:
-        DamagedFileError: the file is missing, truncated, or lacks a column.
+        DamagedFileError: the file is missing, truncated, lacks a column, or holds text that is
+            not UTF-8.
     """
     if not path.exists():
         raise DamagedFileError(
             f"{path} does not exist.", "", "Rerun the stage that publishes it: `rldecoder run`."
         )
     try:
-        return pq.read_table(path, columns=list(columns) if columns is not None else None)
-    except (pa.ArrowInvalid, pa.ArrowKeyError, pa.ArrowNotImplementedError, OSError) as error:
+        table = pq.read_table(path, columns=list(columns) if columns is not None else None)
+        table.validate(full=True)  # Parquet is read without a look at its text
+        if columns is not None and (absent := set(columns) - set(table.column_names)):
+            raise pa.ArrowKeyError(f"it has no column {', '.join(sorted(absent))}")
+        return table
+    except (pa.ArrowException, OSError) as error:
         raise DamagedFileError(
             f"{path} cannot be read as Parquet.",
             f"It is truncated, damaged, or of another schema ({error}).",
@@ -76,26 +90,28 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON with sorted keys, flushed to disk.
+    """Write JSON with sorted keys, flushed to disk: whole or not at all.
 
     Raises:
         NumericalError: the value holds NaN or infinity, which JSON cannot carry.
     """
+    files.write_bytes(path, to_json(path, value))
+
+
+def to_json(path: Path, value: Any) -> bytes:
+    """What `write_json` writes; `path` is for the error's text."""
     try:
-        text = json.dumps(
-            value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False, default=_scalar
-        )
+        text = json.dumps(value, ensure_ascii=False, **_JSON)
     except ValueError as error:
         raise NumericalError(
             f"{path.name} was to hold NaN or infinity.",
             "A metric could not be computed.",
             "Store None together with the reason.",
         ) from error
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        return (text + "\n").encode()
+    except UnicodeEncodeError:  # half a surrogate pair, as file names can have: escaped
+        return (json.dumps(value, ensure_ascii=True, **_JSON) + "\n").encode()
 
 
 def _scalar(value: Any) -> Any:
@@ -105,15 +121,20 @@ def _scalar(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} is not JSON")
 
 
+_JSON: dict[str, Any] = {
+    "indent": 2, "sort_keys": True, "allow_nan": False, "default": _scalar,
+}  # fmt: skip
+
+
 def read_json(path: Path) -> Any:
     """Read JSON.
 
     Raises:
-        DamagedFileError: the file is missing or is not JSON.
+        DamagedFileError: the file is missing, is not JSON, or is nested too deeply.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DamagedFileError(
             f"{path} cannot be read as JSON.",
             str(error),

@@ -11,6 +11,7 @@ from typing import Any
 from rldecoder.config.run import RunConfig
 from rldecoder.errors import BadInputError
 from rldecoder.reporting import Bar, SilentBar
+from rldecoder.urls import without_credentials
 
 
 class WandbReporter:
@@ -45,7 +46,7 @@ class WandbReporter:
 
     def alert(self, message: str) -> None:
         """A wandb alert (kept in the offline log)."""
-        self._run.alert(title="rldecoder", text=message[:500])
+        self._run.alert(title="rldecoder", text=without_credentials(message)[:500])
 
 
 @contextmanager
@@ -53,7 +54,7 @@ def wandb_reporter(run: RunConfig, folder: Path) -> Iterator[WandbReporter | Non
     """A wandb run for the length of the block, or None when tracking is off.
 
     Raises:
-        BadInputError: `online` without WANDB_API_KEY.
+        BadInputError: `online` without WANDB_API_KEY, or wandb cannot start.
     """
     mode = run.tracking.wandb
     if mode == "off":
@@ -68,14 +69,29 @@ def wandb_reporter(run: RunConfig, folder: Path) -> Iterator[WandbReporter | Non
     import wandb  # slow to import, and not needed when tracking is off
 
     folder.mkdir(parents=True, exist_ok=True)
-    wandb_run = wandb.init(
-        project=run.tracking.project,
-        name=run.name,
-        mode=mode,
-        dir=str(folder),
-        config=run.model_dump(mode="json"),
-        settings=wandb.Settings(silent=True, console="off", disable_git=True, save_code=False),
+    settings = wandb.Settings(
+        silent=True,
+        console="off",
+        disable_git=True,
+        save_code=False,
+        # It would send the command line, which may hold `--set mirror=...` with a password.
+        x_disable_meta=True,
     )
+    try:
+        wandb_run = wandb.init(
+            project=run.tracking.project,
+            name=run.name,
+            mode=mode,
+            dir=str(folder),
+            config=run.model_dump(mode="json"),
+            settings=settings,
+        )
+    except wandb.Error as error:
+        raise BadInputError(
+            "wandb cannot start a run.",
+            without_credentials((str(error).strip() or type(error).__name__).splitlines()[0]),
+            "Mend that, or set tracking.wandb: offline, or off.",
+        ) from None
     try:
         yield WandbReporter(wandb_run)
     finally:

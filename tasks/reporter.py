@@ -15,6 +15,7 @@ from prefect.exceptions import PrefectException
 from prefect.logging import get_run_logger
 
 from rldecoder.reporting import Bar, SilentBar
+from rldecoder.terminal import printable
 
 DRIFT_EVENT = "rldecoder.drift"
 """Emitted for every alert; automations can be bound to it."""
@@ -67,11 +68,11 @@ class PrefectReporter:
 
     def note(self, message: str) -> None:
         """One line in the run's log."""
-        self._logger.info("%s", message)
+        self._logger.info("%s", printable(message))
 
     def alert(self, message: str) -> None:
         """A warning in the log and an event that automations can act on."""
-        self._logger.warning("%s", message)
+        self._logger.warning("%s", printable(message))
         emit_event(
             DRIFT_EVENT,
             resource={

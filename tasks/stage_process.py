@@ -13,11 +13,16 @@ from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import IO, Any
 
-from rldecoder import errors
+from rldecoder import errors, interrupts
 from rldecoder.artifacts.store import ArtifactRef, ArtifactStore
 from rldecoder.config.run import RunConfig
 from rldecoder.devices import DeviceLease
-from rldecoder.errors import NoResourceError, RlDecoderError
+from rldecoder.errors import (
+    InterruptedRunError,
+    NoResourceError,
+    RlDecoderError,
+    UnexpectedError,
+)
 from rldecoder.reporting import Bar, Reporter
 from rldecoder.runner import StageRun
 from tasks import tied
@@ -29,8 +34,8 @@ _ROOT = Path(__file__).resolve().parents[1]
 _TAIL_CHARACTERS = 2000
 
 
-class StageProcessError(RlDecoderError):
-    """A stage failed in its own process in a way that no error class of ours describes."""
+class StageProcessError(UnexpectedError):
+    """A stage failed in its process as nobody foresaw; a note holds the traceback."""
 
 
 def run_in_process(
@@ -50,8 +55,8 @@ def run_in_process(
 
     Raises:
         RlDecoderError: what the stage raised, with its own class.
-        OSError: likewise, so that retries see it.
-        StageProcessError: any other failure; the child's traceback is in the text.
+        InterruptedRunError: the child was stopped by a signal of its own.
+        StageProcessError: any other failure, with the child's traceback as a note.
     """
     reading, writing = os.pipe()
     request = json.dumps(
@@ -142,15 +147,23 @@ def _result(
         raise _rebuilt(stage_name, answer)
     output.seek(0)
     tail = output.read().decode(errors="replace")[-_TAIL_CHARACTERS:].strip()
+    if -returncode in (*interrupts.SIGNALS, signal.SIGHUP):
+        raise InterruptedRunError(f"The process of {stage_name} was stopped.")
     if returncode == -signal.SIGKILL:
         raise NoResourceError(
             f"The process of {stage_name} was killed.",
             "Most often the system ran out of memory.",
             "Run again: it goes on from its last checkpoint; lower the batch sizes if it recurs.",
         )
-    raise StageProcessError(
+    raise _unexpected(
         f"The process of {stage_name} ended without a result (exit status {returncode}).", tail
     )
+
+
+def _unexpected(what: str, details: str) -> StageProcessError:
+    error = StageProcessError(what)
+    error.add_note(details)
+    return error
 
 
 def _rebuilt(stage_name: str, answer: Mapping[str, Any]) -> Exception:
@@ -158,8 +171,4 @@ def _rebuilt(stage_name: str, answer: Mapping[str, Any]) -> Exception:
     known = getattr(errors, answer["type"], None)
     if answer["parts"] and isinstance(known, type) and issubclass(known, RlDecoderError):
         return known(*answer["parts"])
-    if answer["errno"] is not None:
-        return OSError(answer["errno"], answer["message"])
-    return StageProcessError(
-        f"{stage_name} failed with {answer['type']}: {answer['message']}.", answer["traceback"]
-    )
+    return _unexpected(f"{stage_name} failed with {answer['message']}.", answer["traceback"])

@@ -17,9 +17,12 @@ from typing import IO, Any
 
 from rldecoder.artifacts.store import ArtifactRef, ArtifactStore
 from rldecoder.config.run import RunConfig
-from rldecoder.errors import RlDecoderError
+from rldecoder.entry import guarded
+from rldecoder.errors import EXIT_DONE, EXIT_UNEXPECTED, InterruptedRunError, RlDecoderError
+from rldecoder.failures import foreseen, shown
 from rldecoder.reporting import Bar
 from rldecoder.runner import run_stage
+from rldecoder.urls import without_credentials
 
 _FLUSH_SECONDS = 0.1
 
@@ -93,8 +96,8 @@ class _PipeBar:
         self._sent_at = time.monotonic()
 
 
-def work(request: Mapping[str, Any], reporter: PipeReporter) -> bool:
-    """Run the requested stage and send its result, or its error; True when it succeeded.
+def work(request: Mapping[str, Any], reporter: PipeReporter) -> int:
+    """Run the requested stage and send its result, or its error; the exit code says which.
 
     Args:
         request: `run` (config), `stage`, `refs`, `root`, `mirror`, `device`.
@@ -109,11 +112,12 @@ def work(request: Mapping[str, Any], reporter: PipeReporter) -> bool:
             device=request["device"],
         )
     except Exception as error:
-        reporter.send("error", **_describe(error))
-        return False
+        known = foreseen(error)
+        reporter.send("error", **_describe(known or error))
+        return EXIT_UNEXPECTED if known is None else known.exit_code
     values = result._asdict() | {"ref": result.ref.model_dump()}
     reporter.send("result", values=values)
-    return True
+    return EXIT_DONE
 
 
 def _describe(error: Exception) -> dict[str, Any]:
@@ -121,18 +125,23 @@ def _describe(error: Exception) -> dict[str, Any]:
     return {
         "type": type(error).__name__,
         "parts": [error.what, error.why, error.mend] if isinstance(error, RlDecoderError) else None,
-        "errno": error.errno if isinstance(error, OSError) else None,
-        "message": str(error),
-        "traceback": traceback.format_exc(),
+        # Both may end in Prefect's states and logs.
+        "message": without_credentials(shown(error)),
+        "traceback": without_credentials(traceback.format_exc()),
     }
 
 
 def main() -> int:
-    """Read the request, work, answer."""
+    """Read the request, work, answer; an interruption (of this process alone) is an answer, too."""
     request = json.load(sys.stdin)
     with open(request["events_fd"], "w", encoding="utf-8") as stream:
-        return 0 if work(request, PipeReporter(stream)) else 1
+        reporter = PipeReporter(stream)
+        try:
+            return work(request, reporter)
+        except KeyboardInterrupt:
+            reporter.send("error", **_describe(InterruptedRunError("The stage was interrupted.")))
+            raise
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded(main))

@@ -18,6 +18,7 @@ from rldecoder.artifacts.store import ArtifactRef, ArtifactStore
 from rldecoder.config.run import RunConfig
 from rldecoder.devices import lease_device
 from rldecoder.errors import DamagedFileError, GateFailedError, NoResourceError, StoreBusyError
+from rldecoder.failures import foreseen
 from rldecoder.reporting import Reporter, TeeReporter
 from rldecoder.runner import StageRun, run_stage
 from rldecoder.stages.context import Stage
@@ -28,8 +29,8 @@ from tasks.stage_process import run_in_process
 
 RETRY_DELAYS_SECONDS = (5.0, 30.0)
 
-_PERMANENT = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
-"""OSErrors that waiting does not mend: the input is wrong."""
+_TRANSIENT = (NoResourceError, StoreBusyError)
+"""What waiting may mend. `run_stage` has made our own of every OSError."""
 
 
 class Bench:
@@ -65,9 +66,7 @@ class Bench:
 def is_transient(task: Any, task_run: Any, state: State[Any]) -> bool:
     """Whether trying again may help: disks, devices and locks, never bad input or a verdict."""
     error = state.result(raise_on_failure=False)
-    if isinstance(error, _PERMANENT):
-        return False
-    return isinstance(error, OSError | NoResourceError | StoreBusyError)
+    return isinstance(foreseen(error), _TRANSIENT)
 
 
 def build(

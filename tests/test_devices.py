@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from rldecoder import devices
-from rldecoder.devices import DeviceInfo, lease_device, list_devices
+from rldecoder.devices import LEASE_FOLDER, DeviceInfo, lease_device, list_devices
 from rldecoder.errors import BadInputError, NoResourceError
 
 GIB = 1 << 30
@@ -243,3 +243,79 @@ def test_the_table_ends_with_the_cpu(tmp_path: Path) -> None:
     rows = devices.device_rows(tmp_path, two)
     assert [row[0] for row in rows] == ["GPU-0-fake", "GPU-1-fake", "cpu"]
     assert rows[0][2:] == ("8.0 GiB of 8.0 GiB", "0 %", "free")
+
+
+def refused(folder: Path, match: str) -> None:
+    """Neither taking a lease nor looking at one goes past what lies there."""
+    with (
+        pytest.raises(BadInputError, match=match) as error,
+        lease_device("GPU-0", folder, timeout_seconds=0, lister=two),
+    ):
+        pass
+    assert LEASE_FOLDER in error.value.mend
+    with pytest.raises(BadInputError, match=match):
+        devices.device_rows(folder, two)
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_lock_file_is_never_reached_through_a_link(tmp_path: Path, exists: bool) -> None:
+    victim, locks = tmp_path / "victim", tmp_path / "locks"
+    locks.mkdir(0o700)
+    (locks / "GPU-0-fake.lock").symlink_to(victim)
+    if exists:
+        victim.write_text("precious")
+    refused(locks, "It is a link")
+    assert victim.exists() == exists
+    assert not exists or victim.read_text() == "precious"
+
+
+def test_a_lock_file_has_one_name_and_is_a_file(tmp_path: Path) -> None:
+    victim, locks = tmp_path / "victim", tmp_path / "locks"
+    locks.mkdir(0o700)
+    victim.write_text("precious")
+    file = locks / "GPU-0-fake.lock"
+    file.hardlink_to(victim)
+    refused(locks, "no regular file of yours")
+    assert victim.read_text() == "precious"
+    file.unlink()
+    os.mkfifo(file)
+    refused(locks, "no regular file of yours")
+
+
+def test_a_folder_of_leases_is_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir(0o700)
+    link = tmp_path / "link"
+    link.symlink_to(elsewhere)
+    refused(link, "It is a link")
+    assert not list(elsewhere.iterdir())
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    refused(shared, r"Other users may use it \(mode 1777\)")
+    file = tmp_path / "file"
+    file.touch()
+    refused(file, "Not a directory")
+    monkeypatch.setattr("rldecoder.lease_files.os.geteuid", lambda: os.getuid() + 1)
+    refused(elsewhere, f"It belongs to user {os.getuid()}")
+
+
+def test_the_default_folder_and_its_files_are_private(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(LEASE_FOLDER, raising=False)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    before = os.umask(0)
+    try:
+        with lease_device("GPU-0", timeout_seconds=0, lister=two):
+            (folder,) = tmp_path.iterdir()
+            (file,) = folder.iterdir()
+            assert (folder.stat().st_mode & 0o777, file.stat().st_mode & 0o777) == (0o700, 0o600)
+    finally:
+        os.umask(before)
+    folder.chmod(0o750)
+    with (
+        pytest.raises(BadInputError, match="mode 0750"),
+        lease_device("GPU-0", timeout_seconds=0, lister=two),
+    ):
+        pass

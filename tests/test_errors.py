@@ -9,6 +9,7 @@ from rldecoder.errors import (
     DamagedFileError,
     GateFailedError,
     InterruptedRunError,
+    NoResourceError,
     RlDecoderError,
 )
 
@@ -25,3 +26,12 @@ def test_errors_survive_a_copy() -> None:
     error = copy.copy(GateFailedError("What.", "Why.", "Mend."))
     assert isinstance(error, RlDecoderError)
     assert (error.what, error.why, error.mend) == ("What.", "Why.", "Mend.")
+
+
+def test_urls_in_errors_have_no_passwords() -> None:
+    url = "ftp://user:hunter2@host/x"
+    error = NoResourceError(f"{url} is away.", f"cannot open '{url}'", f"mend {url}")
+    again = copy.copy(error)
+    for text in (str(error), error.what, error.why, error.mend, repr(error), str(again)):
+        assert "hunter2" not in text
+    assert "ftp://***@host/x is away." in str(error)

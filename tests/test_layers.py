@@ -13,8 +13,8 @@ SUBJECTS = (
     "serve",
 )  # fmt: skip
 CORE = (
-    "errors", "seeds", "schemas", "reporting", "devices", "curves", "provenance", "precision",
-    "artifacts/store", "artifacts/mirror", "artifacts/checkpoints",
+    "errors", "seeds", "schemas", "artifacts", "mirror", "devices", "lease_files", "checkpoints",
+    "curves", "provenance", "terminal", "urls", "json_text",
 )  # fmt: skip
 ABOVE_SUBJECTS = ("rldecoder.stages", "rldecoder.runner", "rldecoder.cli", "tasks", "flows")
 

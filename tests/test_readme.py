@@ -31,7 +31,7 @@ def test_make_targets_exist() -> None:
 def test_rldecoder_commands_and_configs_exist() -> None:
     from typer.main import get_command
 
-    from rldecoder.cli.main import app
+    from rldecoder.cli.commands import app
 
     commands = get_command(app).commands  # type: ignore[attr-defined]
     used = re.findall(r"^rldecoder ([a-z-]+)(.*)$", "\n".join(fenced("bash")), flags=re.MULTILINE)

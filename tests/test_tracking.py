@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 
+from rldecoder.config.run import load_run_config
 from rldecoder.errors import BadInputError
 from rldecoder.tracking import WandbReporter, wandb_reporter
+
+DEBUG = Path(__file__).resolve().parents[1] / "configs" / "debug.yaml"
 
 
 def run_with(mode: str) -> Any:
@@ -46,9 +49,25 @@ def test_metrics_carry_stage_and_own_step() -> None:
     assert logged == [{"train_sae/loss": 0.5, "train_sae/step": 7}]
 
 
+def test_alerts_lose_passwords() -> None:
+    told: list[str] = []
+    fake = SimpleNamespace(alert=lambda title, text: told.append(text))
+    WandbReporter(fake).alert("cannot reach ftp://user:hunter2@host/x")
+    assert told == ["cannot reach ftp://***@host/x"]
+
+
 @pytest.mark.slow
-def test_offline_run_leaves_a_file(tmp_path: Path) -> None:
-    with wandb_reporter(run_with("offline"), tmp_path) as reporter:
+def test_an_offline_run_leaves_files_without_passwords(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither of the config nor of the command line."""
+    url = "ftp://user:hunter2@127.0.0.1/x"
+    monkeypatch.setattr("sys.argv", ["rldecoder", "run", "--set", f"mirror={url}"])
+    run = load_run_config(DEBUG, [f"mirror={url}", "tracking.wandb=offline"])
+    with wandb_reporter(run, tmp_path) as reporter:
         assert reporter is not None
         reporter.metrics("s", 1, {"loss": 1.0})
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert list(tmp_path.rglob("*.wandb"))
+    assert any(b"sync_tokenizer" in path.read_bytes() for path in files)
+    assert not [path for path in files if b"hunter2" in path.read_bytes()]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import processors
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -61,6 +63,24 @@ def tiny_frozen(architecture: str, tokenizer_folder: Path, depth: int = 3) -> Fr
         if name.endswith("bias") or "norm" in name:
             torch.nn.init.normal_(parameter, 0.5, 0.3)
     return FrozenLM(model, AutoTokenizer.from_pretrained(tokenizer_folder), tokenizer_folder)
+
+
+BOS = 511
+"""The token that `with_tokens_around` makes the beginning of a text."""
+
+
+def with_tokens_around(folder: Path, target: Path, *, bos: bool = False, eos: bool = False) -> Path:
+    """A copy of a model whose tokenizer puts tokens before or behind every text."""
+    shutil.copytree(folder, target)
+    tokenizer = AutoTokenizer.from_pretrained(target)
+    start, end = tokenizer.convert_ids_to_tokens(BOS), tokenizer.eos_token
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=" ".join([start] * bos + ["$A"] + [end] * eos),
+        pair="$A $B",
+        special_tokens=[(start, BOS), (end, tokenizer.eos_token_id)],
+    )
+    tokenizer.save_pretrained(target)
+    return target
 
 
 @torch.no_grad()

@@ -8,105 +8,36 @@ store, and the digests of its inputs: never the device, paths or logging.
 
 from __future__ import annotations
 
-import errno
-import hashlib
+import logging
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ConfigDict, ValidationError
 
-from rldecoder import schemas
+from rldecoder import files
+from rldecoder.artifacts.manifests import (
+    DIGEST_LENGTH,
+    MANIFEST,
+    ArtifactRef,
+    FileEntry,
+    Manifest,
+    artifact_digest,
+    read_manifest,
+    write_manifest,
+)
 from rldecoder.artifacts.mirror import Mirror
-from rldecoder.config.base import hash_json
 from rldecoder.errors import DamagedFileError, NoResourceError, StoreBusyError
 
-MANIFEST = "manifest.json"
-DIGEST_LENGTH = 16
-
-
-class ArtifactRef(BaseModel):
-    """All that tasks pass to each other."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    kind: str
-    stage: str
-    digest: str
-
-    def __str__(self) -> str:
-        return f"{self.stage}/{self.digest}"
-
-
-class FileEntry(BaseModel):
-    """Size and hash of one published file."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    size: int
-    sha256: str
-
-
-class Manifest(BaseModel):
-    """Everything needed to know where an artifact came from and whether it is intact."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    kind: str
-    stage: str
-    digest: str
-    version: int
-    config: dict[str, Any]
-    """The stage config, all fields."""
-    seed: int
-    inputs: dict[str, ArtifactRef]
-    fingerprint: dict[str, str]
-    files: dict[str, FileEntry]
-    metrics: dict[str, float | int | str | bool | None]
-    verdict: str | None = None
-    reasons: list[str] = []
-    caveats: list[str] = []
-    source_digest: str
-    """SHA-256 over the stage's module and every rldecoder module that it imports."""
-    git_commit: str | None
-    packages: dict[str, str]
-    device: str
-    device_name: str
-    devices: dict[str, Any] = {}
-    """Cores and accelerators of the machine when the stage began (`rldecoder.devices.snapshot`)."""
-    threads: int
-    wall_seconds: float
-    peak_memory_bytes: int
-    resumed: bool
-    """Whether an interrupted run's checkpoint was found; wall_seconds is then the last part's."""
-    created_at: str
-
-
-def artifact_digest(
-    *,
-    stage: str,
-    version: int,
-    config: dict[str, Any],
-    seed: int,
-    fingerprint: dict[str, str],
-    inputs: dict[str, ArtifactRef],
-) -> str:
-    """The address of what a stage would publish, known before it runs."""
-    return hash_json(
-        {
-            "stage": stage,
-            "version": version,
-            "config": config,
-            "seed": seed,
-            "fingerprint": fingerprint,
-            "inputs": {name: ref.digest for name, ref in inputs.items()},
-        }
-    )[:DIGEST_LENGTH]
+__all__ = [
+    "DIGEST_LENGTH", "MANIFEST", "ArtifactRef", "ArtifactStore", "FileEntry", "Manifest",
+    "artifact_digest",
+]  # fmt: skip
+Note = Callable[[str], None]
+_log = logging.getLogger(__name__)
+_REBUILD = "Run again with the config that built it: it is moved aside and built anew."
 
 
 class ArtifactStore:
@@ -123,7 +54,7 @@ class ArtifactStore:
     ) -> None:
         self.root = Path(root).expanduser().resolve()
         self.lock_timeout_seconds = lock_timeout_seconds
-        self._verified: dict[Path, tuple[int, int, str]] = {}
+        self._verified: dict[Path, tuple[int, ...]] = {}
         try:
             self.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -148,146 +79,212 @@ class ArtifactStore:
         """Read the manifest without checking the files.
 
         Raises:
-            DamagedFileError: it is missing or not a manifest.
+            DamagedFileError: it is missing, was changed, or is not that of `ref`.
         """
-        path = self.path(ref) / MANIFEST
-        try:
-            return Manifest.model_validate(schemas.read_json(path))
-        except ValidationError as error:
-            raise DamagedFileError(
-                f"{path} is not a manifest of this version.",
-                str(error).splitlines()[0],
-                f"Move {path.parent} away and run again.",
-            ) from error
+        return read_manifest(self.path(ref) / MANIFEST, ref)
 
     def verify(self, ref: ArtifactRef) -> Manifest:
-        """Check every file against the manifest.
+        """Check the manifest, and every file against it.
 
-        A file whose size and modification time were verified in this process is not read again.
+        A file that was verified in this process and not changed since is not read again.
 
         Raises:
-            DamagedFileError: a file is missing, has another size, or another hash.
+            DamagedFileError: a file is missing, has another size or hash, is no regular file, or
+                is not named by the manifest.
+            NoResourceError: a file is there and may not be read.
         """
         manifest = self.manifest(ref)
+        strangers = _strangers(self.path(ref), manifest)
+        if strangers:
+            raise DamagedFileError(
+                f"{strangers[0]} was never published.",
+                "The manifest does not name it, or it is a link or no file at all.",
+                "Move it away.",
+            )
         for name, entry in manifest.files.items():
-            file = self.path(ref) / name
-            try:
-                stat = file.stat()
-            except OSError as error:
-                raise DamagedFileError(f"{file} is missing.", str(error)) from error
-            mark = (stat.st_size, stat.st_mtime_ns, entry.sha256)
-            if self._verified.get(file) == mark:
-                continue
-            if stat.st_size != entry.size or hash_file(file) != entry.sha256:
-                raise DamagedFileError(
-                    f"{file} is not what was published.",
-                    f"It has {stat.st_size} bytes; the manifest says {entry.size} bytes with "
-                    f"SHA-256 {entry.sha256[:12]}....",
-                )
-            self._verified[file] = mark
+            self._verify_file(self.path(ref) / name, entry)
         return manifest
 
+    def _verify_file(self, file: Path, entry: FileEntry) -> None:
+        try:
+            mark = _mark(file)
+            if self._verified.get(file) == mark:
+                return
+            size = mark[0]
+            sha256 = files.hash_file(file) if size == entry.size else ""
+        except OSError as error:
+            raise files.unreadable(file, error, _REBUILD) from error
+        if sha256 != entry.sha256:
+            raise DamagedFileError(
+                f"{file} is not what was published.",
+                f"It has {size} bytes; the manifest says {entry.size} bytes with "
+                f"SHA-256 {entry.sha256[:12]}....",
+                _REBUILD,
+            )
+        self._verified[file] = mark
+
     @contextmanager
-    def lock(self, ref: ArtifactRef, on_wait: Callable[[str], None]) -> Iterator[None]:
+    def lock(self, ref: ArtifactRef, on_wait: Note) -> Iterator[None]:
         """Hold the right to build one artifact; the kernel drops it when the holder dies.
 
         Raises:
             StoreBusyError: another run kept it longer than `lock_timeout_seconds`.
+            NoResourceError: its file cannot be made, or is no file.
         """
         folder = self.root / ".locks"
-        folder.mkdir(exist_ok=True)
-        lock = FileLock(folder / f"{ref.stage}-{ref.digest}.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            on_wait(f"{ref} is being built by another run; waiting for it.")
+        path = folder / f"{ref.stage}-{ref.digest}.lock"
+        with files.explained(self.root, f"locking {ref}"):
+            files.clear_for_folder(folder, on_wait)
+            folder.mkdir(exist_ok=True)
+            if os.path.lexists(path) and (path.is_symlink() or not path.is_file()):
+                # A link would have the file that it names opened, and emptied.
+                on_wait(f"{path} is no lock file; it was moved to {files.move_aside(path)}.")
+            lock = FileLock(path)
             try:
-                lock.acquire(timeout=self.lock_timeout_seconds, poll_interval=0.2)
-            except Timeout as error:
-                raise StoreBusyError(
-                    f"{ref} is still being built by another run after "
-                    f"{self.lock_timeout_seconds:.0f} s.",
-                    "Two runs never build the same artifact.",
-                    "Wait for the other run, stop it, or use another --store.",
-                ) from error
+                lock.acquire(timeout=0)
+            except Timeout:
+                on_wait(f"{ref} is being built by another run; waiting for it.")
+                try:
+                    lock.acquire(timeout=self.lock_timeout_seconds, poll_interval=0.2)
+                except Timeout as error:
+                    raise StoreBusyError(
+                        f"{ref} is still being built by another run after "
+                        f"{self.lock_timeout_seconds:.0f} s.",
+                        "Two runs never build the same artifact.",
+                        "Wait for the other run, stop it, or use another --store.",
+                    ) from error
         try:
             yield
         finally:
             lock.release()
 
-    def existing(self, ref: ArtifactRef, note: Callable[[str], None]) -> Manifest | None:
+    def existing(self, ref: ArtifactRef, note: Note, alert: Note | None = None) -> Manifest | None:
         """The verified manifest when the artifact can be used, else None.
 
-        A damaged artifact is moved aside (kept for inspection) so that it can be rebuilt.
+        A damaged artifact, or what stands in its place, is moved aside (kept for inspection) so
+        that it can be rebuilt; files in it that were never published are moved out. A mirror that
+        lacks it gets it now.
+
+        Args:
+            alert: told when the mirror cannot be used; `note` where there is none.
         """
-        if not self.is_published(ref) and self.mirror is not None:
-            self._fetch(ref, note)
-        if not self.is_published(ref):
+        with files.explained(self.root, f"looking for {ref}"):
+            files.clear_for_folder(self.path(ref).parent, note)
+            manifest = self._intact(ref, note)
+            if self.mirror is None:
+                return manifest
+            if manifest is None:
+                self._fetch(ref, note, alert or note)
+                return self._intact(ref, note)
+        if not self.mirror.holds(ref, alert or note):
+            self.mirror.upload(self.path(ref), ref, manifest, alert or note)
+        return manifest
+
+    def _intact(self, ref: ArtifactRef, note: Note) -> Manifest | None:
+        """The verified manifest; what stands in its place and is none is moved aside."""
+        place = self.path(ref)
+        if not os.path.lexists(place):
             return None
         try:
+            self._clear(ref, note)
             return self.verify(ref)
         except DamagedFileError as error:
-            aside = self.path(ref).with_name(f"{ref.digest}.damaged-{time.time_ns()}")
-            self.path(ref).rename(aside)
-            note(f"{error} The damaged artifact was moved to {aside} and is built again.")
+            note(
+                f"{error.what} {error.why} The damaged artifact was moved to "
+                f"{files.move_aside(place)} and is built again."
+            )
             return None
+
+    def _clear(self, ref: ArtifactRef, note: Note) -> None:
+        """Move out what was never published: it may be read as a part, but spoils nothing else."""
+        place = self.path(ref)
+        strangers = _strangers(place, self.manifest(ref))
+        if not strangers:
+            return
+        out = files.move_aside_name(place, "unpublished")
+        for stranger in strangers:
+            target = out / stranger.relative_to(place)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            stranger.rename(target)
+            note(f"{stranger} was never published; it was moved to {target}.")
+
+    def make_progress(self, ref: ArtifactRef, note: Note) -> Path:
+        """The folder for checkpoints, made where it is not there yet."""
+        path = self.progress_path(ref)
+        with files.explained(self.root, f"preparing {ref}"):
+            files.clear_for_folder(path.parent, note)
+            files.clear_for_folder(path, note)
+            path.mkdir(parents=True, exist_ok=True)
+        return path
 
     @contextmanager
     def building(self, ref: ArtifactRef) -> Iterator[Path]:
         """An empty folder beside the final place; removed when the build fails."""
         aside = self.root / ref.stage / f"{ref.digest}.building"
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        try:
-            yield aside
-        except OSError as error:
-            if error.errno == errno.ENOSPC:
-                raise NoResourceError(
-                    f"The disk of {self.root} is full while building {ref}.",
-                    "Nothing published was touched, and checkpoints are kept.",
-                    "Free some space, or choose another --store, and run again.",
-                ) from error
-            raise
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
+        with files.explained(self.root, f"building {ref}"):
+            files.remove(aside)
+            aside.mkdir(parents=True)
+            try:
+                yield aside
+            finally:
+                shutil.rmtree(aside, ignore_errors=True)
 
-    def publish(self, ref: ArtifactRef, folder: Path, manifest: Manifest) -> Manifest:
-        """Seal `folder` and make it visible under its final name."""
-        files = {}
+    def publish(
+        self, ref: ArtifactRef, folder: Path, manifest: Manifest, alert: Note = _log.warning
+    ) -> Manifest:
+        """Seal `folder` and make it visible under its final name, then upload it to the mirror.
+
+        Args:
+            alert: told when the mirror cannot be written; the artifact stands all the same, and
+                the next run uploads it.
+        """
+        entries = {}
         for file in sorted(folder.rglob("*")):
-            if file.is_file():
-                with file.open("rb") as handle:
-                    os.fsync(handle.fileno())
-                name = file.relative_to(folder).as_posix()
-                files[name] = FileEntry(size=file.stat().st_size, sha256=hash_file(file))
-        manifest = manifest.model_copy(update={"files": files})
-        schemas.write_json(folder / MANIFEST, manifest.model_dump(mode="json"))
+            if file.is_dir():
+                files.fsync(file)
+                continue
+            sha256 = files.hash_file(file)
+            files.fsync(file)
+            name = file.relative_to(folder).as_posix()
+            entries[name] = FileEntry(size=file.stat().st_size, sha256=sha256)
+        manifest = write_manifest(folder, manifest.model_copy(update={"files": entries}))
         final = self.path(ref)
         folder.rename(final)
-        directory = os.open(final.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
-        for name, entry in files.items():
-            stat = (final / name).stat()
-            self._verified[final / name] = (stat.st_size, stat.st_mtime_ns, entry.sha256)
+        files.fsync(final.parent)
+        # Before the marks: shards may be linked from there, and losing a link is a change.
         shutil.rmtree(self.progress_path(ref), ignore_errors=True)
+        self._mark_all(final, manifest)
         if self.mirror is not None:
-            self.mirror.upload(final, str(ref), last=MANIFEST)
+            self.mirror.upload(final, ref, manifest, alert)
         return manifest
 
-    def _fetch(self, ref: ArtifactRef, note: Callable[[str], None]) -> None:
+    def _mark_all(self, final: Path, manifest: Manifest) -> None:
+        for name in manifest.files:
+            self._verified[final / name] = _mark(final / name)
+
+    def _fetch(self, ref: ArtifactRef, note: Note, alert: Note) -> None:
         assert self.mirror is not None
-        if not self.mirror.has(f"{ref}/{MANIFEST}"):
-            return
-        note(f"{ref} is fetched from {self.mirror.url}.")
         with self.building(ref) as aside:
-            self.mirror.download(str(ref), aside)
+            manifest = self.mirror.download(ref, aside, note, alert)
+            if manifest is None:
+                return
             aside.rename(self.path(ref))
+            files.fsync(self.path(ref).parent)
+            self._mark_all(self.path(ref), manifest)
 
 
-def hash_file(path: Path) -> str:
-    """SHA-256 (hex) of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _mark(file: Path) -> tuple[int, ...]:
+    """What changes when a file does; its size comes first."""
+    stat = file.lstat()
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
+
+
+def _strangers(folder: Path, manifest: Manifest) -> list[Path]:
+    """What lies in an artifact's folder and was not published, links and pipes included."""
+    known = {folder / name for name in manifest.files} | {folder / MANIFEST}
+    out = []
+    for here, folders, names in os.walk(folder):
+        paths = [Path(here) / name for name in names]
+        links = [path for name in folders if (path := Path(here) / name).is_symlink()]
+        out += [path for path in paths if path not in known] + links
+    return sorted(out)

@@ -18,6 +18,7 @@ from rich.progress import (
 )
 
 from rldecoder.reporting import Bar
+from rldecoder.terminal import Terminal
 
 
 class RichBar:
@@ -38,7 +39,7 @@ class RichReporter:
     """Bars (stage, speed, time left), notes and alerts in the terminal."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True)
+        self.console = console or Terminal(stderr=True)
         self.stage = ""
 
     @contextmanager

@@ -20,6 +20,7 @@ from rldecoder.reporting import Reporter, TeeReporter
 from rldecoder.runner import StageRun, plan, run_pipeline, run_stage
 from rldecoder.stages.context import Stage
 from rldecoder.stages.table import STAGES, stage_named
+from rldecoder.terminal import Terminal
 from rldecoder.tracking import wandb_reporter
 
 SHOWN_EXAMPLES = 3
@@ -79,7 +80,7 @@ def run_and_summarise(
     )
     refs = {result.ref.stage: result.ref for result in results}
     if "report" in refs:
-        print_summary(Console(), store, refs)
+        print_summary(Terminal(), store, refs)
 
 
 def rebuild_report(run: RunConfig, store: ArtifactStore) -> None:
@@ -100,7 +101,7 @@ def rebuild_report(run: RunConfig, store: ArtifactStore) -> None:
         )
     result = run_stage(run, "report", refs, store=store, report=RichReporter())
     refs["report"] = result.ref
-    print_summary(Console(), store, refs)
+    print_summary(Terminal(), store, refs)
 
 
 def print_summary(console: Console, store: ArtifactStore, refs: dict[str, ArtifactRef]) -> None:
@@ -127,8 +128,8 @@ def print_summary(console: Console, store: ArtifactStore, refs: dict[str, Artifa
     examples.sort(key=lambda example: not example["claims"])
     for example in examples[:SHOWN_EXAMPLES]:
         console.print(render_example(example))
-    console.print(f"report: {store.path(refs['report']) / 'report.html'}", highlight=False,
-                  soft_wrap=True)  # fmt: skip
+    page = escape(str(store.path(refs["report"]) / "report.html"))
+    console.print(f"report: {page}", highlight=False, soft_wrap=True)
 
 
 def _print_stage(console: Console, stage: Stage, result: StageRun) -> None:

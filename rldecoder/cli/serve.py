@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import ipaddress
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 
-from rldecoder.artifacts.store import ArtifactStore
+from rldecoder import interrupts
+from rldecoder.artifacts.store import ArtifactRef, ArtifactStore
 from rldecoder.cli.show import explain_inputs, open_session
 from rldecoder.config.run import RunConfig
-from rldecoder.errors import BadInputError
+from rldecoder.errors import BadInputError, DamagedFileError
 from rldecoder.runner import plan
 from rldecoder.serve.guard import LOOPBACK
 
 if TYPE_CHECKING:
     from rldecoder.serve.app import Served
 
+REPORT = "report.html"
 WARM_UP = "The first answer should not wait for anything."
-MAX_CONNECTIONS = 64
 
 
 def serve_run(
@@ -46,45 +48,45 @@ def serve_run(
     # The cheap refusals come first, before what takes seconds to import and to load.
     hosts = allowed_hosts(host, allow_remote, host_names)
     explain_inputs(run, store)
-    with listen(host, port) as listener:
-        import uvicorn
 
+    def warn(message: str) -> None:
+        console.print(f"[yellow]{escape(message)}[/yellow]", highlight=False)
+
+    with listen(host, port) as listener:
         from rldecoder.serve.app import make_app
+        from rldecoder.serve.patience import MAX_CONNECTIONS
+        from rldecoder.serve.server import make_server
 
         console.print(f"loading {escape(run.name)} ...", highlight=False)
-        app = make_app(open_served(run, store, max_tokens=max_tokens, reviews=reviews), hosts=hosts)
-        server = uvicorn.Server(
-            uvicorn.Config(
-                app,
-                log_level="warning",
-                access_log=False,
-                server_header=False,
-                proxy_headers=False,
-                ws="none",
-                lifespan="off",
-                limit_concurrency=MAX_CONNECTIONS,
-                timeout_graceful_shutdown=5,
-            )
-        )
+        served = open_served(run, store, max_tokens=max_tokens, reviews=reviews, say=warn)
+        app = make_app(served, hosts=hosts)
+        server = make_server(app)
         listener.listen(MAX_CONNECTIONS)  # who follows the address at once waits, is not refused
         shown = f"[{host}]" if ":" in host else host
         address = f"http://{shown}:{listener.getsockname()[1]}/"
         console.print(f"serving {escape(run.name)} at {address}   (Ctrl-C stops)", highlight=False)
         if allow_remote:
-            console.print(
-                "[yellow]Other machines may connect, and there is no login.[/yellow]",
-                highlight=False,
-            )
+            warn("Other machines may connect, and there is no login.")
         # uvicorn shuts down by itself on Ctrl-C and passes the signal on when it is done.
         with contextlib.suppress(KeyboardInterrupt):
             server.run(sockets=[listener])
+        interrupts.forget()
     console.print("stopped", highlight=False)
 
 
 def open_served(
-    run: RunConfig, store: ArtifactStore, *, max_tokens: int, reviews: Path | None
+    run: RunConfig,
+    store: ArtifactStore,
+    *,
+    max_tokens: int,
+    reviews: Path | None,
+    say: Callable[[str], None] = lambda message: None,
 ) -> Served:
-    """Load a run's models and labels, and answer one question, so that the next is fast."""
+    """Load a run's models and labels, and answer one question, so that the next is fast.
+
+    Args:
+        say: told what is left out, and why.
+    """
     import torch
 
     from rldecoder.interp.review import REVIEWS_FILE
@@ -102,8 +104,7 @@ def open_served(
     ids = bench.encode(WARM_UP)[: bench.max_tokens]
     bench.trace(ids)
     bench.position(ids, len(ids) - 1)
-    report_ref = plan(run)["report"]
-    report = store.path(report_ref) / "report.html" if store.is_published(report_ref) else None
+    report = _read_report(store, plan(run)["report"], say)
     labels = catalogue.labels
     facts = PageFacts(
         run_name=run.name,
@@ -118,6 +119,24 @@ def open_served(
         has_report=report is not None,
     )
     return Served(bench, catalogue, facts, report)
+
+
+def _read_report(
+    store: ArtifactStore, ref: ArtifactRef, say: Callable[[str], None]
+) -> bytes | None:
+    """The run's report as it was published, read once; None where there is none to trust."""
+    if not store.is_published(ref):
+        return None
+    try:
+        entry = store.verify(ref).files[REPORT]
+        content = (store.path(ref) / REPORT).read_bytes()
+    except (DamagedFileError, KeyError, OSError) as error:
+        say(f"The report is not served: {error}")
+        return None
+    if hashlib.sha256(content).hexdigest() != entry.sha256:  # of these bytes, not of earlier ones
+        say("The report is not served: it was changed after it was published.")
+        return None
+    return content
 
 
 def allowed_hosts(host: str, allow_remote: bool, host_names: Sequence[str]) -> list[str]:

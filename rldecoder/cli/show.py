@@ -31,7 +31,7 @@ def show_status(run: RunConfig, store: ArtifactStore, console: Console) -> None:
     from rldecoder.stages.table import STAGES
 
     refs = plan(run)
-    table = Table(title=f"{run.name} in {store.root}", title_justify="left")
+    table = Table(title=escape(f"{run.name} in {store.root}"), title_justify="left")
     for column in ("stage", "digest", "state", "wall", "device"):
         table.add_column(column, justify="right" if column == "wall" else "left")
     for stage in STAGES:
@@ -56,7 +56,7 @@ def _state(store: ArtifactStore, ref: ArtifactRef) -> tuple[str, str, str]:
         state = "[red]published, gate failed[/red]"
     elif manifest.caveats:
         state = "[yellow]published, with caveats[/yellow]"
-    return state, f"{manifest.wall_seconds:,.1f} s", manifest.device
+    return state, f"{manifest.wall_seconds:,.1f} s", escape(manifest.device)
 
 
 def show_explanation(
@@ -80,6 +80,14 @@ def show_explanation(
     """
     if not prompt.strip():
         raise BadInputError("The prompt is empty.", "", 'Example: rldecoder explain CONFIG "The"')
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:  # bytes of the command line that the locale cannot read
+        raise BadInputError(
+            "The prompt is not valid Unicode.",
+            f"Character {error.start + 1} is none.",
+            "Write the prompt as UTF-8.",
+        ) from error
     inputs = explain_inputs(run, store)
     from rldecoder.dashboard.explanation import explanation_page
     from rldecoder.explain.session import render_explanation
@@ -88,7 +96,8 @@ def show_explanation(
     caveats = inputs["train_explainer"].caveats
     if html is not None:
         try:
-            html.write_text(explanation_page(explanation, run.name, caveats), encoding="utf-8")
+            page = explanation_page(explanation, run.name, caveats)
+            html.write_text(page, encoding="utf-8", errors="backslashreplace")
         except OSError as error:
             raise BadInputError(
                 f"The page {html} cannot be written.", str(error), "Give another path to --html."
@@ -144,8 +153,8 @@ def show_smoke(model: str, console: Console) -> None:
     """Throughput, shapes and memory of a frozen model."""
     from rldecoder.lm.smoke import smoke_test
 
-    result = smoke_test(model, note=console.print)
-    table = Table(title=f"smoke test of {model}", title_justify="left", show_header=False)
+    result = smoke_test(model, note=lambda text: console.print(escape(text)))
+    table = Table(title=escape(f"smoke test of {model}"), title_justify="left", show_header=False)
     for name, value in result.rows():
         table.add_row(escape(name), escape(value))
     console.print(table)

@@ -4,11 +4,34 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchemaHandler
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 OnFail = Literal["stop", "warn"]
+
+HubRepo = Annotated[
+    str,
+    Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*/[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=96),
+]
+"""`organisation/name` on the Hugging Face hub."""
+
+
+def _no_escape(revision: str) -> str:
+    if ".." in revision or "//" in revision or revision.endswith(("/", ".lock")):
+        raise ValueError("a revision is a commit, a branch or a tag, not a path")
+    return revision
+
+
+Revision = Annotated[
+    str,
+    Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_./+-]*$", max_length=200),
+    AfterValidator(_no_escape),
+]
+"""A commit, branch or tag. The cache keeps it as a path, so it must not lead elsewhere."""
+
+_LARGEST = 2**63 - 1  # what counts and seeds are kept in
 
 
 def free(default: Any, **kwargs: Any) -> Any:
@@ -16,12 +39,63 @@ def free(default: Any, **kwargs: Any) -> Any:
     return Field(default, json_schema_extra={"digest": False}, **kwargs)
 
 
+def _close_scalars(schema: Any) -> None:
+    """Make numbers and booleans of a schema, at any depth, take nothing but their like.
+
+    pydantic's own strictness would also refuse lists for tuples and texts for paths.
+    """
+    if isinstance(schema, list | tuple):
+        for part in schema:
+            _close_scalars(part)
+    elif isinstance(schema, dict):
+        kind = schema.get("type")
+        if kind == "function-before" and schema["function"]["function"] is _a_number:
+            return  # of a config within this one, which is closed already
+        if kind in ("int", "float"):
+            inner = dict(schema)
+            schema.clear()
+            schema.update(core_schema.no_info_before_validator_function(_a_number, inner))
+        elif kind == "bool":
+            schema["strict"] = True
+        else:
+            for name, part in schema.items():
+                if name not in ("default", "metadata", "config", "serialization"):
+                    _close_scalars(part)
+
+
+def _a_number(value: Any) -> Any:
+    if isinstance(value, bool | str | bytes):
+        raise PydanticCustomError(
+            "number_type", "a number was expected, without quotes, leading zeros or colons"
+        )
+    if isinstance(value, int) and not -_LARGEST <= value <= _LARGEST:
+        raise PydanticCustomError("number_size", "this number is too large")
+    return value
+
+
 class Config(BaseModel):
-    """A frozen model that refuses unknown keys; docstrings under fields become help texts."""
+    """A frozen model that refuses unknown keys; docstrings under fields become help texts.
+
+    A number is a number: texts (`"32"`, `yes`, `1:00:00`) and booleans are refused where one is
+    expected, and so are infinity and NaN.
+    """
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        validate_default=True,
+        allow_inf_nan=False,
+        hide_input_in_errors=True,  # it may hold a key that was pasted; see `problems`
     )
+
+    @classmethod
+    def __get_pydantic_core_schema__(
+        cls, source: Any, handler: GetCoreSchemaHandler, /
+    ) -> CoreSchema:
+        schema = handler(source)
+        _close_scalars(schema)
+        return schema
 
     def digest_fields(self) -> dict[str, Any]:
         """The fields that can change a result, as plain JSON values, nested configs included."""

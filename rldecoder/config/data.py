@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
-from rldecoder.config.base import Config, StageConfig, free
+from rldecoder.config.base import Config, Revision, StageConfig, free
 
 
 class SplitTokens(Config):
@@ -76,20 +83,29 @@ class PysourceSource(Config):
 
 
 class LocalSource(Config):
-    """Local files: a .txt, .md or .rst file is a document, or a row of .jsonl, .json, .parquet."""
+    """Local files: a .txt, .md or .rst file is a document, or a row of .jsonl, .json, .csv, .tsv
+    or .parquet; all but Parquet also packed (.gz, .bz2, .zst)."""
 
     type: Literal["local"] = "local"
     """Names this kind of source."""
     paths: tuple[str, ...] = Field(min_length=1)
-    """Files, or folders that are searched for files of these kinds."""
+    """Files, or folders that are searched for files of these kinds. Hidden files, links to folders
+    and files of other kinds are left out of folders, and counted in provenance.json."""
     text_column: str = "text"
-    """Column of JSONL and Parquet files with the text."""
+    """Column with the text; JSON calls it a key."""
     title_column: str | None = None
     """Column with a title (None: the file name and row number)."""
     document_separator: str | None = None
     """Line that separates the documents of a text file (None: a file is one document)."""
     licence: str = "unknown"
     """Licence of the text. A column `licence` or `license` of a row goes before it."""
+
+    @field_validator("document_separator")
+    @classmethod
+    def _is_one_line(cls, value: str | None) -> str | None:
+        if value is not None and "\n" in value.strip("\r\n"):
+            raise ValueError("document_separator is one line, so it holds no line break")
+        return value
 
 
 class DatasetSource(Config):
@@ -103,7 +119,7 @@ class DatasetSource(Config):
     """Configuration of the dataset (None: its default)."""
     split: str = "train"
     """Split of the dataset to read; this project's own splits are made from it."""
-    revision: str | None = None
+    revision: Revision | None = None
     """Commit or tag of the dataset; name one, or a rerun may see other text."""
     streaming: bool = True
     """Read over the network as needed instead of downloading everything first."""
@@ -138,10 +154,12 @@ class IngestConfig(StageConfig):
     """Shorter documents are dropped."""
     max_document_chars: PositiveInt | None = 2_000
     """Longer documents are cut at a line end, so that a small budget sees many documents
-    (None: never cut)."""
+    (None: never cut). Where the beginnings do not fill a split, the rest of local files and
+    datasets is read as well, in pieces of this length."""
     near_duplicate_jaccard: float = Field(0.5, gt=0, le=1)
     """Documents of different splits whose 5-word shingles overlap at least this much (Jaccard
-    index, estimated by MinHash) count as duplicates; the later one is dropped."""
+    index, estimated by MinHash) count as duplicates; the later one is dropped. Where a script has
+    no spaces between words, characters count as words."""
     shuffle_buffer_documents: PositiveInt = 2_048
     """Rows of a file or dataset are shuffled within a buffer of this many documents."""
     shard_sequences: PositiveInt = 4_096
@@ -175,7 +193,9 @@ class BaselinesConfig(StageConfig):
     """Tokens of `validation` that choose the ridge strength."""
     eval_tokens: PositiveInt = 1_536
     """Tokens of `test`, and as many of `ood`, that the metrics are computed on."""
-    ridge_strengths: tuple[float, ...] = Field((1e-4, 1e-3, 1e-2, 3e-2, 1e-1, 1.0), min_length=1)
+    ridge_strengths: tuple[PositiveFloat, ...] = Field(
+        (1e-4, 1e-3, 1e-2, 3e-2, 1e-1, 1.0), min_length=1
+    )
     """Ridge penalties tried, relative to the variance of each input dimension."""
     num_task_prompts: NonNegativeInt = 24
     """Prompts per task (addition, cloze). 0 leaves the tasks out."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, NonNegativeInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from rldecoder.config.base import OnFail, StageConfig, free
 
@@ -62,9 +62,9 @@ class FrontierConfig(StageConfig):
 
     depths: tuple[NonNegativeInt, ...] = ()
     """Blocks of the decoders; 0 is the linear one; none: no frontier."""
-    layers: tuple[int, ...] | None = None
+    layers: tuple[PositiveInt, ...] | None = None
     """Which of the sweep's layers; null: all of them."""
-    ks: tuple[int, ...] | None = None
+    ks: tuple[PositiveInt, ...] | None = None
     """Which of the sweep's k; null: all of them."""
     train_tokens: int = Field(100_000, ge=1024)
     """Tokens of `train` that the decoders see, an epoch."""

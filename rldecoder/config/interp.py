@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, NonPositiveInt, model_validator
 
 from rldecoder.config.base import Config, StageConfig, free
 from rldecoder.config.llm import LlmConfig, simulation_tokens
@@ -28,7 +28,7 @@ class PredicateSettings(Config):
     """Longest prefix or suffix, in characters."""
     min_affix_tokens: int = Field(default=4, ge=2)
     """An affix is considered if so many different tokens of the text share it."""
-    offsets: tuple[int, ...] = (0, -1, -2)
+    offsets: tuple[NonPositiveInt, ...] = Field(default=(0, -1, -2), min_length=1)
     """Which tokens are looked at: 0 the current one, -1 the previous one, ..."""
     keep_classes: int = Field(default=4, ge=1)
     """Classes and affixes kept per latent and offset for the combination search."""

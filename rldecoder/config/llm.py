@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from rldecoder.config.base import Config, free
+from rldecoder.config.base import Config, HubRepo, Revision, free
 
 FROZEN = "frozen"
 """The `model` that is the run's own frozen model."""
@@ -26,9 +26,9 @@ class LocalModel(Config):
     `repo`), or `frozen`, the model that the run decodes."""
     path: str | None = free(None)
     """A local Hugging Face folder. Its content, not its place, identifies the result."""
-    repo: str | None = None
+    repo: HubRepo | None = None
     """`organisation/name` on the Hugging Face hub, for `model: hub`."""
-    revision: str = "main"
+    revision: Revision = "main"
     """Commit or branch of `repo`."""
     dtype: Literal["bfloat16", "float32"] = "float32"
     """Dtype in which it runs."""

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from rldecoder.config.base import Config, StageConfig, free
+from rldecoder.config.base import Config, HubRepo, Revision, StageConfig, free
 
 RANDOM = "random"
 """The `model` that is made on the spot."""
@@ -38,9 +38,9 @@ class SyncTokenizerConfig(StageConfig):
     path: str | None = free(None)
     """A local Hugging Face folder with the model. With a spec it is used instead of the spec's
     sources. Its content, not its place, identifies the result."""
-    repo: str | None = None
+    repo: HubRepo | None = None
     """`organisation/name` on the Hugging Face hub, for `model: hub`; its cache is tried first."""
-    revision: str = "main"
+    revision: Revision = "main"
     """Commit or branch of `repo`."""
     random_model: RandomModelConfig = RandomModelConfig()
     """Sizes, for `model: random`."""

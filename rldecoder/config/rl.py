@@ -94,7 +94,7 @@ class PpoSettings(Config):
     training (1); of the trained controls too. Short of the end, held-out KL falls sooner than the
     task score: much of the way is noise of the optimiser. Of several shares the largest is taken
     whose KL on validation text is within `interpolation_max_kl`, or the one of least KL."""
-    interpolation_max_kl: float = 0.0
+    interpolation_max_kl: float = Field(default=0.0, ge=0)
     """Nats per token that validation KL may lie above the supervised decoder's at that share."""
     temperature: float = Field(default=1.0, gt=0)
     """Of sampling, and therefore of scoring too."""
@@ -119,13 +119,13 @@ class PpoSettings(Config):
 class AdaptiveRule(Config):
     """The plan's rule that shifts the reward weights, applied at each evaluation."""
 
-    kl_target: float = 0.5
+    kl_target: float = Field(default=0.5, ge=0)
     """Held-out KL (nats per token) below which faithfulness is weighed less."""
-    faithfulness_factor: float = 0.95
+    faithfulness_factor: float = Field(default=0.95, gt=0)
     """What its weight is multiplied by then."""
-    latents_target: float = 120.0
+    latents_target: float = Field(default=120.0, ge=0)
     """Effective latents a token above which monosemanticity is weighed more."""
-    monosemanticity_factor: float = 1.1
+    monosemanticity_factor: float = Field(default=1.1, gt=0)
     """What its weight is multiplied by then."""
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_serializer, model_validator
 
 from rldecoder.config.base import Config, StageConfig, free
 from rldecoder.config.data import BaselinesConfig, CacheActivationsConfig, IngestConfig
@@ -19,12 +17,12 @@ from rldecoder.config.interp import (
     RankFeaturesConfig,
 )
 from rldecoder.config.model import SyncTokenizerConfig
+from rldecoder.config.problems import pasted_keys, problem_lines, shown_key
 from rldecoder.config.rl import ControlPpoConfig, FreezeDecoderConfig, TrainPpoConfig
 from rldecoder.config.sae import GateSaeConfig, SweepSaeConfig, TrainSaeConfig
+from rldecoder.config.yaml_files import YamlFaultError, parse_yaml, read_yaml
 from rldecoder.errors import BadInputError
-
-NOT_SHOWN = ("api_key_env", "base_url")
-"""Settings into which a secret may have been pasted: an error does not repeat their values."""
+from rldecoder.urls import without_credentials
 
 
 class TrackingConfig(Config):
@@ -47,8 +45,9 @@ class RunConfig(Config):
     """The one seed; every stage derives its own from it."""
     store: Path = free(Path("artifacts"))
     """The folder of the artifact store, relative to the working directory."""
-    mirror: str | None = free(None)
-    """fsspec URL that published artifacts are copied to and fetched from (s3://...), or null."""
+    mirror: str | None = free(None, repr=False)
+    """fsspec URL that published artifacts are copied to and fetched from (s3://...), or null. A
+    user and password in it are used and never shown; better keep them in the environment."""
     threads: int | None = free(None, ge=1)
     """CPU threads for torch; null takes all cores. Bitwise equality holds at equal threads."""
     device: str = free("auto")
@@ -77,6 +76,11 @@ class RunConfig(Config):
     train_explainer: TrainExplainerConfig = TrainExplainerConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     report: ReportConfig = ReportConfig()
+
+    @field_serializer("mirror")
+    def _without_credentials(self, mirror: str | None) -> str | None:
+        """What is written anywhere (wandb, Prefect, a worker's request) has no password."""
+        return None if mirror is None else without_credentials(mirror)
 
     @model_validator(mode="after")
     def _the_hook_layer_has_a_lens(self) -> Self:
@@ -123,64 +127,46 @@ def load_run_config(path: Path | str, overrides: list[str] | None = None) -> Run
             problem is named at once.
     """
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise BadInputError(
-            f"The config {path} cannot be read.",
-            str(error),
-            "Give the path of a YAML file, such as configs/quickstart.yaml.",
-        ) from error
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise BadInputError(f"{path} is not valid YAML.", str(error), "Mend that line.") from error
+    values = read_yaml(path, what="config")
     if not isinstance(values, dict):
         raise BadInputError(f"{path} holds no settings.", "A mapping of keys was expected.")
     for override in overrides or []:
         _apply(values, override)
-    try:
-        return RunConfig.model_validate(values)
-    except ValidationError as error:
-        problems = "\n".join(f"  {_problem(RunConfig, item)}" for item in error.errors())
-        raise BadInputError(
-            f"{path} has settings that cannot be used:\n{problems}\n",
-            "",
-            "Every setting is described in rldecoder/config/ and docs/pipeline.md.",
-        ) from error
+    problems = [
+        f"{place}: this looks like a service's key; keys are read from the environment only"
+        for place in pasted_keys(values)
+    ]
+    if not problems:
+        try:
+            return RunConfig.model_validate(values)
+        except ValidationError as error:
+            problems = problem_lines(error, RunConfig)
+    listed = "\n".join(f"  {problem}" for problem in problems)
+    raise BadInputError(
+        f"{path} has settings that cannot be used:\n{listed}\n",
+        "",
+        "Every setting is described in rldecoder/config/ and docs/pipeline.md.",
+    )
 
 
 def _apply(values: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
+    key = key.strip()
     if not separator or not key:
         raise BadInputError(
-            f"--set {override} is not of the form a.b=c.", "", "Example: --set train_sae.k=32"
+            "A --set is not of the form a.b=c.",
+            "It has no `=`, or nothing before it.",
+            "Example: --set train_sae.k=32",
         )
-    *parents, last = key.strip().split(".")
+    *parents, last = key.split(".")
     place = values
     for parent in parents:
         place = place.setdefault(parent, {})
         if not isinstance(place, dict):
-            raise BadInputError(f"--set {override}: {parent} is not a section.")
+            raise BadInputError(f"--set {shown_key(key)}: {shown_key(parent)} is not a section.")
     try:
-        place[last] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise BadInputError(f"--set {override}: the value is not YAML.", str(error)) from error
-
-
-def _problem(root: type[BaseModel], item: Any) -> str:
-    """One validation error as a line, with the nearest known key when one is unknown."""
-    place = ".".join(str(part) for part in item["loc"])
-    if item["type"] != "extra_forbidden":
-        # A check across sections has no place of its own, and its input is the whole file.
-        if item["loc"] and item["loc"][-1] in NOT_SHOWN:
-            return f"{place}: {item['msg']}"
-        return f"{place}: {item['msg']} (got {item['input']!r})" if place else item["msg"]
-    model: Any = root
-    for part in item["loc"][:-1]:
-        field = getattr(model, "model_fields", {}).get(part)
-        model = getattr(field, "annotation", None)
-    known = list(getattr(model, "model_fields", {}))
-    near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(sorted(known))}"
-    return f"{place}: unknown key; {hint}"
+        place[last] = parse_yaml(text)
+    except YamlFaultError as error:
+        raise BadInputError(
+            f"--set {shown_key(key)}: the value is not YAML.", f"{error}."
+        ) from None

@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from rldecoder.config.base import Config, OnFail, StageConfig, free
+
+
+def _rises(band: tuple[float, float]) -> tuple[float, float]:
+    if band[0] > band[1]:
+        raise ValueError(f"the band {band[0]:g} to {band[1]:g} has nothing in it")
+    return band
+
+
+Band = Annotated[tuple[NonNegativeFloat, NonNegativeFloat], AfterValidator(_rises)]
 
 
 class SparsityPhase(Config):
@@ -127,7 +143,7 @@ class TrainSaeConfig(StageConfig):
     """Steps between points of the training curves."""
     alert_dead_fraction: float = free(0.2, ge=0, le=1)
     """An alert is raised when a larger share of latents is dead."""
-    alert_l0: tuple[float, float] = free((5.0, 500.0))
+    alert_l0: Band = free((5.0, 500.0))
     """An alert is raised when the mean L0 leaves this band after warm-up."""
     alert_loss_jump: float = free(3.0, gt=1)
     """An alert is raised when the loss exceeds this multiple of its running mean."""
@@ -183,7 +199,7 @@ class GateSaeConfig(StageConfig):
     """1 - fvu; the plan's target is 0.95."""
     max_splice_kl: float = Field(0.5, gt=0)
     """Nats per token between the frozen model and the spliced one; the plan's target is 0.5."""
-    l0_range: tuple[float, float] = (50.0, 100.0)
+    l0_range: Band = (50.0, 100.0)
     """Mean active latents a token; the plan's target is 50 to 100."""
     max_dead_fraction: float = Field(0.05, ge=0, le=1)
     """Share of latents that never fire on the test tokens; the plan's target is 0.05."""

@@ -133,10 +133,11 @@ def precision_note(claims: Mapping[str, Any]) -> str:
         "examples keep every claim, verdict and number."
     )
     frozen = claims["frozen_model"]
-    if frozen["same_sign"] is not None:
+    if frozen["num_claims"]:
         parts.append(
-            f"Of the examples' {frozen['num_claims']} supported claims, "
-            f"{100 * frozen['same_sign']:.0f} % have the same sign on the frozen model."
+            "All this is measured on the decoder. Of the examples' "
+            f"{frozen['num_claims']} claims, {frozen['verdicts']['supported']} hold on the frozen "
+            f"model, too, and {frozen['verdicts']['decoder only']} on the decoder alone."
         )
     return " ".join(parts)
 

@@ -278,6 +278,7 @@ def _claim(checked: Mapping[str, Any]) -> dict[str, Any]:
         "css": str(checked["verdict"]).replace(" ", "-"),
         "effect": checked["effect"],
         "frozen_effect": checked["frozen_effect"],
+        "frozen_noise": checked["frozen_noise"],
         "noise": checked["claim"]["noise"],
     }
 

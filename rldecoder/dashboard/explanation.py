@@ -25,6 +25,9 @@ def explanation_page(explanation: Explanation, run_name: str, caveats: Sequence[
         {
             **feature._asdict(),
             "label": None if feature.label is None else visible_text(feature.label, 200),
+            "unsure_label": (
+                None if feature.unsure_label is None else visible_text(feature.unsure_label, 200)
+            ),
         }
         for feature in explanation.ranked
     ]

@@ -25,6 +25,7 @@ STYLE: Any = {
     "svg.hashsalt": "rldecoder",
     "svg.fonttype": "none",
     "pdf.fonttype": 42,
+    "text.parse_math": False,  # a model may be called `my$^$model`
     "font.size": 9,
     "font.family": "sans-serif",
     "text.color": FRAME,

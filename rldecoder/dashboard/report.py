@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -79,10 +80,7 @@ def render_html(data: ReportData) -> str:
     Text is escaped by Jinja's autoescape; the feature data lies in a JSON block in which `<`, `>`
     and `&` are escaped, and the script puts it on the page as `textContent` only.
     """
-    templates = files("rldecoder.dashboard") / "templates"
-    script = "".join((templates / name).read_text(encoding="utf-8") for name in SCRIPTS)
-    css = (templates / "report.css").read_text(encoding="utf-8")
-    digest = hashlib.sha256(script.encode()).digest()
+    css = (_templates() / "report.css").read_text(encoding="utf-8")
     return (
         environment(autoescape=True)
         .get_template("report.html.j2")
@@ -99,11 +97,24 @@ def render_html(data: ReportData) -> str:
             | {name: None for name in FIGURE_NAMES if name not in data.figures},
             sections=SECTIONS,
             css=Markup(css),
-            script=Markup(script),
-            script_sha256=base64.b64encode(digest).decode(),
+            script=Markup(_script()),
+            script_sha256=script_sha256(),
             feature_json=Markup(script_json(list(data.features))),
         )
     )
+
+
+def script_sha256() -> str:
+    """SHA-256 of the page's script in base64, as content security policies name it."""
+    return base64.b64encode(hashlib.sha256(_script().encode()).digest()).decode()
+
+
+def _script() -> str:
+    return "".join((_templates() / name).read_text(encoding="utf-8") for name in SCRIPTS)
+
+
+def _templates() -> Traversable:
+    return files("rldecoder.dashboard") / "templates"
 
 
 def render_markdown(data: ReportData) -> str:

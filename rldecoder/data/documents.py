@@ -34,6 +34,8 @@ class Candidate(NamedTuple):
     key: str
     load: Callable[[], Document | None]
     """Reads it; None when there is no text in it."""
+    users: bool = False
+    """Whether it is a text of the user's own, of which none may be lost to a length limit."""
 
 
 def clean_text(text: str, max_chars: int | None = None) -> str:
@@ -47,10 +49,34 @@ def clean_text(text: str, max_chars: int | None = None) -> str:
     text = _BLANK_LINES.sub("\n\n", _TRAILING_SPACE.sub("", _CONTROL.sub("", text))).strip("\n")
     # A lone surrogate (from JSON escapes) is no character and cannot be encoded.
     text = text.encode("utf-8", "ignore").decode("utf-8")
-    if max_chars is not None and len(text) > max_chars:
+    return text if max_chars is None else split_text(text, max_chars)[0]
+
+
+def split_text(text: str, max_chars: int | None, min_chars: int = 0) -> list[str]:
+    """A clean text in pieces of at most `max_chars` that end with a line; one piece if it fits.
+
+    Args:
+        text: from `clean_text`.
+        max_chars: characters a piece (None: no limit).
+        min_chars: where the last line end leaves less, a piece ends with a word or anywhere.
+    """
+    pieces = []
+    while max_chars is not None and len(text) > max_chars:
         head = text[:max_chars]
-        text = (head[: head.rfind("\n")] if "\n" in head else head).rstrip()
-    return text
+        end = head.rfind("\n")
+        if end >= 0 and end < min_chars:
+            end = head.rfind(" ")
+        if end < max(min_chars, 0):
+            end = max_chars
+        pieces.append(head[:end].rstrip())
+        text = text[end:].lstrip("\n")
+    return [*pieces, text] if text or not pieces else pieces
+
+
+def plain(text: str) -> str:
+    """Text that can be stored and shown on a terminal: one line, no control characters."""
+    kept = "".join(" " if char.isspace() else char for char in text)
+    return "".join(c for c in kept if unicodedata.category(c) not in ("Cc", "Cs")).strip()
 
 
 def unit_hash(*parts: str | int) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,71 +23,66 @@ class PackedSequence(NamedTuple):
     input_ids: np.ndarray
 
 
-class _Mark(NamedTuple):
-    """Where a document begins in the stream of tokens."""
-
-    offset: int
-    doc_id: int
-    source: str
-
-
 class SequencePacker:
     """Lines documents up, each followed by an end-of-text token, and cuts equal sequences.
 
     The end-of-text token belongs to the document before it. What is left at the end and fills no
     sequence is dropped.
+
+    Args:
+        context_length: tokens of a sequence.
+        max_sequences: the budget.
+        eos_token_id: the end-of-text token.
+        front: what the tokenizer puts in front of every text, as a rule nothing or one
+            beginning-of-text token. Every document begins with it, and so does every sequence:
+            one that begins inside a document too, as the model never reads text without.
     """
 
-    def __init__(self, context_length: int, max_sequences: int, eos_token_id: int) -> None:
+    def __init__(
+        self, context_length: int, max_sequences: int, eos_token_id: int, front: Sequence[int] = ()
+    ) -> None:
         self._context_length, self._eos = context_length, eos_token_id
-        self._max_tokens = max_sequences * context_length
-        self._pending = np.empty(0, dtype=np.int64)
-        self._pending_start = 0
-        self._end = 0
-        self._marks: list[_Mark] = []
+        self._max_sequences, self._front = max_sequences, [*front]
+        self._num_sequences = 0
+        self._done: list[PackedSequence] = []
+        self._row: list[int] = []
+        self._source = ""
+        self._doc_ids: list[int] = []
+        self._doc_starts: list[int] = []
 
     @property
     def full(self) -> bool:
         """Whether the budget is reached; further documents are not taken."""
-        return self._end >= self._max_tokens
+        return self._num_sequences >= self._max_sequences
 
     def add(self, doc_id: int, source: str, token_ids: list[int]) -> int:
-        """Append a document; returns how many of its tokens fit the budget."""
-        space = self._max_tokens - self._end
-        if space <= 0:
-            return 0
-        taken = np.array([*token_ids, self._eos][:space], dtype=np.int64)
-        self._marks.append(_Mark(self._end, doc_id, source))
-        self._pending = np.concatenate([self._pending, taken])
-        self._end += len(taken)
-        return min(len(taken), len(token_ids))
+        """Append a document; returns how many of its tokens, those in front among them, fit."""
+        tokens = [*self._front, *token_ids, self._eos]
+        taken = 0
+        while taken < len(tokens) and not self.full:
+            if not self._row:
+                self._source = source
+            self._doc_ids.append(doc_id)
+            self._doc_starts.append(len(self._row))
+            if taken and not self._row:
+                self._row += self._front
+            part = tokens[taken : taken + self._context_length - len(self._row)]
+            self._row += part
+            taken += len(part)
+            if len(self._row) == self._context_length:
+                self._finish_row()
+        return min(taken, len(tokens) - 1)
 
     def take(self) -> list[PackedSequence]:
         """All sequences that are complete by now; each is returned once."""
-        length = self._context_length
-        num_sequences = len(self._pending) // length
-        sequences = []
-        for row in range(num_sequences):
-            start = self._pending_start + row * length
-            sequences.append(
-                self._sequence(start, self._pending[row * length : (row + 1) * length])
-            )
-        self._pending = self._pending[num_sequences * length :].copy()
-        self._pending_start += num_sequences * length
-        return sequences
+        done, self._done = self._done, []
+        return done
 
-    def _sequence(self, start: int, input_ids: np.ndarray) -> PackedSequence:
-        stop = start + self._context_length
-        # Documents that ended before this sequence are done with.
-        while len(self._marks) > 1 and self._marks[1].offset <= start:
-            self._marks.pop(0)
-        inside = [mark for mark in self._marks if mark.offset < stop]
-        return PackedSequence(
-            inside[0].source,
-            [mark.doc_id for mark in inside],
-            [max(0, mark.offset - start) for mark in inside],
-            input_ids,
-        )
+    def _finish_row(self) -> None:
+        ids = np.array(self._row, dtype=np.int64)
+        self._done.append(PackedSequence(self._source, self._doc_ids, self._doc_starts, ids))
+        self._num_sequences += 1
+        self._row, self._doc_ids, self._doc_starts = [], [], []
 
 
 class TokenShardWriter:

@@ -6,15 +6,14 @@ Every source is an iterator of candidates in an order that depends on the seed o
 from __future__ import annotations
 
 import hashlib
-import json
 import random
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from rldecoder.config.data import (
     DatasetSource,
@@ -23,7 +22,21 @@ from rldecoder.config.data import (
     PysourceSource,
     Source,
 )
-from rldecoder.data.documents import Candidate, Document, unit_hash
+from rldecoder.data.documents import Candidate, Document, plain, unit_hash
+from rldecoder.data.files import (
+    as_text,
+    holds_text,
+    is_binary,
+    is_undecodable,
+    kind_of,
+    listed,
+    parquet_columns,
+    printable,
+    read_parts,
+    read_rows,
+    read_text,
+)
+from rldecoder.data.folders import FoundFile, list_files
 from rldecoder.data.python_corpus import (
     pydocs_candidates,
     pysource_candidates,
@@ -32,23 +45,35 @@ from rldecoder.data.python_corpus import (
 from rldecoder.errors import BadInputError
 from rldecoder.seeds import derive_seed
 
-_TEXT_SUFFIXES = {".txt", ".md", ".rst"}
-_ROW_SUFFIXES = {".jsonl", ".json", ".parquet"}
-_ROWS_PER_READ = 256
+READER_VERSION = 2
+"""Raised when the same files would give other documents, or other keys. It is part of the digest
+of runs that read files or datasets, and of no others."""
+
+_LICENCES = ("licence", "license")
+_TITLE_CHARS = 300
 
 
-def candidates(sources: Sequence[Source], *, seed: int, shuffle_buffer: int) -> Iterator[Candidate]:
+def candidates(
+    sources: Sequence[Source],
+    *,
+    seed: int,
+    shuffle_buffer: int,
+    dropped: Counter[str] | None = None,
+) -> Iterator[Candidate]:
     """Documents of several sources, one of each in turn until all are exhausted.
 
     Args:
         sources: at least one.
         seed: decides the order within each source.
         shuffle_buffer: rows of files and datasets are shuffled within this many documents.
+        dropped: counts what was read and is no text, by reason.
 
     Raises:
         BadInputError: if a source is missing, unreadable, or lacks its text column.
     """
-    streams = [_one_source(source, seed, shuffle_buffer) for source in sources]
+    dropped = Counter() if dropped is None else dropped
+    taken: set[str] = set()
+    streams = [_one_source(source, seed, shuffle_buffer, dropped, taken) for source in sources]
     while streams:
         for stream in list(streams):
             candidate = next(stream, None)
@@ -71,57 +96,43 @@ def fingerprint(sources: Sequence[Source]) -> dict[str, str]:
         elif isinstance(source, PysourceSource):
             parts = python_fingerprint(True, ())
         elif isinstance(source, LocalSource):
-            parts = {str(path): _file_hash(path) for path in local_files(source)}
+            parts = _file_hashes(file.path for file in list_files(source.paths).files)
         else:
             parts = {"revision": source.revision or "unpinned"}
             files = sorted(path for path in Path(source.name).rglob("*") if path.is_file())
-            parts |= {str(path): _file_hash(path) for path in files}
+            parts |= _file_hashes(files)
+        if isinstance(source, LocalSource | DatasetSource):
+            parts["reader"] = str(READER_VERSION)
         found |= {f"{index}.{source.type}.{name}": value for name, value in parts.items()}
     return found
 
 
-def local_files(source: LocalSource) -> list[Path]:
-    """Files of a local source, folders searched, in sorted order.
-
-    Raises:
-        BadInputError: if a path does not exist, or no file of a known kind is found.
-    """
-    known = _TEXT_SUFFIXES | _ROW_SUFFIXES
-    files: list[Path] = []
-    for text in source.paths:
-        path = Path(text).expanduser()
-        if not path.exists():
-            raise BadInputError(
-                f"{path} does not exist.",
-                "It is named in `ingest.sources[].paths`.",
-                "Correct the path; relative paths start at the working directory.",
-            )
-        inside = sorted(path.rglob("*")) if path.is_dir() else [path]
-        files += [item for item in inside if item.is_file() and item.suffix.lower() in known]
-    if not files:
-        raise BadInputError(
-            f"No text found at {', '.join(source.paths)}.",
-            f"Files of these kinds are read: {', '.join(sorted(known))}.",
-            "Name such a file, or a folder that holds some.",
-        )
-    return files
+def left_out_files(sources: Sequence[Source]) -> Counter[str]:
+    """Files in the folders of local sources that are not read, by kind."""
+    found: Counter[str] = Counter()
+    for source in sources:
+        if isinstance(source, LocalSource):
+            found += list_files(source.paths).left_out
+    return found
 
 
-def _one_source(source: Source, seed: int, shuffle_buffer: int) -> Iterator[Candidate]:
+def _one_source(
+    source: Source, seed: int, shuffle_buffer: int, dropped: Counter[str], taken: set[str]
+) -> Iterator[Candidate]:
     if isinstance(source, PydocsSource):
-        listed = pydocs_candidates(source.stdlib, source.packages)
-        return iter(_sorted_by_hash(listed, seed))
+        found = pydocs_candidates(source.stdlib, source.packages)
+        return iter(_sorted_by_hash(found, seed))
     if isinstance(source, PysourceSource):
         return iter(_sorted_by_hash(pysource_candidates(), seed))
     if isinstance(source, LocalSource):
-        documents = _local_documents(source)
+        documents = _local_documents(source, dropped, list_files(source.paths, taken).files)
     else:
-        documents = _dataset_documents(source)
+        documents = _dataset_documents(source, dropped)
     return _buffer_shuffled(documents, seed, shuffle_buffer)
 
 
-def _sorted_by_hash(listed: Iterable[Candidate], seed: int) -> list[Candidate]:
-    return sorted(listed, key=lambda item: unit_hash("order", seed, item.key))
+def _sorted_by_hash(found: Iterable[Candidate], seed: int) -> list[Candidate]:
+    return sorted(found, key=lambda item: unit_hash("order", seed, item.key))
 
 
 def _buffer_shuffled(
@@ -139,64 +150,59 @@ def _buffer_shuffled(
 
 
 def _candidate(document: Document) -> Candidate:
-    return Candidate(document.key, lambda: document)
+    return Candidate(document.key, lambda: document, users=True)
 
 
-def _local_documents(source: LocalSource) -> Iterator[Document]:
-    for path in local_files(source):
-        if path.suffix.lower() in _TEXT_SUFFIXES:
-            yield from _text_documents(path, source)
-        else:
-            rows = _parquet_rows(path, source) if path.suffix == ".parquet" else _json_rows(path)
-            yield from _row_documents(rows, str(path), path.name, source)
+def _local_documents(
+    source: LocalSource, dropped: Counter[str], files: Sequence[FoundFile]
+) -> Iterator[Document]:
+    for file in files:
+        kind = kind_of(file.path)
+        if kind == "text":
+            yield from _text_documents(file, source, dropped)
+            continue
+        wanted = {source.text_column, source.title_column, *_LICENCES}
+        if kind == "parquet":
+            _check_parquet(file.path, source)
+        rows = read_rows(file.path, wanted)
+        yield from _row_documents(rows, printable(file.path), file.name, source, dropped)
 
 
-def _text_documents(path: Path, source: LocalSource) -> Iterator[Document]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInputError(
-            f"{path} cannot be read as UTF-8 text.",
-            f"{error}.",
-            "Convert it to UTF-8 or remove it from `ingest.sources[].paths`.",
-        ) from error
-    parts = [text]
-    if source.document_separator is not None:
-        parts = f"\n{text}\n".split(f"\n{source.document_separator}\n")
+def _text_documents(
+    file: FoundFile, source: LocalSource, dropped: Counter[str]
+) -> Iterator[Document]:
+    """The file, or its parts between separators; parts without text are none."""
+    alone = source.document_separator is None
+    if source.document_separator is None:
+        parts = iter([read_text(file.path)])
+    else:
+        parts = read_parts(file.path, source.document_separator)
     for number, part in enumerate(parts):
-        key = f"local:{path.name}:{number}"
-        yield Document(key, f"{path.name} {number}", path.name, source.licence, part)
+        why = _why_no_text(part, whole_file=True)
+        if why is None:
+            title = f"{file.name} {number}"
+            key = f"local:{file.name}:{number}"
+            yield Document(key, title, file.name, source.licence, part)
+        elif file.named and alone and why != "no_text":
+            raise BadInputError(
+                f"{printable(file.path)} cannot be read as UTF-8 text.",
+                "It is a binary file." if why == "binary" else "It has bytes that are no UTF-8.",
+                "Convert it to UTF-8 or remove it from `ingest.sources[].paths`.",
+            )
+        elif alone or why != "no_text":
+            dropped[why] += 1
 
 
-def _json_rows(path: Path) -> Iterator[Mapping[str, Any]]:
-    """Rows of JSON lines, or of one JSON list."""
-    line_number = 0
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            if path.suffix.lower() == ".json":
-                yield from json.load(file)
-                return
-            for line in file:
-                line_number += 1
-                if line.strip():
-                    yield json.loads(line)
-    except (OSError, ValueError) as error:
-        where = f"JSON at line {line_number}" if line_number else "JSON"
-        raise _unreadable(path, where, error) from error
+def _why_no_text(text: str, *, whole_file: bool = False) -> str | None:
+    """The reason to drop a value, None when it is text."""
+    if is_binary(text, whole_file=whole_file):
+        return "binary"
+    if is_undecodable(text):
+        return "not_utf8"
+    return None if text.strip() else "no_text"
 
 
-def _parquet_rows(path: Path, source: LocalSource) -> Iterator[Mapping[str, Any]]:
-    try:
-        file = pq.ParquetFile(path)
-        wanted = {source.text_column, source.title_column, "licence", "license"}
-        columns = [name for name in file.schema_arrow.names if name in wanted]
-        for batch in file.iter_batches(_ROWS_PER_READ, columns=columns):
-            yield from batch.to_pylist()
-    except (OSError, pa.ArrowException) as error:
-        raise _unreadable(path, "Parquet", error) from error
-
-
-def _dataset_documents(source: DatasetSource) -> Iterator[Document]:
+def _dataset_documents(source: DatasetSource, dropped: Counter[str]) -> Iterator[Document]:
     # Imported here: the library takes seconds to import, and most runs read no dataset.
     from datasets import load_dataset
 
@@ -208,7 +214,7 @@ def _dataset_documents(source: DatasetSource) -> Iterator[Document]:
             revision=source.revision,
             streaming=source.streaming,
         )
-        yield from _row_documents(rows, f"dataset {source.name}", source.name, source)
+        yield from _row_documents(rows, f"dataset {source.name}", source.name, source, dropped)
     except BadInputError:
         raise
     except Exception as error:  # the library raises many kinds, from requests' to its own
@@ -220,36 +226,86 @@ def _dataset_documents(source: DatasetSource) -> Iterator[Document]:
 
 
 def _row_documents(
-    rows: Iterable[Mapping[str, Any]],
+    rows: Iterable[Any],
     where: str,
     name: str,
     source: LocalSource | DatasetSource,
+    dropped: Counter[str],
 ) -> Iterator[Document]:
-    """One document a row; rows whose text is null or empty are left out."""
+    """One document a row; rows whose text is null, empty or no text are counted."""
     for number, row in zip(count(), rows, strict=False):
-        if not isinstance(row, Mapping) or source.text_column not in row:
-            columns = ", ".join(row) if isinstance(row, Mapping) else "none: it is no object"
-            raise BadInputError(
-                f"{where} has no column `{source.text_column}` in row {number}.",
-                f"Its columns: {columns}.",
-                "Set `ingest.sources[].text_column` to the column with the text.",
-            )
-        text = row[source.text_column]
-        title = row.get(source.title_column) if source.title_column else None
-        licence = row.get("licence") or row.get("license") or source.licence
-        if isinstance(text, str) and text:
-            key = f"{source.type}:{name}:{number}"
-            yield Document(key, str(title or f"{name} {number}"), name, str(licence), text)
+        if not isinstance(row, Mapping):
+            raise _no_column(f"{where} has, in row {number},", source, None)
+        if source.text_column not in row:
+            columns = {str(column): isinstance(row[column], str | bytes) for column in row}
+            raise _no_column(f"{where} has, in row {number},", source, columns)
+        value = row[source.text_column]
+        text = as_text(value)
+        if text is None:
+            dropped["no_text" if value is None else "not_text"] += 1
+            continue
+        why = _why_no_text(text)
+        if why is not None:
+            dropped[why] += 1
+            continue
+        title = _label(row.get(source.title_column)) if source.title_column else ""
+        licence = next(filter(None, (_label(row.get(name)) for name in _LICENCES)), "")
+        key = f"{source.type}:{name}:{number}"
+        yield Document(key, title or f"{name} {number}", name, licence or source.licence, text)
 
 
-def _unreadable(path: Path, kind: str, error: Exception) -> BadInputError:
+def _check_parquet(path: Path, source: LocalSource) -> None:
+    """Refuse a file without the text column, or with something else than text in it."""
+    columns = parquet_columns(path)
+    where = f"{printable(path)} has"
+    if source.text_column not in columns:
+        texts = {
+            name: holds_text(data_type) and not pa.types.is_null(data_type)
+            for name, data_type in columns.items()
+        }
+        raise _no_column(where, source, texts)
+    if not holds_text(columns[source.text_column]):
+        raise BadInputError(
+            f"{where} no text in its column `{source.text_column}`.",
+            f"The column's type is {columns[source.text_column]}.",
+            "Set `ingest.sources[].text_column` to a column of strings, or convert it.",
+        )
+
+
+def _no_column(
+    where: str, source: LocalSource | DatasetSource, columns: Mapping[str, bool] | None
+) -> BadInputError:
+    """`columns`: whether each is text; None when the row is no object."""
+    names = listed(columns) if columns is not None else "none: it is no object"
+    texts = [name for name, is_text in (columns or {}).items() if is_text]
+    hint = f" Only `{listed(texts)}` holds text." if len(texts) == 1 else ""
     return BadInputError(
-        f"{path} cannot be read as {kind}.",
-        f"{error}.",
-        "Mend the file or remove it from `ingest.sources[].paths`.",
+        f"{where} no column `{source.text_column}`.",
+        f"Its columns: {names}.{hint}",
+        "Set `ingest.sources[].text_column` to the column with the text.",
     )
 
 
-def _file_hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _label(value: Any) -> str:
+    """A title or licence from a row, on one line; "" where there is none."""
+    if isinstance(value, list | tuple):
+        return ", ".join(filter(None, map(_label, value)))
+    text = as_text(value)
+    if text is None:
+        text = "" if not value else str(value)
+    return plain(text)[:_TITLE_CHARS]
+
+
+def _file_hashes(paths: Iterable[Path]) -> dict[str, str]:
+    found = {}
+    for path in paths:
+        try:
+            with path.open("rb") as file:
+                found[printable(path)] = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise BadInputError(
+                f"{printable(path)} cannot be read.",
+                f"{printable(str(error))}.",
+                "Make it readable, or remove it from `ingest.sources`.",
+            ) from error
+    return found

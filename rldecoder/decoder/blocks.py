@@ -12,10 +12,9 @@ Axes: B sequence, T position, D model width, S cached and new positions.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +24,15 @@ from transformers import AutoConfig, AutoModel, Cache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from rldecoder.decoder.configuration_sae_decoder import SaeDecoderConfig
-from rldecoder.lm.cut import config_with_blocks, find_parts, replaced_input, with_blocks
+from rldecoder.decoder.copies import compare_copies
+from rldecoder.decoder.masks import given_mask
+from rldecoder.lm.cut import (
+    NumberedCache,
+    config_with_blocks,
+    find_parts,
+    replaced_input,
+    with_blocks,
+)
 
 
 class _NoEmbedding(nn.Module):
@@ -46,17 +53,14 @@ class DecoderBlocks(nn.Module):
         super().__init__()
         assert config.blocks is not None
         self.numbers = tuple(config.blocks)
-        # The configuration names the dtype of the frozen weights; these are to be trained.
-        body = _body_config(config)
-        self.body: PreTrainedModel = AutoModel.from_config(body, dtype=torch.float32)
-        for name, child in list(self.body.named_children()):
-            if isinstance(child, nn.Embedding):
-                setattr(self.body, name, _NoEmbedding(config.d_model))
+        self.body = _body(config)
         self._blocks_name, self._norm_name = find_parts(self.body)
         d = config.d_model
         self.bridges = nn.ModuleList(nn.Linear(d, d) for _ in self.numbers[1:])
         self.out = nn.Linear(d, d)
         self.sinks = nn.Parameter(torch.zeros(len(self.numbers), d))
+        self.proven_masks: tuple[Tensor, ...] = ()
+        """Kept by `reader.proven_masks`."""
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -81,6 +85,7 @@ class DecoderBlocks(nn.Module):
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
+        masks: Sequence[Tensor] | None = None,
     ) -> Tensor:
         """Predicted final hidden states [B, T, D].
 
@@ -89,10 +94,13 @@ class DecoderBlocks(nn.Module):
             attention_mask: [B, S], 0 for padding.
             position_ids: [B, T]; None: 0 to T - 1.
             past_key_values: holds these blocks' layers only; extended in place.
+            masks: what each block adds to its scores, [B, 1, T, S] each; None: as the model has
+                it, from `attention_mask`.
         """
         if position_ids is None:
             position_ids = torch.arange(resid.shape[1], device=resid.device)[None]
         first = (position_ids == 0)[..., None]
+        cache = None if past_key_values is None else NumberedCache(past_key_values, self.numbers)
         with ExitStack() as hooks:
             for index, block in enumerate(self.blocks):
                 door = partial(self.enter, index, first=first)
@@ -100,12 +108,16 @@ class DecoderBlocks(nn.Module):
                     # The body's embedding part may scale or move what it is given.
                     door = partial(_instead, door, resid)
                 hooks.enter_context(replaced_input(block, door))
+                if masks is not None:
+                    hooks.enter_context(given_mask(block, masks[index]))
+            if masks is not None:
+                attention_mask = masks[0]  # the body makes none of its own
             out = self.body(
                 inputs_embeds=resid.detach(),
                 attention_mask=attention_mask,
                 position_ids=position_ids,
-                past_key_values=past_key_values,
-                use_cache=past_key_values is not None,
+                past_key_values=cache,
+                use_cache=cache is not None,
             )
         predicted: Tensor = self.out(out.last_hidden_state)
         return predicted
@@ -141,13 +153,22 @@ class DecoderBlocks(nn.Module):
         return F.linear(normed, self.out.weight)
 
     @torch.no_grad()
-    def copy_from(self, base: PreTrainedModel) -> None:
-        """Take the weights of the frozen model's blocks of the same numbers, and its norm."""
+    def copy_from(self, base: PreTrainedModel, input_ids: Tensor | None = None) -> None:
+        """Take the weights of the frozen model's blocks of the same numbers, and its norm.
+
+        Args:
+            base: the frozen model without its head.
+            input_ids: [B, T], what the copies are compared on; None: a few tokens of any kind.
+
+        Raises:
+            BadInputError: a copy does not compute what the frozen block does.
+        """
         blocks_name, norm_name = find_parts(base)
         theirs = base.get_submodule(blocks_name)
         for number, block in zip(self.numbers, self.blocks, strict=True):
             block.load_state_dict(theirs.get_submodule(str(number)).state_dict())
         self.norm.load_state_dict(base.get_submodule(norm_name).state_dict())
+        compare_copies(self.body, self.numbers, base, input_ids)
 
 
 def plain_attention() -> AbstractContextManager[None]:
@@ -183,15 +204,45 @@ def own_layers(cache: Cache, hook_layer: int, depth: int) -> Cache:
     return view
 
 
-def _body_config(config: SaeDecoderConfig) -> Any:
-    """The frozen model's configuration with only the kept blocks, and no vocabulary."""
+def _body(config: SaeDecoderConfig) -> PreTrainedModel:
+    """The frozen model's kind of model with only the kept blocks, and no vocabulary.
+
+    A block may follow its number: which attention it has, whether it turns positions, how it
+    scales scores, how wide it is. So the whole model is made, without memory, and blocks are
+    taken from it under the numbers that they have in the frozen model.
+    """
     assert config.block_config is not None
     assert config.blocks is not None
-    base = AutoConfig.for_model(**copy.deepcopy(config.block_config))
-    body = config_with_blocks(base, config.blocks)
-    body.vocab_size = 1
-    body.pad_token_id = body.bos_token_id = body.eos_token_id = None
+    whole = AutoConfig.for_model(**copy.deepcopy(config.block_config))
+    whole.vocab_size = 1
+    whole.pad_token_id = whole.bos_token_id = whole.eos_token_id = 0  # within the vocabulary
+    # The configuration names the dtype of the frozen weights; these are to be trained.
+    fewer = config_with_blocks(whole, config.blocks)
+    body: PreTrainedModel = AutoModel.from_config(fewer, dtype=torch.float32)
+    with torch.device("meta"):
+        source = AutoModel.from_config(whole, dtype=torch.float32)
+    blocks_name, _ = find_parts(source)
+    numbered = nn.ModuleList(source.get_submodule(f"{blocks_name}.{n}") for n in config.blocks)
+    device = torch.empty(0).device
+    if device.type != "meta":  # `from_pretrained` fills them in itself
+        numbered.to_empty(device=device)
+        _start_like(body, numbered, body.get_submodule(blocks_name))
+    body.set_submodule(blocks_name, numbered)
+    for name, child in list(body.named_children()):
+        if isinstance(child, nn.Embedding):
+            setattr(body, name, _NoEmbedding(config.d_model))
     return body
+
+
+@torch.no_grad()
+def _start_like(body: PreTrainedModel, blocks: nn.Module, unnumbered: nn.Module) -> None:
+    """Give `blocks` the values that transformers gave the unnumbered ones, where they fit."""
+    with torch.random.fork_rng(devices=[]):
+        blocks.apply(body._init_weights)  # buffers too, which no state_dict holds
+    values = unnumbered.state_dict()
+    for name, tensor in blocks.state_dict().items():
+        if name in values and values[name].shape == tensor.shape:
+            tensor.copy_(values[name])
 
 
 def _instead(door: Callable[[Tensor], Tensor], resid: Tensor, _: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from rldecoder.decoder.blocks import DecoderBlocks, own_layers
 from rldecoder.decoder.configuration_sae_decoder import SaeDecoderConfig
 from rldecoder.errors import BadInputError
+from rldecoder.lm.cut import WholeCache
 from rldecoder.lm.frozen import FrozenLM, count_positions
 from rldecoder.sae.model import Sae
 from rldecoder.sae.selection import SparseLatents
@@ -227,6 +228,8 @@ class SaeDecoderForCausalLM(PreTrainedModel, GenerationMixin):
         position_ids = count_positions(attention_mask, position_ids, input_ids.shape[1])
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
+        if past_key_values is not None and not past_key_values.get_seq_length():
+            WholeCache(lm.model.config)  # refuses models that keep more than keys and values
         trunk = lm.trunk(
             input_ids,
             self.config.hook_layer,
@@ -385,6 +388,8 @@ def new_decoder(lm: FrozenLM, sae: Sae, blocks: Sequence[int] = ()) -> SaeDecode
     Args:
         blocks: numbers of the frozen model's blocks that it has the like of; none: linear.
     """
+    ends = lm.end_token_ids
+    end = ends if len(ends) > 1 else lm.eos_token_id
     config = SaeDecoderConfig(
         kind="transformer" if blocks else "linear",
         d_model=lm.d_model,
@@ -393,16 +398,14 @@ def new_decoder(lm: FrozenLM, sae: Sae, blocks: Sequence[int] = ()) -> SaeDecode
         hook_layer=sae.spec.hook_layer,
         blocks=list(blocks) or None,
         block_config=lm.model.config.to_dict() if blocks else None,
-        max_position_embeddings=lm.model.config.max_position_embeddings,
+        max_position_embeddings=lm.context_length,
         base_model=sae.spec.model_name,
-        eos_token_id=lm.eos_token_id,
+        eos_token_id=end,
         pad_token_id=lm.pad_token_id,
-        bos_token_id=lm.model.config.bos_token_id,
+        bos_token_id=getattr(lm.model.config, "bos_token_id", None),
     )
     decoder = SaeDecoderForCausalLM(config).attach(lm, sae)
-    decoder.generation_config = GenerationConfig(
-        eos_token_id=lm.eos_token_id, pad_token_id=lm.pad_token_id
-    )
+    decoder.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=lm.pad_token_id)
     return decoder.to(lm.device).eval()  # type: ignore[arg-type]  # wrapped untyped
 
 

@@ -9,16 +9,16 @@ Axes: N place, S sequence, T position, K active latents, D model width, m varian
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import DynamicCache
 
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
+from rldecoder.decoder.reader import Reader, proven_masks
 from rldecoder.errors import BadInputError
 from rldecoder.sae.selection import SparseLatents
 from rldecoder.sae.sparse_ops import decode_sparse
@@ -66,7 +66,8 @@ def at_once(
     Every place comes once. With blocks, the places of a group are in one sequence.
 
     Raises:
-        BadInputError: the decoder has blocks and the places have no past.
+        BadInputError: the decoder has blocks and the places have no past, or its blocks cannot
+            be read place by place.
     """
     everything = torch.arange(len(places.latents.acts), device=places.latents.acts.device)
     if decoder.blocks is None:
@@ -82,9 +83,16 @@ def at_once(
         )
     for sequence in past.sequence.unique().tolist():
         inside = everything[past.sequence == sequence]
-        reader = _Reader(decoder, past, sequence, int(past.position[inside].max()))
+        # What a place sees lies before it; the last one's own column is never looked at.
+        last = int(past.position[inside].max())
+        acts, indices = past.latents
+        before = SparseLatents(acts[sequence, None, :last], indices[sequence, None, :last])
+        with torch.no_grad():
+            resid = resid_of(decoder, before)
+        masks = proven_masks(decoder.blocks, last + 1)
+        reader = Reader(decoder.blocks, resid, past.visible[sequence, :last], masks)
         for rows in inside.split(size):
-            yield rows, reader.at(past.position[rows])
+            yield rows, partial(reader.read, position=past.position[rows])
 
 
 def resid_of(decoder: SaeDecoderForCausalLM, latents: SparseLatents) -> Tensor:
@@ -104,49 +112,6 @@ def hidden_in(decoder: SaeDecoderForCausalLM, places: Places, size: int = 256) -
 
 def _identity(resid: Tensor) -> Tensor:
     return resid
-
-
-class _Reader:
-    """The blocks with the beginning of one sequence in their cache."""
-
-    def __init__(
-        self, decoder: SaeDecoderForCausalLM, past: Past, sequence: int, last: int
-    ) -> None:
-        assert decoder.blocks is not None
-        self.blocks = decoder.blocks
-        # What a place sees lies before it; the last one's own column is never looked at.
-        self.visible = past.visible[sequence, :last]
-        acts, indices = past.latents
-        latents = SparseLatents(acts[sequence, None, :last], indices[sequence, None, :last])
-        self.cache = DynamicCache()
-        with torch.no_grad():
-            self.blocks(
-                resid_of(decoder, latents),
-                attention_mask=self.visible[None].long(),
-                position_ids=torch.arange(last, device=self.visible.device)[None],
-                past_key_values=self.cache,
-            )
-
-    def at(self, position: Tensor) -> Predict:
-        """How to predict at positions [n] of the sequence."""
-
-        def predict(resid: Tensor) -> Tensor:
-            place = position.repeat_interleave(resid.shape[1])
-            columns = torch.arange(len(self.visible), device=place.device)
-            before = (columns < place[:, None]) & self.visible
-            itself = torch.eye(len(place), dtype=torch.bool, device=place.device)
-            allowed = torch.cat([before, itself], dim=1)
-            mask = torch.zeros(allowed.shape, dtype=resid.dtype, device=place.device)
-            mask = mask.masked_fill(~allowed, torch.finfo(resid.dtype).min)
-            hidden: Tensor = self.blocks(
-                resid.flatten(0, 1)[None],
-                attention_mask=mask[None, None],
-                position_ids=place[None],
-                past_key_values=copy.deepcopy(self.cache),
-            )
-            return hidden[0].unflatten(0, resid.shape[:2])
-
-        return predict
 
 
 def past_of_prompts(latents: SparseLatents, mask: Tensor) -> Past:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM, new_decoder
+from rldecoder.decoder.reader import proven_masks
 from rldecoder.errors import BadInputError
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.lm.lens import RIDGE_STRENGTHS, AffineMap, Moments, choose_affine
@@ -65,7 +66,8 @@ def decoder_from_blocks(
         advance: called with the tokens of each pass.
 
     Raises:
-        BadInputError: there are too few sequences to fit and to choose on.
+        BadInputError: there are too few sequences to fit and to choose on, or the model's blocks
+            cannot be copied or read position by position.
     """
     if len(input_ids) < HELD_OUT:
         raise BadInputError(
@@ -76,13 +78,14 @@ def decoder_from_blocks(
     decoder = new_decoder(lm, sae, blocks)
     parts = decoder.blocks
     assert parts is not None
+    proven_masks(parts, input_ids.shape[1])  # before hours of training
     text = _read(lm, sae, blocks, input_ids, micro_batch, advance)
     for sink, door in zip(parts.sinks, text.doors, strict=True):
         sink.copy_(door[:, 0].float().mean(0))
     decoder.W.copy_(sae.W_dec.float())
     decoder.b.copy_(sae.b_dec.float())
     if init == "base":
-        parts.copy_from(lm.base)
+        parts.copy_from(lm.base, input_ids[:1])
         entry = _fit(text.recon, text.doors[0], text.usual, strengths)
         decoder.W.copy_(decoder.W @ entry.A)
         decoder.b.copy_(decoder.b @ entry.A + entry.c)

@@ -9,7 +9,12 @@ from collections.abc import Sequence
 
 from rldecoder.config.tasks import Metric
 
-_NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
+_NUMBER = re.compile(
+    r"(?P<sign>(?<![\w.)%])[-\u2212])?[$\u00a3\u20ac\u00a5]?"
+    r"(?P<size>\d{1,3}(?:,\d{3})+(?:\.\d+)?(?!\d)|\d+(?:\.\d+)?|(?<![\w.])\.\d+)"
+)
+"""A minus after a word or number is no sign: 10-2 ends in 2."""
+_ARTICLES = ("a", "an", "the")
 
 
 def score_answer(metric: Metric, completion: str, answers: Sequence[str]) -> float:
@@ -17,12 +22,12 @@ def score_answer(metric: Metric, completion: str, answers: Sequence[str]) -> flo
 
     `exact_match` and `f1` compare the first line after SQuAD's normalisation (lower case,
     no punctuation and articles; Rajpurkar et al. 2016, arXiv 1606.05250); `first_word` only its
-    first word (yes/no questions); `number` the last number of the whole completion.
+    first word (yes/no questions); `number` the last number of the whole completion with the one
+    number of the answer, both without unit, currency and thousands separators.
     """
     if metric == "number":
-        numbers = _NUMBER.findall(completion.replace(",", ""))
-        found = float(numbers[-1]) if numbers else None
-        return float(any(found == _number(answer) for answer in answers if found is not None))
+        numbers = _numbers(completion)
+        return float(bool(numbers) and any([numbers[-1]] == _numbers(gold) for gold in answers))
     line = completion.strip().split("\n", 1)[0]
     compare = {"exact_match": _exact, "first_word": _first_word, "f1": _token_f1}[metric]
     return max((compare(line, answer) for answer in answers), default=0.0)
@@ -44,16 +49,22 @@ def _first_line(completion: str) -> str:
     return completion.lstrip("\n").split("\n", 1)[0]
 
 
-def _number(text: str) -> float | None:
-    try:
-        return float(text.replace(",", "").strip())
-    except ValueError:
-        return None
+def _numbers(text: str) -> list[float]:
+    return [
+        float(match["size"].replace(",", "")) * (-1 if match["sign"] else 1)
+        for match in _NUMBER.finditer(text)
+    ]
+
+
+def _words(text: str) -> list[str]:
+    return "".join(char for char in text.lower() if char not in string.punctuation).split()
 
 
 def _normalise(text: str) -> list[str]:
-    kept = "".join(char for char in text.lower() if char not in string.punctuation)
-    return [word for word in kept.split() if word not in ("a", "an", "the")]
+    """Words without articles; all there is, if there is nothing else: "A" is an answer, too, and
+    an empty one is not the same."""
+    words = _words(text)
+    return [word for word in words if word not in _ARTICLES] or words or text.split()
 
 
 def _exact(found: str, expected: str) -> float:
@@ -61,7 +72,9 @@ def _exact(found: str, expected: str) -> float:
 
 
 def _first_word(found: str, expected: str) -> float:
-    return float(_normalise(found)[:1] == _normalise(expected)[:1] != [])
+    first = _normalise(expected)[:1]
+    read = _words if first and first[0] in _ARTICLES else _normalise
+    return float(read(found)[:1] == first != [])
 
 
 def _token_f1(found: str, expected: str) -> float:

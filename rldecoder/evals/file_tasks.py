@@ -1,4 +1,4 @@
-"""Prompts from Parquet files: SQuAD, GSM8K, BoolQ, or one's own questions.
+"""Prompts from files: SQuAD, GSM8K, BoolQ as the hub has them, or one's own questions.
 
 The splits are disjoint by construction, whatever the file says: questions about one passage (or,
 without passages, one question in any spelling of case and spaces) are a group, and a group has one
@@ -11,20 +11,21 @@ from __future__ import annotations
 
 import hashlib
 import random
-import re
-from typing import Any, NamedTuple
+from collections import Counter
+from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from rldecoder import schemas
 from rldecoder.config.tasks import FileTask
 from rldecoder.errors import BadInputError
+from rldecoder.evals.answers import score_answer
 from rldecoder.evals.prompts import Split, TaskPrompt
+from rldecoder.evals.task_rows import TaskRow, read_task
+from rldecoder.lm.text_tokens import encode_prompt
 from rldecoder.seeds import derive_seed
 
-_TEST_NAMES = ("test", "dev", "validation")
-_CALCULATOR = re.compile(r"<<[^<>]*>>")
-"""GSM8K's calculator annotations; nobody writes them in an answer."""
+_TRAIN_NAMES = ("train", "training")
+_TEST_NAMES = ("test", "dev", "validation", "valid", "val", "eval")
 
 
 class Question(NamedTuple):
@@ -49,8 +50,8 @@ class FilePrompts:
         context_length: of the frozen model; prompts that leave no room for an answer are left out.
 
     Raises:
-        BadInputError: the file misses a column, or holds fewer examples than `shots`.
-        DamagedFileError: the file is missing or is not Parquet.
+        BadInputError: the file cannot be read, misses a column, has an answer that its metric
+            does not count as right, or holds fewer examples than `shots`.
     """
 
     def __init__(
@@ -63,7 +64,11 @@ class FilePrompts:
         self._room = task.max_prompt_tokens
         if context_length is not None:
             self._room = min(self._room, context_length - task.max_new_tokens)
-        self._questions = _by_split(_read(task))
+        self.left_out: Counter[str] = Counter()
+        """Rows that ask nothing or have no answer, by reason."""
+        rows = read_task(task.path, self.left_out)
+        _check_answers(task, rows)
+        self._questions = _by_split(task, rows)
         self._examples = self._take_examples()
 
     def make(self, split: Split, count: int, seed: int, *, fewer: bool = False) -> list[TaskPrompt]:
@@ -89,7 +94,7 @@ class FilePrompts:
                 if len(prompts) == count:
                     break
                 text = self._examples + question.text
-                if len(self._tokenizer(text)["input_ids"]) > self._room:
+                if len(encode_prompt(self._tokenizer, text)) > self._room:
                     too_long += 1
                     continue
                 prompts.append(
@@ -130,37 +135,31 @@ class FilePrompts:
         return "".join(f"{question.text} {question.worked}\n\n" for question in chosen)
 
 
-def _read(task: FileTask) -> list[tuple[str | None, Question]]:
-    """Rows with the split that the file names, None where it names none."""
-    table = schemas.read_parquet(task.path)
-    names = table.column_names
-    answer = next((name for name in ("final_answer", "answers", "answer") if name in names), None)
-    if "question" not in names or answer is None:
+def _check_answers(task: FileTask, rows: list[TaskRow]) -> None:
+    """Refuse a task of which some question cannot be answered: not even its own answer counts."""
+    wrong = [
+        row
+        for row in rows
+        if max(score_answer(task.metric, answer, row.answers) for answer in row.answers) < 1
+    ]
+    if wrong:
+        shown = f"{wrong[0].answers[0][:80]!r} to {wrong[0].question[:80]!r}"
         raise BadInputError(
-            f"{task.path} is not a task: it has the columns {', '.join(names)}.",
-            "A task needs `question` and one of `answer`, `answers`, `final_answer`.",
-            "Rename its columns.",
+            f"{len(wrong):,} of {len(rows):,} answers of task {task.name} cannot be right: by the "
+            f"metric `{task.metric}` not even the stated answer scores 1.",
+            f"The first is {shown} in {task.path}.",
+            "Choose another `metric`, or mend or remove these rows. (`number` wants one number in "
+            "each stated answer; other answers end at the first line break.)",
         )
-    rows = []
-    for row in table.to_pylist():
-        answers = _answers(row[answer])
-        if not answers or not row["question"]:
-            continue
-        passage = row.get("passage") or ""
-        shown = row.get("answer") if answer == "final_answer" else None
-        worked = _CALCULATOR.sub("", shown) if isinstance(shown, str) else answers[0]
-        text = f"{passage}\n\n" * bool(passage) + f"Question: {row['question']}\nAnswer:"
-        group = _hash("group", passage or row["question"])
-        rows.append((row.get("split"), Question(text, answers, " ".join(worked.split()), group)))
-    return rows
 
 
-def _by_split(rows: list[tuple[str | None, Question]]) -> dict[Split, list[Question]]:
-    tested = {q.group for split, q in rows if split in _TEST_NAMES}
+def _by_split(task: FileTask, rows: list[TaskRow]) -> dict[Split, list[Question]]:
+    pairs = [(_split_named(task, row), _question(row)) for row in rows]
+    tested = {q.group for split, q in pairs if split == "test"}
     found: dict[Split, list[Question]] = {"train": [], "validation": [], "test": []}
-    for split, question in rows:
+    for split, question in pairs:
         place = int(question.group, 16) % 10
-        if split in _TEST_NAMES or (split is None and place == 1):
+        if split == "test" or (split is None and place == 1):
             found["test"].append(question)
         elif split is not None and question.group in tested:
             continue
@@ -169,12 +168,24 @@ def _by_split(rows: list[tuple[str | None, Question]]) -> dict[Split, list[Quest
     return found
 
 
-def _answers(value: Any) -> tuple[str, ...]:
-    if isinstance(value, bool):
-        return ("yes",) if value else ("no",)
-    if isinstance(value, list):
-        return tuple(str(item) for item in value if str(item).strip())
-    return (str(value),) if value is not None and str(value).strip() else ()
+def _split_named(task: FileTask, row: TaskRow) -> Split | None:
+    """The split that the file names; what trains must never be guessed."""
+    name = row.split.strip().casefold() if row.split is not None else ""
+    if name in _TEST_NAMES:
+        return "test"
+    if name and name not in _TRAIN_NAMES:
+        raise BadInputError(
+            f"{task.path} names a split {row.split!r}.",
+            f"Known are {', '.join((*_TRAIN_NAMES, *_TEST_NAMES))}.",
+            "Rename it, or leave the column `split` out: a tenth is then for the test.",
+        )
+    return "train" if name else None
+
+
+def _question(row: TaskRow) -> Question:
+    text = f"{row.passage}\n\n" * bool(row.passage) + f"Question: {row.question}\nAnswer:"
+    group = _hash("group", row.passage or row.question)
+    return Question(text, row.answers, " ".join(row.worked.split()), group)
 
 
 def _hash(*parts: str) -> str:

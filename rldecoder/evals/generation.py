@@ -66,7 +66,12 @@ def newline_token_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def prefix_generate(model: PreTrainedModel) -> GenerateFunction:
-    """A greedy stand-in for `model.generate` that runs the common prefix of the rows once."""
+    """A greedy stand-in for `model.generate` that runs the common prefix of the rows once.
+
+    An answer ends at the given tokens, and at those of the model's own generation settings.
+    """
+    own = model.generation_config.eos_token_id if model.generation_config is not None else None
+    own_ends = [] if own is None else [own] if isinstance(own, int) else [*own]
 
     @torch.no_grad()
     def generate(
@@ -83,7 +88,7 @@ def prefix_generate(model: PreTrainedModel) -> GenerateFunction:
         rows = [ids[keep.bool()].tolist() for ids, keep in zip(input_ids, attention_mask)]  # noqa: B905
         batch = split_prefix(rows, pad_token_id, input_ids.device)
         past = _prefix_cache(model, batch)
-        new = _greedy(model, batch, past, max_new_tokens, eos_token_id, pad_token_id)
+        new = _greedy(model, batch, past, max_new_tokens, [*eos_token_id, *own_ends], pad_token_id)
         return torch.cat([input_ids, new], dim=1)
 
     return generate

@@ -20,7 +20,7 @@ class TaskSuite:
         lm: its tokenizer measures prompts of files, its context bounds them.
 
     Raises:
-        BadInputError, DamagedFileError: see `FilePrompts`.
+        BadInputError: see `FilePrompts`.
     """
 
     def __init__(
@@ -31,13 +31,23 @@ class TaskSuite:
     ) -> None:
         self._generated: dict[str, Task] = {task: task for task in tasks}
         self._files = {
-            task.name: FilePrompts(task, lm.tokenizer, _context_length(lm)) for task in file_tasks
+            task.name: FilePrompts(task, lm.tokenizer, lm.context_length) for task in file_tasks
         }
 
     @property
     def names(self) -> list[str]:
         """Generated tasks first."""
         return [*self._generated, *self._files]
+
+    @property
+    def notes(self) -> list[str]:
+        """A sentence for each file of which rows were left out."""
+        return [
+            f"Task {name}: rows left out: "
+            + ", ".join(f"{count:,} {why}" for why, count in sorted(file.left_out.items()))
+            for name, file in self._files.items()
+            if file.left_out
+        ]
 
     def make(
         self,
@@ -69,19 +79,13 @@ def check_lengths(lm: FrozenLM, prompts: Sequence[TaskPrompt]) -> None:
     Raises:
         BadInputError: a prompt and its answer exceed the model's context.
     """
-    limit = _context_length(lm)
-    if limit is None:
-        return
+    limit = lm.context_length
     for prompt in prompts:
-        length = len(lm.tokenizer(prompt.prompt)["input_ids"]) + prompt.max_new_tokens
+        length = len(lm.encode_prompt(prompt.prompt)) + prompt.max_new_tokens
         if length > limit:
             raise BadInputError(
                 f"Prompts of task {prompt.task} need {length} tokens with their answers.",
                 f"The model's context is {limit} tokens.",
-                f"Leave {prompt.task} out of the tasks, or use a model with more context.",
+                f"Leave {prompt.task} out of the tasks (`num_task_prompts: 0` in baselines), "
+                "or use a model with more context.",
             )
-
-
-def _context_length(lm: FrozenLM) -> int | None:
-    limit = getattr(lm.model.config, "max_position_embeddings", None)
-    return None if limit is None else int(limit)

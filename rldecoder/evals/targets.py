@@ -127,7 +127,7 @@ TARGETS: tuple[Target, ...] = (
         "train_explainer", "held-out positions, difference of precision",
     ),
     Target(
-        "claim_precision", "Claims of Method B that hold", ">=", 0.8, "share",
+        "claim_precision", "Claims of Method B that hold on the decoder", ">=", 0.8, "share",
         "train_explainer", "held-out positions, right sign above the noise floor",
     ),
     Target(

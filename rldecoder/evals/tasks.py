@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from rldecoder.evals.generation import GenerateFunction, newline_token_ids
 from rldecoder.evals.prompts import TaskPrompt, score
 from rldecoder.evals.statistics import bootstrap_mean_ci, wilson_interval
+from rldecoder.lm.text_tokens import answer_texts, encode_prompts
 
 
 class TaskRow(NamedTuple):
@@ -62,6 +63,7 @@ def run_task(
     batch_size: int = 16,
     device: torch.device | str = "cpu",
     stop_ids: Sequence[int] | None = None,
+    end_ids: Sequence[int] = (),
 ) -> TaskResult:
     """Answer every prompt greedily and score the answers.
 
@@ -71,12 +73,15 @@ def run_task(
         prompts: of any mixture of tasks; batches hold one task each.
         tokenizer: of the frozen model; its padding side does not matter.
         batch_size: prompts generated together.
-        stop_ids: tokens that end an answer, beside the tokenizer's end of text. By default every
-            token with a line break, found anew on each call (about 0.1 s for 50k tokens).
+        stop_ids: tokens that end an answer and belong to it. By default every token with a line
+            break, found anew on each call (about 0.1 s for 50k tokens).
+        end_ids: tokens that end an answer and do not belong to it (`FrozenLM.end_token_ids`),
+            beside the tokenizer's end of text.
     """
     eos = tokenizer.eos_token_id
-    ends = [*(newline_token_ids(tokenizer) if stop_ids is None else stop_ids)]
-    ends += [eos] if eos is not None and eos not in ends else []
+    ends = [*dict.fromkeys([*end_ids, *([] if eos is None else [eos])])]
+    stops = [*(newline_token_ids(tokenizer) if stop_ids is None else stop_ids)]
+    stops += [end for end in ends if end not in stops]
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos
     rows: dict[int, TaskRow] = {}
     for task in dict.fromkeys(prompt.task for prompt in prompts):
@@ -84,7 +89,7 @@ def run_task(
         for start in range(0, len(chosen), batch_size):
             places = chosen[start : start + batch_size]
             batch = [prompts[i] for i in places]
-            texts = _answer(generate, batch, tokenizer, ends, pad, device)
+            texts = _answer(generate, batch, tokenizer, stops, ends, pad, device)
             for place, prompt, text in zip(places, batch, texts, strict=True):
                 rows[place] = task_row(prompt, text)
     return summarise(rows[i] for i in range(len(prompts)))
@@ -113,10 +118,11 @@ def _answer(
     batch: Sequence[TaskPrompt],
     tokenizer: PreTrainedTokenizerBase,
     stop_ids: list[int],
+    end_ids: list[int],
     pad: int,
     device: torch.device | str,
 ) -> list[str]:
-    ids = [tokenizer(prompt.prompt)["input_ids"] for prompt in batch]
+    ids = encode_prompts(tokenizer, [prompt.prompt for prompt in batch])
     width = max(len(row) for row in ids)
     input_ids = torch.tensor([[pad] * (width - len(row)) + row for row in ids], device=device)
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in ids], device=device)
@@ -129,4 +135,4 @@ def _answer(
             eos_token_id=stop_ids,
             pad_token_id=pad,
         )
-    return tokenizer.batch_decode(out[:, width:], skip_special_tokens=True)
+    return answer_texts(tokenizer, out[:, width:].tolist(), end_ids)

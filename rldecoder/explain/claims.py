@@ -1,4 +1,4 @@
-"""Claims of Method B: what they say, in which words, and whether an intervention agrees."""
+"""Claims of Method B: what they say, in which words, and whether interventions agree."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import torch
 
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
 from rldecoder.decoder.places import at_once, last_of_text, resid_of
-from rldecoder.explain.patching import ablate
+from rldecoder.explain.patching import TWO_SIDED_95, ablate
 from rldecoder.explain.text import visible_text, visible_token
 from rldecoder.sae.model import SparseLatents
 
 Direction = Literal["supports", "opposes"]
-Verdict = Literal["supported", "contradicted", "too small to tell"]
+Verdict = Literal["supported", "decoder only", "contradicted", "too small to tell"]
 
 # Nats by which removing a feature changes log p: below .1 (10 % of the odds) and above .7 (a
 # factor of two) a reader should read different words.
@@ -29,6 +29,7 @@ class Claim:
 
     latent: int
     label: str | None
+    """None where there is none, or none that may be quoted."""
     evidence_position: int
     """Token position where the feature is most active in the text so far."""
     evidence_text: str
@@ -40,6 +41,8 @@ class Claim:
     output_token: str
     probability: float
     """The decoder's probability of the output token."""
+    label_confidence: float | None = None
+    """Of the latent's label, quoted or not."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,8 @@ class CheckedClaim:
     frozen_effect: float | None = None
     """The same on the frozen model: the feature's direction taken out of the residual stream at
     the last position, everything else (the SAE's error too) kept. None when not measured."""
+    frozen_noise: float | None = None
+    """What effects on the frozen model must exceed, nats; at least the claim's own noise."""
 
 
 def claim_sentence(claim: Claim) -> str:
@@ -84,17 +89,33 @@ def explanation_text(claims: Sequence[Claim]) -> str:
     return " ".join(f"{place}. {claim_sentence(claim)}" for place, claim in enumerate(claims, 1))
 
 
-def judge(predicted_sign: float, effect: float, noise: float) -> Verdict:
-    """Compare a predicted direction with a measured effect.
+def judge(
+    predicted_sign: float,
+    effect: float,
+    noise: float,
+    frozen_effect: float | None,
+    frozen_noise: float | None = None,
+) -> Verdict:
+    """Compare a predicted direction with the effects on both models.
+
+    A claim is about the frozen model, which the decoder only reads: it is supported if both
+    effects have its sign and exceed their noise, and stands for the decoder only if just its does.
 
     Args:
         predicted_sign: > 0 for supports, < 0 for opposes.
-        effect: measured, nats.
+        effect: measured on the decoder, nats.
         noise: effects up to this size are not told from chance (`patching.noise_floor`).
+        frozen_effect: measured on the frozen model; None when it was not.
+        frozen_noise: the same for the frozen model; None: `noise`.
     """
+    sign = 1 if predicted_sign > 0 else -1
     if abs(effect) <= noise:
         return "too small to tell"
-    return "supported" if (effect > 0) == (predicted_sign > 0) else "contradicted"
+    if effect * sign < 0:
+        return "contradicted"
+    bar = noise if frozen_noise is None else frozen_noise
+    agrees = frozen_effect is not None and frozen_effect * sign > bar
+    return "supported" if agrees else "decoder only"
 
 
 @torch.no_grad()
@@ -158,3 +179,39 @@ def verify_on_frozen(
     final = lm.splice(batch, sae.spec.hook_layer, without)[:, -1]
     logprobs = lm.unembed(final).log_softmax(-1)[:, token]
     return (logprobs[0] - logprobs[1:]).tolist()
+
+
+def noise_on_frozen(
+    decoder: SaeDecoderForCausalLM,
+    input_ids: torch.Tensor,
+    latents: SparseLatents,
+    token: int,
+    claimed: Sequence[int],
+) -> list[float]:
+    """What 95 % of random directions do to the frozen model, each as long as a claimed feature's.
+
+    1.96 r |g| / sqrt(D), to first order: g is the gradient of log p(token) by the residual at the
+    last position, r = act |W_dec[latent]|.
+
+    Args:
+        input_ids, latents, token, claimed: as in `verify_on_frozen`.
+    """
+    if not claimed:
+        return []
+    lm, sae = decoder.frozen.lm, decoder.frozen.sae
+    with torch.enable_grad():
+        change = torch.zeros(sae.d_model, device=input_ids.device, requires_grad=True)
+
+        def changed(resid: torch.Tensor) -> torch.Tensor:
+            last = resid[:, -1:].float() + change
+            return torch.cat([resid[:, :-1], last.to(resid.dtype)], dim=1)
+
+        final = lm.splice(input_ids[None], sae.spec.hook_layer, changed)[0, -1]
+        (gradient,) = torch.autograd.grad(lm.unembed(final).log_softmax(-1)[token], change)
+    act_of = dict(zip(latents.indices.tolist(), latents.acts.tolist(), strict=True))
+    lengths = sae.W_dec.detach()[list(claimed)].norm(dim=-1).tolist()
+    usual = TWO_SIDED_95 * float(gradient.norm()) / sae.d_model**0.5
+    return [
+        usual * length * act_of.get(latent, 0.0)
+        for length, latent in zip(lengths, claimed, strict=True)
+    ]

@@ -20,6 +20,19 @@ class LabelText(NamedTuple):
     """None when the labeler abstained or failed."""
     confidence: float | None
     """Calibrated probability that a person accepts the label; None when unknown."""
+    accepted: bool = False
+    """Of high confidence, or accepted by a person: only such a label may be quoted as what is
+    known of the latent."""
+
+    @property
+    def quoted(self) -> str | None:
+        """The text where it may be quoted."""
+        return self.text if self.accepted else None
+
+    @property
+    def unsure(self) -> str | None:
+        """The text of a label that is below the bar: shown as a guess, or not at all."""
+        return None if self.accepted else self.text
 
 
 def read_labels(path: Path) -> dict[int, LabelText]:
@@ -33,7 +46,8 @@ def read_labels(path: Path) -> dict[int, LabelText]:
     """
     labels = FeatureLabels.load(path if path.is_dir() else path.parent)
     return {
-        feature.latent: LabelText(feature.label, feature.confidence) for feature in labels.features
+        feature.latent: LabelText(feature.label, feature.confidence, feature.high_confidence)
+        for feature in labels.features
     }
 
 

@@ -18,11 +18,12 @@ import numpy as np
 from pydantic import Field, ValidationError
 from scipy import stats
 
-from rldecoder import schemas
 from rldecoder.config.base import Config
-from rldecoder.errors import BadInputError, DamagedFileError
+from rldecoder.config.problems import problem_lines
+from rldecoder.errors import BadInputError
 from rldecoder.evals.statistics import bootstrap_mean_ci
 from rldecoder.explain.text import visible_text, visible_token
+from rldecoder.user_files import read_text
 
 if TYPE_CHECKING:
     from rldecoder.explain.session import Explanation  # slow: counting answers needs no torch
@@ -122,11 +123,13 @@ def read_key(path: Path) -> JudgeKey:
         BadInputError: it is not there, or not a key.
     """
     try:
-        return JudgeKey.model_validate(schemas.read_json(path))
-    except (DamagedFileError, ValidationError) as error:
+        return JudgeKey.model_validate_json(read_text(path, "Name the key.json of the export."))
+    except ValidationError as error:
         raise BadInputError(
-            f"{path} is not a key.", str(error).splitlines()[0], "Name the key.json of the export."
-        ) from error
+            f"{path} is not a key.",
+            f"{problem_lines(error)[0]}.",
+            "Name the key.json of the export.",
+        ) from None
 
 
 def read_answers(path: Path, key: JudgeKey) -> dict[str, str]:
@@ -169,12 +172,7 @@ def read_answers(path: Path, key: JudgeKey) -> dict[str, str]:
 
 
 def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInputError(
-            f"{path} cannot be read.", str(error), "Name a filled-in copy of the blind file."
-        ) from error
+    return read_text(path, "Name a filled-in copy of the blind file.").split("\n")
 
 
 def _item(line: str) -> JudgeItem | str:

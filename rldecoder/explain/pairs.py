@@ -29,6 +29,7 @@ from rldecoder.explain.patching import (
     measure,
     random_removals,
 )
+from rldecoder.lm.text_tokens import encode_prompts
 from rldecoder.sae.model import SparseLatents
 
 RATIONALE_LENGTH = 5
@@ -128,7 +129,8 @@ def positions_from_prompts(
     lm = decoder.frozen.lm
     parts, last_tokens, pasts = [], [], []
     for start in range(0, len(prompts), PROMPTS_PER_BATCH):
-        rows = [lm.tokenizer.encode(text) for text in prompts[start : start + PROMPTS_PER_BATCH]]
+        texts = prompts[start : start + PROMPTS_PER_BATCH]
+        rows = encode_prompts(lm.tokenizer, texts, lm.context_length)
         longest = max(map(len, rows))
         ids = torch.full((len(rows), longest), lm.pad_token_id)
         mask = torch.zeros_like(ids)

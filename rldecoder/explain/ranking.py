@@ -15,6 +15,7 @@ from rldecoder.explain.text import visible_text
 MIN_COUNT_FOR_P99 = 100
 HIGH_QUANTILE = 0.99
 UNLABELLED = "no label"
+NOT_ACCEPTED = "no accepted label"
 
 
 class RankedFeature(NamedTuple):
@@ -25,7 +26,16 @@ class RankedFeature(NamedTuple):
     normalised: float
     """Activation over the latent's usual high (p99 on the label split); 0 if never seen."""
     label: str | None
+    """None where there is none that may be quoted."""
     confidence: float | None
+    """Of the label, quoted or not."""
+    unsure_label: str | None = None
+    """A label below the bar of confidence: a guess, to be shown as one."""
+
+    @property
+    def quoted(self) -> bool:
+        """Whether the label may be quoted as what is known of the latent."""
+        return self.label is not None
 
 
 def activation_scales(indices: Tensor, acts: Tensor, num_latents: int) -> Tensor:
@@ -78,7 +88,12 @@ def rank_active(
         label = labels.get(latent, LabelText(None, None))
         ranked.append(
             RankedFeature(
-                latent, act, act / scale if scale > 0 else 0.0, label.text, label.confidence
+                latent,
+                act,
+                act / scale if scale > 0 else 0.0,
+                label.quoted,
+                label.confidence,
+                label.unsure,
             )
         )
     ranked.sort(key=lambda feature: (-feature.normalised, feature.latent))
@@ -86,13 +101,19 @@ def rank_active(
 
 
 def ranking_text(ranked: Sequence[RankedFeature]) -> str:
-    """Method A's words. Says what is active and how strongly; draws no conclusion from it."""
+    """Method A's words. Says what is active and how strongly; draws no conclusion from it.
+
+    A label below the bar of confidence is not quoted.
+    """
     if not ranked:
         return "No feature is active at this position."
     parts = []
     for place, feature in enumerate(ranked, start=1):
-        label = UNLABELLED if feature.label is None else f"“{visible_text(feature.label, 120)}”"
-        sure = "" if feature.confidence is None else f", label confidence {feature.confidence:.2f}"
+        label, sure = UNLABELLED if feature.unsure_label is None else NOT_ACCEPTED, ""
+        if feature.label is not None:
+            label = f"“{visible_text(feature.label, 120)}”"
+            if feature.confidence is not None:
+                sure = f", label confidence {feature.confidence:.2f}"
         high = (
             f"{feature.normalised:.2f} of its usual high"
             if feature.normalised > 0

@@ -28,7 +28,10 @@ def without_words(explanation: Explanation) -> dict[str, Any]:
     value = explanation.to_json()
     del value["method_a"], value["method_b"]
     for feature in value["ranked"]:
-        del feature["label"], feature["confidence"]
+        for name in ("label", "unsure_label", "confidence", "quoted"):
+            del feature[name]
     for checked in value["claims"]:
-        del checked["sentence"], checked["claim"]["label"]
+        del checked["sentence"]
+        for name in ("label", "label_confidence", "quoted"):
+            del checked["claim"][name]
     return value

@@ -21,9 +21,11 @@ from rldecoder.errors import BadInputError
 from rldecoder.explain.claims import (
     CheckedClaim,
     Claim,
+    Verdict,
     claim_sentence,
     explanation_text,
     judge,
+    noise_on_frozen,
     verify_on_decoder,
     verify_on_frozen,
 )
@@ -37,7 +39,12 @@ from rldecoder.sae.model import Sae, SparseLatents
 
 TOP_TOKENS = 3
 SHOWN_PROMPT_CHARACTERS = 600
-VERDICT_STYLE = {"supported": "green", "contradicted": "red", "too small to tell": "yellow"}
+VERDICT_STYLE: dict[Verdict, str] = {
+    "supported": "green",
+    "decoder only": "yellow",
+    "contradicted": "red",
+    "too small to tell": "yellow",
+}
 
 
 @dataclass(frozen=True)
@@ -83,9 +90,12 @@ class Explanation:
     def to_json(self) -> dict[str, Any]:
         """Plain values, as in `examples.json`."""
         value = asdict(self)
-        value["ranked"] = [feature._asdict() for feature in self.ranked]
+        value["ranked"] = [
+            {**feature._asdict(), "quoted": feature.quoted} for feature in self.ranked
+        ]
         for claim, checked in zip(value["claims"], self.claims, strict=True):
             claim["sentence"] = claim_sentence(checked.claim)
+            claim["claim"]["quoted"] = checked.claim.label is not None
         return value
 
 
@@ -200,7 +210,7 @@ def encode_prompt(lm: FrozenLM, prompt: str) -> Tensor:
         BadInputError: the prompt is empty or longer than the model's context.
     """
     ids = tokenize_prompt(lm, prompt)
-    longest = int(lm.model.config.max_position_embeddings)
+    longest = lm.context_length
     if len(ids) > longest:
         raise BadInputError(
             f"The prompt has {len(ids):,} tokens.",
@@ -216,8 +226,8 @@ def tokenize_prompt(lm: FrozenLM, prompt: str) -> Tensor:
     Raises:
         BadInputError: the prompt is empty.
     """
-    ids = lm.tokenizer.encode(prompt)
-    if not ids:
+    ids = lm.encode_prompt(prompt)
+    if ids == lm.encode_prompt(""):
         raise BadInputError(
             "The prompt is empty.", "There is no token to predict from.", "Write some text."
         )
@@ -263,16 +273,18 @@ def _checked_claims(
     last = SparseLatents(text.acts[-1], text.indices[-1])
     effects = verify_on_decoder(decoder, text, token, named)
     frozen_effects = verify_on_frozen(decoder, ids, last, token, named)
+    frozen_noises = noise_on_frozen(decoder, ids, last, token, named)
     checked = []
-    for slot, latent, effect, frozen_effect in zip(
-        slots.tolist(), named, effects, frozen_effects, strict=True
+    for slot, latent, effect, frozen_effect, frozen_noise in zip(
+        slots.tolist(), named, effects, frozen_effects, frozen_noises, strict=True
     ):
         predicted = float(pointers.effects[0, slot])
         position = _evidence(trace, latent)
-        label = labels.get(latent)
+        label = labels.get(latent, LabelText(None, None))
         claim = Claim(
             latent=latent,
-            label=None if label is None else label.text,
+            label=label.quoted,
+            label_confidence=label.confidence,
             evidence_position=position,
             evidence_text=tokens[position],
             direction="supports" if predicted > 0 else "opposes",
@@ -281,8 +293,9 @@ def _checked_claims(
             probability=float(candidates.logprobs[0].exp()),
             noise=max(float(pointers.noise[0, slot]), explainer.spec.min_effect),
         )
-        verdict = judge(predicted, effect, claim.noise)
-        checked.append(CheckedClaim(claim, effect, verdict, frozen_effect))
+        bar = max(frozen_noise, claim.noise)
+        verdict = judge(predicted, effect, claim.noise, frozen_effect, bar)
+        checked.append(CheckedClaim(claim, effect, verdict, frozen_effect, bar))
     # Others: the strongest active features that no claim names, as many as there are claims.
     ordered = torch.arange(len(chosen), device=chosen.device)
     others = ordered[~chosen & (candidates.acts[0] > 0)][: len(slots)]
@@ -356,11 +369,11 @@ def _side_by_side(frozen: Mapping[str, Any], decoder: Mapping[str, Any]) -> Tabl
 
 
 def _claim_line(place: int, checked: Mapping[str, Any]) -> Text:
-    verdict = str(checked["verdict"])
+    verdict: Verdict = checked["verdict"]
     frozen = checked["frozen_effect"]
     measured = f"measured {checked['effect']:+.2f} nats (chance {checked['claim']['noise']:.2f})"
     if frozen is not None:
-        measured += f", frozen model {frozen:+.2f}"
+        measured += f", frozen model {frozen:+.2f} (chance {checked['frozen_noise']:.2f})"
     return Text.assemble(
         (f"B{place} ", "bold"),
         f"{checked['sentence']} ",

@@ -25,7 +25,7 @@ def visible_text(text: str, limit: int = 400) -> str:
     for char in text[:limit]:
         marks = marks + 1 if unicodedata.combining(char) else 0
         if marks <= MAX_COMBINING_MARKS:
-            shown.append(_visible(char))
+            shown.append(visible_char(char))
     rest = len(text) - limit
     return "".join(shown) + (f"… (+{rest:,} characters)" if rest > 0 else "")
 
@@ -41,7 +41,8 @@ def visible_token(text: str, limit: int = 60) -> str:
     return "␣" * lead + body + "␣" * trail
 
 
-def _visible(char: str) -> str:
+def visible_char(char: str) -> str:
+    """One character as itself, or as what stands for it."""
     if char in NAMED:
         return NAMED[char]
     if ord(char) < 0x20:

@@ -11,6 +11,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from rldecoder.config.problems import problem_lines
 from rldecoder.errors import DamagedFileError
 from rldecoder.interp.predicate import Predicate
 from rldecoder.schemas import read_json, write_json
@@ -318,6 +319,6 @@ class FeatureLabels(_Record):
         except ValidationError as error:
             raise DamagedFileError(
                 f"{path} does not follow schema {SCHEMA_VERSION}.",
-                str(error).splitlines()[0],
+                f"{problem_lines(error)[0]}.",
                 "Rerun `label_features` with this version of the program.",
-            ) from error
+            ) from None

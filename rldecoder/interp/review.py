@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import logging
 import os
+import stat
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 
 from filelock import FileLock
-from pydantic import ValidationError
 
 from rldecoder.errors import BadInputError
 from rldecoder.evals.statistics import wilson_interval
+from rldecoder.files import explained
 from rldecoder.interp.records import FeatureLabel, Review, Scores
 
 _log = logging.getLogger(__name__)
@@ -46,36 +47,58 @@ def append_review(path: Path, line: ReviewLine) -> ReviewLine:
     """
     if line.at is None:
         line = line.model_copy(update={"at": datetime.now(UTC).isoformat(timespec="seconds")})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(path.name + ".lock")), path.open("a+b") as file:
-        file.seek(0, os.SEEK_END)
-        if file.tell():
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
-                file.write(b"\n")
-        # ASCII: Unicode has line ends of its own, and some readers break lines there.
-        file.write(json.dumps(line.model_dump(), ensure_ascii=True).encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
+    # ASCII: Unicode has line ends of its own, and some readers break lines there.
+    data = json.dumps(line.model_dump(), ensure_ascii=True).encode() + b"\n"
+    with explained(path.parent, f"adding a verdict to {path.name}"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_name(path.name + ".lock")):
+            _append(path, data)
     return line
 
 
+def _append(path: Path, data: bytes) -> None:
+    """Add bytes on a line of their own: all of them, or, when that fails, none."""
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
+    file = os.open(path, flags, 0o666)
+    try:
+        found = os.fstat(file)
+        if not stat.S_ISREG(found.st_mode):
+            raise BadInputError(f"{path} is no plain file.", "", "Name another file for verdicts.")
+        before = found.st_size
+        if before and os.pread(file, 1, before - 1) != b"\n":
+            data = b"\n" + data
+        try:
+            while data:
+                data = data[os.write(file, data) :]
+            os.fsync(file)
+        except BaseException:
+            os.ftruncate(file, before)  # the lock is held: nobody else has written since
+            raise
+    finally:
+        os.close(file)
+
+
 def read_reviews(
-    path: Path, sae_digest: str, note: Callable[[str], None] = _log.warning
+    path: Path,
+    sae_digest: str,
+    note: Callable[[str], None] = _log.warning,
+    *,
+    strict: bool = True,
 ) -> list[ReviewLine]:
     """The lines of a review file that belong to this SAE, in file order.
 
-    What a killed writer left half-written is left out, as it was before its writer would have said
-    that it is kept: it must not lock out all other verdicts.
+    A line that a killed writer or a disk has spoilt is left out: it must not lock out all other
+    verdicts. It stays in the file.
 
     Args:
         note: told of each line that is left out.
+        strict: refuse lines that somebody wrote wrongly; else they are left out as well.
 
     Raises:
-        BadInputError: the file is missing, or a line is whole but no review.
+        BadInputError: the file is missing, or (if strict) a line is whole but no review.
     """
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_bytes().split(b"\n")
     except OSError as error:
         raise BadInputError(
             f"The review file {path} cannot be read.",
@@ -83,18 +106,22 @@ def read_reviews(
             "Correct `label_features.reviews`, or leave it empty.",
         ) from error
     out = []
-    for number, text in enumerate(lines, start=1):
-        if not text.strip():
+    for number, data in enumerate(lines, start=1):
+        if not data.strip():
             continue
         try:
-            line = ReviewLine.model_validate(json.loads(text))
-        except (ValueError, ValidationError) as error:
-            if isinstance(error, json.JSONDecodeError) and _torn(text):
-                note(f"Line {number} of {path} was never finished and is left out.")
+            line = ReviewLine.model_validate(json.loads(data.decode()))
+        except (ValueError, RecursionError) as error:
+            if _spoilt(data, error):
+                note(f"Line {number} of {path} is torn or damaged and is left out.")
+                continue
+            why = str(error).splitlines()[0]
+            if not strict:
+                note(f"Line {number} of {path} is not a review and is left out: {why}.")
                 continue
             raise BadInputError(
                 f"Line {number} of {path} is not a review.",
-                str(error).splitlines()[0],
+                why,
                 "A line is a JSON object with sae_digest, latent, reviewer, and accept or label.",
             ) from error
         if line.sae_digest == sae_digest:
@@ -108,9 +135,12 @@ def settled(lines: Iterable[ReviewLine], features: Iterable[FeatureLabel]) -> se
     return {line.latent for line in lines if line.settles(label_of.get(line.latent))}
 
 
-def _torn(text: str) -> bool:
-    """Whether a line that is no JSON is the beginning of one, and no typing error."""
-    return text.startswith("{") and not text.rstrip().endswith("}")
+def _spoilt(data: bytes, error: Exception) -> bool:
+    """Whether a line that is no review looks like one of ours that broke, and no typing error."""
+    if isinstance(error, UnicodeDecodeError) or b"\0" in data:
+        return True
+    broken = isinstance(error, json.JSONDecodeError | RecursionError)
+    return broken and data.lstrip().startswith(b'{"')
 
 
 def merge_reviews(

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from rldecoder.config.problems import problem_lines
 from rldecoder.errors import DamagedFileError
 from rldecoder.interp.records import FeatureLabel, FeatureLabels
 from rldecoder.schemas import read_json, write_json
@@ -89,8 +90,8 @@ class ReviewQueue(BaseModel):
         try:
             queue = cls.model_validate(read_json(path))
         except ValidationError as error:
-            reason = str(error).splitlines()[0]
-            raise DamagedFileError(f"{path} is not a review queue.", reason, mend) from error
+            reason = f"{problem_lines(error)[0]}."
+            raise DamagedFileError(f"{path} is not a review queue.", reason, mend) from None
         named = sorted(entry.latent for entry in queue.entries)
         if queue.sae_digest != labels.sae_digest or named != sorted(
             f.latent for f in labels.features

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
+from transformers import Cache, DynamicCache, PreTrainedConfig, PreTrainedModel
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from rldecoder.errors import BadInputError
 
@@ -23,11 +24,20 @@ def find_parts(base: PreTrainedModel) -> tuple[str, str]:
     Raises:
         BadInputError: there is not exactly one of each.
     """
-    depth = base.config.num_hidden_layers
+    depth = getattr(base.config, "num_hidden_layers", None)
+    if depth is None or not isinstance(base, PreTrainedModel):
+        raise BadInputError(
+            f"Models of type {base.config.model_type!r} are not supported.",
+            "Their config names no number of blocks: they are made of several parts "
+            "(`text_config`), or not of blocks.",
+            "Take a text-only causal language model (of Gemma 3: 270M or 1B).",
+        )
     blocks = [
         name
         for name, module in base.named_children()
-        if isinstance(module, nn.ModuleList) and len(module) == depth
+        if isinstance(module, nn.ModuleList)
+        and len(module) == depth
+        and next(module.parameters(), None) is not None  # a list of rotary tables has none
     ]
     norms = [name for name in _FINAL_NORM_NAMES if isinstance(getattr(base, name, None), nn.Module)]
     if len(blocks) != 1 or len(norms) != 1:
@@ -61,16 +71,50 @@ def with_blocks(
 
 
 def config_with_blocks(config: PreTrainedConfig, numbers: Sequence[int]) -> Any:
-    """A copy of a model's configuration with only these blocks."""
+    """A copy of a model's configuration with only these blocks.
+
+    Raises:
+        BadInputError: it derives the kinds of its blocks from their numbers.
+    """
     fewer: Any = copy.deepcopy(config)
     layer_types = getattr(config, "layer_types", None)
-    fewer.num_hidden_layers = len(numbers)
-    if layer_types is not None:
-        fewer.layer_types = [layer_types[number] for number in numbers]
+    try:
+        fewer.num_hidden_layers = len(numbers)
+        if layer_types is not None:
+            fewer.layer_types = [layer_types[number] for number in numbers]
+    except AttributeError as error:
+        raise BadInputError(
+            f"Models of type {config.model_type!r} cannot be cut between their blocks.",
+            f"The kinds of the blocks follow from their numbers: {error}.",
+            "Use a GPT-2, Llama, GPT-NeoX, Gemma, Phi or similar model.",
+        ) from error
     return fewer
 
 
-class CutCache(DynamicCache):
+class WholeCache(DynamicCache):
+    """A KV cache that drops no position: what a block may look at is the mask's business.
+
+    transformers shortens the cache wherever the configuration names a window, also of models
+    whose attention has none.
+
+    Raises:
+        BadInputError: a block keeps something else than keys and values.
+    """
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        super().__init__(config=config)
+        odd = {type(layer) for layer in self.layers} - {DynamicLayer, DynamicSlidingWindowLayer}
+        if odd:
+            raise BadInputError(
+                f"Models of type {config.model_type!r} cannot go on from where they stopped.",
+                f"Some of their blocks keep more than keys and values "
+                f"({', '.join(sorted(kind.__name__ for kind in odd))}).",
+                "Use a model whose blocks are all attention.",
+            )
+        self.layers = [DynamicLayer() for _ in self.layers]
+
+
+class CutCache(WholeCache):
     """The KV cache of a cut that begins at block `first`; its layers count from 0.
 
     Attention names its block by the number that it has in the whole model, and masks are made
@@ -78,7 +122,7 @@ class CutCache(DynamicCache):
     """
 
     def __init__(self, config: PreTrainedConfig, first: int) -> None:
-        super().__init__(config=config)
+        super().__init__(config)
         self.first = first
 
     def update(
@@ -86,6 +130,23 @@ class CutCache(DynamicCache):
     ) -> tuple[Tensor, Tensor]:
         """Add keys and values of the block that has this number in the whole model."""
         return super().update(key_states, value_states, layer_idx - self.first, *args, **kwargs)
+
+
+class NumberedCache(DynamicCache):
+    """A view of a KV cache for blocks that have these numbers; its layers count from 0.
+
+    What is added through the view is in the cache.
+    """
+
+    def __init__(self, cache: Cache, numbers: Sequence[int]) -> None:
+        self.__dict__.update(vars(cache))
+        self._place = {number: place for place, number in enumerate(numbers)}
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Add keys and values of the block that has this number in the whole model."""
+        return super().update(key_states, value_states, self._place[layer_idx], *args, **kwargs)
 
 
 @contextmanager

@@ -7,31 +7,28 @@ Axes: B sequence, T position, D model width, V vocabulary.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    Cache,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
-from rldecoder.errors import BadInputError
-from rldecoder.lm.cut import CutCache, find_parts, replaced_input, with_blocks
-from rldecoder.lm.quiet import quiet_transformers
+from rldecoder.errors import BadInputError, DamagedFileError
+from rldecoder.json_text import read_json_file
+from rldecoder.lm.cut import CutCache, WholeCache, find_parts, replaced_input, with_blocks
+from rldecoder.lm.loading import read_model
+from rldecoder.lm.proof import prove
+from rldecoder.lm.specs import stated_context_length
+from rldecoder.lm.text_tokens import encode_prompt, end_token_ids
+from rldecoder.lm.unembedding import Unembedding
 from rldecoder.precision import fast_dtype
 
-# Any one of these makes a tokenizer; without them transformers would make an empty one.
-_TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
+# Longer than any context: what tokenizers say that know no bound.
+_NO_BOUND = 10**7
 
 
 class TrunkOutput(NamedTuple):
@@ -63,14 +60,8 @@ class FrozenLM:
         assert isinstance(base, PreTrainedModel)
         self._base = base
         self._blocks_name, self._norm_name = find_parts(self._base)
-        if model.get_output_embeddings() is None:
-            raise BadInputError(
-                f"Models of type {model.config.model_type!r} are not supported.",
-                "There is no output layer that makes logits.",
-                "Use a causal language model.",
-            )
+        self._unembedding = Unembedding(model)
         self._cuts: dict[tuple[str, int], PreTrainedModel] = {}
-        self._unembedding_float32: Tensor | None = None
         self._mean_direction: Tensor | None = None
 
     @classmethod
@@ -90,57 +81,31 @@ class FrozenLM:
                 `sync_tokenizer` artifact has it), else the dtype of the stored weights. A CPU
                 that is faster with float32 then runs bfloat16 weights in it.
 
+        The parts are compared with the model's own forward pass (`proof.prove`); what
+        `sync_tokenizer` published was compared in full there, and is here in short.
+
         Raises:
-            BadInputError: the folder is not a model that can be read.
+            BadInputError: the folder is not a model that can be read, or its parts are not the
+                model.
+            NumericalError: a weight is NaN or infinite.
         """
         folder = Path(folder)
-        if not (folder / "config.json").is_file():
-            raise BadInputError(
-                f"No model at {folder}.",
-                "There is no config.json in this folder.",
-                "Give the folder that `save_pretrained` wrote.",
-            )
-        if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
-            raise BadInputError(
-                f"The model at {folder} cannot be loaded.",
-                f"It has no tokenizer: none of {', '.join(_TOKENIZER_FILES)}.",
-                "Add the tokenizer files that were published with the weights.",
-            )
-        wanted = dtype if dtype is not None else _recorded_dtype(folder, device)
-        try:
-            with quiet_transformers():
-                model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-                    folder,
-                    dtype=wanted if wanted is not None else "auto",
-                    use_safetensors=True,
-                    trust_remote_code=False,
-                    local_files_only=True,
-                )
-                tokenizer = AutoTokenizer.from_pretrained(
-                    folder, trust_remote_code=False, local_files_only=True
-                )
-        except (MemoryError, torch.OutOfMemoryError):
-            raise
-        # Damaged files raise whatever their parser raises: OSError, ValueError, KeyError,
-        # SafetensorError, and plain Exception from the tokenizers library.
-        except Exception as error:
-            raise BadInputError(
-                f"The model at {folder} cannot be loaded.",
-                f"{type(error).__name__}: {str(error).strip()}".splitlines()[0][:400],
-                "It must be a causal language model of `transformers` with safetensors weights.",
-            ) from error
+        recorded = _recorded_dtype(folder, device)
+        model, tokenizer = read_model(folder, recorded if dtype is None else dtype)
         nn.Module.to(model, device)
-        return cls(model, tokenizer, folder)
+        lm = cls(model, tokenizer, folder)
+        prove(lm, brief=_model_record(folder).is_file())
+        return lm
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.unembedding.device
+        return self._unembedding.stored.device
 
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the weights, and so of all residuals."""
-        return self.unembedding.dtype
+        return self._unembedding.stored.dtype
 
     @property
     def num_layers(self) -> int:
@@ -150,12 +115,39 @@ class FrozenLM:
     @property
     def d_model(self) -> int:
         """Width of the residual stream."""
-        return int(self.unembedding.shape[1])
+        return int(self._unembedding.stored.shape[1])
 
     @property
     def vocab_size(self) -> int:
         """Rows of the unembedding (a padded vocabulary counts in full)."""
-        return int(self.unembedding.shape[0])
+        return int(self._unembedding.stored.shape[0])
+
+    @property
+    def context_length(self) -> int:
+        """The longest sequence that the model reads, in tokens.
+
+        Raises:
+            BadInputError: neither the model nor its tokenizer says.
+        """
+        stated = stated_context_length(self.model.config)
+        longest = self.tokenizer.model_max_length if stated is None else stated
+        if longest > _NO_BOUND:
+            raise BadInputError(
+                f"The model in {self.folder} does not say how long a text it reads.",
+                f"Its config (type {self.model.config.model_type!r}) and its tokenizer name no "
+                "longest sequence.",
+                "Add `max_position_embeddings` to config.json.",
+            )
+        return int(longest)
+
+    @property
+    def end_token_ids(self) -> list[int]:
+        """All tokens that end an answer, sorted: the model's settings may name several."""
+        return end_token_ids(self.tokenizer, self.model.generation_config)
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Tokens of a text to be continued; see `text_tokens.encode_prompt`."""
+        return encode_prompt(self.tokenizer, text)
 
     @property
     def eos_token_id(self) -> int:
@@ -176,10 +168,11 @@ class FrozenLM:
 
     @property
     def unembedding(self) -> Tensor:
-        """The frozen weights [V, D] of the output layer, in the model's dtype."""
-        weight = self._head.weight
-        assert isinstance(weight, Tensor)
-        return weight
+        """What a final hidden state is multiplied with for its logits: [V, D], model's dtype.
+
+        The frozen weights of the output layer, times the scale that some models give their logits.
+        """
+        return self._unembedding.directions
 
     def choice_directions(self, token_ids: Tensor) -> Tensor:
         """What raises these tokens' logits above the mean logit: [..., D] float32 for ids [...].
@@ -196,10 +189,6 @@ class FrozenLM:
     def base(self) -> PreTrainedModel:
         """The model without its output layer."""
         return self._base
-
-    @property
-    def _head(self) -> nn.Module:
-        return self.model.get_output_embeddings()
 
     @property
     def _blocks(self) -> nn.ModuleList:
@@ -235,8 +224,11 @@ class FrozenLM:
                 "A cache counts the positions that a block has seen.",
                 "Use a layer of 1 or more, or `use_cache=False`.",
             )
+        cut = self._cut("trunk", layer)
+        if use_cache and past_key_values is None:
+            past_key_values = WholeCache(cut.config)
         with torch.no_grad():
-            out = self._cut("trunk", layer)(
+            out = cut(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
                 position_ids=count_positions(attention_mask, position_ids, input_ids.shape[1]),
@@ -268,7 +260,7 @@ class FrozenLM:
         self._check_layer(layer)
         resid = resid.to(self.dtype)
         cut = self._cut("tail", layer)
-        first = self._part_after(layer)
+        first = self.part_after(layer)
         # The embedding part of `forward` (position embeddings, scales) would change the residual:
         # it is given a detached copy, and its result is replaced at the first block's door.
         with replaced_input(first, lambda _: resid):
@@ -298,7 +290,7 @@ class FrozenLM:
         """Residual stream at `layer` and final hidden state, both [B, T, D], in one pass."""
         self._check_layer(layer)
         seen: list[Tensor] = []
-        with replaced_input(self._part_after(layer), partial(_keep, seen)):
+        with replaced_input(self.part_after(layer), partial(_keep, seen)):
             final = self._run(input_ids, attention_mask, position_ids)
         return seen[0], final
 
@@ -313,7 +305,7 @@ class FrozenLM:
         seen: list[Tensor] = []
         with ExitStack() as hooks:
             for layer in range(self.num_layers + 1):
-                hooks.enter_context(replaced_input(self._part_after(layer), partial(_keep, seen)))
+                hooks.enter_context(replaced_input(self.part_after(layer), partial(_keep, seen)))
             final = self._run(input_ids, attention_mask, None)
         return seen, final
 
@@ -332,7 +324,7 @@ class FrozenLM:
         dtype.
         """
         self._check_layer(layer)
-        with replaced_input(self._part_after(layer), lambda resid: replace(resid).to(resid.dtype)):
+        with replaced_input(self.part_after(layer), lambda resid: replace(resid).to(resid.dtype)):
             return self._run(input_ids, attention_mask, position_ids)
 
     def unembed(self, final_hidden: Tensor, *, out: Tensor | None = None) -> Tensor:
@@ -345,22 +337,7 @@ class FrozenLM:
             final_hidden: [..., D]; [N, D] where `out` is given.
             out: [N, V] float32, overwritten and returned; no gradient flows then.
         """
-        weight = self._weight()
-        bias = getattr(self._head, "bias", None)
-        # bfloat16 factors have exact float32 products, which the CPU's bfloat16 units add up in
-        # float32: same logits to 1e-6, and half the time of a float32 product (measured).
-        exact = final_hidden.dtype == self.dtype == torch.bfloat16
-        with _bfloat16_products() if exact else nullcontext():
-            if out is None:
-                logits = F.linear(
-                    final_hidden.float(), weight, None if bias is None else bias.float()
-                )
-                return logits if self._cap is None else torch.tanh(logits / self._cap) * self._cap
-            with torch.no_grad():
-                torch.mm(final_hidden.float(), weight.T, out=out)
-        if bias is not None:
-            out += bias
-        return out if self._cap is None else out.div_(self._cap).tanh_().mul_(self._cap)
+        return self._unembedding.logits(final_hidden, out=out)
 
     def unembed_gradient(self, logits: Tensor, grad: Tensor) -> Tensor:
         """What `unembed` sends back: d loss / d final hidden state [N, D].
@@ -369,23 +346,7 @@ class FrozenLM:
             logits: [N, V] that `unembed` gave.
             grad: [N, V], d loss / d logits; overwritten where the model caps its logits.
         """
-        if self._cap is not None:
-            grad.mul_(1 - (logits / self._cap).square())
-        return grad @ self._weight()
-
-    @property
-    def _cap(self) -> float | None:
-        """The bound on logits, where the model has one (Gemma 2)."""
-        return getattr(self.model.config, "final_logit_softcapping", None)
-
-    def _weight(self) -> Tensor:
-        """The unembedding [V, D] in float32."""
-        if self.dtype == torch.float32:
-            return self.unembedding
-        cached = self._unembedding_float32
-        if cached is None or cached.device != self.device:  # the model may have moved
-            cached = self._unembedding_float32 = self.unembedding.float()
-        return cached
+        return self._unembedding.gradient(logits, grad)
 
     def _run(
         self, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None
@@ -405,8 +366,8 @@ class FrozenLM:
                 f"Choose a layer from 0 (embeddings) to {self.num_layers}.",
             )
 
-    def _part_after(self, layer: int) -> nn.Module:
-        """The module whose input is the residual stream at `layer`."""
+    def part_after(self, layer: int) -> nn.Module:
+        """The module whose input is the residual stream at `layer`: a block, or the final norm."""
         if layer == self.num_layers:
             return self._base.get_submodule(self._norm_name)
         return self._blocks[layer]
@@ -420,26 +381,23 @@ class FrozenLM:
         return self._cuts[key]
 
 
-@contextmanager
-def _bfloat16_products() -> Iterator[None]:
-    """While open, CPU matrix products round float32 factors to bfloat16 and sum in float32."""
-    mkldnn: Any = torch.backends.mkldnn
-    setting = mkldnn.matmul
-    before = setting.fp32_precision
-    setting.fp32_precision = "bf16"
-    try:
-        yield
-    finally:
-        setting.fp32_precision = before
-
-
 def _recorded_dtype(folder: Path, device: torch.device | str) -> torch.dtype | None:
     """The `compute_dtype` that `sync_tokenizer` recorded beside the model, if any."""
-    record = folder.parent / "model.json"
+    record = _model_record(folder)
     if not record.is_file():
         return None
-    name = json.loads(record.read_text(encoding="utf-8")).get("compute_dtype")
+    try:
+        name = read_json_file(record).get("compute_dtype")
+    except (OSError, ValueError, AttributeError) as error:
+        raise DamagedFileError(
+            f"{record} cannot be read.", f"{error}.", "Delete its artifact's folder and run again."
+        ) from error
     return None if name is None else fast_dtype(name, device)
+
+
+def _model_record(folder: Path) -> Path:
+    """What `sync_tokenizer` publishes beside the model that it proved."""
+    return folder.parent / "model.json"
 
 
 def count_positions(

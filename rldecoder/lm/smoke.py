@@ -110,7 +110,9 @@ def smoke_test(
         load_seconds = time.perf_counter() - started
         parameters = sum(parameter.numel() for parameter in lm.model.parameters())
         if spec is not None:
-            check_constants(spec, read_constants(lm.model.config, parameters), str(folder))
+            check_constants(
+                spec, read_constants(lm.model.config, parameters, lm.context_length), str(folder)
+            )
         return _measure(lm, model, source, parameters, load_seconds, num_tokens)
 
 
@@ -153,7 +155,7 @@ def _measure(
 
 def _sample(lm: FrozenLM, num_tokens: int) -> torch.Tensor:
     """About `num_tokens` tokens [B, T] of the language reference, which every Python carries."""
-    length = min(_SEQUENCE_TOKENS, int(lm.model.config.max_position_embeddings))
+    length = min(_SEQUENCE_TOKENS, lm.context_length)
     wanted = math.ceil(num_tokens / length) * length
     ids: list[int] = []
     texts = itertools.cycle(text for _, text in sorted(pydoc_data.topics.topics.items()))

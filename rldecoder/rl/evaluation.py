@@ -93,7 +93,7 @@ class Evaluator:
             for prompt in suite.make(name, held_out, num_prompts, seed, repeat_facts=True)
         ]
         check_lengths(lm, self.prompts)
-        self.stop_ids = newline_token_ids(lm.tokenizer)
+        self.stop_ids, self.end_ids = newline_token_ids(lm.tokenizer), lm.end_token_ids
 
     def tasks(self, model: Any) -> TaskResult:
         """Greedy task scores of a causal LM (frozen model or decoder)."""
@@ -104,6 +104,7 @@ class Evaluator:
             batch_size=32,
             device=self.lm.device,
             stop_ids=self.stop_ids,
+            end_ids=self.end_ids,
         )
 
     def text(self, decoder: SaeDecoderForCausalLM) -> Faithfulness:

@@ -29,6 +29,7 @@ from rldecoder.evals.generation import (
     split_prefix,
 )
 from rldecoder.evals.prompts import TaskPrompt
+from rldecoder.lm.text_tokens import answer_texts, encode_prompts
 from rldecoder.sae.model import SparseLatents
 
 
@@ -101,8 +102,9 @@ class DecoderSampler:
         lm = decoder.frozen.lm
         self.decoder, self.temperature, self.frozen_states = decoder, temperature, frozen_states
         self.tokenizer, self.pad_token_id = lm.tokenizer, lm.pad_token_id
-        ends = {*newline_token_ids(lm.tokenizer), lm.eos_token_id}
-        self.stop_ids = torch.tensor(sorted(ends), device=lm.device)
+        self.end_ids = lm.end_token_ids
+        stops = {*newline_token_ids(lm.tokenizer), *self.end_ids}
+        self.stop_ids = torch.tensor(sorted(stops), device=lm.device)
         self._kept_prefix = lru_cache(_PREFIXES)(self._read_prefix)
 
     @torch.no_grad()
@@ -111,7 +113,7 @@ class DecoderSampler:
         groups = []
         for task in dict.fromkeys(prompt.task for prompt in prompts):
             rows = [i for i, prompt in enumerate(prompts) if prompt.task == task]
-            ids = [self.tokenizer(prompts[i].prompt)["input_ids"] for i in rows]
+            ids = encode_prompts(self.tokenizer, [prompts[i].prompt for i in rows])
             length = prompts[rows[0]].max_new_tokens
             groups.append((rows, self._sample(rows, ids, length, generator)))
         return self._merge(prompts, groups)
@@ -243,7 +245,7 @@ class DecoderSampler:
 
     def _texts(self, token_ids: Tensor, mask: Tensor) -> list[str]:
         rows = [ids[keep.bool()].tolist() for ids, keep in zip(token_ids, mask, strict=True)]
-        return self.tokenizer.batch_decode(rows, skip_special_tokens=True)
+        return answer_texts(self.tokenizer, rows, self.end_ids)
 
 
 def draw(probs: Tensor, generator: torch.Generator) -> Tensor:

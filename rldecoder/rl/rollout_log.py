@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rldecoder.files import remove
 from rldecoder.schemas import read_parquet, write_parquet
 
 ROLLOUTS = pa.schema(
@@ -39,36 +41,35 @@ class RolloutLog:
 
     Args:
         folder: of the parts, in the stage's progress folder.
-        resume_at: PPO steps that the checkpoint has done; parts beyond it are dropped.
+        known: names of the parts that the checkpoint goes with; all others are dropped.
     """
 
-    def __init__(self, folder: Path, resume_at: int) -> None:
+    def __init__(self, folder: Path, known: Collection[str] = ()) -> None:
         self.folder = folder
         self._rows: list[dict[str, Any]] = []
         folder.mkdir(parents=True, exist_ok=True)
-        for part in self._parts():
-            if int(part.stem) > resume_at:
-                part.unlink()
+        for part in folder.iterdir():
+            if part.name not in known:
+                remove(part)
 
     def add(self, rows: list[dict[str, Any]]) -> None:
         """Keep rows in memory until `flush`."""
         self._rows += rows
 
     def flush(self, steps_done: int) -> None:
-        """Write the rows since the last flush, aside and then by rename."""
+        """Write the rows since the last flush."""
         if not self._rows:
             return
         columns = {name: [row[name] for row in self._rows] for name in ROLLOUTS.names}
-        aside = self.folder / "writing"
-        write_parquet(aside, columns, ROLLOUTS)
-        aside.rename(self.folder / f"{steps_done:09d}.parquet")
+        write_parquet(self.folder / f"{steps_done:09d}.parquet", columns, ROLLOUTS)
         self._rows = []
 
     def publish(self, path: Path) -> None:
         """All parts as one file, the same wherever the parts were cut; the parts stay."""
-        tables = [read_parquet(part) for part in self._parts()]
+        tables = [read_parquet(part) for part in self.parts()]
         joined = pa.concat_tables(tables) if tables else ROLLOUTS.empty_table()
         pq.write_table(joined.combine_chunks(), path, compression="zstd")
 
-    def _parts(self) -> list[Path]:
+    def parts(self) -> list[Path]:
+        """Files with the rows that were flushed, in the order of steps."""
         return sorted(self.folder.glob("*.parquet"))

@@ -22,6 +22,7 @@ from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
 from rldecoder.errors import NumericalError
 from rldecoder.evals.prompts import TaskPrompt
 from rldecoder.evals.suite import TaskSuite, check_lengths
+from rldecoder.files import remove
 from rldecoder.lm.quiet import quiet_transformers
 from rldecoder.reporting import Reporter
 from rldecoder.rl import core
@@ -59,6 +60,7 @@ class Session:
         decoder: attached, the supervised one; trained in place, and a copy is the reference.
         activations: folder of the activation cache.
         progress: folder for checkpoints.
+        owner: whose they are; another's are not taken up.
         seed: everything random derives from it and the PPO step.
         report: where live metrics and alerts go.
         advance: called after each PPO step with a short note (the progress bar).
@@ -77,6 +79,7 @@ class Session:
         seed: int,
         report: Reporter,
         checkpoint_every_steps: int,
+        owner: str = "",
     ) -> None:
         self.name, self.kind, self.config, self.seed = name, kind, config, seed
         self.decoder, self.progress, self.report = decoder, progress, report
@@ -85,7 +88,7 @@ class Session:
         self.learner = make_learner(decoder, self.settings, seed)
         self.total_steps = sum(stage.steps for stage in config.stages)
         self.activations = activations
-        self.checkpoints = Checkpoints(progress / "checkpoints")
+        self.checkpoints = Checkpoints(progress / "checkpoints", owner=owner, note=report.note)
         self.curves = Curves()
         self.evaluations: list[list[Any]] = []
         self.watch = CollapseWatch(config.collapse)
@@ -93,8 +96,7 @@ class Session:
         self.healthy = self._weights_now()
         self.done = 0
         self.stopped: str | None = None
-        self._resume()
-        self.rollouts = RolloutLog(progress / "rollouts", self.done)
+        self.rollouts = RolloutLog(progress / "rollouts", self._resume())
         self.suite = TaskSuite(config.tasks, config.file_tasks, decoder.frozen.lm)
         self.evaluator = self._evaluator() if kind == "trained" else None
 
@@ -143,7 +145,7 @@ class Session:
         if self.stopped is not None:
             self._restore_healthy()
             for stage in range(self._stage_of(self.done - 1), len(self.config.stages) + 1):
-                save_decoder(self.decoder, self.stage_decoder(stage))
+                self._keep_decoder(stage)
 
     def publish(self, evaluations: Path, rollouts: Path) -> None:
         """Write both tables."""
@@ -157,6 +159,18 @@ class Session:
         """Where the decoder at the end of a stage (from 1) lies, in the progress folder: the
         weights as they were, before any share of the way was chosen."""
         return self.progress / f"stage{stage}"
+
+    def _keep_decoder(self, stage: int) -> None:
+        aside = self.progress / "writing"
+        remove(aside)
+        save_decoder(self.decoder, aside)
+        remove(self.stage_decoder(stage))
+        aside.rename(self.stage_decoder(stage))
+
+    def _kept_decoders(self) -> list[Path]:
+        """Decoders of stages that are over: a resumed run publishes them as they are."""
+        stages = range(1, len(self.config.stages) + 1)
+        return [folder for stage in stages if (folder := self.stage_decoder(stage)).is_dir()]
 
     def _after_step(self, step: PpoStep, advance: Callable[[str], None]) -> bool:
         weights = self.weights()
@@ -180,7 +194,7 @@ class Session:
         self._stop_if(self.watch.after_step(metrics))
         ends_stage = self.done == self.total_steps or self._stage_of(self.done) != stage
         if ends_stage and self.kind == "trained":
-            save_decoder(self.decoder, self.stage_decoder(stage))
+            self._keep_decoder(stage)
         if self.done == self.total_steps and self.stopped is None:
             self._choose_share()
         if self.evaluator is not None and (
@@ -322,13 +336,19 @@ class Session:
                 "scale": list(self.scale),
                 "stopped": self.stopped,
             },
+            beside=[*self.rollouts.parts(), *self._kept_decoders()],
         )
 
     @torch.no_grad()
-    def _resume(self) -> None:
+    def _resume(self) -> set[str]:
+        """Go back to the newest checkpoint; the names of the parts of its rollout log."""
         found = self.checkpoints.load()
+        known = frozenset[str]() if found is None else found.beside
+        for folder in self._kept_decoders():
+            if not any(name.startswith(f"{folder.name}/") for name in known):
+                remove(folder)  # of steps that will be taken again
         if found is None:
-            return
+            return set()
         tensors, state = found.tensors, found.state
         self.done = found.step
         # The reference is the decoder as the session was given it, resumed or not.
@@ -343,6 +363,7 @@ class Session:
         self.watch.load_state(state["watch"])
         self.scale = core.RewardWeights(*state["scale"])
         self.stopped = state["stopped"]
+        return {Path(name).name for name in known if name.startswith("rollouts/")}
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

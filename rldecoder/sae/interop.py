@@ -7,7 +7,6 @@ trained with `batchtopk` or `matryoshka` are kept as `jumprelu`, for that is how
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rldecoder.errors import BadInputError, DamagedFileError
+from rldecoder.json_text import read_json_file
+from rldecoder.sae.foreign import ARCHITECTURES, Description, describe
 from rldecoder.sae.spec import SaeSpec
 
 WEIGHTS_FILE = "sae_weights.safetensors"
 CONFIG_FILE = "cfg.json"
+_NONE = torch.ones(0)
 LAYOUT_VERSION = "6.54.12"
 """The sae_lens whose layout this is."""
-_LENS_ARCHITECTURE = {"topk": "topk", "relu": "standard", "jumprelu": "jumprelu"}
-_ARCHITECTURE = {lens: ours for ours, lens in _LENS_ARCHITECTURE.items()}
+_LENS_ARCHITECTURE = {ours: lens for lens, ours in ARCHITECTURES.items()}
 
 
 def tensor_shapes(spec: SaeSpec) -> dict[str, tuple[int, ...]]:
@@ -56,7 +57,8 @@ def read_sae(folder: Path) -> tuple[SaeSpec, dict[str, Tensor]]:
         DamagedFileError: a file cannot be parsed, a shape is wrong, a value is not finite.
     """
     config = _read_config(folder)
-    spec = _spec_from_lens(config, folder)
+    found = _described(config, folder)
+    spec = _spec_of(found, config, folder)
     shapes = tensor_shapes(spec)
     tensors = _read_tensors(folder, set(shapes))
     for name, shape in shapes.items():
@@ -72,7 +74,7 @@ def read_sae(folder: Path) -> tuple[SaeSpec, dict[str, Tensor]]:
                 "The file was damaged, or training diverged.",
                 "Build the SAE again with a lower `train_sae.lr`.",
             )
-    return spec, _fold_lens_options(tensors, config)
+    return spec, _fold_lens_options(tensors, found)
 
 
 def _lens_config(spec: SaeSpec) -> dict[str, Any]:
@@ -111,7 +113,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
             "Check the path, or run the stage `train_sae`.",
         )
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json_file(path)
     except (ValueError, OSError) as error:
         raise DamagedFileError(
             f"{path} cannot be read.", f"{error}.", "Build the SAE again."
@@ -138,6 +140,9 @@ def _read_tensors(folder: Path, names: set[str]) -> dict[str, Tensor]:
         raise DamagedFileError(
             f"{path} cannot be read.", f"{error}.", "Build the SAE again."
         ) from error
+    # Some versions of sae_lens wrote a scale that was never trained.
+    if "scaling_factor" not in names and bool((tensors.get("scaling_factor", _NONE) == 1).all()):
+        tensors.pop("scaling_factor", None)
     if set(tensors) != names:
         raise DamagedFileError(
             f"{path} holds the tensors {sorted(tensors)}.",
@@ -147,29 +152,24 @@ def _read_tensors(folder: Path, names: set[str]) -> dict[str, Tensor]:
     return {name: tensor.float() for name, tensor in tensors.items()}
 
 
-def _spec_from_lens(config: dict[str, Any], folder: Path) -> SaeSpec:
-    architecture = _ARCHITECTURE.get(config["architecture"])
-    unscaled = config.get("normalize_activations", "none") in ("none", None)
-    flat = config.get("reshape_activations", "none") in ("none", None)
-    if architecture is None or not unscaled or not flat:
-        raise BadInputError(
-            f"The SAE at {folder} cannot be used: architecture {config['architecture']!r}, "
-            f"normalize_activations {config.get('normalize_activations')!r}, "
-            f"reshape_activations {config.get('reshape_activations')!r}.",
-            f"Supported are {sorted(_ARCHITECTURE)} on raw, unreshaped activations.",
-            "Fold the normalisation into the weights before saving it.",
-        )
-    metadata = config.get("metadata") or {}
+def _described(config: dict[str, Any], folder: Path) -> Description:
+    try:
+        return describe(config)
+    except BadInputError as error:
+        raise BadInputError(f"{error.what} It lies at {folder}.", error.why, error.mend) from error
+
+
+def _spec_of(found: Description, config: dict[str, Any], folder: Path) -> SaeSpec:
     try:
         return SaeSpec(
-            architecture=architecture,  # type: ignore[arg-type]  # checked just above
+            architecture=found.architecture,  # type: ignore[arg-type]  # pydantic checks it
             d_model=config["d_in"],
             num_latents=config["d_sae"],
-            k=config.get("k") if architecture == "topk" else None,
-            hook_layer=_hook_layer(metadata),
-            model_name=metadata.get("model_name") or "",
-            context_length=metadata.get("context_size"),
-            trained_as=metadata.get("training_architecture") or "",
+            k=found.k,
+            hook_layer=found.hook_layer,
+            model_name=found.model_name,
+            context_length=found.context_length,
+            trained_as=found.trained_as,
         )
     except ValueError as error:
         raise DamagedFileError(
@@ -177,23 +177,12 @@ def _spec_from_lens(config: dict[str, Any], folder: Path) -> SaeSpec:
         ) from error
 
 
-def _hook_layer(metadata: dict[str, Any]) -> int:
-    """Blocks before the hook point; sae_lens files name it by hook only."""
-    if isinstance(metadata.get("hook_layer"), int):
-        return int(metadata["hook_layer"])
-    name = str(metadata.get("hook_name", ""))
-    block = re.search(r"(?:blocks|layers|h)\.(\d+)", name)
-    if block is None:
-        return 0
-    return int(block.group(1)) + (0 if name.endswith("hook_resid_pre") else 1)
-
-
-def _fold_lens_options(tensors: dict[str, Tensor], config: dict[str, Any]) -> dict[str, Tensor]:
+def _fold_lens_options(tensors: dict[str, Tensor], found: Description) -> dict[str, Tensor]:
     """Express sae_lens's optional conventions in the one this project computes."""
     out = dict(tensors)
-    if not config.get("apply_b_dec_to_input", True):
+    if not found.b_dec_is_subtracted:
         out["b_enc"] = out["b_enc"] + out["b_dec"] @ out["W_enc"]
-    if config.get("rescale_acts_by_decoder_norm", False):  # topk only
+    if found.acts_are_rescaled:
         norm = out["W_dec"].norm(dim=1).clamp_min(1e-12)
         out["W_enc"] = out["W_enc"] * norm
         out["b_enc"] = out["b_enc"] * norm

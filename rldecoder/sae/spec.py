@@ -45,6 +45,11 @@ class SaeSpec(Config):
         return self
 
     @property
+    def model(self) -> str:
+        """The model's name without its owner, as TransformerLens, the hub and folders write it."""
+        return self.model_name.rsplit("/", 1)[-1].lower().removesuffix("-small")
+
+    @property
     def hook_name(self) -> str:
         """The hook point in TransformerLens words, as sae_lens expects it."""
         if self.hook_layer == 0:

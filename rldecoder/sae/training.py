@@ -235,9 +235,10 @@ class SaeTrainer:
         Raises:
             BadInputError: it is another kind of SAE, or has no such latent.
         """
-        for name in ("architecture", "d_model", "num_latents", "k", "hook_layer"):
+        for name in ("architecture", "d_model", "num_latents", "k", "hook_layer", "model"):
             mine, theirs = getattr(self.spec, name), getattr(sae.spec, name)
-            if mine != theirs:
+            unknown = name == "model" and not (mine and theirs)
+            if mine != theirs and not unknown:
                 raise BadInputError(
                     f"The SAE to go on from has {name} {theirs}, and {mine} is to be trained.",
                     "Training can only go on with an SAE of the same kind.",

@@ -93,6 +93,12 @@ def _feature(feature: RankedFeature) -> dict[str, Any]:
         "latent": feature.latent,
         "act": feature.act,
         "normalised": feature.normalised,
-        "label": None if feature.label is None else visible_text(feature.label, 200),
+        "label": _text(feature.label),
+        "unsure_label": _text(feature.unsure_label),
+        "quoted": feature.quoted,
         "confidence": feature.confidence,
     }
+
+
+def _text(label: str | None) -> str | None:
+    return None if label is None else visible_text(label, 200)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Callable, Collection
-from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeVar
 
 import anyio
@@ -15,10 +14,11 @@ from fastapi.responses import HTMLResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.status import HTTP_422_UNPROCESSABLE_CONTENT
 
+from rldecoder.dashboard.report import script_sha256
 from rldecoder.errors import BadInputError, RlDecoderError
 from rldecoder.serve import answers, pages
 from rldecoder.serve.catalogue import Catalogue
-from rldecoder.serve.guard import LOOPBACK, Guard
+from rldecoder.serve.guard import LOOPBACK, REPORT_POLICY, Guard
 from rldecoder.serve.requests import (
     FeatureQuery,
     InterventionRequest,
@@ -46,8 +46,8 @@ class Served(NamedTuple):
     workbench: Workbench
     catalogue: Catalogue
     facts: pages.PageFacts
-    report: Path | None
-    """`report.html` of the run, where it is published."""
+    report: bytes | None
+    """`report.html` of the run as it was published, where it is."""
 
 
 class OneAtATime:
@@ -122,9 +122,9 @@ def _add_pages(app: FastAPI, served: Served, token: str) -> None:
     def report() -> HTMLResponse:
         if served.report is None:
             raise HTTPException(404)
-        # The report brings its own, equally strict policy, which names its script by hash.
-        policy = {"content-security-policy": "frame-ancestors 'none'"}
-        return HTMLResponse(served.report.read_text(encoding="utf-8"), headers=policy)
+        # Its one script lies in the page: it may run if it is the one that we ship.
+        policy = {"content-security-policy": REPORT_POLICY.format(script=script_sha256())}
+        return HTMLResponse(served.report, headers=policy)
 
 
 def _add_questions(app: FastAPI, bench: Workbench, model: OneAtATime) -> None:

@@ -121,7 +121,7 @@ class Catalogue:
     def _lines(self) -> list[ReviewLine]:
         if not self.reviews.is_file():
             return []
-        return read_reviews(self.reviews, self.labels.sae_digest)
+        return read_reviews(self.reviews, self.labels.sae_digest, strict=False)
 
     def _holds(self, card: dict[str, Any], word: str) -> bool:
         if word.startswith("#"):

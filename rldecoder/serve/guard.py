@@ -1,9 +1,10 @@
 """What stands before every request: who may ask, how much, and what the browser may do with it.
 
 The server listens on the loopback and has no login, so that any page in the user's browser can
-send requests to it. Three things keep those out: the Host header must be one of ours (DNS
-rebinding), a POST must come from our own page (Origin) and carry the token that only our own
-page holds (CSRF), and the browser is told to load and run nothing but our own files.
+send requests to it. Four things keep those out: the Host header must be one of ours (DNS
+rebinding), what another page asks for is refused (Origin, Sec-Fetch-Site; a link to a page of ours
+may be followed), a POST must carry the token that only our own page holds (CSRF), and the browser
+is told to load and run nothing but our own files.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from rldecoder.serve.pages import error_response
 
 TOKEN_HEADER = "x-rldecoder-token"
+PAGES = ("/", "/report")
 MAX_BODY_BYTES = 128 * 1024
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 POLICY = (
@@ -24,6 +26,12 @@ POLICY = (
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
     "require-trusted-types-for 'script'; trusted-types 'none'"
 )
+REPORT_POLICY = (
+    "default-src 'none'; script-src 'sha256-{script}'; style-src 'unsafe-inline'; img-src data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "require-trusted-types-for 'script'; trusted-types 'none'"
+)
+"""The report is one page that loads nothing, with its styles, figures and one script in it."""
 HEADERS = {
     "content-security-policy": POLICY,
     "x-content-type-options": "nosniff",
@@ -84,13 +92,17 @@ class Guard:
                 "Another name may be a trick by which a web page reaches it (DNS rebinding).",
                 "Open the address that `rldecoder serve` printed.",
             )
-        if headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
-            navigates = headers.get("sec-fetch-mode") == "navigate"
-            if scope["method"] != "GET" or not navigates or scope["path"].startswith("/api/"):
-                return _FOREIGN
+        if not scope["path"].startswith("/"):  # a proxy's form, which names a host of its own
+            return 400, "The address is not a path on this server.", "", ""
+        origins = headers.getlist("origin")
+        if any(origin not in (f"http://{host}", f"https://{host}") for origin in origins):
+            return _FOREIGN
+        site = headers.get("sec-fetch-site", "same-origin")
+        if site not in ("same-origin", "none") and not _follows_a_link(scope, headers):
+            return _FOREIGN
         if scope["method"] in ("GET", "HEAD"):
             return None
-        if headers.get("origin") not in (f"http://{host}", f"https://{host}"):
+        if not origins:
             return _FOREIGN
         if not hmac.compare_digest(headers.get(TOKEN_HEADER, "").encode(), self.token.encode()):
             return (
@@ -105,6 +117,16 @@ class Guard:
         if not length.isdecimal() or int(length) > MAX_BODY_BYTES:
             return 413, "The request is too large.", f"At most {MAX_BODY_BYTES:,} bytes.", ""
         return None
+
+
+def _follows_a_link(scope: Scope, headers: Headers) -> bool:
+    """Whether a browser opens one of our pages in a tab, not in a frame, at another page's link."""
+    return (
+        scope["method"] == "GET"
+        and scope["path"] in PAGES
+        and headers.get("sec-fetch-mode") == "navigate"
+        and headers.get("sec-fetch-dest", "document") == "document"
+    )
 
 
 _FOREIGN = (

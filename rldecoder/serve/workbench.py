@@ -123,8 +123,7 @@ class Workbench:
 
     def __init__(self, session: Session, *, max_tokens: int) -> None:
         self.session = session
-        context = int(session.lm.model.config.max_position_embeddings)
-        self.max_tokens = min(max_tokens, context)
+        self.max_tokens = min(max_tokens, session.lm.context_length)
         self._read = lru_cache(maxsize=KEPT_PROMPTS)(self._read_anew)
 
     def encode(self, prompt: str) -> tuple[int, ...]:

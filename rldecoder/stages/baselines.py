@@ -26,6 +26,7 @@ from rldecoder.data.shards import read_tokens
 from rldecoder.errors import BadInputError
 from rldecoder.evals.generation import prefix_generate
 from rldecoder.evals.prompts import TASKS, TaskPrompt, make_prompts
+from rldecoder.evals.suite import check_lengths
 from rldecoder.evals.tasks import TaskResult, run_task
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.lm.lens import (
@@ -208,7 +209,10 @@ def _run_tasks(lm: FrozenLM, config: BaselinesConfig, ctx: StageContext) -> dict
     with ctx.report.track("tasks", len(TASKS), unit="tasks") as bar:
         for task in TASKS:
             prompts = make_prompts(task, "test", config.num_task_prompts, ctx.seed)
-            result = run_task(generate, prompts, lm.tokenizer, device=lm.device)
+            check_lengths(lm, prompts)
+            result = run_task(
+                generate, prompts, lm.tokenizer, device=lm.device, end_ids=lm.end_token_ids
+            )
             working = None
             if task == "addition":
                 right = [

@@ -12,13 +12,14 @@ from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from rldecoder.artifacts.store import sealed
 from rldecoder.config.data import CacheActivationsConfig
 from rldecoder.data.activations import (
+    ActivationBatch,
     ActivationMeta,
     row_bytes,
     shard_path,
@@ -50,7 +51,7 @@ def run(
     context_length = next(iter(tokens.values())).shape[1]
     counts = {name: len(ids) for name, ids in tokens.items()}
     plan = plan_shards(counts, context_length, config.shard_tokens)
-    done = {shard for shard in plan if _is_complete(shard, ctx.progress, context_length)}
+    done = {shard for shard in plan if _is_complete(shard, ctx)}
     todo = [shard for shard in plan if shard not in done]
     _check_disk(todo, context_length, lm.d_model, ctx.progress, config.disk_reserve_bytes)
 
@@ -69,7 +70,7 @@ def run(
             if pending is not None:
                 pending.result()  # raises what the write raised; at most two shards in memory
             path = shard_path(ctx.progress, shard.split, shard.index)
-            pending = writer.submit(write_activation_shard, path, batch)
+            pending = writer.submit(_write, path, batch, f"{ctx.owner} {path.name}")
         if pending is not None:
             pending.result()
 
@@ -126,13 +127,14 @@ def _read_budgets(folder: Path, config: CacheActivationsConfig) -> dict[str, Ten
     return tokens
 
 
-def _is_complete(shard: Shard, folder: Path, context_length: int) -> bool:
-    """Whether an earlier, interrupted run wrote this shard (files appear by rename only)."""
-    path = shard_path(folder, shard.split, shard.index)
-    try:
-        return 0 < int(pq.read_metadata(path).num_rows) <= shard.max_rows(context_length)
-    except (OSError, pa.ArrowException):
-        return False
+def _write(path: Path, batch: ActivationBatch, owner: str) -> None:
+    sealed.seal_file(path, owner=owner, sha256=write_activation_shard(path, batch))
+
+
+def _is_complete(shard: Shard, ctx: StageContext) -> bool:
+    """Whether an earlier, interrupted run wrote this shard, and nothing changed it since."""
+    path = shard_path(ctx.progress, shard.split, shard.index)
+    return sealed.is_intact(path, owner=f"{ctx.owner} {path.name}", note=ctx.report.note)
 
 
 def _check_disk(

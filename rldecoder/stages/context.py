@@ -35,6 +35,8 @@ class StageContext:
     report: Reporter
     caveats: tuple[str, ...] = ()
     """The caveats of all inputs, for stages that print results."""
+    owner: str = ""
+    """Whose progress it is (stage and digest): another's checkpoints are not taken up."""
 
 
 class Output(NamedTuple):

@@ -165,6 +165,7 @@ def _train(
         decoder=decoder,
         activations=inputs.cache.folder,
         progress=ctx.progress / name,
+        owner=f"{ctx.owner} {name}",
         seed=seed,
         report=ctx.report,
         checkpoint_every_steps=config.checkpoint_every_steps,

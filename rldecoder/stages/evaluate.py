@@ -132,6 +132,8 @@ def _answer_tasks(
     found = [task for task in config.file_tasks if task.path.is_file()]
     missing = [task.name for task in config.file_tasks if task not in found]
     suite = TaskSuite(config.tasks, found, lm)
+    for note in suite.notes:
+        ctx.report.note(note)
     prompts = [
         prompt
         for name in suite.names
@@ -148,7 +150,12 @@ def _answer_tasks(
     with ctx.report.track("tasks", len(generators) * len(prompts), "prompts") as bar:
         for name, generate in generators.items():
             result = run_task(
-                generate, prompts, lm.tokenizer, batch_size=config.batch_size, device=ctx.device
+                generate,
+                prompts,
+                lm.tokenizer,
+                batch_size=config.batch_size,
+                device=ctx.device,
+                end_ids=lm.end_token_ids,
             )
             answers += [
                 Answer(row.task, name, row.prompt_index, row.answer, row.completion, row.score)
@@ -367,6 +374,12 @@ def _claim_precision(evaluation: Mapping[str, Any]) -> Measurement:
         f"95 % interval {ours['precision_low']:.2f} to {ours['precision_high']:.2f}; says nothing "
         f"at {100 * evaluation['abstention']:.0f} % of the positions"
     )
+    frozen = evaluation["frozen_model"]
+    if frozen["num_claims"]:
+        note += (
+            f"; of the examples' {frozen['num_claims']} claims {frozen['verdicts']['supported']} "
+            "hold on the frozen model, too"
+        )
     return Measurement(ours["precision"], note)
 
 

@@ -18,7 +18,7 @@ from rldecoder.config.llm import FROZEN, LocalModel
 from rldecoder.config.model import RANDOM, SyncTokenizerConfig
 from rldecoder.config.rl import TrainPpoConfig
 from rldecoder.config.sae import TrainSaeConfig
-from rldecoder.config.tasks import FileTask
+from rldecoder.config.tasks import TASK_READER_VERSION, FileTask
 from rldecoder.data import sources
 from rldecoder.errors import BadInputError
 from rldecoder.interp.llm.prompts import prompts_digest
@@ -130,7 +130,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, str]:
 
 
 def _task_files(tasks: Sequence[FileTask]) -> dict[str, str]:
-    return {
+    # No task is called so: names have no hyphen.
+    version = {"task-reader": str(TASK_READER_VERSION)} if tasks else {}
+    return version | {
         task.name: hashlib.sha256(task.path.read_bytes()).hexdigest()
         if task.path.is_file()
         else "missing"

@@ -19,6 +19,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from rldecoder.artifacts.store import sealed
 from rldecoder.config.decoder import FrontierConfig
 from rldecoder.data.activation_reader import ActivationReader
 from rldecoder.data.activations import ActivationMeta, ActivationWriter
@@ -42,7 +43,7 @@ from rldecoder.sae.metrics import random_control
 from rldecoder.sae.model import Sae
 from rldecoder.sae.splice import splice_quality
 from rldecoder.sae.sweep import sae_folder
-from rldecoder.schemas import read_json, read_parquet, write_json, write_parquet
+from rldecoder.schemas import read_parquet, write_json, write_parquet
 from rldecoder.seeds import derive_seed, seed_everything
 from rldecoder.stages.context import InputArtifact, StageContext, StageOutput
 
@@ -95,7 +96,9 @@ def run(
         for split, budget in (("train", config.train_tokens), ("test", config.test_tokens))
     }
     done_path = ctx.progress / "cells.json"
-    done: dict[str, dict[str, Any]] = read_json(done_path) if done_path.is_file() else {}
+    done: dict[str, dict[str, Any]] = sealed.read_or(
+        done_path, {}, owner=ctx.owner, note=ctx.report.note
+    )
     plan = [(row, *cell) for row in saes for cell in _cells(config)]
     with ctx.report.track("frontier", len(plan), "decoders", len(done)) as bar:
         for layer, group in itertools.groupby(plan, key=lambda item: int(item[0]["layer"])):
@@ -108,7 +111,7 @@ def run(
                     room = _Layer(lm, layer, tokens, config, ctx)
                 sae = _sae(sweep, row, ctx.device)
                 done[key] = _cell(room, sae, row, depth, source, derive_seed(ctx.seed, key))
-                write_json(done_path, done)
+                sealed.write(done_path, done, owner=ctx.owner)
                 bar.advance(1, note=f"layer {layer}, {depth} blocks: KL {done[key]['kl']:.2f}")
             shutil.rmtree(ctx.progress / f"cache-{layer}", ignore_errors=True)
 

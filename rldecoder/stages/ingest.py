@@ -9,17 +9,21 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from rldecoder.config.data import IngestConfig
 from rldecoder.data.deduplicate import CrossSplitDeduplicator
-from rldecoder.data.documents import Candidate, Document, assign_split, clean_text
+from rldecoder.data.documents import Candidate, Document, assign_split, clean_text, split_text
+from rldecoder.data.folders import told
 from rldecoder.data.packing import SequencePacker, TokenShardWriter
 from rldecoder.data.shards import DOCUMENTS, SPLITS
-from rldecoder.data.sources import candidates, fingerprint
+from rldecoder.data.sources import candidates, fingerprint, left_out_files
 from rldecoder.errors import BadInputError
+from rldecoder.lm.specs import stated_context_length
+from rldecoder.lm.text_tokens import encode_documents, tokens_in_front
 from rldecoder.reporting import Bar
 from rldecoder.schemas import read_json, write_json, write_parquet
 from rldecoder.stages.context import InputArtifact, StageContext, StageOutput
@@ -43,6 +47,12 @@ class Tally:
     dropped: Counter[str] = field(default_factory=Counter)
     rows: list[dict[str, Any]] = field(default_factory=list)
     """Rows of documents.parquet."""
+    cut: Counter[str] = field(default_factory=Counter)
+    """Characters of each split's documents that `max_document_chars` has left unread so far."""
+    continued: int = 0
+    """Documents that were read on because a budget was not filled by their beginnings."""
+    duplicates: set[str] = field(default_factory=set)
+    """Keys of documents of which nothing more is read."""
 
 
 class SplitSink(NamedTuple):
@@ -73,16 +83,26 @@ def run(
     total = sum(getattr(config.budget_tokens, name) for name in sinks)
     with ctx.report.track("ingest", total, unit="tokens") as bar:
         for sources, choose_split in parts:
-            stream = candidates(
-                sources, seed=ctx.seed, shuffle_buffer=config.shuffle_buffer_documents
-            )
-            admitted = _admit(stream, choose_split, sinks, deduplicator, tally, config)
-            _pack(admitted, sinks, tokenizer, tally, bar)
+            for first in (True, False):
+                if not first and not _has_more(sinks, tally):
+                    continue
+                stream = candidates(
+                    sources,
+                    seed=ctx.seed,
+                    shuffle_buffer=config.shuffle_buffer_documents,
+                    # What is no text is counted once, not at each reading.
+                    dropped=tally.dropped if first else None,
+                )
+                choose = _admit if first else _admit_rest
+                admitted = choose(stream, choose_split, sinks, deduplicator, tally, config)
+                _pack(admitted, sinks, tokenizer, tally, bar)
     seconds = time.perf_counter() - started
     for sink in sinks.values():
         sink.writer.close()
-    _check_filled(sinks, tally, config)
-    return _publish(sinks, tally, config, ctx, seconds)
+    left_out = left_out_files([*config.sources, *config.ood_sources])
+    _check_filled(sinks, tally, left_out, config)
+    _note_losses(tally, left_out, config, ctx)
+    return _publish(sinks, tally, left_out, config, ctx, seconds)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -129,7 +149,7 @@ def _check_budgets(config: IngestConfig) -> None:
 
 def _check_context_length(context_length: int, model_folder: Path) -> None:
     constants = read_json(model_folder / "config.json")
-    limit = constants.get("max_position_embeddings") or constants.get("n_positions")
+    limit = stated_context_length(SimpleNamespace(**constants))
     if limit is not None and context_length > limit:
         raise BadInputError(
             f"`ingest.context_length` is {context_length}.",
@@ -141,13 +161,14 @@ def _check_context_length(context_length: int, model_folder: Path) -> None:
 def _open_sinks(
     config: IngestConfig, tokenizer: PreTrainedTokenizerBase, folder: Path
 ) -> dict[str, SplitSink]:
+    front = tokens_in_front(tokenizer)
     sinks = {}
     for name in SPLITS:
         num_sequences = getattr(config.budget_tokens, name) // config.context_length
         if num_sequences:
             eos = int(tokenizer.eos_token_id)
             sinks[name] = SplitSink(
-                SequencePacker(config.context_length, num_sequences, eos),
+                SequencePacker(config.context_length, num_sequences, eos, front),
                 TokenShardWriter(folder, name, len(tokenizer), config.shard_sequences),
             )
     return sinks
@@ -161,8 +182,8 @@ def _admit(
     tally: Tally,
     config: IngestConfig,
 ) -> Iterator[Admitted]:
-    """Documents worth packing. The split is known before a document is read, so text that no
-    budget has room for is never parsed."""
+    """Documents worth packing, their beginnings where they are long. The split is known before a
+    document is read, so text that no budget has room for is never parsed."""
     for candidate in stream:
         split = choose_split(candidate.key)
         if split not in sinks or sinks[split].packer.full:
@@ -171,15 +192,63 @@ def _admit(
         if document is None:
             tally.dropped["no_text"] += 1
             continue
-        text = clean_text(document.text, config.max_document_chars)
+        text, *rest = _pieces(candidate, document, config)
         if len(text) < config.min_document_chars:
             tally.dropped["too_short"] += 1
             continue
         duplicate = deduplicator.admit(split, text)
         if duplicate is not None:
             tally.dropped[f"{duplicate}_duplicates_across_splits"] += 1
+            tally.duplicates.add(candidate.key)
             continue
+        tally.cut[split] += sum(map(len, rest))
         yield Admitted(split, document._replace(text=text))
+
+
+def _admit_rest(
+    stream: Iterator[Candidate],
+    choose_split: Callable[[str], str],
+    sinks: Mapping[str, SplitSink],
+    deduplicator: CrossSplitDeduplicator,
+    tally: Tally,
+    config: IngestConfig,
+) -> Iterator[Admitted]:
+    """What `max_document_chars` cut off the user's documents, for budgets that are not filled.
+
+    The documentation of packages is not read on: it is there to fill small budgets, and what it
+    gives stays as it was."""
+    for candidate in stream:
+        split = choose_split(candidate.key)
+        if not candidate.users or candidate.key in tally.duplicates:
+            continue
+        if split not in sinks or sinks[split].packer.full:
+            continue
+        document = candidate.load()
+        pieces = _pieces(candidate, document, config) if document is not None else []
+        if document is None or len(pieces) < 2 or len(pieces[0]) < config.min_document_chars:
+            continue
+        tally.continued += 1
+        for number, text in enumerate(pieces[1:], start=2):
+            if sinks[split].packer.full:
+                break
+            tally.cut[split] -= len(text)
+            duplicate = deduplicator.admit(split, text)
+            if duplicate is None:
+                title = f"{document.title} (part {number})"
+                yield Admitted(split, document._replace(title=title, text=text))
+            else:
+                tally.dropped[f"{duplicate}_duplicates_across_splits"] += 1
+
+
+def _pieces(candidate: Candidate, document: Document, config: IngestConfig) -> list[str]:
+    """A document in pieces of `max_document_chars`. A user's never begins with less than is kept,
+    as one whose title is followed by a long line would."""
+    least = config.min_document_chars if candidate.users else 0
+    return split_text(clean_text(document.text), config.max_document_chars, least)
+
+
+def _has_more(sinks: Mapping[str, SplitSink], tally: Tally) -> bool:
+    return any(tally.cut[name] > 0 and not sink.packer.full for name, sink in sinks.items())
 
 
 def _pack(
@@ -191,14 +260,7 @@ def _pack(
 ) -> None:
     """Tokenise in batches and pack until the source is exhausted or every budget is reached."""
     while batch := list(islice(admitted, TOKENIZER_BATCH_DOCUMENTS)):
-        # Text that spells a special token stays text: it must not end a document.
-        encoded = tokenizer(
-            [item.document.text for item in batch],
-            add_special_tokens=False,
-            split_special_tokens=True,
-            return_attention_mask=False,
-            verbose=False,
-        )["input_ids"]
+        encoded = encode_documents(tokenizer, [item.document.text for item in batch])
         for item, token_ids in zip(batch, encoded, strict=True):
             packer, writer = sinks[item.split]
             doc_id = len(tally.rows)
@@ -223,8 +285,12 @@ def _document_row(doc_id: int, item: Admitted, num_tokens: int) -> dict[str, Any
     }
 
 
-def _check_filled(sinks: Mapping[str, SplitSink], tally: Tally, config: IngestConfig) -> None:
+def _check_filled(
+    sinks: Mapping[str, SplitSink], tally: Tally, left_out: Counter[str], config: IngestConfig
+) -> None:
     dropped = ", ".join(f"{count} {why}" for why, count in sorted(tally.dropped.items())) or "none"
+    if left_out:
+        dropped += f"; files left out: {told(left_out)}"
     if not tally.rows:
         raise BadInputError(
             "The corpus is empty: no document was kept.",
@@ -236,7 +302,8 @@ def _check_filled(sinks: Mapping[str, SplitSink], tally: Tally, config: IngestCo
             count = sum(row["split"] == name for row in tally.rows)
             raise BadInputError(
                 f"Split `{name}` got no sequence of {config.context_length} tokens.",
-                f"{count} of {len(tally.rows)} documents fell to it (dropped: {dropped}).",
+                f"{count} of {len(tally.rows)} documents fell to it (dropped: {dropped})."
+                + _cut_off(tally, name),
                 "Give more or longer documents (for text files see `document_separator`), "
                 f"raise `ingest.fractions.{name}`, lower `ingest.context_length`, or set its "
                 "budget to 0.",
@@ -246,6 +313,7 @@ def _check_filled(sinks: Mapping[str, SplitSink], tally: Tally, config: IngestCo
 def _publish(
     sinks: Mapping[str, SplitSink],
     tally: Tally,
+    left_out: Counter[str],
     config: IngestConfig,
     ctx: StageContext,
     seconds: float,
@@ -265,6 +333,7 @@ def _publish(
         if budget - num_tokens >= config.context_length:
             ctx.report.note(
                 f"Split {name} holds {num_tokens:,} of {budget:,} tokens: no more text."
+                + _cut_off(tally, name)
             )
     sources: dict[str, dict[str, Any]] = {}
     for row in tally.rows:
@@ -280,6 +349,15 @@ def _publish(
         "dropped_documents": dict(tally.dropped),
         "fingerprint": fingerprint([*config.sources, *config.ood_sources]),
     }
+    # What is rare is named only where it happened.
+    if left_out:
+        provenance["left_out_files"] = dict(left_out)
+    if tally.continued:
+        provenance["continued_documents"] = tally.continued
+    unfilled = [name for name, sink in sinks.items() if not sink.packer.full]
+    cut = {name: tally.cut[name] for name in unfilled if tally.cut[name] > 0}
+    if cut:
+        provenance["cut_characters"] = cut
     write_json(ctx.out / "provenance.json", provenance)
     total = sum(split["tokens"] for split in splits.values())
     metrics: dict[str, Any] = {f"tokens_{name}": split["tokens"] for name, split in splits.items()}
@@ -289,3 +367,30 @@ def _publish(
         "tokens_per_second": total / max(seconds, 1e-9),
     }
     return StageOutput(metrics)
+
+
+def _note_losses(
+    tally: Tally, left_out: Counter[str], config: IngestConfig, ctx: StageContext
+) -> None:
+    """Say what of the user's text is not in the tokens, and why."""
+    if left_out:
+        ctx.report.note(f"Left out of the folders: {told(left_out)}.")
+    if tally.dropped:
+        reasons = Counter({why.replace("_", " "): n for why, n in tally.dropped.items()})
+        ctx.report.note(f"Dropped documents: {told(reasons)}.")
+    if tally.continued:
+        ctx.report.note(
+            f"{tally.continued:,} documents were read on after their first "
+            f"{config.max_document_chars:,} characters (ingest.max_document_chars): those had "
+            "not filled every split."
+        )
+
+
+def _cut_off(tally: Tally, split: str) -> str:
+    """What `max_document_chars` took from a split that is not full, as a sentence."""
+    if tally.cut[split] <= 0:
+        return ""
+    return (
+        f" {tally.cut[split]:,} characters of its documents were cut off by "
+        "`ingest.max_document_chars`; raise it, or set it to null."
+    )

@@ -30,6 +30,7 @@ from rldecoder.interp.importance import (
 from rldecoder.interp.tally import IMPORTANCE, Tally
 from rldecoder.interp.validation import Choice, choose_estimator, validate
 from rldecoder.lm.frozen import FrozenLM
+from rldecoder.lm.text_tokens import encode_prompts
 from rldecoder.sae.model import Sae
 from rldecoder.seeds import derive_seed, seed_everything
 from rldecoder.stages.context import InputArtifact, Scalar, StageContext, StageOutput
@@ -93,7 +94,9 @@ class _Progress:
             for target in config.targets
         }
         self.sequences: dict[str, int] = dict.fromkeys(config.domains, 0)
-        self._checkpoints = Checkpoints(ctx.progress / "rank_features", keep=1)
+        self._checkpoints = Checkpoints(
+            ctx.progress / "rank_features", keep=1, owner=ctx.owner, note=ctx.report.note
+        )
         self._seconds, self._saved, self._step = config.checkpoint_seconds, time.monotonic(), 0
         found = self._checkpoints.load()
         if found is None:
@@ -229,13 +232,9 @@ class _Loader:
             self.config.num_prompts,
             derive_seed(self.ctx.seed, "prompts", domain),
         )
-        tokenizer = self.subject.lm.tokenizer
-        limit = int(self.subject.lm.model.config.max_position_embeddings)
-        # A prompt longer than the model's context keeps its end, where the question is.
-        return [
-            np.array(tokenizer(prompt.prompt, verbose=False)["input_ids"][-limit:])
-            for prompt in prompts
-        ]
+        lm = self.subject.lm
+        texts = [prompt.prompt for prompt in prompts]
+        return [np.array(row) for row in encode_prompts(lm.tokenizer, texts, lm.context_length)]
 
 
 def _validate(

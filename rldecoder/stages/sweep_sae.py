@@ -19,9 +19,11 @@ import pyarrow as pa
 import torch
 from matplotlib.figure import Figure
 
+from rldecoder.artifacts.store import sealed
 from rldecoder.config.sae import SweepSaeConfig
 from rldecoder.data.shards import read_tokens
 from rldecoder.errors import BadInputError
+from rldecoder.files import remove
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.sae.sweep import choose, collect, measure, sae_folder, train_small
 from rldecoder.schemas import read_json, write_json, write_parquet
@@ -78,7 +80,7 @@ def run(
 
     cells = list(itertools.product(config.layers, config.ks, config.expansions))
     done_path = ctx.progress / "cells.json"
-    done: dict[str, dict[str, Any]] = read_json(done_path) if done_path.is_file() else {}
+    done = _done_before(done_path, ctx)
     sequences = tokens["test"][: config.splice_sequences]
     name = str(read_json(model / "model.json")["name"])
     steps = max(1, config.training.budget_tokens // config.training.batch_tokens)
@@ -95,17 +97,23 @@ def run(
                 after_step=lambda: bar.advance(1), device=ctx.device,
             )  # fmt: skip
             row = measure(lm, sae, train, test, sequences, seed)
-            sae.save(ctx.progress / sae_folder(layer, k, expansion))
-            done[key] = {"layer": layer, "k": k, "expansion": expansion, **row}
-            write_json(done_path, done)
+            folder = ctx.progress / sae_folder(layer, k, expansion)
+            remove(folder)
+            sae.save(folder)
+            done[key] = {
+                "row": {"layer": layer, "k": k, "expansion": expansion, **row},
+                "files": sealed.hashes(ctx.progress, [folder]),
+            }
+            sealed.write(done_path, done, owner=ctx.owner)
             ctx.report.note(
                 f"layer {layer}, k {k}, expansion {expansion:g}: fvu {row['fvu']:.3f}, "
                 f"decoder KL {row['decoder_kl']:.2f}"
             )
 
-    rows = [done[f"{layer}/{k}/{expansion:g}"] for layer, k, expansion in cells]
+    rows = [done[f"{layer}/{k}/{expansion:g}"]["row"] for layer, k, expansion in cells]
     verdict = choose(rows, config)
-    shutil.copytree(ctx.progress / "saes", ctx.out / "saes")
+    for cell in cells:
+        shutil.copytree(ctx.progress / sae_folder(*cell), ctx.out / sae_folder(*cell))
     write_parquet(
         ctx.out / "sweep.parquet", {n: [row[n] for row in rows] for n in CELLS.names}, CELLS
     )
@@ -120,6 +128,22 @@ def run(
             "meets_limits": verdict["meets_limits"],
         }
     )
+
+
+def _done_before(path: Path, ctx: StageContext) -> dict[str, dict[str, Any]]:
+    """Cells of an earlier, interrupted run whose SAEs are as they were, by their keys.
+
+    Each has its `row` of the table, and the hashes of its `files` in the progress folder.
+    """
+    found = sealed.read_or(path, {}, owner=ctx.owner, note=ctx.report.note)
+    done = {}
+    for key, cell in found.items():
+        changed = sealed.first_changed(ctx.progress, cell["files"])
+        if changed is None:
+            done[key] = cell
+        else:
+            ctx.report.note(f"Cell {key} of the sweep is trained again: {changed}.")
+    return done
 
 
 def _figure(rows: Sequence[Mapping[str, Any]], config: SweepSaeConfig, path: Path) -> None:

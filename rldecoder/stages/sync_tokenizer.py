@@ -141,7 +141,7 @@ def _check_config(choice: ModelChoice, folder: Path) -> None:
 
 def _constants(lm: FrozenLM) -> ArchitectureConstants:
     parameters = sum(parameter.numel() for parameter in lm.model.parameters())
-    return read_constants(lm.model.config, parameters)
+    return read_constants(lm.model.config, parameters, lm.context_length)
 
 
 def _complete_folder(lm: FrozenLM) -> None:

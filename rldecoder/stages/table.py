@@ -7,7 +7,7 @@ the stage is built: to plan, to show a status or to reuse what is published take
 
 from __future__ import annotations
 
-from rldecoder.artifacts import catalogue
+from rldecoder.artifacts.store import catalogue
 from rldecoder.errors import BadInputError
 from rldecoder.stages import fingerprints, inputs
 from rldecoder.stages.context import Stage
@@ -15,7 +15,7 @@ from rldecoder.stages.context import Stage
 # Raise a stage's version whenever the same config would now give another result.
 STAGES: tuple[Stage, ...] = (
     Stage(catalogue.ModelFolder, 1, inputs.Nothing, "prepare", fingerprints.sync_tokenizer),
-    Stage(catalogue.Corpus, 1, inputs.IngestInputs, "prepare", fingerprints.ingest),
+    Stage(catalogue.Corpus, 2, inputs.IngestInputs, "prepare", fingerprints.ingest),
     Stage(catalogue.Baselines, 4, inputs.TextInputs, "prepare"),
     Stage(catalogue.Sweep, 3, inputs.TextInputs, "prepare"),
     Stage(catalogue.Frontier, 2, inputs.FrontierInputs, "prepare"),
@@ -30,9 +30,9 @@ STAGES: tuple[Stage, ...] = (
     Stage(catalogue.Importance, 4, inputs.RankInputs, "interpretation"),
     Stage(catalogue.Labels, 5, inputs.LabelInputs, "interpretation", fingerprints.label_features),
     Stage(catalogue.Clusters, 3, inputs.ClusterInputs, "interpretation"),
-    Stage(catalogue.TrainedExplainer, 4, inputs.ExplainerInputs, "explanations"),
-    Stage(catalogue.Evaluation, 4, inputs.EvaluateInputs, "explanations", fingerprints.evaluate),
-    Stage(catalogue.Report, 6, inputs.ReportInputs, "explanations"),
+    Stage(catalogue.TrainedExplainer, 5, inputs.ExplainerInputs, "explanations"),
+    Stage(catalogue.Evaluation, 5, inputs.EvaluateInputs, "explanations", fingerprints.evaluate),
+    Stage(catalogue.Report, 7, inputs.ReportInputs, "explanations"),
 )
 
 

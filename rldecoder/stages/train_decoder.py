@@ -146,7 +146,7 @@ class _Loop:
         self.decoder, self.readers, self.config, self.ctx = decoder, readers, config, ctx
         seed = derive_seed(ctx.seed, "batches")
         self.trainer = DecoderTrainer(decoder, readers["train"], config, seed)
-        self.checkpoints = Checkpoints(ctx.progress)
+        self.checkpoints = Checkpoints(ctx.progress, owner=ctx.owner, note=ctx.report.note)
         self.progress = Progress()
         self.best = self._copy_of_weights()
         self.tokens_per_second = 0.0

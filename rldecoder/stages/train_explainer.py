@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -23,6 +24,7 @@ from rldecoder.data.activation_reader import ActivationReader
 from rldecoder.decoder.loading import load_decoder
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
 from rldecoder.evals.prompts import TASKS, make_prompts
+from rldecoder.explain.claims import Verdict
 from rldecoder.explain.evaluation import Settings, evaluate_explainer
 from rldecoder.explain.explainer import Explainer, ExplainerSpec, make_slots
 from rldecoder.explain.held_out_texts import (
@@ -236,18 +238,19 @@ def _renaming(session: Session, examples: list[Explanation], ctx: StageContext) 
 
 
 def _frozen_agreement(examples: list[Explanation]) -> dict[str, Any]:
-    """Of the examples' supported claims, how many have the same sign on the frozen model."""
-    claims = [
-        checked
-        for example in examples
-        for checked in example.claims
-        if checked.verdict == "supported" and checked.frozen_effect is not None
-    ]
-    same = sum((c.frozen_effect or 0.0) * c.effect > 0 for c in claims)
+    """The examples' claims by verdict: what holds on both models, and on the decoder alone."""
+    claims = [checked for example in examples for checked in example.claims]
+    verdicts = Counter(checked.verdict for checked in claims)
+    by_decoder = [c for c in claims if c.verdict in ("supported", "decoder only")]
+    same = sum((c.frozen_effect or 0.0) * c.effect > 0 for c in by_decoder)
     return {
         "num_claims": len(claims),
-        "same_sign": same / len(claims) if claims else None,
-        "note": "claims of the examples that the decoder supports, tested on the frozen model",
+        "verdicts": {verdict: verdicts[verdict] for verdict in get_args(Verdict)},
+        "precision": verdicts["supported"] / len(claims) if claims else None,
+        "precision_decoder": len(by_decoder) / len(claims) if claims else None,
+        "same_sign": same / len(by_decoder) if by_decoder else None,
+        "note": "claims of the examples, tested on both models; `same_sign`: of those that the "
+        "decoder supports",
     }
 
 
@@ -258,6 +261,7 @@ def _output(evaluation: dict[str, Any], explainer: Explainer) -> StageOutput:
     simulated = evaluation["simulatability"]["kinds"].get("all", {}).get("methods", {})
     metrics = {
         "claim_precision": ours.get("precision"),
+        "claim_precision_both_models": evaluation["frozen_model"]["precision"],
         "claim_precision_method_a": methods.get("method_a", {}).get("precision"),
         "claim_precision_attribution": methods.get("attribution_top_k", {}).get("precision"),
         "claim_precision_held_out_features": unseen.get("precision"),

@@ -46,10 +46,14 @@ def run(inputs: PpoInputs, config: TrainPpoConfig, ctx: StageContext) -> Output:
                 decoder=decoder,
                 activations=inputs.cache.folder,
                 progress=ctx.progress / name,
+                owner=f"{ctx.owner} {name}",
                 seed=seed,
                 report=ctx.report,
                 checkpoint_every_steps=config.checkpoint_every_steps,
             )
+            if number == 0:
+                for note in session.suite.notes:
+                    ctx.report.note(note)
             bar.advance(session.done * size, "done before")
             session.run(lambda note: bar.advance(size, note))
 

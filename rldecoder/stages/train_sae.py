@@ -96,7 +96,9 @@ class _Training:
                 f"train_sae starts from {config.retrain.sae}; {len(flagged)} latents resampled"
             )
         self.watch, self.curves = DriftWatch(config), Curves()
-        self.checkpoints = Checkpoints(ctx.progress / "train_sae")
+        self.checkpoints = Checkpoints(
+            ctx.progress / "train_sae", owner=ctx.owner, note=ctx.report.note
+        )
         self.position = Position(0, 0)
         checkpoint = self.checkpoints.load()
         if checkpoint is not None:

@@ -64,6 +64,8 @@ def test_help_lists_the_commands_and_is_quick() -> None:
             "has not come as far as label_features",
         ),
         (["explain", "configs/debug.yaml", " "], "prompt is empty"),
+        (["explain", "configs/debug.yaml", "\udcff"], "not valid Unicode"),
+        (["judge", "score", "/dev/zero", "/dev/zero"], "no regular file"),
         (["smoke", "no-such-model"], "no-such-model"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else None,

@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 import pytest
 from pydantic import BaseModel
+from pydantic_core import to_jsonable_python
 
 from rldecoder.config.base import Config
 from rldecoder.config.run import RunConfig, load_run_config
@@ -113,3 +114,72 @@ def test_files_that_are_no_config(tmp_path: Path, text: str) -> None:
 def test_hook_layer_without_a_lens_is_refused_before_any_work() -> None:
     with pytest.raises(BadInputError, match=r"lens_layers \[1, 3\] lacks .*hook_layer 2"):
         load_run_config(CONFIGS / "debug.yaml", ["cache_activations.hook_layer=2"])
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "baselines.ridge_strengths=[-1.0]",
+        "baselines.ridge_strengths=[0.1, .inf]",
+        "gate_sae.l0_range=[-1, 5]",
+        "gate_sae.l0_range=[5, 1]",
+        "train_sae.alert_l0=[.nan, 5]",
+        "train_ppo.adaptive.faithfulness_factor=-1",
+        "train_ppo.ppo.interpolation_max_kl=-1",
+        "label_features.predicate.offsets=[1]",
+        "frontier.ks=[0]",
+        "seed=0123",
+        "train_sae.k=yes",
+        "train_sae.budget_tokens=1:00:00",
+        "train_sae.lr=.inf",
+        "device_timeout_seconds=.inf",
+        "train_sae.retrain={sae: x, reasons: yes}",
+        "sync_tokenizer={model: hub, repo: ../../x}",
+        "sync_tokenizer={model: hub, repo: a/b, revision: ../../../etc/passwd}",
+        "sync_tokenizer={model: hub, repo: a/b, revision: --upload-pack=x}",
+    ],
+)
+def test_numbers_and_names_that_make_no_sense_are_refused(override: str) -> None:
+    key = override.partition("=")[0]
+    with pytest.raises(BadInputError, match=key.replace(".", r"\.")):
+        load_run_config(CONFIGS / "debug.yaml", [override])
+
+
+def numbers_without_a_bound(schema: Any, place: str) -> set[str]:
+    """Settings of a JSON schema whose number may be negative without anybody having said so."""
+    if isinstance(schema, list):
+        return {name for part in schema for name in numbers_without_a_bound(part, place)}
+    if not isinstance(schema, dict):
+        return set()
+    if schema.get("type") in ("integer", "number") and not {"minimum", "exclusiveMinimum"} & set(
+        schema
+    ):
+        return {place}
+    found: set[str] = set()
+    for name, part in schema.items():
+        if name in ("properties", "$defs"):
+            for key, value in part.items():
+                found |= numbers_without_a_bound(value, f"{place}.{key}" if place else key)
+        elif name in ("anyOf", "items", "prefixItems", "additionalProperties", "allOf"):
+            found |= numbers_without_a_bound(part, place)
+    return found
+
+
+def test_every_number_has_a_bound() -> None:
+    """A new setting says what is too small; those named here may be any number, for a reason."""
+    found = numbers_without_a_bound(RunConfig.model_json_schema(), "")
+    assert found == {
+        "Endpoint.seed",  # some servers take -1 for a random one
+        "GateSaeConfig.min_explained_variance",  # of an SAE worse than the mean it is negative
+        "PredicateSettings.offsets",  # none is above 0
+        "TrainSaeConfig.matryoshka_prefixes",  # checked together: they rise from above 0 to 1
+    }
+
+
+def test_a_mirrors_password_is_in_no_dump() -> None:
+    url = "ftp://user:hunter2@127.0.0.1/x"
+    run = load_run_config(CONFIGS / "debug.yaml", [f"mirror={url}"])
+    assert run.mirror == url
+    sent = str(to_jsonable_python({"parameters": {"run": run}}))  # as Prefect keeps a flow's
+    for text in (run.model_dump_json(), str(run.model_dump()), repr(run), str(run), sent):
+        assert "hunter2" not in text

@@ -20,9 +20,9 @@ def example(text: str) -> dict[str, Any]:
         "decoder": prediction, "agree": True, "method_a": text, "method_b": text,
         "claims": [
             {"sentence": text, "verdict": "supported", "css": "supported", "effect": 0.5,
-             "frozen_effect": -0.1, "noise": 0.1},
+             "frozen_effect": -0.1, "frozen_noise": 0.15, "noise": 0.1},
             {"sentence": text, "verdict": "too small to tell", "css": "too-small-to-tell",
-             "effect": 0.0, "frozen_effect": None, "noise": 0.1},
+             "effect": 0.0, "frozen_effect": None, "frozen_noise": None, "noise": 0.1},
         ],
         "sanity": {"claimed_removed": 1.0, "claimed_predicted": 0.9, "others_removed": 0.1},
     }  # fmt: skip
@@ -47,7 +47,7 @@ def feature(latent: int, text: str, label: str | None) -> dict[str, Any]:
     scores = {name: n / 100 for n, name in enumerate(names, start=11)} | {"fuzzing": None}
     return {
         "latent": latent, "label": label, "failure": None if label else text,
-        "predicate": text, "labeler": text, "confidence": 0.4, "high": latent == 1,
+        "predicate": text, "labeler": text, "confidence": 0.4, "high": latent == 2,
         "importance": 0.1, "rank": latent + 1, "queue": 9 - latent, "density": 0.01,
         "scores": scores, "others": [other(text, text), other(None, text)],
         "promoted": [text], "suppressed": [text],

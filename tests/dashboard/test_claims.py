@@ -78,7 +78,9 @@ def claims() -> dict[str, Any]:
             "kinds": dict.fromkeys(("removal", "halving", "amplifying", "swapping", "all"), kind),
         },
         "renamed_labels": {"num_examples": 6, "num_unchanged": 6},
-        "frozen_model": {"num_claims": 4, "same_sign": None, "note": ""},
+        "frozen_model": {
+            "num_claims": 13, "verdicts": {"supported": 5, "decoder only": 7}, "note": "",
+        },
     }  # fmt: skip
 
 
@@ -91,7 +93,15 @@ def test_precision_table_has_the_ablation_and_held_out_features(claims: dict[str
     assert rows[ABLATION_NAME][1] == "0.620"
     assert rows[ABLATION_NAME][-2:] == ["+0.190", "0.0123"]
     note = precision_note(claims)
-    for part in ("576 features", "60 claims", "77 % hold", "0.333", "97 %", "6 of 6"):
+    for part in (
+        "576 features",
+        "60 claims",
+        "77 % hold",
+        "0.333",
+        "97 %",
+        "6 of 6",
+        "13 claims, 5 hold on the frozen model, too, and 7 on the decoder alone",
+    ):
         assert part in note
 
 

@@ -30,8 +30,9 @@ def page() -> str:
         ranked=(
             RankedFeature(7, 2.0, 0.8, HOSTILE, 0.3),
             RankedFeature(8, 1.0, 0.0, None, None),
+            RankedFeature(9, 1.0, 0.5, None, 0.2, "a guess" + HOSTILE),
         ),
-        claims=(CheckedClaim(claim, 0.3, "supported", -0.1),),
+        claims=(CheckedClaim(claim, 0.3, "decoder only", -0.1, 0.2),),
         method_b=HOSTILE,
         sanity=Sanity(0.3, 0.2, 0.0),
     )
@@ -45,7 +46,8 @@ def test_the_page_says_all_and_nothing_in_it_acts(page: str) -> None:
     assert page.count("</style>") == 1
     assert not set(page) & set("\u202e\u200b\x1b")
     assert "default-src 'none'; style-src 'unsafe-inline'; img-src data:;" in page
-    for text in ("#7", "#8", "no label", "first seen", "supported", "KL 0.10 nats", "0.30"):
+    for text in ("#7", "#8", "no label", "first seen", "decoder only", "KL 0.10 nats", "0.30",
+                 "no accepted label; unsure: a guess", "-0.10 (chance 0.20)"):  # fmt: skip
         assert text in page
     assert "W" * 100 not in page
 

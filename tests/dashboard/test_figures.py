@@ -149,3 +149,21 @@ def test_stage_boundaries_are_where_weights_changed() -> None:
         boundary_name="other reward weights",
     )  # fmt: skip
     assert texts(drawn).count("other reward weights") == 1
+
+
+def test_names_are_shown_as_they_are() -> None:
+    name = "my$^$model $\\frac{$ _x"
+    drawn = [
+        line_plot(
+            [Line(name, [0, 1], [0, 1]), Line("b", [0, 1], [1, 0])],
+            x_label=name, y_label=name, boundaries=[0.5], boundary_name=name,
+        ),
+        interval_plot(
+            {name: [Bar(name, 0.5, 0.4, 0.6)], "b": [Bar("b", 0.5, 0.4, 0.6)]},
+            x_label=name,
+        ),
+        architecture_plot(Sizes(name, 2, 4, 64, 640, name, 0)),
+    ]  # fmt: skip
+    for drawing in drawn:
+        texts = [element.text for element in ET.fromstring(drawing.svg).iter()]
+        assert name in texts

@@ -34,12 +34,16 @@ def page_file(data: ReportData, tmp_path: Path) -> Path:
     return path
 
 
-def test_the_page_runs_alone_and_by_keyboard(page_file: Path) -> None:
+def test_the_page_runs_alone_and_by_keyboard(page_file: Path, data: ReportData) -> None:
     with open_browser() as browser:
         page = browser.page
         page.goto(page_file.as_uri())
         assert page.locator("article.card").count() == 3
         assert page.locator("img").count() == 0
+        guesses = page.locator("article.card h4", has_text="unsure: ")
+        named = [feature for feature in data.features if feature["label"] is not None]
+        assert guesses.count() == sum(not feature["high"] for feature in named)
+        assert 0 < guesses.count() < len(named)
         card = page.locator("article.card").first
         scores = card.locator(".meta.scores span").all_text_contents()
         names = ("detection 0.11", "detection on near misses 0.17", "fuzzing –", "F1 0.15",
@@ -107,7 +111,7 @@ def test_hostile_text_of_artifacts_is_gone_or_visible(data: ReportData, tmp_path
     prediction = {"token": HIDDEN, "token_id": 1, "probability": 0.5, "top": [(HIDDEN, 0.5)] * 3}
     claim = {
         "sentence": HIDDEN, "verdict": "supported", "effect": 0.5, "frozen_effect": -0.1,
-        "claim": {"noise": 0.1},
+        "frozen_noise": 0.15, "claim": {"noise": 0.1},
     }  # fmt: skip
     example = collect.example_view(
         {"prompt": HIDDEN, "kl": 0.1, "frozen": prediction, "decoder": prediction,

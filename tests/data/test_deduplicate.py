@@ -56,3 +56,46 @@ def test_texts_shorter_than_a_shingle() -> None:
     assert found.admit("test", "other words") is None
     assert found.admit("test", "!!!") is None
     assert found.admit("train", "???") == "exact"
+
+
+def letters(first: int, count: int) -> list[str]:
+    return [chr(first + i) for i in range(count)]
+
+
+UNSPACED = {
+    "Chinese": (letters(0x4E00, 3000), "\uff0c"),
+    "Japanese": (letters(0x3042, 80) + letters(0x4E00, 500), "\u3002"),
+    "Thai": (letters(0x0E01, 46) + letters(0x0E47, 7), " "),
+    "Khmer": (letters(0x1780, 60), "\u17d4"),
+    "no spaces": (letters(0x61, 26), "."),
+    "no punctuation": (letters(0x61, 26), ""),
+}
+
+
+@pytest.mark.parametrize("name", UNSPACED)
+def test_near_copies_in_text_without_spaces(name: str) -> None:
+    """3 of 300 characters changed: some clauses, as words, are still the same; most are not."""
+    pool, mark = UNSPACED[name]
+    missed = 0
+    for seed in range(12):
+        rnd = random.Random(seed)
+        clauses = ["".join(rnd.choices(pool, k=rnd.randrange(14, 25))) for _ in range(16)]
+        text = mark.join(clauses)
+        copy = list(text)
+        for place in rnd.sample([i for i, char in enumerate(copy) if char != mark], 3):
+            copy[place] = rnd.choice(pool)
+        found = CrossSplitDeduplicator(0.5)
+        assert found.admit("train", text) is None
+        missed += found.admit("test", "".join(copy)) is None
+        other = mark.join("".join(rnd.choices(pool, k=20)) for _ in range(16))
+        assert found.admit("test", other) is None
+    assert missed == 0
+
+
+def test_words_with_spaces_stay_words() -> None:
+    """Mixed text: characters of one script, words of the other."""
+    english = " ".join(f"word{i}" for i in range(40))
+    found = CrossSplitDeduplicator(0.5)
+    assert found.admit("train", english + " \u4e2d\u6587\u5b57") is None
+    assert found.admit("test", english + " \u5b57\u6587") == "near"
+    assert found.admit("test", " ".join(f"drow{i}" for i in range(40))) is None

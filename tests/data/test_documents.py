@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rldecoder.data.documents import assign_split, clean_text, unit_hash
+from rldecoder.data.documents import assign_split, clean_text, plain, split_text, unit_hash
 
 FRACTIONS = {"train": 0.7, "validation": 0.1, "label": 0.1, "test": 0.1}
 
@@ -39,6 +39,25 @@ def test_clean_text_is_stable_encodable_and_bounded(text: str, limit: int) -> No
     assert clean_text(cleaned, limit) == cleaned
     assert len(cleaned) <= limit
     cleaned.encode()
+
+
+def test_pieces_hold_the_whole_text() -> None:
+    text = clean_text("\n".join(f"line {i} " + "word " * (i % 7) for i in range(200)))
+    pieces = split_text(text, 100)
+    assert "\n".join(pieces) == text
+    assert max(map(len, pieces)) <= 100
+    assert split_text(text, None) == [text]
+    assert split_text("", 5) == [""]
+    # A title before one long line: a piece of the title alone would be too short to keep.
+    long = "Title\n" + "word " * 50
+    assert split_text(long, 60)[0] == "Title"
+    first, *others = split_text(long, 60, min_chars=20)
+    assert first == ("Title\n" + "word " * 11)[:60].rsplit(" ", 1)[0]
+    assert "".join([first, *others]).replace(" ", "") == long.replace(" ", "")
+
+
+def test_plain_text_is_one_line_without_control_characters() -> None:
+    assert plain(" a\tb\n\x1b[2Jc\ud800\x85 ") == "a b [2Jc"
 
 
 def test_split_depends_on_key_and_seed_only() -> None:

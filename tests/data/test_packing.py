@@ -55,3 +55,43 @@ def test_source_is_that_of_the_first_document() -> None:
     packer.add(0, "a", [1, 2])
     packer.add(1, "b", [3, 4, 5, 6])
     assert [s.source for s in packer.take()] == ["a", "b"]
+
+
+FRONT = [99]
+
+
+def naive_with_front(documents: list[list[int]], length: int, max_sequences: int) -> list[tuple]:
+    """Token by token: every document and every sequence begins with what is in front."""
+    rows: list[list[tuple[int, int]]] = [[]]
+    for number, document in enumerate(documents):
+        for token in [*FRONT, *document, EOS]:
+            if len(rows[-1]) == length:
+                rows.append([])
+            if not rows[-1] and token != FRONT[0]:
+                rows[-1] += [(extra, number) for extra in FRONT]
+            rows[-1].append((token, number))
+    out = []
+    for row in rows:
+        if len(row) == length:
+            owners = [d for _, d in row]
+            ids = list(dict.fromkeys(owners))
+            out.append(([t for t, _ in row], ids, [owners.index(d) for d in ids]))
+    return out[:max_sequences]
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    documents=st.lists(st.lists(st.integers(1, 9), max_size=12), max_size=12),
+    length=st.integers(2, 7),
+    max_sequences=st.integers(1, 8),
+)
+def test_every_document_and_every_sequence_begins_with_what_is_in_front(
+    documents: list[list[int]], length: int, max_sequences: int
+) -> None:
+    packer = SequencePacker(length, max_sequences, EOS, FRONT)
+    for number, document in enumerate(documents):
+        assert packer.add(number, "s", document) <= len(document) + len(FRONT)
+    got = [(s.input_ids.tolist(), s.doc_ids, s.doc_starts) for s in packer.take()]
+    assert got == naive_with_front(documents, length, max_sequences)
+    assert all(row[0] == FRONT[0] for row, _, _ in got)
+    assert packer.full == (len(got) == max_sequences)

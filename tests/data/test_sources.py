@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,7 +12,8 @@ import pytest
 
 from rldecoder.config.data import DatasetSource, LocalSource, PydocsSource, PysourceSource, Source
 from rldecoder.data.documents import Document
-from rldecoder.data.sources import candidates, fingerprint, local_files
+from rldecoder.data.folders import list_files
+from rldecoder.data.sources import candidates, fingerprint, left_out_files
 from rldecoder.errors import BadInputError
 
 ROWS = [
@@ -24,6 +26,13 @@ ROWS = [
 def read(*sources: Source, seed: int = 0, buffer: int = 100) -> list[Document]:
     found = [c.load() for c in candidates(sources, seed=seed, shuffle_buffer=buffer)]
     return [document for document in found if document is not None]
+
+
+def read_counting(source: Source) -> tuple[list[str], Counter[str]]:
+    dropped: Counter[str] = Counter()
+    found = candidates([source], seed=0, shuffle_buffer=100, dropped=dropped)
+    documents = [candidate.load() for candidate in found]
+    return sorted(document.text for document in documents if document is not None), dropped
 
 
 def local(path: Path, **settings: object) -> LocalSource:
@@ -116,9 +125,9 @@ def test_json_rows_that_are_no_objects(tmp_path: Path) -> None:
 
 def test_missing_path_and_folder_without_text(tmp_path: Path) -> None:
     with pytest.raises(BadInputError, match="does not exist"):
-        local_files(local(tmp_path / "nowhere"))
+        list_files([str(tmp_path / "nowhere")])
     with pytest.raises(BadInputError, match="No text found"):
-        local_files(local(tmp_path))
+        list_files([str(tmp_path)])
 
 
 @pytest.mark.parametrize("streaming", [True, False])
@@ -151,3 +160,78 @@ def test_fingerprint_follows_file_content(tmp_path: Path) -> None:
     changed = {k for k, v in fingerprint(sources).items() if v != before[k]}
     assert changed == {f"0.local.{path}"}
     assert f"0.dataset.{path}" in fingerprint([DatasetSource(name=str(tmp_path))])
+
+
+def test_bytes_are_decoded_and_what_is_no_text_is_counted(tmp_path: Path) -> None:
+    values = ["one", b"two", b"caf\xe9", None, " ", ["three"], 4, {"a": "five"}]
+    lines = [json.dumps({"text": v}) for v in values if not isinstance(v, bytes)]
+    (tmp_path / "a.jsonl").write_bytes("\n".join(lines).encode() + b'\n{"text": "caf\xe9"}\n')
+    texts, dropped = read_counting(local(tmp_path / "a.jsonl"))
+    assert (texts, dropped) == (["one"], {"no_text": 2, "not_text": 3, "not_utf8": 1})
+    raw = [v for v in values if isinstance(v, bytes)] + ["no mark".encode("utf-16-le")]
+    pq.write_table(pa.table({"text": raw}), tmp_path / "b.parquet")
+    texts, dropped = read_counting(local(tmp_path / "b.parquet"))
+    assert (texts, dropped) == (["two"], {"not_utf8": 1, "binary": 1})
+
+
+@pytest.mark.parametrize("values", [[["a"]], [1], [{"x": "a"}], [True]])
+def test_a_parquet_column_that_is_no_text_is_refused(tmp_path: Path, values: list[object]) -> None:
+    pq.write_table(pa.table({"text": values}), tmp_path / "a.parquet")
+    with pytest.raises(BadInputError, match=r"no text in its column `text`.*type is"):
+        read(local(tmp_path / "a.parquet"))
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "jsonl", "csv"])
+def test_the_only_column_with_text_is_named(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    if suffix == "parquet":
+        pq.write_table(pa.table({"content": ["a"], "id": [1]}), path)
+    else:
+        path.write_text('{"content": "a", "id": 1}\n' if suffix == "jsonl" else "content\na\n")
+    with pytest.raises(BadInputError, match=r"Its columns: content.*Only `content` holds text"):
+        read(local(path))
+
+
+def test_text_files_in_a_folder_that_are_no_text_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("fine")
+    (tmp_path / "b.txt").write_bytes(b"caf\xe9")
+    (tmp_path / "c.txt").write_bytes(bytes(100) + b"ELF")
+    (tmp_path / "d.txt").write_text("")
+    texts, dropped = read_counting(local(tmp_path))
+    assert (texts, dropped) == (["fine"], {"not_utf8": 1, "binary": 1, "no_text": 1})
+    with pytest.raises(BadInputError, match="It is a binary file"):
+        read(local(tmp_path / "c.txt"))
+    # Between separators, one part among many is dropped.
+    (tmp_path / "b.txt").write_bytes(b"caf\xe9\n---\n---\nfine")
+    texts, dropped = read_counting(local(tmp_path / "b.txt", document_separator="---"))
+    assert (texts, dropped) == (["fine"], {"not_utf8": 1})
+
+
+def test_files_of_one_name_have_keys_of_their_own(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "index.md").write_text(f"text of {name}")
+    whole = read(local(tmp_path))
+    assert {d.key for d in whole} == {"local:a/index.md:0", "local:b/index.md:0"}
+    assert {d.source for d in whole} == {"a/index.md", "b/index.md"}
+    apart = read(local(tmp_path / "a"), local(tmp_path / "b"))
+    assert len({d.key for d in apart}) == 2
+
+
+def test_titles_and_licences_can_be_stored_and_shown(tmp_path: Path) -> None:
+    row = {"text": "x", "title": "cut \ud83d\x1b[2J\nline", "license": ["MIT", "\ud83d"]}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row))
+    (document,) = read(local(tmp_path / "a.jsonl", title_column="title"))
+    assert (document.title, document.licence) == ("cut [2J line", "MIT")
+
+
+def test_left_out_files_of_all_sources(tmp_path: Path) -> None:
+    for name in ("a.txt", "b.pdf", ".c.txt"):
+        (tmp_path / name).write_text("x")
+    sources = [local(tmp_path), PysourceSource(), local(tmp_path)]
+    assert left_out_files(sources) == {".pdf": 2, "hidden": 2}
+
+
+def test_a_separator_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="one line"):
+        local(tmp_path, document_separator="a\nb")

@@ -27,6 +27,23 @@ from rldecoder.evals.answers import score_answer
         ("number", "first 12, then 13", ("12",), 0.0),
         ("number", "no idea", ("12",), 0.0),
         ("number", "12", ("twelve",), 0.0),
+        # Units, currencies, signs and separators, on both sides.
+        ("number", "that is -$1,234.50 in all", ("-1234.5",), 1.0),
+        ("number", "so 42 lamps", ("42 lamps",), 1.0),
+        ("number", "so $42", ("$42.00",), 1.0),
+        ("number", "it is \u22127", ("-7",), 1.0),
+        ("number", "it is 7", ("-7",), 0.0),
+        ("number", "12-5=7, from 9-7", ("7",), 1.0),
+        ("number", "a half is .5", ("0.5",), 1.0),
+        ("number", "points 12,13", ("13",), 1.0),
+        ("number", "13", ("12 or 13",), 0.0),
+        # An answer that is an article is one; an empty one is not the same.
+        ("exact_match", "", ("A",), 0.0),
+        ("exact_match", " a.", ("A",), 1.0),
+        ("exact_match", "B", ("A",), 0.0),
+        ("f1", "", ("The",), 0.0),
+        ("first_word", "A, because", ("A",), 1.0),
+        ("first_word", "because", ("A",), 0.0),
     ],
 )
 def test_scores(metric: Any, completion: str, answers: tuple[str, ...], score: float) -> None:

@@ -11,6 +11,7 @@ from rldecoder.explain.claims import (
     claim_sentence,
     explanation_text,
     judge,
+    noise_on_frozen,
     verify_on_decoder,
     verify_on_frozen,
 )
@@ -50,18 +51,32 @@ def test_no_claims_say_so() -> None:
 
 
 @pytest.mark.parametrize(
-    ("sign", "effect", "verdict"),
+    ("sign", "effect", "frozen", "verdict"),
     [
-        (1, 0.5, "supported"),
-        (-1, -0.5, "supported"),
-        (1, -0.5, "contradicted"),
-        (-1, 0.5, "contradicted"),
-        (1, 0.1, "too small to tell"),
-        (-1, 0.1, "too small to tell"),
+        (1, 0.5, 0.4, "supported"),
+        (-1, -0.5, -0.4, "supported"),
+        (1, 0.5, -0.03, "decoder only"),
+        (1, 0.5, 0.3, "decoder only"),  # what chance does to the frozen model
+        (-1, -0.5, -0.3, "decoder only"),
+        (1, 0.5, -0.9, "decoder only"),
+        (-1, -0.5, 0.9, "decoder only"),
+        (1, 0.5, None, "decoder only"),
+        (1, 0.5, float("nan"), "decoder only"),
+        (1, -0.5, 0.9, "contradicted"),
+        (-1, 0.5, -0.9, "contradicted"),
+        (1, 0.1, 0.9, "too small to tell"),
+        (-1, 0.1, -0.9, "too small to tell"),
     ],
 )
-def test_verdicts(sign: float, effect: float, verdict: str) -> None:
-    assert judge(sign, effect, noise=0.1) == verdict
+def test_a_claim_is_supported_by_both_models_or_not_at_all(
+    sign: float, effect: float, frozen: float | None, verdict: str
+) -> None:
+    assert judge(sign, effect, 0.1, frozen, 0.3) == verdict
+
+
+def test_the_claims_own_noise_counts_where_the_frozen_model_has_none() -> None:
+    assert judge(1, 0.5, 0.1, 0.2) == "supported"
+    assert judge(1, 0.5, 0.1, 0.05) == "decoder only"
 
 
 def test_decoder_verification_agrees_with_the_patches(
@@ -91,3 +106,26 @@ def test_frozen_verification_removes_the_direction_and_nothing_else(
     measured = verify_on_frozen(decoder, ids, latents, 7, [latent])
     assert measured == pytest.approx([float(before - after)], abs=1e-4)
     assert abs(measured[0]) > 1e-3
+
+
+def test_the_frozen_models_noise_is_what_random_directions_do(
+    decoder: SaeDecoderForCausalLM, lm: FrozenLM, sae: Sae
+) -> None:
+    """95 % of short random directions stay below it; it grows with the feature's length."""
+    ids = torch.tensor([5, 90, 300, 17, 44])
+    trace = decoder.features(ids[None]).latents
+    latents = SparseLatents(trace.acts[0, -1] * 0.01, trace.indices[0, -1])
+    named = latents.indices[:2].tolist()
+    first, second = noise_on_frozen(decoder, ids, latents, 7, named)
+    lengths = latents.acts[:2] * sae.W_dec[named].norm(dim=-1)
+    assert second / first == pytest.approx(float(lengths[1] / lengths[0]), rel=1e-4)
+    resid, final = lm.resid_and_final(ids[None], 2)
+    lot = torch.randn(1500, lm.d_model, generator=torch.Generator().manual_seed(0))
+    moved = resid.expand(len(lot), -1, -1).clone()
+    moved[:, -1] -= float(lengths[0]) * lot / lot.norm(dim=-1, keepdim=True)
+    before = lm.unembed(final[0, -1]).log_softmax(-1)[7]
+    effects = before - lm.unembed(lm.tail(moved, 2)[:, -1]).log_softmax(-1)[:, 7]
+    assert float((effects.abs() < first).float().mean()) == pytest.approx(0.95, abs=0.02)
+    absent = next(i for i in range(160) if i not in latents.indices.tolist())
+    assert noise_on_frozen(decoder, ids, latents, 7, [absent]) == [0.0]
+    assert noise_on_frozen(decoder, ids, latents, 7, []) == []

@@ -19,19 +19,23 @@ def label(latent: int, text: str | None) -> FeatureLabel:
         latent=latent, status="labelled" if text else "failed", label=text,
         failure=None if text else "rare", predicate=None, labeler="t",
         confidence=0.5 if text else 0.0, confidence_low=0.0, confidence_high=1.0,
-        high_confidence=False, importance=1.0, importance_rank=1, density=0.0,
+        high_confidence=text == "digits", importance=1.0, importance_rank=1, density=0.0,
         scores=Scores(**nothing), examples=[], promoted=[], suppressed=[], audit=False,
     )  # fmt: skip
 
 
 def test_labels_by_latent_failures_without_text(tmp_path: Path) -> None:
     FeatureLabels(
-        model_name="m", hook_layer=1, num_latents=9, sae_digest="d", requested=2,
-        features=[label(4, "digits"), label(7, None)], labelled=1, failed=1,
+        model_name="m", hook_layer=1, num_latents=9, sae_digest="d", requested=3,
+        features=[label(4, "digits"), label(7, None), label(8, "unsure")], labelled=2, failed=1,
         high_confidence_threshold=None, coverage=0.0,
     ).save(tmp_path)  # fmt: skip
-    expected = {4: LabelText("digits", 0.5), 7: LabelText(None, 0.0)}
+    expected = {
+        4: LabelText("digits", 0.5, True), 7: LabelText(None, 0.0), 8: LabelText("unsure", 0.5),
+    }  # fmt: skip
     assert read_labels(tmp_path) == expected
+    assert (expected[8].quoted, expected[8].unsure) == (None, "unsure")
+    assert (expected[4].quoted, expected[4].unsure) == ("digits", None)
     assert read_labels(tmp_path / "feature_labels.json") == expected
 
 

@@ -29,7 +29,7 @@ def test_scales_are_p99_or_the_maximum_of_few() -> None:
 def test_text_depends_on_the_set_alone(acts: list[float], random: object) -> None:
     latents = list(range(len(acts)))
     scales = torch.linspace(0, 2, len(acts))
-    labels = {0: LabelText("digits", 0.8), 1: LabelText(None, 0.0)}
+    labels = {0: LabelText("digits", 0.8, True), 1: LabelText(None, 0.0)}
 
     def text(order: list[int]) -> str:
         ranked = rank_active(
@@ -59,7 +59,7 @@ def test_a_weak_activation_of_a_rare_feature_can_rank_first() -> None:
         torch.tensor([5.0, 1.0]),
         torch.tensor([0, 1]),
         torch.tensor([10.0, 1.0]),
-        {1: LabelText("closing\u202e quote", 0.91)},
+        {1: LabelText("closing\u202e quote", 0.91, True)},
     )
     assert [feature.latent for feature in ranked] == [1, 0]
     text = ranking_text(ranked)
@@ -68,6 +68,16 @@ def test_a_weak_activation_of_a_rare_feature_can_rank_first() -> None:
     )
     assert "label confidence 0.91" in text
     assert "#0 no label (0.50 of its usual high)" in text
+
+
+def test_a_label_below_the_bar_is_not_quoted() -> None:
+    acts, indices, scales = torch.tensor([5.0, 1.0]), torch.tensor([0, 1]), torch.ones(2)
+    ranked = rank_active(acts, indices, scales, {0: LabelText("a guess", 0.97)})
+    assert (ranked[0].label, ranked[0].unsure_label, ranked[0].quoted) == (None, "a guess", False)
+    text = ranking_text(ranked)
+    assert "a guess" not in text
+    assert "#0 no accepted label (5.00 of its usual high)" in text
+    assert "#1 no label (" in text
 
 
 def test_nothing_active() -> None:

@@ -15,7 +15,7 @@ from rldecoder.sae.model import Sae
 
 PROMPTS = ("The import statement finds a module and then", "for x in range(10):", "a")
 LABELS = {
-    latent: LabelText(None if latent % 5 == 0 else f"label {latent}", latent / 160)
+    latent: LabelText(None if latent % 5 == 0 else f"label {latent}", latent / 160, latent % 3 == 0)
     for latent in range(150)
 }
 
@@ -63,5 +63,5 @@ def test_renamed_labels_change_words_and_nothing_causal(
         for mine, theirs in zip(before.claims, after.claims, strict=True):
             assert theirs.effect == mine.effect
             assert theirs.verdict == mine.verdict
-            assert theirs.claim.label == labels.get(mine.claim.latent, LabelText(None, None)).text
+            assert theirs.claim.label == labels.get(mine.claim.latent, LabelText(None, None)).quoted
     assert total >= 6

@@ -46,9 +46,10 @@ def explain(
     explainer: Explainer,
     prompt: str = PROMPT,
     text: str = "a label",
+    accepted: bool = True,
 ) -> Explanation:
     torch.nn.init.constant_(explainer.gate_bias, 50.0)
-    labels = {latent: LabelText(f"{text} {latent}", 0.5) for latent in range(160)}
+    labels = {latent: LabelText(f"{text} {latent}", 0.5, accepted) for latent in range(160)}
     return explain_prompt(lm, sae, decoder, labels, explainer, prompt)
 
 
@@ -72,16 +73,46 @@ def test_every_verdict_equals_a_real_intervention(
         assert checked.effect == pytest.approx(effect, abs=1e-4)
         supports = checked.claim.direction == "supports"
         assert checked.claim.noise >= 0.05
+        assert checked.frozen_effect is not None
+        assert checked.frozen_noise is not None
+        assert checked.frozen_noise >= checked.claim.noise
+        signed = checked.frozen_effect if supports else -checked.frozen_effect
         expected = (
             "too small to tell"
             if abs(effect) <= checked.claim.noise
-            else "supported"
-            if supports == (effect > 0)
             else "contradicted"
+            if supports != (effect > 0)
+            else "supported"
+            if signed > checked.frozen_noise
+            else "decoder only"
         )
         assert checked.verdict == expected
         assert 1 <= checked.claim.evidence_position < len(found.tokens)
-        assert checked.frozen_effect is not None
+
+
+def test_a_label_below_the_bar_is_quoted_nowhere(
+    lm: FrozenLM, sae: Sae, decoder: SaeDecoderForCausalLM, explainer: Explainer
+) -> None:
+    found = explain(lm, sae, decoder, explainer, text="a guess", accepted=False)
+    value = found.to_json()
+    assert value["claims"]
+    for checked in value["claims"]:
+        assert checked["claim"]["label"] is None
+        assert (checked["claim"]["quoted"], checked["claim"]["label_confidence"]) == (False, 0.5)
+    for feature in value["ranked"]:
+        assert feature["label"] is None
+        assert (feature["quoted"], feature["confidence"]) == (False, 0.5)
+        assert feature["unsure_label"] == f"a guess {feature['latent']}"
+        del feature["unsure_label"]
+    assert "a guess" not in json.dumps(value)
+    assert value["method_a"].count("no accepted label") == len(value["ranked"])
+    console = Console(width=4000)
+    with console.capture() as capture:
+        console.print(render_example(value))
+    assert "a guess" not in capture.get()
+    sure = explain(lm, sae, decoder, explainer, text="a guess").to_json()
+    assert sure["claims"][0]["claim"]["quoted"] is True
+    assert f"“a guess {sure['claims'][0]['claim']['latent']}”" in sure["method_b"]
 
 
 def test_predictions_and_kl(
@@ -146,7 +177,8 @@ def test_the_terminal_shows_what_was_measured(
         assert checked.frozen_effect is not None
         assert (
             f"[{checked.verdict}: measured {checked.effect:+.2f} nats "
-            f"(chance {checked.claim.noise:.2f}), frozen model {checked.frozen_effect:+.2f}]"
+            f"(chance {checked.claim.noise:.2f}), frozen model {checked.frozen_effect:+.2f} "
+            f"(chance {checked.frozen_noise:.2f})]"
         ) in line
     assert len(found.ranked) == 5
     assert shown.count(", label confidence 0.50)") == len(found.ranked)

@@ -14,20 +14,25 @@ import pytest
 
 from flows.local_server import free_port
 from tasks import tied
-from tests.flows.ui_client import ROOT, Ui
+from tests.flows.ui_client import FAKE_KEYS, ROOT, Ui
 
 
 @pytest.fixture(scope="session")
-def ui() -> Iterator[Ui]:
-    """`make ui` in a process of its own; at the end Ctrl-C must stop all of it."""
+def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ui]:
+    """`make ui` in a process of its own; at the end Ctrl-C must stop all of it.
+
+    Its forms may name stores of the tests' temporary folders.
+    """
     port, home = free_port(), Path(os.environ["PREFECT_HOME"])
     env = {
         **os.environ,
         "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "10",
         "PREFECT_WORKER_QUERY_SECONDS": "1",
+        **FAKE_KEYS,
     }
     process = tied.start(
-        [sys.executable, "-m", "flows.serve_ui", "--port", str(port)],
+        [sys.executable, "-m", "flows.serve_ui", "--port", str(port),
+         "--allow-store", str(tmp_path_factory.getbasetemp())],
         env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     try:

@@ -101,5 +101,5 @@ def test_a_server_that_ends_at_once_shows_its_log(
 
 @pytest.mark.slow
 def test_a_run_joins_the_ui_that_is_there(ui: Ui) -> None:
-    with server_for_one_run(ui.home, lambda: None) as url:
-        assert url == ui.url
+    with server_for_one_run(ui.home, lambda: None) as server:
+        assert server == (ui.url, ui.password)

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect.exceptions import FlowPauseTimeout
 
 from flows.review import MissingLabel, ReviewParameters, Verdict, as_markdown, review
-from rldecoder.artifacts.store import ArtifactStore, Manifest
+from rldecoder.artifacts.store import ArtifactRef, ArtifactStore, Manifest
 from rldecoder.config.run import load_run_config
 from rldecoder.errors import BadInputError
 from rldecoder.interp.records import Example, FeatureLabel, FeatureLabels, Scores
@@ -79,10 +80,21 @@ def test_a_failed_label_shows_why() -> None:
 
 
 def test_without_a_label_there_is_nothing_to_accept() -> None:
-    assert Verdict.model_json_schema()["required"] == ["accept"]
+    assert set(Verdict.model_fields) == {"verdict", "better_label", "note"}
     assert set(MissingLabel.model_fields) == {"better_label", "note"}
     with pytest.raises(ValueError, match="extra"):
-        MissingLabel.model_validate({"accept": True})
+        MissingLabel.model_validate({"verdict": "accept"})
+
+
+def test_an_untouched_form_is_no_verdict() -> None:
+    # A switch that starts off was sent as a rejection by whoever only pressed the button.
+    assert Verdict().verdict == "undecided"
+    choice = Verdict.model_json_schema()["properties"]["verdict"]
+    assert choice["enum"] == ["undecided", "accept", "reject"]
+    assert choice["default"] == "undecided"
+    # A form of before, answered after an upgrade.
+    assert Verdict.model_validate({"accept": True, "note": "n"}).verdict == "accept"
+    assert Verdict.model_validate({"accept": False}).verdict == "reject"
 
 
 def test_the_form_refuses_nonsense() -> None:
@@ -108,7 +120,7 @@ def publish(
     stage: str,
     content: FeatureLabels | ReviewQueue,
     overrides: list[str] | None = None,
-) -> None:
+) -> ArtifactRef:
     ref = plan(load_run_config(ROOT / "configs" / "debug.yaml", overrides))[stage]
     manifest = Manifest(
         kind=ref.kind, stage=ref.stage, digest=ref.digest, version=1, config={}, seed=0,
@@ -119,14 +131,14 @@ def publish(
     with store.building(ref) as out:
         content.save(out)
         store.publish(ref, out, manifest)
+    return ref
 
 
 def start(ui: Ui, parameters: ReviewParameters, pool: ThreadPoolExecutor) -> Future[int]:
     """The flow, in a thread of this process, against the test's server."""
-    from prefect.settings import PREFECT_API_URL, temporary_settings
 
     def work() -> int:
-        with temporary_settings(updates={PREFECT_API_URL: ui.url}):
+        with ui.prefect_settings():
             return review(parameters)
 
     return pool.submit(work)
@@ -139,11 +151,18 @@ def latest_pause(ui: Ui, done: set[str]) -> Any:
     return runs[0] if state["type"] == "PAUSED" and state["id"] not in done else None
 
 
+def latest_asked(ui: Ui) -> int:
+    """The one latent that the latest review asked about."""
+    (run,) = ui.flow_runs(flows={"name": {"any_": ["review"]}}, sort="START_TIME_DESC", limit=1)
+    (key,) = run["empirical_policy"]["pause_keys"]
+    return int(key.split("-")[1])
+
+
 @pytest.mark.slow
 def test_the_flow_asks_waits_and_keeps_the_answers(ui: Ui, published: ArtifactStore) -> None:
     parameters = ReviewParameters(config="debug", store=str(published.root), reviewer="ann")
-    better = {"accept": False, "better_label": "digits", "note": "n"}
-    answers = [{"accept": True}, {"accept": False}, better, {"accept": True}]
+    better = {"verdict": "reject", "better_label": "digits", "note": "n"}
+    answers = [{"verdict": "accept"}, {"verdict": "reject"}, better, {}]
     with ThreadPoolExecutor(1) as pool:
         flow = start(ui, parameters, pool)
         seen: set[str] = set()
@@ -152,20 +171,23 @@ def test_the_flow_asks_waits_and_keeps_the_answers(ui: Ui, published: ArtifactSt
             assert not isinstance(run, BaseException), run
             seen.add(run["state"]["id"])
             path = f"/flow_runs/{run['id']}/resume"
-            # The form is checked by the server: `accept` is required.
-            assert ui.post(path, {"run_input": {}}).json()["status"] == "REJECT"
+            # The form is checked by the server.
+            wrong = {"run_input": {"verdict": "perhaps"}}
+            assert ui.post(path, wrong).json()["status"] == "REJECT"
             assert ui.post(path, {"run_input": answer}).json()["status"] == "ACCEPT"
         assert flow.result(60) == 4
     lines = read_reviews(published.root / "reviews.jsonl", "abc")
     assert [(line.latent, line.accept, line.label, line.audit) for line in lines] == [
         (8, True, None, False), (6, False, None, False), (7, False, "digits", True),
-        (9, True, None, False),
     ]  # fmt: skip
     assert {(line.reviewer, line.shown) for line in lines} == {("ann", "a <b>number</b>")}
     shown = ui.get("/artifacts/review/latest")["data"]
     assert json.dumps("a <b>number</b>") in shown
-    with ThreadPoolExecutor(1) as pool:
-        assert start(ui, parameters, pool).result(300) == 0  # nothing is asked twice
+    # Nothing is asked twice but the last one, whose form was sent as it came: it says nothing.
+    again = parameters.model_copy(update={"timeout_seconds": 1})
+    with ThreadPoolExecutor(1) as pool, pytest.raises(FlowPauseTimeout):
+        start(ui, again, pool).result(300)
+    assert latest_asked(ui) == 9
 
 
 @pytest.mark.slow
@@ -185,10 +207,11 @@ def test_a_suspended_review_goes_on_where_it_was(ui: Ui, tmp_path: Path) -> None
     parameters = {"config": "debug", "store": str(store.root), "reviewer": "ann", "count": 3,
                   "wait": "suspend", "overrides": overrides}  # fmt: skip
     run = ui.trigger("review/review", parameters).raise_for_status().json()["id"]
-    accepted, worded = {"accept": True}, {"better_label": "digits"}
+    accepted, worded = {"verdict": "accept"}, {"better_label": "digits"}
     seen: set[str] = set()
     wrong_words = {"better_label": 7}
-    for wrong, answer in (({}, accepted), ({}, accepted), (wrong_words, worded)):
+    switch = {"accept": True}
+    for wrong, answer in ((switch, accepted), (switch, accepted), (wrong_words, worded)):
 
         def asks() -> Any:
             state = ui.get(f"/flow_runs/{run}")["state"]
@@ -219,7 +242,7 @@ def test_the_flow_can_rebuild_the_labels_with_the_verdicts(
         flow = start(ui, parameters, pool)
         run = ui.until(lambda: flow.exception() if flow.done() else latest_pause(ui, set()))
         assert not isinstance(run, BaseException), run
-        answer = {"accept": False, "better_label": "mine"}
+        answer = {"verdict": "reject", "better_label": "mine"}
         ui.post(f"/flow_runs/{run['id']}/resume", {"run_input": answer}).raise_for_status()
         assert flow.result(PATIENCE_SECONDS) == 1
     config = ROOT / "configs" / "debug.yaml"
@@ -236,10 +259,8 @@ def test_the_flow_can_rebuild_the_labels_with_the_verdicts(
 
 @pytest.mark.slow
 def test_a_run_without_labels_is_bad_input(ui: Ui, tmp_path: Path) -> None:
-    from prefect.settings import PREFECT_API_URL, temporary_settings
-
     with (
-        temporary_settings(updates={PREFECT_API_URL: ui.url}),
+        ui.prefect_settings(),
         pytest.raises(BadInputError, match="has no labels to review yet"),
     ):
         review(ReviewParameters(config="debug", store=str(tmp_path)))

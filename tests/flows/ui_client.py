@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,14 +14,41 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_SECONDS = 300
 """For machines that do ten things at once; on a quiet one nothing here takes a tenth of it."""
+FAKE_KEYS = {
+    "OPENAI_API_KEY": "sk-not-a-key-0123456789",
+    "WANDB_API_KEY": "not-a-key-" + "0" * 30,
+    "AWS_SECRET_ACCESS_KEY": "not-a-key-of-aws",
+}
+"""In the environment of `make ui`: they must not be written down anywhere."""
 
 
 class Ui:
-    """The running server, seen through its HTTP API as the browser sees it."""
+    """The running server, seen through its HTTP API as the browser of its user sees it."""
 
     def __init__(self, url: str, home: Path) -> None:
         self.url, self.home = url, home
-        self._client = httpx.Client(base_url=url, timeout=PATIENCE_SECONDS, trust_env=False)
+        self.password = (home / "ui-password").read_text()
+        encoded = base64.b64encode(self.password.encode()).decode()
+        self.login = {"Authorization": f"Basic {encoded}"}
+        self.csrf = {"Prefect-Csrf-Client": "tests"}
+        self._client = httpx.Client(
+            base_url=url, timeout=PATIENCE_SECONDS, trust_env=False, headers=self.login
+        )
+        self.csrf["Prefect-Csrf-Token"] = self.get("/csrf-token?client=tests")["token"]
+        self._client.headers.update(self.csrf)
+
+    @property
+    def origin(self) -> str:
+        """The address of its pages."""
+        return self.url.removesuffix("/api")
+
+    def prefect_settings(self) -> Any:
+        """For a block in which Prefect in this process uses the server."""
+        from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
+
+        return temporary_settings(
+            updates={PREFECT_API_URL: self.url, PREFECT_API_AUTH_STRING: self.password}
+        )
 
     def get(self, path: str) -> Any:
         return self._send("GET", path, None).raise_for_status().json()
@@ -30,6 +58,9 @@ class Ui:
 
     def patch(self, path: str, body: Any) -> None:
         self._send("PATCH", path, body).raise_for_status()
+
+    def delete(self, path: str) -> None:
+        self._send("DELETE", path, None).raise_for_status()
 
     def _send(self, method: str, path: str, body: Any) -> httpx.Response:
         # 503: SQLite is locked by one of the server's own services, which Prefect's client also

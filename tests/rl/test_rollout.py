@@ -225,3 +225,27 @@ def test_temperature_is_that_of_scoring(make_decoder):
     assert gap_in_spreads(0.5) < 4
     assert gap_in_spreads(1.0) > 8
     assert rollout.frozen_hidden is None
+
+
+def test_every_end_of_the_model_ends_a_response(make_decoder, prompts):
+    """Llama 3 and Gemma name several end tokens; each ends an answer and is no part of its text."""
+    decoder = make_decoder(scale=0.05)
+    lm = decoder.frozen.lm
+    before = DecoderSampler(decoder)(prompts, torch_generator(0))
+    row = int(before.mask.sum(-1).argmax())
+    end = int(before.token_ids[row, 1])
+    kept = lm.model.generation_config.eos_token_id
+    try:
+        lm.model.generation_config.eos_token_id = [lm.eos_token_id, end]
+        after = DecoderSampler(decoder)(prompts, torch_generator(0))
+    finally:
+        lm.model.generation_config.eos_token_id = kept
+    ended = after.token_ids == end
+    assert ended[row, :2].any()
+    for ids, keep, finished, hit, text in zip(
+        after.token_ids, after.mask.bool(), after.finished, ended, after.completions, strict=True
+    ):
+        if (hit & keep).any():
+            assert finished
+            assert int((hit & keep).nonzero()[0]) == int(keep.sum()) - 1
+            assert text == lm.tokenizer.decode(ids[keep][:-1], skip_special_tokens=True)

@@ -23,6 +23,9 @@ SPECS = [
     SaeSpec(architecture="relu", **SHAPE),
     SaeSpec(architecture="jumprelu", trained_as="matryoshka", **SHAPE),
 ]
+METADATA = sae_lens.saes.sae.SAEMetadata(
+    hook_name="blocks.5.hook_resid_post", hook_layer=5, model_name="tiny"
+)
 INPUTS = torch.randn(50, D_MODEL, generator=torch.Generator().manual_seed(3)) * 5 + 1
 
 
@@ -67,16 +70,21 @@ def test_sae_lens_loads_ours(spec: SaeSpec, tmp_path: Path) -> None:
     ],
 )
 def test_we_load_theirs(kind: str, changes: dict[str, Any], tmp_path: Path) -> None:
-    config = getattr(sae_lens, f"{kind}Config")(d_in=D_MODEL, d_sae=NUM_LATENTS, **changes)
+    config = getattr(sae_lens, f"{kind}Config")(
+        d_in=D_MODEL, d_sae=NUM_LATENTS, metadata=METADATA, **changes
+    )
     theirs = getattr(sae_lens, kind)(config)
     randomise(dict(theirs.named_parameters()))
     theirs.save_model(tmp_path)
     assert_same(Sae.load(tmp_path), theirs)
+    assert Sae.load(tmp_path).spec.hook_layer == 6
 
 
 def test_their_batchtopk_training_arrives_as_thresholds(tmp_path: Path) -> None:
     """sae_lens itself saves such SAEs for inference as jumprelu."""
-    config = sae_lens.BatchTopKTrainingSAEConfig(d_in=D_MODEL, d_sae=NUM_LATENTS, k=K)
+    config = sae_lens.BatchTopKTrainingSAEConfig(
+        d_in=D_MODEL, d_sae=NUM_LATENTS, k=K, metadata=METADATA
+    )
     trained = sae_lens.BatchTopKTrainingSAE(config)
     randomise(dict(trained.named_parameters()))
     trained.topk_threshold.fill_(1.5)
@@ -86,7 +94,7 @@ def test_their_batchtopk_training_arrives_as_thresholds(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_read_says_so(tmp_path: Path) -> None:
-    config = sae_lens.GatedSAEConfig(d_in=D_MODEL, d_sae=NUM_LATENTS)
+    config = sae_lens.GatedSAEConfig(d_in=D_MODEL, d_sae=NUM_LATENTS, metadata=METADATA)
     sae_lens.GatedSAE(config).save_model(tmp_path)
     with pytest.raises(BadInputError, match="gated"):
         Sae.load(tmp_path)

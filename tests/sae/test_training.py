@@ -14,7 +14,7 @@ from rldecoder.artifacts.checkpoints import Checkpoints
 from rldecoder.config.sae import SparsityPhase, TrainSaeConfig
 from rldecoder.errors import BadInputError, NumericalError
 from rldecoder.sae.metrics import random_control, reconstruction_quality
-from rldecoder.sae.model import SaeSpec
+from rldecoder.sae.model import Sae, SaeSpec
 from rldecoder.sae.training import SaeTrainer, StepResult, input_statistics
 
 D_MODEL, NUM_TRUE = 32, 48
@@ -324,3 +324,18 @@ def test_unusable_statistics() -> None:
         input_statistics(torch.tensor([[1.0, float("inf")], [0.0, 0.0]]))
     with pytest.raises(BadInputError, match="equal"):
         input_statistics(torch.ones(5, 3))
+
+
+def test_training_goes_on_with_an_sae_of_the_same_model_alone() -> None:
+    def start(mine: str, theirs: str) -> None:
+        stream = batches(64)
+        spec = TOPK.model_copy(update={"model_name": mine})
+        trainer = SaeTrainer(spec, CONFIG, 10, input_statistics(next(stream)), seed=0)
+        other = Sae.random_init(TOPK.model_copy(update={"model_name": theirs}), seed=1)
+        trainer.start_from(other, torch.empty(0, dtype=torch.long))
+
+    start("gpt2", "gpt2-small")
+    start("openai-community/gpt2", "GPT2")
+    start("gpt2", "")
+    with pytest.raises(BadInputError, match="model pythia-70m"):
+        start("gpt2", "EleutherAI/pythia-70m")

@@ -12,7 +12,6 @@ from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 from fastapi.testclient import TestClient
 
 from rldecoder.artifacts.store import ArtifactStore
@@ -21,6 +20,7 @@ from rldecoder.config.run import load_run_config
 from rldecoder.explain.inputs import LabelText
 from rldecoder.serve.app import Served, make_app
 from rldecoder.serve.catalogue import Catalogue
+from rldecoder.serve.server import make_server
 from rldecoder.serve.workbench import Workbench
 from tests.conftest import ROOT
 
@@ -102,7 +102,10 @@ def hostile(served: Served, debug_labels: Path, debug_clusters: Path, tmp_path: 
         feature["reviews"] = [said | {"shown": "other", "at": HOSTILE}] if number == 0 else []
     file.write_text(json.dumps(labels), encoding="utf-8")
     session = served.workbench.session
-    texts = {latent: LabelText(HOSTILE, 0.5) for latent in range(session.sae.num_latents)}
+    texts = {
+        latent: LabelText(HOSTILE, 0.5, latent % 2 == 0)
+        for latent in range(session.sae.num_latents)
+    }
     bench = Workbench(
         type(session)(session.lm, session.sae, session.decoder, texts, session.explainer),
         max_tokens=64,
@@ -119,8 +122,9 @@ class Running:
         self.socket = listen("127.0.0.1", 0)
         self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}/"
         self.reviews = served.catalogue.reviews
-        config = uvicorn.Config(make_app(served), log_level="error", lifespan="off", ws="none")
-        self._server = uvicorn.Server(config)
+        self.app = make_app(served)
+        self.port = int(self.socket.getsockname()[1])
+        self._server = make_server(self.app)
         self._thread = threading.Thread(target=self._server.run, args=([self.socket],))
 
     def __enter__(self) -> Running:

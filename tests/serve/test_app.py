@@ -8,6 +8,7 @@ import re
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from rldecoder.explain.inputs import LabelText
 from rldecoder.explain.text import visible_token
 from rldecoder.interp.records import Review
 from rldecoder.interp.review import ReviewLine, append_review, read_reviews
@@ -356,6 +358,35 @@ def test_hostile_labels_and_prompts_come_back_visible_and_short(hostile: Served)
         for string in strings:
             assert not set(string) & set("\u202e\u200b\x1b")
             assert LONG[:500] not in string
+
+
+def test_a_label_below_the_bar_is_marked_wherever_it_is_sent(served: Served) -> None:
+    session = served.workbench.session
+    texts = {
+        latent: LabelText(
+            f"sure {latent}" if latent % 2 else f"guess {latent}", 0.5, latent % 2 > 0
+        )
+        for latent in range(session.sae.num_latents)
+    }
+    bench = Workbench(replace(session, labels=texts), max_tokens=64)
+    client = client_of(served._replace(workbench=bench))
+    last = len(bench.encode(PROMPT)) - 1
+    found = ask(client, "/api/position", prompt=PROMPT, position=last)
+    traced = ask(client, "/api/trace", prompt=PROMPT)["tokens"][last]
+    seen = set()
+    for feature in found["features"] + traced["features"]:
+        sure, text = feature["latent"] % 2 > 0, texts[feature["latent"]].text
+        seen.add(sure)
+        assert feature["label"] == (text if sure else None)
+        assert feature["unsure_label"] == (None if sure else text)
+        assert (feature["quoted"], feature["confidence"]) == (sure, 0.5)
+    assert seen == {True, False}
+    said = ask(client, "/api/explain", prompt=PROMPT, position=last)
+    assert "guess" not in json.dumps(said)
+    assert "no accepted label" in said["method_a"]
+    for card in client.get("/api/features", params={"count": 48}).json()["cards"]:
+        (feature,) = [f for f in served.catalogue.labels.features if f.latent == card["latent"]]
+        assert card["high"] == feature.high_confidence
 
 
 def _strings(value: Any) -> Any:

@@ -223,7 +223,7 @@ def test_a_hostile_claim_does_nothing(running: Running) -> None:
     prediction = {"token": HOSTILE_MARKUP, "p": 0.5, "then": []}
     claim = {
         "sentence": HOSTILE_MARKUP, "verdict": "<img src=x>", "css": "supported",
-        "effect": 0.25, "frozen_effect": -0.5, "noise": 0.125,
+        "effect": 0.25, "frozen_effect": -0.5, "frozen_noise": 0.25, "noise": 0.125,
     }  # fmt: skip
     answer = {
         "prompt": HOSTILE_MARKUP, "cut": False, "kl": 0.1, "frozen": prediction,

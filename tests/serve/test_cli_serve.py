@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,8 +14,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from rldecoder.cli.serve import allowed_hosts, listen
+from rldecoder.artifacts.store import ArtifactStore
+from rldecoder.cli.serve import REPORT, _read_report, allowed_hosts, listen
+from rldecoder.config.run import load_run_config
 from rldecoder.errors import BadInputError
+from rldecoder.runner import plan
 from tests.conftest import ROOT
 
 
@@ -56,6 +61,29 @@ def test_the_command_says_what_is_missing_before_it_loads(tmp_path: Path) -> Non
         assert result.returncode == 2
         assert message in " ".join(result.stderr.split())
         assert "Traceback" not in result.stderr
+
+
+def test_a_report_is_served_only_as_it_was_published(debug_store: Path, tmp_path: Path) -> None:
+    run = load_run_config(ROOT / "configs" / "debug.yaml")
+    ref = plan(run)["report"]
+    said: list[str] = []
+    assert _read_report(ArtifactStore(tmp_path), ref, said.append) is None
+    assert said == []  # there is none yet
+    folder = Path(
+        shutil.copytree(ArtifactStore(debug_store).path(ref), ArtifactStore(tmp_path).path(ref))
+    )
+    page = folder / REPORT
+    published, before = page.read_bytes(), page.stat()
+    assert _read_report(ArtifactStore(tmp_path), ref, said.append) == published
+    store = ArtifactStore(tmp_path)
+    store.verify(ref)
+    # As long and as old as what this store has verified already.
+    page.write_bytes(published.replace(b"Targets", b"targets", 1))
+    os.utime(page, ns=(before.st_atime_ns, before.st_mtime_ns))
+    for opened in (store, ArtifactStore(tmp_path)):
+        said.clear()
+        assert _read_report(opened, ref, said.append) is None
+        assert "The report is not served" in said[0]
 
 
 @pytest.mark.slow

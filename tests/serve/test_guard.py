@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 
+from rldecoder.serve.guard import HEADERS
 from tests.serve.conftest import HOST, PROMPT
 
 BODY = {"prompt": PROMPT}
@@ -30,7 +34,10 @@ def test_other_names_are_turned_away(client: TestClient, host: str) -> None:
 @pytest.mark.parametrize("host", ["localhost:1", "LOCALHOST", "127.0.0.1", "[::1]:8760"])
 def test_our_own_names_are_answered_at_any_port(client: TestClient, host: str) -> None:
     """A tunnel changes the port."""
-    assert client.get("/", headers={"host": host}).status_code == 200
+    there = {"host": host, "origin": f"http://{host}"}
+    assert client.get("/", headers=there).status_code == 200
+    assert client.post("/api/trace", json=BODY, headers=there).status_code == 200
+    assert client.get("/", headers=there | {"origin": "http://localhost:2"}).status_code == 403
 
 
 @pytest.mark.parametrize(
@@ -106,6 +113,23 @@ def test_the_browser_may_load_only_our_files(client: TestClient) -> None:
         assert "access-control-allow-origin" not in headers
     refused = client.get("/", headers={"host": "evil.example"})
     assert "default-src 'none'" in refused.headers["content-security-policy"]
+
+
+def test_the_report_has_the_same_headers_and_its_own_script_alone(client: TestClient) -> None:
+    answer = client.get("/report")
+    assert answer.status_code == 200
+    script = re.search("<script>(.*?)</script>", answer.text, re.DOTALL)
+    assert script is not None
+    digest = base64.b64encode(hashlib.sha256(script[1].encode()).digest()).decode()
+    policy = answer.headers["content-security-policy"]
+    assert f"script-src 'sha256-{digest}';" in policy
+    for rule in ("default-src 'none'", "frame-ancestors 'none'", "form-action 'none'",
+                 "require-trusted-types-for 'script'"):  # fmt: skip
+        assert rule in policy
+    page = client.get("/").headers
+    for name in HEADERS:
+        if name != "content-security-policy":
+            assert answer.headers[name] == page[name]
 
 
 def test_preflights_get_no_permission(client: TestClient) -> None:

@@ -14,15 +14,19 @@ Inputs = TypeVar("Inputs", bound=tuple[Artifact, ...])
 
 
 def published(
-    kind: type[A], folder: Path, output: Output = Output(), config: Mapping[str, Any] | None = None
+    kind: type[A],
+    folder: Path,
+    output: Output | None = None,
+    config: Mapping[str, Any] | None = None,
 ) -> A:
     """What a stage left in `folder` and returned, as an artifact."""
+    returned = output or Output()
     return kind(
         folder=folder,
         digest="0" * 16,
-        metrics=output.metrics,
+        metrics=returned.metrics,
         config=config or {},
-        verdict=output.verdict,
+        verdict=returned.verdict,
     )
 
 

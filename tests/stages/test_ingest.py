@@ -11,12 +11,15 @@ import numpy as np
 import pytest
 
 from rldecoder.config.data import IngestConfig
+from rldecoder.data.documents import Candidate, Document
 from rldecoder.data.shards import read_token_table, read_tokens
 from rldecoder.errors import BadInputError
+from rldecoder.lm.text_tokens import encode_prompt
 from rldecoder.schemas import read_json, read_parquet
 from rldecoder.stages.context import InputArtifact, StageContext
 from rldecoder.stages.ingest import load_tokenizer
 from rldecoder.stages.table import stage_named
+from tests.tiny_models import BOS, with_tokens_around
 
 STAGE = stage_named("ingest")
 
@@ -139,6 +142,91 @@ def test_duplicates_across_splits_go(
     assert any("train holds" in note for note in ctx.report.notes)  # type: ignore[attr-defined]
 
 
+def test_long_documents_are_read_on_where_their_beginnings_fill_no_split(
+    tmp_path: Path, model: dict[str, InputArtifact], context: MakeContext
+) -> None:
+    """20 documents of 60 lines, cut at about 6: without their rest 9 in 10 tokens are lost."""
+    path = tmp_path / "long.jsonl"
+    rows = [{"text": "\n".join(f"w{doc}x{i} " * 6 for i in range(60))} for doc in range(20)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    base = {"sources": [{"type": "local", "paths": [str(path)]}], "ood_sources": []}
+    roomy = {"train": 400_000, "validation": 0, "label": 0, "test": 400_000, "ood": 0}
+    limits = {"max_document_chars": 300, "min_document_chars": 50}
+
+    ctx, whole = context("roomy"), context("whole")
+    STAGE.run(model, settings(tmp_path, **base, budget_tokens=roomy, **limits), ctx)
+    STAGE.run(
+        model, settings(tmp_path, **base, budget_tokens=roomy, max_document_chars=None), whole
+    )
+    provenance, expected = (read_json(c.out / "provenance.json") for c in (ctx, whole))
+    for split in ("train", "test"):
+        found, all_tokens = (p["splits"][split]["tokens"] for p in (provenance, expected))
+        assert found == pytest.approx(all_tokens, rel=0.1)
+    documents = expected["splits"]["train"]["documents"] + expected["splits"]["test"]["documents"]
+    assert provenance["continued_documents"] == documents
+    notes = " ".join(ctx.report.notes)  # type: ignore[attr-defined]
+    assert "were read on after their first 300 characters" in notes
+    # All pieces of a document are in its split.
+    splits: dict[str, set[str]] = {}
+    for row in read_parquet(ctx.out / "documents.parquet").to_pylist():
+        splits.setdefault(row["title"].split(" (part")[0], set()).add(row["split"])
+    assert all(len(names) == 1 for names in splits.values())
+
+    # Budgets that the beginnings fill see many documents, as before.
+    small = {"train": 640, "validation": 0, "label": 0, "test": 64, "ood": 0}
+    ctx = context("small")
+    STAGE.run(model, settings(tmp_path, **base, budget_tokens=small, **limits), ctx)
+    provenance = read_json(ctx.out / "provenance.json")
+    assert "continued_documents" not in provenance
+    assert "cut_characters" not in provenance
+
+
+def test_what_the_limit_cut_off_is_said(
+    model: dict[str, InputArtifact], context: MakeContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The documentation of packages is not read on; the note says why a split is not full."""
+    text = "\n".join(f"word{i} " * 6 for i in range(100))
+
+    texts = {f"k{i}": text.replace("w", f"w{i}") for i in range(9)}
+    found = [
+        Candidate(key, lambda key=key: Document(key, key, "s", "MIT", texts[key]))  # type: ignore[misc]
+        for key in texts
+    ]
+    monkeypatch.setattr("rldecoder.data.sources.pydocs_candidates", lambda *_: found)
+    budget = {"train": 64_000, "validation": 0, "label": 0, "test": 0, "ood": 0}
+    ctx = context()
+    config = IngestConfig.model_validate(
+        {"context_length": 32, "budget_tokens": budget, "max_document_chars": 500,
+         "ood_sources": []}
+    )  # fmt: skip
+    STAGE.run(model, config, ctx)
+    (note,) = [n for n in ctx.report.notes if "train holds" in n]  # type: ignore[attr-defined]
+    assert "characters of its documents were cut off by `ingest.max_document_chars`" in note
+    provenance = read_json(ctx.out / "provenance.json")
+    assert provenance["cut_characters"]["train"] > 1000
+
+
+def test_what_is_no_text_is_in_the_provenance(
+    tmp_path: Path, model: dict[str, InputArtifact], context: MakeContext
+) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    rows = [json.loads(line) for line in corpus(tmp_path).read_text().splitlines()]
+    rows += [{"text": ["a list"]}, {"text": "x", "licence": "\ud83d"}, {"text": None}]
+    (folder / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (folder / "._a.jsonl").write_text("resource fork")
+    (folder / "b.pdf").write_bytes(b"%PDF")
+    ctx = context()
+    STAGE.run(model, settings(tmp_path, sources=[{"type": "local", "paths": [str(folder)]}]), ctx)
+    provenance = read_json(ctx.out / "provenance.json")
+    assert provenance["dropped_documents"]["not_text"] == 1
+    assert provenance["dropped_documents"]["no_text"] == 1
+    assert provenance["left_out_files"] == {".pdf": 1, "hidden": 1}
+    notes = " ".join(ctx.report.notes)  # type: ignore[attr-defined]
+    assert "1 .pdf" in notes
+    assert "1 not text" in notes
+
+
 def test_python_corpus_by_default(model: dict[str, InputArtifact], context: MakeContext) -> None:
     ctx = context()
     config = IngestConfig.model_validate(
@@ -190,3 +278,26 @@ def test_fractions_must_sum_to_one() -> None:
         IngestConfig.model_validate(
             {"fractions": {"train": 0.8, "validation": 0.1, "label": 0.1, "test": 0.1}}
         )
+
+
+def test_text_begins_as_prompts_do(tiny_lm_dir: Path, tmp_path: Path, context: MakeContext) -> None:
+    with_tokens_around(tiny_lm_dir, tmp_path / "sync" / "model", bos=True, eos=True)
+    model = InputArtifact("model", "sync_tokenizer", "d", tmp_path / "sync", {}, {})
+    ctx = context()
+    STAGE.run({"sync_tokenizer": model}, settings(tmp_path), ctx)
+    tokenizer = load_tokenizer(tmp_path / "sync" / "model")
+    rows = np.concatenate([read_tokens(ctx.out, split) for split in BUDGETS])
+    assert (rows[:, 0] == BOS).all()
+    ends = rows[:, :-1] == tokenizer.eos_token_id
+    assert ends.any()
+    assert (rows[:, 1:][ends] == BOS).all()
+    # A document begins as a prompt of its text does.
+    lines = (tmp_path / "main.jsonl").read_text().splitlines()[1:]
+    prompts = [encode_prompt(tokenizer, json.loads(line)["text"])[:8] for line in lines]
+    starts = [row[i : i + 8] for row in rows.tolist() for i, t in enumerate(row) if t == BOS]
+    assert sum(prompt in starts for prompt in prompts) > 3
+    # Without such a token nothing is put in front.
+    plain = context()
+    artifact = InputArtifact("model", "sync_tokenizer", "d", tiny_lm_dir.parent, {}, {})
+    STAGE.run({"sync_tokenizer": artifact}, settings(tmp_path), plain)
+    assert (read_tokens(plain.out, "train")[:, 0] != BOS).all()

@@ -71,8 +71,11 @@ def test_a_killed_sweep_goes_on(
     monkeypatch.setattr(sweep_sae, "train_small", limited)
     with pytest.raises(KeyboardInterrupt):
         STAGE.run(inputs, CONFIG, killed)
+    weights = min((killed.progress / "saes").rglob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
     STAGE.run(inputs, CONFIG, killed)
-    assert len(calls) == 3 + 2
+    assert len(calls) == 3 + 3  # the damaged one too
+    assert weights.read_bytes()[-1:] != b"?"
     for name in ("sweep.parquet", "verdict.json", "sweep.svg"):
         assert (killed.out / name).read_bytes() == (whole.out / name).read_bytes()
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -11,6 +13,7 @@ from rldecoder import schemas
 from rldecoder.artifacts.store import ArtifactStore
 from rldecoder.config.run import RunConfig, load_run_config
 from rldecoder.curves import read_curves
+from rldecoder.explain.claims import Verdict
 from rldecoder.explain.explainer import Explainer
 from rldecoder.explain.methods import BASELINES
 from rldecoder.explain.pairs import PAIRS
@@ -91,7 +94,13 @@ def test_what_is_published(inputs: dict[str, InputArtifact], config: RunConfig) 
     for example in examples:
         assert "because" not in example["method_a"].lower()
         for checked in example["claims"]:
-            assert checked["verdict"] in ("supported", "contradicted", "too small to tell")
+            assert checked["verdict"] in get_args(Verdict)
+    found = evaluation["frozen_model"]
+    verdicts = Counter(c["verdict"] for example in examples for c in example["claims"])
+    assert {name: count for name, count in found["verdicts"].items() if count} == verdicts
+    assert found["num_claims"] == verdicts.total()
+    assert found["precision"] == pytest.approx(verdicts["supported"] / verdicts.total())
+    assert found["precision_decoder"] >= found["precision"]
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ import pytest
 from rldecoder.artifacts.store import ArtifactStore
 from rldecoder.config.run import RunConfig, load_run_config
 from rldecoder.devices import FAKE_DEVICES, DeviceLease, lease_device
-from rldecoder.errors import DamagedFileError, GateFailedError, NoResourceError
+from rldecoder.errors import DamagedFileError, GateFailedError, InterruptedRunError, NoResourceError
 from rldecoder.reporting import Bar
 from rldecoder.runner import StageRun, plan
 from tasks import stage_process
@@ -126,14 +126,14 @@ def test_the_child_sees_the_leased_device_only(act: Act) -> None:
 @pytest.mark.parametrize(
     ("line", "error", "text"),
     [
-        ('type="DamagedFileError", parts=["what", "why", "mend"], errno=None', DamagedFileError,
+        ('type="DamagedFileError", parts=["what", "why", "mend"]', DamagedFileError,
          "what why mend"),
-        ('type="GateFailedError", parts=["no", "", ""], errno=None', GateFailedError, "no"),
-        ('type="OSError", parts=None, errno=28, message="full"', OSError, "full"),
-        ('type="KeyError", parts=None, errno=None, message="x", traceback="line 7"',
-         StageProcessError, "KeyError.*line 7"),
+        ('type="GateFailedError", parts=["no", "", ""]', GateFailedError, "no"),
+        ('type="InterruptedRunError", parts=["no", "", ""]', InterruptedRunError, "no"),
+        ('type="KeyError", parts=None, message="KeyError: x", traceback="line 7"',
+         StageProcessError, "KeyError"),
         # The name of a class is data: it selects among our own errors and nothing else.
-        ('type="annotations", parts=["a", "", ""], errno=None, message="m", traceback="t"',
+        ('type="annotations", parts=["a", "", ""], message="annotations: m", traceback="t"',
          StageProcessError, "annotations"),
     ],
 )  # fmt: skip
@@ -145,9 +145,21 @@ def test_errors_come_back_as_what_they_were(
     assert type(caught.value) is error
 
 
-def test_a_crash_shows_the_end_of_its_output(act: Act) -> None:
-    with pytest.raises(StageProcessError, match=r"(?s)status 5.*last words"):
+def test_a_crash_keeps_the_end_of_its_output_for_the_report(act: Act) -> None:
+    with pytest.raises(StageProcessError, match="status 5") as caught:
         act('print("last words", flush=True)\nos._exit(5)')
+    assert caught.value.__notes__ == ["last words"]
+    assert caught.value.exit_code == 70
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_child_that_was_stopped_is_an_interruption(act: Act, number: int) -> None:
+    with pytest.raises(InterruptedRunError, match="was stopped"):
+        act(f"""
+import signal
+signal.signal({number}, signal.SIG_DFL)
+os.kill(os.getpid(), {number})
+""")
 
 
 def test_a_process_killed_by_the_system_is_a_lack_of_memory(act: Act) -> None:

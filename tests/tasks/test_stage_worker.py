@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from rldecoder.config.run import load_run_config
+from rldecoder.errors import GateFailedError
 from tasks import stage_worker
 from tasks.stage_worker import PipeReporter, work
 
@@ -62,20 +63,36 @@ def test_numpy_numbers_are_sent_as_numbers(stream: io.StringIO) -> None:
 
 
 def test_our_errors_are_sent_in_parts(tmp_path: Path, stream: io.StringIO) -> None:
-    assert not work(request(tmp_path), PipeReporter(stream))  # ingest without its input
+    assert work(request(tmp_path), PipeReporter(stream)) == 2  # ingest without its input
     (error,) = lines(stream)
     assert error["type"] == "BadInputError"
     assert error["parts"][0] == "Stage ingest cannot run yet."
 
 
-def test_other_errors_are_sent_with_their_traceback(
-    tmp_path: Path, stream: io.StringIO, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("raised", "code", "name"),
+    [
+        (PermissionError(13, "not yours"), 2, "BadInputError"),
+        (MemoryError(), 2, "NoResourceError"),
+        (GateFailedError("no"), 1, "GateFailedError"),
+        (KeyError("x"), 70, "KeyError"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_the_child_says_what_it_was_and_ends_with_its_code(
+    tmp_path: Path,
+    stream: io.StringIO,
+    monkeypatch: pytest.MonkeyPatch,
+    raised: Exception,
+    code: int,
+    name: str,
 ) -> None:
     def fail(*arguments: Any, **named: Any) -> None:
-        raise PermissionError(13, "not yours")
+        raise raised
 
     monkeypatch.setattr(stage_worker, "run_stage", fail)
-    assert not work(request(tmp_path), PipeReporter(stream))
+    assert work(request(tmp_path), PipeReporter(stream)) == code
     (error,) = lines(stream)
-    assert (error["errno"], error["parts"]) == (13, None)
-    assert "not yours" in error["traceback"]
+    assert error["type"] == name
+    assert (error["parts"] is None) == (code == 70)
+    assert "Traceback" in error["traceback"]

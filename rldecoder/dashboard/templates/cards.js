@@ -74,9 +74,11 @@ const Cards = (() => {
     + (review.label ? " and gave “" + review.label + "”" : "")
     + (review.note ? " (" + review.note + ")" : "")
     + (review.at ? ", " + review.at.replace("T", " ").replace("+00:00", " UTC") : "");
+  // A label below the bar of confidence is a guess, and says so wherever it stands.
+  const name = (feature) => (feature.label ? (feature.high ? "" : "unsure: ") + feature.label : "no label: " + feature.failure);
   const card = (feature) => {
     const box = element("article", "panel card");
-    box.append(element("h4", "", "#" + feature.latent + "  " + (feature.label || "no label: " + feature.failure)));
+    box.append(element("h4", "", "#" + feature.latent + "  " + name(feature)));
     const interval = feature.confidence_low === undefined ? ""
       : " [" + number(feature.confidence_low, 2) + ", " + number(feature.confidence_high, 2) + "]";
     const facts = [

@@ -15,6 +15,7 @@ from rldecoder.config.base import hash_json
 from rldecoder.interp.llm.backends import AttemptError, ChatRequest, Prices, Reply, TokenCount
 from rldecoder.interp.llm.prompts import Message
 from rldecoder.lm.frozen import FrozenLM
+from rldecoder.lm.text_tokens import tokens_in_front
 
 _SLOT = "\u241fcontent {}\u241f"
 """Stands for a message while the chat template runs; no template prints such a text."""
@@ -48,8 +49,7 @@ class LocalChatModel:
         self.name, self._weights = f"{name} (local)", weights
         self.temperature, self._dtype = temperature or 0.0, dtype
         self._lock = threading.Lock()
-        known = getattr(self._lm.model.config, "max_position_embeddings", None)
-        self._longest = int(known) if known else None
+        self._longest = self._lm.context_length
 
     def identity(self) -> dict[str, Any]:
         """See `ChatModel`."""
@@ -75,7 +75,8 @@ class LocalChatModel:
         that holds `<|im_end|>` can end no turn.
         """
         text = self._render([Message(m.role, _SLOT.format(i)) for i, m in enumerate(messages)])
-        ids: list[int] = []
+        # A template writes its own beginning of text.
+        ids = [] if self._lm.tokenizer.chat_template else tokens_in_front(self._lm.tokenizer)
         for index, message in enumerate(messages):
             before, slot, text = text.partition(_SLOT.format(index))
             assert slot, "the chat template dropped a message"
@@ -89,7 +90,7 @@ class LocalChatModel:
             AttemptError: the prompt and the longest answer do not fit the model's context.
         """
         ids = self.encode(request.messages)
-        if self._longest is not None and len(ids) + request.max_tokens > self._longest:
+        if len(ids) + request.max_tokens > self._longest:
             raise AttemptError("rejected", again=False)
         with self._lock:
             out = self._generate(ids, request.max_tokens)
@@ -120,14 +121,8 @@ class LocalChatModel:
         return [int(token) for token in found[0, len(ids) :]]
 
     def _end_ids(self) -> list[int]:
-        """What ends an answer: of the generation settings (a chat's end of turn), else the end of
-        text."""
-        ends = self._lm.model.generation_config.eos_token_id
-        if ends is None:
-            ends = self._lm.tokenizer.eos_token_id
-        if ends is None:
-            return []
-        return list(ends) if isinstance(ends, list) else [int(ends)]
+        """What ends an answer: a chat's end of turn and the end of text."""
+        return self._lm.end_token_ids
 
     def _tokens(self, text: str, *, control: bool) -> list[int]:
         found = self._lm.tokenizer(

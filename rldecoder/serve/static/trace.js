@@ -101,6 +101,8 @@ const Trace = (() => {
     at("active-rows").replaceChildren(...[...state.features].sort((a, b) => by(b) - by(a)).map(featureRow));
   };
 
+  // A label below the bar of confidence is shown as a guess.
+  const labelText = (feature) => feature.label || (feature.unsure_label ? "unsure: " + feature.unsure_label : "no label");
   const featureRow = (feature) => {
     const row = element("tr");
     const name = element("td");
@@ -108,7 +110,7 @@ const Trace = (() => {
     open.type = "button";
     open.setAttribute("aria-haspopup", "dialog");
     open.addEventListener("click", () => showCard(feature.latent));
-    name.append(open, element("span", "label-text" + (feature.label ? "" : " none"), feature.label || "no label"));
+    name.append(open, element("span", "label-text" + (feature.label ? "" : " none"), labelText(feature)));
     const change = element("td");
     const button = (text, what, factor) => {
       const node = element("button", "", text);
@@ -179,7 +181,7 @@ const Trace = (() => {
       const measure = element("div", "measure");
       measure.append(element("span", "chip " + claim.css, claim.verdict), element("br"),
         "measured " + nats(claim.effect) + " nats (chance " + claim.noise.toFixed(2) + ")");
-      if (claim.frozen_effect !== null) measure.append(element("br"), "frozen model " + nats(claim.frozen_effect));
+      if (claim.frozen_effect !== null) measure.append(element("br"), "frozen model " + nats(claim.frozen_effect) + " (chance " + claim.frozen_noise.toFixed(2) + ")");
       item.append(words, measure);
       list.append(item);
     });

@@ -1,0 +1,36 @@
+"""JSON of files that may be damaged or hostile, with one kind of error."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+MAX_BYTES = 64 << 20
+"""The largest JSON file read here, a tokenizer's or the index of a model's weights, has 40 MB."""
+
+
+def parse_json(text: str | bytes) -> Any:
+    """`json.loads` whose every failure is a ValueError, nesting of thousands included.
+
+    Raises:
+        ValueError: it is not JSON, not UTF-8, or nested too deeply.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply to be data") from None
+
+
+def read_json_file(path: Path, *, max_bytes: int = MAX_BYTES) -> Any:
+    """The JSON of a file.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not JSON, not UTF-8, nested too deeply, or larger than `max_bytes`.
+    """
+    with path.open("rb") as file:
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise ValueError(f"it is larger than {max_bytes >> 20} MB")
+    return parse_json(data.decode("utf-8"))

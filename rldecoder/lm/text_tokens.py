@@ -1,0 +1,101 @@
+"""Text to tokens, one way for documents and one for prompts, and the tokens that end an answer.
+
+Some tokenizers put tokens around every text: a beginning-of-text token in front (Llama, Gemma),
+or an end-of-text token behind (`add_eos_token`). What stands in front belongs before documents
+and prompts alike, or the model reads the one otherwise than the other. What stands behind belongs
+to no prompt: nothing is to be continued after the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from rldecoder.errors import BadInputError
+
+# Any ordinary text: it shows what is put around it.
+_SAMPLE = "The city"
+
+
+def tokens_in_front(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What the tokenizer puts in front of every text: most often nothing, or its BOS token.
+
+    Raises:
+        BadInputError: it changes the text's own tokens too.
+    """
+    bare = _bare(tokenizer, _SAMPLE)
+    whole = list(tokenizer(_SAMPLE, verbose=False)["input_ids"])
+    for start in range(len(whole) - len(bare) + 1):
+        if whole[start : start + len(bare)] == bare:
+            return whole[:start]
+    raise BadInputError(
+        f"The tokenizer in {tokenizer.name_or_path} tokenises a text otherwise once its special "
+        "tokens are added.",
+        f"{_SAMPLE!r} is {bare} without and {whole} with them.",
+        "Correct `post_processor` in tokenizer.json: it may only put tokens around a text.",
+    )
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Tokens of a text to be continued: those in front, the text's own, and nothing behind.
+
+    Special tokens that the text spells are read as such, as a chat's turns need.
+    """
+    return tokens_in_front(tokenizer) + _bare(tokenizer, text)
+
+
+def encode_prompts(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], longest: int | None = None
+) -> list[list[int]]:
+    """`encode_prompt` of several texts.
+
+    Args:
+        longest: tokens that the model reads; a longer text keeps its end, where the question is.
+    """
+    front = tokens_in_front(tokenizer)
+    rows = [_bare(tokenizer, text) for text in texts]
+    if longest is not None:
+        rows = [row[-(longest - len(front)) :] for row in rows]
+    return [front + row for row in rows]
+
+
+def encode_documents(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """Tokens of the texts alone; `SequencePacker` adds what stands in front of each and its end.
+
+    Text that spells a special token stays text: it must not end a document.
+    """
+    found = tokenizer(
+        list(texts),
+        add_special_tokens=False,
+        split_special_tokens=True,
+        return_attention_mask=False,
+        verbose=False,
+    )
+    return [list(row) for row in found["input_ids"]]
+
+
+def end_token_ids(
+    tokenizer: PreTrainedTokenizerBase, generation: GenerationConfig | None
+) -> list[int]:
+    """All tokens that end an answer, sorted: the tokenizer's end of text, and those that the
+    model's generation settings name (Llama 3, Qwen and Gemma have several)."""
+    named = None if generation is None else generation.eos_token_id
+    ends = set(named) if isinstance(named, Iterable) else set() if named is None else {named}
+    if tokenizer.eos_token_id is not None:
+        ends.add(tokenizer.eos_token_id)
+    return sorted(int(end) for end in ends)
+
+
+def answer_texts(
+    tokenizer: PreTrainedTokenizerBase, rows: Iterable[Sequence[int]], ends: Iterable[int]
+) -> list[str]:
+    """What generated tokens say, without special tokens and without those that ended the answer
+    (which a tokenizer need not call special)."""
+    left_out = set(ends)
+    kept = [[token for token in row if token not in left_out] for row in rows]
+    return list(tokenizer.batch_decode(kept, skip_special_tokens=True))
+
+
+def _bare(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])

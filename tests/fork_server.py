@@ -1,0 +1,65 @@
+"""Runs `rldecoder` commands in forks of a process that has imported everything already.
+
+An interpreter and its imports cost ten CPU seconds; a fork costs none. `python -m
+tests.fork_server` reads lines of JSON (`arguments`, and the file `log` for the output), and answers
+each with two lines: the child's process id, once it is about to begin, and its exit code.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from typing import Any
+
+import torch
+import transformers  # noqa: F401
+
+import rldecoder.cli.commands
+import rldecoder.cli.run
+import rldecoder.explain.session  # noqa: F401
+from rldecoder import interrupts, provenance
+from rldecoder.cli.main import main
+from rldecoder.stages.table import STAGES
+
+
+def child(arguments: list[str], log: str, answers: int) -> None:
+    """Become the command. A signal that comes before it listens waits until it does."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, interrupts.SIGNALS)
+    original = interrupts.listen
+
+    def listen() -> None:
+        original()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, interrupts.SIGNALS)
+
+    interrupts.listen = listen
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    sys.argv = ["rldecoder", *arguments]
+    os.write(answers, f"{os.getpid()}\n".encode())
+    try:
+        main()
+    except SystemExit as end:
+        sys.stdout.flush()
+        os._exit(int(end.code or 0))  # tearing down what the server imported takes a second
+
+
+def serve() -> None:
+    """Fork for every line of stdin, and wait for the child."""
+    torch.set_num_threads(1)
+    for stage in STAGES:
+        provenance.source_digest(stage.run.__module__)  # two seconds that no child needs to spend
+    answers = os.dup(1)
+    for line in sys.stdin:
+        request: dict[str, Any] = json.loads(line)
+        pid = os.fork()
+        if pid == 0:
+            child(request["arguments"], request["log"], answers)
+        status = os.waitpid(pid, 0)[1]
+        os.write(answers, f"{os.waitstatus_to_exitcode(status)}\n".encode())
+
+
+if __name__ == "__main__":
+    serve()

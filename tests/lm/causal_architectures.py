@@ -1,0 +1,240 @@
+"""Tiny random models of every causal architecture of the pinned transformers, and what becomes of
+them: exact or refused.
+
+A configuration is made small by its own setting names, so that a new architecture needs no line
+here as long as it uses the common ones.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DynamicCache,
+    PreTrainedConfig,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from rldecoder.errors import BadInputError
+from rldecoder.lm.frozen import FrozenLM
+from rldecoder.lm.proof import prove
+
+ARCHITECTURES = tuple(sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES))
+
+DEPTH = 4
+LENGTH = 24
+"""Beyond every window below."""
+_SMALL: dict[str, Any] = {
+    "vocab_size": 512, "hidden_size": 32, "num_hidden_layers": DEPTH, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 48, "ffn_hidden_size": 48,
+    "max_position_embeddings": 128, "n_positions": 128, "initializer_range": 0.2, "init_std": 0.2,
+    "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0, "sliding_window": 6,
+    # Factors that an implementation may forget must not be 1.
+    "logits_scaling": 4.0, "logit_scale": 0.25, "final_logit_softcapping": 3.0,
+    "embedding_multiplier": 3.0, "residual_multiplier": 0.5, "attention_multiplier": 0.4,
+    "lm_head_multiplier": 0.3, "query_pre_attn_scalar": 8, "scale_emb": 3,
+    # Experts.
+    "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "moe_num_experts": 4,
+    "num_experts_per_tok": 2, "moe_topk": 2, "n_shared_experts": 1, "num_shared_experts": 1,
+    "moe_intermediate_size": 16, "expert_ffn_hidden_size": 16, "moe_num_shared_experts": 1,
+    "shared_expert_intermediate_size": 16, "shared_intermediate_size": 16, "n_group": 1,
+    "topk_group": 1, "first_k_dense_replace": 1, "num_dense_layers": 1, "moe_k": 2,
+    "moe_ffn_hidden_size": 16, "moe_shared_expert_intermediate_size": 16,
+    # Latent attention, indexers.
+    "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8,
+    "v_head_dim": 8, "index_n_heads": 2, "index_head_dim": 8, "index_topk": 4,
+    # State-space and linear attention.
+    "mamba_d_state": 8, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_expand": 2,
+    "mamba_n_groups": 1, "mamba_chunk_size": 8, "state_size": 8, "n_groups": 1, "chunk_size": 8,
+    "mamba_num_heads": 4, "mamba_head_dim": 16, "ssm_state_size": 8, "mamba_d_ssm": 64,
+    "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8, "time_step_rank": 4, "conv_kernel": 4, "lru_width": 32,
+    "attention_window_size": 6, "attention_chunk_size": 6, "block_size": 8,
+    # Per-layer embeddings, shared keys and values.
+    "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 512, "laurel_rank": 4,
+    "num_kv_shared_layers": 0, "global_head_dim": 8, "altup_num_inputs": 2,
+    # Encoder-decoders and others of their own names.
+    "d_model": 32, "d_kv": 8, "d_ff": 48, "encoder_layers": 2, "decoder_layers": 2,
+    "encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 48, "n_layers": DEPTH, "n_heads": 4, "n_layer": DEPTH, "n_head": 4,
+    "n_embd": 32, "n_inner": 48, "rotary_dim": 4, "max_seq_len": 128, "embedding_size": 32,
+    "ffn_dim": 48, "attention_heads": 4, "num_layers": DEPTH, "max_position_embedding": 128,
+}  # fmt: skip
+_MOST_PARAMETERS = 20_000_000
+_MIXED = ["sliding_attention", "full_attention"] * 2
+_OWN: dict[str, dict[str, Any]] = {
+    "cohere_compass_text": {"layer_types": _MIXED},
+    "dbrx": {
+        "attn_config": {"rope_theta": 1e4, "kv_n_heads": 2},
+        "ffn_config": {"ffn_hidden_size": 16, "moe_num_experts": 4, "moe_top_k": 2},
+    },
+    "gemma4_text": {"layer_types": _MIXED},
+    "gemma4_unified_text": {"layer_types": _MIXED},
+    "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
+    "mamba2": {"num_heads": 8, "head_dim": 8},
+    "reformer": {"is_decoder": True},
+    "zamba2": {"layers_block_type": ["mamba", "hybrid"] * 2},
+    "zaya": {"num_experts_per_tok": 1},
+}
+"""What single architectures need besides."""
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "falcon, alibi": ("falcon", {"alibi": True}),
+    "falcon, new": ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}),
+    "gemma3, mixed": ("gemma3_text", {"layer_types": _MIXED}),
+    "gemma4, shared keys": (
+        "gemma4_unified_text", {"layer_types": _MIXED, "num_kv_shared_layers": 2},
+    ),
+    "gpt_bigcode, many heads": ("gpt_bigcode", {"multi_query": False}),
+    "gpt2, inverse": ("gpt2", {"scale_attn_by_inverse_layer_idx": True}),
+    "gpt2, upcast": ("gpt2", {"reorder_and_upcast_attn": True}),
+    "granite 4, dense": (
+        "granitemoehybrid",
+        {"layer_types": ["attention"] * DEPTH, "num_local_experts": 0, "num_experts_per_tok": 0},
+    ),
+    "llama, biased": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    "phi, normed": ("phi", {"qk_layernorm": True}),
+    "phi3, partial": ("phi3", {"partial_rotary_factor": 0.5}),
+    "qwen2, windows": ("qwen2", {"use_sliding_window": True, "max_window_layers": 2}),
+    "stablelm, parallel": ("stablelm", {"use_parallel_residual": True, "qk_layernorm": True}),
+}  # fmt: skip
+"""Settings under which an architecture runs other code: name -> (model type, settings)."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the project makes of one architecture."""
+
+    name: str
+    """Of the architecture (its `model_type`) or variant."""
+    status: str
+    """`exact`, `refused`, `wrong` or `not made`."""
+    reason: str
+    error: float
+    """Largest relative error of a token, where it was accepted."""
+    seconds: float
+
+
+def tiny_config(name: str) -> Any:
+    """The configuration of an architecture or variant, with small sizes, those of its parts too."""
+    model_type, own = VARIANTS.get(name, (name, _OWN.get(name, {})))
+    return AutoConfig.for_model(
+        model_type, **{**_small_values(AutoConfig.for_model(model_type)), **own}
+    )
+
+
+def _small_values(known: Any) -> dict[str, Any]:
+    names = set(vars(known)) | set(getattr(type(known), "attribute_map", {}))
+    values: dict[str, Any] = {}
+    for name in names:
+        try:
+            default = getattr(known, name, None)
+        except Exception:  # settings that have no one value (one for each block)
+            default = None
+        if isinstance(default, PreTrainedConfig):
+            values[name] = _small_values(default)
+        elif name in _SMALL and not isinstance(default, list | tuple | dict | str):
+            values[name] = _SMALL[name]
+    if "kv_lora_rank" in names:  # latent attention has keys for every head
+        values["num_key_value_heads"] = _SMALL["num_attention_heads"]
+    return values
+
+
+def outcome(name: str, tokenizer_folder: Path) -> Outcome:
+    """Make a tiny model and try it."""
+    started = time.perf_counter()
+
+    def done(status: str, reason: str, error: float = 0.0) -> Outcome:
+        return Outcome(name, status, reason, error, time.perf_counter() - started)
+
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    try:
+        config = tiny_config(name)
+        with torch.device("meta"):  # what its structure alone rules out needs no weights
+            shape = AutoModelForCausalLM.from_config(config)
+            FrozenLM(shape, tokenizer, tokenizer_folder)
+        size = sum(parameter.numel() for parameter in shape.parameters())
+        if size > _MOST_PARAMETERS:
+            return done("not made", f"{size:,} parameters with all small settings")
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config).eval()
+        for place, parameter in model.named_parameters():
+            if place.endswith("bias") or "norm" in place:
+                torch.nn.init.normal_(parameter, 0.5, 0.3)
+        with torch.no_grad():
+            model(input_ids=torch.randint(1, 512, (2, LENGTH)), use_cache=False)
+    except BadInputError as error:
+        return done("refused", str(error))
+    except Exception as error:  # the small settings do not fit together
+        return done("not made", f"{type(error).__name__}: {error}".splitlines()[0][:200])
+    try:
+        lm = FrozenLM(model, tokenizer, tokenizer_folder)
+        prove(lm)
+    except BadInputError as error:
+        return done("refused", str(error))
+    error = largest_error(lm)
+    return done("exact" if error < 1e-3 else "wrong", "", error)
+
+
+@torch.no_grad()
+def largest_error(lm: FrozenLM) -> float:
+    """Largest relative error of a token, over every layer, with padding and with caches.
+
+    Shares no code with `proof`, and reads beyond the windows.
+    """
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(1, lm.vocab_size, (2, LENGTH), generator=generator)
+    residuals: list[Tensor] = []
+    with_hooks = [
+        lm.base.get_submodule(lm._blocks_name)[n].register_forward_pre_hook(
+            lambda _, args, kwargs: residuals.append(args[0] if args else kwargs["hidden_states"]),
+            with_kwargs=True,
+        )
+        for n in range(lm.num_layers)
+    ]
+    logits = lm.model(input_ids=ids, use_cache=False).logits.float()
+    for handle in with_hooks:
+        handle.remove()
+    final = lm.base(input_ids=ids, use_cache=False).last_hidden_state
+    errors = [_error(lm.unembed(final), logits)]
+    pad = 5
+    padded = torch.cat([torch.zeros(2, pad, dtype=torch.long), ids], 1)
+    mask = (torch.arange(pad + LENGTH) >= pad).long().expand(2, -1)
+    for layer in range(lm.num_layers + 1):
+        resid = lm.trunk(ids, layer).resid
+        if layer < lm.num_layers:
+            errors.append(_error(resid, residuals[layer]))
+        errors.append(_error(lm.unembed(lm.tail(resid, layer)), logits))
+        left = lm.trunk(padded, layer, attention_mask=mask).resid
+        errors.append(_error(left[:, pad:], resid))
+        errors.append(_error(lm.tail(left, layer, attention_mask=mask)[:, pad:], final))
+        if layer == 0:
+            continue
+        for cache in (None, DynamicCache()):
+            parts = []
+            for start, end in ((0, pad + 9), (pad + 9, pad + 10), (pad + 10, pad + LENGTH)):
+                part, cache = lm.trunk(
+                    padded[:, start:end], layer, attention_mask=mask[:, :end],
+                    past_key_values=cache, use_cache=True,
+                )  # fmt: skip
+                parts.append(part)
+            errors.append(_error(torch.cat(parts, 1)[:, pad:], resid))
+        tail_cache = lm.tail_cache(layer)
+        parts = [
+            lm.tail(resid[:, start:end], layer, past_key_values=tail_cache)
+            for start, end in ((0, 9), (9, 10), (10, LENGTH))
+        ]
+        errors.append(_error(torch.cat(parts, 1), final))
+    return max(errors)
+
+
+def _error(found: Tensor, own: Tensor) -> float:
+    return float(((found - own).norm(dim=-1) / own.norm(dim=-1).clamp_min(1e-30)).max())

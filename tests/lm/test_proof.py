@@ -1,0 +1,174 @@
+"""Every architecture is exact or refused, never silently wrong."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from rldecoder.errors import BadInputError, NumericalError
+from rldecoder.lm import unembedding
+from rldecoder.lm.frozen import FrozenLM
+from rldecoder.lm.proof import prove
+from tests.lm.causal_architectures import (
+    ARCHITECTURES,
+    VARIANTS,
+    largest_error,
+    outcome,
+    tiny_config,
+)
+
+SCALED = ("cohere", "granite", "hyperclovax", "minicpm3")
+
+SAMPLE = {
+    # One of each kind that must be exact: scales, caps, windows, experts, shared or latent keys,
+    # positions in many ways, blocks whose index matters.
+    **dict.fromkeys(
+        (
+            *SCALED, "bloom", "cohere2", "deepseek_v3", "gemma2", "gemma3_text", "gpt2, inverse",
+            "gpt_neo", "gptj", "granite 4, dense", "llama", "mixtral", "olmo2", "phi3",
+            "qwen2, windows", "smollm3",
+        ),
+        "exact",
+    ),
+    # One of each kind that must be refused: a norm used twice, something besides the residual
+    # stream between blocks, states instead of keys, indexers, parts of other media, encoders.
+    **dict.fromkeys(
+        (
+            "axk2", "bamba", "bart", "bert", "falcon, alibi", "gemma3", "gemma4_text",
+            "gemma4, shared keys", "jamba", "mamba", "nanochat", "opt", "qwen3_next",
+        ),
+        "refused",
+    ),
+}  # fmt: skip
+
+NOT_MADE = {
+    "cohere_compass_text", "dots3_note", "dots3_note_text", "gemma3n", "gemma4_assistant",
+    "gemma4_unified_assistant", "musicgen", "musicgen_melody", "qwen4_exp", "qwen4_exp_text",
+    "reformer", "zamba",
+}  # fmt: skip
+"""Architectures whose own settings do not fit together when all are small, or (gemma3n) that
+need packages for images."""
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+def test_an_architecture_is_exact_or_refused(name: str, tiny_lm_dir: Path) -> None:
+    found = outcome(name, tiny_lm_dir)
+    assert (found.status, found.error < 1e-4) == (SAMPLE[name], True), found
+    if found.status == "refused":
+        assert "are not supported" in found.reason
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    "RLDECODER_EVERY_ARCHITECTURE" not in os.environ,
+    reason="two minutes: set RLDECODER_EVERY_ARCHITECTURE=1 when transformers moves",
+)
+def test_every_architecture_is_exact_or_refused(tiny_lm_dir: Path) -> None:
+    found = [outcome(name, tiny_lm_dir) for name in (*ARCHITECTURES, *VARIANTS)]
+    assert [row for row in found if row.status == "wrong"] == []
+    assert {row.name for row in found if row.status == "not made"} == NOT_MADE
+    assert sum(row.status == "exact" for row in found) >= 90
+
+
+def tiny(name: str, folder: Path) -> FrozenLM:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(tiny_config(name))
+    return FrozenLM(model, AutoTokenizer.from_pretrained(folder), folder)
+
+
+@pytest.mark.parametrize("name", SCALED)
+def test_scaled_logits_have_scaled_directions_and_gradients(name: str, tiny_lm_dir: Path) -> None:
+    lm = tiny(name, tiny_lm_dir)
+    ids = torch.randint(1, 512, (1, 9), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        own = lm.model(input_ids=ids, use_cache=False).logits
+    _, final = lm.resid_and_final(ids, 1)
+    torch.testing.assert_close(lm.unembed(final), own, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(final @ lm.unembedding.T, own, atol=1e-5, rtol=1e-5)
+    chosen = torch.tensor([5, 7])
+    relative = own[0, 0, chosen] - own[0, 0].mean()
+    torch.testing.assert_close(lm.choice_directions(chosen) @ final[0, 0], relative)
+    assert not torch.allclose(final @ lm.model.get_output_embeddings().weight.T, own, atol=1e-3)
+    # The room that is given, and what is sent back, against autograd.
+    rows = final[0].clone().requires_grad_()
+    logits = lm.unembed(rows)
+    assert torch.equal(lm.unembed(rows, out=torch.empty_like(logits)), logits.detach())
+    weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1))
+    (expected,) = torch.autograd.grad((logits * weights).sum(), rows)
+    sent = lm.unembed_gradient(logits.detach(), weights.clone())
+    torch.testing.assert_close(sent, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_scale_that_nobody_knows_of_is_refused(
+    tiny_lm_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unembedding, "_SCALE_SETTINGS", {})
+    with pytest.raises(
+        BadInputError, match=r"'granite' are not supported\. logits differ .* by 3 "
+    ):
+        prove(tiny("granite", tiny_lm_dir), brief=True)
+
+
+def test_loading_proves(tiny_lm_dir: Path, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_config(tiny_config("nanochat"))
+    model.save_pretrained(tmp_path / "model")
+    AutoTokenizer.from_pretrained(tiny_lm_dir).save_pretrained(tmp_path / "model")
+    with pytest.raises(BadInputError, match=r"'nanochat' are not supported.* norm is run 2 times"):
+        FrozenLM.load(tmp_path / "model")
+
+
+def test_every_part_is_compared(tiny_llama_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = FrozenLM.load(tiny_llama_dir)
+    whole: dict[str, Any] = {name: getattr(FrozenLM, name) for name in ("trunk", "tail")}
+
+    def off_by(name: str, when: str) -> None:
+        def call(self: FrozenLM, *args: Any, **kwargs: Any) -> Any:
+            found = whole[name](self, *args, **kwargs)
+            if when == "always" or kwargs.get(when) is not None:
+                first: Tensor = found[0] if name == "trunk" else found
+                first[:, -1] += 0.01 * first[:, -1].norm()
+            return found
+
+        monkeypatch.setattr(FrozenLM, name, call)
+
+    for name, when, said in (
+        ("trunk", "always", "residuals at layer 0 differ"),
+        ("tail", "always", "logits differ"),
+        ("trunk", "attention_mask", "residuals at layer . of padded sequences differ"),
+        ("tail", "attention_mask", "final hidden states of padded sequences from layer"),
+        ("trunk", "past_key_values", "residuals at layer . with a cache differ"),
+        ("tail", "past_key_values", "final hidden states from layer . with a cache differ"),
+    ):
+        off_by(name, when)
+        with pytest.raises(BadInputError, match=said):
+            prove(lm)
+        monkeypatch.undo()
+    prove(lm)
+
+
+def test_numbers_that_do_not_fit_the_dtype_are_no_support_problem(tiny_llama_dir: Path) -> None:
+    lm = FrozenLM.load(tiny_llama_dir)
+    with torch.no_grad():
+        lm.base.get_submodule(lm._norm_name).weight.fill_(1e38)
+    with pytest.raises(NumericalError, match="NaN or infinity on ordinary tokens"):
+        prove(lm)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rounding_is_no_difference(tiny_lm_dir: Path, tiny_llama_dir: Path, dtype: Any) -> None:
+    for folder in (tiny_lm_dir, tiny_llama_dir):
+        assert FrozenLM.load(folder, dtype=dtype).dtype == dtype
+
+
+def test_the_oracle_can_fail(tiny_llama_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = FrozenLM.load(tiny_llama_dir)
+    assert largest_error(lm) < 1e-4
+    right = lm.unembed
+    monkeypatch.setattr(lm, "unembed", lambda final: 2 * right(final))
+    assert largest_error(lm) == pytest.approx(1, rel=1e-3)

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rldecoder import files, interrupts, schemas
-from rldecoder.artifacts.store import sealed
+from rldecoder.artifacts import sealed
 from rldecoder.errors import DamagedFileError
 
 _log = logging.getLogger(__name__)

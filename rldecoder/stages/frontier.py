@@ -19,7 +19,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from rldecoder.artifacts.store import sealed
+from rldecoder.artifacts import sealed
 from rldecoder.config.decoder import FrontierConfig
 from rldecoder.data.activation_reader import ActivationReader
 from rldecoder.data.activations import ActivationMeta, ActivationWriter

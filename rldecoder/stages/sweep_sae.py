@@ -19,7 +19,7 @@ import pyarrow as pa
 import torch
 from matplotlib.figure import Figure
 
-from rldecoder.artifacts.store import sealed
+from rldecoder.artifacts import sealed
 from rldecoder.config.sae import SweepSaeConfig
 from rldecoder.data.shards import read_tokens
 from rldecoder.errors import BadInputError

@@ -7,7 +7,7 @@ the stage is built: to plan, to show a status or to reuse what is published take
 
 from __future__ import annotations
 
-from rldecoder.artifacts.store import catalogue
+from rldecoder.artifacts import catalogue
 from rldecoder.errors import BadInputError
 from rldecoder.stages import fingerprints, inputs
 from rldecoder.stages.context import Stage

@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from rldecoder.dashboard.collect import example_view
 from rldecoder.dashboard.report import environment
-from rldecoder.explain.session import Explanation
+from rldecoder.explain.explanation import Explanation
 from rldecoder.explain.text import visible_text
 
 

@@ -44,7 +44,11 @@ def read_labels(path: Path) -> dict[int, LabelText]:
     Raises:
         DamagedFileError: it is missing, not JSON, or of another schema.
     """
-    labels = FeatureLabels.load(path if path.is_dir() else path.parent)
+    return label_texts(FeatureLabels.load(path if path.is_dir() else path.parent))
+
+
+def label_texts(labels: FeatureLabels) -> dict[int, LabelText]:
+    """Labels by latent, failed ones included (without text)."""
     return {
         feature.latent: LabelText(feature.label, feature.confidence, feature.high_confidence)
         for feature in labels.features

@@ -6,8 +6,8 @@ import random
 from collections.abc import Mapping
 from typing import Any
 
+from rldecoder.explain.explanation import Explanation
 from rldecoder.explain.inputs import LabelText
-from rldecoder.explain.session import Explanation
 
 
 def renamed_labels(labels: Mapping[int, LabelText], seed: int) -> dict[int, LabelText]:

@@ -27,6 +27,7 @@ from rldecoder.evals.prompts import TASKS, make_prompts
 from rldecoder.explain.claims import Verdict
 from rldecoder.explain.evaluation import Settings, evaluate_explainer
 from rldecoder.explain.explainer import Explainer, ExplainerSpec, make_slots
+from rldecoder.explain.explanation import Explanation
 from rldecoder.explain.held_out_texts import (
     MAX_TASK_TEXTS,
     TOKENS_PER_BATCH,
@@ -46,8 +47,8 @@ from rldecoder.explain.pairs import (
 )
 from rldecoder.explain.patching import Candidates
 from rldecoder.explain.ranking import activation_scales
+from rldecoder.explain.reading import PromptReader
 from rldecoder.explain.renaming import renamed_labels, without_words
-from rldecoder.explain.session import Explanation, Session
 from rldecoder.explain.training import Learner
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.sae.model import Sae
@@ -61,7 +62,7 @@ def run(
     inputs: Mapping[str, InputArtifact], config: TrainExplainerConfig, ctx: StageContext
 ) -> StageOutput:
     """Make pairs, train, evaluate, explain examples."""
-    # float32, as where explanations are shown (`load_session`): effects are small differences.
+    # float32, as where explanations are shown (`PromptReader`): effects are small differences.
     lm = FrozenLM.load(
         inputs["sync_tokenizer"].path / "model", device=ctx.device, dtype=torch.float32
     )
@@ -104,10 +105,10 @@ def run(
         )
         bar.advance()
     labels = read_labels(inputs["label_features"].path)
-    session = Session(lm, sae, decoder, labels, explainer)
-    examples = _examples(session, cache, config, ctx)
+    reader = PromptReader(lm, sae, decoder, labels, explainer)
+    examples = _examples(reader, cache, config, ctx)
     evaluation["frozen_model"] = _frozen_agreement(examples)
-    evaluation["renamed_labels"] = _renaming(session, examples, ctx)
+    evaluation["renamed_labels"] = _renaming(reader, examples, ctx)
     schemas.write_json(ctx.out / "evaluation.json", evaluation)
     schemas.write_json(ctx.out / "examples.json", [example.to_json() for example in examples])
     return _output(evaluation, explainer)
@@ -210,11 +211,11 @@ def _train(
 
 
 def _examples(
-    session: Session, cache: Path, config: TrainExplainerConfig, ctx: StageContext
+    reader: PromptReader, cache: Path, config: TrainExplainerConfig, ctx: StageContext
 ) -> list[Explanation]:
     """One prompt a task and the first tokens of some test sequences."""
     prompts = task_texts(1, derive_seed(ctx.seed, "examples")) + text_beginnings(
-        session.lm,
+        reader.lm,
         ActivationReader(cache, "test"),
         config.num_text_examples,
         config.example_tokens,
@@ -222,14 +223,16 @@ def _examples(
     with ctx.report.track("examples", len(prompts), "prompts") as bar:
         examples = []
         for prompt in prompts:
-            examples.append(session.explain(prompt))
+            examples.append(reader.explain(prompt))
             bar.advance()
     return examples
 
 
-def _renaming(session: Session, examples: list[Explanation], ctx: StageContext) -> dict[str, Any]:
+def _renaming(
+    reader: PromptReader, examples: list[Explanation], ctx: StageContext
+) -> dict[str, Any]:
     """The examples explained again with all labels renamed: nothing but words may differ."""
-    renamed = replace(session, labels=renamed_labels(session.labels, ctx.seed))
+    renamed = replace(reader, labels=renamed_labels(reader.labels, ctx.seed))
     same = [
         without_words(renamed.explain(example.prompt)) == without_words(example)
         for example in examples

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints, overload
 
 from rldecoder.artifacts.base import Artifact
 from rldecoder.artifacts.catalogue import (
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from rldecoder.sae.model import Sae
 
 A = TypeVar("A", bound=Artifact)
+Opened = TypeVar("Opened", bound=tuple[Any, ...])
 Named = str | type[Artifact]
 """A stage's name, or the class of what it publishes."""
 
@@ -124,6 +125,20 @@ class Run:
             kind = stage_named(name).artifact
             self._artifacts[name] = open_artifact(kind, self.refs[name], self.store)
         return self._artifacts[name]
+
+    def inputs(self, kinds: type[Opened], purpose: str = "") -> Opened:
+        """Several artifacts: an instance of a NamedTuple of artifact classes.
+
+        Args:
+            kinds: such as those of `rldecoder.stages.inputs`.
+            purpose: what they are needed for, such as `to explain`.
+
+        Raises:
+            BadInputError: one is missing.
+        """
+        hints: dict[str, type[Artifact]] = get_type_hints(kinds)
+        self.require(hints.values(), purpose)
+        return kinds(**{field: self.artifact(kind) for field, kind in hints.items()})
 
     def missing(self, which: Iterable[Named] | None = None) -> list[str]:
         """Names of the stages that have not published yet.

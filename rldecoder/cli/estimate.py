@@ -29,12 +29,10 @@ def show_estimate(run: Run, console: Console) -> None:
             "Add `llm` to it, and a section `label_features.llm`: see docs/labels.md.",
         )
     from rldecoder.artifacts.catalogue import Labels
-    from rldecoder.runner import open_inputs
-    from rldecoder.stages.table import stage_named
+    from rldecoder.stages.inputs import LabelInputs
 
-    stage = stage_named(Labels.stage)
-    run.require(stage.upstream, "to estimate labels")
-    inputs = open_inputs(stage, run.refs, run.store)
+    inputs = run.inputs(LabelInputs, "to estimate labels")
+
     import torch  # here, because what comes before should be quick
 
     from rldecoder.cli.progress import RichReporter
@@ -44,17 +42,17 @@ def show_estimate(run: Run, console: Console) -> None:
 
     with tempfile.TemporaryDirectory() as scratch:
         # An interrupted run's own folder, for its ledger; never made here: it would look like one.
-        progress = run.store.progress_path(run.refs[stage.name])
+        progress = run.store.progress_path(run.refs[Labels.stage])
         ctx = StageContext(
             Path(scratch),
             progress if progress.is_dir() else Path(scratch),
-            derive_seed(
-                run.config.seed, stage.name
-            ),  # the runner's: prompts, and so the cache, must agree
+            # The runner's seed: prompts, and so the cache, must agree.
+            derive_seed(run.config.seed, Labels.stage),
             torch.device("cpu"),
             RichReporter(),
         )
         still, spent = estimate(inputs, run.config.label_features, ctx)
+
     table = Table(
         title=f"{escape(run.config.name)}: labels by a language model", title_justify="left"
     )

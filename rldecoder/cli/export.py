@@ -5,12 +5,11 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, get_type_hints
+from typing import TYPE_CHECKING, NamedTuple
 
 from rich.console import Console
 from rich.markup import escape
 
-from rldecoder.artifacts.base import Artifact
 from rldecoder.artifacts.catalogue import (
     ActivationCache,
     Corpus,
@@ -66,11 +65,10 @@ def export_features(run: Run, tool: Tool, out: Path, names: Names, console: Cons
             "No --author-id was given, and the features must not appear under someone else's.",
             "Add --author-id with your user id on the site that you import into.",
         )
-    kinds: dict[str, type[Artifact]] = get_type_hints(ExportInputs)
-    run.require(kinds.values(), "to export")
+    inputs = run.inputs(ExportInputs, "to export")
     config = run.config
     path = write_export(
-        ExportInputs(**{field: run.artifact(kind) for field, kind in kinds.items()}),
+        inputs,
         tool,
         out,
         names,
@@ -79,7 +77,7 @@ def export_features(run: Run, tool: Tool, out: Path, names: Names, console: Cons
         created_at=datetime.now(UTC),
     )
     console.print(f"written: {escape(str(path))}", highlight=False)
-    for caveat in run.artifact(Labels).caveats:
+    for caveat in inputs.labels.caveats:
         console.print(f"[yellow]caveat[/yellow] {escape(caveat)}", highlight=False)
 
 

@@ -220,10 +220,10 @@ class Steering:
             )
         return answer_texts(lm.tokenizer, out[:, len(ids) :].tolist(), lm.end_token_ids)[0]
 
-    def _of(self, model: Which) -> tuple[Any, dict[str, Cache], AbstractContextManager[None]]:
+    def _of(self, model: Which) -> tuple[Any, dict[str, Cache], AbstractContextManager[None, None]]:
         """A model, its KV cache where it does not make the right one itself, and its steering."""
         if model == "frozen":
-            cache = {"past_key_values": WholeCache(self.lm.model.config)}
+            cache: dict[str, Cache] = {"past_key_values": WholeCache(self.lm.model.config)}
             steered = changed_frozen(self.lm, self.sae, self.changes, self.start)
             return self.lm.model, cache, steered
         if model == "decoder":

@@ -44,7 +44,7 @@ def refused(client: TestClient, path: str, status: int, **body: Any) -> str:
 def test_a_prompt_is_traced_opened_changed_and_explained(
     client: TestClient, served: Served
 ) -> None:
-    ids = served.workbench.encode(PROMPT)
+    ids = served.workbench.read(PROMPT).ids
     tokens = ask(client, "/api/trace", prompt=PROMPT)["tokens"]
     assert len(tokens) == len(ids)
     assert tokens[1]["features"]
@@ -155,11 +155,11 @@ def test_latents_without_a_label_show_what_the_decoder_makes_of_them(
     latent = next(latent for latent in range(256) if latent not in labelled)
     found = client.get(f"/api/features/{latent}").json()
     assert found["card"] is None
-    session = served.workbench.session
-    logits = session.lm.unembedding @ session.decoder.W[latent]
+    reader = served.workbench.reader
+    logits = reader.lm.unembedding @ reader.decoder.W[latent]
     for name, token in (("promoted", logits.argmax()), ("suppressed", logits.argmin())):
         assert len(found[name]) == 10
-        text = session.lm.tokenizer.decode([int(token)])
+        text = reader.lm.tokenizer.decode([int(token)])
         assert found[name][0] == visible_token(text, 24)
 
 

@@ -60,10 +60,9 @@ def test_everything_works_by_keyboard(running: Running, own_reviews: Served) -> 
         browser.tab_to("#active-rows button[aria-label^='take out']")
         keys.press("Enter")
         page.wait_for_selector(".change-table")
-        ids = own_reviews.workbench.encode(PROMPT)
         row = page.locator("#active-rows tr").first
         latent = int(str(row.locator(".feature-name").text_content()).removeprefix("#"))
-        exact = own_reviews.workbench.intervene(ids, last, latent, 0.0)
+        exact = own_reviews.workbench.read(PROMPT).ablate(latent, last)
         assert shown_after(page, 1) == percent(exact.decoder.shifts[0].after)
 
         # A feature's card opens and closes.
@@ -135,8 +134,7 @@ def percent(share: float) -> str:
 def test_a_clicked_token_and_an_amplified_feature_by_mouse(
     running: Running, own_reviews: Served
 ) -> None:
-    bench = own_reviews.workbench
-    ids = bench.encode(PROMPT)
+    reading = own_reviews.workbench.read(PROMPT)
     with open_browser() as browser:
         page = browser.page
         ask(page, running)
@@ -150,7 +148,7 @@ def test_a_clicked_token_and_an_amplified_feature_by_mouse(
         page.locator("#active-rows button[aria-label^='amplify']").first.click()
         page.wait_for_selector(".change-table")
         name = page.locator("#active-rows tr").first.locator(".feature-name").text_content()
-        exact = bench.intervene(ids, place, int(str(name).removeprefix("#")), 3.0)
+        exact = reading.amplify(int(str(name).removeprefix("#")), 3.0, place)
         assert shown_after(page, 0) == percent(exact.frozen.shifts[0].after)
         assert shown_after(page, 1) == percent(exact.decoder.shifts[0].after)
         assert_quiet(browser, running.url)

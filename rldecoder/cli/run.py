@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from rldecoder import schemas
+from rldecoder.artifacts.catalogue import Evaluation, Report, TrainedExplainer
 from rldecoder.artifacts.store import ArtifactRef, ArtifactStore
 from rldecoder.cli.progress import RichReporter
 from rldecoder.config.run import RunConfig
@@ -106,29 +106,28 @@ def rebuild_report(run: RunConfig, store: ArtifactStore) -> None:
 
 def print_summary(console: Console, store: ArtifactStore, refs: dict[str, ArtifactRef]) -> None:
     """Targets with measured values, caveats, example explanations, the report's path."""
-    targets = schemas.read_json(store.path(refs["evaluate"]) / "targets.json")
+    targets = Evaluation.targets.read(store.path(refs[Evaluation.stage]))
     table = Table(title="Targets of the original plan", title_justify="left")
     table.add_column("target")
     table.add_column("goal", justify="right")
     table.add_column("measured", justify="right")
     table.add_column("met")
     marks = {True: "[green]yes[/green]", False: "[red]no[/red]", None: "[yellow]unknown[/yellow]"}
-    for row in targets:
-        value = "-" if row["value"] is None else f"{row['value']:.4g}"
-        table.add_row(escape(row["name"]), escape(str(row["target"])), value, marks[row["met"]])
+    for row in targets.root:
+        value = "-" if row.value is None else f"{row.value:.4g}"
+        table.add_row(escape(row.name), escape(row.target), value, marks[row.met])
     console.print(table)
-    manifest = store.manifest(refs["report"])
+    manifest = store.manifest(refs[Report.stage])
     for caveat in manifest.caveats:
         console.print(f"[yellow]caveat[/yellow] {escape(caveat)}", highlight=False)
     console.print()
-    examples = schemas.read_json(store.path(refs["train_explainer"]) / "examples.json")
-    from rldecoder.explain.session import render_example
+    examples = TrainedExplainer.examples.read(store.path(refs[TrainedExplainer.stage])).root
+    from rldecoder.explain.explanation import render_explanation  # slow: imports torch
 
     # Explanations that claim something are worth more of the reader's screen.
-    examples.sort(key=lambda example: not example["claims"])
-    for example in examples[:SHOWN_EXAMPLES]:
-        console.print(render_example(example))
-    page = escape(str(store.path(refs["report"]) / "report.html"))
+    for example in sorted(examples, key=lambda example: not example.claims)[:SHOWN_EXAMPLES]:
+        console.print(render_explanation(example))
+    page = escape(str(Report.page.path(store.path(refs[Report.stage]))))
     console.print(f"report: {page}", highlight=False, soft_wrap=True)
 
 

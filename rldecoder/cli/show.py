@@ -90,7 +90,7 @@ def show_explanation(
         ) from error
     inputs = explain_inputs(run, store)
     from rldecoder.dashboard.explanation import explanation_page
-    from rldecoder.explain.session import render_explanation
+    from rldecoder.explain.explanation import render_explanation
 
     explanation = open_session(inputs).explain(prompt)
     caveats = inputs["train_explainer"].caveats

@@ -7,7 +7,7 @@ from typing import Any
 
 from rldecoder.dashboard.collect import example_view
 from rldecoder.explain.ranking import RankedFeature
-from rldecoder.explain.session import Explanation
+from rldecoder.explain.explanation import Explanation
 from rldecoder.explain.text import visible_text, visible_token
 from rldecoder.serve.workbench import (
     Change,
@@ -66,7 +66,7 @@ def row_view(raised: Sequence[str], lowered: Sequence[str]) -> dict[str, Any]:
 
 def explanation_view(explanation: Explanation) -> dict[str, Any]:
     """Method A, the checked claims of Method B, and the sanity row."""
-    return example_view(explanation.to_json())
+    return example_view(explanation)
 
 
 def _change(change: Change) -> dict[str, Any]:

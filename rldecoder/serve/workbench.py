@@ -20,7 +20,8 @@ from torch import Tensor
 from rldecoder.errors import BadInputError
 from rldecoder.explain.claims import verify_on_decoder
 from rldecoder.explain.ranking import RankedFeature, rank_active
-from rldecoder.explain.session import Explanation, Session, token_text, tokenize_prompt
+from rldecoder.explain.explanation import Explanation
+from rldecoder.explain.session import Session, token_text, tokenize_prompt
 from rldecoder.sae.model import SparseLatents
 
 TOP_TOKENS = 5

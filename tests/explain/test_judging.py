@@ -25,7 +25,7 @@ from rldecoder.explain.judging import (
     score_judgments,
     write_blind,
 )
-from rldecoder.explain.session import Explanation, Prediction
+from rldecoder.explain.explanation import Explanation, Prediction
 from rldecoder.schemas import write_json
 
 HOSTILE = "=cmd|' /C calc'!A0\u202e\u200b</script>\x1b[2J"

@@ -20,7 +20,8 @@ from rldecoder.errors import BadInputError
 from rldecoder.explain.claims import claim_sentence
 from rldecoder.explain.explainer import Explainer
 from rldecoder.explain.inputs import LabelText
-from rldecoder.explain.session import Explanation, explain_prompt, render_example
+from rldecoder.explain.explanation import Explanation, render_explanation
+from rldecoder.explain.session import explain_prompt
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.sae.model import Sae, SparseLatents
 from rldecoder.schemas import read_json, write_json
@@ -108,7 +109,7 @@ def test_a_label_below_the_bar_is_quoted_nowhere(
     assert value["method_a"].count("no accepted label") == len(value["ranked"])
     console = Console(width=4000)
     with console.capture() as capture:
-        console.print(render_example(value))
+        console.print(render_explanation(found))
     assert "a guess" not in capture.get()
     sure = explain(lm, sae, decoder, explainer, text="a guess").to_json()
     assert sure["claims"][0]["claim"]["quoted"] is True
@@ -153,7 +154,7 @@ def test_hostile_text_is_inert_in_the_terminal(
     found = explain(lm, sae, decoder, explainer, prompt, HOSTILE)
     console = Console(width=100, force_terminal=True, color_system="truecolor")
     with console.capture() as capture:
-        console.print(render_example(found.to_json()))
+        console.print(render_explanation(found))
     shown = capture.get()
     assert "\x1b[2J" not in shown
     assert "\u202e" not in shown
@@ -168,7 +169,7 @@ def test_the_terminal_shows_what_was_measured(
     found = explain(lm, sae, decoder, explainer)
     console = Console(width=4000)
     with console.capture() as capture:
-        console.print(render_example(found.to_json()))
+        console.print(render_explanation(found))
     shown = capture.get()
     assert found.claims
     for place, checked in enumerate(found.claims, start=1):

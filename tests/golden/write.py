@@ -22,9 +22,7 @@ def headline_metrics(store: Path) -> dict[str, dict[str, float | int | str | boo
     for manifest in sorted(store.glob("*/*/manifest.json")):
         values = json.loads(manifest.read_text(encoding="utf-8"))
         found[values["stage"]] = {
-            name: value
-            for name, value in values["metrics"].items()
-            if not name.endswith(LEFT_OUT)
+            name: value for name, value in values["metrics"].items() if not name.endswith(LEFT_OUT)
         }
     return found
 
@@ -48,8 +46,9 @@ def main(store: Path) -> None:
         stage: {
             name: {
                 "value": value,
-                "tolerance": known.get(stage, {})
-                .get(name, {"tolerance": default_tolerance(stage, value)})["tolerance"],
+                "tolerance": known.get(stage, {}).get(
+                    name, {"tolerance": default_tolerance(stage, value)}
+                )["tolerance"],
             }
             for name, value in metrics.items()
         }

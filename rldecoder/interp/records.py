@@ -313,7 +313,7 @@ class FeatureLabels(_Record):
         Raises:
             DamagedFileError: it is missing, not JSON, or of another schema.
         """
-        path = folder / FEATURE_LABELS_FILE
+        path = folder / FEATURE_LABELS_FILE if folder.is_dir() else folder
         try:
             return cls.model_validate(read_json(path))
         except ValidationError as error:

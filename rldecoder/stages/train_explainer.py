@@ -43,8 +43,8 @@ from rldecoder.explain.pairs import (
 )
 from rldecoder.explain.patching import Candidates
 from rldecoder.explain.ranking import activation_scales
+from rldecoder.explain.reading import PromptReader
 from rldecoder.explain.renaming import count_unchanged, renamed_labels
-from rldecoder.explain.session import Session
 from rldecoder.explain.training import Learner
 from rldecoder.sae.model import Sae
 from rldecoder.seeds import derive_seed, torch_generator
@@ -56,7 +56,7 @@ LOG_EVERY = 10
 
 def run(inputs: ExplainerInputs, config: TrainExplainerConfig, ctx: StageContext) -> Output:
     """Make pairs, train, explain examples, evaluate."""
-    # float32, as where explanations are shown (`load_session`): effects are small differences.
+    # float32, as where explanations are shown (`PromptReader`): effects are small differences.
     lm = inputs.model.load(ctx.device, dtype=torch.float32)
     sae = inputs.sae.load(ctx.device)
     decoder = inputs.final.load(lm, sae)
@@ -83,11 +83,11 @@ def run(inputs: ExplainerInputs, config: TrainExplainerConfig, ctx: StageContext
         learner.explainer.eval().requires_grad_(False)
     explainer.save(ctx.out)
 
-    session = Session(lm, sae, decoder, label_texts(inputs.labels.labels), explainer)
-    examples = _explain_examples(session, inputs.cache, config, ctx)
+    reader = PromptReader(lm, sae, decoder, label_texts(inputs.labels.labels), explainer)
+    examples = _explain_examples(reader, inputs.cache, config, ctx)
     TrainedExplainer.examples.save(ctx.out, ExampleExplanations(tuple(examples)))
     # The same examples under other labels: nothing but words may differ.
-    renamed = replace(session, labels=renamed_labels(session.labels, ctx.seed))
+    renamed = replace(reader, labels=renamed_labels(reader.labels, ctx.seed))
     with ctx.report.track("evaluation", 1, "explainers") as bar:
         evaluation = evaluate_explainer(
             decoder,
@@ -208,15 +208,15 @@ def _train(
 
 
 def _explain_examples(
-    session: Session, cache: ActivationCache, config: TrainExplainerConfig, ctx: StageContext
+    reader: PromptReader, cache: ActivationCache, config: TrainExplainerConfig, ctx: StageContext
 ) -> list[Explanation]:
     """One prompt a task and the first tokens of some test sequences."""
     prompts = task_texts(1, derive_seed(ctx.seed, "examples")) + text_beginnings(
-        session.lm, cache.reader("test"), config.num_text_examples, config.example_tokens
+        reader.lm, cache.reader("test"), config.num_text_examples, config.example_tokens
     )
     examples = []
     with ctx.report.track("examples", len(prompts), "prompts") as bar:
         for prompt in prompts:
-            examples.append(session.explain(prompt))
+            examples.append(reader.explain(prompt))
             bar.advance()
     return examples

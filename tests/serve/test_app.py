@@ -17,6 +17,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from rldecoder.explain.inputs import LabelText
+from rldecoder.explain.reading import Reading
 from rldecoder.explain.text import visible_token
 from rldecoder.interp.records import Review
 from rldecoder.interp.review import ReviewLine, append_review, read_reviews
@@ -264,14 +265,14 @@ def test_one_question_at_a_time_and_few_that_wait(
 ) -> None:
     go, running, most = threading.Event(), [], []
 
-    def slow(_bench: Workbench, _prompt: str) -> tuple[int, ...]:
+    def slow(bench: Workbench, _prompt: str) -> Reading:
         running.append(1)
         most.append(len(running))
         assert go.wait(120)
         running.pop()
-        return (1, 2)
+        return Reading(bench.reader, (1, 2))
 
-    monkeypatch.setattr(Workbench, "encode", slow)
+    monkeypatch.setattr(Workbench, "read", slow)
     with (
         client_of(own_reviews, max_waiting=2) as client,
         ThreadPoolExecutor(8) as pool,
@@ -296,7 +297,7 @@ def test_a_mistake_of_ours_shows_no_insides(
     def broken(*_: object) -> None:
         raise ZeroDivisionError("/secret/path")
 
-    monkeypatch.setattr(Workbench, "trace", broken)
+    monkeypatch.setattr(Workbench, "read", broken)
     answer = client_of(own_reviews).post("/api/trace", json={"prompt": PROMPT})
     assert answer.status_code == 500
     assert "/secret/path" not in answer.text
@@ -361,16 +362,16 @@ def test_hostile_labels_and_prompts_come_back_visible_and_short(hostile: Served)
 
 
 def test_a_label_below_the_bar_is_marked_wherever_it_is_sent(served: Served) -> None:
-    session = served.workbench.session
+    reader = served.workbench.reader
     texts = {
         latent: LabelText(
             f"sure {latent}" if latent % 2 else f"guess {latent}", 0.5, latent % 2 > 0
         )
-        for latent in range(session.sae.num_latents)
+        for latent in range(reader.sae.num_latents)
     }
-    bench = Workbench(replace(session, labels=texts), max_tokens=64)
+    bench = Workbench(replace(reader, labels=texts), max_tokens=64)
     client = client_of(served._replace(workbench=bench))
-    last = len(bench.encode(PROMPT)) - 1
+    last = len(bench.read(PROMPT).ids) - 1
     found = ask(client, "/api/position", prompt=PROMPT, position=last)
     traced = ask(client, "/api/trace", prompt=PROMPT)["tokens"][last]
     seen = set()

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect
 
+from rldecoder.explain.reading import Reading
 from rldecoder.serve.app import Served
-from rldecoder.serve.workbench import Workbench
 from tests.browser import Watched, open_browser
 from tests.serve.conftest import HOSTILE, PROMPT, Running
 
@@ -159,7 +159,7 @@ def test_a_clicked_token_and_an_amplified_feature_by_mouse(
 def test_a_late_answer_about_another_token_is_dropped(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked, go, answer = threading.Event(), threading.Event(), Workbench.position
+    asked, go, answer = threading.Event(), threading.Event(), Reading.features
     with open_browser() as browser:
         page, keys = browser.page, browser.page.keyboard
         page.goto(running.url)
@@ -173,7 +173,7 @@ def test_a_late_answer_about_another_token_is_dropped(
             assert go.wait(500)
             return answer(*arguments)
 
-        monkeypatch.setattr(Workbench, "position", late)
+        monkeypatch.setattr(Reading, "features", late)
         browser.tab_to("#tokens [role=option]")
         keys.press("ArrowLeft")
         assert asked.wait(60)

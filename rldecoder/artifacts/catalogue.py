@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from rldecoder.rl.freeze import Freeze
     from rldecoder.rl.session import PolicyTraining
     from rldecoder.sae.model import Sae
-    from rldecoder.sae.sweep import SweepVerdict
+    from rldecoder.sae.sweep import Setting, SweepVerdict
     from rldecoder.sae.training import BestSae
 
 CURVES = "rldecoder.schemas:CURVES"
@@ -107,6 +107,12 @@ class Sweep(Artifact):
     )
     figure = Plain("sweep.svg")
     saes = Plain("saes")
+
+    def load(self, setting: Setting, device: torch.device | str = "cpu") -> Sae:
+        """The SAE of a setting."""
+        from rldecoder.sae.model import Sae
+
+        return Sae.load(self.saes / setting.folder, device=device)
 
 
 class Frontier(Artifact):

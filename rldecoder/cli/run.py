@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from rldecoder import schemas
 from rldecoder.artifacts.catalogue import Evaluation, Report, TrainedExplainer
 from rldecoder.cli.progress import RichReporter
 from rldecoder.devices import lease_device
@@ -134,9 +133,9 @@ def print_summary(console: Console, run: Run) -> None:
     table.add_column("measured", justify="right")
     table.add_column("met")
     marks = {True: "[green]yes[/green]", False: "[red]no[/red]", None: "[yellow]unknown[/yellow]"}
-    for row in schemas.read_json(Evaluation.targets.path(run.artifact(Evaluation).folder)):
-        value = "-" if row["value"] is None else f"{row['value']:.4g}"
-        table.add_row(escape(row["name"]), escape(str(row["target"])), value, marks[row["met"]])
+    for row in run.artifact(Evaluation).targets.root:
+        value = "-" if row.value is None else f"{row.value:.4g}"
+        table.add_row(escape(row.name), escape(row.target), value, marks[row.met])
     console.print(table)
 
     report = run.artifact(Report)
@@ -144,15 +143,12 @@ def print_summary(console: Console, run: Run) -> None:
         console.print(f"[yellow]caveat[/yellow] {escape(caveat)}", highlight=False)
     console.print()
 
-    from rldecoder.explain.explanation import render_example
+    from rldecoder.explain.explanation import render_explanation  # slow: imports torch
 
     # Explanations that claim something are worth more of the reader's screen.
-    examples = schemas.read_json(
-        TrainedExplainer.examples.path(run.artifact(TrainedExplainer).folder)
-    )
-    examples.sort(key=lambda example: not example["claims"])
-    for example in examples[:SHOWN_EXAMPLES]:
-        console.print(render_example(example))
+    examples = run.artifact(TrainedExplainer).examples.root
+    for example in sorted(examples, key=lambda example: not example.claims)[:SHOWN_EXAMPLES]:
+        console.print(render_explanation(example))
     console.print(f"report: {escape(str(report.page))}", highlight=False, soft_wrap=True)
 
 

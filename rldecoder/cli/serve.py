@@ -100,7 +100,7 @@ def open_served(
         torch.set_num_threads(config.threads)
     bench = Workbench(run.reader(), max_tokens=max_tokens)
     file = reviews or config.label_features.reviews or run.store.root / REVIEWS_FILE
-    catalogue = Catalogue(run.artifact(Labels).folder, run.artifact(Clusters).folder, file)
+    catalogue = Catalogue(run.artifact(Labels), run.artifact(Clusters), file)
 
     # Kernels are chosen and memory is taken when they are first used.
     ids = tokenize_prompt(bench.reader.lm, WARM_UP)[: bench.max_tokens]

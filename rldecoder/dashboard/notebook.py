@@ -21,7 +21,7 @@ class ShownExplanation(Explanation):
     """An explanation that a notebook shows."""
 
     def _repr_html_(self) -> str:
-        return _html("notebook_explanation.html.j2", example=example_view(self.to_json()))
+        return _html("notebook_explanation.html.j2", example=example_view(self))
 
 
 class ShownFeatures(FeatureTable):

@@ -67,7 +67,7 @@ def row_view(raised: Sequence[str], lowered: Sequence[str]) -> dict[str, Any]:
 
 def explanation_view(explanation: Explanation) -> dict[str, Any]:
     """Method A, the checked claims of Method B, and the sanity row."""
-    return example_view(explanation.to_json())
+    return example_view(explanation)
 
 
 def _change(change: Change) -> dict[str, Any]:

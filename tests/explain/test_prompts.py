@@ -17,7 +17,7 @@ from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
 from rldecoder.errors import BadInputError
 from rldecoder.explain.claims import claim_sentence
 from rldecoder.explain.explainer import Explainer
-from rldecoder.explain.explanation import Explanation, render_example
+from rldecoder.explain.explanation import Explanation, render_explanation
 from rldecoder.explain.inputs import LabelText
 from rldecoder.explain.reading import PromptReader
 from rldecoder.lm.frozen import FrozenLM
@@ -107,7 +107,7 @@ def test_a_label_below_the_bar_is_quoted_nowhere(
     assert value["method_a"].count("no accepted label") == len(value["ranked"])
     console = Console(width=4000)
     with console.capture() as capture:
-        console.print(render_example(value))
+        console.print(render_explanation(found))
     assert "a guess" not in capture.get()
     sure = explain(lm, sae, decoder, explainer, text="a guess").to_json()
     assert sure["claims"][0]["claim"]["quoted"] is True
@@ -152,7 +152,7 @@ def test_hostile_text_is_inert_in_the_terminal(
     found = explain(lm, sae, decoder, explainer, prompt, HOSTILE)
     console = Console(width=100, force_terminal=True, color_system="truecolor")
     with console.capture() as capture:
-        console.print(render_example(found.to_json()))
+        console.print(render_explanation(found))
     shown = capture.get()
     assert "\x1b[2J" not in shown
     assert "\u202e" not in shown
@@ -167,7 +167,7 @@ def test_the_terminal_shows_what_was_measured(
     found = explain(lm, sae, decoder, explainer)
     console = Console(width=4000)
     with console.capture() as capture:
-        console.print(render_example(found.to_json()))
+        console.print(render_explanation(found))
     shown = capture.get()
     assert found.claims
     for place, checked in enumerate(found.claims, start=1):

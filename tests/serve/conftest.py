@@ -16,6 +16,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from rldecoder import open_run
+from rldecoder.artifacts.catalogue import Clusters, Labels
 from rldecoder.cli.serve import listen, open_served
 from rldecoder.explain.inputs import LabelText
 from rldecoder.serve.app import Served, make_app
@@ -23,6 +24,7 @@ from rldecoder.serve.catalogue import Catalogue
 from rldecoder.serve.server import make_server
 from rldecoder.serve.workbench import Workbench
 from tests.conftest import ROOT
+from tests.stages.published import published
 
 TOKEN = "test-token"
 HOST = "127.0.0.1:8760"
@@ -39,11 +41,16 @@ def served(debug_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Serve
     return open_served(run, max_tokens=64, reviews=reviews)
 
 
+def catalogue_of(labels: Path, clusters: Path, reviews: Path) -> Catalogue:
+    """The catalogue of artifacts in these folders."""
+    return Catalogue(published(Labels, labels), published(Clusters, clusters), reviews)
+
+
 @pytest.fixture
 def own_reviews(served: Served, debug_labels: Path, debug_clusters: Path, tmp_path: Path) -> Served:
     """The same with a file of verdicts for this test alone."""
     return served._replace(
-        catalogue=Catalogue(debug_labels, debug_clusters, tmp_path / "reviews.jsonl")
+        catalogue=catalogue_of(debug_labels, debug_clusters, tmp_path / "reviews.jsonl")
     )
 
 
@@ -107,7 +114,7 @@ def hostile(served: Served, debug_labels: Path, debug_clusters: Path, tmp_path: 
     }
     bench = Workbench(replace(reader, labels=texts), max_tokens=64)
     facts = served.facts._replace(run_name=HOSTILE, caveats=[HOSTILE])
-    catalogue = Catalogue(folder, debug_clusters, tmp_path / "reviews.jsonl")
+    catalogue = catalogue_of(folder, debug_clusters, tmp_path / "reviews.jsonl")
     return Served(bench, catalogue, facts, served.report)
 
 

@@ -22,10 +22,9 @@ from rldecoder.explain.text import visible_token
 from rldecoder.interp.records import Review
 from rldecoder.interp.review import ReviewLine, append_review, read_reviews
 from rldecoder.serve.app import Served
-from rldecoder.serve.catalogue import Catalogue
 from rldecoder.serve.requests import ReviewRequest
 from rldecoder.serve.workbench import Workbench
-from tests.serve.conftest import HOSTILE, LONG, PROMPT, client_of
+from tests.serve.conftest import HOSTILE, LONG, PROMPT, catalogue_of, client_of
 
 
 def ask(client: TestClient, path: str, **body: Any) -> Any:
@@ -234,7 +233,7 @@ def test_a_verdict_names_the_label_and_published_ones_stay_beside_new_ones(
         append_review(path, ReviewLine.model_validate(line))
     with path.open("a") as file:
         file.write('{"sae_digest": "torn')  # by a killed writer: it must not stop the server
-    catalogue = Catalogue(folder, debug_clusters, path)
+    catalogue = catalogue_of(folder, debug_clusters, path)
     catalogue.review(ReviewRequest(latent=feature.latent, reviewer="cem", accept=True))
     assert read_reviews(path, ours.sae_digest)[-1].shown == feature.label
     shown = catalogue.card(feature.latent)["reviews"]

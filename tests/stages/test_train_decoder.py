@@ -217,4 +217,4 @@ def test_learning_rate_rises_and_falls() -> None:
 def test_epoch_columns_have_the_names_of_the_measures() -> None:
     from rldecoder.decoder.faithfulness import Faithfulness
 
-    assert EPOCHS_SCHEMA.names == ["epoch", "split", *Faithfulness._fields]
+    assert EPOCHS_SCHEMA.names == ["epoch", "split", *Faithfulness.model_fields]

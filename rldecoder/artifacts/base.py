@@ -86,6 +86,18 @@ class Plain(File[Path]):
         return self.path(folder)
 
 
+class Shards(Plain):
+    """Parquet files in parts a split, which readers of their own go through.
+
+    Args:
+        name: their pattern, for people.
+    """
+
+    def path(self, folder: Path) -> Path:
+        """The folder that holds them."""
+        return folder
+
+
 class Record(File[R]):
     """A JSON or YAML file with a record class of its own.
 

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rldecoder.artifacts.base import Artifact, Maybe, Plain, Record, Table
+from rldecoder.artifacts.base import Artifact, Maybe, Plain, Record, Shards, Table
 
 if TYPE_CHECKING:
     import torch
@@ -76,6 +76,7 @@ class Corpus(Artifact):
     """Packed tokens in shards a split, and where the documents came from."""
 
     stage, kind = "ingest", "tokens"
+    shards = Shards("<split>-<number>.parquet")
     documents = Table("documents.parquet", "rldecoder.data.shards:DOCUMENTS")
     provenance: Record[Provenance] = Record(
         "provenance.json", "rldecoder.data.provenance:Provenance"
@@ -128,6 +129,7 @@ class ActivationCache(Artifact):
     """Residuals and final hidden states of the frozen model, in shards a split."""
 
     stage, kind = "cache_activations", "activations"
+    shards = Shards("<split>-<number>.parquet")
 
     @cached_property
     def meta(self) -> ActivationMeta:
@@ -292,7 +294,7 @@ class Clusters(Artifact):
 
 
 class TrainedExplainer(Artifact):
-    """Method B, what it was trained on, and how well its claims hold."""
+    """Method B (explainer.json and .safetensors), what it was trained on, how well its claims hold."""
 
     stage, kind = "train_explainer", "explainer"
     pairs = Table("pairs.parquet", "rldecoder.explain.pairs:PAIRS")

@@ -45,7 +45,8 @@ FIRST_TOKENS = 2048
 class Step(NamedTuple):
     """What a penalty sees beside the output."""
 
-    index: int
+    number: int
+    """Of the optimiser step, from 0."""
     x: Tensor
     """[N, D] scaled inputs, this process's."""
     weights: SaeWeights
@@ -239,7 +240,7 @@ class JumpRelu(Architecture):
     def penalty(self, out: Autoencoded, step: Step) -> tuple[Tensor, float]:
         """(L0 / k - 1)^2 of the whole batch; this process moves its own part of it."""
         config = self.config
-        risen = min(1.0, (step.index + 1) / max(1, config.sparsity_warmup_steps))
+        risen = min(1.0, (step.number + 1) / max(1, config.sparsity_warmup_steps))
         l0 = out.gates.sum() / len(step.x)
         l0 = l0 + (step.group.mean(l0) - l0.detach())
         return l0_loss(l0, config.k), config.l0_coefficient * risen
@@ -313,7 +314,7 @@ class Relu(Architecture):
         """L1, with the coefficient of the phase."""
         config = self.config
         coefficient = sparsity_coefficient(
-            config.sparsity_phases, config.sparsity_warmup_steps, step.index
+            config.sparsity_phases, config.sparsity_warmup_steps, step.number
         )
         return l1_loss(out.acts, len(step.x)), coefficient
 

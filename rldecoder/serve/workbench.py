@@ -215,7 +215,7 @@ class Workbench:
         both = read.latents.acts.expand(2, -1, -1).clone()
         both[1, position] = torch.where(chosen, here.acts * factor, here.acts)
         edited = SparseLatents(both, read.latents.indices.expand(2, -1, -1))
-        if session.decoder.blocks is None:  # it reads one position: no later prediction changes
+        if not session.decoder.looks_back:  # it reads one position: no later prediction changes
             edited = SparseLatents(*(column[:, : position + 1] for column in edited))
         decoder = lm.unembed(session.decoder.hidden(edited)[:, position:])
         # Both rows take the same way, so that rounding cannot pass for an effect.

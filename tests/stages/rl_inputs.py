@@ -37,7 +37,6 @@ def make_rl_inputs(
     decoder = decoder_from_lens(lm, sae, lens)
     if blocks:
         decoder = new_decoder(lm, sae, blocks)
-        assert decoder.blocks is not None
         decoder.blocks.copy_from(lm.base)
     save_decoder(decoder, folder / "train_decoder" / "decoder")
     return inputs | {name: artifact(folder, name) for name in ("train_decoder", "gate_decoder")}

@@ -8,19 +8,21 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from rldecoder.artifacts.catalogue import Frontier
 from rldecoder.data.activations import ActivationMeta, ActivationWriter
 from rldecoder.data.packing import PackedSequence, TokenShardWriter
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.sae.model import Sae, SaeSpec
 from rldecoder.schemas import write_json
 from rldecoder.seeds import torch_generator
-from rldecoder.stages.context import InputArtifact
+from rldecoder.stages.inputs import DecoderInputs
+from tests.stages.published import inputs_in
 
 HOOK_LAYER = 2
 LENGTH = 16
 
 
-def make_inputs(folder: Path, model_folder: Path) -> dict[str, InputArtifact]:
+def make_inputs(folder: Path, model_folder: Path) -> DecoderInputs:
     """Artifacts that the decoder stages read, built without their stages."""
     shutil.copytree(model_folder, folder / "sync_tokenizer" / "model")
     lm = FrozenLM.load(folder / "sync_tokenizer" / "model")
@@ -58,15 +60,5 @@ def make_inputs(folder: Path, model_folder: Path) -> dict[str, InputArtifact]:
     ids = torch.randint(lm.vocab_size, (20, LENGTH), generator=torch_generator(0, "train"))
     writer.add([PackedSequence("s", [0], [0], row) for row in ids.numpy()])
     writer.close()
-    (folder / "frontier").mkdir()
-    write_json(folder / "frontier" / "verdict.json", {"depths": {str(HOOK_LAYER): 1}})
-    names = (
-        "sync_tokenizer", "ingest", "baselines", "frontier", "cache_activations", "train_sae",
-        "gate_sae",
-    )  # fmt: skip
-    return {name: artifact(folder, name) for name in names}
-
-
-def artifact(folder: Path, name: str, path: Path | None = None) -> InputArtifact:
-    """An input as the runner would hand it over."""
-    return InputArtifact(name, name, "0" * 16, path or folder / name, {}, {})
+    write_json(Frontier.verdict_record.path(folder / "frontier"), {"depths": {str(HOOK_LAYER): 1}})
+    return inputs_in(DecoderInputs, folder)

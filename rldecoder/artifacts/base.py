@@ -10,7 +10,7 @@ What a file holds is named by its import path, so that looking at an artifact im
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -134,7 +134,7 @@ class Table(File["pa.Table"]):
         """Write columns of equal length into a folder that is to be published."""
         schemas.write_parquet(self.path(folder), columns, self.schema)
 
-    def save_rows(self, folder: Path, rows: list[Mapping[str, Any]]) -> None:
+    def save_rows(self, folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write rows, each with a value for every column."""
         self.save(folder, {name: [row[name] for row in rows] for name in self.schema.names})
 

@@ -28,19 +28,19 @@ def show_estimate(run: RunConfig, store: ArtifactStore, console: Console) -> Non
             "`label_features.labelers` names no language model.",
             "Add `llm` to it, and a section `label_features.llm`: see docs/labels.md.",
         )
-    from rldecoder.runner import plan, read_input
+    from rldecoder.runner import open_inputs, plan
     from rldecoder.stages.table import stage_named
 
     refs = plan(run)
-    needs = stage_named(STAGE).inputs
-    missing = [name for name in needs if not store.is_published(refs[name])]
+    stage = stage_named(STAGE)
+    missing = [name for name in stage.upstream if not store.is_published(refs[name])]
     if missing:
         raise BadInputError(
             f"The run {run.name} has not come as far as {STAGE}.",
             f"Missing in {store.root}: {', '.join(missing)}.",
-            f"Run `rldecoder run CONFIG --until {needs[-1]}`, with the same --store and --set.",
+            f"Run `rldecoder run CONFIG --until {stage.upstream[-1]}`, with the same --store and --set.",
         )
-    inputs = {name: read_input(store, refs[name]) for name in needs}
+    inputs = open_inputs(stage, refs, store)
     import torch  # here, because what comes before should be quick
 
     from rldecoder.cli.progress import RichReporter

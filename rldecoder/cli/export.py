@@ -91,6 +91,7 @@ def write_export(
     import numpy as np
 
     from rldecoder import schemas
+    from rldecoder.artifacts.catalogue import Labels
     from rldecoder.data.activation_reader import ActivationReader
     from rldecoder.data.shards import read_token_table
     from rldecoder.decoder.loading import load_decoder
@@ -102,7 +103,7 @@ def write_export(
     from rldecoder.lm.frozen import FrozenLM
     from rldecoder.sae.model import Sae
 
-    labels = FeatureLabels.load(folders["label_features"])
+    labels = FeatureLabels.load(Labels.labels.path(folders["label_features"]))
     model_folder = folders["sync_tokenizer"] / "model"
     lm = FrozenLM.load(model_folder)
     sae = Sae.load(folders["train_sae"] / "sae")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rldecoder import schemas
+from rldecoder.artifacts.catalogue import Clusters, Labels
 from rldecoder.curves import read_curves
 from rldecoder.dashboard.relations import read_relations
 from rldecoder.explain.text import visible_text, visible_token
@@ -132,9 +133,9 @@ def features(
             absorption and flags.
         contexts: strongest contexts a feature, at most.
     """
-    labels = FeatureLabels.load(labels_folder)
+    labels = FeatureLabels.load(Labels.labels.path(labels_folder))
     acts = _window_acts(labels_folder / "examples.parquet")
-    ranks = ReviewQueue.load(clusters_folder, labels).ranks()
+    ranks = ReviewQueue.load_for(labels, Clusters.queue.path(clusters_folder)).ranks()
     relations = read_relations(clusters_folder)
     return [
         _feature(feature, acts, contexts)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from rldecoder.errors import BadInputError
+from rldecoder.schemas import JsonRecord
 
 FloatArray = NDArray[np.float64]
 
@@ -22,6 +23,15 @@ class Interval(NamedTuple):
 
     low: float
     high: float
+
+
+class Measured(JsonRecord):
+    """A published number with its confidence interval."""
+
+    value: float | None
+    """None where it is not defined."""
+    low: float | None
+    high: float | None
 
 
 class MeanInterval(NamedTuple):

@@ -39,12 +39,12 @@ def read_labels(path: Path) -> dict[int, LabelText]:
     """Labels by latent, failed ones included (without text).
 
     Args:
-        path: `feature_labels.json`, or the folder that holds it.
+        path: `feature_labels.json`.
 
     Raises:
         DamagedFileError: it is missing, not JSON, or of another schema.
     """
-    labels = FeatureLabels.load(path if path.is_dir() else path.parent)
+    labels = FeatureLabels.load(path)
     return {
         feature.latent: LabelText(feature.label, feature.confidence, feature.high_confidence)
         for feature in labels.features

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from rldecoder.artifacts.catalogue import Clusters, Labels
 from rldecoder.dashboard import collect
 from rldecoder.errors import BadInputError
 from rldecoder.interp.records import FeatureLabels, Review
@@ -38,8 +39,8 @@ class Catalogue:
     """
 
     def __init__(self, labels_folder: Path, clusters_folder: Path, reviews: Path) -> None:
-        self.labels = FeatureLabels.load(labels_folder)
-        self._queue = ReviewQueue.load(clusters_folder, self.labels)
+        self.labels = FeatureLabels.load(Labels.labels.path(labels_folder))
+        self._queue = ReviewQueue.load_for(self.labels, Clusters.queue.path(clusters_folder))
         self._label_of = {feature.latent: feature.label for feature in self.labels.features}
         self._audit = {feature.latent for feature in self.labels.features if feature.audit}
         self.reviews = reviews

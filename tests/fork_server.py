@@ -18,7 +18,7 @@ import transformers  # noqa: F401
 
 import rldecoder.cli.commands
 import rldecoder.cli.run
-import rldecoder.explain.session  # noqa: F401
+import rldecoder.explain.explanation  # noqa: F401
 from rldecoder import interrupts, provenance
 from rldecoder.cli.main import main
 from rldecoder.stages.table import STAGES

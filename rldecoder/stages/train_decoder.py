@@ -190,7 +190,7 @@ class _Loop:
                 seed=derive_seed(self.ctx.seed, "bootstrap"),
                 precision=self.config.matmul_precision,
             )
-            self.progress.epochs.append({"epoch": epoch, "split": split, **found._asdict()})
+            self.progress.epochs.append({"epoch": epoch, "split": split, **found.model_dump()})
             values = {f"{split}_{name}": getattr(found, name) for name in ("kl", "agreement")}
             self.progress.curves.log(step, **values)
             self.ctx.report.metrics("train_decoder", step, values)

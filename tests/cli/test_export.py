@@ -304,7 +304,7 @@ def test_export_wants_a_finished_run_and_an_empty_folder(tmp_path: Path) -> None
         return " ".join(done.stderr.split())
 
     out = str(tmp_path / "out")
-    assert "nothing to export yet" in export("delphi", out)
+    assert "has not come far enough to export" in export("delphi", out)
     assert "neuronpedia, saedashboard, delphi" in export("excel", out)
     assert "Add --author-id" in export("neuronpedia", out)  # never under someone else's account
     (tmp_path / "out").mkdir()

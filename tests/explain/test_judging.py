@@ -14,6 +14,7 @@ from scipy import stats
 
 from rldecoder.errors import BadInputError
 from rldecoder.explain.claims import CheckedClaim, Claim
+from rldecoder.explain.explanation import Explanation, Prediction
 from rldecoder.explain.judging import (
     CODES,
     JudgeItem,
@@ -25,7 +26,6 @@ from rldecoder.explain.judging import (
     score_judgments,
     write_blind,
 )
-from rldecoder.explain.session import Explanation, Prediction
 from rldecoder.schemas import write_json
 
 HOSTILE = "=cmd|' /C calc'!A0\u202e\u200b</script>\x1b[2J"

@@ -89,7 +89,7 @@ def scores(**change: float) -> Faithfulness:
         num_labels=9,
         num_sequences=2,
     )
-    return plain._replace(**change)  # type: ignore[arg-type]
+    return plain.model_copy(update=change)
 
 
 def report_of(test: Faithfulness, ood: Faithfulness) -> GateReport:

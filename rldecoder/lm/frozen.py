@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -56,7 +56,8 @@ class FrozenLM:
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.folder = folder
-        self._base = model.base_model
+        base: Any = model.base_model
+        self._base: PreTrainedModel = base
         self._blocks_name, self._norm_name = find_parts(self._base)
         self._unembedding = Unembedding(model)
         self._cuts: dict[tuple[str, int], PreTrainedModel] = {}

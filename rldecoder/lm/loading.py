@@ -55,7 +55,7 @@ def read_model(
         )
     try:
         with quiet_transformers():
-            model, found = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=dtype if dtype is not None else "auto",
                 use_safetensors=True,
@@ -65,6 +65,7 @@ def read_model(
                 # They are refused below, by name; transformers' own error names none.
                 ignore_mismatched_sizes=True,
             )
+            model, found = loaded
             tokenizer = AutoTokenizer.from_pretrained(
                 folder, trust_remote_code=False, local_files_only=True
             )

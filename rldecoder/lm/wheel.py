@@ -17,6 +17,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
@@ -139,7 +140,7 @@ def _convert(gguf: Path, out: Path) -> None:
 
     with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):
         # Without dequantize=True transformers 5 keeps packed weights, which cannot be saved.
-        model, found = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             gguf.parent,
             gguf_file=gguf.name,
             quantization_config=GgufConfig(dequantize=True),
@@ -147,6 +148,7 @@ def _convert(gguf: Path, out: Path) -> None:
             local_files_only=True,
             output_loading_info=True,
         )
+        model, found = loaded
         require_all_weights(found, gguf.name)
         require_finite_weights(model, gguf.name)
         tokenizer = AutoTokenizer.from_pretrained(

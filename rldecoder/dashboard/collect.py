@@ -82,11 +82,14 @@ def features(
     }
     ranks = clusters.load_queue(labels.labels).ranks()
     relations = Relations(clusters.clusters)
+    most_important = sorted(labels.labels.features, key=lambda f: f.importance_rank)
     return [
         _feature(feature, acts, contexts)
         | {"queue": ranks[feature.latent]}
         | {"relations": relations.of(feature.latent)}
-        for feature in sorted(labels.labels.features, key=lambda f: f.importance_rank)[:max_features]
+        for feature in sorted(labels.labels.features, key=lambda f: f.importance_rank)[
+            :max_features
+        ]
     ]
 
 

@@ -98,7 +98,7 @@ def positions_from_cache(
     latents = decoder.frozen.sae.encode(batch.resid.to(device).float())
     seq_id, pos = batch.seq_id.long(), batch.pos.long()
     past = None
-    if decoder.blocks is not None:
+    if decoder.looks_back:
         past = _past_in_cache(reader, decoder, seq_id.to(device), pos.to(device))
     return Positions(["text"] * len(batch.pos), seq_id, pos, batch.token_id.long(), latents, past)
 
@@ -141,7 +141,7 @@ def positions_from_prompts(
         found = decoder.features(ids.to(lm.device), mask).latents
         parts.append(SparseLatents(found.acts[:, -1], found.indices[:, -1]))
         last_tokens.append(ids[:, -1])
-        if decoder.blocks is not None:
+        if decoder.looks_back:
             pasts.append(past_of_prompts(found, mask))
     nowhere = torch.full((len(prompts),), -1)
     return Positions(

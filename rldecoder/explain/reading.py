@@ -309,7 +309,7 @@ class Reading:
             torch.stack([changed.before.acts, changed.after.acts]),
             changed.after.indices.expand(2, -1, -1),
         )
-        if reader.decoder.blocks is None:  # no prediction after the last change moves
+        if not reader.decoder.looks_back:  # no prediction after the last change moves
             both = SparseLatents(*(column[:, : seen + 1] for column in both))
         decoder = lm.unembed(reader.decoder.hidden(both)[:, first:])
         resid = self.states.resid

@@ -33,7 +33,6 @@ PROMPT = "The cat sat on the mat and looked"
 @pytest.fixture(scope="module")
 def with_blocks(lm: FrozenLM, sae: Sae) -> SaeDecoderForCausalLM:
     made = new_decoder(lm, sae, [2, 3])
-    assert made.blocks is not None
     made.blocks.copy_from(lm.base)
     with torch.no_grad():
         made.W.copy_(sae.W_dec)

@@ -136,11 +136,12 @@ class FrozenAgreement(JsonRecord):
 
     num_claims: int
     """Of all examples."""
-    verdicts: dict[Verdict, int]
+    # Older artifacts have no verdicts on both models; the next three are theirs.
+    verdicts: dict[Verdict, int] = {}
     """How many claims have each."""
-    precision: float | None
+    precision: float | None = None
     """Share that is supported by both models; None without claims."""
-    precision_decoder: float | None
+    precision_decoder: float | None = None
     """Share that the decoder supports."""
     same_sign: float | None
     """Of those that the decoder supports, the share whose effect has its sign on the frozen model,

@@ -38,7 +38,8 @@ def show_estimate(run: RunConfig, store: ArtifactStore, console: Console) -> Non
         raise BadInputError(
             f"The run {run.name} has not come as far as {STAGE}.",
             f"Missing in {store.root}: {', '.join(missing)}.",
-            f"Run `rldecoder run CONFIG --until {stage.upstream[-1]}`, with the same --store and --set.",
+            f"Run `rldecoder run CONFIG --until {stage.upstream[-1]}`, with the same --store and "
+            "--set.",
         )
     inputs = open_inputs(stage, refs, store)
     import torch  # here, because what comes before should be quick

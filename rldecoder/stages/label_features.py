@@ -24,11 +24,11 @@ from rldecoder.interp.labelers import PredicateLabeler
 from rldecoder.interp.labelling import (
     Confidences,
     Labelled,
-    all_columns,
     calibrate,
     check_disjoint,
     label_and_score,
     random_sae,
+    score_rows,
     shuffled_control,
 )
 from rldecoder.interp.llm.estimate import Estimate
@@ -42,7 +42,6 @@ from rldecoder.interp.records import (
     Example,
     FeatureLabel,
     FeatureLabels,
-    Scores,
     TokenEffect,
 )
 from rldecoder.interp.review import merge_reviews, read_reviews
@@ -159,7 +158,7 @@ def run(inputs: LabelInputs, config: LabelFeaturesConfig, ctx: StageContext) -> 
     Labels.controls.save(ctx.out, controls)
     table = examples.table
     Labels.examples.save(ctx.out, {name: table[name] for name in Labels.examples.schema.names})
-    Labels.scores.save(ctx.out, all_columns(methods))
+    Labels.scores.save_rows(ctx.out, score_rows(methods))
     if answered is not None:
         write_parquet(Labels.ledger.path(ctx.out), answered.ledger, LEDGER)
 
@@ -356,7 +355,7 @@ def _record(
         importance=float(ranked.importance[row]),
         importance_rank=row + 1,
         density=float(material.density[row]),
-        scores=Scores(**{name: getattr(scores, name) for name in Scores.model_fields}),
+        scores=scores.published,
         examples=material.shown.get(draft.latent, []),
         contrasts=material.contrasts.get(draft.latent, []),
         promoted=promoted,

@@ -30,6 +30,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from flows.parameters import PipelineParameters, RunParameters
 from flows.pipeline import run_from_parameters
+from rldecoder.artifacts.catalogue import Clusters, Labels
 from rldecoder.artifacts.store import ArtifactRef, ArtifactStore
 from rldecoder.config.run import RunConfig
 from rldecoder.errors import BadInputError
@@ -213,8 +214,8 @@ def _published(run: RunConfig, store: ArtifactStore, keys: list[str]) -> LabelsT
 
 
 def _load(store: ArtifactStore, first: ArtifactRef, second: ArtifactRef) -> LabelsToReview:
-    labels = FeatureLabels.load(store.path(first))
-    queue = ReviewQueue.load(store.path(second), labels)
+    labels = FeatureLabels.load(Labels.labels.path(store.path(first)))
+    queue = ReviewQueue.load_for(labels, Clusters.queue.path(store.path(second)))
     return LabelsToReview(labels, queue, f"{first.digest}-{second.digest}")
 
 

@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from rldecoder.gates import GateReport
     from rldecoder.interp.cluster_record import ClusterRecord
     from rldecoder.interp.label_controls import LabelControls
-    from rldecoder.interp.mass import ImportanceMass
     from rldecoder.interp.records import FeatureLabels
     from rldecoder.interp.review_queue import ReviewQueue
+    from rldecoder.interp.tally import ImportanceMass
     from rldecoder.interp.validation import EstimatorValidation
     from rldecoder.lm.baselines import BaselineRecord, Timing
     from rldecoder.lm.frozen import FrozenLM
@@ -259,7 +259,7 @@ class Importance(Artifact):
 
     stage, kind = "rank_features", "importance"
     table = Table("importance.parquet", "rldecoder.interp.tally:IMPORTANCE")
-    mass: Record[ImportanceMass] = Record("mass.json", "rldecoder.interp.mass:ImportanceMass")
+    mass: Record[ImportanceMass] = Record("mass.json", "rldecoder.interp.tally:ImportanceMass")
     validation: Record[EstimatorValidation] = Record(
         "validation.json", "rldecoder.interp.validation:EstimatorValidation"
     )
@@ -292,6 +292,12 @@ class Clusters(Artifact):
     queue: Record[ReviewQueue] = Record(
         "review_queue.json", "rldecoder.interp.review_queue:ReviewQueue"
     )
+
+    def load_queue(self, labels: FeatureLabels) -> ReviewQueue:
+        """The order of review of these labels; raises DamagedFileError if it is of others."""
+        from rldecoder.interp.review_queue import ReviewQueue
+
+        return ReviewQueue.load_for(labels, Clusters.queue.path(self.folder))
 
 
 class TrainedExplainer(Artifact):

@@ -294,9 +294,7 @@ def _mass(mass: ImportanceMass) -> FigureEntry | None:
             if found.top_k is not None and (target == FROZEN or domain == "label"):
                 ks = sorted(found.top_k)
                 shares = [found.top_k[k].per_position.value for k in ks]
-                lines.append(
-                    Line(f"{domain}, {target}", ks, shares, dashed=target == "decoder")
-                )
+                lines.append(Line(f"{domain}, {target}", ks, shares, dashed=target == "decoder"))
     if not lines:
         return None
     return FigureEntry(
@@ -338,8 +336,7 @@ def _deletion(deletion: DeletionBenchmark) -> FigureEntry:
         "random order": deletion.random,
     }
     lines = [
-        Line(name, deletion.ks, scores.comprehensiveness.by_k)
-        for name, scores in rankings.items()
+        Line(name, deletion.ks, scores.comprehensiveness.by_k) for name, scores in rankings.items()
     ]
     return FigureEntry(
         figures.line_plot(

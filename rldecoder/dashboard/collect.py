@@ -86,7 +86,9 @@ def features(
         _feature(feature, acts, contexts)
         | {"queue": ranks[feature.latent]}
         | {"relations": relations.of(feature.latent)}
-        for feature in sorted(labels.labels.features, key=lambda f: f.importance_rank)[:max_features]
+        for feature in sorted(labels.labels.features, key=lambda f: f.importance_rank)[
+            :max_features
+        ]
     ]
 
 

@@ -99,9 +99,7 @@ def score_tasks(answers: Sequence[Answer], resamples: int, seed: int) -> list[Ta
             low, high = wilson_interval(sum(values), len(values))
         else:  # partial credit (F1) is no proportion
             _, low, high = bootstrap_mean_ci(values, resamples=resamples, seed=seed)
-        drop = paired_bootstrap_pvalue(
-            points[task, FROZEN], values, resamples=resamples, seed=seed
-        )
+        drop = paired_bootstrap_pvalue(points[task, FROZEN], values, resamples=resamples, seed=seed)
         scores.append(
             TaskScore(
                 task, model, len(values), float(np.mean(values)), low, high,

@@ -25,6 +25,15 @@ class Interval(NamedTuple):
     high: float
 
 
+class Measured(JsonRecord):
+    """A published number with its confidence interval."""
+
+    value: float | None
+    """None where it is not defined."""
+    low: float | None
+    high: float | None
+
+
 class MeanInterval(NamedTuple):
     """A mean with its confidence interval."""
 

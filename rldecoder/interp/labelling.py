@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,37 +12,26 @@ from rldecoder.data.activation_reader import ActivationReader
 from rldecoder.errors import BadInputError
 from rldecoder.interp.calibration import (
     NUM_ROTATIONS,
-    PRECISION_BAR,
     Acceptance,
     Calibration,
     ConfidenceModel,
-    Threshold,
-    coverage,
-    high_confidence_threshold,
     label_features,
-    point_threshold,
-    reliability,
 )
 from rldecoder.interp.corpus import Firings, SplitFirings, TokenGrid, document_folds
 from rldecoder.interp.labelers import Evidence, LabelDraft, Labeler
 from rldecoder.interp.predicate import num_atoms
 from rldecoder.interp.scores import (
-    SCORES,
     LabelScores,
     ScoringText,
     derangement,
     fit_all_levels,
-    mean_or_none,
+    means,
     score_all,
 )
 from rldecoder.interp.vocabulary import Vocabulary
 from rldecoder.sae.model import Sae, SaeSpec
 
 NUM_FEATURES = 6
-SUMMARISED = (
-    "detection", "detection_hard", "fuzzing", "fuzzing_hard", "intruder", "simulation",
-    "precision", "recall", "f1", "auprc",
-)  # fmt: skip
 
 
 class Labelled(NamedTuple):
@@ -183,71 +173,18 @@ def draw_alive(firings: Firings, count: int, min_firings: int, rng: np.random.Ge
     return np.sort(rng.choice(alive, min(count, alive.size), replace=False))
 
 
-def summary(labelled: Labelled, acceptance: Acceptance) -> dict[str, Any]:
-    """Means over latents: over all (a failure scores 0) and over those that got a label."""
-    good = [s for d, s in zip(*labelled, strict=True) if d.predicate is not None]
-    out: dict[str, Any] = {
-        "latents": len(labelled.drafts),
-        "labelled": len(good),
-        "failed": len(labelled.drafts) - len(good),
-        "accepted": sum(
-            d.predicate is not None and acceptance.accepts(s)
-            for d, s in zip(*labelled, strict=True)
-        ),
-    }
-    for name in SUMMARISED:
-        out[f"mean_{name}"] = mean_or_none([getattr(s, name) for s in labelled.scores])
-        out[f"mean_{name}_labelled"] = mean_or_none([getattr(s, name) for s in good])
-    return out
-
-
-def all_columns(methods: dict[str, Labelled]) -> dict[str, list[Any]]:
+def score_rows(methods: Mapping[str, Labelled]) -> list[dict[str, Any]]:
     """All methods' rows of scores.SCORES."""
-    columns: dict[str, list[Any]] = {name: [] for name in SCORES.names}
-    for name, labelled in methods.items():
-        for column, values in score_columns(labelled, name).items():
-            columns[column] += values
-    return columns
-
-
-def score_columns(labelled: Labelled, method: str) -> dict[str, list[Any]]:
-    """Columns of scores.SCORES."""
-    columns: dict[str, list[Any]] = {
-        "latent": [draft.latent for draft in labelled.drafts],
-        "method": [method] * len(labelled.drafts),
-        "labelled": [draft.predicate is not None for draft in labelled.drafts],
-    }
-    for name in LabelScores._fields:
-        columns[name] = [getattr(scores, name) for scores in labelled.scores]
-    return columns
-
-
-def calibration_report(
-    labelled: Labelled,
-    confidences: Confidences,
-    acceptance: Acceptance,
-    levels: list[Threshold],
-) -> dict[str, Any]:
-    """How confidences made on the `label` split hold on the `test` split."""
-    has_label = np.array([draft.predicate is not None for draft in labelled.drafts], bool)
-    outcome = np.array([acceptance.accepts(scores) for scores in labelled.scores], bool) & has_label
-    model = confidences.model
-    best = max(levels, key=lambda entry: entry.low, default=None)
-    tau = high_confidence_threshold(levels)
-    return {
-        "model": model.kind,
-        "fit_rows": int(model.data.accepted.size),
-        "fit_accepted": int(model.data.accepted.sum()),
-        "high_confidence_threshold": tau,
-        "precision_bar": PRECISION_BAR,
-        # How far the evidence goes: without a threshold, why there is none.
-        "best_lower_bound": None if best is None else best._asdict(),
-        "high_confidence": coverage(confidences.p, outcome, tau),
-        "at_point_estimate": coverage(confidences.p, outcome, point_threshold(levels)),
-        "best_possible_coverage": float(outcome.mean()),
-        "test": reliability(confidences.p[has_label], outcome[has_label]),
-        "fit_out_of_fold": reliability(model.out_of_fold(), model.data.accepted),
-    }
+    return [
+        {
+            "latent": draft.latent,
+            "method": name,
+            "labelled": draft.predicate is not None,
+            **scores.model_dump(),
+        }
+        for name, labelled in methods.items()
+        for draft, scores in zip(*labelled, strict=True)
+    ]
 
 
 def _features(draft: LabelDraft, held_out: LabelScores | None) -> list[float]:
@@ -259,8 +196,4 @@ def _mean_scores(scores: list[LabelScores]) -> LabelScores | None:
     """Mean of the measurements that confidence reads; None without any."""
     if not scores:
         return None
-    return scores[0]._replace(
-        f1=mean_or_none([s.f1 for s in scores]),
-        precision=mean_or_none([s.precision for s in scores]),
-        detection=mean_or_none([s.detection for s in scores]),
-    )
+    return scores[0].model_copy(update=means(scores, ("f1", "precision", "detection")))

@@ -94,9 +94,7 @@ def test_labels_in_words_have_rows_of_their_own() -> None:
                    "interval_detection": None}
             for name in ("random_sae", "drawn")
         },
-        "gaps": {
-            name: between for name in ("label_shuffled", "label_random_sae", "drawn_random_sae")
-        },
+        "gaps": dict.fromkeys(("label_shuffled", "label_random_sae", "drawn_random_sae"), between),
         "labeler": "m", "attempts": 1, "cached_answers": 0, "tokens_in": 1, "tokens_out": 1,
         "cost": 0.0, "confidence": {"reason": "few", "ece": None, "brier": None},
         "judge": {

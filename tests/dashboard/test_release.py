@@ -88,9 +88,9 @@ def test_a_file_has_its_sha256_or_the_manifest_is_refused() -> None:
 
 
 def test_documents_in_two_splits_are_counted_from_the_rows() -> None:
-    check = checklist(
-        {"one": manifest()}, [*DOCUMENTS, {"split": "ood", "sha256": "b"}], **MODEL
-    )[7]
+    check = checklist({"one": manifest()}, [*DOCUMENTS, {"split": "ood", "sha256": "b"}], **MODEL)[
+        7
+    ]
     assert check.holds is False
     assert check.detail.startswith("4 documents, 1 of them in two")
     assert checklist({"one": manifest()}, [], **MODEL)[7].holds is None

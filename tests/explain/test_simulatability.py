@@ -136,9 +136,7 @@ def test_claims_that_know_are_ahead_and_wrong_ones_behind(
     )
     assert found.interventions_per_kind == 240
     assert set(found.kinds) == {*KINDS, "all"}
-    assert [kind for kind, entry in found.kinds.items() if entry.seen_in_training] == [
-        "removal"
-    ]
+    assert [kind for kind, entry in found.kinds.items() if entry.seen_in_training] == ["removal"]
     everywhere = found.kinds["all"]
     assert everywhere.changed == pytest.approx(
         np.mean([found.kinds[kind].changed for kind in KINDS])

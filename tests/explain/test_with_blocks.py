@@ -10,10 +10,10 @@ from torch import Tensor
 
 from rldecoder.data.activation_reader import ActivationReader
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM, new_decoder
-from rldecoder.explain.interpretability import DELETION_KS, deletion_scores
 from rldecoder.explain import patching
 from rldecoder.explain.explainer import Explainer
 from rldecoder.explain.inputs import LabelText
+from rldecoder.explain.interpretability import DELETION_KS, deletion_scores
 from rldecoder.explain.pairs import (
     Pairs,
     join_positions,

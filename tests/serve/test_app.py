@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from rldecoder.artifacts.catalogue import Labels
 from rldecoder.explain.inputs import LabelText
 from rldecoder.explain.reading import Reading
 from rldecoder.explain.text import visible_token
@@ -226,7 +227,7 @@ def test_a_verdict_names_the_label_and_published_ones_stay_beside_new_ones(
         for f in ours.features
     ]
     folder = Path(shutil.copytree(debug_labels, tmp_path / "labels"))
-    ours.model_copy(update={"features": changed}).save(folder)
+    ours.model_copy(update={"features": changed}).save(Labels.labels.path(folder))
     path = tmp_path / "r.jsonl"
     for said in (old | {"at": "2025-05-05T00:00:00"}, timed):
         line = {"sae_digest": ours.sae_digest, "latent": feature.latent} | said

@@ -47,9 +47,7 @@ def trained(debug_store: Path, config: RunConfig) -> TrainedExplainer:
 
 
 @pytest.fixture
-def rerun(
-    inputs: ExplainerInputs, config: RunConfig, context: Callable[..., StageContext]
-) -> Path:
+def rerun(inputs: ExplainerInputs, config: RunConfig, context: Callable[..., StageContext]) -> Path:
     seed = derive_seed(config.seed, STAGE.name)
     seed_everything(seed)
     ctx = context(STAGE.name, seed=seed)

@@ -17,16 +17,16 @@ from rldecoder.interp.corpus import Firings, SplitFirings
 from rldecoder.interp.drawn import Drawn
 from rldecoder.interp.labelers import Evidence, LabelDraft
 from rldecoder.interp.llm.backends import ChatModel
-from rldecoder.interp.llm.confidence import WordConfidences, word_confidences
+from rldecoder.interp.llm.confidence import WordCalibration, WordConfidences, word_confidences
 from rldecoder.interp.llm.estimate import Estimate, add_up
 from rldecoder.interp.llm.gate import Planted, num_questions, plant, try_judge
 from rldecoder.interp.llm.items import ItemSampler
-from rldecoder.interp.llm.judge import Case, Judge, JudgeScores, make_cases
+from rldecoder.interp.llm.judge import Case, Judge, make_cases
 from rldecoder.interp.llm.labeler import LlmLabeler
 from rldecoder.interp.llm.results import Judged, LlmLabels
 from rldecoder.interp.llm.session import Purse, Question, Session
 from rldecoder.interp.llm.storage import AnswerCache, Ledger, Spent
-from rldecoder.interp.records import JudgeTrust
+from rldecoder.interp.records import JudgedScores, JudgeTrust
 from rldecoder.interp.scores import ScoringText, derangement
 from rldecoder.interp.vocabulary import Vocabulary
 from rldecoder.lm.user_cache import user_cache
@@ -207,13 +207,13 @@ class LlmRun:
     def _confidences(
         self,
         drafts: list[LabelDraft],
-        seen: list[JudgeScores],
-        scores: list[JudgeScores],
+        seen: list[JudgedScores],
+        scores: list[JudgedScores],
         trust: JudgeTrust,
     ) -> WordConfidences:
         if not self.config.confidence:
             reason = "not asked for (`label_features.llm.confidence`)"
-            nothing = {"reason": reason, "ece": None, "brier": None}
+            nothing = WordCalibration(reason=reason, ece=None, brier=None)
             return WordConfidences([None] * len(drafts), [reason] * len(drafts), nothing)
         seed = derive_seed(self._seed, "confidence")
         return word_confidences(drafts, seen, scores, trust, self._acceptance, seed)

@@ -16,10 +16,9 @@ from rldecoder.interp.llm.confidence import (
     accepted,
     word_confidences,
 )
-from rldecoder.interp.llm.judge import JudgeScores
-from rldecoder.interp.records import JudgeTrust
+from rldecoder.interp.records import JudgedScores, JudgeTrust
 
-BARS = Acceptance(0.8, 0.5)
+BARS = Acceptance(detection=0.8, precision=0.5)
 
 
 def trust(trusted: bool = True) -> JudgeTrust:
@@ -29,15 +28,17 @@ def trust(trusted: bool = True) -> JudgeTrust:
     )  # fmt: skip
 
 
-def judged(detection: float | None, precision: float | None = 0.9) -> JudgeScores:
-    return JudgeScores(detection, 0.5, precision, 2, 0)
+def judged(detection: float | None, precision: float | None = 0.9) -> JudgedScores:
+    return JudgedScores(
+        detection=detection, fuzzing=0.5, window_precision=precision, questions=2, failures=0
+    )
 
 
 def draft(latent: int, text: str | None = "token is a number") -> LabelDraft:
     return LabelDraft(latent, text, None, None if text else "refused", 0.0, 50)
 
 
-Made = tuple[list[LabelDraft], list[JudgeScores], list[JudgeScores], np.ndarray[Any, Any]]
+Made = tuple[list[LabelDraft], list[JudgedScores], list[JudgedScores], np.ndarray[Any, Any]]
 
 
 def made(count: int, seed: int = 0) -> Made:
@@ -61,9 +62,9 @@ def test_confidence_follows_the_true_probability() -> None:
     assert found.reasons == [None] * 240
     p = np.array([one.p for one in found.found if one is not None])
     assert np.abs(p - material[3]).mean() < 0.1
-    assert found.report["scored"] == found.report["n"] == 240
-    assert found.report["ece"] < 0.12
-    assert found.report["brier"] < 0.2
+    assert found.report.scored == found.report.n == 240
+    assert found.report.ece < 0.12
+    assert found.report.brier < 0.2
     inside = [one.low <= true <= one.high
               for one, true in zip(found.found, material[3], strict=True) if one]  # fmt: skip
     assert np.mean(inside) > 0.7
@@ -83,7 +84,7 @@ def test_too_little_evidence_gives_no_number() -> None:
     drafts, seen, scores, _ = made(MIN_SCORED - 1)
     found = run(drafts, seen, scores)
     assert found.found == [None] * (MIN_SCORED - 1)
-    assert found.report["ece"] is found.report["brier"] is None
+    assert found.report.ece is found.report.brier is None
     assert all(reason and f"only {MIN_SCORED - 1} labels" in reason for reason in found.reasons)
     drafts, seen, scores, _ = made(100)
     rare = [judged(0.9)] * (MIN_EACH - 1) + [judged(0.6)] * (101 - MIN_EACH)
@@ -96,12 +97,12 @@ def test_too_little_evidence_gives_no_number() -> None:
     )
     untrusted = run(drafts, seen, scores, trusted=False)
     assert untrusted.found == [None] * 100
-    assert "not trusted" in untrusted.report["reason"]
+    assert "not trusted" in untrusted.report.reason
 
 
 def test_failures_and_labels_without_windows_say_why() -> None:
     drafts, seen, scores, _ = made(50)
-    drafts[0], scores[0] = draft(0, None), JudgeScores(0.0, 0.0, 0.0, 0, 0)
+    drafts[0], scores[0] = draft(0, None), judged(0.0, 0.0)
     seen[1] = judged(None, None)
     scores[2] = judged(None, None)
     found = run(drafts, seen, scores)
@@ -110,7 +111,7 @@ def test_failures_and_labels_without_windows_say_why() -> None:
     assert found.found[1] is None
     assert "too few windows" in str(found.reasons[1])
     assert found.found[2] is not None  # it has no outcome, and takes that of the others
-    assert found.report["scored"] == 47
+    assert found.report.scored == 47
     assert sum(one is not None for one in found.found) == 48
 
 

@@ -301,7 +301,7 @@ class Clusters(Artifact):
 
 
 class TrainedExplainer(Artifact):
-    """Method B (explainer.json and .safetensors), what it was trained on, how well its claims hold."""
+    """Method B (explainer.json, .safetensors), what it was trained on, how well claims hold."""
 
     stage, kind = "train_explainer", "explainer"
     pairs = Table("pairs.parquet", "rldecoder.explain.pairs:PAIRS")

@@ -19,7 +19,8 @@ from rldecoder.interp.label_controls import LabelControls
 
 def method(value: float, **more: Any) -> dict[str, Any]:
     means = {f"mean_{name}": value for name in SCORES}
-    return {"latents": 1200, "labelled": 7, "failed": 1193, "accepted": 3, **means, **more}
+    counts = {"latents": 1200, "labelled": 7, "failed": 1193, "accepted": 3}
+    return {**counts, **means, "mean_f1_labelled": value, "interval_f1": None, **more}
 
 
 def controls(**changes: Any) -> LabelControls:

@@ -176,9 +176,9 @@ def test_evaluates_and_saves_every_n_steps_and_at_the_ends_of_stages(make_sessio
     saved: list[int] = []
     original = Checkpoints.save
 
-    def save(self, step, *rest):
+    def save(self, step, *rest, **named):
         saved.append(step)
-        original(self, step, *rest)
+        original(self, step, *rest, **named)
 
     monkeypatch.setattr(Checkpoints, "save", save)
     session, watched = make_session(

@@ -33,6 +33,7 @@ def export_pairs(run: Run, out: Path, console: Console, *, count: int, seed: int
     require_empty(out, "A new key would not fit files that judges already have.")
     from rldecoder.run import EXPLAINING
 
+    # Refused before seconds of imports.
     run.require((*EXPLAINING, ActivationCache), "to explain")
     from rldecoder.explain.held_out_texts import MAX_TASK_TEXTS, task_texts, text_beginnings
     from rldecoder.explain.judging import blind_pairs, write_blind
@@ -74,34 +75,37 @@ def score_files(key_path: Path, files: Sequence[Path], result: Path, console: Co
             "A file's name is its judge's.",
             "Rename one, such as ann.jsonl and ben.jsonl.",
         )
+
     key = read_key(key_path)
-    found = score_judgments(
+    score = score_judgments(
         {name: read_answers(path, key) for name, path in zip(names, files, strict=True)}, key
     )
     try:
-        schemas.write_json(result, {"explainer": key.artifact, "judges": names, **found})
+        schemas.write_json(result, {"explainer": key.artifact, "judges": names, **score})
     except OSError as error:
         raise BadInputError(
             f"{result} cannot be written.", str(error), "Give another path to --result."
         ) from error
-    rate, sign = found["win_rate"], found["sign_test"]
+
+    # A number that cannot be computed is a dash, never 0.
+    rate, sign = score["win_rate"], score["sign_test"]
     table = Table(title="Method B against Method A, by people", title_justify="left")
     for column in ("measure", "value", ""):
         table.add_column(column)
-    table.add_row("judges", str(found["num_judges"]), f"{found['num_items']} pairs each")
+    table.add_row("judges", str(score["num_judges"]), f"{score['num_items']} pairs each")
     table.add_row("win rate", f"{rate['mean']:.3f}", f"{rate['low']:.3f} to {rate['high']:.3f}")
     table.add_row(
         "sign test, p",
         "–" if sign["pvalue"] is None else f"{sign['pvalue']:.4f}",
         f"{sign['wins']} won, {sign['losses']} lost, {sign['even']} even",
     )
-    alpha = found["alpha"]
+    alpha = score["alpha"]
     table.add_row(
         "Krippendorff's alpha",
         "–" if alpha is None else f"{alpha:.3f}",
-        escape(found["alpha_note"]),
+        escape(score["alpha_note"]),
     )
-    first = found["first_chosen"]
+    first = score["first_chosen"]
     table.add_row("first one chosen", "–" if first is None else f"{first:.3f}", "")
     console.print(table)
     console.print(f"written: {escape(str(result))}", highlight=False, soft_wrap=True)

@@ -82,14 +82,12 @@ def features(
     }
     ranks = clusters.load_queue(labels.labels).ranks()
     relations = Relations(clusters.clusters)
-    most_important = sorted(labels.labels.features, key=lambda f: f.importance_rank)
+    ordered = sorted(labels.labels.features, key=lambda feature: feature.importance_rank)
     return [
         _feature(feature, acts, contexts)
         | {"queue": ranks[feature.latent]}
         | {"relations": relations.of(feature.latent)}
-        for feature in sorted(labels.labels.features, key=lambda f: f.importance_rank)[
-            :max_features
-        ]
+        for feature in ordered[:max_features]
     ]
 
 

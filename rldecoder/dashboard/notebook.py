@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 from importlib.resources import files
 
@@ -87,8 +88,5 @@ def _scoped_css() -> str:
     """The report's styles for what is inside our own element: a notebook keeps its looks."""
     file = files("rldecoder.dashboard") / "templates" / "report.css"
     css = file.read_text(encoding="utf-8").replace(":root", ":scope")
-    lines = (
-        line.replace("body {", ":scope {", 1) if line.startswith("body {") else line
-        for line in css.splitlines()
-    )
-    return "@scope (.rldecoder) {\n" + "\n".join(lines) + "\n}"
+    css = re.sub(r"^( *)body \{", r"\1:scope {", css, flags=re.MULTILINE)
+    return f"@scope (.rldecoder) {{\n{css}\n}}"

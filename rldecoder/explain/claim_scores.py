@@ -5,6 +5,8 @@ Every share is 0 to 1, every `_low` and `_high` a 95 % bootstrap interval over p
 
 from __future__ import annotations
 
+from pydantic import Field
+
 from rldecoder.evals.statistics import PairedTest
 from rldecoder.explain.claims import Verdict
 from rldecoder.explain.interventions import ALL_KINDS
@@ -136,11 +138,12 @@ class FrozenAgreement(JsonRecord):
 
     num_claims: int
     """Of all examples."""
-    verdicts: dict[Verdict, int]
+    # Older artifacts have no verdicts on both models; the next three are theirs.
+    verdicts: dict[Verdict, int] = Field(default_factory=dict)
     """How many claims have each."""
-    precision: float | None
+    precision: float | None = None
     """Share that is supported by both models; None without claims."""
-    precision_decoder: float | None
+    precision_decoder: float | None = None
     """Share that the decoder supports."""
     same_sign: float | None
     """Of those that the decoder supports, the share whose effect has its sign on the frozen model,

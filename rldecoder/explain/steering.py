@@ -72,6 +72,8 @@ class Changes:
                     f"The dictionary has latents 0 to {num_latents - 1}.",
                     "Choose one of those.",
                 )
+
+        # NaN or infinity would make every later residual NaN, and so every token the same.
         for latent, value in (*self.scale.items(), *self.set.items()):
             if not math.isfinite(value):
                 raise BadInputError(
@@ -79,6 +81,7 @@ class Changes:
                     "A factor or an activation is a finite number.",
                     "Give another one.",
                 )
+
         for latent, act in self.set.items():
             if act < 0:
                 raise BadInputError(
@@ -86,6 +89,7 @@ class Changes:
                     "Activations of an SAE are never negative.",
                     "Set 0 or more; a negative factor (`scale`) turns an active latent around.",
                 )
+
         if both := sorted(set(self.scale) & set(self.set)):
             raise BadInputError(
                 f"Latent {both[0]} is to be scaled and set.",
@@ -202,6 +206,7 @@ class Steering:
                 f"The model reads at most {lm.context_length:,}.",
                 "Shorten the prompt, or lower `max_new_tokens`.",
             )
+
         settings = GenerationConfig(
             max_new_tokens=max_new_tokens,
             eos_token_id=lm.end_token_ids,
@@ -209,6 +214,8 @@ class Steering:
             do_sample=temperature > 0,
             **({"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {}),
         )
+
+        # Draws are the call's own: the caller's random numbers go on as if there were none.
         writer, cache, steered = self._of(model)
         with steered, torch.random.fork_rng(devices=[] if ids.device.type == "cpu" else None):
             torch.manual_seed(seed)
@@ -220,7 +227,7 @@ class Steering:
             )
         return answer_texts(lm.tokenizer, out[:, len(ids) :].tolist(), lm.end_token_ids)[0]
 
-    def _of(self, model: Which) -> tuple[Any, dict[str, Cache], AbstractContextManager[None, None]]:
+    def _of(self, model: Which) -> tuple[Any, dict[str, Cache], AbstractContextManager[None]]:
         """A model, its KV cache where it does not make the right one itself, and its steering."""
         if model == "frozen":
             cache: dict[str, Cache] = {"past_key_values": WholeCache(self.lm.model.config)}

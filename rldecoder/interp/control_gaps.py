@@ -15,7 +15,7 @@ from rldecoder.evals.statistics import (
     two_sample_bootstrap,
 )
 from rldecoder.interp.labelers import LabelDraft
-from rldecoder.interp.scores import mean_or_none
+from rldecoder.interp.scores import means
 from rldecoder.schemas import JsonRecord
 
 GAP_SCORES = ("detection", "f1")
@@ -126,11 +126,6 @@ _FLAT = (
     ("means", "mean_", ""),
 )
 """Fields of summaries, and what stands around a score's name in JSON; the open end comes last."""
-
-
-def means(scores: Sequence[Any], names: Sequence[str]) -> dict[str, float | None]:
-    """Means over latents of their defined scores, by score; None where no latent has it."""
-    return {name: mean_or_none([getattr(found, name) for found in scores]) for name in names}
 
 
 def control_gaps(methods: Mapping[str, Scored], names: Sequence[str] = GAP_SCORES) -> ControlGaps:

@@ -22,12 +22,8 @@ from rldecoder.interp.control_gaps import GAP_SCORES, ControlGaps, ScoreSummary,
 from rldecoder.interp.labelling import Confidences, Labelled
 from rldecoder.interp.llm.results import LlmSummary
 from rldecoder.interp.recalibration import PeopleReliability
+from rldecoder.interp.scores import SUMMARISED
 from rldecoder.schemas import JsonRecord, Scalar
-
-SUMMARISED = (
-    "detection", "detection_hard", "fuzzing", "fuzzing_hard", "intruder", "simulation",
-    "precision", "recall", "f1", "auprc",
-)  # fmt: skip
 
 
 class MethodSummary(ScoreSummary):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,12 +21,11 @@ from rldecoder.interp.corpus import Firings, SplitFirings, TokenGrid, document_f
 from rldecoder.interp.labelers import Evidence, LabelDraft, Labeler
 from rldecoder.interp.predicate import num_atoms
 from rldecoder.interp.scores import (
-    SCORES,
     LabelScores,
     ScoringText,
     derangement,
     fit_all_levels,
-    mean_or_none,
+    means,
     score_all,
 )
 from rldecoder.interp.vocabulary import Vocabulary
@@ -173,25 +173,18 @@ def draw_alive(firings: Firings, count: int, min_firings: int, rng: np.random.Ge
     return np.sort(rng.choice(alive, min(count, alive.size), replace=False))
 
 
-def all_columns(methods: dict[str, Labelled]) -> dict[str, list[Any]]:
+def score_rows(methods: Mapping[str, Labelled]) -> list[dict[str, Any]]:
     """All methods' rows of scores.SCORES."""
-    columns: dict[str, list[Any]] = {name: [] for name in SCORES.names}
-    for name, labelled in methods.items():
-        for column, values in score_columns(labelled, name).items():
-            columns[column] += values
-    return columns
-
-
-def score_columns(labelled: Labelled, method: str) -> dict[str, list[Any]]:
-    """Columns of scores.SCORES."""
-    columns: dict[str, list[Any]] = {
-        "latent": [draft.latent for draft in labelled.drafts],
-        "method": [method] * len(labelled.drafts),
-        "labelled": [draft.predicate is not None for draft in labelled.drafts],
-    }
-    for name in LabelScores._fields:
-        columns[name] = [getattr(scores, name) for scores in labelled.scores]
-    return columns
+    return [
+        {
+            "latent": draft.latent,
+            "method": name,
+            "labelled": draft.predicate is not None,
+            **scores.model_dump(),
+        }
+        for name, labelled in methods.items()
+        for draft, scores in zip(*labelled, strict=True)
+    ]
 
 
 def _features(draft: LabelDraft, held_out: LabelScores | None) -> list[float]:
@@ -203,8 +196,4 @@ def _mean_scores(scores: list[LabelScores]) -> LabelScores | None:
     """Mean of the measurements that confidence reads; None without any."""
     if not scores:
         return None
-    return scores[0]._replace(
-        f1=mean_or_none([s.f1 for s in scores]),
-        precision=mean_or_none([s.precision for s in scores]),
-        detection=mean_or_none([s.detection for s in scores]),
-    )
+    return scores[0].model_copy(update=means(scores, ("f1", "precision", "detection")))

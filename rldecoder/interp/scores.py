@@ -18,7 +18,8 @@ A failed label is scored 0 everywhere: every one of its answers counts as wrong.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +28,7 @@ from numpy.typing import NDArray
 from rldecoder.interp.corpus import Firings, TokenGrid
 from rldecoder.interp.near_miss import NearMisses, hardest
 from rldecoder.interp.predicate import Predicate, evaluate
+from rldecoder.interp.records import Scores
 from rldecoder.interp.simulation import UNIT, Levels, fit_levels, simulate
 from rldecoder.interp.vocabulary import Vocabulary
 
@@ -34,65 +36,54 @@ BoolArray = NDArray[np.bool_]
 STRONG_FRACTION = 0.3
 INTRUDER_WINDOWS = 5
 
+
+class LabelScores(Scores):
+    """Scores of one label on one split, with the counts behind them."""
+
+    base_rate: float
+    """Share of cells where the latent fires."""
+    detection_positive: int
+    """Active windows."""
+    detection_negative: int
+    """Quiet ones."""
+    fuzzing_windows: int
+    """Windows with as many weak tokens as strong ones."""
+    near_misses: int = 0
+    """Negatives of `detection_hard`."""
+    simulation_explained: float | None = None
+    """Share of the activations' variance that the simulated ones explain."""
+
+    @property
+    def published(self) -> Scores:
+        """What the label's record shows."""
+        return Scores(**{name: getattr(self, name) for name in Scores.model_fields})
+
+
+SUMMARISED = tuple(
+    name for name, field in Scores.model_fields.items() if field.annotation == float | None
+)
+"""The scores of which means are told."""
+
+COLUMNS = (
+    "firings", "precision", "recall", "f1", "auprc", "base_rate", "detection",
+    "detection_positive", "detection_negative", "fuzzing", "fuzzing_windows", "detection_hard",
+    "near_misses", "fuzzing_hard", "intruder", "simulation", "simulation_explained",
+)  # fmt: skip
+"""All fields of LabelScores, in the order of the table."""
 SCORES = pa.schema(
     [
         ("latent", pa.int32()),
         ("method", pa.string()),
         ("labelled", pa.bool_()),
-        ("firings", pa.int64()),
-        ("precision", pa.float64()),
-        ("recall", pa.float64()),
-        ("f1", pa.float64()),
-        ("auprc", pa.float64()),
-        ("base_rate", pa.float64()),
-        ("detection", pa.float64()),
-        ("detection_positive", pa.int64()),
-        ("detection_negative", pa.int64()),
-        ("fuzzing", pa.float64()),
-        ("fuzzing_windows", pa.int64()),
-        ("detection_hard", pa.float64()),
-        ("near_misses", pa.int64()),
-        ("fuzzing_hard", pa.float64()),
-        ("intruder", pa.float64()),
-        ("simulation", pa.float64()),
-        ("simulation_explained", pa.float64()),
+        *(
+            (name, pa.int64() if LabelScores.model_fields[name].annotation is int else pa.float64())
+            for name in COLUMNS
+        ),
     ]
 )
 """One row a latent and method ("label", "shuffled", "random_sae", "drawn"). Scores are 0 to 1
 (`intruder` and `simulation` can be negative: worse than chance), and null where they are not
 defined (no window of one of the two kinds; `firings` tells why)."""
-
-
-class LabelScores(NamedTuple):
-    """Scores of one label on one split; None where a score is not defined."""
-
-    firings: int
-    """Cells where the latent fires."""
-    precision: float | None
-    recall: float | None
-    f1: float | None
-    auprc: float | None
-    """Average precision of the yes/no answer: precision * recall + base rate * (1 - recall)."""
-    base_rate: float
-    """Share of cells where the latent fires."""
-    detection: float | None
-    """Balanced accuracy over windows."""
-    detection_positive: int
-    detection_negative: int
-    fuzzing: float | None
-    fuzzing_windows: int
-    detection_hard: float | None = None
-    """Balanced accuracy over the active windows and as many near misses."""
-    near_misses: int = 0
-    """How many near misses that was."""
-    fuzzing_hard: float | None = None
-    """Fuzzing with near misses as decoys."""
-    intruder: float | None = None
-    """Corrected for chance: 1 always right, 0 no better than guessing."""
-    simulation: float | None = None
-    """Pearson correlation of simulated with real activations."""
-    simulation_explained: float | None = None
-    """Share of the activations' variance that the simulated ones explain."""
 
 
 class ScoringText:
@@ -150,9 +141,16 @@ class ScoringText:
         negative = int(self.used.sum()) - positive
         if held is None:
             return LabelScores(
-                int(fires.size), 0.0, 0.0, 0.0, 0.0, base_rate, 0.0, positive, negative, 0.0, 0,
-                0.0, 0, 0.0, 0.0, 0.0, 0.0,
-            )  # fmt: skip
+                firings=fires.size,
+                base_rate=base_rate,
+                detection_positive=positive,
+                detection_negative=negative,
+                fuzzing_windows=0,
+                simulation_explained=0.0,
+                **dict.fromkeys(SUMMARISED, 0.0),
+            )
+
+        # Over all cells.
         hits, total = int(held[fires].sum()), int(held.sum())
         precision = hits / total if total else (None if fires.size == 0 else 0.0)
         recall = hits / fires.size if fires.size else None
@@ -160,6 +158,8 @@ class ScoringText:
         auprc = None
         if recall is not None and precision is not None:
             auprc = precision * recall + base_rate * (1 - recall)
+
+        # Over windows. The random numbers are drawn in this order: another gives other decoys.
         named = self._windows(np.flatnonzero(held))
         quiet = self.used & ~active
         hardness = self.near.hardness(fires)
@@ -170,23 +170,23 @@ class ScoringText:
         fuzzing_hard, _ = self._fuzz(held, strong, hardness, rng)
         simulated = simulate(levels or UNIT, held, fires, acts, cells)
         return LabelScores(
-            int(fires.size),
-            precision,
-            recall,
-            f1,
-            auprc,
-            base_rate,
-            _balanced(named[active], named[quiet]),
-            positive,
-            negative,
-            fuzzing,
-            windows,
-            _balanced(named[active], named[near]),
-            int(near.size),
-            fuzzing_hard,
-            intruder_score(named[self._windows(strong)], named[quiet]),
-            simulated.correlation,
-            None if levels is None else simulated.explained,
+            firings=fires.size,
+            precision=precision,
+            recall=recall,
+            f1=f1,
+            auprc=auprc,
+            base_rate=base_rate,
+            detection=_balanced(named[active], named[quiet]),
+            detection_positive=positive,
+            detection_negative=negative,
+            detection_hard=_balanced(named[active], named[near]),
+            near_misses=near.size,
+            fuzzing=fuzzing,
+            fuzzing_windows=windows,
+            fuzzing_hard=fuzzing_hard,
+            intruder=intruder_score(named[self._windows(strong)], named[quiet]),
+            simulation=simulated.correlation,
+            simulation_explained=None if levels is None else simulated.explained,
         )
 
     def _windows(self, cells: NDArray[np.int64]) -> BoolArray:
@@ -315,7 +315,10 @@ def derangement(size: int, rng: np.random.Generator) -> NDArray[np.int64]:
     return order
 
 
-def mean_or_none(values: list[float | None]) -> float | None:
-    """The mean of the defined values; None if there is none."""
-    kept = [value for value in values if value is not None]
-    return float(np.mean(kept)) if kept else None
+def means(scores: Sequence[Any], names: Sequence[str]) -> dict[str, float | None]:
+    """Means over latents of their defined scores, by score; None where no latent has it."""
+    out: dict[str, float | None] = {}
+    for name in names:
+        kept = [value for found in scores if (value := getattr(found, name)) is not None]
+        out[name] = float(np.mean(kept)) if kept else None
+    return out

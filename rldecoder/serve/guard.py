@@ -94,12 +94,15 @@ class Guard:
             )
         if not scope["path"].startswith("/"):  # a proxy's form, which names a host of its own
             return 400, "The address is not a path on this server.", "", ""
+
         origins = headers.getlist("origin")
         if any(origin not in (f"http://{host}", f"https://{host}") for origin in origins):
             return _FOREIGN
         site = headers.get("sec-fetch-site", "same-origin")
         if site not in ("same-origin", "none") and not _follows_a_link(scope, headers):
             return _FOREIGN
+
+        # From here on: questions and verdicts, which only our own page may send.
         if scope["method"] in ("GET", "HEAD"):
             return None
         if not origins:
@@ -111,6 +114,7 @@ class Guard:
                 "The page is older than the server: it was restarted since.",
                 "Reload the page.",
             )
+
         if headers.get("content-type", "").partition(";")[0].strip() != "application/json":
             return 415, "The body is not JSON.", "", "Send application/json."
         length = headers.get("content-length", "0")

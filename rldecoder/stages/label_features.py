@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,23 +11,20 @@ from rldecoder.artifacts.catalogue import Labels
 from rldecoder.config.interp import LabelFeaturesConfig
 from rldecoder.data.activations import ActivationBatch
 from rldecoder.data.shards import read_token_table
-from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
 from rldecoder.errors import BadInputError
 from rldecoder.interp.calibration import Acceptance, high_confidence_threshold, thresholds
 from rldecoder.interp.corpus import SplitFirings, TokenGrid, sample_sequences
 from rldecoder.interp.drawn import Drawn, SplitSource, draw_latents
-from rldecoder.interp.example_pass import ExamplePass, PassResult
+from rldecoder.interp.example_pass import ExamplePass
 from rldecoder.interp.examples import ExampleSettings, contrasts, token_effects, top_examples
 from rldecoder.interp.label_controls import label_controls
 from rldecoder.interp.labelers import PredicateLabeler
 from rldecoder.interp.labelling import (
-    Confidences,
-    Labelled,
-    all_columns,
     calibrate,
     check_disjoint,
     label_and_score,
     random_sae,
+    score_rows,
     shuffled_control,
 )
 from rldecoder.interp.llm.estimate import Estimate
@@ -39,16 +35,13 @@ from rldecoder.interp.llm.storage import LEDGER, Spent
 from rldecoder.interp.recalibration import recalibrated
 from rldecoder.interp.records import (
     SCHEMA_MINOR,
-    Example,
     FeatureLabel,
     FeatureLabels,
-    Scores,
-    TokenEffect,
 )
 from rldecoder.interp.review import merge_reviews, read_reviews
 from rldecoder.interp.review_queue import draw_audit
 from rldecoder.interp.vocabulary import Vocabulary
-from rldecoder.sae.model import Sae, SparseLatents
+from rldecoder.sae.model import SparseLatents
 from rldecoder.schemas import write_parquet
 from rldecoder.seeds import derive_seed, seed_everything
 from rldecoder.stages.context import Output, StageContext
@@ -58,119 +51,127 @@ MEAN_TOKENS = 4096
 """Tokens whose mean residual centres the random SAE."""
 
 
-class Ranked(NamedTuple):
-    """The latents to label, most important first."""
-
-    latents: NDArray[np.int64]
-    importance: NDArray[np.float64]
-
-
-class Material(NamedTuple):
-    """What a record shows beside label and scores; rows as in `Ranked`."""
-
-    density: NDArray[np.float64]
-    shown: dict[int, list[Example]]
-    contrasts: dict[int, list[Example]]
-    effects: list[tuple[list[TokenEffect], list[TokenEffect]]]
-
-
 def run(inputs: LabelInputs, config: LabelFeaturesConfig, ctx: StageContext) -> Output:
     """Label on one split, score on the other, calibrate, and take in what people said."""
     seed_everything(ctx.seed)
-    ranked = _ranked(inputs, config)
+    task = _Labelling(inputs, config, ctx)
+    sae, vocabulary, latents = task.sae, task.vocabulary, task.latents
     digest = inputs.sae.digest
-    reviews = (
-        [] if config.reviews is None else read_reviews(config.reviews, digest, ctx.report.note)
-    )
-    lm, sae = inputs.model.load(ctx.device), inputs.sae.load(ctx.device)
-    vocabulary = Vocabulary.from_tokenizer(lm.tokenizer, lm.vocab_size)
+    reviews = [] if config.reviews is None else read_reviews(
+        config.reviews, digest, ctx.report.note
+    )  # fmt: skip
     labeler = PredicateLabeler(config.predicate)
-    acceptance = _acceptance(config)
+    window, acceptance = config.window_tokens, task.acceptance
     rng = np.random.default_rng(derive_seed(ctx.seed, "labels"))
-    source = _source(inputs, config)
-
-    sizes = ExampleSettings(
-        config.window_tokens, config.num_top, config.num_quantile, config.num_negative
-    )
-    context = source.reader("label").meta.context_length
-    found = ExamplePass(sae.num_latents, sizes, context, derive_seed(ctx.seed, "examples"))
+    settings = ExampleSettings(window, config.num_top, config.num_quantile, config.num_negative)
+    context = task.source.reader("label").meta.context_length
+    seeker = ExamplePass(sae.num_latents, settings, context, derive_seed(ctx.seed, "examples"))
 
     with ctx.report.track("labels", 5, "step") as bar:
-        text, fit = _read_fit(inputs, config, ctx, sae, ranked.latents, found.add)
-        scored = source.firings(sae, "test", ranked.latents, config.score_tokens)
+        text, fit = task.read_fit(seeker.add)
+        scored = task.read_scored()
         check_disjoint(text, scored.grid)
         bar.advance(note="text read")
-        labelled = label_and_score(labeler, fit, scored, vocabulary, config.window_tokens, rng)
+
+        labelled = label_and_score(labeler, fit, scored, vocabulary, window, rng)
         bar.advance(note="labelled")
         confidences = calibrate(
-            labeler, fit, labelled.drafts, vocabulary, config.window_tokens, acceptance,
+            labeler, fit, labelled.drafts, vocabulary, window, acceptance,
             derive_seed(ctx.seed, "calibration"),
         )  # fmt: skip
         bar.advance(note="calibrated")
-        drawn = _draw(inputs, config, ctx, sae)
+
         methods = {
             "label": labelled,
-            "shuffled": shuffled_control(labelled, scored, vocabulary, config.window_tokens, rng),
-        } | {
-            name: label_and_score(labeler, *found, vocabulary, config.window_tokens, own_rng)
-            for name, (found, own_rng) in drawn.items()
+            "shuffled": shuffled_control(labelled, scored, vocabulary, window, rng),
         }
+        drawn = task.draw_controls()
+        for name, (control, own_rng) in drawn.items():
+            methods[name] = label_and_score(labeler, *control, vocabulary, window, own_rng)
         bar.advance(note="controls")
-        decoder = inputs.final.load(lm, sae)
-        examples = found.finish(text, ranked.latents)
-        material = _material(examples, ranked.latents, decoder, vocabulary, config)
+
+        examples = seeker.finish(text, latents)
+        effects = token_effects(
+            inputs.final.load(task.lm, sae), latents, vocabulary, config.num_effects
+        )
         bar.advance(note="examples")
 
     answered = None
     if config.llm is not None:
-        controls_in_words = _for_words(drawn, config, ctx)
-        with _llm_run(inputs, config, ctx, fit, scored, vocabulary, controls_in_words) as llm:
+        with task.open_llm(fit, scored, task.for_words(drawn)) as llm:
             answered = llm.label(ctx.report.track)
+    others = {} if answered is None else as_records(answered)
+
     data = confidences.model.data
     levels = thresholds(confidences.model.out_of_fold(), data.accepted, data.latents)
     tau = high_confidence_threshold(levels)
-    features = [
-        _record(row, ranked, labelled, confidences, material, tau)
-        for row in range(ranked.latents.size)
-    ]
-    others = {} if answered is None else as_records(answered)
-    features = [
-        f.model_copy(update={"other_labels": [others[f.latent]]}) if f.latent in others else f
-        for f in features
-    ]
     # Drawn before people's labels count: reviews must not change who is in the sample.
-    named = [f.latent for f in features if f.status == "labelled"]
+    named = [draft.latent for draft in labelled.drafts if draft.text is not None]
     audit = draw_audit(named, config.review_audit_share, derive_seed(ctx.seed, "audit"))
-    features = [f.model_copy(update={"audit": f.latent in audit}) for f in features]
-    features, tau, people = recalibrated(merge_reviews(features, reviews), features, tau)
+    strongest = top_examples(examples.table, vocabulary, config.num_shown)
+    contrasting = contrasts(examples.table, vocabulary) if config.num_shown else {}
+    drafted = []
+    for row, (draft, scores) in enumerate(zip(*labelled, strict=True)):
+        latent, p = draft.latent, float(confidences.p[row])
+        promoted, suppressed = effects[row]
+        drafted.append(
+            FeatureLabel(
+                latent=latent,
+                status="failed" if draft.text is None else "labelled",
+                label=draft.text,
+                failure=draft.failure,
+                predicate=draft.predicate,
+                labeler=PredicateLabeler.name,
+                confidence=p,
+                confidence_low=float(confidences.low[row]),
+                confidence_high=float(confidences.high[row]),
+                high_confidence=draft.text is not None and tau is not None and p >= tau,
+                importance=float(task.importance[row]),
+                importance_rank=row + 1,
+                density=float(examples.density[latent]),
+                scores=scores.published,
+                examples=strongest.get(latent, []),
+                contrasts=contrasting.get(latent, []),
+                promoted=promoted,
+                suppressed=suppressed,
+                audit=latent in audit,
+                other_labels=[others[latent]] if latent in others else [],
+            )
+        )
+    features, tau, people = recalibrated(merge_reviews(drafted, reviews), drafted, tau)
 
-    controls = label_controls(
-        methods,
-        confidences,
-        acceptance,
-        levels,
-        people,
-        None if answered is None else llm_summary(answered),
+    num_labelled = sum(feature.status == "labelled" for feature in features)
+    labels = FeatureLabels(
+        schema_minor=SCHEMA_MINOR,
+        model_name=sae.spec.model_name,
+        hook_layer=sae.spec.hook_layer,
+        num_latents=sae.num_latents,
+        sae_digest=digest,
+        requested=config.num_features,
+        features=features,
+        labelled=num_labelled,
+        failed=len(features) - num_labelled,
+        high_confidence_threshold=tau,
+        coverage=sum(feature.high_confidence for feature in features) / len(features),
+        judge=None if answered is None else answered.trust,
     )
-    labels = _file(digest, config, sae, features, tau).model_copy(
-        update={"judge": None if answered is None else answered.trust}
-    )
+    in_words = None if answered is None else llm_summary(answered)
+    controls = label_controls(methods, confidences, acceptance, levels, people, in_words)
     Labels.labels.save(ctx.out, labels)
     Labels.controls.save(ctx.out, controls)
     table = examples.table
     Labels.examples.save(ctx.out, {name: table[name] for name in Labels.examples.schema.names})
-    Labels.scores.save(ctx.out, all_columns(methods))
+    Labels.scores.save_rows(ctx.out, score_rows(methods))
     if answered is not None:
         write_parquet(Labels.ledger.path(ctx.out), answered.ledger, LEDGER)
 
-    reasons: tuple[str, ...] = ()
+    reasons: tuple[str, ...] = () if in_words is None else in_words.reasons
     if len(features) < config.num_features:
-        reasons = (
+        few = (
             f"Only {len(features)} of the {config.num_features} requested latents have importance "
-            "above 0.",
+            "above 0."
         )
-    if controls.llm is not None:
-        reasons += controls.llm.reasons
+        reasons = (few, *reasons)
     return Output(labels.headline | controls.headline, reasons=reasons)
 
 
@@ -181,77 +182,111 @@ def estimate(
 
     `config.llm` must be set.
     """
-    ranked = _ranked(inputs, config)
-    lm, sae = inputs.model.load("cpu"), inputs.sae.load(ctx.device)
-    vocabulary = Vocabulary.from_tokenizer(lm.tokenizer, lm.vocab_size)
-    source = _source(inputs, config)
+    task = _Labelling(inputs, config, ctx)
     with ctx.report.track("estimate", 4, "step") as bar:
-        _, fit = _read_fit(inputs, config, ctx, sae, ranked.latents)
+        _, fit = task.read_fit()
         bar.advance(note="label split read")
-        scored = source.firings(sae, "test", ranked.latents, config.score_tokens)
+        scored = task.read_scored()
         bar.advance(note="test split read")
         drawn = {}
         if config.llm is not None and config.llm.control_latents:
-            drawn = _for_words(_draw(inputs, config, ctx, sae), config, ctx)
+            drawn = task.for_words(task.draw_controls())
         bar.advance(note="controls drawn")
-        with _llm_run(inputs, config, ctx, fit, scored, vocabulary, drawn) as llm:
+        with task.open_llm(fit, scored, drawn) as llm:
             return llm.estimate(), llm.spent()
 
 
-def _llm_run(
-    inputs: LabelInputs,
-    config: LabelFeaturesConfig,
-    ctx: StageContext,
-    fit: SplitFirings,
-    scored: SplitFirings,
-    vocabulary: Vocabulary,
-    controls: Mapping[str, Drawn],
-) -> LlmRun:
-    """The dealings with the language model, opened."""
-    assert config.llm is not None
-    frozen = FrozenModel(inputs.model.model, inputs.model.digest)
-    return LlmRun(
-        config.llm,
-        open_models(config.llm, frozen, ctx.device, ctx.report.note),
-        fit,
-        scored,
-        vocabulary,
-        window_tokens=config.window_tokens,
-        min_firings=config.predicate.min_firings,
-        acceptance=_acceptance(config),
-        seed=derive_seed(ctx.seed, "llm"),
-        progress=ctx.progress,
-        controls=controls,
-    )
+class _Labelling:
+    """What labelling and its estimate begin with: the latents, and the text they are read on."""
+
+    def __init__(self, inputs: LabelInputs, config: LabelFeaturesConfig, ctx: StageContext) -> None:
+        self.inputs, self.config, self.ctx = inputs, config, ctx
+        self.latents, self.importance = _most_important(inputs, config)
+        self.lm, self.sae = inputs.model.load(ctx.device), inputs.sae.load(ctx.device)
+        self.vocabulary = Vocabulary.from_tokenizer(self.lm.tokenizer, self.lm.vocab_size)
+        self.source = SplitSource(inputs.cache.folder, inputs.corpus.folder, config.batch_tokens)
+        self.acceptance = Acceptance(
+            detection=config.accept_detection, precision=config.accept_precision
+        )
+
+    def read_fit(
+        self, observe: Callable[[ActivationBatch, SparseLatents], None] | None = None
+    ) -> tuple[TokenGrid, SplitFirings]:
+        """All of the text that `observe` saw, and the part of it that labels are fitted on."""
+        reader = self.source.reader("label")
+        size = self.config.example_tokens or self.config.fit_tokens
+        chosen = sample_sequences(
+            read_token_table(self.inputs.corpus.folder, "label"),
+            reader.meta.context_length - reader.meta.skip_first,
+            of=min(size, reader.num_tokens),
+            size=self.config.fit_tokens,
+            seed=derive_seed(self.ctx.seed, "fit-sample"),
+        )
+        whole = self.source.firings(
+            self.sae, "label", self.latents, size, observe=observe, sequences=chosen
+        )
+        if chosen is None:
+            return whole.grid, whole
+        return whole.grid, whole.only(np.intersect1d(chosen, whole.grid.seq_ids))
+
+    def read_scored(self) -> SplitFirings:
+        """The text that labels are scored on."""
+        return self.source.firings(self.sae, "test", self.latents, self.config.score_tokens)
+
+    def draw_controls(self) -> dict[str, tuple[Drawn, np.random.Generator]]:
+        """Latents of an untrained SAE and of the trained one, drawn alike, each with the generator
+        that its scores go on with."""
+        seed = derive_seed(self.ctx.seed, "random-sae")
+        untrained = random_sae(self.sae.spec, self.source.reader("label"), MEAN_TOKENS, seed)
+        kinds = {
+            "random_sae": (untrained.to(self.ctx.device), seed),
+            "drawn": (self.sae, derive_seed(self.ctx.seed, "drawn")),
+        }
+        found = {}
+        for name, (sae, start) in kinds.items():
+            rng = np.random.default_rng(start)
+            drawn = draw_latents(
+                self.source,
+                sae,
+                count=self.config.control_features,
+                max_tokens=self.config.control_tokens,
+                min_firings=self.config.predicate.min_firings,
+                rng=rng,
+            )
+            found[name] = drawn, rng
+        return found
+
+    def for_words(self, drawn: Mapping[str, tuple[Drawn, np.random.Generator]]) -> dict[str, Drawn]:
+        """Those of them that get labels in words too; none unless that is asked for."""
+        assert self.config.llm is not None
+        count, seed = self.config.llm.control_latents, derive_seed(self.ctx.seed, "drawn-words")
+        return {name: found.sample(count, seed) for name, (found, _) in drawn.items() if count}
+
+    def open_llm(
+        self, fit: SplitFirings, scored: SplitFirings, controls: Mapping[str, Drawn]
+    ) -> LlmRun:
+        """The dealings with the language model."""
+        assert self.config.llm is not None
+        frozen = FrozenModel(self.inputs.model.model, self.inputs.model.digest)
+        return LlmRun(
+            self.config.llm,
+            open_models(self.config.llm, frozen, self.ctx.device, self.ctx.report.note),
+            fit,
+            scored,
+            self.vocabulary,
+            window_tokens=self.config.window_tokens,
+            min_firings=self.config.predicate.min_firings,
+            acceptance=self.acceptance,
+            seed=derive_seed(self.ctx.seed, "llm"),
+            progress=self.ctx.progress,
+            controls=controls,
+        )
 
 
-def _acceptance(config: LabelFeaturesConfig) -> Acceptance:
-    return Acceptance(detection=config.accept_detection, precision=config.accept_precision)
-
-
-def _source(inputs: LabelInputs, config: LabelFeaturesConfig) -> SplitSource:
-    """Where all text is read from."""
-    return SplitSource(inputs.cache.folder, inputs.corpus.folder, config.batch_tokens)
-
-
-def _material(
-    examples: PassResult,
-    latents: NDArray[np.int64],
-    decoder: SaeDecoderForCausalLM,
-    vocabulary: Vocabulary,
-    config: LabelFeaturesConfig,
-) -> Material:
-    """What the records show of the examples and of the decoder."""
-    return Material(
-        examples.density[latents],
-        top_examples(examples.table, vocabulary, config.num_shown),
-        contrasts(examples.table, vocabulary) if config.num_shown else {},
-        token_effects(decoder, latents, vocabulary, config.num_effects),
-    )
-
-
-def _ranked(inputs: LabelInputs, config: LabelFeaturesConfig) -> Ranked:
-    """The top K latents of the configured domain and target; ties by id."""
+def _most_important(
+    inputs: LabelInputs, config: LabelFeaturesConfig
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The top K latents of the configured domain and target, and their importance; ties by id."""
     table = inputs.importance.table
     wanted = (np.asarray(table["domain"]) == config.rank_domain) & (
         np.asarray(table["target"]) == config.rank_target
@@ -267,122 +302,4 @@ def _ranked(inputs: LabelInputs, config: LabelFeaturesConfig) -> Ranked:
             "`rank_features` did not measure this pair, or every importance is 0.",
             "Set label_features.rank_domain and rank_target to what rank_features measures.",
         )
-    return Ranked(latents[order], importance[order])
-
-
-def _read_fit(
-    inputs: LabelInputs,
-    config: LabelFeaturesConfig,
-    ctx: StageContext,
-    sae: Sae,
-    latents: NDArray[np.int64],
-    observe: Callable[[ActivationBatch, SparseLatents], None] | None = None,
-) -> tuple[TokenGrid, SplitFirings]:
-    """All of the text that `observe` saw, and the part of it that labels are fitted on."""
-    reader = _source(inputs, config).reader("label")
-    size = config.example_tokens or config.fit_tokens
-    chosen = sample_sequences(
-        read_token_table(inputs.corpus.folder, "label"),
-        reader.meta.context_length - reader.meta.skip_first,
-        of=min(size, reader.num_tokens),
-        size=config.fit_tokens,
-        seed=derive_seed(ctx.seed, "fit-sample"),
-    )
-    whole = _source(inputs, config).firings(
-        sae, "label", latents, size, observe=observe, sequences=chosen
-    )
-    return whole.grid, whole if chosen is None else whole.only(
-        np.intersect1d(chosen, whole.grid.seq_ids)
-    )
-
-
-def _draw(
-    inputs: LabelInputs, config: LabelFeaturesConfig, ctx: StageContext, sae: Sae
-) -> dict[str, tuple[Drawn, np.random.Generator]]:
-    """Latents of an untrained SAE and of the trained one, drawn alike, and what draws from then."""
-    source = _source(inputs, config)
-    seed = derive_seed(ctx.seed, "random-sae")
-    untrained = random_sae(sae.spec, source.reader("label"), MEAN_TOKENS, seed).to(ctx.device)
-    seeds = {"random_sae": (untrained, seed), "drawn": (sae, derive_seed(ctx.seed, "drawn"))}
-    found = {}
-    for name, (which, start) in seeds.items():
-        rng = np.random.default_rng(start)
-        drawn = draw_latents(
-            source,
-            which,
-            count=config.control_features,
-            max_tokens=config.control_tokens,
-            min_firings=config.predicate.min_firings,
-            rng=rng,
-        )
-        found[name] = drawn, rng
-    return found
-
-
-def _for_words(
-    drawn: Mapping[str, tuple[Drawn, np.random.Generator]],
-    config: LabelFeaturesConfig,
-    ctx: StageContext,
-) -> dict[str, Drawn]:
-    """Those of them that get labels in words too; none unless that is asked for."""
-    assert config.llm is not None
-    count, seed = config.llm.control_latents, derive_seed(ctx.seed, "drawn-words")
-    return {name: found.sample(count, seed) for name, (found, _) in drawn.items() if count}
-
-
-def _record(
-    row: int,
-    ranked: Ranked,
-    labelled: Labelled,
-    confidences: Confidences,
-    material: Material,
-    tau: float | None,
-) -> FeatureLabel:
-    """One latent's record, before reviews."""
-    draft, scores = labelled.drafts[row], labelled.scores[row]
-    promoted, suppressed = material.effects[row]
-    p = float(confidences.p[row])
-    return FeatureLabel(
-        latent=draft.latent,
-        status="failed" if draft.text is None else "labelled",
-        label=draft.text,
-        failure=draft.failure,
-        predicate=draft.predicate,
-        labeler=PredicateLabeler.name,
-        confidence=p,
-        confidence_low=float(confidences.low[row]),
-        confidence_high=float(confidences.high[row]),
-        high_confidence=draft.text is not None and tau is not None and p >= tau,
-        importance=float(ranked.importance[row]),
-        importance_rank=row + 1,
-        density=float(material.density[row]),
-        scores=Scores(**{name: getattr(scores, name) for name in Scores.model_fields}),
-        examples=material.shown.get(draft.latent, []),
-        contrasts=material.contrasts.get(draft.latent, []),
-        promoted=promoted,
-        suppressed=suppressed,
-        audit=False,
-    )
-
-
-def _file(
-    sae_digest: str,
-    config: LabelFeaturesConfig,
-    sae: Sae,
-    features: list[FeatureLabel],
-    tau: float | None,
-) -> FeatureLabels:
-    labelled = sum(feature.status == "labelled" for feature in features)
-    return FeatureLabels(
-        schema_minor=SCHEMA_MINOR,
-        model_name=sae.spec.model_name,
-        hook_layer=sae.spec.hook_layer,
-        num_latents=sae.num_latents,
-        sae_digest=sae_digest,
-        requested=config.num_features,
-        features=features,
-        labelled=labelled,
-        failed=len(features) - labelled,
-        high_confidence_threshold=tau,
-        coverage=sum(feature.high_confidence for feature in features) / len(features),
-    )
+    return latents[order], importance[order]

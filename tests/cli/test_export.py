@@ -14,13 +14,13 @@ import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
 
 from rldecoder.artifacts.catalogue import Labels
-from rldecoder.cli.export import Names, Tool, write_export
+from rldecoder.cli.export import ExportInputs, Names, Tool, write_export
 from rldecoder.config.interp import LabelFeaturesConfig, PredicateSettings, RankFeaturesConfig
 from rldecoder.data.activation_reader import ActivationReader
 from rldecoder.errors import BadInputError
@@ -31,6 +31,7 @@ from rldecoder.sae.model import Sae
 from rldecoder.schemas import read_json
 from rldecoder.stages.table import stage_named
 from tests.stages.interp_inputs import HOOK_LAYER, LENGTH, NUM_LATENTS, make_inputs, run_stage
+from tests.stages.published import published
 
 ROOT = Path(__file__).parents[2]
 READERS = Path(os.environ.get("RLDECODER_EXPORT_READERS", ROOT / "build" / "export_readers"))
@@ -66,10 +67,18 @@ def split(folders: dict[str, Path]) -> SplitFirings:
     return read_firings(ActivationReader(folders["cache_activations"], "label"), sae, split="label")
 
 
+def _inputs(folders: dict[str, Path]) -> ExportInputs:
+    kinds = get_type_hints(ExportInputs)
+    return ExportInputs(
+        **{name: published(kind, folders[kind.stage]) for name, kind in kinds.items()}
+    )
+
+
 def _export(folders: dict[str, Path], tool: Tool, out: Path) -> Path:
     return write_export(
-        folders, tool, out, NAMES, fit_tokens=10**6, dataset="topics (split label)", created_at=NOW
-    )
+        _inputs(folders), tool, out, NAMES,
+        fit_tokens=10**6, dataset="topics (split label)", created_at=NOW,
+    )  # fmt: skip
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
@@ -166,8 +175,8 @@ def test_bad_neuronpedia_names_are_refused(folders: dict[str, Path], tmp_path: P
     for name in ("../up", "", ".hidden", "a/b"):
         with pytest.raises(BadInputError, match="Neuronpedia id"):
             write_export(
-                folders, Tool.NEURONPEDIA, tmp_path / "out", NAMES._replace(source_set=name),
-                fit_tokens=1000, dataset="x", created_at=NOW,
+                _inputs(folders), Tool.NEURONPEDIA, tmp_path / "out",
+                NAMES._replace(source_set=name), fit_tokens=1000, dataset="x", created_at=NOW,
             )  # fmt: skip
     assert not list(tmp_path.rglob("*"))
 

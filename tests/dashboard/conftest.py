@@ -8,7 +8,7 @@ import pytest
 
 from rldecoder.dashboard import figures
 from rldecoder.dashboard.report import FigureEntry, ReportData
-from rldecoder.evals.targets import Measurement, targets_table
+from rldecoder.evals.targets import TARGETS, Measurement, fill_targets
 
 HOSTILE = "</script><img src=x onerror=alert(1)>\"'&amp;{{7*7}}"
 
@@ -68,7 +68,8 @@ def data() -> ReportData:
         "name": "train_sae", "digest": "abc123def456", "verdict": None, "wall": "3.0 s",
         "metrics": [(text, text)],
     }  # fmt: skip
-    targets = targets_table({"kl_supervised": Measurement(0.9, text), "mse": Measurement(0.5)})
+    measured = {"kl_supervised": Measurement(0.9, text), "mse": Measurement(0.5)}
+    targets = fill_targets(measured, {target.source: "evaluate" for target in TARGETS})
     row = {
         "model": text, "split": "test", "kl": 0.5, "kl_low": 0.4, "kl_high": 0.6,
         "agreement": 0.7, "accuracy": 0.3, "frozen_accuracy": 0.4, "num_tokens": 1000,
@@ -81,7 +82,7 @@ def data() -> ReportData:
         subtitle=text,
         facts=[{"name": text, "value": text, "more": text}],
         caveats=[text],
-        targets=targets,
+        targets=[row.model_dump() for row in targets.root],
         pipeline=[{"title": "Prepare", "stages": [stage]}],
         faithfulness=[row],
         tasks=[task],

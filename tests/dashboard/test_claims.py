@@ -18,15 +18,16 @@ from rldecoder.dashboard.claims import (
     simulation_note,
     simulation_rows,
 )
-from rldecoder.evals.targets import Measurement
-from rldecoder.stages.evaluate import _claim_precision, _simulatability
+from rldecoder.explain.claim_scores import ClaimEvaluation
+from rldecoder.explain.plan_values import ahead_of_method_a, claim_precision, simulatability
 
 
 def precision(value: float) -> dict[str, Any]:
     return {
         "precision": value, "precision_low": value - 0.1, "precision_high": value + 0.1,
         "sign_accuracy": 0.9, "contradicted": 0.01, "effect_share": 0.4,
-        "strength_mae_nats": None, "held_out_features": None,
+        "claims_per_position": 2.0, "strength_mae_nats": None, "held_out_features": None,
+        "other_features": None,
     }  # fmt: skip
 
 
@@ -58,7 +59,8 @@ def claims() -> dict[str, Any]:
     values = {name: 0.9 - 0.01 * place for place, name in enumerate(order)}
     read = aurocs(values | {"no_claims": 0.7}, {"attribution_top_k": 0.3, "method_a": 0.02})
     plain = aurocs(values, {"prompt_only": 0.04})
-    kind = {"seen_in_training": False, "changed": 0.4, "methods": plain, "with_context": read}
+    kind = {"seen_in_training": False, "changed": 0.4, "mean_abs_effect_nats": 0.3,
+            "methods": plain, "with_context": read}  # fmt: skip
     return {
         "num_positions": 300, "num_explained": 200, "num_pairs": 5000, "abstention": 1 / 3,
         "min_effect_nats": 0.05, "median_noise_nats": 0.02, "num_held_out_features": 576,
@@ -69,7 +71,8 @@ def claims() -> dict[str, Any]:
         },
         "reconstruction": {"removal": errors, "halving": errors},
         "ablation": {
-            **{k: v for k, v in precision(0.62).items() if k != "effect_share"},
+            **{k: v for k, v in precision(0.62).items()
+               if k not in ("effect_share", "held_out_features", "other_features")},
             "reconstruction": ablated, "abstention": 0.1, "abstention_with_gates": 0.97,
             "method_b_ahead": {"difference": 0.19, "low": 0.1, "high": 0.3, "pvalue": 0.0123},
         },
@@ -80,19 +83,24 @@ def claims() -> dict[str, Any]:
         "renamed_labels": {"num_examples": 6, "num_unchanged": 6},
         "frozen_model": {
             "num_claims": 13, "verdicts": {"supported": 5, "decoder only": 7}, "note": "",
+            "precision": 5 / 13, "precision_decoder": 12 / 13, "same_sign": 1.0,
         },
     }  # fmt: skip
 
 
+def record(claims: dict[str, Any]) -> ClaimEvaluation:
+    return ClaimEvaluation.model_validate(claims)
+
+
 def test_precision_table_has_the_ablation_and_held_out_features(claims: dict[str, Any]) -> None:
-    rows = {row[0]: row for row in precision_rows(claims)}
+    rows = {row[0]: row for row in precision_rows(record(claims))}
     assert set(rows) == {*METHOD_NAMES.values(), ABLATION_NAME, HELD_OUT_NAME}
     assert {len(row) for row in rows.values()} == {8}
     assert rows["Method B"][1] == "0.810"
     assert rows[HELD_OUT_NAME][1:] == ["0.770", *[""] * 6]
     assert rows[ABLATION_NAME][1] == "0.620"
     assert rows[ABLATION_NAME][-2:] == ["+0.190", "0.0123"]
-    note = precision_note(claims)
+    note = precision_note(record(claims))
     for part in (
         "576 features",
         "60 claims",
@@ -106,7 +114,7 @@ def test_precision_table_has_the_ablation_and_held_out_features(claims: dict[str
 
 
 def test_simulation_table_has_every_reader_and_its_p(claims: dict[str, Any]) -> None:
-    rows = {row[0]: row for row in simulation_rows(claims)}
+    rows = {row[0]: row for row in simulation_rows(record(claims))}
     assert set(rows) == set(READERS.values())
     assert {len(row) for row in rows.values()} == {len(simulation_columns())}
     assert rows["Method B"][1:6] == ["0.900"] * 5
@@ -115,11 +123,11 @@ def test_simulation_table_has_every_reader_and_its_p(claims: dict[str, Any]) -> 
     assert first_order[8:] == ["0.870", "+0.030", "0.3000"]
     assert rows["no explanation"][1:8] == [""] * 7
     assert rows["no explanation"][8] == "0.700"
-    assert "800 random interventions" in simulation_note(claims)
+    assert "800 random interventions" in simulation_note(record(claims))
 
 
 def test_targets_take_the_hardest_listed_baseline(claims: dict[str, Any]) -> None:
-    found = _simulatability(claims)
+    found = simulatability(record(claims))
     assert found.value == 0.3
     assert "attribution_top_k 0.870" in found.note
     assert "0.0400 (prompt_only)" in found.note
@@ -128,8 +136,8 @@ def test_targets_take_the_hardest_listed_baseline(claims: dict[str, Any]) -> Non
     table["with_context"]["attribution_above_noise"]["method_b_ahead"]["pvalue"] = 0.9
     table["with_context"]["without_regulariser"]["method_b_ahead"]["pvalue"] = 0.9
     claims["simulatability"]["kinds"]["all"] = table
-    assert _simulatability(claims).value == 0.3
-    shown = _claim_precision(claims)
+    assert simulatability(record(claims)).value == 0.3
+    shown = claim_precision(record(claims))
     assert shown.value == 0.81
     assert "0.71 to 0.91" in shown.note
     assert "33 %" in shown.note
@@ -137,18 +145,19 @@ def test_targets_take_the_hardest_listed_baseline(claims: dict[str, Any]) -> Non
 
 def test_nothing_claimed_shows_nothing_and_is_unknown(claims: dict[str, Any]) -> None:
     bare = claims | {
-        "methods": {}, "num_explained": 0, "simulatability": {"kinds": {}}, "ablation": None,
+        "methods": {}, "method_b_against": {}, "num_explained": 0, "ablation": None,
+        "simulatability": {"interventions_per_kind": 0, "kinds": {}},
     }  # fmt: skip
-    assert precision_rows(bare) == simulation_rows(bare) == []
-    assert simulation_note(bare) == ""
-    assert "0 of 300" in precision_note(bare)
-    for found in (_claim_precision(bare), _simulatability(bare)):
-        assert isinstance(found, Measurement)
+    assert precision_rows(record(bare)) == simulation_rows(record(bare)) == []
+    assert simulation_note(record(bare)) == ""
+    assert "0 of 300" in precision_note(record(bare))
+    for measure in (ahead_of_method_a, claim_precision, simulatability):
+        found = measure(record(bare))
         assert found.value is None
         assert found.note
     one_outcome = claims["simulatability"]["kinds"]["all"] | {"methods": {}, "with_context": {}}
     claims["simulatability"]["kinds"] = dict.fromkeys(
         claims["simulatability"]["kinds"], one_outcome
     )
-    assert simulation_rows(claims) == []
-    assert _simulatability(claims).value is None
+    assert simulation_rows(record(claims)) == []
+    assert simulatability(record(claims)).value is None

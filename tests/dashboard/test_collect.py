@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rldecoder import schemas
-from rldecoder.artifacts.catalogue import Clusters, Labels
+from rldecoder.artifacts.catalogue import Baselines, Clusters, Corpus, Labels, TrainedSae
 from rldecoder.dashboard import collect
-from rldecoder.interp.examples import EXAMPLES
+from rldecoder.interp.cluster_record import ClusterRecord
 from rldecoder.interp.records import (
     Example,
     FeatureLabel,
@@ -25,22 +25,11 @@ from rldecoder.interp.records import (
     TokenEffect,
 )
 from rldecoder.interp.review_queue import make_queue
+from rldecoder.stages.context import Output
+from tests.dashboard.test_relations import cluster_record
+from tests.stages.published import published
 
 BIDI = "a\u202eb\u200b</script>"
-
-
-@dataclass(frozen=True)
-class Artifact:
-    """Stands for an InputArtifact."""
-
-    stage: str
-    path: Path
-    digest: str = "d" * 16
-    metrics: dict[str, Any] = field(default_factory=dict)
-    config: dict[str, Any] = field(default_factory=dict)
-    verdict: str | None = None
-    caveats: tuple[str, ...] = ()
-    wall_seconds: float = 1.0
 
 
 def label(latent: int, rank: int, text: str | None, examples: list[Example]) -> FeatureLabel:
@@ -54,35 +43,43 @@ def label(latent: int, rank: int, text: str | None, examples: list[Example]) -> 
     )  # fmt: skip
 
 
-def save(folder: Path, *features: FeatureLabel) -> None:
-    """Labels and their review queue, in one folder."""
+NO_EXAMPLES: Mapping[str, Any] = {name: [] for name in Labels.examples.schema.names}
+
+
+def saved(
+    folder: Path,
+    *features: FeatureLabel,
+    examples: Mapping[str, Any] = NO_EXAMPLES,
+    clusters: ClusterRecord | None = None,
+) -> tuple[Labels, Clusters]:
+    """Labels with their windows, and their clusters and review queue, in one folder."""
     labels = FeatureLabels(
         model_name="tiny", hook_layer=1, num_latents=9, sae_digest="s", requested=2,
         features=list(features), labelled=1, failed=1, high_confidence_threshold=None, coverage=0.0,
     )  # fmt: skip
     Labels.labels.save(folder, labels)
+    Labels.examples.save(folder, examples)
     Clusters.queue.save(folder, make_queue(labels, {}, 0))
+    Clusters.clusters.save(folder, clusters or cluster_record([], {}, []))
+    return published(Labels, folder), published(Clusters, folder)
 
 
 @pytest.fixture
-def labels_folder(tmp_path: Path) -> Path:
+def artifacts(tmp_path: Path) -> tuple[Labels, Clusters]:
     shown = Example(seq_id=4, pos=11, act=2.0, tokens=["x", BIDI, "y" * 9000], focus=1)
     other = Example(seq_id=5, pos=1, act=1.0, tokens=["p", "q"], focus=0)
-    save(tmp_path, label(7, 2, None, []), label(3, 1, BIDI, [shown, other]))
-    schemas.write_parquet(
-        tmp_path / "examples.parquet",
-        {
+    return saved(
+        tmp_path, label(7, 2, None, []), label(3, 1, BIDI, [shown, other]),
+        examples={
             "latent": [3, 3], "kind": ["top", "negative"], "rank": [0, 0], "seq_id": [4, 4],
             "pos": [11, 11], "act": [2.0, 0.0], "start": [10, 10],
             "tokens": [[1, 2, 3], [1, 2, 3]], "acts": [[0.0, 2.0, 0.5], [9.0, 9.0, 9.0]],
         },
-        EXAMPLES,
     )  # fmt: skip
-    return tmp_path
 
 
-def test_features_are_ordered_visible_and_highlighted(labels_folder: Path) -> None:
-    found = collect.features(labels_folder, labels_folder, max_features=10, contexts=5)
+def test_features_are_ordered_visible_and_highlighted(artifacts: tuple[Labels, Clusters]) -> None:
+    found = collect.features(*artifacts, max_features=10, contexts=5)
     assert [feature["latent"] for feature in found] == [3, 7]
     first = found[0]
     assert first["label"] == "a⟨U+202E⟩b⟨U+200B⟩</script>"
@@ -90,11 +87,11 @@ def test_features_are_ordered_visible_and_highlighted(labels_folder: Path) -> No
     window = first["examples"][0]
     assert window["heat"] == [0.0, 1.0, 0.25]
     assert len(window["tokens"][2]) < 100
-    # Without a row in examples.parquet only the focus is coloured.
+    # Without a window of its own only the focus is coloured.
     assert first["examples"][1]["heat"] == [1.0, 0.0]
     assert found[1]["failure"] == "too rare"
     assert [feature["queue"] for feature in found] == [1, 2]
-    (only,) = collect.features(labels_folder, labels_folder, max_features=1, contexts=1)
+    (only,) = collect.features(*artifacts, max_features=1, contexts=1)
     assert len(only["examples"]) == 1
 
 
@@ -107,25 +104,17 @@ def test_a_card_holds_contrasts_relations_and_reviews(tmp_path: Path) -> None:
     full = label(3, 1, "one", [top, top, top]).model_copy(
         update={"contrasts": [weak, miss], "reviews": [Review.model_validate(verdict)]}
     )
-    save(tmp_path, full, label(7, 2, None, []), label(8, 3, "eight", []))
-    schemas.write_parquet(
-        tmp_path / "examples.parquet",
-        {
+    artifacts = saved(
+        tmp_path, full, label(7, 2, None, []), label(8, 3, "eight", []),
+        examples={
             "latent": [3], "kind": ["quantile"], "rank": [0], "seq_id": [4], "pos": [7],
             "act": [0.5], "start": [6], "tokens": [[1, 2]], "acts": [[0.25, 0.5]],
         },
-        EXAMPLES,
+        clusters=cluster_record(
+            [[8, 3], [7]], {7: ["label_failed", "ultra_dense"]}, [(3, 5)]
+        ),
     )  # fmt: skip
-    schemas.write_json(
-        tmp_path / "clusters.json",
-        {
-            "clusters": [{"representative": 8, "members": [8, 3]},
-                         {"representative": 7, "members": [7]}],
-            "absorption": [{"latent": 3, "absorbed_by": 5, "cells": 9, "share": 0.5}],
-            "flagged": [{"latent": 7, "reasons": ["label_failed", "ultra_dense"]}],
-        },
-    )  # fmt: skip
-    cards = collect.features(tmp_path, tmp_path, max_features=3, contexts=2)
+    cards = collect.features(*artifacts, max_features=3, contexts=2)
     first, failed, eight = cards
     kinds = [(e["kind"], e["heat"]) for e in first["examples"]]
     assert kinds == [
@@ -142,7 +131,7 @@ def test_a_card_holds_contrasts_relations_and_reviews(tmp_path: Path) -> None:
         {"reviewer": shown, "accept": False, "label": shown, "note": shown, "at": shown}
     ]
     assert "\u202e" not in json.dumps(cards, ensure_ascii=False)
-    (bare,) = collect.features(tmp_path, tmp_path, max_features=1, contexts=0)
+    (bare,) = collect.features(*artifacts, max_features=1, contexts=0)
     assert bare["examples"] == []
 
 
@@ -175,8 +164,7 @@ def test_a_card_holds_all_scores_and_the_other_labels(tmp_path: Path) -> None:
             ],
         }
     )
-    save(tmp_path, both)
-    (card,) = collect.features(tmp_path, tmp_path, max_features=1, contexts=1)
+    (card,) = collect.features(*saved(tmp_path, both), max_features=1, contexts=1)
     del values["firings"]
     assert card["scores"] == {name: round(value, 3) for name, value in values.items()}
     shown = "a⟨U+202E⟩b⟨U+200B⟩</script>"
@@ -189,17 +177,19 @@ def test_a_card_holds_all_scores_and_the_other_labels(tmp_path: Path) -> None:
 
 
 def test_caveats_once_and_in_order(tmp_path: Path) -> None:
-    inputs = {
-        "a": Artifact("a", tmp_path, caveats=("one", "two")),
-        "b": Artifact("b", tmp_path, caveats=("two", "three\u202e")),
-    }
-    assert collect.caveats(inputs) == ["one", "two", "three⟨U+202E⟩"]
+    artifacts = (
+        replace(published(Corpus, tmp_path), caveats=("one", "two")),
+        replace(published(Baselines, tmp_path), caveats=("two", "three\u202e")),
+    )
+    assert collect.caveats(artifacts) == ["one", "two", "three⟨U+202E⟩"]
 
 
 def test_pipeline_shows_every_stage_and_no_times_as_metrics(tmp_path: Path) -> None:
     metrics = {"fvu": 0.25, "tokens_per_second": 9.0, "nothing": None, "n": 12000}
-    inputs = {"train_sae": Artifact("train_sae", tmp_path, metrics=metrics)}
-    phases = collect.pipeline(inputs)
+    phases = collect.pipeline([published(TrainedSae, tmp_path, Output(metrics))])
+    assert [phase["title"] for phase in phases] == [
+        "Prepare", "Features", "Decoder", "RL", "Interpretation", "Explanations",
+    ]  # fmt: skip
     stages = {stage["name"]: stage for phase in phases for stage in phase["stages"]}
     assert len(stages) == 19
     assert stages["train_sae"]["metrics"] == [("fvu", "0.25"), ("n", "12,000")]
@@ -208,8 +198,9 @@ def test_pipeline_shows_every_stage_and_no_times_as_metrics(tmp_path: Path) -> N
 
 def test_configs_are_flattened(tmp_path: Path) -> None:
     config = {"a": {"b": 1}, "c": [{"d": 2}, {"d": 3}], "e": [1, 2], "f": None}
-    rows = collect.config_rows({"x": Artifact("x", tmp_path, config=config)})
-    assert rows[0]["config"] == [
+    (row,) = collect.config_rows([published(Corpus, tmp_path, config=config)])
+    assert row["stage"] == "ingest"
+    assert row["config"] == [
         ("a.b", "1"), ("c[0].d", "2"), ("c[1].d", "3"), ("e", "[1, 2]"), ("f", "None"),
     ]  # fmt: skip
 

@@ -11,7 +11,7 @@ from rldecoder.dashboard.architecture import Sizes, architecture_plot
 from rldecoder.dashboard.build_figures import frontier_lines, stage_boundaries
 from rldecoder.dashboard.figures import (
     PALETTE,
-    Bar,
+    Dot,
     Drawing,
     Line,
     density_plot,
@@ -32,7 +32,7 @@ DRAWINGS = {
     "density": lambda: density_plot([0.0, 1e-3, 0.2, 1.0]),
     "all dead": lambda: density_plot([0.0, 0.0]),
     "intervals": lambda: interval_plot(
-        {"x": [Bar("one", 0.5, 0.4, 0.6), Bar("two", 0.1, 0.1, 0.1)], "y": []},
+        {"x": [Dot("one", 0.5, 0.4, 0.6), Dot("two", 0.1, 0.1, 0.1)], "y": []},
         x_label="score",
         target=0.3,
     ),
@@ -42,7 +42,7 @@ DRAWINGS = {
         y_label="y",
         boundaries=[0.5],
     ),
-    "reliability": lambda: reliability_plot([{"n": 5, "mean_p": 0.3, "accepted": 0.4}]),
+    "reliability": lambda: reliability_plot([(5, 0.3, 0.4)]),
     "no bins": lambda: reliability_plot([]),
     "architecture": lambda: architecture_plot(SIZES),
 }
@@ -159,7 +159,7 @@ def test_names_are_shown_as_they_are() -> None:
             x_label=name, y_label=name, boundaries=[0.5], boundary_name=name,
         ),
         interval_plot(
-            {name: [Bar(name, 0.5, 0.4, 0.6)], "b": [Bar("b", 0.5, 0.4, 0.6)]},
+            {name: [Dot(name, 0.5, 0.4, 0.6)], "b": [Dot("b", 0.5, 0.4, 0.6)]},
             x_label=name,
         ),
         architecture_plot(Sizes(name, 2, 4, 64, 640, name, 0)),

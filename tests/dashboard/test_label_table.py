@@ -14,57 +14,96 @@ from rldecoder.dashboard.label_table import (
     label_columns,
     label_rows,
 )
+from rldecoder.interp.label_controls import LabelControls
 
 
 def method(value: float, **more: Any) -> dict[str, Any]:
     means = {f"mean_{name}": value for name in SCORES}
-    return {"latents": 1200, "labelled": 7, "accepted": 3, **means, **more}
+    counts = {"latents": 1200, "labelled": 7, "failed": 1193, "accepted": 3}
+    return {**counts, **means, "mean_f1_labelled": value, "interval_f1": None, **more}
+
+
+def controls(**changes: Any) -> LabelControls:
+    """A record with these parts; the table reads no other."""
+    empty = {"n": 0, "ece": None, "brier": None, "bins": []}
+    share = {"value": None, "low": 0.0, "high": 1.0}
+    coverage = {
+        "threshold": None, "labels": 0, "coverage": share, "accepted": 0, "precision": share,
+    }  # fmt: skip
+    return LabelControls.model_validate(
+        {
+            "methods": {"label": method(0.5)}, "gaps": {"label_shuffled": {}},
+            "acceptance": {"detection": 0.8, "precision": 0.5},
+            "calibration": {
+                "model": "base_rate", "fit_rows": 1, "fit_accepted": 0,
+                "high_confidence_threshold": None, "precision_bar": 0.8, "best_lower_bound": None,
+                "high_confidence": coverage, "at_point_estimate": coverage,
+                "best_possible_coverage": 0.0, "test": empty, "fit_out_of_fold": empty,
+                "people": None,
+            },
+            **changes,
+        }
+    )  # fmt: skip
+
+
+def gap(difference: float, low: float, high: float) -> dict[str, float]:
+    return {
+        "difference": difference, "low": low, "high": high, "latents": 3, "control_latents": 3,
+    }  # fmt: skip
 
 
 def test_rows_have_their_heads_order_and_intervals() -> None:
-    controls = {
-        "methods": {
+    record = controls(
+        methods={
             "random_sae": method(0.25),
             "label": method(0.5, interval_detection=[0.4, 0.6], mean_auprc=None),
         },
-        "gaps": {
-            "drawn_random_sae": {
-                "detection": {"difference": 0.1, "low": -0.05, "high": 0.25},
-                "f1": None,
-            }
+        gaps={
+            "label_shuffled": {},
+            "drawn_random_sae": {"detection": gap(0.1, -0.05, 0.25), "f1": None},
         },
-    }
-    label, random, gap = label_rows(controls)
+    )
+    label, random, between = label_rows(record)
     heads = label_columns()
-    assert len(label) == len(random) == len(gap) == len(heads) == 4 + len(SCORES)
+    assert len(label) == len(random) == len(between) == len(heads) == 4 + len(SCORES)
     shown = dict(zip(heads, label, strict=True))
     assert label[:4] == [METHODS["label"], "1,200", "7", "3"]
     assert shown["detection"] == "0.50 [0.40, 0.60]"
     assert shown["fuzzing"] == "0.50"
     assert shown["AUPRC"] == NONE
     assert random[0] == METHODS["random_sae"]
-    shown = dict(zip(heads, gap, strict=True))
-    assert gap[:4] == [GAPS["drawn_random_sae"], NONE, NONE, NONE]
+    shown = dict(zip(heads, between, strict=True))
+    assert between[:4] == [GAPS["drawn_random_sae"], NONE, NONE, NONE]
     assert shown["detection"] == "0.10 [-0.05, 0.25]"
     assert shown["F1"] == shown["intruder"] == NONE
 
 
-def test_labels_of_an_older_program_have_no_gaps() -> None:
-    assert [row[0] for row in label_rows({"methods": {"label": method(0.5)}})] == [METHODS["label"]]
+def test_labels_without_controls_have_a_row_and_no_gaps() -> None:
+    assert [row[0] for row in label_rows(controls())] == [METHODS["label"]]
 
 
 def test_labels_in_words_have_rows_of_their_own() -> None:
-    gap = {"difference": 0.3, "low": 0.2, "high": 0.4}
+    judged = {"labelled": 1, "failed": 0, "judge_questions": 1, "judge_failures": 0}
+    between = {"detection": gap(0.3, 0.2, 0.4), "intruder": None}
     llm = {
-        "latents": 9, "labelled": 8, "mean_detection": 0.7, "interval_detection": [0.6, 0.8],
-        "mean_intruder": None, "mean_simulation": 0.25, "shuffled_latents": 5,
-        "mean_detection_shuffled": 0.5, "mean_simulation_shuffled": 0.0,
-        "controls": {name: {"latents": 3, "labelled": 1, "mean_detection": 0.1}
-                     for name in ("random_sae", "drawn")},
-        "gaps": {name: {"detection": gap, "intruder": None}
-                 for name in ("label_shuffled", "label_random_sae", "drawn_random_sae")},
+        **judged, "latents": 9, "labelled": 8, "mean_detection": 0.7,
+        "interval_detection": [0.6, 0.8], "mean_intruder": None, "mean_simulation": 0.25,
+        "mean_detection_labelled": 0.7, "shuffled_latents": 5, "mean_detection_shuffled": 0.5,
+        "mean_simulation_shuffled": 0.0,
+        "controls": {
+            name: {**judged, "latents": 3, "mean_detection": 0.1, "mean_detection_labelled": 0.1,
+                   "interval_detection": None}
+            for name in ("random_sae", "drawn")
+        },
+        "gaps": dict.fromkeys(("label_shuffled", "label_random_sae", "drawn_random_sae"), between),
+        "labeler": "m", "attempts": 1, "cached_answers": 0, "tokens_in": 1, "tokens_out": 1,
+        "cost": 0.0, "confidence": {"reason": "few", "ece": None, "brier": None},
+        "judge": {
+            "model": "m", "trusted": True, "reason": None, "planted": 1, "bar": 0.7,
+            "tolerance": 0.1, "questions": 1, "failures": 0,
+        },
     }  # fmt: skip
-    first, *rows = label_rows({"methods": {"label": method(0.5)}, "llm": llm})
+    first, *rows = label_rows(controls(llm=llm))
     assert first[0] == METHODS["label"]
     assert [row[0] for row in rows] == [*WORDS.values(), *WORD_GAPS.values()]
     own, shuffled, drawn, random, paired, unpaired = (

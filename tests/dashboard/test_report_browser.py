@@ -11,12 +11,14 @@ from rldecoder.artifacts.store import ArtifactStore
 from rldecoder.config.run import load_run_config
 from rldecoder.dashboard import collect
 from rldecoder.dashboard.report import ReportData, render_html
+from rldecoder.explain.claims import CheckedClaim, Claim
+from rldecoder.explain.explanation import Explanation, Prediction
 from rldecoder.interp.records import Example
 from rldecoder.runner import plan
 from tests.browser import open_browser
 from tests.conftest import ROOT
 from tests.dashboard.conftest import HOSTILE
-from tests.dashboard.test_collect import label, save
+from tests.dashboard.test_collect import label, saved
 
 HIDDEN = "a\u202eb\u200b\x1b[2J\u2066c\ufeff</script><img src=x onerror=alert(1)>"
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -106,17 +108,16 @@ def test_printing_shows_what_was_folded(page_file: Path) -> None:
 def test_hostile_text_of_artifacts_is_gone_or_visible(data: ReportData, tmp_path: Path) -> None:
     """Through the functions that read artifacts: what a browser shows has no such character."""
     window = Example(seq_id=4, pos=1, act=2.0, tokens=["x", HIDDEN, "W" * 10_000], focus=1)
-    save(tmp_path, label(3, 1, HIDDEN, [window]), label(7, 2, None, []))
-    features = collect.features(tmp_path, tmp_path, max_features=9, contexts=9)
-    prediction = {"token": HIDDEN, "token_id": 1, "probability": 0.5, "top": [(HIDDEN, 0.5)] * 3}
-    claim = {
-        "sentence": HIDDEN, "verdict": "supported", "effect": 0.5, "frozen_effect": -0.1,
-        "frozen_noise": 0.15, "claim": {"noise": 0.1},
-    }  # fmt: skip
-    example = collect.example_view(
-        {"prompt": HIDDEN, "kl": 0.1, "frozen": prediction, "decoder": prediction,
-         "method_a": HIDDEN, "method_b": HIDDEN, "claims": [claim], "sanity": None}
+    artifacts = saved(tmp_path, label(3, 1, HIDDEN, [window]), label(7, 2, None, []))
+    features = collect.features(*artifacts, max_features=9, contexts=9)
+    prediction = Prediction(HIDDEN, 1, 0.5, ((HIDDEN, 0.5),) * 3)
+    claim = Claim(3, HIDDEN, 1, HIDDEN, "supports", 0.4, 0.1, HIDDEN, 0.5)
+    explanation = Explanation(
+        prompt=HIDDEN, tokens=(HIDDEN,), frozen=prediction, decoder=prediction, kl=0.1,
+        method_a=HIDDEN, ranked=(), method_b=HIDDEN, sanity=None,
+        claims=(CheckedClaim(claim, 0.5, "supported", -0.1, 0.15),),
     )  # fmt: skip
+    example = collect.example_view(explanation)
     path = tmp_path / "report.html"
     shown = replace(data, features=features, examples=[example])
     path.write_text(render_html(shown), encoding="utf-8")

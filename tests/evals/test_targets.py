@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from rldecoder.evals.targets import TARGETS, Measurement, targets_table
+from rldecoder.evals.targets import TARGETS, Measurement, Source, TargetRow, Targets, fill_targets
 
 # Written out from SPEC.md, "Targets of the original plan" and the QA gate, not from the code.
 PLAN = {
@@ -26,44 +28,58 @@ PLAN = {
 }
 
 
-def row_of(key: str, measured: dict[str, Measurement]) -> dict[str, object]:
-    return next(row for row in targets_table(measured) if row["key"] == key)
+STAGES: dict[Source, str] = {target.source: f"stage of {target.source}" for target in TARGETS}
+
+
+def row_of(key: str, measured: dict[str, Measurement]) -> TargetRow:
+    return fill_targets(measured, STAGES)[key]
 
 
 @pytest.mark.parametrize("key", PLAN)
 def test_every_target_of_the_plan_is_there_with_its_threshold(key: str) -> None:
     text, good, bad = PLAN[key]
-    assert row_of(key, {})["target"] == text
-    assert row_of(key, {key: Measurement(good)})["met"] is True
-    assert row_of(key, {key: Measurement(bad)})["met"] is False
+    assert row_of(key, {}).target == text
+    assert row_of(key, {key: Measurement(good)}).met is True
+    assert row_of(key, {key: Measurement(bad)}).met is False
 
 
 @pytest.mark.parametrize("value", [None, float("nan"), float("inf")])
 @pytest.mark.parametrize("key", [target.key for target in TARGETS])
 def test_what_was_not_measured_is_unknown_never_met(key: str, value: float | None) -> None:
     row = row_of(key, {key: Measurement(value, "why")})
-    assert row["met"] is None
-    assert row["value"] is None
-    assert "why" in str(row["note"])
+    assert row.met is None
+    assert row.value is None
+    assert "why" in row.note
 
 
 def test_nothing_measured_leaves_nothing_out() -> None:
-    rows = targets_table({})
-    assert [row["key"] for row in rows] == [target.key for target in TARGETS]
-    assert all(row["met"] is None and row["note"] for row in rows)
+    rows = fill_targets({}, STAGES).root
+    assert [row.key for row in rows] == [target.key for target in TARGETS]
+    assert all(row.met is None and row.note for row in rows)
 
 
 def test_another_threshold_of_a_profile_is_shown_and_changes_no_verdict() -> None:
     row = row_of("kl_supervised", {"kl_supervised": Measurement(2.0, "", 3.0)})
-    assert row["profile_target"] == "< 3"
-    assert row["target"] == "< 1.5"
-    assert row["met"] is False
+    assert row.profile_target == "< 3"
+    assert row.target == "< 1.5"
+    assert row.met is False
     same = row_of("l0", {"l0": Measurement(64.0, "", (50.0, 100.0))})
-    assert same["profile_target"] is None
+    assert same.profile_target is None
     wide = row_of("l0", {"l0": Measurement(16.0, "", (8.0, 32.0))})
-    assert (wide["profile_target"], wide["met"]) == ("8 to 32", False)
+    assert (wide.profile_target, wide.met) == ("8 to 32", False)
 
 
 def test_unknown_measurements_are_a_mistake() -> None:
     with pytest.raises(KeyError, match="nonsense"):
-        targets_table({"nonsense": Measurement(1.0)})
+        fill_targets({"nonsense": Measurement(1.0)}, STAGES)
+
+
+def test_targets_survive_their_file_and_are_counted(tmp_path: Path) -> None:
+    measured = {"kl_rl": Measurement(0.1), "kl_supervised": Measurement(9.0), "l0": Measurement(64)}
+    targets = fill_targets(measured, STAGES)
+    assert targets["l0"].source_stage == "stage of sae"
+    targets.save(tmp_path / "targets.json")
+    assert Targets.load(tmp_path / "targets.json") == targets
+    assert targets.headline == {
+        "targets_met": 2, "targets_missed": 1, "targets_unknown": len(TARGETS) - 3,
+    }  # fmt: skip

@@ -6,8 +6,15 @@ import pytest
 import torch
 
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
+from rldecoder.explain.claim_scores import (
+    AblationScores,
+    EffectErrors,
+    Reconstruction,
+    Renaming,
+)
 from rldecoder.explain.evaluation import (
     Settings,
+    agreement_with_frozen,
     compare_with_ablation,
     evaluate_claims,
     evaluate_explainer,
@@ -94,22 +101,23 @@ def test_an_oracle_beats_every_baseline(
     result = evaluate_claims(
         decoder, explainer, test, {METHOD_B: ours, **baselines}, held_out, SETTINGS
     )
-    methods = result["methods"]
-    assert methods["method_b"]["precision"] == 1.0
-    assert methods["method_b"]["contradicted"] == 0.0
+    methods = result.methods
+    assert methods["method_b"].precision == 1.0
+    assert methods["method_b"].contradicted == 0.0
     for name in ("method_a", "mean_explanation", "random_features"):
-        assert methods[name]["precision"] < 0.95
-        assert result["method_b_against"][name]["pvalue"] < 0.05
-    assert methods["random_features"]["precision"] < 0.3
-    assert methods["method_b"]["strength_mae_nats"] == pytest.approx(0.0, abs=1e-4)
-    assert methods["attribution_top_k"]["strength_mae_nats"] > 0.01
-    assert methods["method_a"]["strength_mae_nats"] is None
+        assert methods[name].precision < 0.95
+        assert result.method_b_against[name].pvalue < 0.05
+    assert methods["random_features"].precision < 0.3
+    assert methods["method_b"].strength_mae_nats == pytest.approx(0.0, abs=1e-4)
+    assert methods["attribution_top_k"].strength_mae_nats > 0.01
+    assert methods["method_a"].strength_mae_nats is None
     # Claims about held-out and about other features are all of them, each once.
     unseen = held_out[ours.latents] & ours.mask
     for name, mask in (("held_out_features", unseen), ("other_features", ours.mask & ~unseen)):
-        assert methods["method_b"][name]["num_claims"] == int(mask.sum()) > 0
-        assert methods["method_b"][name]["num_positions"] == int(mask.any(-1).sum())
-        assert methods["method_b"][name]["precision"] == 1.0
+        part = getattr(methods["method_b"], name)
+        assert part.num_claims == int(mask.sum()) > 0
+        assert part.num_positions == int(mask.any(-1).sum())
+        assert part.precision == 1.0
 
 
 def test_false_claims_about_held_out_features_lower_their_precision_alone(
@@ -121,10 +129,12 @@ def test_false_claims_about_held_out_features_lower_their_precision_alone(
     wrong = torch.where(held_out[true.latents], -true.signs, true.signs)
     result = evaluate_claims(
         decoder, explainer, test, {METHOD_B: true._replace(signs=wrong)}, held_out, SETTINGS
-    )["methods"]["method_b"]
-    assert result["held_out_features"]["precision"] == 0.0
-    assert result["other_features"]["precision"] == 1.0
-    assert 0 < result["precision"] < 1
+    ).methods["method_b"]
+    assert result.held_out_features is not None
+    assert result.other_features is not None
+    assert result.held_out_features.precision == 0.0
+    assert result.other_features.precision == 1.0
+    assert 0 < result.precision < 1
 
 
 def test_no_claim_at_all_gives_no_numbers(
@@ -134,12 +144,19 @@ def test_no_claim_at_all_gives_no_numbers(
     result = evaluate_explainer(
         decoder, explainer, explainer, pairs["label"], pairs["test"], NONE_HELD_OUT,
         torch_generator(0), SETTINGS,
+        frozen_model=agreement_with_frozen([]),
+        renamed_labels=Renaming(num_examples=0, num_unchanged=0),
     )  # fmt: skip
-    assert result["methods"] == {}
-    assert result["abstention"] == 1.0
-    assert result["simulatability"]["kinds"] == {}
-    assert result["ablation"]["abstention"] == 1.0
-    assert result["ablation"]["method_b_ahead"] is None
+    assert result.methods == {}
+    assert result.abstention == 1.0
+    assert result.simulatability.kinds == {}
+    assert result.ablation is not None
+    assert result.ablation.abstention == 1.0
+    assert result.ablation.method_b_ahead is None
+    # In JSON what nobody claimed is absent, and not null.
+    assert "precision" not in result.model_dump(mode="json")["ablation"]
+    assert result.headline["claim_precision"] is None
+    assert result.reasons == ("no held-out prediction got any claim",)
 
 
 def test_an_ablation_with_false_claims_is_behind_and_one_with_the_same_claims_is_not(
@@ -148,17 +165,25 @@ def test_an_ablation_with_false_claims_is_behind_and_one_with_the_same_claims_is
     test = pairs["test"]
     ours = claims_of_method_b(explainer, oracle(test)._replace(noise=floor_of(decoder, test)), test)
     false = ours._replace(signs=-ours.signs)
-    worse = compare_with_ablation(decoder, explainer, test, ours, false, SETTINGS)
-    assert worse["precision"] == 0.0
-    assert worse["method_b_ahead"]["difference"] == 1.0
-    assert worse["method_b_ahead"]["pvalue"] < 0.05
-    same = compare_with_ablation(decoder, explainer, test, ours, ours, SETTINGS)
-    assert same["method_b_ahead"]["difference"] == 0.0
-    assert same["method_b_ahead"]["pvalue"] == 1.0
+    errors = EffectErrors(claims_mae_nats=0.0, zero_mae_nats=0.0, first_order_mae_nats=0.0)
+
+    def compare(theirs: ClaimSet) -> AblationScores:
+        return compare_with_ablation(
+            decoder, explainer, test, ours, theirs, SETTINGS, abstention_with_gates=0.0,
+            reconstruction=Reconstruction(removal=errors, halving=errors),
+        )  # fmt: skip
+
+    worse = compare(false)
+    assert worse.precision == 0.0
+    assert worse.method_b_ahead is not None
+    assert worse.method_b_ahead.difference == 1.0
+    assert worse.method_b_ahead.pvalue < 0.05
+    same = compare(ours).method_b_ahead
+    assert same is not None
+    assert (same.difference, same.pvalue) == (0.0, 1.0)
     fewer = ours._replace(mask=ours.mask & (torch.arange(60) < 20)[:, None])
-    assert compare_with_ablation(decoder, explainer, test, ours, fewer, SETTINGS)[
-        "abstention"
-    ] == pytest.approx(1 - float(fewer.mask.any(-1).float().mean()))
+    expected = 1 - float(fewer.mask.any(-1).float().mean())
+    assert compare(fewer).abstention == pytest.approx(expected)
 
 
 def test_reconstruction_is_measured_on_seen_and_unseen_interventions(
@@ -167,9 +192,8 @@ def test_reconstruction_is_measured_on_seen_and_unseen_interventions(
     test = pairs["test"]
     pointers = explainer(make_slots(explainer, decoder, test.candidates))
     found = evaluate_reconstruction(decoder, explainer, test, pointers, torch_generator(0))
-    assert set(found) == {"removal", "halving"}
     expected = float(test.measured.joint.abs().mean())
-    assert found["removal"]["zero_mae_nats"] == pytest.approx(expected)
+    assert found.removal.zero_mae_nats == pytest.approx(expected)
     # Half a removal changes less, and is closer to its first-order estimate.
-    assert found["halving"]["zero_mae_nats"] < expected
-    assert found["halving"]["first_order_mae_nats"] < found["removal"]["first_order_mae_nats"]
+    assert found.halving.zero_mae_nats < expected
+    assert found.halving.first_order_mae_nats < found.removal.first_order_mae_nats

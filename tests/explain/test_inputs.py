@@ -1,14 +1,11 @@
-"""What explanations read of other stages' artifacts."""
+"""What explanations know of latents."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
+import pyarrow as pa
 import pytest
 
-from rldecoder import schemas
-from rldecoder.errors import DamagedFileError
-from rldecoder.explain.inputs import LabelText, read_importance, read_labels
+from rldecoder.explain.inputs import LabelText, label_texts, mean_importance
 from rldecoder.interp.records import FeatureLabel, FeatureLabels, Scores
 from rldecoder.interp.tally import IMPORTANCE
 
@@ -24,31 +21,22 @@ def label(latent: int, text: str | None) -> FeatureLabel:
     )  # fmt: skip
 
 
-def test_labels_by_latent_failures_without_text(tmp_path: Path) -> None:
-    FeatureLabels(
+def test_labels_by_latent_failures_without_text() -> None:
+    labels = FeatureLabels(
         model_name="m", hook_layer=1, num_latents=9, sae_digest="d", requested=3,
         features=[label(4, "digits"), label(7, None), label(8, "unsure")], labelled=2, failed=1,
         high_confidence_threshold=None, coverage=0.0,
-    ).save(tmp_path / "labels.json")  # fmt: skip
+    )  # fmt: skip
     expected = {
         4: LabelText("digits", 0.5, True), 7: LabelText(None, 0.0), 8: LabelText("unsure", 0.5),
     }  # fmt: skip
-    assert read_labels(tmp_path / "labels.json") == expected
+    assert label_texts(labels) == expected
     assert (expected[8].quoted, expected[8].unsure) == (None, "unsure")
     assert (expected[4].quoted, expected[4].unsure) == ("digits", None)
 
 
-def test_damaged_labels_are_named(tmp_path: Path) -> None:
-    path = tmp_path / "labels.json"
-    path.write_text('{"schema_version": 99}')
-    with pytest.raises(DamagedFileError, match="schema_version"):
-        read_labels(path)
-
-
-def test_importance_is_the_mean_over_domains_with_missing_rows_as_zero(tmp_path: Path) -> None:
-    path = tmp_path / "importance.parquet"
-    schemas.write_parquet(
-        path,
+def test_importance_is_the_mean_over_domains_with_missing_rows_as_zero() -> None:
+    table = pa.table(
         {
             "latent": [0, 2, 2, 2],
             "domain": ["label", "label", "ood", "label"],
@@ -57,7 +45,7 @@ def test_importance_is_the_mean_over_domains_with_missing_rows_as_zero(tmp_path:
             "signed": [0.0] * 4,
             "count": [1, 100, 1, 5],
         },
-        IMPORTANCE,
+        schema=IMPORTANCE,
     )
-    assert read_importance(path, 4).tolist() == pytest.approx([0.2, 0.0, 0.4, 0.0])
-    assert read_importance(path, 4, "frozen").tolist() == [0.0, 0.0, 9.0, 0.0]
+    assert mean_importance(table, 4).tolist() == pytest.approx([0.2, 0.0, 0.4, 0.0])
+    assert mean_importance(table, 4, "frozen").tolist() == [0.0, 0.0, 9.0, 0.0]

@@ -44,11 +44,11 @@ def latents() -> SparseLatents:
 def test_coverage_counts_failures_and_the_top_features() -> None:
     flags = [True] * 9 + [False] * 3
     found = label_coverage(flags)
-    assert found["all"]["coverage"] == 0.75
-    assert found["top_10"]["coverage"] == 0.9
+    assert found["all"].coverage == 0.75
+    assert found["top_10"].coverage == 0.9
     assert "top_50" not in found
-    assert found["all"]["low"] < 0.75 < found["all"]["high"]
-    assert label_coverage([])["all"]["coverage"] is None
+    assert found["all"].low < 0.75 < found["all"].high
+    assert label_coverage([])["all"].coverage is None
 
 
 def test_orders_put_padding_last(latents: SparseLatents) -> None:
@@ -100,10 +100,10 @@ def test_a_good_ranking_beats_the_random_one(
     contributions = decoder.contributions(latents, tokens)
     orders = ranking_orders(latents, contributions, latents.acts, torch_generator(6))
     found = deletion_benchmark(decoder, Places(latents), orders, resamples=500, seed=0)
-    best, lot = found["attribution"], found["random"]
-    assert best["comprehensiveness"]["mean"] > lot["comprehensiveness"]["mean"]
-    assert best["comprehensiveness"]["against_random"]["pvalue"] < 0.05
-    assert "against_random" not in lot["comprehensiveness"]
-    assert best["comprehensiveness"]["mean"] == pytest.approx(
-        np.mean(best["comprehensiveness"]["by_k"]), abs=1e-6
-    )
+    best, lot = found.attribution.comprehensiveness, found.random.comprehensiveness
+    assert best.mean > lot.mean
+    assert best.against_random is not None
+    assert best.against_random.pvalue < 0.05
+    assert lot.against_random is None
+    assert "against_random" not in lot.model_dump(mode="json")
+    assert best.mean == pytest.approx(np.mean(best.by_k), abs=1e-6)

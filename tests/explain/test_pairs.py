@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from rldecoder.artifacts.catalogue import TrainedExplainer
 from rldecoder.data.activation_reader import ActivationReader
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
 from rldecoder.explain.pairs import (
@@ -16,13 +17,13 @@ from rldecoder.explain.pairs import (
     join_latents,
     join_positions,
     make_pairs,
+    pair_columns,
     positions_from_cache,
     positions_from_prompts,
-    write_pairs,
 )
 from rldecoder.sae.model import SparseLatents
-from rldecoder.schemas import read_parquet
 from rldecoder.seeds import torch_generator
+from tests.stages.published import published
 
 
 def test_cached_positions_are_distinct_and_repeatable(
@@ -73,8 +74,8 @@ def test_pairs_on_disk(
         decoder, positions, max_candidates=4, interventions=2, generator=torch_generator(0)
     )
     made.candidates.acts[2, 3] = 0  # padding, as a ReLU SAE would have
-    write_pairs(tmp_path / "pairs.parquet", made)
-    table = read_parquet(tmp_path / "pairs.parquet")
+    TrainedExplainer.pairs.save(tmp_path, pair_columns(made))
+    table = published(TrainedExplainer, tmp_path).pairs
     assert table.schema == PAIRS
     rows = table.to_pylist()
     assert [row["source"] for row in rows] == ["text"] * 5 + ["cloze"]
@@ -86,7 +87,7 @@ def test_pairs_on_disk(
 
 
 def test_held_out_latents_are_in_no_pair(
-    decoder: SaeDecoderForCausalLM, pairs: dict[str, Pairs], tmp_path: Path
+    decoder: SaeDecoderForCausalLM, pairs: dict[str, Pairs]
 ) -> None:
     held_out = held_out_latents(160, 0.3, torch_generator(2))
     assert int(held_out.sum()) == 48
@@ -103,9 +104,10 @@ def test_held_out_latents_are_in_no_pair(
         made.measured.single, made.removals.sum(1),
     ):  # fmt: skip
         assert float(column[named].abs().max()) < 1e-5
-    write_pairs(tmp_path / "pairs.parquet", made)
-    for row in read_parquet(tmp_path / "pairs.parquet").to_pylist():
-        assert not bool(held_out[torch.tensor(row["latents"] + row["rationale"])].any())
+    for latents, rationale in zip(
+        *(pair_columns(made)[name] for name in ("latents", "rationale")), strict=True
+    ):
+        assert not bool(held_out[torch.tensor([*latents, *rationale])].any())
     # What is left is what the position has without them, in the same order.
     free = make_pairs(
         decoder, positions, max_candidates=12, interventions=1, generator=torch_generator(0)

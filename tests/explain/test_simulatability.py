@@ -134,27 +134,28 @@ def test_claims_that_know_are_ahead_and_wrong_ones_behind(
     found = evaluate_simulatability(
         decoder, train, test, methods, count=4, generator=torch_generator(1), resamples=200, seed=0
     )
-    assert found["interventions_per_kind"] == 240
-    assert set(found["kinds"]) == {*KINDS, "all"}
-    assert [kind for kind, entry in found["kinds"].items() if entry["seen_in_training"]] == [
-        "removal"
-    ]
-    everywhere = found["kinds"]["all"]
-    assert everywhere["changed"] == pytest.approx(
-        np.mean([found["kinds"][kind]["changed"] for kind in KINDS])
+    assert found.interventions_per_kind == 240
+    assert set(found.kinds) == {*KINDS, "all"}
+    assert [kind for kind, entry in found.kinds.items() if entry.seen_in_training] == ["removal"]
+    everywhere = found.kinds["all"]
+    assert everywhere.changed == pytest.approx(
+        np.mean([found.kinds[kind].changed for kind in KINDS])
     )
-    table = everywhere["methods"]
-    assert table[METHOD_B]["method_b_ahead"] is None
-    assert table[METHOD_B]["auroc"] > 0.7
+    table = everywhere.methods
+    assert table[METHOD_B].method_b_ahead is None
+    assert table[METHOD_B].auroc > 0.7
     for name in ("wrong", "mean_explanation", "prompt_only", "random_features"):
-        assert table[name]["method_b_ahead"]["pvalue"] < 0.05, name
-    assert table["wrong"]["auroc"] == pytest.approx(1 - table[METHOD_B]["auroc"])
-    assert table["same"]["method_b_ahead"]["difference"] == 0.0
-    assert table["same"]["method_b_ahead"]["pvalue"] == 1.0
-    read = everywhere["with_context"]
+        ahead = table[name].method_b_ahead
+        assert ahead is not None
+        assert ahead.pvalue < 0.05, name
+    assert table["wrong"].auroc == pytest.approx(1 - table[METHOD_B].auroc)
+    ahead = table["same"].method_b_ahead
+    assert ahead is not None
+    assert (ahead.difference, ahead.pvalue) == (0.0, 1.0)
+    read = everywhere.with_context
     # A fitted reader turns wrong signs round; nothing to read is worse than true claims.
-    assert read["wrong"]["auroc"] == pytest.approx(read[METHOD_B]["auroc"], abs=1e-6)
-    assert read[NO_CLAIMS]["auroc"] < read[METHOD_B]["auroc"]
+    assert read["wrong"].auroc == pytest.approx(read[METHOD_B].auroc, abs=1e-6)
+    assert read[NO_CLAIMS].auroc < read[METHOD_B].auroc
     assert NO_CLAIMS not in table
 
 
@@ -168,4 +169,4 @@ def test_positions_without_claims_are_left_out(
         decoder, pairs["label"], test, {METHOD_B: (claims._replace(mask=mask), explainer)},
         count=2, generator=torch_generator(1), resamples=100, seed=0,
     )  # fmt: skip
-    assert found["interventions_per_kind"] == 50
+    assert found.interventions_per_kind == 50

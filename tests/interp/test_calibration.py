@@ -17,15 +17,18 @@ from rldecoder.interp.calibration import (
 )
 from rldecoder.interp.scores import LabelScores
 
-SCORES = LabelScores(30, 0.6, 0.5, 0.55, 0.4, 0.01, 0.85, 20, 20, 0.9, 12)
+SCORES = LabelScores(
+    firings=30, precision=0.6, recall=0.5, f1=0.55, auprc=0.4, base_rate=0.01, detection=0.85,
+    detection_positive=20, detection_negative=20, fuzzing=0.9, fuzzing_windows=12,
+)  # fmt: skip
 
 
 def test_acceptance_needs_both_bars() -> None:
     rule = Acceptance(detection=0.8, precision=0.5)
     assert rule.accepts(SCORES)
-    assert not rule.accepts(SCORES._replace(detection=0.79))
-    assert not rule.accepts(SCORES._replace(precision=0.49))
-    assert not rule.accepts(SCORES._replace(detection=None))
+    assert not rule.accepts(SCORES.model_copy(update={"detection": 0.79}))
+    assert not rule.accepts(SCORES.model_copy(update={"precision": 0.49}))
+    assert not rule.accepts(SCORES.model_copy(update={"detection": None}))
     assert not rule.accepts(None)
 
 

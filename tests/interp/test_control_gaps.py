@@ -24,7 +24,13 @@ def labelled(values: list[float | None], failed: int = 0, first: int = 0) -> Lab
         drafts.append(
             LabelDraft(first + n, "x" if good else None, predicate, None if good else "rare", 9, 0)
         )
-        scores.append(LabelScores(9, 0.5, 0.5, value, 0.5, 0.1, value, 5, 5, value, 5))
+        scores.append(
+            LabelScores(
+                firings=9, precision=0.5, recall=0.5, f1=value, auprc=0.5, base_rate=0.1,
+                detection=value, detection_positive=5, detection_negative=5, fuzzing=value,
+                fuzzing_windows=5,
+            )
+        )  # fmt: skip
     return Labelled(drafts, scores)
 
 

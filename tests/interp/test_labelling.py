@@ -18,15 +18,18 @@ from rldecoder.interp.labelling import (
     draw_alive,
     label_and_score,
     random_sae,
-    score_columns,
+    score_rows,
 )
 from rldecoder.interp.scores import SCORES, LabelScores
 
 if TYPE_CHECKING:
     from conftest import Planted
 
-GOOD = LabelScores(30, 0.9, 0.9, 0.9, 0.8, 0.01, 0.95, 20, 20, 0.9, 12)
-NOTHING = LabelScores(30, 0.0, 0.0, 0.0, 0.0, 0.01, 0.0, 20, 20, 0.0, 0)
+GOOD = LabelScores(
+    firings=30, precision=0.9, recall=0.9, f1=0.9, auprc=0.8, base_rate=0.01, detection=0.95,
+    detection_positive=20, detection_negative=20, fuzzing=0.9, fuzzing_windows=12,
+)  # fmt: skip
+NOTHING = GOOD.model_copy(update=dict.fromkeys(("f1", "detection", "fuzzing"), 0.0))
 
 
 def test_splits_that_share_a_document_are_refused(planted: Planted) -> None:
@@ -85,9 +88,9 @@ def test_failures_count_in_the_summary_as_zero() -> None:
     assert (found.latents, found.labelled, found.failed) == (2, 1, 1)
     assert found.means["f1"] == pytest.approx(0.45)
     assert found.means_labelled["f1"] == pytest.approx(0.9)
-    columns = score_columns(Labelled(drafts, [GOOD, NOTHING]), "label")
-    assert set(columns) == set(SCORES.names)
-    assert columns["labelled"] == [True, False]
+    rows = score_rows({"label": Labelled(drafts, [GOOD, NOTHING])})
+    assert all(set(row) == set(SCORES.names) for row in rows)
+    assert [row["labelled"] for row in rows] == [True, False]
 
 
 def planted_predicate():  # type: ignore[no-untyped-def]

@@ -8,12 +8,15 @@ from sklearn.metrics import average_precision_score, balanced_accuracy_score, f1
 
 from rldecoder.interp.corpus import TokenGrid
 from rldecoder.interp.predicate import TokenIn
+from rldecoder.interp.records import Scores
 from rldecoder.interp.scores import (
+    SCORES,
+    SUMMARISED,
     LabelScores,
     ScoringText,
     derangement,
     intruder_score,
-    mean_or_none,
+    means,
 )
 from rldecoder.interp.vocabulary import Vocabulary
 
@@ -138,9 +141,20 @@ def test_derangement_has_no_fixed_point(size: int) -> None:
     assert (order != np.arange(size)).all()
 
 
-def test_mean_leaves_undefined_values_out() -> None:
-    assert mean_or_none([None, 1.0, 0.0]) == 0.5
-    assert mean_or_none([None]) is None
+def test_means_leave_undefined_values_out(text: ScoringText) -> None:
+    fires = _random(text, 0.1, 3)
+    found = _score(text, fires, fires)
+    some = [found.model_copy(update={"f1": f1, "recall": None}) for f1 in (None, 1.0, 0.0)]
+    assert means(some, ("f1", "recall")) == {"f1": 0.5, "recall": None}
+
+
+def test_the_table_the_record_and_the_means_name_the_same_scores(text: ScoringText) -> None:
+    assert set(SCORES.names) == {"latent", "method", "labelled", *LabelScores.model_fields}
+    assert set(SUMMARISED) < set(Scores.model_fields) < set(LabelScores.model_fields)
+    fires = _random(text, 0.1, 3)
+    found = _score(text, fires, fires)
+    assert type(found.published) is Scores
+    assert found.published.model_dump().items() <= found.model_dump().items()
 
 
 def test_near_misses_are_quiet_windows_with_tokens_it_fires_on(text: ScoringText) -> None:

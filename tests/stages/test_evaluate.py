@@ -9,18 +9,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rldecoder import schemas
+from rldecoder.artifacts.catalogue import CATALOGUE, Evaluation
 from rldecoder.artifacts.store import ArtifactStore
 from rldecoder.config.run import RunConfig, load_run_config
 from rldecoder.config.tasks import FileTask
+from rldecoder.evals.comparison import ANSWERS, TASK_SCORES
 from rldecoder.evals.targets import TARGETS
-from rldecoder.runner import plan, read_input
+from rldecoder.runner import open_artifact, open_inputs, plan
 from rldecoder.seeds import derive_seed
-from rldecoder.stages.context import InputArtifact, StageContext
-from rldecoder.stages.evaluate import ANSWERS, TASKS, Answer, _task_drop, _task_rows
+from rldecoder.stages.context import StageContext
+from rldecoder.stages.inputs import EvaluateInputs
 from rldecoder.stages.table import stage_named
+from tests.stages.published import published
 
-STAGE = stage_named("evaluate")
+STAGE = stage_named(Evaluation.stage)
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -31,40 +33,49 @@ def config() -> RunConfig:
 
 
 @pytest.fixture(scope="module")
-def inputs(debug_store: Path, config: RunConfig) -> dict[str, InputArtifact]:
-    refs, store = plan(config), ArtifactStore(debug_store)
-    return {name: read_input(store, refs[name]) for name in (*STAGE.inputs, STAGE.name)}
+def inputs(debug_store: Path, config: RunConfig) -> EvaluateInputs:
+    inputs: EvaluateInputs = open_inputs(STAGE, plan(config), ArtifactStore(debug_store))
+    return inputs
+
+
+@pytest.fixture(scope="module")
+def evaluation(debug_store: Path, config: RunConfig) -> Evaluation:
+    """What the debug run published."""
+    return open_artifact(Evaluation, plan(config)[STAGE.name], ArtifactStore(debug_store))
 
 
 @pytest.mark.slow
-def test_what_is_published(inputs: dict[str, InputArtifact]) -> None:
-    folder = inputs[STAGE.name].path
-    targets = schemas.read_json(folder / "targets.json")
-    assert [row["key"] for row in targets] == [target.key for target in TARGETS]
-    for row in targets:
-        assert (row["met"] is None) == (row["value"] is None), row["key"]
-    mass = schemas.read_json(inputs["rank_features"].path / "mass.json")["label"]
-    (row,) = (row for row in targets if row["key"] == "top10_mass")
+def test_what_is_published(inputs: EvaluateInputs, evaluation: Evaluation) -> None:
+    targets = evaluation.targets
+    assert [row.key for row in targets.root] == [target.key for target in TARGETS]
+    stages = {kind.stage for kind in CATALOGUE}
+    for row in targets.root:
+        assert (row.met is None) == (row.value is None), row.key
+        assert row.source_stage in stages
+    row, mass = targets["top10_mass"], inputs.importance.mass.root["label"]
     for target in ("frozen", "decoder"):
-        share = mass[target]["top_k"]["10"]["per_position"]
-        assert f"{target} {share['value']:.3f}, 95 % interval {share['low']:.3f}" in row["note"]
-    assert row["value"] == mass["frozen"]["top_k"]["10"]["per_position"]["value"]
-    tasks = schemas.read_parquet(folder / "tasks.parquet")
-    assert tasks.schema == TASKS
-    models = {(row["task"], row["model"]) for row in tasks.to_pylist()}
+        top = mass[target].top_k
+        assert top is not None
+        share = top[10].per_position
+        assert f"{target} {share.value:.3f}, 95 % interval {share.low:.3f}" in row.note
+        if target == "frozen":
+            assert row.value == share.value
+    assert evaluation.tasks.schema == TASK_SCORES
+    models = {(row["task"], row["model"]) for row in evaluation.tasks.to_pylist()}
     assert models == {
         (task, model) for task in ("addition", "cloze") for model in ("frozen", "supervised", "rl")
     }
-    assert schemas.read_parquet(folder / "answers.parquet").schema == ANSWERS
-    faithfulness = schemas.read_json(folder / "faithfulness.json")
-    assert set(faithfulness) == {"test", "ood"}
-    found = schemas.read_json(folder / "interpretability.json")
-    assert set(found) == {"label_coverage", "importance_mass", "deletion", "claims"}
+    assert evaluation.answers.schema == ANSWERS
+    assert set(evaluation.faithfulness.root) == {"test", "ood"}
+    found = evaluation.interpretability
+    assert found.claims == inputs.explainer.evaluation
+    assert found.importance_mass == inputs.importance.mass
 
 
 @pytest.mark.slow
 def test_tasks_by_file_and_missing_files(
-    inputs: dict[str, InputArtifact],
+    inputs: EvaluateInputs,
+    evaluation: Evaluation,
     config: RunConfig,
     context: Callable[..., StageContext],
     tmp_path: Path,
@@ -87,34 +98,12 @@ def test_tasks_by_file_and_missing_files(
     ctx = context("external", seed=derive_seed(config.seed, STAGE.name))
     output = STAGE.run(inputs, changed, ctx)
     assert output.reasons == ("task files not found: gone",)
-    rows = schemas.read_parquet(ctx.out / "tasks.parquet").to_pylist()
+    rows = published(Evaluation, ctx.out).tasks.to_pylist()
     assert sum(row["task"] == "mine" for row in rows) == 3
     # The other tasks are untouched by the file.
-    published = inputs[STAGE.name].path
-    for row in schemas.read_parquet(published / "tasks.parquet").to_pylist():
+    for row in evaluation.tasks.to_pylist():
         assert row in rows
     first = STAGE.fingerprint(changed)
     assert first["gone"] == "missing"
     path.write_bytes(path.read_bytes() + b" ")
     assert STAGE.fingerprint(changed)["mine"] != first["mine"]
-
-
-def answers(model: str, scores: list[float]) -> list[Answer]:
-    return [Answer("t", model, i, "a", "b", score) for i, score in enumerate(scores)]
-
-
-def test_drop_is_the_paired_difference_to_the_frozen_model(config: RunConfig) -> None:
-    rows = _task_rows(
-        answers("frozen", [1, 1, 1, 0]) + answers("rl", [1, 0, 1, 0]), config.evaluate, seed=0
-    )
-    found = {row["model"]: row for row in rows}
-    assert found["frozen"]["drop"] == 0.0
-    assert found["rl"]["drop"] == 0.25
-    assert found["rl"]["ci_low"] < 0.5 < found["rl"]["ci_high"]
-    measured = _task_drop(rows, 0.03)
-    assert measured.value == 0.25
-
-
-def test_nothing_to_drop_is_unknown_not_met(config: RunConfig) -> None:
-    rows = _task_rows(answers("frozen", [0, 0]) + answers("rl", [0, 0]), config.evaluate, seed=0)
-    assert _task_drop(rows, 0.03).value is None

@@ -9,15 +9,17 @@ from pathlib import Path
 import pytest
 
 from rldecoder import schemas
+from rldecoder.artifacts.catalogue import Report
 from rldecoder.artifacts.store import ArtifactStore
 from rldecoder.config.run import RunConfig, load_run_config
 from rldecoder.evals.targets import TARGETS
-from rldecoder.runner import plan, read_input
+from rldecoder.runner import open_artifact, open_inputs, plan
 from rldecoder.seeds import derive_seed
-from rldecoder.stages.context import InputArtifact, StageContext
+from rldecoder.stages.context import StageContext
+from rldecoder.stages.inputs import ReportInputs
 from rldecoder.stages.table import stage_named
 
-STAGE = stage_named("report")
+STAGE = stage_named(Report.stage)
 
 FIGURES = {
     "architecture", "lens", "sweep", "frontier", "sae", "decoder", "density", "ppo", "ppo_task",
@@ -33,69 +35,75 @@ def config() -> RunConfig:
 
 
 @pytest.fixture(scope="module")
-def inputs(debug_store: Path, config: RunConfig) -> dict[str, InputArtifact]:
-    refs, store = plan(config), ArtifactStore(debug_store)
-    return {name: read_input(store, refs[name]) for name in (*STAGE.inputs, STAGE.name)}
+def inputs(debug_store: Path, config: RunConfig) -> ReportInputs:
+    inputs: ReportInputs = open_inputs(STAGE, plan(config), ArtifactStore(debug_store))
+    return inputs
+
+
+@pytest.fixture(scope="module")
+def report(debug_store: Path, config: RunConfig) -> Report:
+    """What the debug run published."""
+    return open_artifact(Report, plan(config)[STAGE.name], ArtifactStore(debug_store))
 
 
 def test_every_other_stage_is_an_input() -> None:
-    assert len(STAGE.inputs) == 18
+    assert len(STAGE.upstream) == 18
 
 
 @pytest.mark.slow
-def test_the_page_shows_everything(inputs: dict[str, InputArtifact]) -> None:
-    folder = inputs[STAGE.name].path
-    html = (folder / "report.html").read_text(encoding="utf-8")
+def test_the_page_shows_everything(inputs: ReportInputs, report: Report) -> None:
+    html = report.page.read_text(encoding="utf-8")
     for target in TARGETS:
         assert target.name.replace("'", "&#39;") in html
-    for name in STAGE.inputs:
-        assert inputs[name].digest[:10] in html
-        for caveat in inputs[name].caveats:
+    for artifact in inputs:
+        assert artifact.digest[:10] in html
+        for caveat in artifact.caveats:
             assert caveat[:40].replace("'", "&#39;") in html
     assert not re.search(r'(?:src|href)="(?!#|data:,")', html)
     assert html.count("<figure") == len(FIGURES)
     for kind in ("svg", "pdf"):
-        assert {file.stem for file in (folder / "figures").glob(f"*.{kind}")} == FIGURES
-    coverage = schemas.read_json(inputs["evaluate"].path / "interpretability.json")
-    high = 100 * coverage["label_coverage"]["all"]["high"]
+        assert {file.stem for file in report.figures.glob(f"*.{kind}")} == FIGURES
+    high = 100 * inputs.evaluation.interpretability.label_coverage["all"].high
     assert f"Wilson 95 %: 0 to {high:.0f} %" in html
-    test = schemas.read_json(inputs["label_features"].path / "controls.json")["calibration"]["test"]
-    assert f"ECE {test['ece']:.3f}, Brier score {test['brier']:.3f}, {test['n']} labels" in html
-    assert "other reward weights" in (folder / "figures" / "ppo.svg").read_text()
-    assert "dead latents" in (folder / "figures" / "sae.svg").read_text()
+    test = inputs.labels.controls.calibration.test
+    assert f"ECE {test.ece:.3f}, Brier score {test.brier:.3f}, {test.n} labels" in html
+    assert "other reward weights" in (report.figures / "ppo.svg").read_text()
+    assert "dead latents" in (report.figures / "sae.svg").read_text()
     assert html.count('class="panel example"') >= 3
 
 
 @pytest.mark.slow
-def test_pages_from_the_manifests(inputs: dict[str, InputArtifact]) -> None:
-    folder = inputs[STAGE.name].path
-    checks = (folder / "reproducibility.md").read_text(encoding="utf-8")
-    for name in STAGE.inputs:
-        assert f"| {name} | `{inputs[name].digest}` |" in checks
+def test_pages_from_the_manifests(inputs: ReportInputs, report: Report) -> None:
+    checks = report.reproducibility.read_text(encoding="utf-8")
+    for artifact in inputs:
+        assert f"| {artifact.stage} | `{artifact.digest}` |" in checks
     assert "| Every stage has its seed | yes |" in checks
     assert "| Every gate passed | **no** | gate\\_sae" in checks
     assert "| torch | " in checks
     assert "| No document is in two splits | yes |" in checks
     assert checks.count("two splits") == 1
-    notes = (folder / "release_notes.md").read_text(encoding="utf-8")
+    notes = report.release_notes.read_text(encoding="utf-8")
     for target in TARGETS:
         assert f"| {target.name} |" in notes
-    entry = (folder / "logbook_entry.md").read_text(encoding="utf-8")
+    assert f"- `{inputs.final.stage}/{inputs.final.digest}`" in notes
+    entry = report.logbook_entry.read_text(encoding="utf-8")
     assert entry.startswith("## 2")
     assert "gate_sae said no: " in entry
 
 
 @pytest.mark.slow
 def test_a_rerun_differs_in_nothing_but_times(
-    inputs: dict[str, InputArtifact], config: RunConfig, context: Callable[..., StageContext]
+    inputs: ReportInputs,
+    report: Report,
+    config: RunConfig,
+    context: Callable[..., StageContext],
 ) -> None:
     ctx = context(STAGE.name, seed=derive_seed(config.seed, STAGE.name))
-    STAGE.run({name: inputs[name] for name in STAGE.inputs}, config.report, ctx)
-    published = inputs[STAGE.name].path
+    STAGE.run(inputs, config.report, ctx)
     names = sorted(path.relative_to(ctx.out) for path in ctx.out.rglob("*") if path.is_file())
     for name in names:
-        assert (ctx.out / name).read_bytes() == (published / name).read_bytes(), name
-    summary = schemas.read_json(ctx.out / "summary.json")
+        assert (ctx.out / name).read_bytes() == (report.folder / name).read_bytes(), name
+    summary = schemas.read_json(Report.summary.path(ctx.out))
     assert [row["key"] for row in summary["targets"]] == [target.key for target in TARGETS]
-    assert set(summary["stages"]) == set(STAGE.inputs)
-    assert "wall" not in (ctx.out / "summary.json").read_text()
+    assert set(summary["stages"]) == set(STAGE.upstream)
+    assert "wall" not in Report.summary.path(ctx.out).read_text()

@@ -9,6 +9,7 @@ import pytest
 
 from rldecoder import schemas
 from rldecoder.artifacts.store import ArtifactRef, ArtifactStore, Manifest
+from rldecoder.evals.targets import TARGETS, fill_targets
 from rldecoder.stages.table import stage_named
 from tasks import pages
 from tasks.pages import show_stage
@@ -59,7 +60,7 @@ def test_headline_numbers(tmp_path: Path, made: dict[str, Any]) -> None:
 
 
 def test_a_gates_criteria_and_its_verdict(tmp_path: Path, made: dict[str, Any]) -> None:
-    row = {"value": 0.4, "target": "< 0.01", "met": False, "formula": "mean"}
+    row = {"value": 0.4, "unit": "share", "target": 0.01, "met": False, "formula": "mean"}
     show_stage(
         *published(
             tmp_path, "gate_sae", {"report.json": {"mse": row}},
@@ -72,9 +73,11 @@ def test_a_gates_criteria_and_its_verdict(tmp_path: Path, made: dict[str, Any]) 
 
 
 def test_targets(tmp_path: Path, made: dict[str, Any]) -> None:
-    targets = [{"name": "KL", "target": "< 1.5", "value": None, "met": None}]
-    show_stage(*published(tmp_path, "evaluate", {"targets.json": targets}))
-    assert made["evaluate-targets"]["data"] == targets
+    targets = fill_targets({}, {target.source: "evaluate" for target in TARGETS})
+    rows = [row.model_dump() for row in targets.root]
+    show_stage(*published(tmp_path, "evaluate", {"targets.json": rows}))
+    assert made["evaluate-targets"]["data"] == rows
+    assert {row["met"] for row in rows} == {None}
 
 
 def test_the_report_is_named_with_its_caveats(tmp_path: Path, made: dict[str, Any]) -> None:

@@ -27,8 +27,7 @@ from rldecoder.interp.calibration import (
     reliability,
 )
 from rldecoder.interp.labelers import LabelDraft
-from rldecoder.interp.llm.judge import JudgeScores
-from rldecoder.interp.records import JudgeTrust, LabelConfidence
+from rldecoder.interp.records import JudgedScores, JudgeTrust, LabelConfidence
 from rldecoder.schemas import JsonRecord
 
 FloatArray = NDArray[np.float64]
@@ -67,7 +66,7 @@ class WordConfidences(NamedTuple):
     report: WordCalibration
 
 
-def accepted(acceptance: Acceptance, scores: JudgeScores) -> bool | None:
+def accepted(acceptance: Acceptance, scores: JudgedScores) -> bool | None:
     """Whether a label passes; None if it was not scored."""
     if scores.detection is None or scores.window_precision is None:
         return None
@@ -78,8 +77,8 @@ def accepted(acceptance: Acceptance, scores: JudgeScores) -> bool | None:
 
 def word_confidences(
     drafts: Sequence[LabelDraft],
-    seen: Sequence[JudgeScores],
-    scores: Sequence[JudgeScores],
+    seen: Sequence[JudgedScores],
+    scores: Sequence[JudgedScores],
     trust: JudgeTrust,
     acceptance: Acceptance,
     seed: int,
@@ -149,7 +148,7 @@ def _refusal(y: NDArray[np.bool_], trust: JudgeTrust) -> str | None:
     return None
 
 
-def _unfit(draft: LabelDraft, seen: JudgeScores) -> str | None:
+def _unfit(draft: LabelDraft, seen: JudgedScores) -> str | None:
     """Why a label can have no confidence of its own."""
     if draft.text is None:
         return "there is no label"
@@ -158,7 +157,7 @@ def _unfit(draft: LabelDraft, seen: JudgeScores) -> str | None:
     return None
 
 
-def _features(draft: LabelDraft, seen: JudgeScores) -> list[float]:
+def _features(draft: LabelDraft, seen: JudgedScores) -> list[float]:
     assert draft.text is not None
     assert seen.detection is not None
     assert seen.window_precision is not None

@@ -18,9 +18,9 @@ from rldecoder.config.llm import LlmConfig
 from rldecoder.evals.statistics import bootstrap_mean_ci
 from rldecoder.interp.corpus import Firings
 from rldecoder.interp.llm.items import ItemSampler, balanced, read_exactly
-from rldecoder.interp.llm.judge import KINDS, Case, Judge, JudgeScores, make_cases
+from rldecoder.interp.llm.judge import KINDS, Case, Judge, make_cases
 from rldecoder.interp.predicate import Affix, Predicate, TokenClass, TokenIn, describe
-from rldecoder.interp.records import JudgeTrust, KindTrust
+from rldecoder.interp.records import JudgedScores, JudgeTrust, KindTrust
 from rldecoder.interp.scores import ScoringText, derangement
 from rldecoder.interp.vocabulary import TOKEN_CLASSES
 
@@ -118,7 +118,7 @@ def _objection(kinds: dict[str, KindTrust], planted: int, config: LlmConfig) -> 
 
 
 def _kind_trust(
-    kind: str, right: Sequence[JudgeScores], wrong: Sequence[JudgeScores], planted: Planted
+    kind: str, right: Sequence[JudgedScores], wrong: Sequence[JudgedScores], planted: Planted
 ) -> KindTrust:
     means = [bootstrap_mean_ci([getattr(s, kind) for s in part]) for part in (right, wrong)]
     return KindTrust(

@@ -29,6 +29,7 @@ from rldecoder.interp.llm.parsing import (
 from rldecoder.interp.llm.prompts import judge_prompt
 from rldecoder.interp.llm.session import Parsed, Question, Session
 from rldecoder.interp.llm.simulation import Window, draw_windows, judged_simulation
+from rldecoder.interp.records import JudgedScores
 
 KINDS = ("detection", "fuzzing")
 """Asked about every label, in one question each; the judge's gate tries these."""
@@ -36,30 +37,6 @@ ACTIVATION_TOKENS = 2
 """What a guessed activation and its comma take of an answer, usually."""
 Place = tuple[str, int]
 """Which question about a label: its kind, and its number within that."""
-
-
-class JudgeScores(NamedTuple):
-    """Scores of one label in words; None where there are too few windows of a kind."""
-
-    detection: float | None
-    """Balanced accuracy over the windows asked about."""
-    fuzzing: float | None
-    """The same for marks."""
-    window_precision: float | None
-    """Share of the split's windows named by the label in which the latent fires: estimated from
-    the detection answers and the true share of active windows."""
-    questions: int
-    """Questions asked about it."""
-    failures: int
-    """Of these, without a usable answer."""
-    window_recall: float | None = None
-    """Share of the split's active windows that the label names."""
-    window_f1: float | None = None
-    """Harmonic mean of recall and precision over windows."""
-    intruder: float | None = None
-    """Corrected for chance: 1 always right, 0 guessing; None also where it is not asked for."""
-    simulation: float | None = None
-    """Correlation of guessed with real activations; None also where it is not asked for."""
 
 
 class Case(NamedTuple):
@@ -94,7 +71,7 @@ class Judge:
 
     def score(
         self, sampler: ItemSampler, cases: Sequence[Case], purpose: str = ""
-    ) -> list[JudgeScores]:
+    ) -> list[JudgedScores]:
         """Scores of all cases, in their order. Raises what `Session.ask_all` raises."""
         asked = {
             (number, place): question
@@ -147,11 +124,19 @@ class Judge:
             )
         return out
 
-    def _failed(self) -> JudgeScores:
+    def _failed(self) -> JudgedScores:
         """Of a label that does not exist."""
-        intruder = 0.0 if self._config.intruder_questions else None
-        simulation = 0.0 if self._config.simulation_windows else None
-        return JudgeScores(0.0, 0.0, 0.0, 0, 0, 0.0, 0.0, intruder, simulation)
+        return JudgedScores(
+            detection=0.0,
+            fuzzing=0.0,
+            window_precision=0.0,
+            window_recall=0.0,
+            window_f1=0.0,
+            questions=0,
+            failures=0,
+            intruder=0.0 if self._config.intruder_questions else None,
+            simulation=0.0 if self._config.simulation_windows else None,
+        )
 
 
 def make_cases(
@@ -185,7 +170,7 @@ def make_cases(
     return cases
 
 
-def _scores(case: Case, answers: dict[Place, Parsed[Any]]) -> JudgeScores:
+def _scores(case: Case, answers: dict[Place, Parsed[Any]]) -> JudgedScores:
     values = {place: parsed.value for place, parsed in answers.items()}
     by_kind: dict[str, float | None] = dict.fromkeys(KINDS)
     windows = Windows(None, None, None)
@@ -198,16 +183,18 @@ def _scores(case: Case, answers: dict[Place, Parsed[Any]]) -> JudgeScores:
         by_kind[kind] = balanced(items, said)
         if kind == "detection":
             windows = _windows(items, said, case.active_share)
-    return JudgeScores(
-        by_kind["detection"],
-        by_kind["fuzzing"],
-        windows.precision,
-        len(values),
-        sum(value is None for value in values.values()),
-        windows.recall,
-        windows.f1,
-        judged_intruder(case.groups, [values["intruder", n] for n in range(len(case.groups))]),
-        judged_simulation(
+    return JudgedScores(
+        detection=by_kind["detection"],
+        fuzzing=by_kind["fuzzing"],
+        window_precision=windows.precision,
+        window_recall=windows.recall,
+        window_f1=windows.f1,
+        questions=len(values),
+        failures=sum(value is None for value in values.values()),
+        intruder=judged_intruder(
+            case.groups, [values["intruder", n] for n in range(len(case.groups))]
+        ),
+        simulation=judged_simulation(
             case.windows, [values["simulation", n] for n in range(len(case.windows))]
         ),
     )

@@ -21,12 +21,12 @@ from rldecoder.interp.llm.confidence import WordCalibration, WordConfidences, wo
 from rldecoder.interp.llm.estimate import Estimate, add_up
 from rldecoder.interp.llm.gate import Planted, num_questions, plant, try_judge
 from rldecoder.interp.llm.items import ItemSampler
-from rldecoder.interp.llm.judge import Case, Judge, JudgeScores, make_cases
+from rldecoder.interp.llm.judge import Case, Judge, make_cases
 from rldecoder.interp.llm.labeler import LlmLabeler
 from rldecoder.interp.llm.results import Judged, LlmLabels
 from rldecoder.interp.llm.session import Purse, Question, Session
 from rldecoder.interp.llm.storage import AnswerCache, Ledger, Spent
-from rldecoder.interp.records import JudgeTrust
+from rldecoder.interp.records import JudgedScores, JudgeTrust
 from rldecoder.interp.scores import ScoringText, derangement
 from rldecoder.interp.vocabulary import Vocabulary
 from rldecoder.lm.user_cache import user_cache
@@ -207,8 +207,8 @@ class LlmRun:
     def _confidences(
         self,
         drafts: list[LabelDraft],
-        seen: list[JudgeScores],
-        scores: list[JudgeScores],
+        seen: list[JudgedScores],
+        scores: list[JudgedScores],
         trust: JudgeTrust,
     ) -> WordConfidences:
         if not self.config.confidence:

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from rldecoder.interp.control_gaps import ControlGaps, ScoreSummary, control_gaps, means
+from rldecoder.interp.control_gaps import ControlGaps, ScoreSummary, control_gaps
 from rldecoder.interp.labelers import LabelDraft
 from rldecoder.interp.llm.confidence import WordCalibration, WordConfidences
-from rldecoder.interp.llm.judge import JudgeScores
 from rldecoder.interp.llm.labeler import LlmLabeler
 from rldecoder.interp.records import JudgedScores, JudgeTrust, OtherLabel
+from rldecoder.interp.scores import means
 from rldecoder.schemas import Scalar
 
 WORD_SCORES = ("detection", "fuzzing", "window_f1", "intruder", "simulation")
 """Scores of labels in words whose gaps to the controls are reported."""
-SUMMARISED = (*WORD_SCORES, "window_precision", "window_recall")
+SUMMARISED = tuple(
+    name for name, field in JudgedScores.model_fields.items() if field.annotation == float | None
+)
 
 
 class JudgedSummary(ScoreSummary):
@@ -87,7 +89,7 @@ class Judged(NamedTuple):
     """Labels in words of some latents, and what their judge says of them, row by row."""
 
     drafts: list[LabelDraft]
-    scores: list[JudgeScores]
+    scores: list[JudgedScores]
 
 
 class LlmLabels(NamedTuple):
@@ -117,7 +119,7 @@ def as_records(found: LlmLabels) -> dict[int, OtherLabel]:
             failure=draft.failure,
             judge=found.models[1],
             judge_trusted=found.trust.trusted,
-            scores=JudgedScores(**scores._asdict()),
+            scores=scores,
             confidence=confidence,
             no_confidence=reason,
         )

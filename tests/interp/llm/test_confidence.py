@@ -16,8 +16,7 @@ from rldecoder.interp.llm.confidence import (
     accepted,
     word_confidences,
 )
-from rldecoder.interp.llm.judge import JudgeScores
-from rldecoder.interp.records import JudgeTrust
+from rldecoder.interp.records import JudgedScores, JudgeTrust
 
 BARS = Acceptance(detection=0.8, precision=0.5)
 
@@ -29,15 +28,17 @@ def trust(trusted: bool = True) -> JudgeTrust:
     )  # fmt: skip
 
 
-def judged(detection: float | None, precision: float | None = 0.9) -> JudgeScores:
-    return JudgeScores(detection, 0.5, precision, 2, 0)
+def judged(detection: float | None, precision: float | None = 0.9) -> JudgedScores:
+    return JudgedScores(
+        detection=detection, fuzzing=0.5, window_precision=precision, questions=2, failures=0
+    )
 
 
 def draft(latent: int, text: str | None = "token is a number") -> LabelDraft:
     return LabelDraft(latent, text, None, None if text else "refused", 0.0, 50)
 
 
-Made = tuple[list[LabelDraft], list[JudgeScores], list[JudgeScores], np.ndarray[Any, Any]]
+Made = tuple[list[LabelDraft], list[JudgedScores], list[JudgedScores], np.ndarray[Any, Any]]
 
 
 def made(count: int, seed: int = 0) -> Made:
@@ -101,7 +102,7 @@ def test_too_little_evidence_gives_no_number() -> None:
 
 def test_failures_and_labels_without_windows_say_why() -> None:
     drafts, seen, scores, _ = made(50)
-    drafts[0], scores[0] = draft(0, None), JudgeScores(0.0, 0.0, 0.0, 0, 0)
+    drafts[0], scores[0] = draft(0, None), judged(0.0, 0.0)
     seen[1] = judged(None, None)
     scores[2] = judged(None, None)
     found = run(drafts, seen, scores)

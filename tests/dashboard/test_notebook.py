@@ -1,0 +1,86 @@
+"""What a notebook shows: the report's styles inside our own element, every text escaped."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from rldecoder import open_run
+from rldecoder.dashboard.notebook import ShownReading
+from rldecoder.explain.inputs import LabelText
+from rldecoder.run import Run
+from tests.conftest import ROOT
+
+HOSTILE = "</style></script><img src=x onerror=alert(1)>\u202e\u200b\x1b[2J{{7*7}}<!--"
+ALLOWED = {
+    "div", "style", "table", "thead", "tbody", "tr", "th", "td", "span", "p", "article", "ul",
+    "li", "br",
+}  # fmt: skip
+
+
+class Tags(HTMLParser):
+    """Names of tags and attributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.attributes: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes |= {name for name, _ in attrs}
+
+
+@pytest.fixture(scope="module")
+def run(debug_store: Path) -> Run:
+    return open_run(ROOT / "configs" / "debug.yaml", debug_store)
+
+
+def test_hostile_tokens_and_labels_are_inert(run: Run) -> None:
+    texts = {
+        latent: LabelText(HOSTILE, 0.5, latent % 2 == 0) for latent in range(run.sae().num_latents)
+    }
+    reader = replace(run.reader(), labels=texts)
+    ids = reader.lm.encode_prompt(HOSTILE)
+    reading = ShownReading(reader, ids, HOSTILE)
+    for html in (
+        reading._repr_html_(), reading.features(-1)._repr_html_(), reading.explain()._repr_html_(),
+    ):  # fmt: skip
+        found = Tags()
+        found.feed(html)
+        assert found.tags <= ALLOWED
+        assert found.attributes <= {"class", "scope"}
+        for char in "\u202e\u200b\x1b":
+            assert char not in html
+        assert html.count("</style>") == 1
+
+
+def test_a_notebook_keeps_its_own_looks(run: Run) -> None:
+    html = run.read("One and two")._repr_html_()
+    css = html.partition("<style>")[2].partition("</style>")[0]
+    assert css.startswith("@scope (.rldecoder) {")
+    assert ":root" not in css  # variables belong to our element
+    assert not [line for line in css.splitlines() if line.strip().startswith("body ")]
+
+
+def test_a_reading_shows_predictions_of_both_models(run: Run) -> None:
+    reading = run.read("One and two")
+    html = reading._repr_html_()
+    assert html.count("<tr>") == len(reading.tokens) + 1
+    assert f"{reading.predictions[-1].frozen[0].probability:.2f}" in html
+    table = reading.features(-1)
+    shown = table._repr_html_()
+    assert shown.count("<tr>") == len(table) + 1
+    assert f"{table[0].effect:+.3f}" in shown
+    assert "frozen model predicts" in reading.explain()._repr_html_()
+
+
+def test_a_long_reading_is_cut(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rldecoder.dashboard.notebook.SHOWN_TOKENS", 3)
+    reading = run.read("One and two and three")
+    html = reading._repr_html_()
+    assert html.count("<tr>") == 4
+    assert f"The first {len(reading.tokens) - 3} tokens are not shown." in html

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import matplotlib as mpl
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from rldecoder.artifacts import sealed
@@ -39,6 +38,7 @@ from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
 from rldecoder.decoder.start import decoder_from_blocks
 from rldecoder.decoder.training import DecoderTrainer
 from rldecoder.errors import BadInputError
+from rldecoder.figures import svg_figure
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.sae.metrics import random_control
 from rldecoder.sae.model import Sae
@@ -168,6 +168,8 @@ class _Layer:
         ctx: StageContext,
     ) -> None:
         self.lm, self.layer, self.tokens, self.config = lm, layer, tokens, config
+
+        # Shards that an earlier, killed run left are of no use: no seal says that they are whole.
         folder = ctx.progress / f"cache-{layer}"
         shutil.rmtree(folder, ignore_errors=True)
         length = tokens["train"].shape[1]
@@ -191,6 +193,7 @@ class _Layer:
                     writer.add(
                         batch.seq_id, batch.pos, batch.token_id, batch.resid, batch.final_hidden
                     )
+
         self.train, self.test = (ActivationReader(folder, split) for split in ("train", "test"))
         lens = residual_predictor(lm, self.train)
         precision = config.training.matmul_precision
@@ -218,6 +221,8 @@ def _cell(room: _Layer, sae: Sae, plan: Plan, seed: int) -> FrontierCell:
         sae = random_control(
             sae.spec, derive_seed(seed, "sae"), sample.to(room.lm.device), swept.l0
         )
+
+    # What training adds is told from what the start gives for nothing.
     decoder = room.start(sae, plan.depth)
     precision = room.config.training.matmul_precision
     before = evaluate_faithfulness(decoder, room.test, precision=precision)
@@ -256,13 +261,13 @@ def _cell(room: _Layer, sae: Sae, plan: Plan, seed: int) -> FrontierCell:
 
 def _figure(cells: Sequence[FrontierCell], config: FrontierConfig, path: Path) -> None:
     """KL by depth, a line for each layer; the floor of each dotted, its random SAE a cross."""
-    with mpl.rc_context({"svg.hashsalt": "rldecoder", "font.size": 9}):
-        figure = Figure(figsize=(6.4, 3.8), layout="constrained")
+    lines: dict[Setting, list[FrontierCell]] = {}
+    for cell in cells:
+        lines.setdefault(Setting(cell.layer, cell.k, cell.expansion), []).append(cell)
+
+    colours = mpl.colormaps["viridis"]
+    with svg_figure(path, (6.4, 3.8)) as figure:
         axes = figure.subplots()
-        lines: dict[Setting, list[FrontierCell]] = {}
-        for cell in cells:
-            lines.setdefault(Setting(cell.layer, cell.k, cell.expansion), []).append(cell)
-        colours = mpl.colormaps["viridis"]
         for index, (line, own) in enumerate(sorted(lines.items())):
             trained = sorted((c for c in own if c.sae == "trained"), key=lambda c: c.depth)
             colour = colours(0.9 * index / max(1, len(lines) - 1))
@@ -275,9 +280,10 @@ def _figure(cells: Sequence[FrontierCell], config: FrontierConfig, path: Path) -
             for cell in own:
                 if cell.sae == "random":
                     axes.plot(cell.depth, cell.kl, marker="x", color=colour)
+
+        # The limit that the verdict asks for.
         axes.axhline(config.max_kl, color="#999999", ls="--", lw=1)
         axes.set(xlabel="blocks of the decoder", ylabel="KL(frozen || decoder), nats per token")
         axes.set_xticks(sorted(config.depths))
         axes.set_ylim(bottom=0)
         axes.legend(frameon=False, fontsize="small")
-        figure.savefig(path, format="svg", metadata={"Date": None})

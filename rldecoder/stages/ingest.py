@@ -331,6 +331,7 @@ def _publish(
                 + _cut_off(tally, name)
             )
 
+    # Licences are named in the order in which they came, so that the file is the same every time.
     by_source: dict[str, list[DocumentRow]] = {}
     for row in tally.rows:
         by_source.setdefault(row.source, []).append(row)
@@ -343,6 +344,7 @@ def _publish(
         for name, rows in by_source.items()
     }
 
+    # A full split has lost nothing that it had room for.
     cut = {
         name: tally.cut[name]
         for name, sink in sinks.items()

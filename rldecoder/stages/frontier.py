@@ -94,14 +94,14 @@ def run(inputs: FrontierInputs, config: FrontierConfig, ctx: StageContext) -> Ou
     with ctx.report.track("frontier", len(plan), "decoders", len(done)) as bar:
         for layer, group in itertools.groupby(plan, key=lambda item: item.swept.layer):
             # Activations are computed only for a layer that has a cell to do, and kept no longer.
-            room: _Layer | None = None
+            shared: _Layer | None = None
             for item in group:
                 if item.key in done:
                     continue
-                if room is None:
-                    room = _Layer(lm, layer, tokens, config, ctx)
+                if shared is None:
+                    shared = _Layer(lm, layer, tokens, config, ctx)
                 sae = inputs.sweep.load(item.swept.setting, ctx.device)
-                cell = _cell(room, sae, item, derive_seed(ctx.seed, item.key))
+                cell = _cell(shared, sae, item, derive_seed(ctx.seed, item.key))
                 done[item.key] = cell
                 sealed.write(
                     ctx.progress / DONE_FILE,
@@ -211,36 +211,36 @@ class _Layer:
         return decoder_from_blocks(self.lm, sae, blocks, ids, init=training.init)
 
 
-def _cell(room: _Layer, sae: Sae, plan: Plan, seed: int) -> FrontierCell:
+def _cell(shared: _Layer, sae: Sae, plan: Plan, seed: int) -> FrontierCell:
     """Train one decoder and measure it."""
     seed_everything(seed)
     swept = plan.swept
     if plan.source == "random":
-        sample = next(room.train.ordered(4096)).resid
+        sample = next(shared.train.ordered(4096)).resid
         assert sample is not None
         sae = random_control(
-            sae.spec, derive_seed(seed, "sae"), sample.to(room.lm.device), swept.l0
+            sae.spec, derive_seed(seed, "sae"), sample.to(shared.lm.device), swept.l0
         )
 
     # What training adds is told from what the start gives for nothing.
-    decoder = room.start(sae, plan.depth)
-    precision = room.config.training.matmul_precision
-    before = evaluate_faithfulness(decoder, room.test, precision=precision)
+    decoder = shared.start(sae, plan.depth)
+    precision = shared.config.training.matmul_precision
+    before = evaluate_faithfulness(decoder, shared.test, precision=precision)
 
-    trainer = DecoderTrainer(decoder, room.train, room.config.training, seed)
+    trainer = DecoderTrainer(decoder, shared.train, shared.config.training, seed)
     started = time.monotonic()
     while trainer.step_done < trainer.total_steps:
         for batch in trainer.rest_of_epoch():
             trainer.step(batch)
     seconds = time.monotonic() - started
 
-    after = evaluate_faithfulness(decoder, room.test, precision=precision)
-    sequences = room.tokens["test"][:SPLICE_SEQUENCES]
+    after = evaluate_faithfulness(decoder, shared.test, precision=precision)
+    sequences = shared.tokens["test"][:SPLICE_SEQUENCES]
     splice = splice_quality(
-        room.lm, sequences, room.layer, {"sae": lambda resid: sae(resid.float()).recon}
+        shared.lm, sequences, shared.layer, {"sae": lambda resid: sae(resid.float()).recon}
     )
     return FrontierCell(
-        layer=room.layer,
+        layer=shared.layer,
         k=swept.k,
         expansion=swept.expansion,
         depth=plan.depth,
@@ -251,9 +251,9 @@ def _cell(room: _Layer, sae: Sae, plan: Plan, seed: int) -> FrontierCell:
         kl_high=after.kl_high,
         agreement=after.agreement,
         splice_kl=splice.replaced["sae"].kl,
-        residual_lens_kl=room.residual_lens_kl,
+        residual_lens_kl=shared.residual_lens_kl,
         parameters=num_parameters(decoder),
-        flops_per_token=flops_per_token(decoder, swept.l0, room.tokens["train"].shape[1]),
+        flops_per_token=flops_per_token(decoder, swept.l0, shared.tokens["train"].shape[1]),
         tokens_trained=trainer.tokens_done,
         train_seconds=seconds,
     )

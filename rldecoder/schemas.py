@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rldecoder import files
+from rldecoder.config.problems import problem_lines
 from rldecoder.errors import BadInputError, DamagedFileError, NumericalError
 
 Scalar = float | int | str | bool | None
@@ -173,7 +174,7 @@ class JsonFile(BaseModel):
         except ValidationError as error:
             raise DamagedFileError(
                 f"{path} is not what this version publishes there.",
-                str(error).splitlines()[0],
+                f"{problem_lines(error)[0]}.",
                 "Delete the artifact's folder and run again; it will be rebuilt.",
             ) from error
 

@@ -10,8 +10,9 @@ from prefect.artifacts import (
     create_table_artifact,
 )
 
-from rldecoder import schemas
+from rldecoder.artifacts.catalogue import DecoderGate, Evaluation, Report, SaeGate
 from rldecoder.artifacts.store import ArtifactRef, ArtifactStore
+from rldecoder.gates import GateReport
 from rldecoder.stages.context import Stage
 from tasks.reporter import artifact_key
 
@@ -26,20 +27,21 @@ def show_stage(stage: Stage, ref: ArtifactRef, store: ArtifactStore) -> None:
     ]
     if rows:
         create_table_artifact(rows, key=key, description=f"`{ref}`: headline numbers")
-    if stage.gate and (folder / "report.json").is_file():
+    if stage.artifact is SaeGate or stage.artifact is DecoderGate:
+        report: GateReport = stage.artifact.report.read(folder)
         create_table_artifact(
-            _gate_rows(schemas.read_json(folder / "report.json")),
+            [{"name": name, **row} for name, row in report.rows().items()],
             key=f"{key}-gate",
             description=f"Verdict: **{manifest.verdict}**. {'; '.join(manifest.reasons)}",
         )
-    if (folder / "targets.json").is_file():
+    if stage.artifact is Evaluation:
         create_table_artifact(
-            schemas.read_json(folder / "targets.json"),
+            [row.model_dump(mode="json") for row in Evaluation.targets.read(folder).root],
             key=f"{key}-targets",
             description="Every target of the original plan, with what was measured",
         )
-    page = folder / "report.html"
-    if page.is_file():
+    if stage.artifact is Report:
+        page = Report.page.path(folder)
         create_link_artifact(page.as_uri(), key=f"{key}-page", link_text=str(page))
         caveats = "\n".join(f"- {caveat}" for caveat in manifest.caveats) or "none"
         create_markdown_artifact(
@@ -47,8 +49,3 @@ def show_stage(stage: Stage, ref: ArtifactRef, store: ArtifactStore) -> None:
             f"from a web page to a local file.\n\n## Caveats\n\n{caveats}\n",
             key=f"{key}-path",
         )
-
-
-def _gate_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
-    """`report.json` (name -> value, target, met, formula) as table rows."""
-    return [{"name": name, **row} for name, row in report.items() if isinstance(row, dict)]

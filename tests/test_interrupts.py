@@ -5,8 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,8 @@ from rldecoder.artifacts.store import ArtifactStore
 from rldecoder.config.run import load_run_config
 from rldecoder.errors import EXIT_INTERRUPTED
 from rldecoder.reporting import Interruptible, SilentReporter
-from rldecoder.stages.context import InputArtifact, StageContext, StageOutput
+from rldecoder.stages.context import Output, Stage, StageContext
+from rldecoder.stages.inputs import Nothing
 from rldecoder.stages.table import STAGES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -144,12 +143,12 @@ def test_a_bar_raises_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_nothing_is_published_after_a_dropped_interruption(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def drops(inputs: Mapping[str, InputArtifact], config: Any, ctx: StageContext) -> StageOutput:
+    def drops(stage: Stage, inputs: Nothing, config: Any, ctx: StageContext) -> Output:
         monkeypatch.setattr(interrupts._State, "asked", True)
         monkeypatch.setattr(interrupts._State, "asked_at", time.monotonic())
-        return StageOutput({"half": 1})
+        return Output({"half": 1})
 
-    monkeypatch.setattr(runner, "stage_named", lambda name: replace(STAGES[0], run=drops))
+    monkeypatch.setattr(Stage, "run", drops)
     run = load_run_config(ROOT / "configs" / "debug.yaml")
     with pytest.raises(KeyboardInterrupt):
         runner.run_stage(

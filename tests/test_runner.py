@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
 from rldecoder import runner
+from rldecoder.artifacts.base import Artifact, Plain
 from rldecoder.artifacts.store import ArtifactRef, ArtifactStore
 from rldecoder.config.base import OnFail, StageConfig, free
 from rldecoder.errors import BadInputError, GateFailedError, NumericalError
 from rldecoder.reporting import SilentReporter
-from rldecoder.stages.context import InputArtifact, Stage, StageContext, StageOutput
+from rldecoder.stages.context import Output, Stage, StageContext
+from rldecoder.stages.inputs import Nothing
 
 
 class MakeConfig(StageConfig):
@@ -50,7 +53,57 @@ calls: list[str] = []
 crash_once: list[str] = []
 
 
-def make(inputs: Mapping[str, InputArtifact], config: MakeConfig, ctx: StageContext) -> StageOutput:
+class Data(Artifact):
+    """Invented."""
+
+    stage, kind = "make", "data"
+    data = Plain("data.txt")
+
+
+class Report(Artifact):
+    """Invented."""
+
+    stage, kind = "gate", "report"
+    report = Plain("report.json")
+
+
+class Result(Artifact):
+    """Invented."""
+
+    stage, kind = "use", "result"
+    caveats_file = Plain("caveats.txt")
+
+
+class GateInputs(NamedTuple):
+    """Of the gate."""
+
+    data: Data
+
+
+class UseInputs(NamedTuple):
+    """Of the last stage."""
+
+    data: Data
+    report: Report
+
+
+@dataclass(frozen=True)
+class Invented(Stage):
+    """A stage whose room is a function of this file."""
+
+    room: Callable[[Any, Any, StageContext], Output] = field(kw_only=True)
+
+    @property
+    def module(self) -> str:
+        """Here."""
+        return __name__
+
+    def run(self, inputs: Any, config: StageConfig, ctx: StageContext) -> Output:
+        """Call it."""
+        return self.room(inputs, config, ctx)
+
+
+def make(inputs: Nothing, config: MakeConfig, ctx: StageContext) -> Output:
     """Writes a file; keeps progress; crashes when the test asks for it."""
     calls.append("make")
     mark = ctx.progress / "half"
@@ -58,31 +111,31 @@ def make(inputs: Mapping[str, InputArtifact], config: MakeConfig, ctx: StageCont
     mark.write_text("x")
     if crash_once:
         raise KeyboardInterrupt(crash_once.pop())
-    (ctx.out / "data.txt").write_text("x" * config.size)
-    return StageOutput({"size": config.size, "resumed": resumed})
+    Data.data.path(ctx.out).write_text("x" * config.size)
+    return Output({"size": config.size, "resumed": resumed})
 
 
-def gate(inputs: Mapping[str, InputArtifact], config: GateConfig, ctx: StageContext) -> StageOutput:
+def gate(inputs: GateInputs, config: GateConfig, ctx: StageContext) -> Output:
     """Fails when the data is longer than the limit."""
     calls.append("gate")
-    size = len((inputs["make"].path / "data.txt").read_text())
-    (ctx.out / "report.json").write_text("{}")
+    size = len(inputs.data.data.read_text())
+    Report.report.path(ctx.out).write_text("{}")
     if size > config.limit:
-        return StageOutput({"size": size}, "fail", (f"{size} exceeds {config.limit}",))
-    return StageOutput({"size": size}, "pass")
+        return Output({"size": size}, "fail", (f"{size} exceeds {config.limit}",))
+    return Output({"size": size}, "pass")
 
 
-def use(inputs: Mapping[str, InputArtifact], config: MakeConfig, ctx: StageContext) -> StageOutput:
+def use(inputs: UseInputs, config: MakeConfig, ctx: StageContext) -> Output:
     """Reads both."""
     calls.append("use")
-    (ctx.out / "caveats.txt").write_text("\n".join(ctx.caveats))
-    return StageOutput({"n": 1})
+    Result.caveats_file.path(ctx.out).write_text("\n".join(ctx.caveats))
+    return Output({"n": 1})
 
 
 TABLE = (
-    Stage("make", "data", 1, (), make, "prepare"),
-    Stage("gate", "report", 1, ("make",), gate, "features", gate=True),
-    Stage("use", "result", 1, ("make", "gate"), use, "decoder"),
+    Invented(Data, 1, Nothing, "prepare", room=make),
+    Invented(Report, 1, GateInputs, "features", gate=True, room=gate),
+    Invented(Result, 1, UseInputs, "decoder", room=use),
 )
 
 
@@ -173,7 +226,7 @@ def test_two_runs_at_once_build_each_artifact_once(tmp_path: Path) -> None:
 
 
 def test_nan_metric_is_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bad = Stage("make", "data", 1, (), lambda *_: StageOutput({"kl": float("nan")}), "prepare")
+    bad = replace(TABLE[0], room=lambda *_: Output({"kl": float("nan")}))
     monkeypatch.setattr(runner, "STAGES", (bad,))
     monkeypatch.setattr(runner, "stage_named", lambda name: bad)
     with pytest.raises(NumericalError, match="kl = nan"):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from rldecoder.artifacts.base import Artifact, Maybe, Plain, Record, Shards, Table
 
@@ -22,18 +22,19 @@ if TYPE_CHECKING:
     from rldecoder.decoder.frontier import FrontierVerdict
     from rldecoder.decoder.loading import AffineLens, DecoderOrigin
     from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
-    from rldecoder.evals.faithfulness_table import FaithfulnessTable
-    from rldecoder.evals.interpretability import Interpretability
+    from rldecoder.evals.comparison import FaithfulnessTable
     from rldecoder.evals.targets import Targets
-    from rldecoder.explain.evaluation import ClaimEvaluation
+    from rldecoder.explain.claim_scores import ClaimEvaluation
     from rldecoder.explain.explainer import Explainer
-    from rldecoder.explain.records import ExampleExplanations, HeldOutFeatures
+    from rldecoder.explain.explanation import ExampleExplanations
+    from rldecoder.explain.interpretability import Interpretability
+    from rldecoder.explain.pairs import HeldOutFeatures
     from rldecoder.gates import GateReport
     from rldecoder.interp.cluster_record import ClusterRecord
     from rldecoder.interp.label_controls import LabelControls
-    from rldecoder.interp.mass import ImportanceMass
     from rldecoder.interp.records import FeatureLabels
     from rldecoder.interp.review_queue import ReviewQueue
+    from rldecoder.interp.tally import ImportanceMass
     from rldecoder.interp.validation import EstimatorValidation
     from rldecoder.lm.baselines import BaselineRecord, Timing
     from rldecoder.lm.frozen import FrozenLM
@@ -259,7 +260,7 @@ class Importance(Artifact):
 
     stage, kind = "rank_features", "importance"
     table = Table("importance.parquet", "rldecoder.interp.tally:IMPORTANCE")
-    mass: Record[ImportanceMass] = Record("mass.json", "rldecoder.interp.mass:ImportanceMass")
+    mass: Record[ImportanceMass] = Record("mass.json", "rldecoder.interp.tally:ImportanceMass")
     validation: Record[EstimatorValidation] = Record(
         "validation.json", "rldecoder.interp.validation:EstimatorValidation"
     )
@@ -293,21 +294,27 @@ class Clusters(Artifact):
         "review_queue.json", "rldecoder.interp.review_queue:ReviewQueue"
     )
 
+    def load_queue(self, labels: FeatureLabels) -> ReviewQueue:
+        """The order of review of these labels; raises DamagedFileError if it is of others."""
+        from rldecoder.interp.review_queue import ReviewQueue
+
+        return ReviewQueue.load_for(labels, Clusters.queue.path(self.folder))
+
 
 class TrainedExplainer(Artifact):
-    """Method B (explainer.json and .safetensors), what it was trained on, how well its claims hold."""
+    """Method B (explainer.json, .safetensors), what it learned from, how well its claims hold."""
 
     stage, kind = "train_explainer", "explainer"
     pairs = Table("pairs.parquet", "rldecoder.explain.pairs:PAIRS")
     held_out: Record[HeldOutFeatures] = Record(
-        "held_out_features.json", "rldecoder.explain.records:HeldOutFeatures"
+        "held_out_features.json", "rldecoder.explain.pairs:HeldOutFeatures"
     )
     curves = Table("curves.parquet", CURVES)
     evaluation: Record[ClaimEvaluation] = Record(
-        "evaluation.json", "rldecoder.explain.evaluation:ClaimEvaluation"
+        "evaluation.json", "rldecoder.explain.claim_scores:ClaimEvaluation"
     )
     examples: Record[ExampleExplanations] = Record(
-        "examples.json", "rldecoder.explain.records:ExampleExplanations"
+        "examples.json", "rldecoder.explain.explanation:ExampleExplanations"
     )
 
     def load(self, device: torch.device | str = "cpu") -> Explainer:
@@ -321,13 +328,13 @@ class Evaluation(Artifact):
     """Frozen model, supervised decoder and RL decoder side by side, and the plan's targets."""
 
     stage, kind = "evaluate", "evaluation"
-    tasks = Table("tasks.parquet", "rldecoder.evals.tasks:TASKS")
-    answers = Table("answers.parquet", "rldecoder.evals.tasks:ANSWERS")
+    tasks = Table("tasks.parquet", "rldecoder.evals.comparison:TASK_SCORES")
+    answers = Table("answers.parquet", "rldecoder.evals.comparison:ANSWERS")
     faithfulness: Record[FaithfulnessTable] = Record(
-        "faithfulness.json", "rldecoder.evals.faithfulness_table:FaithfulnessTable"
+        "faithfulness.json", "rldecoder.evals.comparison:FaithfulnessTable"
     )
     interpretability: Record[Interpretability] = Record(
-        "interpretability.json", "rldecoder.evals.interpretability:Interpretability"
+        "interpretability.json", "rldecoder.explain.interpretability:Interpretability"
     )
     targets: Record[Targets] = Record("targets.json", "rldecoder.evals.targets:Targets")
 
@@ -345,11 +352,21 @@ class Report(Artifact):
     logbook_entry = Plain("logbook_entry.md")
 
 
-CATALOGUE: tuple[type[Artifact], ...] = (
-    ModelFolder, Corpus, Baselines, Sweep, Frontier, ActivationCache, TrainedSae, SaeGate,
-    SupervisedDecoder, DecoderGate, Policy, Controls, FinalDecoder, Importance, Labels, Clusters,
-    TrainedExplainer, Evaluation, Report,
-)  # fmt: skip
+Phase = Literal["prepare", "features", "decoder", "rl", "interpretation", "explanations"]
+
+PHASES: dict[Phase, tuple[type[Artifact], ...]] = {
+    "prepare": (ModelFolder, Corpus, Baselines, Sweep, Frontier),
+    "features": (ActivationCache, TrainedSae, SaeGate),
+    "decoder": (SupervisedDecoder, DecoderGate),
+    "rl": (Policy, Controls, FinalDecoder),
+    "interpretation": (Importance, Labels, Clusters),
+    "explanations": (TrainedExplainer, Evaluation, Report),
+}
+"""What each part of the pipeline publishes."""
+
+CATALOGUE: tuple[type[Artifact], ...] = tuple(
+    kind for published in PHASES.values() for kind in published
+)
 """In the order in which they are published."""
 
 

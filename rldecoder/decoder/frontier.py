@@ -148,12 +148,10 @@ def flops_per_token(decoder: SaeDecoderForCausalLM, active: float, context: int)
     k rows of W; every weight of the blocks and maps once; scores and sums of attention over half
     the context on average; the unembedding. The trunk and the SAE's encoder are not counted.
     """
-    config = decoder.config
+    config, upper = decoder.config, decoder.upper
     flops = 2 * active * config.d_model + 2 * config.vocab_size * config.d_model
-    if decoder.blocks is not None:
-        flops += 2 * sum(p.numel() for p in decoder.blocks.parameters() if p.ndim == 2)
-        flops += 2 * config.d_model * context * len(decoder.blocks.numbers)
-    return flops
+    flops += 2 * sum(p.numel() for p in upper.parameters() if p.ndim == 2)
+    return flops + 2 * config.d_model * context * len(upper.numbers)
 
 
 def recommend(cells: Iterable[FrontierCell], max_kl: float) -> FrontierVerdict:

@@ -16,8 +16,9 @@ from rldecoder.evals.prompts import TaskPrompt
 from rldecoder.rl import core
 from rldecoder.rl.critic import Critic
 from rldecoder.rl.replay import ReplayBatch
-from rldecoder.rl.rewards import Composite, WeightedReward
+from rldecoder.rl.rewards import Composite, RewardInputs, WeightedReward
 from rldecoder.rl.rollout import Rollout
+from rldecoder.sae.model import SparseLatents
 
 
 class PpoStep(NamedTuple):
@@ -31,6 +32,50 @@ class PpoStep(NamedTuple):
     """[B]"""
     metrics: dict[str, float]
     """Means over the step; names as in docs/metrics/rl.md."""
+
+
+class StepData(NamedTuple):
+    """What all updates of a PPO step, and the report on it, read.
+
+    Axes: B rollout and T response token, padded, rows in the order of the prompts; or N response
+    tokens of all rollouts, row after row, padding left out.
+    """
+
+    rollout: Rollout
+    seen: RewardInputs
+    """What rewards were given on: the old log-probabilities, contributions, task scores."""
+    rewards: Composite
+    advantages: Tensor
+    """[B, T] whitened, times `policy_coef`."""
+    values: Tensor
+    """[B, T] of the critic before the step, normalised."""
+    returns: Tensor
+    """[B, T] normalised."""
+    row: Tensor
+    """[N] the rollout that each token belongs to."""
+    token_ids: Tensor
+    """[N]"""
+    latents: SparseLatents
+    """[N, K]"""
+    states: Tensor
+    """[N, D] what the SAE reads the latents as; the critic's input."""
+    slopes: Tensor
+    """[N, D] along which latents contribute to the chosen logit (`rldecoder.rl.states`)."""
+    frozen_logprobs: Tensor | None
+    """[N, V] of the frozen model; None where no loss or reward needs them."""
+    kl_factors: Tensor
+    """[B] of the KL loss, by task."""
+    entropy: float
+    """Of the policy that sampled, nats per token."""
+    value_explained_variance: float
+    """Of the returns, by the old values."""
+
+
+class PolicyNow(NamedTuple):
+    """The policy in the present update, [b, T] with rows as TRL has them; 0 on padding."""
+
+    logprobs: Tensor
+    entropy: Tensor
 
 
 class Learner(NamedTuple):
@@ -51,8 +96,8 @@ def make_learner(decoder: SaeDecoderForCausalLM, settings: PpoSettings, seed: in
     reference = copy.deepcopy(decoder).requires_grad_(False).eval()
     decoder.requires_grad_(True)
     groups = [_group([decoder.W, decoder.b], settings.lr) | {"eps": settings.adam_eps}]
-    if decoder.blocks is not None:
-        groups.append(_group(decoder.blocks.parameters(), settings.blocks_lr))
+    if blocks := list(decoder.upper.parameters()):
+        groups.append(_group(blocks, settings.blocks_lr))
     # Normalised returns have mean 0, so the output bias sees gradients of pure rounding noise,
     # which Adam's default eps of 1e-8 would turn into full steps.
     groups.append(_group(critic.parameters(), settings.critic_lr) | {"eps": 1e-5})

@@ -285,7 +285,7 @@ class Session:
             self.decoder.frozen.sae,
             self.settings.replay_tokens,
             derive_seed(self.seed, "replay"),
-            sequences=self.decoder.blocks is not None,
+            sequences=self.decoder.looks_back,
         )
 
     def _prompts(self) -> list[TaskPrompt]:

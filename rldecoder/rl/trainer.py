@@ -1,6 +1,6 @@
 """PPO with a critic, as a subclass of TRL's GRPOTrainer (TRL itself has had no PPO since 1.13).
 
-TRL keeps the loop, the clipped surrogate, the entropy bonus and the optimiser step. Four of its
+TRL keeps the loop, the clipped surrogate, the entropy bonus and the optimiser step. Three of its
 methods are replaced: rollouts come from the decoder's own sampler with everything cached, rewards
 are per token, advantages are GAE over the critic's values, and the loss gains the value loss and
 the differentiable KL and sparsity losses. The methods are private, so a contract test pins their
@@ -14,8 +14,7 @@ from (seed, step). Nothing is saved by the trainer, so no pickle is ever written
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 # TRL pings its makers at construction; both libraries read these when they are first imported.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -30,9 +29,9 @@ from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 from rldecoder.decoder.distill import LogitBuffers, matmul_precision
-from rldecoder.evals.prompts import TaskPrompt, score
+from rldecoder.evals.prompts import score
 from rldecoder.rl import core
-from rldecoder.rl.learner import Learner, Plan, PpoStep
+from rldecoder.rl.learner import Learner, Plan, PolicyNow, PpoStep, StepData
 from rldecoder.rl.policy import TokenStats, token_stats
 from rldecoder.rl.replay import text_losses
 from rldecoder.rl.rewards import RewardInputs, at_last_token, compose
@@ -57,6 +56,8 @@ class DecoderPPOTrainer(GRPOTrainer):
     ) -> None:
         self.learner, self.plan, self.sampler = learner, plan, sampler
         self.ppo_step = first_step - 1
+        self._step_data: StepData | None = None
+        self._now: PolicyNow | None = None
         settings = plan.settings
         updates = settings.inner_epochs * settings.minibatches
         self._first_update = first_step * updates
@@ -100,113 +101,97 @@ class DecoderPPOTrainer(GRPOTrainer):
         seed, step = self.plan.seed, self.ppo_step
         # TRL shuffles with the global generator: tie it to the step, so that resume is exact.
         torch.manual_seed(derive_seed(seed, "shuffle", step))
+
         prompts = [self._remaining[int(row["row"])] for row in inputs]
         # Which latents are active must not depend on the precision that scoring runs in.
         with matmul_precision("highest"):
-            self.rollout = self.sampler(prompts, torch_generator(seed, "rollout", step))
-        return self._prepare_rollout(prompts)
+            rollout = self.sampler(prompts, torch_generator(seed, "rollout", step))
+        self._step_data = data = self._prepare(rollout)
+
+        mask = rollout.mask
+        return {
+            "row": torch.arange(len(mask), device=mask.device),
+            "prompt_ids": rollout.token_ids[:, :0],
+            "prompt_mask": mask[:, :0],
+            "completion_ids": rollout.token_ids,
+            "completion_mask": mask,
+            "advantages": data.advantages,
+            "old_per_token_logps": data.seen.logprobs,
+            "old_values": data.values,
+            "returns": data.returns,
+        }
 
     @torch.no_grad()
-    def _prepare_rollout(self, prompts: list[TaskPrompt]) -> dict[str, Tensor]:
-        rollout, learner, settings = self.rollout, self.learner, self.plan.settings
-        decoder, mask = learner.decoder, self.rollout.mask
-        factors = settings.response_kl_factors
-        self._kl_factors = torch.tensor(
-            [factors.get(prompt.task, 1.0) for prompt in prompts], device=mask.device
-        )
-        self._flat = _flatten(rollout)
-        flat = self._flat
-        unembed = decoder.frozen.lm.unembed
-        self._frozen = None
+    def _prepare(self, rollout: Rollout) -> StepData:
+        """Score the rollouts by policy, frozen model, reference and critic, once a PPO step."""
+        settings, learner, decoder = self.plan.settings, self.learner, self.learner.decoder
+        lm, mask, keep = decoder.frozen.lm, rollout.mask, rollout.mask.bool()
+        token_ids = rollout.token_ids[keep]
+        latents = SparseLatents(rollout.latents.acts[keep], rollout.latents.indices[keep])
+        everything = torch.arange(len(mask), device=mask.device)
+
+        def stats(hidden: Tensor) -> TokenStats:
+            return token_stats(hidden, token_ids, lm.unembed, temperature=settings.temperature)
+
+        # The frozen model, in place: these are the largest tensors of the step.
+        frozen = None
         frozen_logprobs = torch.zeros_like(mask, dtype=torch.float32)
         if rollout.frozen_hidden is not None:
-            logits = unembed(rollout.frozen_hidden[mask.bool()]) / settings.temperature
-            self._frozen = logits.sub_(logits.logsumexp(-1, keepdim=True))
-            chosen = self._frozen.gather(-1, flat.token_ids[:, None])[:, 0]
-            frozen_logprobs = _unflatten(chosen, mask)
-        everything = torch.arange(len(mask), device=mask.device)
-        found = predict(decoder, rollout, everything, slopes=True)
-        assert found.slopes is not None
-        self._slopes = found.slopes
-        self._old = self._stats(everything, found.hidden)
-        used = decoder.along(flat.latents, self._slopes)
-        reference = token_stats(
-            predict(learner.reference, rollout, everything).hidden,
-            flat.token_ids,
-            unembed,
-            temperature=settings.temperature,
-        )
-        self._states = decoder.frozen.sae.decode(flat.latents)
-        self._seen = RewardInputs(
+            frozen = lm.unembed(rollout.frozen_hidden[keep]) / settings.temperature
+            frozen.sub_(frozen.logsumexp(-1, keepdim=True))
+            frozen_logprobs = _unflatten(frozen.gather(-1, token_ids[:, None])[:, 0], mask)
+
+        # The policy that sampled, and the decoder that it started from.
+        predicted = predict(decoder, rollout, everything, slopes=True)
+        assert predicted.slopes is not None
+        old = stats(predicted.hidden)
+        reference = stats(predict(learner.reference, rollout, everything).hidden)
+
+        pairs = zip(rollout.prompts, rollout.completions, strict=True)
+        seen = RewardInputs(
             step=self.ppo_step,
-            logprobs=_unflatten(self._old.logprobs, mask),
+            logprobs=_unflatten(old.logprobs, mask),
             frozen_logprobs=frozen_logprobs,
             ref_logprobs=_unflatten(reference.logprobs, mask),
-            contributions=_unflatten(used, mask),
+            contributions=_unflatten(decoder.along(latents, predicted.slopes), mask),
             latents=rollout.latents.indices,
             token_ids=rollout.token_ids,
             mask=mask,
-            task_scores=torch.zeros(len(mask), device=mask.device),
+            task_scores=frozen_logprobs.new_tensor([score(*pair) for pair in pairs]),
         )
-        ids = [row[keep.bool()].tolist() for row, keep in zip(rollout.token_ids, mask, strict=True)]
-        texts = [prompt.prompt for prompt in prompts]
-        self._calculate_rewards([], texts, rollout.completions, ids)
-        return self._advantages()
+        rewards = compose(self.plan.rewards(), seen)
 
-    def _calculate_rewards(
-        self,
-        inputs: list[dict[str, Any]],
-        prompts: list[str],
-        completions: list[str],
-        completion_ids_list: list[list[int]],
-    ) -> Tensor:
-        """The composite reward; returns the unweighted parts [B, parts] in TRL's form."""
-        scores = [
-            score(prompt, text)
-            for prompt, text in zip(self.rollout.prompts, completions, strict=True)
-        ]
-        self._seen = self._seen._replace(task_scores=self._seen.task_scores.new_tensor(scores))
-        self.rewards = compose(self.plan.rewards(), self._seen)
-        return torch.stack(list(self.rewards.parts.values()), dim=1)
-
-    def _advantages(self) -> dict[str, Tensor]:
-        learner, settings, mask = self.learner, self.plan.settings, self.rollout.mask
-        raw = _unflatten(learner.critic(self._states), mask)
+        # Advantages above what the prompt's other responses got, if it has several.
+        states = decoder.frozen.sae.decode(latents)
+        raw = _unflatten(learner.critic(states), mask)
         values = learner.normaliser.denormalise(raw)
-        rewards = self.rewards.total
-        baseline = core.mean_of_others(rewards.sum(-1), settings.responses_per_prompt)
-        rewards = rewards - at_last_token(baseline, mask)
+        baseline = core.mean_of_others(rewards.total.sum(-1), settings.responses_per_prompt)
         advantages, returns = core.gae(
-            rewards, values, mask, gamma=settings.gamma, lam=settings.gae_lambda
+            rewards.total - at_last_token(baseline, mask),
+            values,
+            mask,
+            gamma=settings.gamma,
+            lam=settings.gae_lambda,
         )
         learner.normaliser.update(returns, mask)
-        self._value_fit = core.explained_variance(values, returns, mask)
-        whitened = settings.policy_coef * core.masked_whiten(advantages, mask)
-        rows = torch.arange(len(mask), device=mask.device)
-        return {
-            "row": rows,
-            "prompt_ids": self.rollout.token_ids[:, :0],
-            "prompt_mask": mask[:, :0],
-            "completion_ids": self.rollout.token_ids,
-            "completion_mask": mask,
-            "advantages": whitened,
-            "old_per_token_logps": self._seen.logprobs,
-            "old_values": raw,
-            "returns": learner.normaliser.normalise(returns),
-        }
 
-    def _stats(self, rows: Tensor, hidden: Tensor) -> TokenStats:
-        """Policy statistics of the response tokens of some (ascending) rows, flat."""
-        flat = self._flat
-        here = torch.isin(flat.row, rows.to(flat.row.device))
-        everything = bool(here.all())
-        pick: Callable[[Tensor], Tensor] = (lambda x: x) if everything else (lambda x: x[here])
-        return token_stats(
-            hidden,
-            pick(flat.token_ids),
-            self.learner.decoder.frozen.lm.unembed,
-            temperature=self.plan.settings.temperature,
-            frozen_logprobs=None if self._frozen is None else pick(self._frozen),
+        factors = [settings.response_kl_factors.get(prompt.task, 1.0) for prompt in rollout.prompts]
+        return StepData(
+            rollout=rollout,
+            seen=seen,
+            rewards=rewards,
+            advantages=settings.policy_coef * core.masked_whiten(advantages, mask),
+            values=raw,
+            returns=learner.normaliser.normalise(returns),
+            row=keep.nonzero()[:, 0],
+            token_ids=token_ids,
+            latents=latents,
+            states=states,
+            slopes=predicted.slopes,
+            frozen_logprobs=frozen,
+            kl_factors=torch.tensor(factors, device=mask.device),
+            entropy=float(old.entropy.mean()),
+            value_explained_variance=core.explained_variance(values, returns, mask),
         )
 
     def _get_per_token_logps_and_entropies(
@@ -220,107 +205,118 @@ class DecoderPPOTrainer(GRPOTrainer):
         compute_aux_loss: bool = False,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Log-probabilities and entropies [b, T] of the minibatch, from the cached latents."""
-        rows = self._rows
-        order = rows.argsort()
-        mask = self.rollout.mask[rows[order]]
-        hidden = predict(self.learner.decoder, self.rollout, rows[order]).hidden
-        self._now = self._stats(rows[order], hidden)
-        back = order.argsort()
-        logps = _unflatten(self._now.logprobs, mask)[back]
-        return logps, _unflatten(self._now.entropy, mask)[back], None
+        """Log-probabilities and entropies [b, T], which `_compute_loss` has just computed."""
+        assert self._now is not None
+        return self._now.logprobs, self._now.entropy, None
 
     def _compute_loss(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
-        """TRL's clipped surrogate and entropy bonus, plus the value, KL and sparsity losses."""
-        settings, learner = self.plan.settings, self.learner
-        self._rows = inputs["row"]
-        loss = super()._compute_loss(model, inputs)
-        mask = inputs["completion_mask"]
-        here = torch.isin(self._flat.row, self._rows)
-        ascending = self._rows.argsort().argsort()
-        raw = _unflatten(
-            learner.critic(self._states[here]), self.rollout.mask[self._rows.sort()[0]]
+        """One update: TRL's clipped surrogate and entropy bonus, plus the value, KL and sparsity
+        losses. [b, T] tensors have their rows in the order in which TRL has shuffled them."""
+        data, learner, settings = self._step_data, self.learner, self.plan.settings
+        assert data is not None
+        weights, mask = self.plan.loss_weights(), inputs["completion_mask"]
+        kl_coef = settings.kl_loss_coef * weights.faithfulness
+        sparsity_coef = settings.sparsity_loss_coef * weights.monosemanticity
+
+        # This minibatch's tokens among those of the step, which are kept flat, row after row.
+        rows, order = inputs["row"].sort()
+        here = torch.isin(data.row, rows)
+
+        def shuffled(flat: Tensor) -> Tensor:
+            return _unflatten(flat, mask[order])[order.argsort()]
+
+        # The policy as it is now, from the latents of the rollout: neither trunk nor SAE runs.
+        frozen = data.frozen_logprobs
+        if frozen is not None and len(rows) < len(data.rollout.mask):
+            frozen = frozen[here]  # a copy of [n, V], which the whole batch can do without
+        now = token_stats(
+            predict(learner.decoder, data.rollout, rows).hidden,
+            data.token_ids[here],
+            learner.decoder.frozen.lm.unembed,
+            temperature=settings.temperature,
+            frozen_logprobs=frozen,
         )
-        value_loss = core.ppo_value_loss(
-            raw[ascending],
+        self._now = PolicyNow(shuffled(now.logprobs), shuffled(now.entropy))
+        policy_loss = super()._compute_loss(model, inputs)
+
+        loss = value_loss = core.ppo_value_loss(
+            shuffled(learner.critic(data.states[here])),
             inputs["old_values"],
             inputs["returns"],
             mask,
             clip_coef=settings.value_clip_coef,
         )
-        weights = self.plan.loss_weights()
-        extra, metrics = value_loss, {"value_loss": value_loss}
-        kl_coef = settings.kl_loss_coef * weights.faithfulness
-        if kl_coef > 0 and self._frozen is not None:
-            factors = self._kl_factors[self._flat.row[here]]
-            extra = extra + kl_coef * (factors * self._now.kl).mean()
-            metrics["rollout_kl"] = self._now.kl.mean()
-        sparsity_coef = settings.sparsity_loss_coef * weights.monosemanticity
+        metrics = {"value_loss": value_loss}
+
+        # What can be differentiated is a loss and no reward: faithfulness on own responses...
+        if kl_coef > 0 and frozen is not None:
+            loss = loss + kl_coef * (data.kl_factors[data.row[here]] * now.kl).mean()
+            metrics["rollout_kl"] = now.kl.mean()
+
+        # ... few latents carrying each choice ...
         if sparsity_coef > 0:
-            spread = self._contribution_entropy(here)
-            extra, metrics["contribution_entropy"] = extra + sparsity_coef * spread, spread
+            active = SparseLatents(data.latents.acts[here], data.latents.indices[here])
+            contributions = learner.decoder.along(active, data.slopes[here])
+            entropy = core.contribution_entropy(contributions).mean()
+            loss = loss + sparsity_coef * entropy
+            metrics["contribution_entropy"] = entropy
+
+        # ... and both on text, so that what supervised training taught is kept.
         if self.plan.replay is not None and max(kl_coef, sparsity_coef) > 0:
             with matmul_precision("highest"):  # as with rollouts: it must not choose the latents
                 text = self.plan.replay(self._first_update + self.state.global_step)
-            text_kl, text_spread = text_losses(
+            text_kl, text_entropy = text_losses(
                 learner.decoder, text, self._buffers, entropy=sparsity_coef > 0
             )
-            extra, metrics["text_kl"] = extra + kl_coef * text_kl, text_kl
-            if text_spread is not None:
-                extra = extra + sparsity_coef * text_spread
-                metrics["text_entropy"] = text_spread
-        self._watch(inputs, metrics)
-        return loss + extra / self.current_gradient_accumulation_steps
+            loss = loss + kl_coef * text_kl
+            metrics["text_kl"] = text_kl
+            if text_entropy is not None:
+                loss = loss + sparsity_coef * text_entropy
+                metrics["text_entropy"] = text_entropy
 
-    def _contribution_entropy(self, here: Tensor) -> Tensor:
-        latents = self._flat.latents
-        chosen = SparseLatents(latents.acts[here], latents.indices[here])
-        used = self.learner.decoder.along(chosen, self._slopes[here])
-        return core.contribution_entropy(used).mean()
-
-    def _watch(self, inputs: Mapping[str, Tensor], metrics: Mapping[str, Tensor]) -> None:
-        """Collect the metrics of one inner step; `finish_step` averages them."""
-        order = self._rows.argsort()
-        mask, settings = inputs["completion_mask"][order], self.plan.settings
-        watched = core.ppo_policy_loss(
-            _unflatten(self._now.logprobs.detach(), mask),
+        # `finish_step` averages these over the step; rows sorted, so that no shuffling shows.
+        surrogate = core.ppo_policy_loss(
+            self._now.logprobs.detach()[order],
             inputs["old_per_token_logps"][order],
             inputs["advantages"][order],
-            mask,
+            mask[order],
             clip_coef=settings.clip_coef,
             per_response=settings.loss_type == "grpo",
         )
-        found = {
-            **metrics,
-            "policy_loss": watched.loss,
-            "clip_fraction": watched.clip_fraction,
-            "approx_kl": watched.approx_kl,
+        metrics |= {
+            "policy_loss": surrogate.loss,
+            "clip_fraction": surrogate.clip_fraction,
+            "approx_kl": surrogate.approx_kl,
         }
-        for name, value in found.items():
+        for name, value in metrics.items():
             self._metrics["train"][f"ppo/{name}"].append(float(value.detach()))
+        return policy_loss + loss / self.current_gradient_accumulation_steps
 
     def finish_step(self) -> PpoStep:
         """The finished PPO step; called at the rollout boundary."""
-        mask, old = self.rollout.mask, self._old
-        found = {
+        data = self._step_data
+        assert data is not None
+        rollout, mask = data.rollout, data.rollout.mask
+        means = {
             name.removeprefix("ppo/"): sum(values) / len(values)
             for name, values in self._metrics["train"].items()
             if name.startswith("ppo/")
         }
         self._metrics["train"].clear()
-        effective = core.effective_latents(self._seen.contributions)
-        found |= {
-            "reward": float(self.rewards.total.sum(-1).mean()),
-            "task_score": float(self._seen.task_scores.mean()),
-            "entropy": float(old.entropy.mean()),
+
+        effective = core.effective_latents(data.seen.contributions)
+        means |= {
+            "reward": float(data.rewards.total.sum(-1).mean()),
+            "task_score": float(data.seen.task_scores.mean()),
+            "entropy": data.entropy,
             "effective_latents": float(core.masked_mean(effective, mask)),
             "response_tokens": float(mask.sum(-1).float().mean()),
-            "truncated_fraction": float((~self.rollout.finished).float().mean()),
-            "value_explained_variance": self._value_fit,
+            "truncated_fraction": float((~rollout.finished).float().mean()),
+            "value_explained_variance": data.value_explained_variance,
             "lr": float(self.learner.optimizer.param_groups[0]["lr"]),
         }
-        found |= {f"reward_{name}": float(v.mean()) for name, v in self.rewards.parts.items()}
-        return PpoStep(self.ppo_step, self.rollout, self.rewards, self._seen.task_scores, found)
+        means |= {f"reward_{name}": float(v.mean()) for name, v in data.rewards.parts.items()}
+        return PpoStep(self.ppo_step, rollout, data.rewards, data.seen.task_scores, means)
 
 
 class _RolloutBoundary(TrainerCallback):
@@ -347,23 +343,6 @@ class _RolloutBoundary(TrainerCallback):
         return control
 
 
-class _Flat(NamedTuple):
-    """The response tokens of a batch in row order, padding left out."""
-
-    row: Tensor
-    """[N] the rollout each token belongs to."""
-    token_ids: Tensor
-    """[N]"""
-    latents: SparseLatents
-    """[N, K]"""
-
-
-def _flatten(rollout: Rollout) -> _Flat:
-    keep = rollout.mask.bool()
-    latents = SparseLatents(rollout.latents.acts[keep], rollout.latents.indices[keep])
-    return _Flat(keep.nonzero()[:, 0], rollout.token_ids[keep], latents)
-
-
 def _unflatten(flat: Tensor, mask: Tensor) -> Tensor:
     """[N, ...] in row order to [B, T, ...], 0 on padding; differentiable."""
     out = flat.new_zeros(*mask.shape, *flat.shape[1:])
@@ -373,7 +352,7 @@ def _unflatten(flat: Tensor, mask: Tensor) -> Tensor:
 
 
 def _task_score(completions: list[str], **kwargs: Any) -> list[float | None]:
-    """TRL wants a reward function; `_calculate_rewards` is overridden and never calls it."""
+    """TRL wants a reward function; what would call it is replaced."""
     return [0.0] * len(completions)
 
 

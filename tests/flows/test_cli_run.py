@@ -102,7 +102,7 @@ def test_reused_stages_are_seen_as_such_and_the_graph_has_its_edges(
     edges = {
         task["name"]: sorted(names[i["id"]] for i in task["task_inputs"]["refs"]) for task in tasks
     }
-    assert edges == {stage.name: sorted(stage.inputs) for stage in STAGES if stage.name in edges}
+    assert edges == {stage.name: sorted(stage.upstream) for stage in STAGES if stage.name in edges}
 
 
 def test_every_stage_is_one_task_with_the_edges_of_the_stage_graph(
@@ -114,7 +114,7 @@ def test_every_stage_is_one_task_with_the_edges_of_the_stage_graph(
     tasks = ui.task_runs(flow_run["id"])
     names = {task["id"]: task["name"] for task in tasks}
     graph = [(t["name"], {names[i["id"]] for i in t["task_inputs"]["refs"]}) for t in tasks]
-    assert graph == [(stage.name, set(stage.inputs)) for stage in STAGES]
+    assert graph == [(stage.name, set(stage.upstream)) for stage in STAGES]
 
 
 def test_a_gates_verdict_is_the_states_message_and_stops_the_run(

@@ -6,7 +6,6 @@ import math
 
 import numpy as np
 import pytest
-import torch
 
 from rldecoder.data.activation_reader import ActivationReader
 from rldecoder.decoder.faithfulness import decoder_predictor, evaluate_faithfulness
@@ -92,11 +91,11 @@ def test_wordings_of_one_question_are_not_independent():
     ratio = (four.score_high - four.score_low) / (alone.score_high - alone.score_low)
     assert 1.6 < ratio < 2.4  # sqrt(4) of the closed form; eight groups make it coarse
     (everything, of_task) = control_rows(grouped("trained", scores, 4), seed=0)
-    assert everything["score_low"] == of_task["score_low"] == pytest.approx(four.score_low)
+    assert everything.score_low == of_task.score_low == pytest.approx(four.score_low)
     none_right = control_rows(grouped("start", zeros, 4), seed=0)[0]
-    assert none_right["score_high"] == wilson_interval(0, 8).high
+    assert none_right.score_high == wilson_interval(0, 8).high
     each_alone = control_rows(grouped("trained", scores, 1), seed=0)[0]
-    assert each_alone["score_low"] == wilson_interval(16, 32).low
+    assert each_alone.score_low == wilson_interval(16, 32).low
 
 
 def test_sequence_kl_averages_to_the_evaluation(make_decoder, tiny_cache):
@@ -128,16 +127,16 @@ def test_uniform_policy_is_seeded_noise(make_decoder):
 
 def test_rows_for_each_task():
     rows = control_rows(system("random", [GOOD], [LOW], gates=True), seed=0)
-    assert [row["task"] for row in rows] == ["all", "cloze"]
-    assert all(row["gates"] for row in rows)
-    assert rows[0]["kl_low"] <= rows[0]["kl"] <= rows[0]["kl_high"]
-    assert torch.isfinite(torch.tensor([rows[0][k] for k in ("kl", "kl_low", "score_low")])).all()
+    assert [row.task for row in rows] == ["all", "cloze"]
+    assert all(row.gates for row in rows)
+    assert rows[0].kl_low <= rows[0].kl <= rows[0].kl_high
+    assert all(math.isfinite(x) for x in (rows[0].kl, rows[0].kl_low, rows[0].score_low))
 
 
 def test_rows_of_several_trainings():
     several = system("random", [GOOD, BAD, GOOD], [LOW, LOW, HIGH])
     (everything, _) = control_rows(several, seed=0)
-    assert everything["num_trainings"] == 3
-    assert everything["num_prompts"] == 20
-    assert everything["score"] == pytest.approx((0.9 + 0.1 + 0.9) / 3)
-    assert everything["score_low"] < everything["score"] < everything["score_high"]
+    assert everything.num_trainings == 3
+    assert everything.num_prompts == 20
+    assert everything.score == pytest.approx((0.9 + 0.1 + 0.9) / 3)
+    assert everything.score_low < everything.score < everything.score_high

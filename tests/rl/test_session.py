@@ -82,7 +82,7 @@ def test_a_file_is_a_task_like_the_others(make_session, tmp_path):
     assert [prompt.task for prompt in prompts] == ["cloze", "mine"] * 6
     session.run(lambda note: None)
     assert {row[2] for row in session.evaluations} == {"all", "cloze", "mine"}
-    session.publish(tmp_path)
+    session.publish(tmp_path / "evaluations.parquet", tmp_path / "rollouts.parquet")
     rollouts = read_parquet(tmp_path / "rollouts.parquet").to_pylist()
     assert {row["num_tokens"] <= 3 for row in rollouts if row["task"] == "mine"} == {True}
     assert {row["answer"] for row in rollouts if row["task"] == "mine"} == {"w x y z"}
@@ -176,9 +176,9 @@ def test_evaluates_and_saves_every_n_steps_and_at_the_ends_of_stages(make_sessio
     saved: list[int] = []
     original = Checkpoints.save
 
-    def save(self, step, *rest):
+    def save(self, step, *rest, **named):
         saved.append(step)
-        original(self, step, *rest)
+        original(self, step, *rest, **named)
 
     monkeypatch.setattr(Checkpoints, "save", save)
     session, watched = make_session(

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rldecoder.artifacts.catalogue import Policy, SupervisedDecoder
 from rldecoder.config.rl import PpoSettings, PpoStage, TrainPpoConfig
 from rldecoder.decoder.loading import decoder_from_lens, read_affine_lens, save_decoder
 from rldecoder.decoder.modeling_sae_decoder import new_decoder
-from rldecoder.lm.frozen import FrozenLM
-from rldecoder.sae.model import Sae
-from rldecoder.stages.context import InputArtifact, StageOutput
-from tests.stages.decoder_inputs import HOOK_LAYER, artifact, make_inputs
+from rldecoder.stages.inputs import ControlInputs, PpoInputs
+from tests.stages.decoder_inputs import HOOK_LAYER, make_inputs
+from tests.stages.published import inputs_in
 
 
 def small_config(**changes: Any) -> TrainPpoConfig:
@@ -26,25 +26,18 @@ def small_config(**changes: Any) -> TrainPpoConfig:
     return TrainPpoConfig(**{"stages": stages, "ppo": ppo, **defaults, **changes})
 
 
-def make_rl_inputs(
-    folder: Path, model_folder: Path, blocks: Sequence[int] = ()
-) -> dict[str, InputArtifact]:
+def make_rl_inputs(folder: Path, model_folder: Path, blocks: Sequence[int] = ()) -> PpoInputs:
     """Artifacts that `train_ppo` reads; the decoder has these blocks of the frozen model."""
-    inputs = make_inputs(folder, model_folder)
-    lm = FrozenLM.load(folder / "sync_tokenizer" / "model")
-    sae = Sae.load(folder / "train_sae" / "sae")
-    lens = read_affine_lens(folder / "baselines" / "affine_lens.safetensors", HOOK_LAYER)
-    decoder = decoder_from_lens(lm, sae, lens)
+    made = make_inputs(folder, model_folder)
+    lm, sae = made.model.load(), made.sae.load()
+    decoder = decoder_from_lens(lm, sae, read_affine_lens(made.baselines.affine_lens, HOOK_LAYER))
     if blocks:
         decoder = new_decoder(lm, sae, blocks)
-        assert decoder.blocks is not None
         decoder.blocks.copy_from(lm.base)
-    save_decoder(decoder, folder / "train_decoder" / "decoder")
-    return inputs | {name: artifact(folder, name) for name in ("train_decoder", "gate_decoder")}
+    save_decoder(decoder, SupervisedDecoder.decoder.path(folder / SupervisedDecoder.stage))
+    return inputs_in(PpoInputs, folder)
 
 
-def as_input(
-    name: str, path: Path, output: StageOutput, config: Mapping[str, Any]
-) -> InputArtifact:
-    """A stage's published folder as the next stage's input."""
-    return InputArtifact(name, name, "0" * 16, path, output.metrics, config, output.verdict)
+def with_policy(inputs: PpoInputs, policy: Policy) -> ControlInputs:
+    """The same beside a trained policy."""
+    return ControlInputs(**inputs._asdict(), policy=policy)

@@ -9,18 +9,17 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from rldecoder.artifacts.catalogue import Controls, Policy
 from rldecoder.config.rl import ControlPpoConfig
-from rldecoder.decoder.loading import load_decoder
-from rldecoder.lm.frozen import FrozenLM
 from rldecoder.reporting import SilentReporter
-from rldecoder.rl.session import TRAINING, Session, end_folder, trained_folder
-from rldecoder.sae.model import Sae
-from rldecoder.schemas import read_json, write_json
+from rldecoder.rl.controls import Comparison
+from rldecoder.rl.session import PolicyTraining, Session
 from rldecoder.stages import control_ppo, train_ppo
-from rldecoder.stages.context import InputArtifact, StageContext
+from rldecoder.stages.context import StageContext
 from rldecoder.stages.control_ppo import run
 from rldecoder.stages.table import stage_named
-from tests.stages.rl_inputs import make_rl_inputs, small_config
+from tests.stages.published import published as artifact
+from tests.stages.rl_inputs import make_rl_inputs, small_config, with_policy
 
 STAGE = stage_named("control_ppo")
 
@@ -30,15 +29,18 @@ def inputs(tiny_lm_dir, tmp_path_factory):
     """`train_ppo` is stood in for by the supervised decoder: nothing was learned."""
     folder = tmp_path_factory.mktemp("control")
     made = make_rl_inputs(folder, tiny_lm_dir)
-    shutil.copytree(made["train_decoder"].path / "decoder", folder / "train_ppo" / "decoder")
-    write_json(folder / "train_ppo" / TRAINING, {"seeds": [0]})
-    config = small_config().model_dump(mode="json")
-    trained = InputArtifact("policy", "train_ppo", "0" * 16, folder / "train_ppo", {}, config)
-    return made | {"train_ppo": trained}
+    policy = artifact(Policy, folder / Policy.stage, config=small_config().model_dump(mode="json"))
+    shutil.copytree(made.supervised.decoder, policy.decoder)
+    Policy.training.save(policy.folder, PolicyTraining(seeds=(0,)))
+    return with_policy(made, policy)
 
 
 CONFIG = ControlPpoConfig(test_prompts=2, test_tokens=75)
-NO_ENTROPY = (None, None, None)
+BEATEN = Comparison(
+    control="", score_difference=0.3, score_low=0.2, score_high=0.4, score_pvalue=0.001,
+    kl_difference=0.5, kl_low=0.4, kl_high=0.6, beaten=True,
+    entropy_difference=None, entropy_low=None, entropy_high=None,
+)  # fmt: skip
 NO_CONTINUATION = CONFIG.model_copy(update={"supervised_continuation": False})
 
 
@@ -54,7 +56,7 @@ def published(inputs, tmp_path_factory):
 
 def test_inputs_and_gate():
     assert STAGE.gate
-    assert "train_ppo" in STAGE.inputs
+    assert "train_ppo" in STAGE.upstream
 
 
 def test_a_control_that_is_better_fails_the_gate(published):
@@ -62,32 +64,34 @@ def test_a_control_that_is_better_fails_the_gate(published):
     output, out = published
     assert output.verdict == "fail"
     assert any("control uniform_policy comes near" in reason for reason in output.reasons)
-    verdict = read_json(out / "verdict.json")
-    assert verdict["verdict"] == "fail"
-    assert verdict["reasons"] == list(output.reasons)
+    record = artifact(Controls, out).record
+    assert record.verdict == "fail"
+    assert record.reasons == output.reasons
+    assert record.headline == output.metrics
 
 
 def test_no_gain_over_the_start_is_said_but_does_not_gate(published):
     """Here the trained decoder *is* the supervised one."""
     output, out = published
     assert output.reasons[-1].startswith("PPO is not clearly better than the supervised decoder")
-    comparisons = {c["control"]: c for c in read_json(out / "verdict.json")["comparisons"]}
-    same = comparisons["supervised"]
-    responses = read_json(out / "verdict.json")["response_entropy"]
+    record = artifact(Controls, out).record
+    (same,) = (c for c in record.comparisons if c.control == "supervised")
+    responses = record.response_entropy
     assert responses["trained"] == responses["supervised"] > 0
     assert responses["fall"] == 0.0
-    effective = read_json(out / "verdict.json")["response_effective_latents"]
+    effective = record.response_effective_latents
     assert 1 < effective["trained"] == effective["supervised"] <= 16
     for name, value in effective.items():
         assert output.metrics[f"{name}_response_effective_latents"] == value
-    assert same["score_difference"] == same["kl_difference"] == 0.0
-    assert not same["beaten"]
+    assert same.score_difference == same.kl_difference == 0.0
+    assert not same.beaten
 
 
 def test_the_verdict_has_each_training_by_itself(published):
-    verdict = read_json(published[1] / "verdict.json")
-    (only,) = verdict["trainings"]
-    assert only == {name: verdict["systems"]["trained"][name] for name in ("score", "kl")}
+    record = artifact(Controls, published[1]).record
+    (only,) = record.trainings
+    trained = record.systems["trained"]
+    assert (only.score, only.kl) == (trained.score, trained.kl)
 
 
 def test_every_system_is_measured(published):
@@ -123,9 +127,7 @@ def test_curves_have_a_prefix_for_each_trained_control(published):
 
 def test_passes_when_all_controls_are_beaten(inputs, context, monkeypatch):
     def clear(trained, control, seed):
-        return control_ppo.Comparison(
-            control.name, 0.3, 0.2, 0.4, 0.001, 0.5, 0.4, 0.6, True, *NO_ENTROPY
-        )
+        return BEATEN.model_copy(update={"control": control.name})
 
     monkeypatch.setattr(control_ppo, "compare", clear)
     monkeypatch.setattr(control_ppo, "_train", lambda kind, number, seed, decoder, *rest: decoder)
@@ -136,9 +138,8 @@ def test_passes_when_all_controls_are_beaten(inputs, context, monkeypatch):
 
 def test_a_rise_of_held_out_kl_fails_the_gate(inputs, context, monkeypatch):
     def dear(trained, control, seed):
-        return control_ppo.Comparison(
-            control.name, 0.3, 0.2, 0.4, 0.001, -0.2, -0.3, -0.1, True, *NO_ENTROPY
-        )
+        risen = {"kl_difference": -0.2, "kl_low": -0.3, "kl_high": -0.1}
+        return BEATEN.model_copy(update={"control": control.name, **risen})
 
     monkeypatch.setattr(control_ppo, "compare", dear)
     monkeypatch.setattr(control_ppo, "_train", lambda kind, number, seed, decoder, *rest: decoder)
@@ -151,13 +152,12 @@ def test_a_rise_of_held_out_kl_fails_the_gate(inputs, context, monkeypatch):
 
 
 def test_every_seed_is_trained_again_and_judged(inputs, context, monkeypatch, tmp_path):
-    folder = tmp_path / "train_ppo"
-    start = inputs["train_decoder"].path / "decoder"
+    folder = tmp_path / Policy.stage
     for number in range(2):
-        shutil.copytree(start, trained_folder(folder, number))
-    write_json(folder / TRAINING, {"seeds": [11, 12]})
+        shutil.copytree(inputs.supervised.decoder, Policy.trained_folder(folder, number))
+    Policy.training.save(folder, PolicyTraining(seeds=(11, 12)))
     config = small_config(seeds=2).model_dump(mode="json")
-    trained = InputArtifact("policy", "train_ppo", "0" * 16, folder, {}, config)
+    trained = artifact(Policy, folder, config=config)
     seen = []
 
     class Untrained(Session):
@@ -167,15 +167,14 @@ def test_every_seed_is_trained_again_and_judged(inputs, context, monkeypatch, tm
 
     monkeypatch.setattr(control_ppo, "Session", Untrained)
     ctx = context()
-    lm = FrozenLM.load(inputs["sync_tokenizer"].path / "model")
-    sae = Sae.load(inputs["train_sae"].path / "sae")
-    run(inputs | {"train_ppo": trained}, CONFIG, ctx)
+    lm, sae = inputs.model.load(), inputs.sae.load()
+    run(inputs._replace(policy=trained), CONFIG, ctx)
     kinds = ("random_reward", "losses_only", "text_only")
     assert [row[:2] for row in seen] == [(kind, seed) for kind in kinds for seed in (11, 12)]
     for kind, seed, control in seen:
         pair = Session(
             name="pair", kind="trained", config=small_config(seeds=2), seed=seed,
-            decoder=load_decoder(start, lm, sae), activations=inputs["cache_activations"].path,
+            decoder=inputs.supervised.load(lm, sae), activations=inputs.cache.folder,
             progress=tmp_path / f"{kind}{seed}", report=ctx.report, checkpoint_every_steps=1,
         )  # fmt: skip
         if kind == "text_only":  # no loss looks at its responses; the text is what it learns from
@@ -198,12 +197,10 @@ def test_the_end_of_training_stands_beside_a_share_of_the_way(inputs, context, m
     config = small_config(ppo=ppo, seeds=2)
     trained = context("trained")
     train_ppo.run(inputs, config, trained)
-    given = InputArtifact(
-        "policy", "train_ppo", "0" * 16, trained.out, {}, config.model_dump(mode="json")
-    )
+    given = artifact(Policy, trained.out, config=config.model_dump(mode="json"))
     monkeypatch.setattr(control_ppo, "_train", lambda kind, number, seed, decoder, *rest: decoder)
     ctx = context("control")
-    output = run(inputs | {"train_ppo": given}, NO_CONTINUATION, ctx)
+    output = run(inputs._replace(policy=given), NO_CONTINUATION, ctx)
     rows = pq.read_table(ctx.out / "controls.parquet").to_pylist()
     kl = {row["system"]: row["kl"] for row in rows if row["task"] == "all"}
     end = next(row for row in rows if row["system"] == "trained_end")
@@ -212,20 +209,18 @@ def test_the_end_of_training_stands_beside_a_share_of_the_way(inputs, context, m
     # The way is so short that KL is nearly linear on it: a quarter is not as far as the end.
     moved = {name: abs(kl[name] - kl["supervised"]) for name in ("trained", "trained_end")}
     assert 0 < moved["trained"] < moved["trained_end"]
-    found = read_json(ctx.out / "verdict.json")["response_entropy"]
+    record = artifact(Controls, ctx.out).record
+    found = record.response_entropy
     for prefix in ("trained", "trained_end"):
         fall = found["fall" if prefix == "trained" else "trained_end_fall"]
         assert fall == pytest.approx(found["supervised"] - found[prefix], abs=1e-6)
         assert output.metrics[f"{prefix}_response_entropy"] == found[prefix]
-    assert "trained_end" in {
-        c["control"] for c in read_json(ctx.out / "verdict.json")["comparisons"]
-    }
-    lm = FrozenLM.load(inputs["sync_tokenizer"].path / "model")
-    sae = Sae.load(inputs["train_sae"].path / "sae")
-    start = load_decoder(inputs["train_decoder"].path / "decoder", lm, sae).W
+    assert "trained_end" in {comparison.control for comparison in record.comparisons}
+    lm, sae = inputs.model.load(), inputs.sae.load()
+    start = inputs.supervised.load(lm, sae).W
     for number in range(2):
-        last = load_decoder(end_folder(trained.out, number), lm, sae).W
-        published = load_decoder(trained_folder(trained.out, number), lm, sae).W
+        last = given.load_end(lm, sae, number).W
+        published = given.load(lm, sae, number).W
         torch.testing.assert_close(published, torch.lerp(start, last, 0.25))
 
 

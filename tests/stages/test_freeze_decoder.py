@@ -4,37 +4,59 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
+from rldecoder.artifacts.catalogue import Controls, FinalDecoder, Policy, SupervisedDecoder
 from rldecoder.config.rl import FreezeDecoderConfig
-from rldecoder.schemas import read_json, write_json
-from rldecoder.stages.context import InputArtifact
+from rldecoder.rl.controls import ControlVerdict, SystemRow, TrainingScore
+from rldecoder.stages.context import Output
 from rldecoder.stages.freeze_decoder import run
+from rldecoder.stages.inputs import FreezeInputs
+from tests.stages.published import inputs_in, published
+
+
+def system(name: str, kl: float, score: float) -> SystemRow:
+    """Its row over all tasks, with intervals of no width."""
+    return SystemRow(
+        system=name, gates=False, task="all", num_prompts=20, num_trainings=1,
+        score=score, score_low=score, score_high=score, kl=kl, kl_low=kl, kl_high=kl,
+        contribution_entropy=None, contribution_entropy_low=None, contribution_entropy_high=None,
+        effective_latents=None,
+    )  # fmt: skip
 
 
 def make_inputs(
-    folder: Path, *, ppo_kl: float, verdict: str, others: Sequence[tuple[float, float]] = ()
-) -> dict[str, InputArtifact]:
+    folder: Path,
+    *,
+    ppo_kl: float,
+    verdict: Literal["pass", "fail"],
+    others: Sequence[tuple[float, float]] = (),
+) -> FreezeInputs:
     """`others`: KL and score of the trainings after the first."""
     trainings = [(ppo_kl, 0.8), *others]
     kl, score = (sum(values) / len(trainings) for values in zip(*trainings, strict=True))
-    systems = {
-        "trained": {"kl": kl, "score": score},
-        "supervised": {"kl": 0.45, "score": 0.7},
-        "frozen": {"kl": 0.0, "score": 0.81},
-    }
-    write_json(
-        folder / "control_ppo" / "verdict.json",
-        {"systems": systems, "trainings": [{"kl": kl, "score": score} for kl, score in trainings]},
+    record = ControlVerdict(
+        verdict=verdict,
+        reasons=(),
+        comparisons=(),
+        systems={
+            "trained": system("trained", kl, score),
+            "supervised": system("supervised", 0.45, 0.7),
+            "frozen": system("frozen", 0.0, 0.81),
+        },
+        trainings=tuple(TrainingScore(kl=kl, score=score) for kl, score in trainings),
+        response_entropy={},
+        response_effective_latents={},
     )
-    for stage in ("train_ppo", "train_decoder"):
-        (folder / stage / "decoder").mkdir(parents=True)
-        (folder / stage / "decoder" / "weights").write_text(stage)
-    return {
-        name: InputArtifact(name, name, "0" * 16, folder / name, {}, {}, verdict)
-        for name in ("train_ppo", "train_decoder", "control_ppo")
-    }
+    Controls.record.save(folder / Controls.stage, record)
+    for kind in (Policy, SupervisedDecoder):
+        weights = kind.decoder.path(folder / kind.stage) / "weights"
+        weights.parent.mkdir(parents=True)
+        weights.write_text(kind.stage)
+    controls = published(Controls, folder / Controls.stage, Output(verdict=verdict))
+    return inputs_in(FreezeInputs, folder, controls=controls)
 
 
 @pytest.mark.parametrize(
@@ -52,14 +74,14 @@ def test_publishes_one_of_the_two(tmp_path, context, ppo_kl, verdict, which, fro
     output = run(inputs, FreezeDecoderConfig(), ctx)
     source = {"ppo": "train_ppo", "supervised": "train_decoder"}[which]
     assert (ctx.out / "decoder" / "weights").read_text() == source
-    freeze = read_json(ctx.out / "freeze.json")
-    assert freeze["which"] == output.metrics["which"] == which
-    assert freeze["frozen"] is frozen
-    assert freeze["status"] == ("frozen" if frozen else "not_frozen")
-    assert bool(freeze["reasons"]) is not frozen
-    assert len(output.reasons) == len(freeze["reasons"])
+    freeze = published(FinalDecoder, ctx.out).freeze
+    assert freeze.which == output.metrics["which"] == which
+    assert freeze.frozen is frozen
+    assert freeze.status == ("frozen" if frozen else "not_frozen")
+    assert bool(freeze.reasons) is not frozen
+    assert len(output.reasons) == len(freeze.reasons)
     assert output.verdict is None
-    assert freeze["kl"] == {"ppo": ppo_kl, "supervised": 0.45}[which]
+    assert freeze.kl == {"ppo": ppo_kl, "supervised": 0.45}[which]
 
 
 @pytest.mark.parametrize(
@@ -74,8 +96,8 @@ def test_decides_on_the_training_that_it_publishes(tmp_path, context, first_kl, 
     ctx = context()
     inputs = make_inputs(tmp_path / "in", ppo_kl=first_kl, verdict="pass", others=[other])
     output = run(inputs, FreezeDecoderConfig(), ctx)
-    freeze = read_json(ctx.out / "freeze.json")
+    freeze = published(FinalDecoder, ctx.out).freeze
     assert (ctx.out / "decoder" / "weights").read_text() == "train_ppo"
-    assert freeze["frozen"] is output.metrics["frozen"] is frozen
-    assert freeze["kl"] == first_kl
-    assert freeze["task_drop"] == pytest.approx(0.01)
+    assert freeze.frozen is output.metrics["frozen"] is frozen
+    assert freeze.kl == first_kl
+    assert freeze.task_drop == pytest.approx(0.01)

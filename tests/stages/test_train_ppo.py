@@ -9,18 +9,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from rldecoder.artifacts.catalogue import Policy
 from rldecoder.config.rl import CollapseRule, PpoSettings
 from rldecoder.config.tasks import FileTask
 from rldecoder.curves import read_curves
-from rldecoder.decoder.loading import load_decoder
 from rldecoder.errors import BadInputError
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.rl import session
-from rldecoder.rl.session import TRAINING, trained_folder
-from rldecoder.sae.model import Sae
-from rldecoder.schemas import read_json
 from rldecoder.stages.table import stage_named
 from rldecoder.stages.train_ppo import run
+from tests.stages.published import published
 from tests.stages.rl_inputs import make_rl_inputs, small_config
 
 STAGE = stage_named("train_ppo")
@@ -60,17 +58,16 @@ def kill_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
 
 
 def test_publishes_and_a_kill_changes_nothing(inputs, context, monkeypatch):
-    assert set(STAGE.inputs) <= set(inputs)
     update = {"responses_per_prompt": 2, "interpolation": (0.5, 1.0)}
     config = small_config(ppo=small_config().ppo.model_copy(update=update))
     straight = context("straight")
     output = run(inputs, config, straight)
-    published = files(straight.out)
+    written = files(straight.out)
     assert {
         "curves.parquet", "rollouts.parquet", "evaluations.parquet", "training.json",
         "decoder/model.safetensors", "stage1/decoder/model.safetensors",
         "stage2/decoder/model.safetensors", "stage3/decoder/model.safetensors",
-    } <= set(published)  # fmt: skip
+    } <= set(written)  # fmt: skip
     assert output.metrics["steps"] == 3
     assert output.metrics["rollouts"] == 12
     assert output.metrics["interpolation"] in (0.5, 1.0)
@@ -87,7 +84,7 @@ def test_publishes_and_a_kill_changes_nothing(inputs, context, monkeypatch):
     kept.write_bytes(kept.read_bytes()[:-1] + b"?")
     torch.manual_seed(99)
     again = run(inputs, config, killed)
-    assert files(killed.out) == published
+    assert files(killed.out) == written
     assert again == output
 
     for folder in (straight.out, straight.progress, killed.progress):
@@ -99,7 +96,7 @@ def test_a_kill_changes_nothing_with_blocks(tiny_lm_dir, tmp_path, context, monk
     inputs = make_rl_inputs(tmp_path / "rl", tiny_lm_dir, blocks=[2, 3])
     straight, killed = context("straight"), context("killed")
     output = run(inputs, small_config(), straight)
-    before = load_file(inputs["train_decoder"].path / "decoder" / "model.safetensors")
+    before = load_file(inputs.supervised.decoder / "model.safetensors")
     after = load_file(straight.out / "decoder" / "model.safetensors")
     assert before.keys() == after.keys()
     assert not any(torch.equal(before[name], after[name]) for name in before)
@@ -115,13 +112,12 @@ def test_a_kill_changes_nothing_with_blocks(tiny_lm_dir, tmp_path, context, monk
 def test_contents(inputs, context):
     ctx = context()
     run(inputs, small_config(), ctx)
-    before = load_file(inputs["train_decoder"].path / "decoder" / "model.safetensors")
+    before = load_file(inputs.supervised.decoder / "model.safetensors")
     after = load_file(ctx.out / "decoder" / "model.safetensors")
     assert not torch.equal(before["model.W"], after["model.W"])
     last = load_file(ctx.out / "stage3" / "decoder" / "model.safetensors")
     assert torch.equal(last["model.W"], after["model.W"])  # all of the way, unless told otherwise
-    lm = FrozenLM.load(inputs["sync_tokenizer"].path / "model")
-    load_decoder(ctx.out / "decoder", lm, Sae.load(inputs["train_sae"].path / "sae"))
+    published(Policy, ctx.out).load(inputs.model.load(), inputs.sae.load())
 
     rollouts = pq.read_table(ctx.out / "rollouts.parquet").to_pylist()
     assert len(rollouts) == 12
@@ -155,13 +151,13 @@ def test_seeds_share_the_start_and_nothing_else(inputs, context):
     assert single.metrics == both.metrics
     first = files(one.out)
     assert {name: data for name, data in files(two.out).items() if name in first} | {
-        name: first[name] for name in ("curves.parquet", TRAINING)
+        name: first[name] for name in ("curves.parquet", "training.json")
     } == first
-    seeds = read_json(two.out / TRAINING)["seeds"]
+    seeds = published(Policy, two.out).training.seeds
     assert len(set(seeds)) == 2
-    assert seeds[:1] == read_json(one.out / TRAINING)["seeds"] == [two.seed]
+    assert seeds[:1] == published(Policy, one.out).training.seeds == (two.seed,)
     weights = [
-        load_file(trained_folder(two.out, number) / "model.safetensors")["model.W"]
+        load_file(Policy.trained_folder(two.out, number) / "model.safetensors")["model.W"]
         for number in range(2)
     ]
     assert not torch.equal(*weights)
@@ -179,7 +175,7 @@ def test_collapse_stops_and_publishes_the_last_healthy_weights(inputs, context):
     assert output.metrics["steps"] == 1
     assert "held-out KL rose" in output.reasons[0]
     assert any("held-out KL rose" in alert for alert in ctx.report.alerts)
-    start = load_file(inputs["train_decoder"].path / "decoder" / "model.safetensors")
+    start = load_file(inputs.supervised.decoder / "model.safetensors")
     for place in ("decoder", "stage1/decoder", "stage3/decoder"):
         kept = load_file(ctx.out / place / "model.safetensors")
         assert torch.equal(kept["model.W"], start["model.W"])

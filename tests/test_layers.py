@@ -25,7 +25,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     # Ground: what everything may use. Settings know the names of stages, for these are their keys.
     (
         "rldecoder.config", "rldecoder.curves", "rldecoder.devices", "rldecoder.entry",
-        "rldecoder.errors", "rldecoder.failures", "rldecoder.files", "rldecoder.gates",
+        "rldecoder.errors", "rldecoder.failures", "rldecoder.figures", "rldecoder.files",
+        "rldecoder.gates",
         "rldecoder.interrupts", "rldecoder.json_text", "rldecoder.lease_files",
         "rldecoder.optimizer_state", "rldecoder.precision", "rldecoder.provenance",
         "rldecoder.reporting", "rldecoder.schemas", "rldecoder.seeds", "rldecoder.terminal",

@@ -70,7 +70,8 @@ class ModelFolder(Artifact):
         """The frozen model; `dtype` None takes the one that the stage recorded."""
         from rldecoder.lm.frozen import FrozenLM
 
-        return FrozenLM.load(self.model, device=device, dtype=dtype)
+        record = ModelFolder.record.path(self.folder)
+        return FrozenLM.load(self.model, device=device, dtype=dtype, record=record)
 
 
 class Corpus(Artifact):

@@ -156,6 +156,8 @@ def evaluate_predictors(
     rows = chunk_rows(lm.vocab_size)
     scores: dict[str, list[Tensor]] = {name: [] for name in predictors}
     labels, sequences = [], []
+
+    # Logits of a whole batch would not fit: each chunk's are scored and dropped.
     batches = whole_sequences(
         reader, 4096, columns=("resid", "final_hidden"), max_tokens=max_tokens
     )
@@ -172,6 +174,7 @@ def evaluate_predictors(
                 for name, hidden in predicted.items():
                     logits = lm.unembed(hidden[part])
                     scores[name].append(_score_rows(logits, frozen_logits, label).cpu())
+
     has_label = (torch.cat(labels) != NO_LABEL).numpy()
     sequence = torch.cat(sequences).numpy()
     return {

@@ -67,6 +67,15 @@ class Faithfulness(JsonRecord):
     """How many sequences they lie in."""
 
 
+class EpochFaithfulness(Faithfulness):
+    """The same of a decoder in training."""
+
+    epoch: int
+    """Epochs that it was trained; 0 before training."""
+    split: str
+    """Where it was measured."""
+
+
 EPOCHS = pa.schema(
     [
         ("epoch", pa.int32()),
@@ -85,7 +94,7 @@ EPOCHS = pa.schema(
         ("num_sequences", pa.int64()),
     ]
 )
-"""Faithfulness after each epoch (0: before training). KL and CE in nats, the rest shares."""
+"""An `EpochFaithfulness` a row."""
 
 
 def evaluate_faithfulness(

@@ -157,6 +157,7 @@ class _Loop:
         """Train from the last checkpoint, or from the start, and leave the best weights."""
         if not self._resume():
             self._end_epoch(0)
+
         trainer, config = self.trainer, self.config
         started, first = time.monotonic(), trainer.tokens_done
         with self.ctx.report.track(
@@ -174,6 +175,7 @@ class _Loop:
                     if trainer.step_done % config.checkpoint_every_steps == 0:
                         self._save()
                 self._end_epoch(trainer.step_done // trainer.steps_per_epoch)
+
         seconds = time.monotonic() - started
         self.tokens_per_second = (trainer.tokens_done - first) / seconds
         self.decoder.load_state_dict(self.best)

@@ -104,12 +104,15 @@ class DecoderTrainer:
         share = schedule(self.step_done, self.total_steps, config.warmup_fraction)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * share
+
+        # Parts of the batch add up to its gradient; memory does not grow with it.
         self.optimizer.zero_grad(set_to_none=True)
         found = [self._backward(part, len(batch.pos)) for part in in_parts(batch, PART_TOKENS)]
         grad_norm = torch.nn.utils.clip_grad_norm_(decoder.parameters(), config.max_grad_norm)
         self.optimizer.step()
         self.step_done += 1
         self.tokens_done += len(batch.pos)
+
         values = StepValues(
             loss=sum(float(losses.loss.sum()) for losses in found) / len(batch.pos),
             kl=sum(float(losses.kl.sum()) for losses in found) / len(batch.pos),

@@ -56,6 +56,8 @@ def reconstruction_quality(sae: Sae, batches: Iterable[Tensor]) -> Reconstructio
     total = torch.zeros(sae.d_model, dtype=torch.float64, device=device)
     fired = torch.zeros(sae.num_latents, dtype=torch.int64, device=device)
     counts: list[Tensor] = []
+
+    # Sums in float64: a float32 sum over millions of tokens would lose the small errors.
     for batch in batches:
         x = batch.to(device).float()
         recon, latents = sae(x)
@@ -73,6 +75,7 @@ def reconstruction_quality(sae: Sae, batches: Iterable[Tensor]) -> Reconstructio
             "The split of the activation cache is empty.",
             "Raise the split's share in `ingest` or its budget in `cache_activations`.",
         )
+
     l0 = torch.cat(counts).double()
     num_tokens = len(l0)
     deviation = square - total.square().sum() / num_tokens

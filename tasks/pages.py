@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from prefect.artifacts import (
     create_link_artifact,
     create_markdown_artifact,
@@ -11,6 +9,7 @@ from prefect.artifacts import (
 )
 
 from rldecoder import schemas
+from rldecoder.artifacts.catalogue import DecoderGate, Evaluation, Report, SaeGate
 from rldecoder.artifacts.store import ArtifactRef, ArtifactStore
 from rldecoder.stages.context import Stage
 from tasks.reporter import artifact_key
@@ -18,28 +17,30 @@ from tasks.reporter import artifact_key
 
 def show_stage(stage: Stage, ref: ArtifactRef, store: ArtifactStore) -> None:
     """Publish the UI artifacts of one stage; all read from what the stage published."""
-    folder = store.path(ref)
-    manifest = store.manifest(ref)
+    folder, manifest = store.path(ref), store.manifest(ref)
     key = artifact_key(stage.name)
-    rows: list[dict[str, Any]] = [
-        {"metric": name, "value": value} for name, value in manifest.metrics.items()
-    ]
-    if rows:
+
+    if manifest.metrics:
+        rows = [{"metric": name, "value": value} for name, value in manifest.metrics.items()]
         create_table_artifact(rows, key=key, description=f"`{ref}`: headline numbers")
-    if stage.gate and (folder / "report.json").is_file():
+
+    # JSON as it is: the page shows what was published, whatever version wrote it.
+    if stage.artifact in (SaeGate, DecoderGate):
+        report = schemas.read_json(stage.artifact.report.path(folder))
         create_table_artifact(
-            _gate_rows(schemas.read_json(folder / "report.json")),
+            [{"name": name, **row} for name, row in report.items() if isinstance(row, dict)],
             key=f"{key}-gate",
             description=f"Verdict: **{manifest.verdict}**. {'; '.join(manifest.reasons)}",
         )
-    if (folder / "targets.json").is_file():
+    if stage.artifact is Evaluation:
         create_table_artifact(
-            schemas.read_json(folder / "targets.json"),
+            schemas.read_json(Evaluation.targets.path(folder)),
             key=f"{key}-targets",
             description="Every target of the original plan, with what was measured",
         )
-    page = folder / "report.html"
-    if page.is_file():
+
+    if stage.artifact is Report:
+        page = Report.page.path(folder)
         create_link_artifact(page.as_uri(), key=f"{key}-page", link_text=str(page))
         caveats = "\n".join(f"- {caveat}" for caveat in manifest.caveats) or "none"
         create_markdown_artifact(
@@ -47,8 +48,3 @@ def show_stage(stage: Stage, ref: ArtifactRef, store: ArtifactStore) -> None:
             f"from a web page to a local file.\n\n## Caveats\n\n{caveats}\n",
             key=f"{key}-path",
         )
-
-
-def _gate_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
-    """`report.json` (name -> value, target, met, formula) as table rows."""
-    return [{"name": name, **row} for name, row in report.items() if isinstance(row, dict)]

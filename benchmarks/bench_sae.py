@@ -33,7 +33,7 @@ from rldecoder.data.activation_reader import ActivationReader
 from rldecoder.precision import fast_dtype
 from rldecoder.provenance import peak_memory_bytes
 from rldecoder.sae import architectures
-from rldecoder.sae.architectures import Rule, autoencode, autoencode_dense
+from rldecoder.sae.autoencode import autoencode, autoencode_dense
 from rldecoder.sae.model import SaeSpec
 from rldecoder.sae.training import SaeTrainer, input_statistics
 from rldecoder.seeds import torch_generator
@@ -297,7 +297,7 @@ def crossover(
     trainer = SaeTrainer(
         spec, TrainSaeConfig(architecture="relu"), 100, input_statistics(x), 0, torch.device("cpu")
     )
-    weights, rule = trainer.weights, Rule("relu")
+    weights, architecture = trainer.weights, trainer.architecture
     limit, architectures.DENSE_ABOVE = architectures.DENSE_ABOVE, math.inf
     table = Table(title=f"relu {d_model} -> {num_latents}, batch {batch_tokens}, {threads} threads")
     for column in ("share that fires", "sparse, ms", "dense, ms", "dense / sparse"):
@@ -311,7 +311,7 @@ def crossover(
         for _ in range(steps + 1):
             for name, way in (("sparse", autoencode), ("dense", autoencode_dense)):
                 started = time.perf_counter()
-                loss = (way(x, weights, rule).levels - x[:, None]).square().mean()
+                loss = (way(x, weights, architecture).levels - x[:, None]).square().mean()
                 torch.autograd.grad(loss, list(weights))
                 seconds[name].append(time.perf_counter() - started)
         sparse, dense = (statistics.median(values[1:]) for values in seconds.values())

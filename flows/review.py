@@ -30,6 +30,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from flows.parameters import PipelineParameters, RunParameters
 from flows.pipeline import run_from_parameters
+from rldecoder.artifacts.catalogue import Clusters, Labels
 from rldecoder.artifacts.store import ArtifactRef, ArtifactStore
 from rldecoder.config.run import RunConfig
 from rldecoder.errors import BadInputError
@@ -104,7 +105,7 @@ class MissingLabel(_Form):
     """Anything to remember."""
 
 
-class Published(NamedTuple):
+class LabelsToReview(NamedTuple):
     """The labels to review, and their order."""
 
     labels: FeatureLabels
@@ -193,7 +194,7 @@ def is_resumed() -> bool:
     return bool(_pause_keys())
 
 
-def _published(run: RunConfig, store: ArtifactStore, keys: list[str]) -> Published:
+def _published(run: RunConfig, store: ArtifactStore, keys: list[str]) -> LabelsToReview:
     """Labels and queue: those that this flow run began with, else those of the config now."""
     refs = plan(run)
     found = [refs[name] for name in ("label_features", "cluster_features")]
@@ -212,14 +213,14 @@ def _published(run: RunConfig, store: ArtifactStore, keys: list[str]) -> Publish
     return _load(store, *found)
 
 
-def _load(store: ArtifactStore, first: ArtifactRef, second: ArtifactRef) -> Published:
-    labels = FeatureLabels.load(store.path(first))
-    queue = ReviewQueue.load(store.path(second), labels)
-    return Published(labels, queue, f"{first.digest}-{second.digest}")
+def _load(store: ArtifactStore, first: ArtifactRef, second: ArtifactRef) -> LabelsToReview:
+    labels = FeatureLabels.load(Labels.labels.path(store.path(first)))
+    queue = ReviewQueue.load_for(labels, Clusters.queue.path(store.path(second)))
+    return LabelsToReview(labels, queue, f"{first.digest}-{second.digest}")
 
 
 def _ask_one(
-    feature: FeatureLabel, published: Published, parameters: ReviewParameters
+    feature: FeatureLabel, published: LabelsToReview, parameters: ReviewParameters
 ) -> ReviewLine | None:
     """Show one form and wait; None if the answer says nothing."""
     form: type[Verdict] | type[MissingLabel] = MissingLabel if feature.label is None else Verdict

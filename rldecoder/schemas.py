@@ -14,9 +14,10 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rldecoder import files
+from rldecoder.config.problems import problem_lines
 from rldecoder.errors import BadInputError, DamagedFileError, NumericalError
 
 Scalar = float | int | str | bool | None
@@ -27,6 +28,11 @@ CURVES = pa.schema([("step", pa.int64()), ("name", pa.string()), ("value", pa.fl
 
 DENSITY = pa.schema([("latent", pa.int32()), ("density", pa.float64())])
 """Share of held-out tokens on which each latent is active, 0 to 1."""
+
+
+def optional() -> Any:
+    """A field of a record that has no key in the JSON where it is None."""
+    return Field(default=None, exclude_if=lambda value: value is None)
 
 
 def write_parquet(
@@ -168,7 +174,7 @@ class JsonFile(BaseModel):
         except ValidationError as error:
             raise DamagedFileError(
                 f"{path} is not what this version publishes there.",
-                str(error).splitlines()[0],
+                f"{problem_lines(error)[0]}.",
                 "Delete the artifact's folder and run again; it will be rebuilt.",
             ) from error
 

@@ -8,9 +8,9 @@ from prefect.artifacts import (
     create_table_artifact,
 )
 
-from rldecoder import schemas
 from rldecoder.artifacts.catalogue import DecoderGate, Evaluation, Report, SaeGate
 from rldecoder.artifacts.store import ArtifactRef, ArtifactStore
+from rldecoder.gates import GateReport
 from rldecoder.stages.context import Stage
 from tasks.reporter import artifact_key
 
@@ -24,17 +24,17 @@ def show_stage(stage: Stage, ref: ArtifactRef, store: ArtifactStore) -> None:
         rows = [{"metric": name, "value": value} for name, value in manifest.metrics.items()]
         create_table_artifact(rows, key=key, description=f"`{ref}`: headline numbers")
 
-    # JSON as it is: the page shows what was published, whatever version wrote it.
-    if stage.artifact in (SaeGate, DecoderGate):
-        report = schemas.read_json(stage.artifact.report.path(folder))
+    # What a person looks for in a gate and in the targets: all rows, not the headline alone.
+    if stage.artifact is SaeGate or stage.artifact is DecoderGate:
+        report: GateReport = stage.artifact.report.read(folder)
         create_table_artifact(
-            [{"name": name, **row} for name, row in report.items() if isinstance(row, dict)],
+            [{"name": name, **row} for name, row in report.rows().items()],
             key=f"{key}-gate",
             description=f"Verdict: **{manifest.verdict}**. {'; '.join(manifest.reasons)}",
         )
     if stage.artifact is Evaluation:
         create_table_artifact(
-            schemas.read_json(Evaluation.targets.path(folder)),
+            [row.model_dump(mode="json") for row in Evaluation.targets.read(folder).root],
             key=f"{key}-targets",
             description="Every target of the original plan, with what was measured",
         )

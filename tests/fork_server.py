@@ -18,7 +18,7 @@ import transformers  # noqa: F401
 
 import rldecoder.cli.commands
 import rldecoder.cli.run
-import rldecoder.explain.session  # noqa: F401
+import rldecoder.explain.explanation  # noqa: F401
 from rldecoder import interrupts, provenance
 from rldecoder.cli.main import main
 from rldecoder.stages.table import STAGES
@@ -52,13 +52,19 @@ def serve() -> None:
     for stage in STAGES:
         provenance.source_digest(stage.run.__module__)  # two seconds that no child needs to spend
     answers = os.dup(1)
+    pid = 0
     for line in sys.stdin:
+        if pid:
+            os.waitpid(pid, 0)
         request: dict[str, Any] = json.loads(line)
         pid = os.fork()
         if pid == 0:
             child(request["arguments"], request["log"], answers)
-        status = os.waitpid(pid, 0)[1]
-        os.write(answers, f"{os.waitstatus_to_exitcode(status)}\n".encode())
+        # Collected with the next line only: until then a signal for it reaches no other process.
+        ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        assert ended is not None
+        code = ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
+        os.write(answers, f"{code}\n".encode())
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ class ForkServer:
         pid = int(self._process.stdout.readline())
         if interrupt_after is not None:
             time.sleep(interrupt_after)
-            os.kill(pid, signal.SIGINT)  # a child that has ended is not collected before
+            os.kill(pid, signal.SIGINT)  # one that has ended is not collected yet
         return int(self._process.stdout.readline())
 
     def output(self) -> str:
@@ -127,9 +127,9 @@ def test_no_interruption_is_lost_and_the_same_bytes_follow(
                 interrupted += 1
         assert server.run(*command) == 0, f"{stage}:\n{server.output()[-3000:]}"
         assert hashes(store.verify(ref)) == hashes(expected), stage
+        print(f"{stage}: {interrupted} interruptions, {too_late} came too late", flush=True)
         if interrupted >= ROUNDS:
             break
-    print(f"{interrupted} interruptions, {too_late} came when all was done")
 
 
 def test_a_new_process_can_be_interrupted_while_it_imports(tmp_path: Path) -> None:

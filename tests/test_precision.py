@@ -29,7 +29,7 @@ def test_model_and_sae_use_what_the_cpu_is_fast_with(
     assert FrozenLM.load(tmp_path / "model", dtype=torch.bfloat16).dtype == torch.bfloat16
     spec = SaeSpec(architecture="topk", d_model=8, num_latents=16, k=2)
     trainer = SaeTrainer(spec, TrainSaeConfig(k=2), 1, InputStatistics(torch.zeros(8), 1.0), 0)
-    assert trainer.matmul_dtype == dtype
+    assert trainer.architecture.matmul_dtype == dtype
 
 
 def test_only_bfloat16_on_a_cpu_without_units_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:

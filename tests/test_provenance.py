@@ -20,6 +20,7 @@ def test_source_digest_covers_imports(tmp_path, monkeypatch) -> None:  # type: i
 
     def digest() -> str:
         provenance.source_digest.cache_clear()
+        provenance._read_source.cache_clear()
         return provenance.source_digest("rldecoder.stages.a")
 
     first = digest()

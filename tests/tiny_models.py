@@ -88,7 +88,6 @@ def whole_decoder(lm: FrozenLM, sae: Sae, bos: int) -> SaeDecoderForCausalLM:
     """All blocks above the hook layer, no map between: the frozen model with the SAE spliced in."""
     above = list(range(sae.spec.hook_layer, lm.num_layers))
     decoder = new_decoder(lm, sae, above)
-    assert decoder.blocks is not None
     decoder.blocks.copy_from(lm.base)
     seen, _ = lm.residuals(torch.tensor([[bos, 1]]))
     for sink, number in zip(decoder.blocks.sinks, above, strict=True):

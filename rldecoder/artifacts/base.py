@@ -10,7 +10,7 @@ What a file holds is named by its import path, so that looking at an artifact im
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -86,6 +86,18 @@ class Plain(File[Path]):
         return self.path(folder)
 
 
+class Shards(Plain):
+    """Parquet files in parts a split, which readers of their own go through.
+
+    Args:
+        name: their pattern, for people.
+    """
+
+    def path(self, folder: Path) -> Path:
+        """The folder that holds them."""
+        return folder
+
+
 class Record(File[R]):
     """A JSON or YAML file with a record class of its own.
 
@@ -134,7 +146,7 @@ class Table(File["pa.Table"]):
         """Write columns of equal length into a folder that is to be published."""
         schemas.write_parquet(self.path(folder), columns, self.schema)
 
-    def save_rows(self, folder: Path, rows: list[Mapping[str, Any]]) -> None:
+    def save_rows(self, folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write rows, each with a value for every column."""
         self.save(folder, {name: [row[name] for row in rows] for name in self.schema.names})
 
@@ -149,6 +161,11 @@ class Maybe(File[T | None]):
     def read(self, folder: Path) -> T | None:
         """The content, or None where there is no file."""
         return self.file.read(folder) if self.path(folder).exists() else None
+
+    def save_rows(self, folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write a table that was asked for."""
+        assert isinstance(self.file, Table)
+        self.file.save_rows(folder, rows)
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from rldecoder.artifacts.base import Artifact, Maybe, Plain, Record, Table
+from rldecoder.artifacts.base import Artifact, Maybe, Plain, Record, Shards, Table
 
 if TYPE_CHECKING:
     import torch
@@ -22,18 +22,19 @@ if TYPE_CHECKING:
     from rldecoder.decoder.frontier import FrontierVerdict
     from rldecoder.decoder.loading import AffineLens, DecoderOrigin
     from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
-    from rldecoder.evals.faithfulness_table import FaithfulnessTable
-    from rldecoder.evals.interpretability import Interpretability
+    from rldecoder.evals.comparison import FaithfulnessTable
     from rldecoder.evals.targets import Targets
-    from rldecoder.explain.evaluation import ClaimEvaluation
+    from rldecoder.explain.claim_scores import ClaimEvaluation
     from rldecoder.explain.explainer import Explainer
-    from rldecoder.explain.records import ExampleExplanations, HeldOutFeatures
+    from rldecoder.explain.explanation import ExampleExplanations
+    from rldecoder.explain.interpretability import Interpretability
+    from rldecoder.explain.pairs import HeldOutFeatures
     from rldecoder.gates import GateReport
     from rldecoder.interp.cluster_record import ClusterRecord
     from rldecoder.interp.label_controls import LabelControls
-    from rldecoder.interp.mass import ImportanceMass
     from rldecoder.interp.records import FeatureLabels
     from rldecoder.interp.review_queue import ReviewQueue
+    from rldecoder.interp.tally import ImportanceMass
     from rldecoder.interp.validation import EstimatorValidation
     from rldecoder.lm.baselines import BaselineRecord, Timing
     from rldecoder.lm.frozen import FrozenLM
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from rldecoder.rl.freeze import Freeze
     from rldecoder.rl.ppo_run import PolicyTraining
     from rldecoder.sae.model import Sae
-    from rldecoder.sae.sweep import SweepVerdict
+    from rldecoder.sae.sweep import Setting, SweepVerdict
     from rldecoder.sae.training import BestSae
 
 CURVES = "rldecoder.schemas:CURVES"
@@ -76,6 +77,7 @@ class Corpus(Artifact):
     """Packed tokens in shards a split, and where the documents came from."""
 
     stage, kind = "ingest", "tokens"
+    shards = Shards("<split>-<number>.parquet")
     documents = Table("documents.parquet", "rldecoder.data.shards:DOCUMENTS")
     provenance: Record[Provenance] = Record(
         "provenance.json", "rldecoder.data.provenance:Provenance"
@@ -106,6 +108,12 @@ class Sweep(Artifact):
     figure = Plain("sweep.svg")
     saes = Plain("saes")
 
+    def load(self, setting: Setting, device: torch.device | str = "cpu") -> Sae:
+        """The SAE of a setting."""
+        from rldecoder.sae.model import Sae
+
+        return Sae.load(self.saes / setting.folder, device=device)
+
 
 class Frontier(Artifact):
     """Faithfulness against layer, depth and L0; a table only where one was asked for."""
@@ -122,6 +130,7 @@ class ActivationCache(Artifact):
     """Residuals and final hidden states of the frozen model, in shards a split."""
 
     stage, kind = "cache_activations", "activations"
+    shards = Shards("<split>-<number>.parquet")
 
     @cached_property
     def meta(self) -> ActivationMeta:
@@ -250,7 +259,7 @@ class Importance(Artifact):
 
     stage, kind = "rank_features", "importance"
     table = Table("importance.parquet", "rldecoder.interp.tally:IMPORTANCE")
-    mass: Record[ImportanceMass] = Record("mass.json", "rldecoder.interp.mass:ImportanceMass")
+    mass: Record[ImportanceMass] = Record("mass.json", "rldecoder.interp.tally:ImportanceMass")
     validation: Record[EstimatorValidation] = Record(
         "validation.json", "rldecoder.interp.validation:EstimatorValidation"
     )
@@ -284,21 +293,27 @@ class Clusters(Artifact):
         "review_queue.json", "rldecoder.interp.review_queue:ReviewQueue"
     )
 
+    def load_queue(self, labels: FeatureLabels) -> ReviewQueue:
+        """The order of review of these labels; raises DamagedFileError if it is of others."""
+        from rldecoder.interp.review_queue import ReviewQueue
+
+        return ReviewQueue.load_for(labels, Clusters.queue.path(self.folder))
+
 
 class TrainedExplainer(Artifact):
-    """Method B, what it was trained on, and how well its claims hold."""
+    """Method B (explainer.json, .safetensors), what it learned from, how well its claims hold."""
 
     stage, kind = "train_explainer", "explainer"
     pairs = Table("pairs.parquet", "rldecoder.explain.pairs:PAIRS")
     held_out: Record[HeldOutFeatures] = Record(
-        "held_out_features.json", "rldecoder.explain.records:HeldOutFeatures"
+        "held_out_features.json", "rldecoder.explain.pairs:HeldOutFeatures"
     )
     curves = Table("curves.parquet", CURVES)
     evaluation: Record[ClaimEvaluation] = Record(
-        "evaluation.json", "rldecoder.explain.evaluation:ClaimEvaluation"
+        "evaluation.json", "rldecoder.explain.claim_scores:ClaimEvaluation"
     )
     examples: Record[ExampleExplanations] = Record(
-        "examples.json", "rldecoder.explain.records:ExampleExplanations"
+        "examples.json", "rldecoder.explain.explanation:ExampleExplanations"
     )
 
     def load(self, device: torch.device | str = "cpu") -> Explainer:
@@ -312,13 +327,13 @@ class Evaluation(Artifact):
     """Frozen model, supervised decoder and RL decoder side by side, and the plan's targets."""
 
     stage, kind = "evaluate", "evaluation"
-    tasks = Table("tasks.parquet", "rldecoder.evals.tasks:TASKS")
-    answers = Table("answers.parquet", "rldecoder.evals.tasks:ANSWERS")
+    tasks = Table("tasks.parquet", "rldecoder.evals.comparison:TASK_SCORES")
+    answers = Table("answers.parquet", "rldecoder.evals.comparison:ANSWERS")
     faithfulness: Record[FaithfulnessTable] = Record(
-        "faithfulness.json", "rldecoder.evals.faithfulness_table:FaithfulnessTable"
+        "faithfulness.json", "rldecoder.evals.comparison:FaithfulnessTable"
     )
     interpretability: Record[Interpretability] = Record(
-        "interpretability.json", "rldecoder.evals.interpretability:Interpretability"
+        "interpretability.json", "rldecoder.explain.interpretability:Interpretability"
     )
     targets: Record[Targets] = Record("targets.json", "rldecoder.evals.targets:Targets")
 
@@ -336,11 +351,21 @@ class Report(Artifact):
     logbook_entry = Plain("logbook_entry.md")
 
 
-CATALOGUE: tuple[type[Artifact], ...] = (
-    ModelFolder, Corpus, Baselines, Sweep, Frontier, ActivationCache, TrainedSae, SaeGate,
-    SupervisedDecoder, DecoderGate, Policy, Controls, FinalDecoder, Importance, Labels, Clusters,
-    TrainedExplainer, Evaluation, Report,
-)  # fmt: skip
+Phase = Literal["prepare", "features", "decoder", "rl", "interpretation", "explanations"]
+
+PHASES: dict[Phase, tuple[type[Artifact], ...]] = {
+    "prepare": (ModelFolder, Corpus, Baselines, Sweep, Frontier),
+    "features": (ActivationCache, TrainedSae, SaeGate),
+    "decoder": (SupervisedDecoder, DecoderGate),
+    "rl": (Policy, Controls, FinalDecoder),
+    "interpretation": (Importance, Labels, Clusters),
+    "explanations": (TrainedExplainer, Evaluation, Report),
+}
+"""What each part of the pipeline publishes."""
+
+CATALOGUE: tuple[type[Artifact], ...] = tuple(
+    kind for published in PHASES.values() for kind in published
+)
 """In the order in which they are published."""
 
 

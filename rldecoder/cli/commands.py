@@ -12,8 +12,7 @@ from rldecoder.errors import BadInputError
 from rldecoder.terminal import Terminal
 
 if TYPE_CHECKING:
-    from rldecoder.artifacts.store import ArtifactStore
-    from rldecoder.config.run import RunConfig
+    from rldecoder.run import Run
 
 TYPER_INTERRUPTED = 130
 """What typer makes of a KeyboardInterrupt."""
@@ -52,19 +51,19 @@ def run(
     ] = True,
 ) -> None:
     """Run the pipeline: finished stages are reused, an interrupted one goes on."""
-    loaded, opened = _load(config, store, overrides)
+    opened = _open(config, store, overrides)
     from rldecoder.cli.run import run_and_summarise
 
-    run_and_summarise(loaded, opened, until=until, prefect=prefect)
+    run_and_summarise(opened, until=until, prefect=prefect)
 
 
 @app.command()
 def status(config: ConfigPath, store: StoreOption = None, overrides: SetOption = None) -> None:
     """Show each stage's artifact: published, failed gate, interrupted or missing."""
-    loaded, opened = _load(config, store, overrides)
+    opened = _open(config, store, overrides)
     from rldecoder.cli.show import show_status
 
-    show_status(loaded, opened, console)
+    show_status(opened, console)
 
 
 @app.command()
@@ -81,10 +80,10 @@ def explain(
     ] = None,
 ) -> None:
     """Explain the next-token prediction for a prompt, in claims tested by intervention."""
-    loaded, opened = _load(config, store, overrides)
+    opened = _open(config, store, overrides)
     from rldecoder.cli.show import show_explanation
 
-    show_explanation(loaded, opened, prompt, console, as_json=as_json, html=html)
+    show_explanation(opened, prompt, console, as_json=as_json, html=html)
 
 
 @app.command(
@@ -130,11 +129,11 @@ def serve(
     ] = None,
 ) -> None:
     """Serve a finished run on this machine: live prompts, exact ablations, label review."""
-    loaded, opened = _load(config, store, overrides)
+    opened = _open(config, store, overrides)
     from rldecoder.cli.serve import serve_run
 
     serve_run(
-        loaded, opened, console,
+        opened, console,
         host=host, port=port, allow_remote=allow_remote, host_names=host_names or [],
         max_tokens=max_tokens, reviews=reviews,
     )  # fmt: skip
@@ -143,10 +142,10 @@ def serve(
 @app.command()
 def report(config: ConfigPath, store: StoreOption = None, overrides: SetOption = None) -> None:
     """Build (or reuse) the report of a finished run and print its path and targets."""
-    loaded, opened = _load(config, store, overrides)
+    opened = _open(config, store, overrides)
     from rldecoder.cli.run import rebuild_report
 
-    rebuild_report(loaded, opened)
+    rebuild_report(opened)
 
 
 @app.command()
@@ -154,10 +153,10 @@ def estimate_labels(
     config: ConfigPath, store: StoreOption = None, overrides: SetOption = None
 ) -> None:
     """Say what labels by a language model would send and cost; nothing is sent."""
-    loaded, opened = _load(config, store, overrides)
+    opened = _open(config, store, overrides)
     from rldecoder.cli.estimate import show_estimate
 
-    show_estimate(loaded, opened, console)
+    show_estimate(opened, console)
 
 
 @app.command()
@@ -186,9 +185,9 @@ def export(
             f"Features can be written for {', '.join(Tool)}.",
             "Example: rldecoder export configs/quickstart.yaml saedashboard features/",
         )
-    loaded, opened = _load(config, store, overrides)
+    opened = _open(config, store, overrides)
     names = Names(model_id, source_set, author, author_id)
-    export_features(loaded, opened, Tool(tool), out, names, console)
+    export_features(opened, Tool(tool), out, names, console)
 
 
 @judge.command(name="export")
@@ -201,10 +200,10 @@ def judge_export(
     seed: Annotated[int, typer.Option(help="Decides the prompts and both orders.")] = 0,
 ) -> None:
     """Write pairs of explanations (Method A, Method B) that do not say which is which."""
-    loaded, opened = _load(config, store, overrides)
+    opened = _open(config, store, overrides)
     from rldecoder.cli.judge import export_pairs
 
-    export_pairs(loaded, opened, out, console, count=pairs, seed=seed)
+    export_pairs(opened, out, console, count=pairs, seed=seed)
 
 
 @judge.command(name="score")
@@ -265,12 +264,10 @@ def run_command_line() -> int:
     return code if isinstance(code, int) else 0
 
 
-def _load(
-    config: Path, store: Path | None, overrides: list[str] | None
-) -> tuple[RunConfig, ArtifactStore]:
+def _open(config: Path, store: Path | None, overrides: list[str] | None) -> Run:
     from rldecoder.config.run import load_run_config
 
     loaded = load_run_config(config, overrides or [])
-    from rldecoder.runner import store_for  # slow: only for a config that can be used
+    from rldecoder.run import open_run  # slow: only for a config that can be used
 
-    return loaded, store_for(loaded, store)
+    return open_run(loaded, store)

@@ -4,43 +4,35 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from rldecoder.artifacts.store import ArtifactStore
-from rldecoder.config.run import RunConfig
 from rldecoder.errors import BadInputError
 
-STAGE = "label_features"
+if TYPE_CHECKING:
+    from rldecoder.run import Run
 
 
-def show_estimate(run: RunConfig, store: ArtifactStore, console: Console) -> None:
+def show_estimate(run: Run, console: Console) -> None:
     """Print requests, tokens and cost that are still to come, and what was spent.
 
     Raises:
         BadInputError: the run has not come so far, or names no language model.
     """
-    if run.label_features.llm is None:
+    if run.config.label_features.llm is None:
         raise BadInputError(
             "There is nothing to estimate.",
             "`label_features.labelers` names no language model.",
             "Add `llm` to it, and a section `label_features.llm`: see docs/labels.md.",
         )
-    from rldecoder.runner import plan, read_input
-    from rldecoder.stages.table import stage_named
+    from rldecoder.artifacts.catalogue import Labels
+    from rldecoder.stages.inputs import LabelInputs
 
-    refs = plan(run)
-    needs = stage_named(STAGE).inputs
-    missing = [name for name in needs if not store.is_published(refs[name])]
-    if missing:
-        raise BadInputError(
-            f"The run {run.name} has not come as far as {STAGE}.",
-            f"Missing in {store.root}: {', '.join(missing)}.",
-            f"Run `rldecoder run CONFIG --until {needs[-1]}`, with the same --store and --set.",
-        )
-    inputs = {name: read_input(store, refs[name]) for name in needs}
+    inputs = run.inputs(LabelInputs, "to estimate labels")
+
     import torch  # here, because what comes before should be quick
 
     from rldecoder.cli.progress import RichReporter
@@ -50,16 +42,20 @@ def show_estimate(run: RunConfig, store: ArtifactStore, console: Console) -> Non
 
     with tempfile.TemporaryDirectory() as scratch:
         # An interrupted run's own folder, for its ledger; never made here: it would look like one.
-        progress = store.progress_path(refs[STAGE])
+        progress = run.store.progress_path(run.refs[Labels.stage])
         ctx = StageContext(
             Path(scratch),
             progress if progress.is_dir() else Path(scratch),
-            derive_seed(run.seed, STAGE),  # the runner's: prompts, and so the cache, must agree
+            # The runner's seed: prompts, and so the cache, must agree.
+            derive_seed(run.config.seed, Labels.stage),
             torch.device("cpu"),
             RichReporter(),
         )
-        still, spent = estimate(inputs, run.label_features, ctx)
-    table = Table(title=f"{escape(run.name)}: labels by a language model", title_justify="left")
+        still, spent = estimate(inputs, run.config.label_features, ctx)
+
+    table = Table(
+        title=f"{escape(run.config.name)}: labels by a language model", title_justify="left"
+    )
     for column in ("", "expected", "at most"):
         table.add_column(column, justify="right" if column else "left")
     table.add_row("requests still to send", f"{still.requests:,}", f"{2 * still.requests:,}")

@@ -4,29 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from rldecoder import schemas
-from rldecoder.artifacts.store import ArtifactStore
-from rldecoder.config.run import RunConfig
+from rldecoder.artifacts.catalogue import ActivationCache, TrainedExplainer
 from rldecoder.errors import BadInputError, require_empty
+
+if TYPE_CHECKING:
+    from rldecoder.run import Run
 
 BLIND_FILE = "judge.jsonl"
 KEY_FILE = "key.json"
 
 
-def export_pairs(
-    run: RunConfig,
-    store: ArtifactStore,
-    out: Path,
-    console: Console,
-    *,
-    count: int,
-    seed: int,
-) -> None:
+def export_pairs(run: Run, out: Path, console: Console, *, count: int, seed: int) -> None:
     """Explain held-out prompts and write them as blind pairs, with the key in another file.
 
     Half of the prompts are of the generated tasks (as far as there are so many), the rest are
@@ -36,28 +31,25 @@ def export_pairs(
         BadInputError: the run has no explainer yet, or `out` holds something already.
     """
     require_empty(out, "A new key would not fit files that judges already have.")
-    from rldecoder.cli.show import explain_inputs, open_session
-    from rldecoder.runner import plan, read_input
+    from rldecoder.run import EXPLAINING
 
-    inputs = explain_inputs(run, store)
-    cache = read_input(store, plan(run)["cache_activations"])
-    from rldecoder.data.activation_reader import ActivationReader
+    run.require((*EXPLAINING, ActivationCache), "to explain")
     from rldecoder.explain.held_out_texts import MAX_TASK_TEXTS, task_texts, text_beginnings
     from rldecoder.explain.judging import blind_pairs, write_blind
 
-    session = open_session(inputs)
     prompts = task_texts(min(count // 4, MAX_TASK_TEXTS), seed)
     prompts += text_beginnings(
-        session.lm,
-        ActivationReader(cache.path, "test"),
+        run.lm(),
+        run.artifact(ActivationCache).reader("test"),
         count - len(prompts),
-        run.train_explainer.example_tokens,
+        run.config.train_explainer.example_tokens,
     )
     items, key = blind_pairs(
-        [session.explain(prompt) for prompt in prompts],
+        [run.reader().explain(prompt) for prompt in prompts],
         seed=seed,
-        artifact=inputs["train_explainer"].digest,
+        artifact=run.artifact(TrainedExplainer).digest,
     )
+
     out.mkdir(parents=True, exist_ok=True)
     write_blind(items, out / BLIND_FILE)
     schemas.write_json(out / KEY_FILE, key.model_dump(mode="json"))

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
+from importlib.metadata import entry_points
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from rldecoder import schemas
-from rldecoder.artifacts.store import ArtifactRef, ArtifactStore
+from rldecoder.artifacts.catalogue import Evaluation, Report, TrainedExplainer
 from rldecoder.cli.progress import RichReporter
-from rldecoder.config.run import RunConfig
 from rldecoder.devices import lease_device
 from rldecoder.errors import BadInputError
 from rldecoder.reporting import Reporter, TeeReporter
-from rldecoder.runner import StageRun, plan, run_pipeline, run_stage
+from rldecoder.run import Run
+from rldecoder.runner import StageRun, run_pipeline, run_stage
 from rldecoder.stages.context import Stage
 from rldecoder.stages.table import STAGES, stage_named
 from rldecoder.terminal import Terminal
@@ -26,26 +27,29 @@ from rldecoder.tracking import wandb_reporter
 SHOWN_EXAMPLES = 3
 
 
-def run_and_summarise(
-    run: RunConfig, store: ArtifactStore, *, until: str | None, prefect: bool
-) -> None:
+def run_and_summarise(run: Run, *, until: str | None, prefect: bool) -> None:
     """Run the pipeline with progress bars, then print targets, report path and examples.
 
     Raises:
         GateFailedError: a gate with `on_fail: stop` said no; its report is published.
-        BadInputError: there is no stage `until`.
+        BadInputError: there is no stage `until`, or no Prefect runner is installed.
     """
     if until is not None:
         stage_named(until)  # refused before any work
+    through_prefect = prefect_runner() if prefect else None
     _quiet_libraries()
+    config, store = run.config, run.store
     terminal = RichReporter()
     console = terminal.console
-    console.print(f"[bold]{escape(run.name)}[/bold] {escape(run.description)}", highlight=False)
+    console.print(
+        f"[bold]{escape(config.name)}[/bold] {escape(config.description)}", highlight=False
+    )
     console.print(f"  [dim]store {escape(str(store.root))}[/dim]", highlight=False)
+
     started = time.monotonic()
     with ExitStack() as stack:
         reporters: list[Reporter] = [terminal]
-        tracked = stack.enter_context(wandb_reporter(run, store.root / "wandb"))
+        tracked = stack.enter_context(wandb_reporter(config, store.root / "wandb"))
         if tracked is not None:
             reporters.append(tracked)
         report = TeeReporter(reporters)
@@ -53,25 +57,26 @@ def run_and_summarise(
         def show(stage: Stage, result: StageRun) -> None:
             _print_stage(console, stage, result)
 
-        if prefect:
-            from flows.cli_run import run_with_prefect
-
-            results = run_with_prefect(run, store=store, report=report, until=until, on_stage=show)
+        if through_prefect is not None:
+            results = through_prefect(
+                config, store=store, report=report, until=until, on_stage=show
+            )
         else:
             # One process runs all stages, so one lease covers them all.
             lease = stack.enter_context(
                 lease_device(
-                    run.device,
-                    count=max(run.stage(stage.name).num_devices for stage in STAGES),
-                    timeout_seconds=run.device_timeout_seconds,
-                    task=run.name,
+                    config.device,
+                    count=max(config.stage(stage.name).num_devices for stage in STAGES),
+                    timeout_seconds=config.device_timeout_seconds,
+                    task=config.name,
                     say=report.note,
                 )
             )
             os.environ.update(lease.env)  # before CUDA is first used, which reads it once
             results = run_pipeline(
-                run, store=store, report=report, until=until, device=lease.device, on_stage=show
+                config, store=store, report=report, until=until, device=lease.device, on_stage=show
             )
+
     reused = sum(result.reused for result in results)
     console.print(
         f"[bold]done[/bold] in {time.monotonic() - started:,.0f} s: "
@@ -79,57 +84,72 @@ def run_and_summarise(
         highlight=False,
     )
     refs = {result.ref.stage: result.ref for result in results}
-    if "report" in refs:
-        print_summary(Terminal(), store, refs)
+    if Report.stage in refs:
+        print_summary(Terminal(), Run(config, store, refs=refs))
 
 
-def rebuild_report(run: RunConfig, store: ArtifactStore) -> None:
+def prefect_runner() -> Callable[..., list[StageRun]]:
+    """What runs the pipeline as a Prefect flow: `rldecoder` does not know the package of flows.
+
+    It is called as `run_pipeline` is, without a device.
+
+    Raises:
+        BadInputError: no installed package offers one.
+    """
+    for entry in entry_points(group="rldecoder.runners", name="prefect"):
+        try:
+            runner: Callable[..., list[StageRun]] = entry.load()
+        except ImportError as error:
+            raise BadInputError(
+                "The Prefect runner cannot be loaded.",
+                f"{entry.value}: {error}.",
+                "Install the project again (`pip install -e .`), or run with --no-prefect.",
+            ) from error
+        return runner
+    raise BadInputError(
+        "There is no Prefect runner.",
+        "No installed package offers an entry point `prefect` in the group `rldecoder.runners`: "
+        "the package of flows is not installed, or was before there were such entry points.",
+        "Install the project again (`pip install -e .`), or run with --no-prefect.",
+    )
+
+
+def rebuild_report(run: Run) -> None:
     """Build the report of a finished run (or reuse it), then print the summary.
 
     Raises:
         BadInputError: a stage that the report reads has not been published.
     """
-    refs = plan(run)
-    missing = [
-        s.name for s in STAGES if s.name != "report" and not store.is_published(refs[s.name])
-    ]
-    if missing:
-        raise BadInputError(
-            f"The run {run.name} is not finished.",
-            f"Missing in {store.root}: {', '.join(missing)}.",
-            "Finish it with `rldecoder run CONFIG`, using the same --store and --set.",
-        )
-    result = run_stage(run, "report", refs, store=store, report=RichReporter())
-    refs["report"] = result.ref
-    print_summary(Terminal(), store, refs)
+    run.require(stage_named(Report.stage).upstream, "to report on it")
+    run_stage(run.config, Report.stage, run.refs, store=run.store, report=RichReporter())
+    print_summary(Terminal(), run)
 
 
-def print_summary(console: Console, store: ArtifactStore, refs: dict[str, ArtifactRef]) -> None:
+def print_summary(console: Console, run: Run) -> None:
     """Targets with measured values, caveats, example explanations, the report's path."""
-    targets = schemas.read_json(store.path(refs["evaluate"]) / "targets.json")
     table = Table(title="Targets of the original plan", title_justify="left")
     table.add_column("target")
     table.add_column("goal", justify="right")
     table.add_column("measured", justify="right")
     table.add_column("met")
     marks = {True: "[green]yes[/green]", False: "[red]no[/red]", None: "[yellow]unknown[/yellow]"}
-    for row in targets:
-        value = "-" if row["value"] is None else f"{row['value']:.4g}"
-        table.add_row(escape(row["name"]), escape(str(row["target"])), value, marks[row["met"]])
+    for row in run.artifact(Evaluation).targets.root:
+        value = "-" if row.value is None else f"{row.value:.4g}"
+        table.add_row(escape(row.name), escape(row.target), value, marks[row.met])
     console.print(table)
-    manifest = store.manifest(refs["report"])
-    for caveat in manifest.caveats:
+
+    report = run.artifact(Report)
+    for caveat in report.caveats:
         console.print(f"[yellow]caveat[/yellow] {escape(caveat)}", highlight=False)
     console.print()
-    examples = schemas.read_json(store.path(refs["train_explainer"]) / "examples.json")
-    from rldecoder.explain.session import render_example
+
+    from rldecoder.explain.explanation import render_explanation  # slow: imports torch
 
     # Explanations that claim something are worth more of the reader's screen.
-    examples.sort(key=lambda example: not example["claims"])
-    for example in examples[:SHOWN_EXAMPLES]:
-        console.print(render_example(example))
-    page = escape(str(store.path(refs["report"]) / "report.html"))
-    console.print(f"report: {page}", highlight=False, soft_wrap=True)
+    examples = run.artifact(TrainedExplainer).examples.root
+    for example in sorted(examples, key=lambda example: not example.claims)[:SHOWN_EXAMPLES]:
+        console.print(render_explanation(example))
+    console.print(f"report: {escape(str(report.page))}", highlight=False, soft_wrap=True)
 
 
 def _print_stage(console: Console, stage: Stage, result: StageRun) -> None:

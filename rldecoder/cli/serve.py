@@ -14,23 +14,19 @@ from rich.console import Console
 from rich.markup import escape
 
 from rldecoder import interrupts
-from rldecoder.artifacts.store import ArtifactRef, ArtifactStore
-from rldecoder.cli.show import explain_inputs, open_session
-from rldecoder.config.run import RunConfig
+from rldecoder.artifacts.catalogue import Clusters, Labels, Report, TrainedExplainer
 from rldecoder.errors import BadInputError, DamagedFileError
-from rldecoder.runner import plan
+from rldecoder.run import EXPLAINING, Run
 from rldecoder.serve.guard import LOOPBACK
 
 if TYPE_CHECKING:
     from rldecoder.serve.app import Served
 
-REPORT = "report.html"
 WARM_UP = "The first answer should not wait for anything."
 
 
 def serve_run(
-    run: RunConfig,
-    store: ArtifactStore,
+    run: Run,
     console: Console,
     *,
     host: str,
@@ -47,7 +43,7 @@ def serve_run(
     """
     # The cheap refusals come first, before what takes seconds to import and to load.
     hosts = allowed_hosts(host, allow_remote, host_names)
-    explain_inputs(run, store)
+    run.require(EXPLAINING, "to explain")
 
     def warn(message: str) -> None:
         console.print(f"[yellow]{escape(message)}[/yellow]", highlight=False)
@@ -57,14 +53,16 @@ def serve_run(
         from rldecoder.serve.patience import MAX_CONNECTIONS
         from rldecoder.serve.server import make_server
 
-        console.print(f"loading {escape(run.name)} ...", highlight=False)
-        served = open_served(run, store, max_tokens=max_tokens, reviews=reviews, say=warn)
+        console.print(f"loading {escape(run.config.name)} ...", highlight=False)
+        served = open_served(run, max_tokens=max_tokens, reviews=reviews, say=warn)
         app = make_app(served, hosts=hosts)
         server = make_server(app)
         listener.listen(MAX_CONNECTIONS)  # who follows the address at once waits, is not refused
         shown = f"[{host}]" if ":" in host else host
         address = f"http://{shown}:{listener.getsockname()[1]}/"
-        console.print(f"serving {escape(run.name)} at {address}   (Ctrl-C stops)", highlight=False)
+        console.print(
+            f"serving {escape(run.config.name)} at {address}   (Ctrl-C stops)", highlight=False
+        )
         if allow_remote:
             warn("Other machines may connect, and there is no login.")
         # uvicorn shuts down by itself on Ctrl-C and passes the signal on when it is done.
@@ -75,8 +73,7 @@ def serve_run(
 
 
 def open_served(
-    run: RunConfig,
-    store: ArtifactStore,
+    run: Run,
     *,
     max_tokens: int,
     reviews: Path | None,
@@ -89,47 +86,53 @@ def open_served(
     """
     import torch
 
+    from rldecoder.explain.prompts import tokenize_prompt
+    from rldecoder.explain.reading import Reading
     from rldecoder.interp.review import REVIEWS_FILE
+    from rldecoder.serve import answers
     from rldecoder.serve.app import Served
     from rldecoder.serve.catalogue import Catalogue
     from rldecoder.serve.pages import PageFacts
     from rldecoder.serve.workbench import Workbench
 
-    if run.threads is not None:
-        torch.set_num_threads(run.threads)
-    inputs = explain_inputs(run, store)
-    bench = Workbench(open_session(inputs), max_tokens=max_tokens)
-    file = reviews or run.label_features.reviews or store.root / REVIEWS_FILE
-    catalogue = Catalogue(inputs["label_features"].path, inputs["cluster_features"].path, file)
-    ids = bench.encode(WARM_UP)[: bench.max_tokens]
-    bench.trace(ids)
-    bench.position(ids, len(ids) - 1)
-    report = _read_report(store, plan(run)["report"], say)
+    config = run.config
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    bench = Workbench(run.reader(), max_tokens=max_tokens)
+    file = reviews or config.label_features.reviews or run.store.root / REVIEWS_FILE
+    catalogue = Catalogue(run.artifact(Labels), run.artifact(Clusters), file)
+
+    # Kernels are chosen and memory is taken when they are first used.
+    ids = tokenize_prompt(bench.reader.lm, WARM_UP)[: bench.max_tokens]
+    reading = Reading(bench.reader, ids.tolist())
+    answers.trace_view(reading.predictions)
+    answers.position_view(reading.features())
+
+    report = _read_report(run, say)
     labels = catalogue.labels
     facts = PageFacts(
-        run_name=run.name,
+        run_name=config.name,
         model_name=labels.model_name,
-        dtype=str(bench.session.lm.dtype).removeprefix("torch."),
+        dtype=str(bench.reader.lm.dtype).removeprefix("torch."),
         hook_layer=labels.hook_layer,
         num_latents=labels.num_latents,
         num_labelled=len(labels.features),
         max_tokens=bench.max_tokens,
-        caveats=inputs["train_explainer"].caveats,
+        caveats=run.artifact(TrainedExplainer).caveats,
         reviews_file=str(file),
         has_report=report is not None,
     )
     return Served(bench, catalogue, facts, report)
 
 
-def _read_report(
-    store: ArtifactStore, ref: ArtifactRef, say: Callable[[str], None]
-) -> bytes | None:
+def _read_report(run: Run, say: Callable[[str], None]) -> bytes | None:
     """The run's report as it was published, read once; None where there is none to trust."""
-    if not store.is_published(ref):
+    if run.missing([Report]):
         return None
+    ref = run.refs[Report.stage]
     try:
-        entry = store.verify(ref).files[REPORT]
-        content = (store.path(ref) / REPORT).read_bytes()
+        entry = run.store.verify(ref).files[Report.page.name]
+        content = Report.page.path(run.store.path(ref)).read_bytes()
     except (DamagedFileError, KeyError, OSError) as error:
         say(f"The report is not served: {error}")
         return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,33 +10,21 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from rldecoder.artifacts.catalogue import TrainedExplainer
 from rldecoder.artifacts.store import ArtifactRef, ArtifactStore
-from rldecoder.config.run import RunConfig
 from rldecoder.errors import BadInputError, DamagedFileError
 
 if TYPE_CHECKING:
-    from rldecoder.explain.session import Session
-    from rldecoder.stages.context import InputArtifact
-
-EXPLAIN_NEEDS = (
-    "sync_tokenizer", "train_sae", "freeze_decoder", "label_features", "cluster_features",
-    "train_explainer",
-)  # fmt: skip
+    from rldecoder.run import Run
 
 
-def show_status(run: RunConfig, store: ArtifactStore, console: Console) -> None:
+def show_status(run: Run, console: Console) -> None:
     """One row a stage: its address and what is there."""
-    from rldecoder.runner import plan  # slow: imports every stage
-    from rldecoder.stages.table import STAGES
-
-    refs = plan(run)
-    table = Table(title=escape(f"{run.name} in {store.root}"), title_justify="left")
+    table = Table(title=escape(f"{run.config.name} in {run.store.root}"), title_justify="left")
     for column in ("stage", "digest", "state", "wall", "device"):
         table.add_column(column, justify="right" if column == "wall" else "left")
-    for stage in STAGES:
-        ref = refs[stage.name]
-        state, wall, device = _state(store, ref)
-        table.add_row(stage.name, ref.digest, state, wall, device)
+    for name, ref in run.refs.items():
+        table.add_row(name, ref.digest, *_state(run.store, ref))
     console.print(table)
 
 
@@ -60,8 +47,7 @@ def _state(store: ArtifactStore, ref: ArtifactRef) -> tuple[str, str, str]:
 
 
 def show_explanation(
-    run: RunConfig,
-    store: ArtifactStore,
+    run: Run,
     prompt: str,
     console: Console,
     *,
@@ -88,24 +74,28 @@ def show_explanation(
             f"Character {error.start + 1} is none.",
             "Write the prompt as UTF-8.",
         ) from error
-    inputs = explain_inputs(run, store)
-    from rldecoder.dashboard.explanation import explanation_page
-    from rldecoder.explain.session import render_explanation
+    from rldecoder.run import EXPLAINING
 
-    explanation = open_session(inputs).explain(prompt)
-    caveats = inputs["train_explainer"].caveats
+    run.require(EXPLAINING, "to explain")
+    artifacts = {kind.stage: run.artifact(kind) for kind in EXPLAINING}
+    caveats = run.artifact(TrainedExplainer).caveats
+
+    from rldecoder.dashboard.explanation import explanation_page
+    from rldecoder.explain.explanation import render_explanation
+
+    explanation = run.reader().explain(prompt)
     if html is not None:
         try:
-            page = explanation_page(explanation, run.name, caveats)
+            page = explanation_page(explanation, run.config.name, caveats)
             html.write_text(page, encoding="utf-8", errors="backslashreplace")
         except OSError as error:
             raise BadInputError(
                 f"The page {html} cannot be written.", str(error), "Give another path to --html."
             ) from error
     if as_json:
-        digests = {name: artifact.digest for name, artifact in inputs.items()}
+        digests = {name: artifact.digest for name, artifact in artifacts.items()}
         value = {
-            "run": run.name, "artifacts": digests, "caveats": list(caveats),
+            "run": run.config.name, "artifacts": digests, "caveats": list(caveats),
             **explanation.to_json(),
         }  # fmt: skip
         console.out(json.dumps(value, indent=2), highlight=False)
@@ -115,38 +105,6 @@ def show_explanation(
         console.print(f"[yellow]caveat[/yellow] {escape(caveat)}", highlight=False)
     if html is not None:
         console.print(f"page: {escape(str(html))}", highlight=False, soft_wrap=True)
-
-
-def explain_inputs(run: RunConfig, store: ArtifactStore) -> dict[str, InputArtifact]:
-    """The artifacts that explaining needs, verified, by stage.
-
-    Raises:
-        BadInputError: the run has not come so far.
-    """
-    from rldecoder.runner import plan, read_input
-
-    refs = plan(run)
-    missing = [name for name in EXPLAIN_NEEDS if not store.is_published(refs[name])]
-    if missing:
-        raise BadInputError(
-            "There is nothing to explain with yet.",
-            f"Missing in {store.root}: {', '.join(missing)}.",
-            "Finish the run with `rldecoder run CONFIG`, using the same --store and --set.",
-        )
-    return {name: read_input(store, refs[name]) for name in EXPLAIN_NEEDS}
-
-
-def open_session(inputs: Mapping[str, InputArtifact]) -> Session:
-    """Load the models of a run, ready to explain."""
-    from rldecoder.explain.session import load_session
-
-    return load_session(
-        model=inputs["sync_tokenizer"].path / "model",
-        sae=inputs["train_sae"].path / "sae",
-        decoder=inputs["freeze_decoder"].path / "decoder",
-        labels=inputs["label_features"].path / "feature_labels.json",
-        explainer=inputs["train_explainer"].path,
-    )
 
 
 def show_smoke(model: str, console: Console) -> None:

@@ -4,69 +4,70 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rldecoder import schemas
-from rldecoder.dashboard import collect, figures
+from rldecoder.artifacts.catalogue import Baselines, Frontier, SaeGate, Sweep
+from rldecoder.curves import read_curves
+from rldecoder.dashboard import figures
 from rldecoder.dashboard.architecture import Sizes, architecture_plot
 from rldecoder.dashboard.claims import METHOD_NAMES
-from rldecoder.dashboard.collect import Published, format_value
-from rldecoder.dashboard.figures import Bar, Line, Style
+from rldecoder.dashboard.collect import format_value
+from rldecoder.dashboard.figures import Dot, Line, Style
 from rldecoder.dashboard.report import FigureEntry
+from rldecoder.evals.comparison import FROZEN, RL, SUPERVISED
+from rldecoder.explain.claim_scores import ClaimEvaluation
+from rldecoder.explain.interpretability import DeletionBenchmark
+from rldecoder.explain.plan_values import TOP_K
 from rldecoder.explain.text import visible_text
+from rldecoder.interp.calibration import Reliability
+from rldecoder.interp.tally import ImportanceMass
 
-MODEL_NAMES = {"frozen": "frozen model", "supervised": "supervised decoder", "rl": "RL decoder"}
+if TYPE_CHECKING:
+    from rldecoder.stages.inputs import ReportInputs
+
+MODEL_NAMES = {FROZEN: "frozen model", SUPERVISED: "supervised decoder", RL: "RL decoder"}
 FRONTIER_STYLES: tuple[tuple[Style, Style, str], ...] = (
     ("-", ":", "x"),
     ("--", "-.", "+"),
     ((0, (8, 2, 2, 2)), (0, (1, 4)), "1"),
 )
 """For each k in turn: style of the decoders, of the splice, marker of the random SAEs."""
-PLAN_KL = {"supervised": 1.5, "rl": 0.5}
+PLAN_KL = {SUPERVISED: 1.5, RL: 0.5}
 
 
-def build_figures(
-    inputs: Mapping[str, Published],
-    tasks: Sequence[Mapping[str, Any]],
-    interpretability: Mapping[str, Any],
-    label_controls: Mapping[str, Any],
-) -> dict[str, FigureEntry]:
-    """All figures by name, those that the run has data for.
-
-    Args:
-        inputs: the artifacts of all other stages, by stage name.
-        tasks: rows of `tasks.parquet`.
-        interpretability: `interpretability.json`.
-        label_controls: `controls.json` of the labels.
-    """
+def build_figures(inputs: ReportInputs) -> dict[str, FigureEntry]:
+    """All figures by name, those that the run has data for."""
+    interpretability = inputs.evaluation.interpretability
     drawn = {
         "architecture": _architecture(inputs),
-        "lens": _lens(inputs["baselines"]),
-        "sweep": _sweep(inputs["sweep_sae"]),
-        "frontier": _frontier(inputs["frontier"]),
-        "density": _density(inputs["gate_sae"]),
-        "tasks": _tasks(tasks),
-        "mass": _mass(interpretability["importance_mass"]),
-        "top10_mass": _top10_mass(interpretability["importance_mass"]),
-        "calibration": _calibration(label_controls["calibration"]["test"]),
-        "deletion": _deletion(interpretability["deletion"]),
-        "precision": _precision(interpretability["claims"]),
+        "lens": _lens(inputs.baselines),
+        "sweep": _sweep(inputs.sweep),
+        "frontier": _frontier(inputs.frontier),
+        "density": _density(inputs.sae_gate),
+        "tasks": _tasks(inputs.evaluation.tasks.to_pylist()),
+        "mass": _mass(interpretability.importance_mass),
+        "top10_mass": _top10_mass(interpretability.importance_mass),
+        "calibration": _calibration(inputs.labels.controls.calibration.test),
+        "deletion": _deletion(interpretability.deletion),
+        "precision": _precision(interpretability.claims),
         **_training(inputs),
     }
     return {name: entry for name, entry in drawn.items() if entry is not None}
 
 
-def _architecture(inputs: Mapping[str, Published]) -> FigureEntry:
-    meta = schemas.read_json(inputs["cache_activations"].path / "meta.json")
-    density = schemas.read_parquet(inputs["gate_sae"].path / "density.parquet", ["density"])
+def _architecture(inputs: ReportInputs) -> FigureEntry:
+    meta = inputs.cache.meta
+    active, depth = inputs.sae.metrics["validation_l0"], inputs.supervised.metrics["depth"]
+    assert active is not None
+    assert depth is not None
     sizes = Sizes(
-        model=visible_text(str(meta["model_name"]), 24),
-        hook_layer=meta["hook_layer"],
-        num_layers=meta["num_layers"],
-        d_model=meta["d_model"],
-        num_latents=density.num_rows,
-        active=format_value(round(float(inputs["train_sae"].metrics["validation_l0"]))),
-        depth=int(inputs["train_decoder"].metrics["depth"]),
+        model=visible_text(meta.model_name, 24),
+        hook_layer=meta.hook_layer,
+        num_layers=meta.num_layers,
+        d_model=meta.d_model,
+        num_latents=inputs.sae_gate.density.num_rows,
+        active=format_value(round(float(active))),
+        depth=int(depth),
     )
     return FigureEntry(
         architecture_plot(sizes),
@@ -75,8 +76,8 @@ def _architecture(inputs: Mapping[str, Published]) -> FigureEntry:
     )
 
 
-def _lens(baselines: Published) -> FigureEntry:
-    rows = schemas.read_parquet(baselines.path / "lens.parquet").to_pylist()
+def _lens(baselines: Baselines) -> FigureEntry:
+    rows = baselines.lens.to_pylist()
     lines = []
     for lens in ("affine", "logit"):
         for split in dict.fromkeys(row["split"] for row in rows):
@@ -96,12 +97,11 @@ def _lens(baselines: Published) -> FigureEntry:
     )
 
 
-def _sweep(sweep: Published) -> FigureEntry | None:
+def _sweep(sweep: Sweep) -> FigureEntry | None:
     """Decoder KL by layer for every SAE size; None where no sweep was asked for."""
-    if not (sweep.path / "sweep.parquet").is_file():
+    if sweep.cells is None:
         return None
-    rows = schemas.read_parquet(sweep.path / "sweep.parquet").to_pylist()
-    verdict = schemas.read_json(sweep.path / "verdict.json")
+    rows = sweep.cells.to_pylist()
     lines = []
     for size in dict.fromkeys((row["k"], row["expansion"]) for row in rows):
         points = [row for row in rows if (row["k"], row["expansion"]) == size]
@@ -113,22 +113,21 @@ def _sweep(sweep: Published) -> FigureEntry | None:
     return FigureEntry(
         figures.line_plot(lines, x_label="layer", y_label="KL of an affine decoder", markers=True),
         "Which layer to decode?",
-        f"Small SAEs, each read by the best affine decoder. Chosen: {verdict['why']}.",
+        f"Small SAEs, each read by the best affine decoder. Chosen: {sweep.verdict_record.why}.",
     )
 
 
-def _frontier(frontier: Published) -> FigureEntry | None:
+def _frontier(frontier: Frontier) -> FigureEntry | None:
     """Decoder KL by depth for every SAE; None where no frontier was asked for."""
-    if not (frontier.path / "frontier.parquet").is_file():
+    if frontier.cells is None:
         return None
-    rows = schemas.read_parquet(frontier.path / "frontier.parquet").to_pylist()
-    verdict = schemas.read_json(frontier.path / "verdict.json")
-    drawn = figures.line_plot(frontier_lines(rows), x_label="blocks of the decoder", y_label="KL")
+    lines = frontier_lines(frontier.cells.to_pylist())
+    drawn = figures.line_plot(lines, x_label="blocks of the decoder", y_label="KL")
     return FigureEntry(
         drawn,
         "How deep must a decoder be?",
         "Every decoder with the same token budget. Splice: the frozen model itself from the SAE’s "
-        f"reconstruction on. Crosses: decoders of random SAEs. {verdict['why']}.",
+        f"reconstruction on. Crosses: decoders of random SAEs. {frontier.verdict_record.why}.",
     )
 
 
@@ -136,7 +135,7 @@ def frontier_lines(rows: Sequence[Mapping[str, Any]]) -> list[Line]:
     """A colour a layer and a style a k: decoders, the splice below them, random SAEs as crosses.
 
     Args:
-        rows: of `frontier.parquet`.
+        rows: of the frontier's table.
     """
     layers, ks = (list(dict.fromkeys(row[name] for row in rows)) for name in ("layer", "k"))
     trained, splices, random = [], [], []
@@ -159,33 +158,33 @@ def frontier_lines(rows: Sequence[Mapping[str, Any]]) -> list[Line]:
     return [*trained, *splices, *random]
 
 
-def _calibration(test: Mapping[str, Any]) -> FigureEntry:
-    def number(name: str) -> str:
-        return "unknown" if test[name] is None else f"{test[name]:.3f}"
+def _calibration(test: Reliability) -> FigureEntry:
+    def number(value: float | None) -> str:
+        return "unknown" if value is None else f"{value:.3f}"
 
     return FigureEntry(
-        figures.reliability_plot(test["bins"]),
+        figures.reliability_plot([(bin.n, bin.mean_p, bin.accepted) for bin in test.bins]),
         "Is the confidence honest?",
         "Stated confidence of a label against the share accepted on unseen text. "
-        f"ECE {number('ece')}, Brier score {number('brier')}, {test['n']} labels.",
+        f"ECE {number(test.ece)}, Brier score {number(test.brier)}, {test.n} labels.",
     )
 
 
-def _density(gate: Published) -> FigureEntry:
-    density = schemas.read_parquet(gate.path / "density.parquet")["density"].to_pylist()
+def _density(gate: SaeGate) -> FigureEntry:
     return FigureEntry(
-        figures.density_plot(density),
+        figures.density_plot(gate.density["density"].to_pylist()),
         "How often latents fire",
         "on test text.",
     )
 
 
-def _training(inputs: Mapping[str, Published]) -> dict[str, FigureEntry | None]:
+def _training(inputs: ReportInputs) -> dict[str, FigureEntry | None]:
     """Curves of the SAE, the decoder and PPO, from what each of them logged."""
     sae, decoder, ppo = (
-        collect.curves(inputs[name].path) for name in ("train_sae", "train_decoder", "train_ppo")
+        read_curves(type(trained).curves.path(trained.folder))
+        for trained in (inputs.sae, inputs.supervised, inputs.policy)
     )
-    stages = stage_boundaries(inputs["train_ppo"].config["stages"], ppo)
+    stages = stage_boundaries(inputs.policy.config["stages"], ppo)
     return {
         "sae": _curves(
             {
@@ -208,7 +207,7 @@ def _training(inputs: Mapping[str, Published]) -> dict[str, FigureEntry | None]:
             "KL, nats/token",
             "Decoder training.",
             "KL(frozen || decoder); training starts from the affine lens. The plan asks for 1.5.",
-            target=PLAN_KL["supervised"],
+            target=PLAN_KL[SUPERVISED],
         ),
         "ppo": _curves(
             {"held-out text": ppo.get("eval_kl")},
@@ -216,7 +215,7 @@ def _training(inputs: Mapping[str, Published]) -> dict[str, FigureEntry | None]:
             "KL, nats/token",
             "RL: faithfulness.",
             "KL(frozen || decoder) on validation text during PPO. The plan asks for 0.5.",
-            target=PLAN_KL["rl"],
+            target=PLAN_KL[RL],
             boundaries=stages,
         ),
         "ppo_task": _curves(
@@ -271,10 +270,10 @@ def _curves(
 
 
 def _tasks(tasks: Sequence[Mapping[str, Any]]) -> FigureEntry | None:
-    groups: dict[str, list[Bar]] = {}
+    groups: dict[str, list[Dot]] = {}
     for model, name in MODEL_NAMES.items():
         groups[name] = [
-            Bar(row["task"], row["score"], row["ci_low"], row["ci_high"])
+            Dot(row["task"], row["score"], row["ci_low"], row["ci_high"])
             for row in tasks
             if row["model"] == model
         ]
@@ -287,22 +286,15 @@ def _tasks(tasks: Sequence[Mapping[str, Any]]) -> FigureEntry | None:
     )
 
 
-def _mass(mass: Mapping[str, Any]) -> FigureEntry | None:
+def _mass(mass: ImportanceMass) -> FigureEntry | None:
     lines = []
-    for domain, by_target in mass.items():
+    for domain, by_target in mass.root.items():
         for target, found in by_target.items():
-            top = found["top_k"]
             # Every domain on the frozen model; the decoder, which reads no error term, on text.
-            if top is not None and (target == "frozen" or domain == "label"):
-                ks = sorted(top, key=int)
-                lines.append(
-                    Line(
-                        f"{domain}, {target}",
-                        [int(k) for k in ks],
-                        [top[k]["per_position"]["value"] for k in ks],
-                        dashed=target == "decoder",
-                    )
-                )
+            if found.top_k is not None and (target == FROZEN or domain == "label"):
+                ks = sorted(found.top_k)
+                shares = [found.top_k[k].per_position.value for k in ks]
+                lines.append(Line(f"{domain}, {target}", ks, shares, dashed=target == "decoder"))
     if not lines:
         return None
     return FigureEntry(
@@ -318,14 +310,14 @@ def _mass(mass: Mapping[str, Any]) -> FigureEntry | None:
     )
 
 
-def _top10_mass(mass: Mapping[str, Any]) -> FigureEntry | None:
-    groups: dict[str, list[Bar]] = {"frozen model": [], "decoder": []}
-    for domain, by_target in mass.items():
-        for target, name in zip(("frozen", "decoder"), groups, strict=True):
-            top = by_target.get(target, {}).get("top_k")
-            if top is not None and "10" in top:
-                share = top["10"]["per_position"]
-                groups[name].append(Bar(domain, share["value"], share["low"], share["high"]))
+def _top10_mass(mass: ImportanceMass) -> FigureEntry | None:
+    groups: dict[str, list[Dot]] = {"frozen model": [], "decoder": []}
+    for domain, by_target in mass.root.items():
+        for target, name in zip((FROZEN, "decoder"), groups, strict=True):
+            found = by_target.get(target)
+            if found is not None and found.top_k is not None and TOP_K in found.top_k:
+                share = found.top_k[TOP_K].per_position
+                groups[name].append(Dot(domain, share.value, share.low, share.high))
     if not any(groups.values()):
         return None
     return FigureEntry(
@@ -337,11 +329,14 @@ def _top10_mass(mass: Mapping[str, Any]) -> FigureEntry | None:
     )
 
 
-def _deletion(deletion: Mapping[str, Any]) -> FigureEntry:
-    names = {"attribution": "attribution", "method_a": "most active", "random": "random order"}
+def _deletion(deletion: DeletionBenchmark) -> FigureEntry:
+    rankings = {
+        "attribution": deletion.attribution,
+        "most active": deletion.method_a,
+        "random order": deletion.random,
+    }
     lines = [
-        Line(names[name], deletion["ks"], deletion[name]["comprehensiveness"]["by_k"])
-        for name in names
+        Line(name, deletion.ks, scores.comprehensiveness.by_k) for name, scores in rankings.items()
     ]
     return FigureEntry(
         figures.line_plot(
@@ -352,16 +347,16 @@ def _deletion(deletion: Mapping[str, Any]) -> FigureEntry:
     )
 
 
-def _precision(claims: Mapping[str, Any]) -> FigureEntry | None:
-    bars = [
-        Bar(shown, m["precision"], m["precision_low"], m["precision_high"])
+def _precision(claims: ClaimEvaluation) -> FigureEntry | None:
+    dots = [
+        Dot(shown, scores.precision, scores.precision_low, scores.precision_high)
         for name, shown in METHOD_NAMES.items()
-        if (m := claims["methods"].get(name)) is not None
+        if (scores := claims.methods.get(name)) is not None
     ]
-    if not bars:
+    if not dots:
         return None
     return FigureEntry(
-        figures.interval_plot({"claims": bars}, x_label="share of claims that hold", target=0.8),
+        figures.interval_plot({"claims": dots}, x_label="share of claims that hold", target=0.8),
         "Are the claims true?",
         "Right sign and an effect above the noise floor, on held-out predictions.",
     )

@@ -8,91 +8,42 @@ template and to `script_json`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, Protocol
+from dataclasses import asdict
+from typing import Any
 
-from rldecoder import schemas
-from rldecoder.curves import read_curves
-from rldecoder.dashboard.relations import read_relations
+from rldecoder.artifacts.base import Artifact
+from rldecoder.artifacts.catalogue import PHASES, Clusters, Labels
+from rldecoder.dashboard.relations import Relations
+from rldecoder.explain.claims import CheckedClaim, claim_sentence
+from rldecoder.explain.explanation import Explanation, Prediction
 from rldecoder.explain.text import visible_text, visible_token
 from rldecoder.interp.predicate import Predicate
 from rldecoder.interp.records import (
     Example,
     FeatureLabel,
-    FeatureLabels,
     JudgedScores,
     OtherLabel,
     Review,
     Scores,
 )
-from rldecoder.interp.review_queue import ReviewQueue
 
-PHASES = (
-    ("Prepare", ("sync_tokenizer", "ingest", "baselines", "sweep_sae", "frontier")),
-    ("Features", ("cache_activations", "train_sae", "gate_sae")),
-    ("Decoder", ("train_decoder", "gate_decoder")),
-    ("RL", ("train_ppo", "control_ppo", "freeze_decoder")),
-    ("Interpretation", ("rank_features", "label_features", "cluster_features")),
-    ("Explanations", ("train_explainer", "evaluate", "report")),
-)
 SHOWN_METRICS = 6
 WALL_SUFFIXES = ("_per_second", "_seconds", "_bytes")
 
 
-class Published(Protocol):
-    """A published artifact; `rldecoder.stages.context.InputArtifact` is one."""
-
-    @property
-    def stage(self) -> str:
-        """Its stage's name."""
-        ...
-
-    @property
-    def digest(self) -> str:
-        """Address in the store."""
-        ...
-
-    @property
-    def path(self) -> Path:
-        """Folder with its files."""
-        ...
-
-    @property
-    def metrics(self) -> Mapping[str, Any]:
-        """Headline numbers."""
-        ...
-
-    @property
-    def config(self) -> Mapping[str, Any]:
-        """The stage config that built it."""
-        ...
-
-    @property
-    def verdict(self) -> str | None:
-        """`pass` or `fail` for gates, else None."""
-        ...
-
-    @property
-    def caveats(self) -> tuple[str, ...]:
-        """What readers must be told."""
-        ...
-
-    @property
-    def wall_seconds(self) -> float:
-        """Time of the build."""
-        ...
-
-
-def pipeline(inputs: Mapping[str, Published]) -> list[dict[str, Any]]:
+def pipeline(artifacts: Sequence[Artifact]) -> list[dict[str, Any]]:
     """The phases with their stages: digest, verdict, wall time, headline metrics."""
-    phases = []
-    for title, names in PHASES:
-        stages = [_stage(name, inputs.get(name)) for name in names]
-        phases.append({"title": title, "stages": stages})
-    return phases
+    published = {artifact.stage: artifact for artifact in artifacts}
+    return [
+        {
+            "title": phase.upper() if phase == "rl" else phase.capitalize(),
+            "stages": [_stage(kind.stage, published.get(kind.stage)) for kind in kinds],
+        }
+        for phase, kinds in PHASES.items()
+    ]
 
 
-def _stage(name: str, artifact: Published | None) -> dict[str, Any]:
+def _stage(name: str, artifact: Artifact | None) -> dict[str, Any]:
     if artifact is None:
         return {"name": name, "digest": None, "verdict": None, "wall": None, "metrics": []}
     metrics = [
@@ -109,38 +60,36 @@ def _stage(name: str, artifact: Published | None) -> dict[str, Any]:
     }
 
 
-def caveats(inputs: Mapping[str, Published]) -> list[str]:
+def caveats(artifacts: Sequence[Artifact]) -> list[str]:
     """All caveats of all artifacts, each once, in the order of the pipeline."""
-    found = (text for artifact in inputs.values() for text in artifact.caveats)
-    return [visible_text(text, 600) for text in dict.fromkeys(found)]
-
-
-def curves(path: Path) -> dict[str, tuple[list[int], list[float]]]:
-    """A stage's training curves by name; empty when the stage has none."""
-    file = path / "curves.parquet"
-    return read_curves(file) if file.is_file() else {}
+    texts = (text for artifact in artifacts for text in artifact.caveats)
+    return [visible_text(text, 600) for text in dict.fromkeys(texts)]
 
 
 def features(
-    labels_folder: Path, clusters_folder: Path, *, max_features: int, contexts: int
+    labels: Labels, clusters: Clusters, *, max_features: int, contexts: int
 ) -> list[dict[str, Any]]:
     """The feature browser's data: the most important features with highlighted contexts.
 
     Args:
-        labels_folder: the `label_features` artifact.
-        clusters_folder: the `cluster_features` artifact, for places in the review queue, clusters,
-            absorption and flags.
+        clusters: of the same labels, for places in the review queue, clusters, absorption, flags.
         contexts: strongest contexts a feature, at most.
     """
-    labels = FeatureLabels.load(labels_folder)
-    acts = _window_acts(labels_folder / "examples.parquet")
-    ranks = ReviewQueue.load(clusters_folder, labels).ranks()
-    relations = read_relations(clusters_folder)
+    acts = {
+        (row["latent"], row["seq_id"], row["pos"]): row["acts"]
+        for row in labels.examples.to_pylist()
+        if row["kind"] in ("top", "quantile")
+    }
+    ranks = clusters.load_queue(labels.labels).ranks()
+    relations = Relations(clusters.clusters)
+    most_important = sorted(labels.labels.features, key=lambda f: f.importance_rank)
     return [
         _feature(feature, acts, contexts)
         | {"queue": ranks[feature.latent]}
         | {"relations": relations.of(feature.latent)}
-        for feature in sorted(labels.features, key=lambda f: f.importance_rank)[:max_features]
+        for feature in sorted(labels.labels.features, key=lambda f: f.importance_rank)[
+            :max_features
+        ]
     ]
 
 
@@ -231,55 +180,40 @@ def _predicate(predicate: Predicate | None) -> str | None:
     return None if predicate is None else visible_text(predicate.model_dump_json(), 400)
 
 
-def _window_acts(path: Path) -> dict[tuple[int, int, int], list[float]]:
-    if not path.is_file():
-        return {}
-    table = schemas.read_parquet(path, ["latent", "kind", "seq_id", "pos", "acts"])
+def example_view(explanation: Explanation) -> dict[str, Any]:
+    """One explanation with all its texts made visible."""
+    prompt, sanity = explanation.prompt, explanation.sanity
     return {
-        (row["latent"], row["seq_id"], row["pos"]): row["acts"]
-        for row in table.to_pylist()
-        if row["kind"] in ("top", "quantile")
+        "prompt": visible_text(prompt[-700:], 720),
+        "cut": len(prompt) > 700,
+        "kl": explanation.kl,
+        "frozen": _prediction(explanation.frozen),
+        "decoder": _prediction(explanation.decoder),
+        "agree": explanation.frozen.token_id == explanation.decoder.token_id,
+        "method_a": visible_text(explanation.method_a, 2000),
+        "method_b": visible_text(explanation.method_b, 2000),
+        "claims": [_claim(checked) for checked in explanation.claims],
+        "sanity": None if sanity is None else asdict(sanity),
     }
 
 
-def examples(path: Path) -> list[dict[str, Any]]:
-    """Example explanations of `examples.json`, their texts made visible."""
-    return [example_view(example) for example in schemas.read_json(path)]
-
-
-def example_view(example: Mapping[str, Any]) -> dict[str, Any]:
-    """One explanation (`Explanation.to_json`) with all its texts made visible."""
+def _prediction(prediction: Prediction) -> dict[str, Any]:
     return {
-        "prompt": visible_text(example["prompt"][-700:], 720),
-        "cut": len(example["prompt"]) > 700,
-        "kl": example["kl"],
-        "frozen": _prediction(example["frozen"]),
-        "decoder": _prediction(example["decoder"]),
-        "agree": example["frozen"]["token_id"] == example["decoder"]["token_id"],
-        "method_a": visible_text(example["method_a"], 2000),
-        "method_b": visible_text(example["method_b"], 2000),
-        "claims": [_claim(claim) for claim in example["claims"]],
-        "sanity": example["sanity"],
+        "token": visible_token(prediction.token),
+        "p": prediction.probability,
+        "then": [(visible_token(token), p) for token, p in prediction.top[1:]],
     }
 
 
-def _prediction(prediction: Mapping[str, Any]) -> dict[str, Any]:
+def _claim(checked: CheckedClaim) -> dict[str, Any]:
     return {
-        "token": visible_token(prediction["token"]),
-        "p": prediction["probability"],
-        "then": [(visible_token(token), p) for token, p in prediction["top"][1:]],
-    }
-
-
-def _claim(checked: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "sentence": visible_text(checked["sentence"], 800),
-        "verdict": checked["verdict"],
-        "css": str(checked["verdict"]).replace(" ", "-"),
-        "effect": checked["effect"],
-        "frozen_effect": checked["frozen_effect"],
-        "frozen_noise": checked["frozen_noise"],
-        "noise": checked["claim"]["noise"],
+        "sentence": visible_text(claim_sentence(checked.claim), 800),
+        "verdict": checked.verdict,
+        "css": checked.verdict.replace(" ", "-"),
+        "effect": checked.effect,
+        "frozen_effect": checked.frozen_effect,
+        "frozen_noise": checked.frozen_noise,
+        "noise": checked.claim.noise,
     }
 
 
@@ -304,11 +238,11 @@ def format_seconds(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s"
 
 
-def config_rows(inputs: Mapping[str, Published]) -> list[dict[str, Any]]:
+def config_rows(artifacts: Sequence[Artifact]) -> list[dict[str, Any]]:
     """Every stage's configuration, for the reproducibility section."""
     return [
-        {"stage": name, "digest": artifact.digest, "config": _flat(artifact.config)}
-        for name, artifact in inputs.items()
+        {"stage": artifact.stage, "digest": artifact.digest, "config": _flat(artifact.config)}
+        for artifact in artifacts
     ]
 
 

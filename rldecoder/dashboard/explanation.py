@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib.resources import files
 
 from markupsafe import Markup
 
 from rldecoder.dashboard.collect import example_view
 from rldecoder.dashboard.report import environment
-from rldecoder.explain.session import Explanation
+from rldecoder.explain.explanation import Explanation
 from rldecoder.explain.text import visible_text
 
 
@@ -23,7 +24,7 @@ def explanation_page(explanation: Explanation, run_name: str, caveats: Sequence[
     css = (files("rldecoder.dashboard") / "templates" / "report.css").read_text(encoding="utf-8")
     ranked = [
         {
-            **feature._asdict(),
+            **asdict(feature),
             "label": None if feature.label is None else visible_text(feature.label, 200),
             "unsure_label": (
                 None if feature.unsure_label is None else visible_text(feature.unsure_label, 200)
@@ -38,7 +39,7 @@ def explanation_page(explanation: Explanation, run_name: str, caveats: Sequence[
             css=Markup(css),
             run_name=visible_text(run_name, 80),
             caveats=[visible_text(caveat, 600) for caveat in caveats],
-            example=example_view(explanation.to_json()),
+            example=example_view(explanation),
             ranked=ranked,
         )
     )

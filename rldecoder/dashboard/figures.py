@@ -78,7 +78,7 @@ class Line(NamedTuple):
     """None draws dots where the plot asks for markers."""
 
 
-class Bar(NamedTuple):
+class Dot(NamedTuple):
     """A value with its interval, drawn as a dot with whiskers."""
 
     name: str
@@ -163,21 +163,21 @@ def density_plot(density: Sequence[float]) -> Drawing:
 
 
 def interval_plot(
-    groups: Mapping[str, Sequence[Bar]], *, x_label: str, target: float | None = None
+    groups: Mapping[str, Sequence[Dot]], *, x_label: str, target: float | None = None
 ) -> Drawing:
     """Dots with whiskers, one row a name, one colour a group."""
-    names = list(dict.fromkeys(bar.name for bars in groups.values() for bar in bars))
+    names = list(dict.fromkeys(dot.name for dots in groups.values() for dot in dots))
     height = max(1.6, 0.34 * len(names) * max(1, len(groups) * 0.6) + 0.9)
     with _figure((SIZE[0], height), outside=True) as (figure, axes):
         offsets = np.linspace(-0.22, 0.22, len(groups)) if len(groups) > 1 else [0.0]
-        for index, (group, bars) in enumerate(groups.items()):
-            y = [names.index(bar.name) + float(offsets[index]) for bar in bars]
-            value = np.array([bar.value for bar in bars])
-            error = np.array([[bar.value - bar.low, bar.high - bar.value] for bar in bars]).T
+        for index, (group, dots) in enumerate(groups.items()):
+            y = [names.index(dot.name) + float(offsets[index]) for dot in dots]
+            value = np.array([dot.value for dot in dots])
+            error = np.array([[dot.value - dot.low, dot.high - dot.value] for dot in dots]).T
             axes.errorbar(
                 value,
                 y,
-                xerr=np.maximum(error, 0) if len(bars) else None,
+                xerr=np.maximum(error, 0) if len(dots) else None,
                 fmt="o",
                 markersize=5,
                 linewidth=1.6,
@@ -197,16 +197,20 @@ def interval_plot(
         return drawing(figure)
 
 
-def reliability_plot(bins: Sequence[Mapping[str, float]]) -> Drawing:
-    """Claimed confidence against the share that was right; the area shows the bin's size."""
+def reliability_plot(bins: Sequence[tuple[int, float, float]]) -> Drawing:
+    """Claimed confidence against the share that was right; the area shows the bin's size.
+
+    Args:
+        bins: how many, their mean confidence, and the share that was right.
+    """
     with _figure() as (figure, axes):
         axes.plot([0, 1], [0, 1], color=FRAME, linestyle=":", linewidth=1.2)
         if bins:
-            largest = max(entry["n"] for entry in bins)
+            sizes, stated, right = zip(*bins, strict=True)
             axes.scatter(
-                [entry["mean_p"] for entry in bins],
-                [entry["accepted"] for entry in bins],
-                s=[20 + 160 * entry["n"] / largest for entry in bins],
+                stated,
+                right,
+                s=[20 + 160 * size / max(sizes) for size in sizes],
                 color=PALETTE[0],
                 alpha=0.8,
                 linewidths=0,

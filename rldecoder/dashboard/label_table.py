@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from rldecoder.dashboard.collect import format_value
+from rldecoder.interp.control_gaps import ControlGaps, ScoreSummary
+from rldecoder.interp.label_controls import LabelControls
 
 METHODS = {
     "label": "labels of the most important latents",
@@ -45,56 +46,55 @@ def label_columns() -> list[str]:
     return ["labels", "latents", "labelled", "accepted on test", *SCORES.values()]
 
 
-def label_rows(controls: Mapping[str, Any]) -> list[list[str]]:
+def label_rows(controls: LabelControls) -> list[list[str]]:
     """One row a method, failures counting 0, with intervals where there are any; then the gaps.
 
     The same follows of labels in words, if there are any: their scores are a judge's answers about
     some windows, and not to be compared with those of the rows above.
-
-    Args:
-        controls: content of controls.json.
     """
-    rows = _rows(controls["methods"], METHODS, controls.get("gaps", {}), GAPS)
-    llm = controls.get("llm")
+    rows = [
+        _row(shown, found, found.accepted)
+        for name, shown in METHODS.items()
+        if (found := controls.methods.get(name)) is not None
+    ]
+    rows += _gap_rows(controls.gaps, GAPS)
+    llm = controls.llm
     if llm is None:
         return rows
-    count = llm["shuffled_latents"]
-    shuffled = {f"mean_{name}": llm.get(f"mean_{name}_shuffled") for name in SCORES}
-    methods = {
-        "label": llm,
-        "shuffled": {"latents": count, "labelled": count, **shuffled},
-        **llm.get("controls", {}),
-    }
-    return rows + _rows(methods, WORDS, llm.get("gaps", {}), WORD_GAPS)
 
-
-def _rows(
-    methods: Mapping[str, Mapping[str, Any]],
-    method_names: Mapping[str, str],
-    gaps: Mapping[str, Mapping[str, Any]],
-    gap_names: Mapping[str, str],
-) -> list[list[str]]:
-    rows = [_method(shown, methods[key]) for key, shown in method_names.items() if key in methods]
-    return rows + [_gap(shown, gaps[key]) for key, shown in gap_names.items() if key in gaps]
-
-
-def _method(shown: str, found: Mapping[str, Any]) -> list[str]:
-    counts = [
-        format_value(found[name]) if name in found else NONE
-        for name in ("latents", "labelled", "accepted")
+    # Of these the judge saw other labels: they have means and no more.
+    shuffled = [format_value(llm.shuffled_latents)] * 2 + [NONE]
+    shuffled += [_number(llm.means_shuffled.get(name), None) for name in SCORES]
+    rows += [_row(WORDS["label"], llm, None), [WORDS["shuffled"], *shuffled]]
+    rows += [
+        _row(WORDS[name], llm.controls[name], None)
+        for name in ("drawn", "random_sae")
+        if name in llm.controls
     ]
-    scores = [_number(found.get(f"mean_{name}"), found.get(f"interval_{name}")) for name in SCORES]
+    return rows + _gap_rows(llm.gaps, WORD_GAPS)
+
+
+def _row(shown: str, found: ScoreSummary, accepted: int | None) -> list[str]:
+    counts = [format_value(found.latents), format_value(found.labelled)]
+    counts.append(NONE if accepted is None else format_value(accepted))
+    scores = [_number(found.means.get(name), found.intervals.get(name)) for name in SCORES]
     return [shown, *counts, *scores]
 
 
-def _gap(shown: str, found: Mapping[str, Any]) -> list[str]:
-    scores = []
-    for name in SCORES:
-        gap = found.get(name)
-        scores.append(
-            NONE if gap is None else _number(gap["difference"], (gap["low"], gap["high"]))
-        )
-    return [shown, NONE, NONE, NONE, *scores]
+def _gap_rows(gaps: ControlGaps, names: Mapping[str, str]) -> list[list[str]]:
+    """Those that there are."""
+    pairs = {"label_shuffled": gaps.label_shuffled, "drawn_random_sae": gaps.drawn_random_sae}
+    rows = []
+    for name, shown in names.items():
+        by_score = pairs[name]
+        if by_score:
+            found = [by_score.get(score) for score in SCORES]
+            shares = [
+                NONE if gap is None else _number(gap.difference, (gap.low, gap.high))
+                for gap in found
+            ]
+            rows.append([shown, NONE, NONE, NONE, *shares])
+    return rows
 
 
 def _number(value: float | None, interval: Sequence[float] | None) -> str:

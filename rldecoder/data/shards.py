@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from rldecoder.errors import BadInputError, DamagedFileError
 from rldecoder.schemas import read_parquet, write_parquet
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SPLITS = ("train", "validation", "label", "test", "ood")
 """train fits; validation chooses checkpoints; labels are fitted on label; gates and evaluations
@@ -28,8 +31,21 @@ DOCUMENTS = pa.schema(
         ("sha256", pa.string()),
     ]
 )
-"""`documents.parquet`. `num_tokens` counts the tokens kept, without the EOS; `sha256` is of the
-cleaned text in UTF-8."""
+"""Documents of which tokens were kept: a `DocumentRow` each."""
+
+
+class DocumentRow(NamedTuple):
+    """A document, or the piece of one, in the corpus."""
+
+    doc_id: int
+    split: str
+    source: str
+    licence: str
+    title: str
+    num_tokens: int
+    """Kept, without the EOS."""
+    sha256: str
+    """Of the cleaned text in UTF-8."""
 
 
 def token_schema(vocab_size: int) -> pa.Schema:
@@ -101,3 +117,11 @@ def read_tokens(folder: Path, split: str, max_sequences: int | None = None) -> n
             "Delete the artifact's folder and run again; it will be rebuilt.",
         )
     return flat.reshape(len(table), int(lengths[0]))
+
+
+def first_sequences(folder: Path, split: str, num_tokens: int, at_least: int = 1) -> Tensor:
+    """The first whole sequences [S, T] of a split that hold `num_tokens`, or `at_least` so many."""
+    import torch  # here: what only looks at a corpus needs none
+
+    length = read_tokens(folder, split, 1).shape[1]
+    return torch.from_numpy(read_tokens(folder, split, max(at_least, num_tokens // length)))

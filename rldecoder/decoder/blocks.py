@@ -26,6 +26,7 @@ from transformers.cache_utils import DynamicLayer
 from rldecoder.decoder.configuration_sae_decoder import SaeDecoderConfig
 from rldecoder.decoder.copies import compare_copies
 from rldecoder.decoder.masks import given_mask
+from rldecoder.decoder.upper import UpperPart
 from rldecoder.lm.cut import (
     NumberedCache,
     config_with_blocks,
@@ -46,8 +47,10 @@ class _NoEmbedding(nn.Module):
         return torch.zeros(*ids.shape, self.d_model, device=ids.device)
 
 
-class DecoderBlocks(nn.Module):
-    """Residual stream at the first kept block -> predicted final hidden state."""
+class BlockDecoder(UpperPart):
+    """A few blocks over the positions, joined by affine maps."""
+
+    looks_back = True
 
     def __init__(self, config: SaeDecoderConfig) -> None:
         super().__init__()
@@ -121,6 +124,22 @@ class DecoderBlocks(nn.Module):
             )
         predicted: Tensor = self.out(out.last_hidden_state)
         return predicted
+
+    def of_rows(self, resid: Tensor, seq_id: Tensor, pos: Tensor) -> Tensor:
+        """Predicted final hidden states [N, D]; places without a row are not seen.
+
+        Position 0 is never cached, and stays visible: every block reads its learned sink there.
+        """
+        _, row = torch.unique_consecutive(seq_id.to(resid.device), return_inverse=True)
+        column = pos.to(resid.device).long()
+        shape = (int(row[-1]) + 1, int(column.max()) + 1)
+        grid = resid.new_zeros(*shape, resid.shape[-1]).index_put((row, column), resid)
+        mask = torch.zeros(shape, dtype=torch.long, device=resid.device)
+        mask[row, column] = 1
+        mask[:, 0] = 1
+        positions = torch.arange(shape[1], device=resid.device).expand(shape)
+        hidden: Tensor = self(grid, attention_mask=mask, position_ids=positions)
+        return hidden[row, column]
 
     def enter(self, index: int, hidden: Tensor, *, first: Tensor) -> Tensor:
         """What block `index` reads of `hidden` [B, T, D]; `first` [B, T, 1]: position 0."""

@@ -7,7 +7,6 @@ logits are computed once for all of them. Formulas: docs/metrics/decoder.md.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +29,7 @@ from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
 from rldecoder.decoder.sequences import hidden_of_rows, whole_sequences
 from rldecoder.errors import NumericalError
 from rldecoder.lm.frozen import FrozenLM
+from rldecoder.schemas import JsonRecord
 
 Predictor = Callable[[ActivationBatch], Tensor]
 """From cached rows of whole sequences to predicted final hidden states [N, D] float32."""
@@ -38,12 +38,13 @@ NUM_ECE_BINS = 15
 _COLUMNS = ("kl", "ce", "frozen_ce", "correct", "frozen_correct", "agree", "confidence")
 
 
-class Faithfulness(NamedTuple):
+class Faithfulness(JsonRecord):
     """How well a predictor stands in for the frozen model on one split."""
 
     kl: float
     """Mean KL(frozen || predictor), nats per token."""
     kl_low: float
+    """Of the interval that ends in `kl_high`."""
     kl_high: float
     """95 % bootstrap interval of `kl`, resampling whole sequences."""
     ce: float
@@ -59,9 +60,11 @@ class Faithfulness(NamedTuple):
     ece: float
     """Expected calibration error of the first choice, 15 equal bins, labelled tokens."""
     num_tokens: int
+    """Cached rows that were compared."""
     num_labels: int
     """How many of the tokens have a known next token."""
     num_sequences: int
+    """How many sequences they lie in."""
 
 
 EPOCHS = pa.schema(

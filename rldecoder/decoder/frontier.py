@@ -7,9 +7,10 @@ the greatest depth on a random SAE. Formulas: docs/metrics/decoder.md.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
+from typing import Literal
 
+import pyarrow as pa
 import torch
 
 from rldecoder.data.activation_reader import ActivationReader
@@ -19,8 +20,90 @@ from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.lm.lens import RIDGE_STRENGTHS, AffineMap, Moments, choose_affine
 from rldecoder.sae.model import Sae
+from rldecoder.schemas import JsonRecord, Scalar, optional
+
+CELLS = pa.schema(
+    [
+        ("layer", pa.int32()),
+        ("k", pa.int32()),
+        ("expansion", pa.float64()),
+        ("depth", pa.int32()),
+        ("sae", pa.string()),
+        ("start_kl", pa.float64()),
+        ("kl", pa.float64()),
+        ("kl_low", pa.float64()),
+        ("kl_high", pa.float64()),
+        ("agreement", pa.float64()),
+        ("splice_kl", pa.float64()),
+        ("residual_lens_kl", pa.float64()),
+        ("parameters", pa.int64()),
+        ("flops_per_token", pa.float64()),
+        ("tokens_trained", pa.int64()),
+        ("train_seconds", pa.float64()),
+    ]
+)
+"""A `FrontierCell` a row."""
 
 _ROWS = 4096
+
+
+class FrontierCell(JsonRecord):
+    """One decoder on test text; KL in nats per token."""
+
+    layer: int
+    """Whose residual the SAE reads."""
+    k: int
+    """The SAE's active latents per token."""
+    expansion: float
+    """The SAE's latents per dimension of the residual."""
+    depth: int
+    """The decoder's blocks; 0 is linear."""
+    sae: Literal["trained", "random"]
+    """The control reads a random SAE of the same L0."""
+    start_kl: float
+    """KL(frozen || decoder) before training."""
+    kl: float
+    """The same after it."""
+    kl_low: float
+    """95 % interval of `kl`, lower end."""
+    kl_high: float
+    """95 % interval of `kl`, upper end."""
+    agreement: float
+    """Share of tokens on which both have the same first choice."""
+    splice_kl: float
+    """The floor: KL(frozen || its own upper blocks on the reconstruction)."""
+    residual_lens_kl: float
+    """KL(frozen || affine lens on the bare residual)."""
+    parameters: int
+    """Trained weights of the decoder."""
+    flops_per_token: float
+    """From latents to logits."""
+    tokens_trained: int
+    """Over all epochs."""
+    train_seconds: float
+    """Wall clock."""
+
+
+class FrontierVerdict(JsonRecord):
+    """Which layer to decode, with how many blocks."""
+
+    meets_limit: bool | None
+    """Whether a decoder is faithful enough; None where no frontier was asked for."""
+    why: str
+    """For people."""
+    depths: dict[int, int]
+    """By layer, the least depth that meets the limit, else the best."""
+    layer: int | None = optional()
+    """Recommended; absent where no frontier was asked for."""
+    k: int | None = optional()
+    """Of the best decoder there; absent where no frontier was asked for."""
+    depth: int | None = optional()
+    """Recommended there; absent where no frontier was asked for."""
+
+    @property
+    def headline(self) -> dict[str, Scalar]:
+        """What goes into the manifest."""
+        return self.model_dump(include={"layer", "depth"})
 
 
 @torch.no_grad()
@@ -65,15 +148,13 @@ def flops_per_token(decoder: SaeDecoderForCausalLM, active: float, context: int)
     k rows of W; every weight of the blocks and maps once; scores and sums of attention over half
     the context on average; the unembedding. The trunk and the SAE's encoder are not counted.
     """
-    config = decoder.config
+    config, upper = decoder.config, decoder.upper
     flops = 2 * active * config.d_model + 2 * config.vocab_size * config.d_model
-    if decoder.blocks is not None:
-        flops += 2 * sum(p.numel() for p in decoder.blocks.parameters() if p.ndim == 2)
-        flops += 2 * config.d_model * context * len(decoder.blocks.numbers)
-    return flops
+    flops += 2 * sum(p.numel() for p in upper.parameters() if p.ndim == 2)
+    return flops + 2 * config.d_model * context * len(upper.numbers)
 
 
-def recommend(rows: Iterable[Mapping[str, Any]], max_kl: float) -> dict[str, Any]:
+def recommend(cells: Iterable[FrontierCell], max_kl: float) -> FrontierVerdict:
     """For each layer the least depth that meets `max_kl`, and the layer to decode.
 
     Among cells of one layer and depth the best k counts. Where no depth is enough, the depth with
@@ -81,29 +162,30 @@ def recommend(rows: Iterable[Mapping[str, Any]], max_kl: float) -> dict[str, Any
     layer, the more of the model's computation an explanation covers; else the one of least KL.
 
     Args:
-        rows: of the SAEs, not of the controls: layer, k, depth, kl.
+        cells: of the SAEs, not of the controls.
         max_kl: nats per token.
     """
-    best: dict[int, Mapping[str, Any]] = {}
-    for row in sorted(rows, key=lambda row: (row["layer"], row["depth"], row["kl"])):
-        known = best.get(row["layer"])
-        if known is None or (known["kl"] > max_kl and row["kl"] < known["kl"]):
-            best[row["layer"]] = row
-    able = [layer for layer, row in best.items() if row["kl"] <= max_kl]
-    layer = min(able) if able else min(best, key=lambda layer: best[layer]["kl"])
-    limit = f"a KL of {max_kl:g} nats"
+    best: dict[int, FrontierCell] = {}
+    for cell in sorted(cells, key=lambda cell: (cell.layer, cell.depth, cell.kl)):
+        known = best.get(cell.layer)
+        if known is None or (known.kl > max_kl and cell.kl < known.kl):
+            best[cell.layer] = cell
+
+    able = [layer for layer, cell in best.items() if cell.kl <= max_kl]
+    layer = min(able) if able else min(best, key=lambda layer: best[layer].kl)
+    chosen, limit = best[layer], f"a KL of {max_kl:g} nats"
     why = (
         f"layer {layer} is the earliest from which a decoder reaches {limit}, "
-        f"with {best[layer]['depth']} blocks"
+        f"with {chosen.depth} blocks"
         if able
-        else f"no decoder reaches {limit}; from layer {layer} with {best[layer]['depth']} blocks "
-        f"it is {best[layer]['kl']:.2f}"
+        else f"no decoder reaches {limit}; from layer {layer} with {chosen.depth} blocks "
+        f"it is {chosen.kl:.2f}"
     )
-    return {
-        "meets_limit": bool(able),
-        "why": why,
-        "layer": layer,
-        "k": best[layer]["k"],
-        "depth": best[layer]["depth"],
-        "depths": {str(number): row["depth"] for number, row in sorted(best.items())},
-    }
+    return FrontierVerdict(
+        meets_limit=bool(able),
+        why=why,
+        layer=layer,
+        k=chosen.k,
+        depth=chosen.depth,
+        depths={number: cell.depth for number, cell in sorted(best.items())},
+    )

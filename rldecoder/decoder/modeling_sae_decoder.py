@@ -28,8 +28,9 @@ from transformers import (
 from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from rldecoder.decoder.blocks import DecoderBlocks, own_layers
+from rldecoder.decoder.blocks import BlockDecoder, own_layers
 from rldecoder.decoder.configuration_sae_decoder import SaeDecoderConfig
+from rldecoder.decoder.upper import LinearDecoder, UpperPart
 from rldecoder.errors import BadInputError
 from rldecoder.lm.cut import WholeCache
 from rldecoder.lm.frozen import FrozenLM, count_positions
@@ -64,7 +65,7 @@ class SaeDecoderModel(PreTrainedModel):
     """SAE latents -> predicted final hidden state of the frozen model.
 
     `linear`: sum_k act_k W[index_k] + b. `transformer`: the same sum is read as the residual
-    stream at the door of the first of a few blocks (`DecoderBlocks`), which look back over the
+    stream at the door of the first of a few blocks (`BlockDecoder`), which look back over the
     latents of earlier positions.
     """
 
@@ -77,7 +78,10 @@ class SaeDecoderModel(PreTrainedModel):
         super().__init__(config)
         self.W = nn.Parameter(torch.empty(config.num_latents, config.d_model))
         self.b = nn.Parameter(torch.empty(config.d_model))
-        self.blocks = DecoderBlocks(config) if config.kind == "transformer" else None
+        # Their weights are saved under this name.
+        self.blocks: UpperPart = (
+            BlockDecoder(config) if config.kind == "transformer" else LinearDecoder()
+        )
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -86,7 +90,7 @@ class SaeDecoderModel(PreTrainedModel):
         if isinstance(module, SaeDecoderModel):
             init.normal_(module.W, mean=0.0, std=self.config.initializer_range)
             init.zeros_(module.b)
-        elif isinstance(module, DecoderBlocks):
+        elif isinstance(module, BlockDecoder):
             init.zeros_(module.sinks)
             for linear in module.maps():
                 init.copy_(linear.weight, torch.eye(self.config.d_model))
@@ -109,10 +113,8 @@ class SaeDecoderModel(PreTrainedModel):
             past_key_values: the trunk's cache with room for the decoder's own layers.
         """
         resid = decode_sparse(latents, self.W, self.b)
-        if self.blocks is None:
-            return resid
         cache = None
-        if past_key_values is not None:
+        if past_key_values is not None and self.blocks.looks_back:
             depth = len(self.blocks.numbers)
             cache = own_layers(past_key_values, self.config.hook_layer, depth)
         hidden: Tensor = self.blocks(
@@ -156,9 +158,29 @@ class SaeDecoderForCausalLM(PreTrainedModel, GenerationMixin):
         return self.model.b
 
     @property
-    def blocks(self) -> DecoderBlocks | None:
-        """The blocks over the positions; None for `linear`."""
+    def upper(self) -> UpperPart:
+        """What follows on the latents' sum."""
         return self.model.blocks
+
+    @property
+    def looks_back(self) -> bool:
+        """Whether latents of earlier positions move a prediction: not for `linear`."""
+        return self.upper.looks_back
+
+    @property
+    def blocks(self) -> BlockDecoder:
+        """The blocks over the positions.
+
+        Raises:
+            BadInputError: the decoder is `linear`.
+        """
+        if not isinstance(self.upper, BlockDecoder):
+            raise BadInputError(
+                "A linear decoder has no blocks.",
+                "It reads each position by itself.",
+                "Ask `looks_back` first, or set `train_decoder.depth` to 1 or more.",
+            )
+        return self.upper
 
     def attach(self, lm: FrozenLM, sae: Sae) -> SaeDecoderForCausalLM:
         """Give the decoder its frozen model and SAE; returns itself.
@@ -270,10 +292,10 @@ class SaeDecoderForCausalLM(PreTrainedModel, GenerationMixin):
         Raises:
             BadInputError: the decoder has blocks; `attributions` is for those.
         """
-        if self.blocks is not None:
+        if self.looks_back:
             raise BadInputError(
                 "An exact split of a logit over latents needs a linear decoder.",
-                f"This one has {len(self.blocks.numbers)} blocks over the positions, so that a "
+                f"This one has {len(self.upper.numbers)} blocks over the positions, so that a "
                 "prediction is no sum over the latents of one position.",
                 "Ask for `attributions`, which are first-order, or set `train_decoder.depth: 0`.",
             )
@@ -283,10 +305,9 @@ class SaeDecoderForCausalLM(PreTrainedModel, GenerationMixin):
         """What one unit of each latent [n] adds by itself to the final hidden state: [n, D].
 
         `linear`: its row, exactly. With blocks: its row's own way past them, of unit length at
-        the final norm (`DecoderBlocks.direct`): sizes mean little, the order of tokens much.
+        the final norm (`BlockDecoder.direct`): sizes mean little, the order of tokens much.
         """
-        rows = self.W[latents]
-        return rows if self.blocks is None else self.blocks.direct(rows)
+        return self.upper.direct(self.W[latents])
 
     def along(self, latents: SparseLatents, directions: Tensor) -> Tensor:
         """act_k * (W[index_k] . direction): [..., K], differentiable with respect to `W`.
@@ -373,7 +394,7 @@ class SaeDecoderForCausalLM(PreTrainedModel, GenerationMixin):
             if isinstance(logits_to_keep, int)
             else logits_to_keep
         )
-        if self.blocks is None:  # positions are independent: the others need no prediction
+        if not self.looks_back:  # positions are independent: the others need no prediction
             latents = SparseLatents(latents.acts[..., keep, :], latents.indices[..., keep, :])
             keep = slice(None)
         hidden = self.hidden(latents, attention_mask, position_ids, cache)[..., keep, :]

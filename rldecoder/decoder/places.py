@@ -70,7 +70,7 @@ def at_once(
             be read place by place.
     """
     everything = torch.arange(len(places.latents.acts), device=places.latents.acts.device)
-    if decoder.blocks is None:
+    if not decoder.looks_back:
         for rows in everything.split(size):
             yield rows, _identity
         return

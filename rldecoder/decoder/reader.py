@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from rldecoder.decoder.blocks import DecoderBlocks
+from rldecoder.decoder.blocks import BlockDecoder
 from rldecoder.decoder.distill import matmul_precision
 from rldecoder.decoder.masks import allowed_by, seen_masks
 from rldecoder.errors import BadInputError
@@ -33,7 +33,7 @@ class Reader:
     """Reads places of one sequence."""
 
     def __init__(
-        self, blocks: DecoderBlocks, resid: Tensor, visible: Tensor, masks: tuple[Tensor, ...]
+        self, blocks: BlockDecoder, resid: Tensor, visible: Tensor, masks: tuple[Tensor, ...]
     ) -> None:
         """Run the sequence's beginning.
 
@@ -81,7 +81,7 @@ class Reader:
         return hidden[0].unflatten(0, resid.shape[:2])
 
 
-def proven_masks(blocks: DecoderBlocks, length: int) -> tuple[Tensor, ...]:
+def proven_masks(blocks: BlockDecoder, length: int) -> tuple[Tensor, ...]:
     """What each block lets each of `length` positions or more look at: [T, T] bool a block.
 
     The first time, and whenever longer ones are needed, places of a random sequence are compared
@@ -112,7 +112,7 @@ def proven_masks(blocks: DecoderBlocks, length: int) -> tuple[Tensor, ...]:
 
 
 @torch.no_grad()
-def _prove(blocks: DecoderBlocks, length: int) -> tuple[Tensor, ...]:
+def _prove(blocks: BlockDecoder, length: int) -> tuple[Tensor, ...]:
     device, dtype = blocks.sinks.device, blocks.sinks.dtype
     generator = torch_generator(0, "places")
     resid, other = (
@@ -146,7 +146,7 @@ def _prove(blocks: DecoderBlocks, length: int) -> tuple[Tensor, ...]:
     return masks
 
 
-def _refusal(blocks: DecoderBlocks, why: str) -> BadInputError:
+def _refusal(blocks: BlockDecoder, why: str) -> BadInputError:
     return BadInputError(
         f"Blocks of type {blocks.body.config.model_type!r} cannot be read position by position.",
         why,

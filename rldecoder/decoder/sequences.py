@@ -39,18 +39,7 @@ def hidden_of_resid(
     decoder: SaeDecoderForCausalLM, resid: Tensor, seq_id: Tensor, pos: Tensor
 ) -> Tensor:
     """The same from what the rows' latents add up to, [N, D]."""
-    if decoder.blocks is None:
-        return resid
-    _, row = torch.unique_consecutive(seq_id.to(resid.device), return_inverse=True)
-    column = pos.to(resid.device).long()
-    shape = (int(row[-1]) + 1, int(column.max()) + 1)
-    grid = resid.new_zeros(*shape, resid.shape[-1]).index_put((row, column), resid)
-    mask = torch.zeros(shape, dtype=torch.long, device=resid.device)
-    mask[row, column] = 1
-    mask[:, 0] = 1
-    positions = torch.arange(shape[1], device=resid.device).expand(shape)
-    hidden: Tensor = decoder.blocks(grid, attention_mask=mask, position_ids=positions)
-    return hidden[row, column]
+    return decoder.upper.of_rows(resid, seq_id, pos)
 
 
 @torch.enable_grad()

@@ -77,7 +77,6 @@ def decoder_from_blocks(
         )
     decoder = new_decoder(lm, sae, blocks)
     parts = decoder.blocks
-    assert parts is not None
     proven_masks(parts, input_ids.shape[1])  # before hours of training
     text = _read(lm, sae, blocks, input_ids, micro_batch, advance)
     for sink, door in zip(parts.sinks, text.doors, strict=True):

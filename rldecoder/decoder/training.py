@@ -72,35 +72,25 @@ class DecoderTrainer:
             {"params": [decoder.W], "weight_decay": config.weight_decay, "peak": config.lr},
             {"params": [decoder.b], "weight_decay": 0.0, "peak": config.lr},
         ]
-        if decoder.blocks is not None:
-            groups.append(
-                {
-                    "params": list(decoder.blocks.parameters()),
-                    "weight_decay": config.weight_decay,
-                    "peak": config.blocks_lr,
-                }
-            )
+        if blocks := list(decoder.upper.parameters()):
+            decay = config.weight_decay
+            groups.append({"params": blocks, "weight_decay": decay, "peak": config.blocks_lr})
         self.optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=True)
 
     def _batches_in_reader(self) -> int:
-        if self.decoder.blocks is None:
-            return self.reader.batches_per_epoch(self.config.batch_tokens)
-        return self.reader.sequence_batches(self.batch_sequences)
+        if self.decoder.looks_back:
+            return self.reader.sequence_batches(self.batch_sequences)
+        return self.reader.batches_per_epoch(self.config.batch_tokens)
 
     def rest_of_epoch(self) -> Iterator[ActivationBatch]:
         """The batches from `step_done` to the end of its epoch."""
         epoch, start = divmod(self.step_done, self.steps_per_epoch)
         columns: tuple[VectorColumn, ...] = ("resid", "final_hidden")
-        if self.decoder.blocks is None:
-            batches = self.reader.shuffled(
-                self.config.batch_tokens,
-                seed=self.seed, epoch=epoch, start_batch=start, columns=columns,
-            )  # fmt: skip
-        else:
-            batches = self.reader.shuffled_sequences(
-                self.batch_sequences,
-                seed=self.seed, epoch=epoch, start_batch=start, columns=columns,
-            )  # fmt: skip
+        whole, reader = self.decoder.looks_back, self.reader
+        batches = (reader.shuffled_sequences if whole else reader.shuffled)(
+            self.batch_sequences if whole else self.config.batch_tokens,
+            seed=self.seed, epoch=epoch, start_batch=start, columns=columns,
+        )  # fmt: skip
         for _, batch in zip(range(self.steps_per_epoch - start), batches, strict=False):
             yield batch
 

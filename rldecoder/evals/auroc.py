@@ -104,10 +104,10 @@ def compare_auroc(
         low, high = np.quantile(difference, [tail, 1 - tail])
         not_ahead = int((difference <= 0).sum()) + int((~usable).sum())
         ahead[name] = PairedTest(
-            areas[reference].auroc - areas[name].auroc,
-            float(low),
-            float(high),
-            (1 + not_ahead) / (1 + resamples),
+            difference=areas[reference].auroc - areas[name].auroc,
+            low=float(low),
+            high=float(high),
+            pvalue=(1 + not_ahead) / (1 + resamples),
         )
     return AurocComparison(areas, ahead)
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from rldecoder.errors import BadInputError
+from rldecoder.schemas import JsonRecord
 
 FloatArray = NDArray[np.float64]
 
@@ -24,6 +25,15 @@ class Interval(NamedTuple):
     high: float
 
 
+class Measured(JsonRecord):
+    """A published number with its confidence interval."""
+
+    value: float | None
+    """None where it is not defined."""
+    low: float | None
+    high: float | None
+
+
 class MeanInterval(NamedTuple):
     """A mean with its confidence interval."""
 
@@ -32,12 +42,13 @@ class MeanInterval(NamedTuple):
     high: float
 
 
-class PairedTest(NamedTuple):
+class PairedTest(JsonRecord):
     """The result of a paired comparison of scores `a` against `b`."""
 
     difference: float
     """mean(a) - mean(b), in the unit of the scores."""
     low: float
+    """Of its confidence interval, both ends included."""
     high: float
     pvalue: float
     """One-sided: how likely a difference this large is when a is no better than b."""
@@ -187,7 +198,8 @@ def crossed_bootstrap(
 def _paired_test(difference: float, means: FloatArray, confidence: float) -> PairedTest:
     """Percentile interval and one-sided p-value of a difference, from its resampled means."""
     pvalue = (1 + int((means <= 0).sum())) / (1 + means.size)
-    return PairedTest(difference, *_percentiles(means, confidence), pvalue)
+    low, high = _percentiles(means, confidence)
+    return PairedTest(difference=difference, low=low, high=high, pvalue=pvalue)
 
 
 def _percentiles(means: FloatArray, confidence: float) -> tuple[float, float]:

@@ -11,7 +11,14 @@ import math
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple
+
+from pydantic import RootModel
+
+from rldecoder.schemas import JsonFile, JsonRecord, Scalar
+
+Source = Literal["comparison", "sae", "labels", "importance", "controls", "claims"]
+"""What a target is measured with; who publishes that, the caller knows."""
 
 
 class Measurement(NamedTuple):
@@ -35,8 +42,8 @@ class Target:
     """`<`, `<=`, `>`, `>=` or `within`."""
     threshold: float | tuple[float, float]
     unit: str
-    source_stage: str
-    """The stage whose measurement counts."""
+    source: Source
+    """Whose measurement counts."""
     measured_on: str
     """Split and model."""
 
@@ -68,80 +75,123 @@ _SYMBOLS = {">=": "≥", "<=": "≤"}
 TARGETS: tuple[Target, ...] = (
     Target(
         "kl_supervised", "KL of the supervised decoder", "<", 1.5, "nats/token",
-        "evaluate", "test text, KL(frozen || supervised decoder)",
+        "comparison", "test text, KL(frozen || supervised decoder)",
     ),
     Target(
         "kl_rl", "KL of the decoder after RL", "<", 0.5, "nats/token",
-        "evaluate", "test text, KL(frozen || RL decoder)",
+        "comparison", "test text, KL(frozen || RL decoder)",
     ),
     Target(
         "task_drop", "Task accuracy drop after RL", "<", 0.03, "share",
-        "evaluate", "test prompts, frozen model minus RL decoder, mean over tasks",
+        "comparison", "test prompts, frozen model minus RL decoder, mean over tasks",
     ),
     Target(
         "l0", "SAE: mean L0", "within", (50.0, 100.0), "latents/token",
-        "gate_sae", "test text",
+        "sae", "test text",
     ),
     Target(
         "mse", "SAE: normalised MSE", "<", 0.01, "share",
-        "gate_sae", "test text, squared error over squared norm",
+        "sae", "test text, squared error over squared norm",
     ),
     Target(
         "explained_variance", "SAE: explained variance", ">", 0.95, "share",
-        "gate_sae", "test text, 1 - fvu",
+        "sae", "test text, 1 - fvu",
     ),
     Target(
         "dead_fraction", "SAE: dead latents", "<", 0.05, "share",
-        "gate_sae", "test text",
+        "sae", "test text",
     ),
     Target(
         "splice_kl", "SAE: splice KL", "<", 0.5, "nats/token",
-        "gate_sae", "test text, KL(frozen || spliced)",
+        "sae", "test text, KL(frozen || spliced)",
     ),
     Target(
         "near_duplicates", "SAE: near-duplicate latents", "<", 0.05, "share",
-        "gate_sae", "decoder rows",
+        "sae", "decoder rows",
     ),
     Target(
         "label_coverage", "Labels of high confidence", ">", 0.85, "share",
-        "label_features", "labelled latents, failures included",
+        "labels", "labelled latents, failures included",
     ),
     Target(
         "top10_mass", "Importance mass of the top 10 features", ">=", 0.30, "share",
-        "rank_features", "per position, of all |importance| and the SAE error's",
+        "importance", "per position, of all |importance| and the SAE error's",
     ),
     Target(
         "ood_ratio", "Out-of-domain over in-domain accuracy", ">", 0.80, "ratio",
-        "evaluate", "next-token accuracy of the final decoder, ood over test text",
+        "comparison", "next-token accuracy of the final decoder, ood over test text",
     ),
     Target(
         "agreement", "Agreement with the frozen model", ">", 0.75, "share",
-        "evaluate", "test text, same first choice, final decoder",
+        "comparison", "test text, same first choice, final decoder",
     ),
     Target(
         "controls", "RL decoder clearly ahead of its controls", ">=", 1.0, "1 = yes",
-        "control_ppo", "test prompts and test text",
+        "controls", "test prompts and test text",
     ),
     Target(
         "claims", "Claims of Method B true more often than Method A's", ">", 0.0, "share",
-        "train_explainer", "held-out positions, difference of precision",
+        "claims", "held-out positions, difference of precision",
     ),
     Target(
         "claim_precision", "Claims of Method B that hold on the decoder", ">=", 0.8, "share",
-        "train_explainer", "held-out positions, right sign above the noise floor",
+        "claims", "held-out positions, right sign above the noise floor",
     ),
     Target(
         "simulatability", "Method B simulates better than every baseline", "<", 0.05, "largest p",
-        "train_explainer", "held-out positions, AUROC over unseen and seen interventions",
+        "claims", "held-out positions, AUROC over unseen and seen interventions",
     ),
 )  # fmt: skip
 
 
-def targets_table(measured: Mapping[str, Measurement]) -> list[dict[str, Any]]:
-    """All targets, in the plan's order; those without a measurement are unknown.
+class TargetRow(JsonRecord):
+    """A target beside what was measured."""
+
+    key: str
+    """`Target.key`."""
+    name: str
+    """For people."""
+    target: str
+    """The plan's threshold in words."""
+    profile_target: str | None
+    """This run's own threshold in words, where it differs from the plan's."""
+    value: float | None
+    """What was measured; None where nothing was, or nothing finite."""
+    met: bool | None
+    """Whether the plan's target is met; None without a value."""
+    unit: str
+    """Of the value."""
+    source_stage: str
+    """The stage whose measurement counts."""
+    measured_on: str
+    """Split and model."""
+    note: str
+    """What a reader must know about the value."""
+
+
+class Targets(JsonFile, RootModel[tuple[TargetRow, ...]]):
+    """All targets, in the plan's order."""
+
+    def __getitem__(self, key: str) -> TargetRow:
+        return next(row for row in self.root if row.key == key)
+
+    @property
+    def headline(self) -> dict[str, Scalar]:
+        """How many are met, missed and unknown."""
+        verdicts = [row.met for row in self.root]
+        return {
+            "targets_met": verdicts.count(True),
+            "targets_missed": verdicts.count(False),
+            "targets_unknown": verdicts.count(None),
+        }
+
+
+def fill_targets(measured: Mapping[str, Measurement], stages: Mapping[Source, str]) -> Targets:
+    """All targets; those without a measurement are unknown.
 
     Args:
         measured: by `Target.key`.
+        stages: the name of the stage that publishes each source.
 
     Raises:
         KeyError: a measurement that belongs to no target.
@@ -149,23 +199,25 @@ def targets_table(measured: Mapping[str, Measurement]) -> list[dict[str, Any]]:
     unknown_keys = set(measured) - {target.key for target in TARGETS}
     if unknown_keys:
         raise KeyError(f"no such targets: {sorted(unknown_keys)}")
-    return [_row(target, measured.get(target.key)) for target in TARGETS]
-
-
-def _row(target: Target, found: Measurement | None) -> dict[str, Any]:
-    value, note, profile = found or Measurement(None, "not measured in this run")
-    if value is not None and not math.isfinite(value):
-        value, note = None, f"{note}; the measured value was not a finite number".lstrip("; ")
-    differs = profile is not None and profile != target.threshold
-    return {
-        "key": target.key,
-        "name": target.name,
-        "target": target.text(),
-        "profile_target": target.text(profile) if differs else None,
-        "value": value,
-        "met": target.holds(value),
-        "unit": target.unit,
-        "source_stage": target.source_stage,
-        "measured_on": target.measured_on,
-        "note": note,
-    }
+    rows = []
+    for target in TARGETS:
+        missing = Measurement(None, "not measured in this run")
+        value, note, profile = measured.get(target.key, missing)
+        if value is not None and not math.isfinite(value):
+            value, note = None, f"{note}; the measured value was not a finite number".lstrip("; ")
+        differs = profile is not None and profile != target.threshold
+        rows.append(
+            TargetRow(
+                key=target.key,
+                name=target.name,
+                target=target.text(),
+                profile_target=target.text(profile) if differs else None,
+                value=value,
+                met=target.holds(value),
+                unit=target.unit,
+                source_stage=stages[target.source],
+                measured_on=target.measured_on,
+                note=note,
+            )
+        )
+    return Targets(tuple(rows))

@@ -148,7 +148,7 @@ def verify_on_decoder(
 @torch.no_grad()
 def verify_on_frozen(
     decoder: SaeDecoderForCausalLM,
-    input_ids: torch.Tensor,
+    resid: torch.Tensor,
     latents: SparseLatents,
     token: int,
     claimed: Sequence[int],
@@ -159,7 +159,7 @@ def verify_on_frozen(
     error of the SAE stays in place, so nothing but the feature is removed.
 
     Args:
-        input_ids: [T], the text.
+        resid: [T, D], the text's residual stream at the hook layer.
         latents: acts and indices [K] at its last position.
         token, claimed: as in `verify_on_decoder`.
     """
@@ -167,23 +167,21 @@ def verify_on_frozen(
         return []
     lm, sae = decoder.frozen.lm, decoder.frozen.sae
     act_of = dict(zip(latents.indices.tolist(), latents.acts.tolist(), strict=True))
-    wanted = torch.tensor(list(claimed), device=input_ids.device)
-    acts = torch.tensor([act_of.get(latent, 0.0) for latent in claimed], device=input_ids.device)
+    wanted = torch.tensor(list(claimed), device=resid.device)
+    acts = torch.tensor([act_of.get(latent, 0.0) for latent in claimed], device=resid.device)
     removed = torch.cat([sae.W_dec.new_zeros(1, sae.d_model), acts[:, None] * sae.W_dec[wanted]])
 
-    def without(resid: torch.Tensor) -> torch.Tensor:
-        last = resid[:, -1:].float() - removed[:, None]
-        return torch.cat([resid[:, :-1], last.to(resid.dtype)], dim=1)
-
-    batch = input_ids.expand(len(removed), -1)
-    final = lm.splice(batch, sae.spec.hook_layer, without)[:, -1]
+    # The unchanged text is one of the rows: rounding that all share is no effect.
+    rows = resid.expand(len(removed), -1, -1).clone()
+    rows[:, -1] = (rows[:, -1].float() - removed).to(resid.dtype)
+    final = lm.tail(rows, sae.spec.hook_layer)[:, -1]
     logprobs = lm.unembed(final).log_softmax(-1)[:, token]
     return (logprobs[0] - logprobs[1:]).tolist()
 
 
 def noise_on_frozen(
     decoder: SaeDecoderForCausalLM,
-    input_ids: torch.Tensor,
+    resid: torch.Tensor,
     latents: SparseLatents,
     token: int,
     claimed: Sequence[int],
@@ -194,19 +192,15 @@ def noise_on_frozen(
     last position, r = act |W_dec[latent]|.
 
     Args:
-        input_ids, latents, token, claimed: as in `verify_on_frozen`.
+        resid, latents, token, claimed: as in `verify_on_frozen`.
     """
     if not claimed:
         return []
     lm, sae = decoder.frozen.lm, decoder.frozen.sae
     with torch.enable_grad():
-        change = torch.zeros(sae.d_model, device=input_ids.device, requires_grad=True)
-
-        def changed(resid: torch.Tensor) -> torch.Tensor:
-            last = resid[:, -1:].float() + change
-            return torch.cat([resid[:, :-1], last.to(resid.dtype)], dim=1)
-
-        final = lm.splice(input_ids[None], sae.spec.hook_layer, changed)[0, -1]
+        change = torch.zeros(sae.d_model, device=resid.device, requires_grad=True)
+        last = (resid[-1:].float() + change).to(resid.dtype)
+        final = lm.tail(torch.cat([resid[:-1], last])[None], sae.spec.hook_layer)[0, -1]
         (gradient,) = torch.autograd.grad(lm.unembed(final).log_softmax(-1)[token], change)
     act_of = dict(zip(latents.indices.tolist(), latents.acts.tolist(), strict=True))
     lengths = sae.W_dec.detach()[list(claimed)].norm(dim=-1).tolist()

@@ -9,7 +9,9 @@ Axes: N position, n claim (at most max_claims), K active latents, C candidate.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -17,7 +19,20 @@ from torch import Tensor
 
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
 from rldecoder.evals.statistics import FloatArray, bootstrap_mean_ci, paired_bootstrap_pvalue
+from rldecoder.explain.claim_scores import (
+    AblationScores,
+    ClaimEvaluation,
+    EffectErrors,
+    FrozenAgreement,
+    MethodComparison,
+    MethodScores,
+    PartScores,
+    Reconstruction,
+    Renaming,
+)
+from rldecoder.explain.claims import Verdict
 from rldecoder.explain.explainer import Explainer, Pointers
+from rldecoder.explain.explanation import Explanation
 from rldecoder.explain.methods import (
     ABLATION,
     METHOD_B,
@@ -97,49 +112,67 @@ def evaluate_explainer(
     held_out: Tensor,
     generator: torch.Generator,
     settings: Settings,
-) -> dict[str, Any]:
+    *,
+    frozen_model: FrozenAgreement,
+    renamed_labels: Renaming,
+) -> ClaimEvaluation:
     """Everything that is measured about Method B on held-out positions.
 
     Args:
         ablation: the same explainer, trained without the faithfulness regulariser.
         held_out: [L] bool, latents that are in no training pair.
+        frozen_model, renamed_labels: what the examples say, which go into the same record.
     """
     pointers = point(explainer, decoder, test)
     ours = claims_of_method_b(explainer, pointers, test)
-    noise = pointers.noise
-    baselines = claims_of_baselines(explainer, train, test, ours.mask, noise, generator)
-    result = evaluate_claims(
-        decoder, explainer, test, {METHOD_B: ours, **baselines}, held_out, settings
-    )
-    result["median_noise_nats"] = _median_noise(pointers, test)
-    result["reconstruction"] = evaluate_reconstruction(
-        decoder, explainer, test, pointers, generator
-    )
-    readers = {METHOD_B: (ours, explainer), **{name: (c, None) for name, c in baselines.items()}}
+    baselines = claims_of_baselines(explainer, train, test, ours.mask, pointers.noise, generator)
+    methods = {METHOD_B: ours, **baselines}
+    comparison = evaluate_claims(decoder, explainer, test, methods, held_out, settings)
+    # The generator's draws come in this order: baselines, reconstruction, ablation, interventions.
+    reconstruction = evaluate_reconstruction(decoder, explainer, test, pointers, generator)
+
+    readers: dict[str, tuple[ClaimSet, Explainer | None]]
+    readers = {name: (claims, None) for name, claims in methods.items()}
+    readers[METHOD_B] = (ours, explainer)
+    ablated = None
     if ablation is not None:
         theirs = point(ablation, decoder, test)
         claims = claims_of_method_b(ablation, theirs, test, gated=False)
         readers[ABLATION] = (claims, ablation)
-        result["ablation"] = {
-            **compare_with_ablation(decoder, explainer, test, ours, claims, settings),
-            "abstention_with_gates": 1 - float(ablation.choose(theirs).any(-1).float().mean()),
-            "reconstruction": evaluate_reconstruction(
+        ablated = compare_with_ablation(
+            decoder,
+            explainer,
+            test,
+            ours,
+            claims,
+            settings,
+            abstention_with_gates=1 - float(ablation.choose(theirs).any(-1).float().mean()),
+            reconstruction=evaluate_reconstruction(
                 decoder, ablation, test, theirs, generator, gated=False
             ),
-        }
-    result["simulatability"] = evaluate_simulatability(
-        decoder,
-        train,
-        test,
-        readers,
-        count=settings.interventions,
-        generator=generator,
-        resamples=settings.resamples,
-        seed=settings.seed,
+        )
+
+    active = test.candidates.acts > 0
+    return ClaimEvaluation(
+        **dict(comparison),
+        ablation=ablated,
+        median_noise_nats=float(pointers.noise[active].median()) if bool(active.any()) else 0.0,
+        reconstruction=reconstruction,
+        simulatability=evaluate_simulatability(
+            decoder,
+            train,
+            test,
+            readers,
+            count=settings.interventions,
+            generator=generator,
+            resamples=settings.resamples,
+            seed=settings.seed,
+        ),
+        num_pairs=len(train.positions.source),
+        num_held_out_features=int(held_out.sum()),
+        frozen_model=frozen_model,
+        renamed_labels=renamed_labels,
     )
-    result["num_pairs"] = len(train.positions.source)
-    result["num_held_out_features"] = int(held_out.sum())
-    return result
 
 
 def evaluate_claims(
@@ -149,7 +182,7 @@ def evaluate_claims(
     methods: dict[str, ClaimSet],
     held_out: Tensor,
     settings: Settings,
-) -> dict[str, Any]:
+) -> MethodComparison:
     """The comparison table of all methods, with paired bootstrap tests against Method B.
 
     Positions where Method B claims nothing are left out for every method, and counted.
@@ -159,40 +192,37 @@ def evaluate_claims(
         held_out: [L] bool, latents in no training pair; their claims are scored apart, too.
     """
     said = methods[METHOD_B].mask.any(-1)
-    result: dict[str, Any] = {
-        "num_positions": len(said),
-        "num_explained": int(said.sum()),
-        "abstention": 1 - float(said.float().mean()),
-        "min_effect_nats": explainer.spec.min_effect,
-        "methods": {},
-        "method_b_against": {},
-    }
-    if not bool(said.any()):
-        return result
-    all_effects = test.measured.single.abs().sum(-1)[said]
+    all_effects = test.measured.single.abs().sum(-1)[said].clamp_min(1e-9)
+    scored: dict[str, MethodScores] = {}
     precision: dict[str, FloatArray] = {}
-    for name, claims in methods.items():
+    for name, claims in methods.items() if bool(said.any()) else ():
         scores = score_claims(decoder, test, claims, explainer.spec.min_effect)
         precision[name] = per_position(scores.supported, claims.mask)[said.cpu().numpy()]
-        counts = claims.mask.sum(-1)[said]
-        covered = (scores.effects.abs() * claims.mask).sum(-1)[said] / all_effects.clamp_min(1e-9)
+
+        # Share of what the candidates do that the claims speak of.
+        covered = (scores.effects.abs() * claims.mask).sum(-1)[said] / all_effects
         unseen = held_out.to(claims.latents.device)[claims.latents] & claims.mask
-        result["methods"][name] = {
+        scored[name] = MethodScores(
             **_summary(scores, claims, name in WITH_STRENGTH, settings),
-            "effect_share": float(covered.mean()),
-            "claims_per_position": float(counts.float().mean()),
-            "held_out_features": _apart(scores, unseen, settings),
-            "other_features": _apart(scores, claims.mask & ~unseen, settings),
-        }
-    for name in methods:
-        if name != METHOD_B:
-            result["method_b_against"][name] = paired_bootstrap_pvalue(
-                precision[METHOD_B],
-                precision[name],
-                resamples=settings.resamples,
-                seed=settings.seed,
-            )._asdict()
-    return result
+            effect_share=float(covered.mean()),
+            claims_per_position=float(claims.mask.sum(-1)[said].float().mean()),
+            held_out_features=_apart(scores, unseen, settings),
+            other_features=_apart(scores, claims.mask & ~unseen, settings),
+        )
+    return MethodComparison(
+        num_positions=len(said),
+        num_explained=int(said.sum()),
+        abstention=1 - float(said.float().mean()),
+        min_effect_nats=explainer.spec.min_effect,
+        methods=scored,
+        method_b_against={
+            name: paired_bootstrap_pvalue(
+                precision[METHOD_B], other, resamples=settings.resamples, seed=settings.seed
+            )
+            for name, other in precision.items()
+            if name != METHOD_B
+        },
+    )
 
 
 def compare_with_ablation(
@@ -202,32 +232,61 @@ def compare_with_ablation(
     ours: ClaimSet,
     theirs: ClaimSet,
     settings: Settings,
-) -> dict[str, Any]:
+    *,
+    abstention_with_gates: float,
+    reconstruction: Reconstruction,
+) -> AblationScores:
     """Claims of the explainer that was trained without the regulariser, beside Method B's.
 
     It claims as many features as are worth it, since nothing taught its gates to close in the
     right places; `method_b_ahead` compares precision where both claim.
+
+    Args:
+        ours, theirs: claims of Method B and of the ablation.
+        abstention_with_gates, reconstruction: what else is known of the ablation.
     """
     said = theirs.mask.any(-1)
-    result: dict[str, Any] = {
-        "abstention": 1 - float(said.float().mean()),
-        "claims_per_position": float(theirs.mask.sum(-1)[said].float().mean()) if said.any() else 0,
-        "method_b_ahead": None,
-    }
-    if not bool(said.any()):
-        return result
-    scores = score_claims(decoder, test, theirs, explainer.spec.min_effect)
-    result |= _summary(scores, theirs, True, settings)
-    both = (said & ours.mask.any(-1)).cpu().numpy()
-    if both.any():
-        mine = score_claims(decoder, test, ours, explainer.spec.min_effect)
-        result["method_b_ahead"] = paired_bootstrap_pvalue(
-            per_position(mine.supported, ours.mask)[both],
-            per_position(scores.supported, theirs.mask)[both],
-            resamples=settings.resamples,
-            seed=settings.seed,
-        )._asdict()
-    return result
+    summary: dict[str, Any] = {}
+    ahead = None
+    if bool(said.any()):
+        scores = score_claims(decoder, test, theirs, explainer.spec.min_effect)
+        summary = _summary(scores, theirs, True, settings)
+        both = (said & ours.mask.any(-1)).cpu().numpy()
+        if both.any():
+            mine = score_claims(decoder, test, ours, explainer.spec.min_effect)
+            ahead = paired_bootstrap_pvalue(
+                per_position(mine.supported, ours.mask)[both],
+                per_position(scores.supported, theirs.mask)[both],
+                resamples=settings.resamples,
+                seed=settings.seed,
+            )
+    return AblationScores(
+        **summary,
+        abstention=1 - float(said.float().mean()),
+        abstention_with_gates=abstention_with_gates,
+        claims_per_position=(
+            float(theirs.mask.sum(-1)[said].float().mean()) if bool(said.any()) else 0.0
+        ),
+        method_b_ahead=ahead,
+        reconstruction=reconstruction,
+    )
+
+
+def agreement_with_frozen(examples: Sequence[Explanation]) -> FrozenAgreement:
+    """The examples' claims by verdict: what holds on both models, and on the decoder alone."""
+    claims = [checked for example in examples for checked in example.claims]
+    verdicts = Counter(checked.verdict for checked in claims)
+    by_decoder = [c for c in claims if c.verdict in ("supported", "decoder only")]
+    same = sum((c.frozen_effect or 0.0) * c.effect > 0 for c in by_decoder)
+    return FrozenAgreement(
+        num_claims=len(claims),
+        verdicts={verdict: verdicts[verdict] for verdict in get_args(Verdict)},
+        precision=verdicts["supported"] / len(claims) if claims else None,
+        precision_decoder=len(by_decoder) / len(claims) if claims else None,
+        same_sign=same / len(by_decoder) if by_decoder else None,
+        note="claims of the examples, tested on both models; `same_sign`: of those that the "
+        "decoder supports",
+    )
 
 
 def per_position(holds: Tensor, mask: Tensor) -> FloatArray:
@@ -235,7 +294,7 @@ def per_position(holds: Tensor, mask: Tensor) -> FloatArray:
     return ((holds & mask).sum(-1) / mask.sum(-1).clamp_min(1)).double().cpu().numpy()
 
 
-def _apart(scores: ClaimScores, mask: Tensor, settings: Settings) -> dict[str, Any] | None:
+def _apart(scores: ClaimScores, mask: Tensor, settings: Settings) -> PartScores | None:
     """Precision of some of the claims, over the positions that have any; None if none has."""
     said = mask.any(-1).cpu().numpy()
     if not said.any():
@@ -245,13 +304,13 @@ def _apart(scores: ClaimScores, mask: Tensor, settings: Settings) -> dict[str, A
         resamples=settings.resamples,
         seed=settings.seed,
     )
-    return {
-        "precision": interval.mean,
-        "precision_low": interval.low,
-        "precision_high": interval.high,
-        "num_claims": int(mask.sum()),
-        "num_positions": int(np.sum(said)),
-    }
+    return PartScores(
+        precision=interval.mean,
+        precision_low=interval.low,
+        precision_high=interval.high,
+        num_claims=int(mask.sum()),
+        num_positions=int(np.sum(said)),
+    )
 
 
 def _summary(
@@ -276,11 +335,6 @@ def _summary(
     }
 
 
-def _median_noise(pointers: Pointers, test: Pairs) -> float:
-    active = test.candidates.acts > 0
-    return float(pointers.noise[active].median()) if bool(active.any()) else 0.0
-
-
 @torch.no_grad()
 def evaluate_reconstruction(
     decoder: SaeDecoderForCausalLM,
@@ -290,7 +344,7 @@ def evaluate_reconstruction(
     generator: torch.Generator,
     *,
     gated: bool = True,
-) -> dict[str, dict[str, float]]:
+) -> Reconstruction:
     """How well effects of interventions are predicted from the claims alone.
 
     `removal` is the kind of intervention seen in training, on new text; `halving` (activations
@@ -301,23 +355,19 @@ def evaluate_reconstruction(
     unit = explainer.spec.effect_unit
     claimed = explainer.choose(pointers, gated=gated).float()
     halved = random_removals(test.candidates.acts, test.removals.shape[1], generator, HALVED)
-    kinds = {
-        "removal": (test.removals, test.measured.joint),
-        "halving": (
-            halved,
-            measure(decoder, test.positions.places, test.candidates, halved).joint,
-        ),
-    }
-    result = {}
+    effects = measure(decoder, test.positions.places, test.candidates, halved).joint
+    kinds = {"removal": (test.removals, test.measured.joint), "halving": (halved, effects)}
+
+    errors = {}
     for kind, (removals, joint) in kinds.items():
         reading = explainer.reconstructor(
             claimed, pointers.effects / unit, removals, test.candidates.logprobs
         )
         predicted = unit * reading.effects
         linear = torch.einsum("nmc,nc->nm", removals, test.candidates.attributions)
-        result[kind] = {
-            "claims_mae_nats": float((predicted - joint).abs().mean()),
-            "zero_mae_nats": float(joint.abs().mean()),
-            "first_order_mae_nats": float((linear - joint).abs().mean()),
-        }
-    return result
+        errors[kind] = EffectErrors(
+            claims_mae_nats=float((predicted - joint).abs().mean()),
+            zero_mae_nats=float(joint.abs().mean()),
+            first_order_mae_nats=float((linear - joint).abs().mean()),
+        )
+    return Reconstruction(removal=errors["removal"], halving=errors["halving"])

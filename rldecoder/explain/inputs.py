@@ -1,15 +1,14 @@
-"""What explanations need of the artifacts of other stages: labels and importance."""
+"""What explanations need to know of latents: their labels and their importance."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 
-from rldecoder import schemas
 from rldecoder.interp.records import FeatureLabels
 
 
@@ -35,32 +34,23 @@ class LabelText(NamedTuple):
         return None if self.accepted else self.text
 
 
-def read_labels(path: Path) -> dict[int, LabelText]:
-    """Labels by latent, failed ones included (without text).
-
-    Args:
-        path: `feature_labels.json`, or the folder that holds it.
-
-    Raises:
-        DamagedFileError: it is missing, not JSON, or of another schema.
-    """
-    labels = FeatureLabels.load(path if path.is_dir() else path.parent)
+def label_texts(labels: FeatureLabels) -> dict[int, LabelText]:
+    """Labels by latent, failed ones included (without text)."""
     return {
         feature.latent: LabelText(feature.label, feature.confidence, feature.high_confidence)
         for feature in labels.features
     }
 
 
-def read_importance(path: Path, num_latents: int, target: str = "decoder") -> Tensor:
+def mean_importance(table: pa.Table, num_latents: int, target: str = "decoder") -> Tensor:
     """Mean |importance| of each latent over the domains, nats a position: float32 [L].
 
     A latent without a row never fired and counts 0.
 
     Args:
-        path: `importance.parquet`.
+        table: with the columns of `rldecoder.interp.tally.IMPORTANCE`.
         target: whose prediction the importance is about, `decoder` or `frozen`.
     """
-    table = schemas.read_parquet(path, ["latent", "domain", "target", "importance"])
     wanted = np.asarray(table["target"]) == target
     value = np.asarray(table["importance"], dtype=np.float64)[wanted]
     domains = len(np.unique(np.asarray(table["domain"])[wanted]))

@@ -13,6 +13,8 @@ from rldecoder.sae.model import SparseLatents
 
 SEEN_KIND = "removal"
 KINDS = (SEEN_KIND, "halving", "amplifying", "swapping")
+ALL_KINDS = "all"
+"""Scores over all kinds together have this name."""
 
 
 def random_interventions(

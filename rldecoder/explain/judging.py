@@ -26,7 +26,7 @@ from rldecoder.explain.text import visible_text, visible_token
 from rldecoder.user_files import read_text
 
 if TYPE_CHECKING:
-    from rldecoder.explain.session import Explanation  # slow: counting answers needs no torch
+    from rldecoder.explain.explanation import Explanation  # slow: counting answers needs no torch
 
 QUESTION = "Which explanation tells you more about why the model predicts this token: 1, 2 or tie?"
 SHOWN_CHARACTERS = 4000

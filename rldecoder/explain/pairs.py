@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import torch
 import torch.nn.functional as F
+from pydantic import RootModel
 from torch import Tensor
 
-from rldecoder import schemas
 from rldecoder.data.activation_reader import ActivationReader
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
 from rldecoder.decoder.places import (
@@ -31,6 +30,7 @@ from rldecoder.explain.patching import (
 )
 from rldecoder.lm.text_tokens import encode_prompts
 from rldecoder.sae.model import SparseLatents
+from rldecoder.schemas import JsonFile
 
 RATIONALE_LENGTH = 5
 PROMPTS_PER_BATCH = 16
@@ -98,7 +98,7 @@ def positions_from_cache(
     latents = decoder.frozen.sae.encode(batch.resid.to(device).float())
     seq_id, pos = batch.seq_id.long(), batch.pos.long()
     past = None
-    if decoder.blocks is not None:
+    if decoder.looks_back:
         past = _past_in_cache(reader, decoder, seq_id.to(device), pos.to(device))
     return Positions(["text"] * len(batch.pos), seq_id, pos, batch.token_id.long(), latents, past)
 
@@ -141,7 +141,7 @@ def positions_from_prompts(
         found = decoder.features(ids.to(lm.device), mask).latents
         parts.append(SparseLatents(found.acts[:, -1], found.indices[:, -1]))
         last_tokens.append(ids[:, -1])
-        if decoder.blocks is not None:
+        if decoder.looks_back:
             pasts.append(past_of_prompts(found, mask))
     nowhere = torch.full((len(prompts),), -1)
     return Positions(
@@ -200,6 +200,10 @@ def make_pairs(
     return Pairs(positions, candidates, measured, removals)
 
 
+class HeldOutFeatures(JsonFile, RootModel[tuple[int, ...]]):
+    """The latents that no training pair shows, in ascending order."""
+
+
 def held_out_latents(num_latents: int, share: float, generator: torch.Generator) -> Tensor:
     """[L] bool: a random `share` of the dictionary, whose effects no training pair may show."""
     held_out = torch.zeros(num_latents, dtype=torch.bool)
@@ -207,8 +211,8 @@ def held_out_latents(num_latents: int, share: float, generator: torch.Generator)
     return held_out
 
 
-def write_pairs(path: Path, pairs: Pairs) -> None:
-    """Publish as Parquet (`PAIRS`); padding is left out."""
+def pair_columns(pairs: Pairs) -> dict[str, Sequence[Any]]:
+    """The columns of PAIRS; padding is left out."""
     candidates, single = pairs.candidates, pairs.measured.single
     keep = (candidates.acts > 0).cpu().numpy()
     latents, acts, effects = (
@@ -218,22 +222,19 @@ def write_pairs(path: Path, pairs: Pairs) -> None:
         row[np.argsort(-np.abs(effect), kind="stable")[:RATIONALE_LENGTH]]
         for row, effect in zip(latents, effects, strict=True)
     ]
-    schemas.write_parquet(
-        path,
-        {
-            "source": pairs.positions.source,
-            "seq_id": pairs.positions.seq_id.cpu().numpy(),
-            "pos": pairs.positions.pos.cpu().numpy(),
-            "context_token": pairs.positions.context_token.cpu().numpy(),
-            "output_token": candidates.tokens.cpu().numpy(),
-            "logprob": candidates.logprobs.cpu().numpy(),
-            "latents": latents,
-            "acts": acts,
-            "effects": effects,
-            "rationale": rationale,
-        },
-        PAIRS,
-    )
+    positions = pairs.positions
+    return {
+        "source": positions.source,
+        "seq_id": positions.seq_id.tolist(),
+        "pos": positions.pos.tolist(),
+        "context_token": positions.context_token.tolist(),
+        "output_token": candidates.tokens.tolist(),
+        "logprob": candidates.logprobs.tolist(),
+        "latents": latents,
+        "acts": acts,
+        "effects": effects,
+        "rationale": rationale,
+    }
 
 
 def _ragged(

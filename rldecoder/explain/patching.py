@@ -97,7 +97,7 @@ def _candidates_of_group(
     excluded: Tensor | None,
 ) -> Candidates:
     lm = decoder.frozen.lm
-    linear = decoder.blocks is None
+    linear = not decoder.looks_back
     with torch.enable_grad():
         resid = resid_of(decoder, latents).detach().requires_grad_()
         logits = lm.unembed(predict(resid[:, None])[:, 0])
@@ -199,7 +199,7 @@ def measure(
     num_joint = removals.shape[1]
     effects = candidates.acts.new_zeros(num_places, num_candidates + 2 * num_joint)
     capped = getattr(decoder.frozen.lm.model.config, "final_logit_softcapping", None)
-    shared = decoder.blocks is None and capped is None
+    shared = not decoder.looks_back and capped is None
     few = max(1, LOGIT_ROWS // (num_candidates + num_joint))
     for rows, predict in at_once(decoder, places, PLACES_PER_CHUNK if shared else few):
         resid = resid_of(decoder, places.of(rows).latents)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,11 +18,14 @@ UNLABELLED = "no label"
 NOT_ACCEPTED = "no accepted label"
 
 
-class RankedFeature(NamedTuple):
+@dataclass(frozen=True)
+class RankedFeature:
     """One active feature of Method A."""
 
     latent: int
+    """Its number in the dictionary."""
     act: float
+    """Its activation."""
     normalised: float
     """Activation over the latent's usual high (p99 on the label split); 0 if never seen."""
     label: str | None

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from rldecoder.explain.claim_scores import Renaming
+from rldecoder.explain.explanation import Explanation
 from rldecoder.explain.inputs import LabelText
-from rldecoder.explain.session import Explanation
 
 
 def renamed_labels(labels: Mapping[int, LabelText], seed: int) -> dict[int, LabelText]:
@@ -18,6 +19,18 @@ def renamed_labels(labels: Mapping[int, LabelText], seed: int) -> dict[int, Labe
     ]
     random.Random(seed).shuffle(texts)
     return dict(zip(sorted(labels), texts, strict=True))
+
+
+def count_unchanged(
+    examples: Sequence[Explanation], explain: Callable[[str], Explanation]
+) -> Renaming:
+    """In how many examples nothing but words changes.
+
+    Args:
+        explain: explains a prompt with the renamed labels.
+    """
+    same = [without_words(explain(one.prompt)) == without_words(one) for one in examples]
+    return Renaming(num_examples=len(same), num_unchanged=sum(same))
 
 
 def without_words(explanation: Explanation) -> dict[str, Any]:

@@ -29,13 +29,19 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
-from rldecoder.evals.auroc import AurocComparison, compare_auroc
+from rldecoder.evals.auroc import compare_auroc
 from rldecoder.evals.statistics import FloatArray
+from rldecoder.explain.claim_scores import KindScores, ReaderScore, Simulatability
 from rldecoder.explain.explainer import Explainer
-from rldecoder.explain.interventions import KINDS, SEEN_KIND, random_interventions
+from rldecoder.explain.interventions import (
+    ALL_KINDS,
+    KINDS,
+    SEEN_KIND,
+    random_interventions,
+)
 from rldecoder.explain.methods import METHOD_B, ClaimSet
 from rldecoder.explain.pairs import Pairs
-from rldecoder.explain.patching import Candidates, Outcomes, run_patched
+from rldecoder.explain.patching import Candidates, run_patched
 from rldecoder.sae.model import SparseLatents
 
 NO_CLAIMS = "no_claims"
@@ -78,7 +84,7 @@ def evaluate_simulatability(
     generator: torch.Generator,
     resamples: int,
     seed: int,
-) -> dict[str, Any]:
+) -> Simulatability:
     """AUROC of every method for each kind of intervention and in total, compared with Method B.
 
     Positions where Method B claims nothing are left out for every method. Beside the plain scores
@@ -92,15 +98,16 @@ def evaluate_simulatability(
         count: M, interventions a position and kind.
     """
     said = methods[METHOD_B][0].mask.any(-1)
+    interventions = int(said.sum()) * count
+    if not interventions:
+        return Simulatability(interventions_per_kind=0, kinds={})
     places = test.positions.places.of(said)
     latents = places.latents
     candidates = Candidates(*(column[said] for column in test.candidates))
-    result: dict[str, Any] = {"interventions_per_kind": int(said.sum()) * count, "kinds": {}}
-    if not bool(said.any()):
-        return result
-    donors = train.positions.latents
-    shares = random_interventions(latents, donors, count, generator)
+    shares = random_interventions(latents, train.positions.latents, count, generator)
     outcomes = {kind: run_patched(decoder, places, shares[kind], candidates) for kind in KINDS}
+
+    # What each method's claims say of each intervention: to its own reader, and added up.
     scores: dict[str, dict[str, FloatArray]] = {name: {} for name in methods}
     summed: dict[str, dict[str, FloatArray]] = {name: {} for name in methods}
     for name, (claims, reader) in methods.items():
@@ -109,39 +116,52 @@ def evaluate_simulatability(
             hit = hit_shares(latents, shares[kind], mine)
             scores[name][kind] = _flat(read_claims(hit, mine, candidates.logprobs, reader))
             summed[name][kind] = _flat(read_claims(hit, mine, candidates.logprobs))
+
+    # The interventions at one position are no independent items: they are resampled together.
     groups = np.repeat(np.arange(len(latents.acts)), count)
     changed = {kind: outcomes[kind].changed.flatten().cpu().numpy() for kind in KINDS}
-    context = {
-        kind: np.stack(
-            [_flat(candidates.logprobs[:, None].expand(-1, count)), _size(latents, shares[kind])]
-        )
-        for kind in KINDS
-    }
+    logprobs = _flat(candidates.logprobs[:, None].expand(-1, count))
+    context = {kind: np.stack([logprobs, _size(latents, shares[kind])]) for kind in KINDS}
     read = {
         name: _read_with_context(summed.get(name), context, changed, groups)
         for name in (*methods, NO_CLAIMS)
     }
-    for kind in (*KINDS, "all"):
-        kinds = KINDS if kind == "all" else (kind,)
 
-        def compare(columns: Mapping[str, Mapping[str, FloatArray]], kinds: tuple[str, ...]) -> Any:
-            return compare_auroc(
-                np.concatenate([changed[k] for k in kinds]),
-                {name: np.concatenate([by[k] for k in kinds]) for name, by in columns.items()},
-                np.tile(groups, len(kinds)),
-                reference=METHOD_B,
-                resamples=resamples,
-                seed=seed,
+    def compare(
+        columns: Mapping[str, Mapping[str, FloatArray]], kinds: tuple[str, ...]
+    ) -> dict[str, ReaderScore]:
+        found = compare_auroc(
+            np.concatenate([changed[k] for k in kinds]),
+            {name: np.concatenate([by[k] for k in kinds]) for name, by in columns.items()},
+            np.tile(groups, len(kinds)),
+            reference=METHOD_B,
+            resamples=resamples,
+            seed=seed,
+        )
+        if found is None:
+            return {}
+        return {
+            name: ReaderScore(
+                auroc=interval.auroc,
+                low=interval.low,
+                high=interval.high,
+                method_b_ahead=found.ahead.get(name),
             )
-
-        result["kinds"][kind] = {
-            "seen_in_training": kind == SEEN_KIND,
-            "changed": float(np.mean([changed[k].mean() for k in kinds])),
-            "mean_abs_effect_nats": _mean_size(outcomes, kinds),
-            "methods": _table(compare(scores, kinds)),
-            "with_context": _table(compare(read, kinds)),
+            for name, interval in found.scores.items()
         }
-    return result
+
+    result = {}
+    for kind in (*KINDS, ALL_KINDS):
+        kinds = KINDS if kind == ALL_KINDS else (kind,)
+        sizes = torch.stack([outcomes[k].effects.abs().mean() for k in kinds])
+        result[kind] = KindScores(
+            seen_in_training=kind == SEEN_KIND,
+            changed=float(np.mean([changed[k].mean() for k in kinds])),
+            mean_abs_effect_nats=float(sizes.mean()),
+            methods=compare(scores, kinds),
+            with_context=compare(read, kinds),
+        )
+    return Simulatability(interventions_per_kind=interventions, kinds=result)
 
 
 def _flat(values: Tensor) -> FloatArray:
@@ -152,10 +172,6 @@ def _size(latents: SparseLatents, shares: Tensor) -> FloatArray:
     """How much of the active features' activations an intervention changes, as a share."""
     acts = latents.acts[:, None]
     return _flat((shares.abs() * acts).sum(-1) / acts.sum(-1).clamp_min(1e-9))
-
-
-def _mean_size(outcomes: Mapping[str, Outcomes], kinds: tuple[str, ...]) -> float:
-    return float(torch.stack([outcomes[k].effects.abs().mean() for k in kinds]).mean())
 
 
 def _read_with_context(
@@ -183,15 +199,3 @@ def _read_with_context(
         for kind in context:
             read[kind][held_out] = reader.decision_function(columns(kind)[held_out])
     return read
-
-
-def _table(found: AurocComparison | None) -> dict[str, Any]:
-    if found is None:
-        return {}
-    return {
-        name: {
-            **interval._asdict(),
-            "method_b_ahead": None if name == METHOD_B else found.ahead[name]._asdict(),
-        }
-        for name, interval in found.scores.items()
-    }

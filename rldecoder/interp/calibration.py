@@ -12,15 +12,16 @@ part in any of it.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold
 
-from rldecoder.evals.statistics import wilson_interval
+from rldecoder.evals.statistics import Measured, wilson_interval
 from rldecoder.interp.scores import LabelScores
+from rldecoder.schemas import JsonRecord
 
 FloatArray = NDArray[np.float64]
 NUM_ROTATIONS = 3
@@ -29,7 +30,7 @@ PRECISION_BAR = 0.8
 """Accepted precision that the Wilson lower bound must reach for a label to be high-confidence."""
 
 
-class Acceptance(NamedTuple):
+class Acceptance(JsonRecord):
     """When a label passes on a text."""
 
     detection: float
@@ -136,7 +137,7 @@ def _fit(x: FloatArray, y: NDArray[np.bool_]) -> LogisticRegression | None:
     return LogisticRegression(C=1.0, max_iter=500).fit(x, y)
 
 
-class Threshold(NamedTuple):
+class Threshold(JsonRecord):
     """What calibration rows say of the labels with a confidence of at least `tau`."""
 
     tau: float
@@ -168,7 +169,7 @@ def thresholds(
         total = float((passed[rows > 0] / rows[rows > 0]).sum())
         # Rounded down: a latent that passes in two of three rotations is no success.
         low = wilson_interval(int(total + 1e-9), count).low
-        out.append(Threshold(float(tau), count, total / count, low))
+        out.append(Threshold(tau=float(tau), latents=count, share=total / count, low=low))
     return out
 
 
@@ -185,7 +186,22 @@ def point_threshold(found: list[Threshold]) -> float | None:
     return min((entry.tau for entry in found if entry.share >= PRECISION_BAR), default=None)
 
 
-def coverage(p: FloatArray, outcome: NDArray[np.bool_], tau: float | None) -> dict[str, Any]:
+class Coverage(JsonRecord):
+    """How many labels a threshold takes in, and how good they are."""
+
+    threshold: float | None
+    """Least confidence; None covers nothing."""
+    labels: int
+    """Labels with at least that."""
+    coverage: Measured
+    """Of all latents, failures included, the share with such a label; Wilson interval."""
+    accepted: int
+    """Such labels that the `test` split accepts."""
+    precision: Measured
+    """Their share of `labels`; Wilson interval."""
+
+
+def coverage(p: FloatArray, outcome: NDArray[np.bool_], tau: float | None) -> Coverage:
     """How many labels have p >= tau, and how many of them the test split accepts.
 
     Args:
@@ -195,25 +211,48 @@ def coverage(p: FloatArray, outcome: NDArray[np.bool_], tau: float | None) -> di
     """
     chosen = np.zeros(p.size, bool) if tau is None else (p >= tau) & (p > 0)
     size, right = int(chosen.sum()), int(outcome[chosen].sum())
-    return {
-        "threshold": tau,
-        "labels": size,
-        "coverage": _proportion(size, p.size),
-        "accepted": right,
-        "precision": _proportion(right, size),
-    }
+    return Coverage(
+        threshold=tau,
+        labels=size,
+        coverage=_proportion(size, p.size),
+        accepted=right,
+        precision=_proportion(right, size),
+    )
 
 
-def _proportion(part: int, whole: int) -> dict[str, float | None]:
+def _proportion(part: int, whole: int) -> Measured:
     interval = wilson_interval(part, whole)
     value = part / whole if whole else None
-    return {"value": value, "low": interval.low, "high": interval.high}
+    return Measured(value=value, low=interval.low, high=interval.high)
 
 
-def reliability(p: FloatArray, outcome: NDArray[np.bool_]) -> dict[str, Any]:
-    """Expected calibration error (10 equal bins, 1706.04599), Brier score, and the bins."""
+class ReliabilityBin(JsonRecord):
+    """Labels of about the same confidence."""
+
+    n: int
+    mean_p: float
+    """Their mean confidence."""
+    accepted: float
+    """The share of them that was accepted."""
+
+
+class Reliability(JsonRecord):
+    """How confidences hold against outcomes."""
+
+    n: int
+    """Labels."""
+    ece: float | None
+    """Expected calibration error, 10 equal bins (1706.04599); None without labels."""
+    brier: float | None
+    """Mean squared difference of confidence and outcome; None without labels."""
+    bins: tuple[ReliabilityBin, ...]
+    """Those that hold a label."""
+
+
+def reliability(p: FloatArray, outcome: NDArray[np.bool_]) -> Reliability:
+    """Expected calibration error, Brier score, and the bins."""
     if p.size == 0:
-        return {"n": 0, "ece": None, "brier": None, "bins": []}
+        return Reliability(n=0, ece=None, brier=None, bins=())
     index = np.minimum((p * NUM_BINS).astype(int), NUM_BINS - 1)
     bins, ece = [], 0.0
     for bin_index in range(NUM_BINS):
@@ -221,6 +260,6 @@ def reliability(p: FloatArray, outcome: NDArray[np.bool_]) -> dict[str, Any]:
         if inside.any():
             mean_p, share = float(p[inside].mean()), float(outcome[inside].mean())
             ece += float(inside.mean()) * abs(mean_p - share)
-            bins.append({"n": int(inside.sum()), "mean_p": mean_p, "accepted": share})
+            bins.append(ReliabilityBin(n=int(inside.sum()), mean_p=mean_p, accepted=share))
     brier = float(np.mean((p - outcome) ** 2))
-    return {"n": int(p.size), "ece": ece, "brier": brier, "bins": bins}
+    return Reliability(n=p.size, ece=ece, brier=brier, bins=tuple(bins))

@@ -190,7 +190,7 @@ def _mean_change(
 ) -> Tensor:
     """[D] mean change of the predicted hidden state of the tokens `where`, at which what `hit`
     [N, K] names is set to zero."""
-    if decoder.blocks is None:
+    if not decoder.looks_back:
         parts = [where]  # the other tokens have no part in it
     else:
         sequences = rows.seq_id[where].unique().split(SEQUENCES_AT_ONCE)

@@ -75,7 +75,7 @@ class Subject:
 
     def looks_back(self, target: TargetName) -> bool:
         """Whether latents of earlier positions move a prediction: not of a linear decoder."""
-        return target == "frozen" or self.decoder.blocks is not None
+        return target == "frozen" or self.decoder.looks_back
 
     def metric(self, target: TargetName) -> MetricFunction:
         """The metric function of a target."""

@@ -11,16 +11,10 @@ from rldecoder.data.activation_reader import ActivationReader
 from rldecoder.errors import BadInputError
 from rldecoder.interp.calibration import (
     NUM_ROTATIONS,
-    PRECISION_BAR,
     Acceptance,
     Calibration,
     ConfidenceModel,
-    Threshold,
-    coverage,
-    high_confidence_threshold,
     label_features,
-    point_threshold,
-    reliability,
 )
 from rldecoder.interp.corpus import Firings, SplitFirings, TokenGrid, document_folds
 from rldecoder.interp.labelers import Evidence, LabelDraft, Labeler
@@ -38,10 +32,6 @@ from rldecoder.interp.vocabulary import Vocabulary
 from rldecoder.sae.model import Sae, SaeSpec
 
 NUM_FEATURES = 6
-SUMMARISED = (
-    "detection", "detection_hard", "fuzzing", "fuzzing_hard", "intruder", "simulation",
-    "precision", "recall", "f1", "auprc",
-)  # fmt: skip
 
 
 class Labelled(NamedTuple):
@@ -183,24 +173,6 @@ def draw_alive(firings: Firings, count: int, min_firings: int, rng: np.random.Ge
     return np.sort(rng.choice(alive, min(count, alive.size), replace=False))
 
 
-def summary(labelled: Labelled, acceptance: Acceptance) -> dict[str, Any]:
-    """Means over latents: over all (a failure scores 0) and over those that got a label."""
-    good = [s for d, s in zip(*labelled, strict=True) if d.predicate is not None]
-    out: dict[str, Any] = {
-        "latents": len(labelled.drafts),
-        "labelled": len(good),
-        "failed": len(labelled.drafts) - len(good),
-        "accepted": sum(
-            d.predicate is not None and acceptance.accepts(s)
-            for d, s in zip(*labelled, strict=True)
-        ),
-    }
-    for name in SUMMARISED:
-        out[f"mean_{name}"] = mean_or_none([getattr(s, name) for s in labelled.scores])
-        out[f"mean_{name}_labelled"] = mean_or_none([getattr(s, name) for s in good])
-    return out
-
-
 def all_columns(methods: dict[str, Labelled]) -> dict[str, list[Any]]:
     """All methods' rows of scores.SCORES."""
     columns: dict[str, list[Any]] = {name: [] for name in SCORES.names}
@@ -220,34 +192,6 @@ def score_columns(labelled: Labelled, method: str) -> dict[str, list[Any]]:
     for name in LabelScores._fields:
         columns[name] = [getattr(scores, name) for scores in labelled.scores]
     return columns
-
-
-def calibration_report(
-    labelled: Labelled,
-    confidences: Confidences,
-    acceptance: Acceptance,
-    levels: list[Threshold],
-) -> dict[str, Any]:
-    """How confidences made on the `label` split hold on the `test` split."""
-    has_label = np.array([draft.predicate is not None for draft in labelled.drafts], bool)
-    outcome = np.array([acceptance.accepts(scores) for scores in labelled.scores], bool) & has_label
-    model = confidences.model
-    best = max(levels, key=lambda entry: entry.low, default=None)
-    tau = high_confidence_threshold(levels)
-    return {
-        "model": model.kind,
-        "fit_rows": int(model.data.accepted.size),
-        "fit_accepted": int(model.data.accepted.sum()),
-        "high_confidence_threshold": tau,
-        "precision_bar": PRECISION_BAR,
-        # How far the evidence goes: without a threshold, why there is none.
-        "best_lower_bound": None if best is None else best._asdict(),
-        "high_confidence": coverage(confidences.p, outcome, tau),
-        "at_point_estimate": coverage(confidences.p, outcome, point_threshold(levels)),
-        "best_possible_coverage": float(outcome.mean()),
-        "test": reliability(confidences.p[has_label], outcome[has_label]),
-        "fit_out_of_fold": reliability(model.out_of_fold(), model.data.accepted),
-    }
 
 
 def _features(draft: LabelDraft, held_out: LabelScores | None) -> list[float]:

@@ -2,20 +2,43 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import KFold
 
-from rldecoder.interp.calibration import high_confidence_threshold, reliability, thresholds
+from rldecoder.interp.calibration import (
+    Reliability,
+    high_confidence_threshold,
+    reliability,
+    thresholds,
+)
 from rldecoder.interp.records import FeatureLabel
+from rldecoder.schemas import JsonRecord
 
 FloatArray = NDArray[np.float64]
 MIN_AUDIT_VERDICTS = 20
 """Fewer uniformly drawn verdicts do not recalibrate confidences."""
 NUM_FOLDS = 5
+
+
+class Before(JsonRecord):
+    """How confidences held before they were refitted; as in `Reliability`."""
+
+    ece: float | None
+    brier: float | None
+
+
+class PeopleReliability(Reliability):
+    """How confidences hold against people, out of fold."""
+
+    accepted: int
+    """Labels that people accepted."""
+    before: Before
+    high_confidence_threshold: float | None
+    """The new one; None: no threshold is safe enough."""
 
 
 class Recalibrated(NamedTuple):
@@ -24,8 +47,8 @@ class Recalibrated(NamedTuple):
     features: list[FeatureLabel]
     tau: float | None
     """Least confidence of a label of high confidence; None: no threshold is safe enough."""
-    people: dict[str, Any] | None
-    """How confidences hold against people; None with too few verdicts, and nothing changed."""
+    people: PeopleReliability | None
+    """None with too few verdicts, and nothing changed."""
 
 
 class _Audit(NamedTuple):
@@ -61,16 +84,16 @@ def recalibrated(
     model = LogisticRegression().fit(_logit(audit.p), audit.accepted)
     held_out = _out_of_fold(audit)
     tau = high_confidence_threshold(thresholds(held_out, audit.accepted, audit.latents))
-    people = {
-        **reliability(held_out, audit.accepted),
-        "accepted": int(audit.accepted.sum()),
-        "before": {
-            name: value
-            for name, value in reliability(audit.p, audit.accepted).items()
-            if name in ("ece", "brier")
-        },
-        "high_confidence_threshold": tau,
-    }
+    now, before = (reliability(p, audit.accepted) for p in (held_out, audit.p))
+    people = PeopleReliability(
+        n=now.n,
+        ece=now.ece,
+        brier=now.brier,
+        bins=now.bins,
+        accepted=int(audit.accepted.sum()),
+        before=Before(ece=before.ece, brier=before.brier),
+        high_confidence_threshold=tau,
+    )
     moved = [f if f.predicate is None else _moved(f, model, tau) for f in features]
     return Recalibrated(moved, tau, people)
 

@@ -6,26 +6,18 @@ them, so that a change of format is always visible, and raises SCHEMA_VERSION or
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from rldecoder.config.problems import problem_lines
-from rldecoder.errors import DamagedFileError
 from rldecoder.interp.predicate import Predicate
-from rldecoder.schemas import read_json, write_json
+from rldecoder.schemas import JsonRecord, Scalar
 
 SCHEMA_VERSION: Literal[3] = 3
 SCHEMA_MINOR = 2
-FEATURE_LABELS_FILE = "feature_labels.json"
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class Scores(_Record):
+class Scores(JsonRecord):
     """Scores on the `test` split, at most 1; only `intruder` and `simulation` can be negative.
     Null: not defined there. A failed label scores 0."""
 
@@ -53,7 +45,7 @@ class Scores(_Record):
     """Correlation of the activations that the label predicts with the real ones (Bills 2023)."""
 
 
-class Example(_Record):
+class Example(JsonRecord):
     """A piece of text on which the latent fires."""
 
     seq_id: int
@@ -71,7 +63,7 @@ class Example(_Record):
     the window holds a token on which it fires elsewhere."""
 
 
-class TokenEffect(_Record):
+class TokenEffect(JsonRecord):
     """What one unit of activation does to a token's logit through the decoder's row."""
 
     token: str
@@ -81,7 +73,7 @@ class TokenEffect(_Record):
     """Logits per unit of activation."""
 
 
-class Review(_Record):
+class Review(JsonRecord):
     """One person's verdict."""
 
     reviewer: str
@@ -108,7 +100,7 @@ class Review(_Record):
         return self.label is not None or self.judges(label)
 
 
-class KindTrust(_Record):
+class KindTrust(JsonRecord):
     """How a judge did on planted features, in one kind of score. Means of balanced accuracies."""
 
     right: float
@@ -126,7 +118,7 @@ class KindTrust(_Record):
     """The same reader with the wrong labels."""
 
 
-class JudgeTrust(_Record):
+class JudgeTrust(JsonRecord):
     """Whether the language model that scored labels in words is to be believed."""
 
     model: str
@@ -147,7 +139,7 @@ class JudgeTrust(_Record):
     fuzzing: KindTrust | None = None
 
 
-class JudgedScores(_Record):
+class JudgedScores(JsonRecord):
     """Scores of a label in words on the `test` split, by a judge. Null: too few windows."""
 
     detection: float | None
@@ -173,7 +165,7 @@ class JudgedScores(_Record):
     the tokens of the windows asked about. Null also where it was not asked for."""
 
 
-class LabelConfidence(_Record):
+class LabelConfidence(JsonRecord):
     """p(accept) of a label in words: that its judged scores on `test` reach the bars."""
 
     p: float = Field(ge=0, le=1)
@@ -183,7 +175,7 @@ class LabelConfidence(_Record):
     high: float = Field(ge=0, le=1)
 
 
-class OtherLabel(_Record):
+class OtherLabel(JsonRecord):
     """A label by another labeler than the record's own; it has no executable form."""
 
     labeler: str
@@ -211,7 +203,7 @@ class OtherLabel(_Record):
         return self
 
 
-class FeatureLabel(_Record):
+class FeatureLabel(JsonRecord):
     """One latent of the top K."""
 
     latent: int
@@ -241,7 +233,7 @@ class FeatureLabel(_Record):
     scores: Scores
     examples: list[Example]
     """A few of the strongest, from the `label` split."""
-    contrasts: list[Example] = []
+    contrasts: list[Example] = Field([])
     """A few of its middle and lowest activations, and a few near misses."""
     promoted: list[TokenEffect]
     """Tokens whose logit the decoder's row raises most."""
@@ -250,11 +242,11 @@ class FeatureLabel(_Record):
     audit: bool
     """Drawn uniformly from the labelled latents, for reviews that may recalibrate. The order of
     reviews is in `review_queue.json` of `cluster_features`, as it depends on clusters."""
-    reviews: list[Review] = []
+    reviews: list[Review] = Field([])
     """Verdicts, oldest first; nothing is ever deleted."""
-    previous_labels: list[str] = []
+    previous_labels: list[str] = Field([])
     """Labels that were replaced, oldest first."""
-    other_labels: list[OtherLabel] = []
+    other_labels: list[OtherLabel] = Field([])
     """The same latent's labels by other labelers. They change neither `label` nor
     `confidence`; a person may take one over in a review."""
 
@@ -272,7 +264,7 @@ class FeatureLabel(_Record):
         return self
 
 
-class FeatureLabels(_Record):
+class FeatureLabels(JsonRecord):
     """Labels of the top K latents of one run. Coverage counts failures."""
 
     schema_version: Literal[3] = 3
@@ -302,23 +294,12 @@ class FeatureLabels(_Record):
     judge: JudgeTrust | None = None
     """What is known of the judge of `other_labels`; null without such labels."""
 
-    def save(self, folder: Path) -> None:
-        """Write `feature_labels.json` into a folder."""
-        write_json(folder / FEATURE_LABELS_FILE, self.model_dump(mode="json"))
-
-    @classmethod
-    def load(cls, folder: Path) -> FeatureLabels:
-        """Read `feature_labels.json` from a folder.
-
-        Raises:
-            DamagedFileError: it is missing, not JSON, or of another schema.
-        """
-        path = folder / FEATURE_LABELS_FILE
-        try:
-            return cls.model_validate(read_json(path))
-        except ValidationError as error:
-            raise DamagedFileError(
-                f"{path} does not follow schema {SCHEMA_VERSION}.",
-                f"{problem_lines(error)[0]}.",
-                "Rerun `label_features` with this version of the program.",
-            ) from None
+    @property
+    def headline(self) -> dict[str, Scalar]:
+        """What goes into the manifest."""
+        return {
+            "latents": len(self.features),
+            "labelled": self.labelled,
+            "failed": self.failed,
+            "high_confidence_coverage": self.coverage,
+        }

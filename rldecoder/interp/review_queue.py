@@ -16,22 +16,18 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
-from rldecoder.config.problems import problem_lines
 from rldecoder.errors import DamagedFileError
 from rldecoder.interp.records import FeatureLabel, FeatureLabels
-from rldecoder.schemas import read_json, write_json
+from rldecoder.schemas import JsonRecord
 
 FloatArray = NDArray[np.float64]
-QUEUE_FILE = "review_queue.json"
 Why = Literal["audit", "first_of_cluster", "rest_of_cluster", "failed", "reviewed"]
 
 
-class QueueEntry(BaseModel):
+class QueueEntry(JsonRecord):
     """One place in the queue."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     latent: int
     audit: bool
@@ -44,10 +40,8 @@ class QueueEntry(BaseModel):
     """What the place is due to."""
 
 
-class ReviewQueue(BaseModel):
+class ReviewQueue(JsonRecord):
     """All labels of a run, the next to look at first."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     schema_version: Literal[1] = 1
     """Raised when a reader of the older version could misread a file."""
@@ -71,33 +65,22 @@ class ReviewQueue(BaseModel):
         ordered = [of[entry.latent] for entry in self.entries]
         return [f for f in ordered if f.latent not in seen and not f.reviewed]
 
-    def save(self, folder: Path) -> None:
-        """Write `review_queue.json` into a folder."""
-        write_json(folder / QUEUE_FILE, self.model_dump(mode="json"))
-
     @classmethod
-    def load(cls, folder: Path, labels: FeatureLabels) -> ReviewQueue:
-        """Read `review_queue.json` from a folder.
-
-        Args:
-            labels: those that the queue must be of.
+    def load_for(cls, labels: FeatureLabels, path: Path) -> ReviewQueue:
+        """Read the queue of these labels.
 
         Raises:
-            DamagedFileError: it is missing, not JSON, of another schema, or of other labels.
+            DamagedFileError: it is missing, of another form, or of other labels.
         """
-        path = folder / QUEUE_FILE
-        mend = "Rerun `cluster_features` with this version of the program."
-        try:
-            queue = cls.model_validate(read_json(path))
-        except ValidationError as error:
-            reason = f"{problem_lines(error)[0]}."
-            raise DamagedFileError(f"{path} is not a review queue.", reason, mend) from None
+        queue = cls.load(path)
         named = sorted(entry.latent for entry in queue.entries)
         if queue.sae_digest != labels.sae_digest or named != sorted(
             f.latent for f in labels.features
         ):
             raise DamagedFileError(
-                f"{path} is the queue of other labels.", "It names other latents.", mend
+                f"{path} is the queue of other labels.",
+                "It names other latents.",
+                "Rerun `cluster_features` with this version of the program.",
             )
         return queue
 

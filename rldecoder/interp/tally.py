@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
+from pydantic import RootModel
 from torch import Tensor
 
+from rldecoder.evals.statistics import Measured
 from rldecoder.interp.importance import Attribution, PatchBatch
+from rldecoder.schemas import JsonFile, JsonRecord, Scalar
 
 FloatArray = NDArray[np.float64]
 
@@ -30,7 +32,44 @@ the mean of I over all positions considered (nats a position; a latent that does
 counts 0), `count` the positions where it fired. A latent without a row has importance 0."""
 
 MASS_KS = (1, 5, 10, 20, 50)
+HEADLINE_K = 10
 NUM_BLOCKS = 20
+
+
+class TopShare(JsonRecord):
+    """Share of importance held by the k latents that hold most, 0 to 1."""
+
+    per_position: Measured
+    """Mean over positions of (sum of the k largest |I| there) / (sum of all |I| there + |I of the
+    error term|)."""
+    overall: Measured
+    """The same with sums over the whole domain first, for the k latents that hold most there."""
+
+
+class TargetMass(JsonRecord):
+    """How concentrated importance is, in one domain and for one target."""
+
+    num_positions: int
+    """Positions that were added up."""
+    top_k: dict[int, TopShare] | None
+    """By k, one of MASS_KS; None without positions."""
+    error_share: Measured | None
+    """The error term's part of the overall denominator; None without positions."""
+
+
+class ImportanceMass(JsonFile, RootModel[dict[str, dict[str, TargetMass]]]):
+    """By domain and target."""
+
+    @property
+    def headline(self) -> dict[str, Scalar]:
+        """The mass of the top 10."""
+        return {
+            f"{target}_top10_mass_{domain}": (
+                None if mass.top_k is None else mass.top_k[HEADLINE_K].per_position.value
+            )
+            for domain, targets in self.root.items()
+            for target, mass in targets.items()
+        }
 
 
 @dataclass(frozen=True)
@@ -114,46 +153,41 @@ class Tally:
             latent, absolute[latent] / scale, self.signed.numpy()[latent] / scale, count[latent]
         )
 
-    def mass(
-        self, *, confidence: float = 0.95, resamples: int = 500, seed: int = 0
-    ) -> dict[str, Any]:
-        """Share of importance held by the top k latents, for k in MASS_KS, with intervals.
-
-        per_position: mean over positions of (sum of the k largest |I| there) / (sum of all |I|
-        there + |I of the error term|). overall: the same with sums over the whole domain first, for
-        the k latents that hold most there.
-        error_share: the error term's part of the overall denominator. None without positions.
-        """
+    def mass(self, *, confidence: float = 0.95, resamples: int = 500, seed: int = 0) -> TargetMass:
+        """Share of importance held by the top k latents, for k in MASS_KS, with intervals."""
         rng = np.random.default_rng(seed)
         used = np.flatnonzero(self.positions)
         if used.size == 0 or float(self.absolute.sum()) + self.error.sum() == 0:
-            return {"num_positions": self.num_positions, "top_k": None, "error_share": None}
+            return TargetMass(num_positions=self.num_positions, top_k=None, error_share=None)
+
         # First the blocks as they are, then resamples: how often each block is drawn.
         weights = np.zeros((1 + resamples, NUM_BLOCKS))
         weights[0, used] = 1
         share = np.full(used.size, 1 / used.size)
         weights[1:, used] = rng.multinomial(used.size, share, size=resamples)
+
         absolute = self.absolute.numpy()
         totals = absolute.sum(1) + self.error
         denominator = np.maximum(weights @ totals, np.finfo(float).tiny)
         local = (weights @ self.share) / (weights @ self.positions)[:, None]
+
         # The top latents are chosen once: chosen anew in each resample, their share is biased up.
         top = np.argsort(-absolute.sum(0), kind="stable")[: max(MASS_KS)]
         held = (weights @ absolute[:, top]).cumsum(1)
         overall = np.stack([held[:, min(k, top.size) - 1] for k in MASS_KS], 1)
         overall /= denominator[:, None]
         error = (weights @ self.error) / denominator
-        return {
-            "num_positions": self.num_positions,
-            "top_k": {
-                str(k): {
-                    "per_position": _interval(local[:, i], confidence),
-                    "overall": _interval(overall[:, i], confidence),
-                }
+        return TargetMass(
+            num_positions=self.num_positions,
+            top_k={
+                k: TopShare(
+                    per_position=_interval(local[:, i], confidence),
+                    overall=_interval(overall[:, i], confidence),
+                )
                 for i, k in enumerate(MASS_KS)
             },
-            "error_share": _interval(error, confidence),
-        }
+            error_share=_interval(error, confidence),
+        )
 
 
 def _top_shares(absolute: Tensor, error: Tensor) -> FloatArray:
@@ -165,9 +199,9 @@ def _top_shares(absolute: Tensor, error: Tensor) -> FloatArray:
     return np.array(shares)
 
 
-def _interval(values: FloatArray, confidence: float) -> dict[str, float]:
+def _interval(values: FloatArray, confidence: float) -> Measured:
     """The estimate (first value) with the percentile interval of the resamples after it."""
     tail = (1 - confidence) / 2
     resampled = values[1:] if values.size > 1 else values
     low, high = np.quantile(resampled, [tail, 1 - tail])
-    return {"value": float(values[0]), "low": float(low), "high": float(high)}
+    return Measured(value=float(values[0]), low=float(low), high=float(high))

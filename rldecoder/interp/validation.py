@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 from scipy import stats
 
+from rldecoder.evals.statistics import Measured
 from rldecoder.interp.importance import (
     MetricFunction,
     PatchBatch,
@@ -17,10 +19,89 @@ from rldecoder.interp.importance import (
     exact_effect,
     sequence_metrics,
 )
+from rldecoder.schemas import JsonRecord, Scalar
 
 FloatArray = NDArray[np.float64]
+Estimator = Literal["attribution_patching", "integrated_gradients"]
 MIN_LATENTS = 3
 """With fewer ablated latents nothing can be compared."""
+TOP = 10
+"""Of `recall_at_10`."""
+
+
+class Agreement(JsonRecord):
+    """How well estimated effects agree with exact ones, with bootstrap intervals over latents.
+
+    Values that are not defined are None."""
+
+    spearman: Measured
+    """Rank correlation of the signed effects."""
+    recall_at_10: Measured
+    """Share of the 10 largest |exact| that are among the 10 largest |estimate|."""
+    sign_agreement: Measured
+    """Share with the same sign, among latents with an exact effect other than 0."""
+
+
+class EstimatorChoice(JsonRecord):
+    """Which estimator is used for a target, and why."""
+
+    estimator: Estimator
+    reason: str
+    reached: bool
+    """Whether its rank correlation with exact ablation is as high as it should be."""
+
+
+class TargetValidation(JsonRecord):
+    """Both estimators beside exact ablation of the same latents on the same tokens."""
+
+    num_latents: int
+    """Latents that were ablated."""
+    num_metric_positions: int
+    """Positions whose metric was read."""
+    integrated_steps: int
+    """Steps of integrated gradients."""
+    reason: str | None
+    """Why nothing could be compared; None where it could."""
+    estimators: dict[Estimator, Agreement]
+    latents: tuple[int, ...]
+    """Those ablated: the top of the ranking, then others from all of it."""
+    exact: tuple[float, ...]
+    """Their exact effects, in their order, in nats; the next two are estimates of the same."""
+    attribution_patching: tuple[float, ...]
+    integrated_gradients: tuple[float, ...]
+    used: EstimatorChoice
+    """What `importance` is measured with."""
+
+
+class EstimatorValidation(JsonRecord):
+    """Is estimated importance right? By target; a target that was not asked for is absent."""
+
+    domain: str
+    """Whose text it was tried on."""
+    decoder: TargetValidation | None = Field(None, exclude_if=lambda found: found is None)
+    """Of the decoder's predictions."""
+    frozen: TargetValidation | None = Field(None, exclude_if=lambda found: found is None)
+    """Of the frozen model's."""
+
+    @property
+    def targets(self) -> dict[str, TargetValidation]:
+        """Those that were asked for."""
+        found = {"decoder": self.decoder, "frozen": self.frozen}
+        return {name: target for name, target in found.items() if target is not None}
+
+    @property
+    def headline(self) -> dict[str, Scalar]:
+        """Which estimator is used, and how well it agrees."""
+        out: dict[str, Scalar] = {}
+        for name, target in self.targets.items():
+            agreement = target.estimators[target.used.estimator]
+            out |= {
+                f"{name}_estimator": target.used.estimator,
+                f"{name}_spearman": agreement.spearman.value,
+                f"{name}_recall_at_10": agreement.recall_at_10.value,
+                f"{name}_sign_agreement": agreement.sign_agreement.value,
+            }
+        return out
 
 
 def estimated_effects(
@@ -62,26 +143,29 @@ def validate(
     num_others: int,
     integrated_steps: int,
     seed: int,
+    wanted: str = "auto",
+    min_spearman: float = 0.9,
     known: Sequence[float] = (),
     on_exact: Callable[[list[float]], None] = lambda values: None,
-) -> dict[str, Any]:
-    """Compare both estimators with exact ablation on the same tokens.
+) -> TargetValidation:
+    """Compare both estimators with exact ablation on the same tokens, and choose one.
 
     Args:
+        wanted: an estimator, or `auto`; see `choose_estimator`.
         known: exact effects that an interrupted validation had found, in its order.
         on_exact: called with all exact effects so far after each new one.
 
-    Returns the agreement of each estimator (see `agreement`), how many latents were ablated, and
-    the values themselves. With fewer than 3 firing latents nothing can be compared: agreement
-    values are None, and `reason` says so.
+    With fewer than 3 firing latents nothing can be compared: agreement values are None, and
+    `reason` says so.
     """
-    estimates = {
+    estimates: dict[Estimator, FloatArray] = {
         "attribution_patching": estimated_effects(metric, batches, num_latents),
         "integrated_gradients": estimated_effects(metric, batches, num_latents, integrated_steps),
     }
     rng = np.random.default_rng(seed)
     chosen = choose_latents(estimates["attribution_patching"], num_top, num_others, rng)
     baselines = [sequence_metrics(metric, batch, batch.latents.acts) for batch in batches]
+
     found = list(known)
     for latent in chosen[len(found) :]:
         found.append(
@@ -91,55 +175,49 @@ def validate(
             )
         )
         on_exact(found)
-    exact = np.array(found)
-    return {
-        "num_latents": int(chosen.size),
-        "num_metric_positions": int(sum(int(batch.metric_mask.sum()) for batch in batches)),
-        "integrated_steps": integrated_steps,
-        "reason": None
-        if chosen.size >= MIN_LATENTS
-        else "fewer than 3 latents fire on these tokens",
-        "estimators": {
-            name: agreement(values[chosen], exact, seed=seed) for name, values in estimates.items()
-        },
-        "latents": [int(latent) for latent in chosen],
-        "exact": [float(value) for value in exact],
-        **{name: [float(v) for v in values[chosen]] for name, values in estimates.items()},
+
+    found_by = {
+        name: agreement(values[chosen], np.array(found), seed=seed)
+        for name, values in estimates.items()
     }
-
-
-class Choice(NamedTuple):
-    """Which estimator is used for a target, and why."""
-
-    estimator: str
-    reason: str
-    reached: bool
-    """Whether its rank correlation with exact ablation is as high as it should be."""
+    spearman = {name: agrees.spearman.value for name, agrees in found_by.items()}
+    too_few = chosen.size < MIN_LATENTS
+    return TargetValidation(
+        num_latents=chosen.size,
+        num_metric_positions=sum(int(batch.metric_mask.sum()) for batch in batches),
+        integrated_steps=integrated_steps,
+        reason="fewer than 3 latents fire on these tokens" if too_few else None,
+        estimators=found_by,
+        latents=tuple(chosen.tolist()),
+        exact=tuple(map(float, found)),
+        attribution_patching=tuple(estimates["attribution_patching"][chosen].tolist()),
+        integrated_gradients=tuple(estimates["integrated_gradients"][chosen].tolist()),
+        used=choose_estimator(spearman, wanted, min_spearman),
+    )
 
 
 def choose_estimator(
-    validation: dict[str, Any], wanted: str = "auto", min_spearman: float = 0.9
-) -> Choice:
-    """The estimator for one target, from its validation (see `validate`).
+    spearman: Mapping[Estimator, float | None], wanted: str = "auto", min_spearman: float = 0.9
+) -> EstimatorChoice:
+    """The estimator for one target, from the rank correlations with exact ablation.
 
     `auto` takes attribution patching, which costs one backward pass, unless it misses
     `min_spearman` and integrated gradients do better. Without a comparison nothing speaks against
     attribution patching.
     """
-    spearman = {name: v["spearman"]["value"] for name, v in validation["estimators"].items()}
     cheap, other = spearman["attribution_patching"], spearman["integrated_gradients"]
     said = f"Spearman with exact ablation: attribution patching {_show(cheap)}, "
     said += f"integrated gradients {_show(other)}; asked for {min_spearman:g}"
+
+    chosen: Estimator = "attribution_patching"
     if wanted != "auto":
-        value = spearman[wanted]
-        return Choice(wanted, f"set by the config. {said}", _reaches(value, min_spearman))
-    if cheap is None or _reaches(cheap, min_spearman) or other is None or other <= cheap:
-        return Choice("attribution_patching", said, _reaches(cheap, min_spearman))
-    return Choice("integrated_gradients", f"fallback. {said}", _reaches(other, min_spearman))
-
-
-def _reaches(value: float | None, bar: float) -> bool:
-    return value is not None and value >= bar
+        chosen = "integrated_gradients" if wanted == "integrated_gradients" else chosen
+        said = f"set by the config. {said}"
+    elif cheap is not None and cheap < min_spearman and other is not None and other > cheap:
+        chosen, said = "integrated_gradients", f"fallback. {said}"
+    value = spearman[chosen]
+    reached = value is not None and value >= min_spearman
+    return EstimatorChoice(estimator=chosen, reason=said, reached=reached)
 
 
 def _show(value: float | None) -> str:
@@ -150,17 +228,11 @@ def agreement(
     estimate: FloatArray,
     exact: FloatArray,
     *,
-    top: int = 10,
     confidence: float = 0.95,
     resamples: int = 1000,
     seed: int = 0,
-) -> dict[str, Any]:
-    """How well estimated effects [n] agree with exact ones, with bootstrap intervals over latents.
-
-    spearman: rank correlation of the signed effects. recall_at_10: share of the 10 largest |exact|
-    that are among the 10 largest |estimate|. sign_agreement: share with the same sign, among
-    latents with an exact effect other than 0. Values that are not defined are None.
-    """
+) -> Agreement:
+    """How well estimated effects [n] agree with exact ones."""
     rng = np.random.default_rng(seed)
     size = exact.size
     # The first row is the sample itself, the others its resamples.
@@ -168,21 +240,21 @@ def agreement(
         [np.arange(size)[None], rng.integers(0, max(size, 1), (resamples, size))]
     )
     first, second = estimate[draws], exact[draws]
-    return {
-        "spearman": _interval(_spearman(first, second), confidence),
-        f"recall_at_{top}": _interval(_recall(first, second, top), confidence),
-        "sign_agreement": _interval(_sign_agreement(first, second), confidence),
-    }
+    return Agreement(
+        spearman=_interval(_spearman(first, second), confidence),
+        recall_at_10=_interval(_recall(first, second, TOP), confidence),
+        sign_agreement=_interval(_sign_agreement(first, second), confidence),
+    )
 
 
-def _interval(values: FloatArray, confidence: float) -> dict[str, float | None]:
+def _interval(values: FloatArray, confidence: float) -> Measured:
     """First value, with the percentile interval of the defined ones among the others."""
     kept = values[1:][~np.isnan(values[1:])]
     if np.isnan(values[0]) or kept.size == 0:
-        return {"value": None, "low": None, "high": None}
+        return Measured(value=None, low=None, high=None)
     tail = (1 - confidence) / 2
     low, high = np.quantile(kept, [tail, 1 - tail])
-    return {"value": float(values[0]), "low": float(low), "high": float(high)}
+    return Measured(value=float(values[0]), low=float(low), high=float(high))
 
 
 def _spearman(a: FloatArray, b: FloatArray) -> FloatArray:

@@ -11,11 +11,26 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import pyarrow as pa
 import torch
 from torch import Tensor
 
 from rldecoder.errors import NumericalError
 from rldecoder.lm.frozen import FrozenLM
+
+LENS = pa.schema(
+    [
+        ("layer", pa.int32()),
+        ("lens", pa.string()),
+        ("split", pa.string()),
+        ("accuracy", pa.float64()),
+        ("agreement", pa.float64()),
+        ("kl", pa.float64()),
+        ("ce", pa.float64()),
+    ]
+)
+"""Next-token metrics of each layer's lenses: `lens` is logit or affine; kl = KL(frozen || lens)
+and ce in nats per token."""
 
 RIDGE_STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)
 """Penalties tried where a configuration names none."""

@@ -66,6 +66,7 @@ def read_model(
                 # They are refused below, by name; transformers' own error names none.
                 ignore_mismatched_sizes=True,
             )
+            model, found = loaded
             tokenizer = AutoTokenizer.from_pretrained(
                 folder, trust_remote_code=False, local_files_only=True
             )

@@ -13,6 +13,7 @@ from rldecoder.config.base import Config, HubRepo, Revision
 from rldecoder.config.problems import problem_lines, shown_name
 from rldecoder.config.yaml_files import read_yaml
 from rldecoder.errors import BadInputError
+from rldecoder.schemas import JsonRecord, Scalar
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -115,6 +116,34 @@ class ArchitectureConstants(Config):
     """Longest sequence in tokens."""
     tied_embeddings: bool
     """Whether input and output embeddings are one matrix."""
+
+
+class ModelRecord(JsonRecord, ArchitectureConstants):
+    """The model of a run, as it was proven: its constants, where it came from, its hashes."""
+
+    name: str
+    """As in the run's config, of a user's own folder its name."""
+    title: str
+    """For people."""
+    licence: str
+    """SPDX identifier, the licence's own name, or why it is not known."""
+    hook_layer: int | None
+    """What the spec recommends; None without a spec."""
+    compute_dtype: str
+    """Of weights and residuals (`sync_tokenizer.compute_dtype`)."""
+    source: dict[str, str]
+    """Kind of the source, and what identifies its content."""
+    weights_sha256: str
+    """Of the weight file; of several, hash of their names and hashes."""
+    weight_files: dict[str, str]
+    """SHA-256 by file name."""
+
+    @property
+    def headline(self) -> dict[str, Scalar]:
+        """What goes into the manifest."""
+        return {"model": self.name} | self.model_dump(
+            include={"parameters", "num_layers", "d_model", "vocab_size"}
+        )
 
 
 class ModelSpec(Config):

@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +16,7 @@ from rldecoder.errors import BadInputError, DamagedFileError
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.lm.quiet import quiet_transformers
 from rldecoder.lm.user_cache import sha256_file
+from rldecoder.schemas import JsonRecord, Scalar
 
 PROBES: tuple[str, ...] = (
     "The quick brown fox jumps over the lazy dog.",
@@ -42,25 +41,28 @@ _ENGLISH = (
 )
 
 
-@dataclass(frozen=True)
-class Probe:
+class Probe(JsonRecord):
     """One text, encoded and decoded."""
 
     text: str
+    """As it was given."""
     num_tokens: int
+    """How many it became."""
     decoded: str
+    """What they spell."""
     lossless: bool
     """Whether it came back; a letter and its accent may have become one code point."""
 
 
-@dataclass(frozen=True)
-class ParityReport:
+class ParityRecord(JsonRecord):
     """What the checks found; `require_parity` decides."""
 
     tokenizer_size: int
     """Tokens in the tokenizer, added ones included."""
     highest_token_id: int
+    """-1 where there is no token."""
     embedding_rows: int
+    """Of the model."""
     padding_rows: int
     """Embedding rows that no token uses."""
     special_tokens: dict[str, int | None]
@@ -68,6 +70,7 @@ class ParityReport:
     model_special_tokens: dict[str, list[int]]
     """Ids that the model's own config names, for comparison."""
     probes: tuple[Probe, ...]
+    """Texts that were encoded and decoded."""
     english_cross_entropy: float
     """Nats per token of the model on plain English; a wrong token table makes it large."""
     uniform_cross_entropy: float
@@ -82,12 +85,17 @@ class ParityReport:
         """Whether the model finds English less surprising than noise."""
         return self.english_cross_entropy < self.uniform_cross_entropy
 
-    def as_json(self) -> dict[str, Any]:
-        """Plain values for `parity.json`."""
-        return asdict(self)
+    @property
+    def headline(self) -> dict[str, Scalar]:
+        """What goes into the manifest."""
+        return {
+            "probes_lossless": sum(probe.lossless for probe in self.probes),
+            "probes": len(self.probes),
+            "english_cross_entropy": self.english_cross_entropy,
+        }
 
 
-def check_parity(lm: FrozenLM, extra_probes: Sequence[str] = ()) -> ParityReport:
+def check_parity(lm: FrozenLM, extra_probes: Sequence[str] = ()) -> ParityRecord:
     """Encode and decode probe texts, compare sizes and special tokens, and read English."""
     tokenizer = lm.tokenizer
     problems: list[str] = []
@@ -116,7 +124,7 @@ def check_parity(lm: FrozenLM, extra_probes: Sequence[str] = ()) -> ParityReport
     cross_entropy = math.inf if highest >= lm.vocab_size else _english_cross_entropy(lm)
     if not math.isfinite(cross_entropy):
         cross_entropy = uniform
-    return ParityReport(
+    return ParityRecord(
         tokenizer_size=len(token_ids),
         highest_token_id=highest,
         embedding_rows=lm.vocab_size,
@@ -131,7 +139,7 @@ def check_parity(lm: FrozenLM, extra_probes: Sequence[str] = ()) -> ParityReport
     )
 
 
-def require_parity(report: ParityReport, place: str, *, trained: bool, lossy: bool = False) -> None:
+def require_parity(report: ParityRecord, place: str, *, trained: bool, lossy: bool = False) -> None:
     """Raise if the tokenizer does not fit.
 
     Args:
@@ -165,24 +173,33 @@ def require_parity(report: ParityReport, place: str, *, trained: bool, lossy: bo
         )
 
 
-@dataclass(frozen=True)
-class FileHash:
-    """A tokenizer file and what is known of it."""
+class FileHash(JsonRecord):
+    """A file of a model and what is known of it."""
 
-    name: str
-    size_bytes: int
     sha256: str
+    """Hexadecimal."""
+    size_bytes: int
+    """Of the file."""
     status: str
-    """`matches` a published hash, or `no published hash`. A mismatch raises."""
+    """`matches the published hash`, or `no published hash`. A mismatch raises."""
 
 
-def hash_files(paths: Sequence[Path], known: Mapping[str, str]) -> list[FileHash]:
-    """SHA-256 of each file, compared with published hashes by file name.
+class TokenizerHashes(JsonRecord):
+    """What the tokenizer is known by."""
+
+    files: dict[str, FileHash]
+    """Its files, by name."""
+    vocabulary_sha256: str
+    """Of its token table (see `vocabulary_sha256`)."""
+
+
+def hash_files(paths: Sequence[Path], known: Mapping[str, str]) -> dict[str, FileHash]:
+    """SHA-256 of each file by its name, compared with the published hash of that name.
 
     Raises:
         DamagedFileError: a file differs from its published hash.
     """
-    hashes = []
+    hashes = {}
     for path in paths:
         digest = sha256_file(path)
         expected = known.get(path.name)
@@ -193,7 +210,7 @@ def hash_files(paths: Sequence[Path], known: Mapping[str, str]) -> list[FileHash
                 "The file was damaged or edited: take the published one.",
             )
         status = "no published hash" if expected is None else "matches the published hash"
-        hashes.append(FileHash(path.name, path.stat().st_size, digest, status))
+        hashes[path.name] = FileHash(sha256=digest, size_bytes=path.stat().st_size, status=status)
     return hashes
 
 
@@ -219,7 +236,12 @@ def _probe(tokenizer: PreTrainedTokenizerBase, text: str) -> Probe:
     ids = tokenizer.encode(text, add_special_tokens=False)
     decoded = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     assert isinstance(decoded, str)
-    return Probe(text, len(ids), decoded, _canonical(decoded) == _canonical(text))
+    return Probe(
+        text=text,
+        num_tokens=len(ids),
+        decoded=decoded,
+        lossless=_canonical(decoded) == _canonical(text),
+    )
 
 
 def _canonical(text: str) -> str:

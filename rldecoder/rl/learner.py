@@ -96,8 +96,8 @@ def make_learner(decoder: SaeDecoderForCausalLM, settings: PpoSettings, seed: in
     reference = copy.deepcopy(decoder).requires_grad_(False).eval()
     decoder.requires_grad_(True)
     groups = [_group([decoder.W, decoder.b], settings.lr) | {"eps": settings.adam_eps}]
-    if decoder.blocks is not None:
-        groups.append(_group(decoder.blocks.parameters(), settings.blocks_lr))
+    if blocks := list(decoder.upper.parameters()):
+        groups.append(_group(blocks, settings.blocks_lr))
     # Normalised returns have mean 0, so the output bias sees gradients of pure rounding noise,
     # which Adam's default eps of 1e-8 would turn into full steps.
     groups.append(_group(critic.parameters(), settings.critic_lr) | {"eps": 1e-5})

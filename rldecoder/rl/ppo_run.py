@@ -294,7 +294,7 @@ class PpoRun:
             self.decoder.frozen.sae,
             self.settings.replay_tokens,
             derive_seed(self.seed, "replay"),
-            sequences=self.decoder.blocks is not None,
+            sequences=self.decoder.looks_back,
         )
 
     def _prompts(self) -> list[TaskPrompt]:

@@ -150,7 +150,7 @@ class DecoderSampler:
             places.append(positions)
 
             last = SparseLatents(seen.latents.acts[:, -1], seen.latents.indices[:, -1])
-            if decoder.blocks is None:
+            if not decoder.looks_back:
                 hidden = decoder.hidden(last)
             else:
                 hidden = decoder.hidden(seen.latents, mask, positions, past)[:, -1]
@@ -194,7 +194,7 @@ class DecoderSampler:
             return None, None, None
         read = self._kept_prefix if keep else self._read_prefix
         latents, past, tail_past = copy.deepcopy(read(tuple(batch.prefix[0].tolist())))
-        if self.decoder.blocks is not None:  # they are trained: what they saw changes
+        if self.decoder.looks_back:  # they are trained: what they saw changes
             self.decoder.hidden(latents, past_key_values=past)
         for cache in (past, tail_past):
             if cache is not None:

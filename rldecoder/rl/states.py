@@ -54,7 +54,7 @@ def predict(
             the blocks would make a PPO step much dearer.
     """
     keep = rollout.mask[rows].bool()
-    if decoder.blocks is None:
+    if not decoder.looks_back:
         latents = SparseLatents(
             rollout.latents.acts[rows][keep], rollout.latents.indices[rows][keep]
         )
@@ -93,7 +93,6 @@ def _through_blocks(
 ) -> Predicted:
     """The first `length` states of the rows of a context that are `inside`: [b, length, D]."""
     blocks = decoder.blocks
-    assert blocks is not None
     mine = context.rows[inside]
     suffix = SparseLatents(context.suffix.acts[inside], context.suffix.indices[inside])
     width = suffix.acts.shape[1]

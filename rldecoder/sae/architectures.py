@@ -1,4 +1,4 @@
-"""The architectures on one page: which latents fire on a training batch, and how.
+"""The architectures on one page: a class each, with what fires, what keeps it few and alive.
 
 - topk: the k largest of each token (Gao et al. 2024, arXiv 2406.04093)
 - batchtopk: the N k largest of the batch (Bussmann et al. 2024, arXiv 2412.06410)
@@ -6,251 +6,330 @@
 - jumprelu: above a learnt threshold, L0 held by a penalty (Rajamanoharan et al. 2024, arXiv
   2407.14435)
 - relu: above zero, kept few by an L1 penalty (Bricken et al. 2023, "Towards Monosemanticity")
-
-One dense product, in `matmul_dtype`, finds the pairs that fire. All else touches only them: the
-reconstruction and the gradients, in float32. Activations are float32 too, but for topk, where they
-are the product's own (a rounding of bfloat16 moves fvu by some 1e-5).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
-from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rldecoder.sae.parallel import Group
-from rldecoder.sae.selection import top_k
-from rldecoder.sae.sparse_ops import (
-    Pairs,
-    SaeWeights,
-    bags_of,
-    decode_pairs,
-    encode_pairs,
+from rldecoder.config.sae import TrainSaeConfig
+from rldecoder.precision import fast_dtype
+from rldecoder.sae.autoencode import Autoencoded, JumpGate, relu_gates
+from rldecoder.sae.candidates import (
+    FLOOR_MARGIN,
+    Chosen,
+    batch_top_k_pairs,
+    pairs_above,
+    top_k_pairs,
 )
-
-Architecture = Literal["topk", "batchtopk", "matryoshka", "jumprelu", "relu"]
+from rldecoder.sae.losses import auxk_loss, l0_loss, l1_loss
+from rldecoder.sae.model import Sae
+from rldecoder.sae.parallel import Group
+from rldecoder.sae.schedule import sparsity_coefficient
+from rldecoder.sae.sparse_ops import SaeWeights
+from rldecoder.sae.spec import SaeSpec
 
 DENSE_ABOVE = 0.05
 """Share of candidate pairs from which dense products are the faster way (measured on 2 cores)."""
 
-FLOOR_MARGIN = 0.1
-"""How far below the last batch's smallest chosen value the next batch's candidates begin. It
-decides the speed of `batchtopk`, never what is chosen."""
-
-_CHUNK_TOKENS = 4096
-"""Tokens whose pre-activations exist at one time on a CPU (94 MB for 5,760 latents)."""
+FIRST_TOKENS = 2048
+"""Tokens of a batch from which jumprelu's thresholds start."""
 
 
-class Rule(NamedTuple):
-    """How latents are chosen."""
+class Step(NamedTuple):
+    """What a penalty sees beside the output."""
 
-    architecture: Architecture
-    k: int = 0
-    """topk, batchtopk, matryoshka: active latents a token (on average over the batch)."""
-    prefixes: tuple[int, ...] = ()
-    """matryoshka: sizes of the nested dictionaries, ascending; the last one is L."""
-    bandwidth: float = 0.0
-    """jumprelu: width of the window around a threshold from which it learns."""
-
-
-class Autoencoded(NamedTuple):
-    """A batch through the autoencoder; gradients flow through all but `fired` and `cut`."""
-
-    levels: Tensor
-    """[N, G, D] float32: reconstructions from the nested dictionaries (G = 1 but for matryoshka);
-    the last one reads all latents."""
-    acts: Tensor
-    """float32, >= 0: [M] of the pairs, or [N, L] where dense was the faster way."""
-    gates: Tensor
-    """Shape of `acts`: 1 where a latent fires. For jumprelu a gradient reaches the thresholds."""
-    fired: Tensor
-    """[L] bool: latents that fired on some token."""
-    cut: float
-    """batchtopk, matryoshka: the smallest chosen pre-activation, not below 0; else 0."""
+    number: int
+    """Of the optimiser step, from 0."""
+    x: Tensor
+    """[N, D] scaled inputs, this process's."""
+    weights: SaeWeights
+    dead: Tensor
+    """[n] int64: latents that have not fired for long."""
+    group: Group
 
 
-def autoencode(
-    x: Tensor,
-    weights: SaeWeights,
-    rule: Rule,
-    log_threshold: Tensor | None = None,
-    matmul_dtype: torch.dtype = torch.float32,
-    floor: float = math.inf,
-    group: Group | None = None,
-) -> Autoencoded:
-    """Encode and decode a training batch.
+class Architecture(ABC):
+    """An SAE architecture in training. Thresholds are its own; weights belong to the trainer.
 
-    Args:
-        x: [N, D] float32, scaled inputs.
-        weights: of the SAE in training.
-        rule: the architecture.
-        log_threshold: [L], jumprelu only.
-        matmul_dtype: of the product that finds the candidates.
-        floor: batchtopk and matryoshka: candidates lie above it (a hint; see `FLOOR_MARGIN`).
-        group: of the processes whose tokens make up the batch; batchtopk and matryoshka choose
-            among all of them.
-    """
-    known, cut = None, 0.0
-    with torch.no_grad():
-        pairs: Pairs | None
-        if rule.architecture == "topk":
-            pairs, known = _choose_top_k(x, weights, rule.k, matmul_dtype)
-        elif rule.architecture in ("batchtopk", "matryoshka"):
-            pairs, known, cut = _choose_batch_top_k(
-                x, weights, rule.k, matmul_dtype, floor, group or Group()
-            )
-        elif log_threshold is not None:
-            pairs = _choose_above(x, weights, log_threshold.exp() - rule.bandwidth, matmul_dtype)
-        else:
-            pairs = _choose_above(x, weights, torch.zeros_like(weights.b_enc), matmul_dtype)
-    if pairs is None:
-        return autoencode_dense(x, weights, rule, log_threshold)
-    pre_acts = encode_pairs(x, weights, pairs, known)
-    threshold = None if log_threshold is None else log_threshold.exp()[pairs.latents]
-    acts, gates = _activate(pre_acts, threshold, rule.bandwidth)
-    ends = rule.prefixes or (pairs.num_latents,)
-    sums = decode_pairs(acts, weights.dec, pairs, bags_of(pairs, ends))
-    fired = torch.zeros_like(weights.b_enc).index_add(0, pairs.latents, gates.detach()) > 0
-    return Autoencoded(_nested(sums, len(x)) + weights.b_dec, acts, gates, fired, cut)
-
-
-def autoencode_dense(
-    x: Tensor, weights: SaeWeights, rule: Rule, log_threshold: Tensor | None = None
-) -> Autoencoded:
-    """The same by dense products and torch's own autograd: oracle, and faster for many actives."""
-    pre_acts = F.linear(x - weights.b_dec, weights.enc, weights.b_enc)
-    threshold = None if log_threshold is None else log_threshold.exp()
-    acts, gates = _activate(pre_acts, threshold, rule.bandwidth)
-    cut = 0.0
-    if rule.k:
-        with torch.no_grad():
-            if rule.architecture == "topk":
-                chosen = pre_acts.topk(rule.k, dim=1).indices
-                kept = torch.zeros_like(pre_acts).scatter(1, chosen, 1.0)
-            else:
-                best = pre_acts.flatten().topk(len(x) * rule.k)
-                kept = torch.zeros_like(pre_acts).flatten()
-                kept = kept.index_fill(0, best.indices, 1.0).view_as(pre_acts)
-                cut = max(float(best.values[-1]), 0.0)
-        acts, gates = acts * kept, gates * kept
-    ends = rule.prefixes or (acts.shape[1],)
-    levels = torch.stack([acts[:, :end] @ weights.dec[:end] for end in ends], dim=1)
-    return Autoencoded(levels + weights.b_dec, acts, gates, (gates > 0).any(0), cut)
-
-
-def _activate(
-    pre_acts: Tensor, threshold: Tensor | None, bandwidth: float
-) -> tuple[Tensor, Tensor]:
-    """Activations and gates of pre-activations, before any choice among them."""
-    if threshold is None:
-        acts = torch.relu(pre_acts)
-        return acts, (acts.detach() > 0).to(acts.dtype)
-    acts, gates = _JumpRelu.apply(pre_acts, threshold.expand_as(pre_acts), bandwidth)
-    return acts, gates
-
-
-class _JumpRelu(torch.autograd.Function):
-    """acts = z H(z - theta) and gates = H(z - theta), with the paper's straight-through gradients.
-
-    Rajamanoharan et al. 2024, equations 11 and 12: with a rectangular kernel K of width e,
-    d acts / d theta = -(theta / e) K((z - theta) / e) and d gates / d theta = -(1 / e) K(...).
+    Inputs are scaled: their mean squared norm is d_model. The methods that do nothing here are
+    for architectures with thresholds.
     """
 
-    @staticmethod
-    def forward(ctx: Any, z: Tensor, theta: Tensor, width: float) -> tuple[Tensor, Tensor]:
-        gates = (z > theta).to(z.dtype)
-        ctx.save_for_backward(z, theta, gates)
-        ctx.width = width
-        return z * gates, gates
+    read_as: ClassVar[Literal["topk", "relu", "jumprelu"]]
+    """How the published SAE is read, one token at a time."""
+    aims_at_k: ClassVar[bool] = True
+    """Whether `k` says how many latents are to fire."""
+    resamples: ClassVar[bool] = False
+    """Whether dead latents are given new directions now and then."""
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_acts: Tensor, grad_gates: Tensor) -> tuple[Tensor | None, ...]:
-        z, theta, gates = ctx.saved_tensors
-        window = ((z - theta).abs() < ctx.width / 2).to(z.dtype) / ctx.width
-        return grad_acts * gates, -window * (theta * grad_acts + grad_gates), None
+    def __init__(
+        self, config: TrainSaeConfig, spec: SaeSpec, device: torch.device | str = "cpu"
+    ) -> None:
+        self.config, self.spec = config, spec
+        self.matmul_dtype = fast_dtype(config.matmul_dtype, device)
 
+    @classmethod
+    def settling_steps(cls, config: TrainSaeConfig) -> int:
+        """Steps after which L0 means something."""
+        return config.warmup_steps
 
-def _nested(sums: Tensor, num_tokens: int) -> Tensor:
-    """Sums over each group of latents [N * G, D] as sums over nested dictionaries [N, G, D]."""
-    groups = sums.view(num_tokens, -1, sums.shape[1])
-    return groups if groups.shape[1] == 1 else groups.cumsum(1)
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Sizes of the nested dictionaries, ascending; the last one is L."""
+        return (self.spec.num_latents,)
 
+    @abstractmethod
+    def choose(self, x: Tensor, weights: SaeWeights, group: Group) -> Chosen | None:
+        """The pairs that may fire on scaled inputs [N, D]; None where they are too many."""
 
-def _pre_acts(x: Tensor, weights: SaeWeights, dtype: torch.dtype) -> Iterator[Tensor]:
-    """Pre-activations of a batch [N, D] in `dtype`, some tokens [n, L] at a time."""
-    centred = (x - weights.b_dec).to(dtype)
-    enc, b_enc = weights.enc.to(dtype), weights.b_enc.to(dtype)
-    for part in centred.split(_CHUNK_TOKENS if x.device.type == "cpu" else len(x)):
-        yield F.linear(part, enc, b_enc)
+    def activate(self, pre_acts: Tensor, latents: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Activations and gates of pre-activations [M] of `latents` [M], or of all [N, L]."""
+        return relu_gates(pre_acts)
 
+    @abstractmethod
+    def penalty(self, out: Autoencoded, step: Step) -> tuple[Tensor, float]:
+        """What is added to the reconstruction loss, with its coefficient."""
 
-def _choose_top_k(
-    x: Tensor, weights: SaeWeights, k: int, dtype: torch.dtype
-) -> tuple[Pairs, Tensor]:
-    """The k largest of each token, and their pre-activations."""
-    chosen = [top_k(part, k) for part in _pre_acts(x, weights, dtype)]
-    latents = torch.cat([part.indices.flatten() for part in chosen])
-    offsets = torch.arange(0, len(latents), k, device=x.device)
-    # A chosen value below 0 is given as 0, which is as inactive.
-    known = torch.cat([part.acts.flatten() for part in chosen]).float()
-    return Pairs(latents, offsets, len(weights.enc)), known
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """What Adam moves beside the weights."""
+        return []
 
+    def begin(self, x: Tensor, weights: SaeWeights) -> None:  # noqa: B027
+        """Start on the first batch [N, D] of a training from scratch."""
 
-def _choose_batch_top_k(
-    x: Tensor, weights: SaeWeights, k: int, dtype: torch.dtype, floor: float, group: Group
-) -> tuple[Pairs, Tensor, float]:
-    """The N * k pairs with the largest pre-activations, these, and the smallest of them.
+    def take(self, sae: Sae) -> None:  # noqa: B027
+        """Start from a published SAE, brought to scaled inputs."""
 
-    N counts the tokens of all processes; the pairs are this one's. Candidates above `floor` are
-    ranked by their exact float32 values, so that which pairs are chosen depends neither on the
-    floor nor on ties of a short float format.
-    """
-    wanted = len(x) * k * group.size
-    candidates = None
-    if math.isfinite(floor):
-        candidates = _above(x, weights, torch.full_like(weights.b_enc, floor), dtype, math.inf)
-    if candidates is None or group.total(len(candidates.latents)) < wanted:
-        dense = torch.cat(list(_pre_acts(x, weights, dtype)))
-        cut = float(group.largest(dense.flatten(), wanted)[-1])
-        candidates = Pairs.of_mask(dense >= cut - FLOOR_MARGIN * abs(cut))
-    values = encode_pairs(x, weights, candidates)
-    if group.size == 1:
-        best = values.topk(wanted, sorted=False)
-        keep = torch.zeros_like(values, dtype=torch.bool)
-        keep[best.indices] = True
-        return candidates.subset(keep), values[keep], max(float(best.values.min()), 0.0)
-    # Equal values at the cut are all kept: nobody knows which of them another process holds.
-    cut = float(group.largest(values, wanted)[-1])
-    keep = values >= cut
-    return candidates.subset(keep), values[keep], max(cut, 0.0)
+    def after_step(self, out: Autoencoded, index: int, group: Group) -> None:  # noqa: B027
+        """Learn from the batch of a step."""
+
+    def restart(  # noqa: B027
+        self, x: Tensor, weights: SaeWeights, latents: Tensor, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Suit latents [n] to the new directions that they were given on a batch [N, D]."""
+
+    def threshold(self, like: Tensor) -> Tensor | None:
+        """[L], above which latents of the published SAE fire; `like` has its type and place."""
+        return None
+
+    def pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Its state for a checkpoint."""
+        return {}, {}
+
+    def unpack(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:  # noqa: B027
+        """The inverse of `pack`, in place."""
 
 
-def _choose_above(
-    x: Tensor, weights: SaeWeights, floor: Tensor, dtype: torch.dtype
-) -> Pairs | None:
-    """Pairs above a floor for each latent [L]; None when they are too many to be sparse."""
-    return _above(x, weights, floor, dtype, DENSE_ABOVE * len(x) * len(weights.enc))
+class _Revived(Architecture):
+    """Dead latents learn to explain what the living ones leave over (AuxK)."""
 
-
-def _above(
-    x: Tensor, weights: SaeWeights, floor: Tensor, dtype: torch.dtype, most: float
-) -> Pairs | None:
-    """Pairs whose pre-activation exceeds `floor` [L]; None when there are more than `most`."""
-    latents, counts, total = [], [], 0
-    for part in _pre_acts(x, weights, dtype):
-        found = Pairs.of_mask(part > floor.to(dtype))
-        latents.append(found.latents)
-        counts.append(
-            torch.diff(found.offsets, append=found.offsets.new_tensor([len(found.latents)]))
+    def penalty(self, out: Autoencoded, step: Step) -> tuple[Tensor, float]:
+        """The AuxK loss."""
+        config = self.config
+        if not len(step.dead) or not config.auxk_coefficient:
+            return step.x.new_zeros(()), 0.0
+        error = step.x - out.levels[:, -1]
+        auxk = config.auxk or max(1, self.spec.d_model // 2)
+        loss = auxk_loss(
+            step.x, error, step.weights, step.dead, auxk, self.matmul_dtype, step.group.mean
         )
-        total += len(found.latents)
-        if total > most:
-            return None
-    joined = torch.cat(counts)
-    return Pairs(torch.cat(latents), joined.cumsum(0) - joined, len(weights.enc))
+        return loss, config.auxk_coefficient
+
+
+class TopK(_Revived):
+    """Exactly k latents a token."""
+
+    read_as = "topk"
+
+    def choose(self, x: Tensor, weights: SaeWeights, group: Group) -> Chosen:
+        """The k largest of each token."""
+        return top_k_pairs(x, weights, self.config.k, self.matmul_dtype)
+
+
+class BatchTopK(_Revived):
+    """k latents a token on average; what a batch decides here, a threshold decides for one token.
+
+    The threshold is a running mean of each batch's smallest chosen pre-activation.
+    """
+
+    read_as = "jumprelu"
+
+    def __init__(
+        self, config: TrainSaeConfig, spec: SaeSpec, device: torch.device | str = "cpu"
+    ) -> None:
+        super().__init__(config, spec, device)
+        self.batch_threshold: float | None = None
+        self.floor = math.inf
+
+    def choose(self, x: Tensor, weights: SaeWeights, group: Group) -> Chosen:
+        """The N k largest of the batch."""
+        return batch_top_k_pairs(x, weights, self.config.k, self.matmul_dtype, self.floor, group)
+
+    def take(self, sae: Sae) -> None:
+        """Its thresholds are equal: their mean is one of them."""
+        self.batch_threshold = float(sae.threshold.mean())
+
+    @torch.no_grad()
+    def after_step(self, out: Autoencoded, index: int, group: Group) -> None:
+        """Move the threshold, and say where the next batch's candidates begin."""
+        cut = float(group.mean(torch.tensor(out.cut, device=out.levels.device)))
+        before = cut if self.batch_threshold is None else self.batch_threshold
+        # A mean over few batches at first: the cuts of the first ones lie far from the rest.
+        decay = min(self.config.threshold_decay, (1 + index) / (10 + index))
+        self.batch_threshold = decay * before + (1 - decay) * cut
+        self.floor = (1 - FLOOR_MARGIN) * cut
+
+    def threshold(self, like: Tensor) -> Tensor:
+        """The same for all latents."""
+        return torch.full_like(like, self.batch_threshold or 0.0)
+
+    def pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The floor is not in it: it decides nothing but the speed of one step."""
+        return {}, {"batch_threshold": self.batch_threshold}
+
+    def unpack(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """The inverse of `pack`, in place."""
+        self.batch_threshold = state["batch_threshold"]
+
+
+class Matryoshka(BatchTopK):
+    """Nested dictionaries, so that general latents come first."""
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """The config's shares of all latents."""
+        num_latents = self.spec.num_latents
+        sizes = {max(1, round(share * num_latents)) for share in self.config.matryoshka_prefixes}
+        return tuple(sorted(sizes))
+
+
+class JumpRelu(Architecture):
+    """Each latent fires above its own threshold, which is learnt; L0 is held at k."""
+
+    read_as = "jumprelu"
+    resamples = True
+
+    def __init__(
+        self, config: TrainSaeConfig, spec: SaeSpec, device: torch.device | str = "cpu"
+    ) -> None:
+        super().__init__(config, spec, device)
+        # Scaled inputs have a mean squared norm of d_model, the config's have 1.
+        self.bandwidth = config.bandwidth * math.sqrt(spec.d_model)
+        first = math.log((config.threshold_init or 1.0) * math.sqrt(spec.d_model))
+        self.log_threshold = nn.Parameter(torch.full((spec.num_latents,), first, device=device))
+
+    def choose(self, x: Tensor, weights: SaeWeights, group: Group) -> Chosen | None:
+        """All that fire, and those just below, from which thresholds learn."""
+        return _few_above(x, weights, self.log_threshold.exp() - self.bandwidth, self.matmul_dtype)
+
+    def activate(self, pre_acts: Tensor, latents: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The pre-activations where they exceed their thresholds."""
+        theta = self.log_threshold.exp()
+        theta = theta.expand_as(pre_acts) if latents is None else theta[latents]
+        acts, gates = JumpGate.apply(pre_acts, theta, self.bandwidth)
+        return acts, gates
+
+    def penalty(self, out: Autoencoded, step: Step) -> tuple[Tensor, float]:
+        """(L0 / k - 1)^2 of the whole batch; this process moves its own part of it."""
+        config = self.config
+        risen = min(1.0, (step.number + 1) / max(1, config.sparsity_warmup_steps))
+        l0 = out.gates.sum() / len(step.x)
+        l0 = l0 + (step.group.mean(l0) - l0.detach())
+        return l0_loss(l0, config.k), config.l0_coefficient * risen
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """The thresholds."""
+        return [self.log_threshold]
+
+    def begin(self, x: Tensor, weights: SaeWeights) -> None:
+        """Thresholds start where L0 is k, unless the config says where."""
+        if self.config.threshold_init is None:
+            self._start(x, weights, slice(None))
+
+    @torch.no_grad()
+    def take(self, sae: Sae) -> None:
+        """The published thresholds."""
+        self.log_threshold.copy_(sae.threshold.log())
+
+    @torch.no_grad()
+    def restart(
+        self, x: Tensor, weights: SaeWeights, latents: Tensor, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Their thresholds start anew, too, without Adam's memory of the old ones."""
+        self._start(x, weights, latents)
+        for moment in optimizer.state.get(self.log_threshold, {}).values():
+            if moment.shape == self.log_threshold.shape:
+                moment[latents] = 0.0
+
+    @torch.no_grad()
+    def _start(self, x: Tensor, weights: SaeWeights, latents: Tensor | slice) -> None:
+        """Thresholds where each latent fires on k / num_latents of some tokens [N, D]."""
+        x = x[:FIRST_TOKENS]
+        pre_acts = F.linear(x - weights.b_dec, weights.enc[latents], weights.b_enc[latents])
+        firing = max(1, round(self.config.k / self.spec.num_latents * len(x)))
+        # The largest value that must not fire: a latent fires above its threshold.
+        cut = pre_acts.T.contiguous().topk(min(firing + 1, len(x)), dim=1).values[:, -1]
+        self.log_threshold[latents] = cut.clamp_min(1e-3).log()
+
+    def threshold(self, like: Tensor) -> Tensor:
+        """Each latent's own."""
+        return self.log_threshold.detach().exp()
+
+    def pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The thresholds."""
+        return {"log_threshold": self.log_threshold}, {}
+
+    @torch.no_grad()
+    def unpack(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """The inverse of `pack`, in place."""
+        self.log_threshold.copy_(tensors["log_threshold"])
+
+
+class Relu(Architecture):
+    """All positive pre-activations fire; an L1 penalty keeps them few."""
+
+    read_as = "relu"
+    aims_at_k = False
+    resamples = True
+
+    @classmethod
+    def settling_steps(cls, config: TrainSaeConfig) -> int:
+        """L1 needs its full weight and time to act."""
+        return max(config.warmup_steps, 2 * config.sparsity_warmup_steps)
+
+    def choose(self, x: Tensor, weights: SaeWeights, group: Group) -> Chosen | None:
+        """All that fire."""
+        return _few_above(x, weights, torch.zeros_like(weights.b_enc), self.matmul_dtype)
+
+    def penalty(self, out: Autoencoded, step: Step) -> tuple[Tensor, float]:
+        """L1, with the coefficient of the phase."""
+        config = self.config
+        coefficient = sparsity_coefficient(
+            config.sparsity_phases, config.sparsity_warmup_steps, step.number
+        )
+        return l1_loss(out.acts, len(step.x)), coefficient
+
+
+ARCHITECTURES: dict[str, type[Architecture]] = {
+    "topk": TopK,
+    "batchtopk": BatchTopK,
+    "matryoshka": Matryoshka,
+    "jumprelu": JumpRelu,
+    "relu": Relu,
+}
+"""By their names in the config."""
+
+
+def _few_above(x: Tensor, weights: SaeWeights, floor: Tensor, dtype: torch.dtype) -> Chosen | None:
+    """Pairs above a floor for each latent [L]; None when they are too many to be sparse."""
+    pairs = pairs_above(x, weights, floor, dtype, DENSE_ABOVE * len(x) * len(weights.enc))
+    return None if pairs is None else Chosen(pairs)

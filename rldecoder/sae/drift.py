@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rldecoder.config.sae import TrainSaeConfig
+from rldecoder.sae.architectures import ARCHITECTURES
 from rldecoder.sae.training import StepResult
 
 RUNNING_MEAN_DECAY = 0.98
@@ -23,11 +24,7 @@ class DriftWatch:
         config = self.config
         mean = result.loss if self.mean_loss is None else self.mean_loss
         self.mean_loss = RUNNING_MEAN_DECAY * mean + (1 - RUNNING_MEAN_DECAY) * result.loss
-        warm_up = config.warmup_steps
-        if config.architecture == "relu":
-            # L1 needs its full weight and time to act before L0 means anything.
-            warm_up = max(warm_up, 2 * config.sparsity_warmup_steps)
-        if step < warm_up:
+        if step < ARCHITECTURES[config.architecture].settling_steps(config):
             return []
         low, high = config.alert_l0
         found = {}

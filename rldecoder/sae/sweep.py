@@ -6,8 +6,9 @@ A sweep chooses; it does not replace the training of the SAE that is chosen.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -26,7 +27,25 @@ from rldecoder.sae.metrics import random_control, reconstruction_quality
 from rldecoder.sae.model import Sae
 from rldecoder.sae.splice import splice_quality
 from rldecoder.sae.training import SaeTrainer, input_statistics, published_spec
+from rldecoder.schemas import JsonRecord, Scalar, optional
 from rldecoder.seeds import derive_seed, torch_generator
+
+CELLS = pa.schema(
+    [
+        ("layer", pa.int32()),
+        ("k", pa.int32()),
+        ("expansion", pa.float64()),
+        ("fvu", pa.float64()),
+        ("l0", pa.float64()),
+        ("dead_fraction", pa.float64()),
+        ("splice_kl", pa.float64()),
+        ("decoder_kl", pa.float64()),
+        ("decoder_agreement", pa.float64()),
+        ("residual_lens_kl", pa.float64()),
+        ("random_sae_kl", pa.float64()),
+    ]
+)
+"""A `SweepCell` a row."""
 
 _CHUNK_TOKENS = 256
 _ENCODE_TOKENS = 4096
@@ -43,9 +62,84 @@ class LayerData(NamedTuple):
     """[N] the next tokens."""
 
 
-def sae_folder(layer: int, k: int, expansion: float) -> str:
-    """Where the SAE of a cell is, in the sweep's artifact."""
-    return f"saes/layer-{layer}-k-{k}-x{expansion:g}"
+class Setting(NamedTuple):
+    """What is varied between the cells of a sweep."""
+
+    layer: int
+    """Whose residual stream is read."""
+    k: int
+    """Active latents per token."""
+    expansion: float
+    """Latents per dimension of the residual."""
+
+    @property
+    def key(self) -> str:
+        """Its name in seeds and in progress."""
+        return f"{self.layer}/{self.k}/{self.expansion:g}"
+
+    @property
+    def folder(self) -> str:
+        """The name of its SAE's folder."""
+        return f"layer-{self.layer}-k-{self.k}-x{self.expansion:g}"
+
+
+class Quality(JsonRecord):
+    """How good one small SAE is; KL in nats per token."""
+
+    fvu: float
+    """Fraction of variance unexplained on test tokens."""
+    l0: float
+    """Mean number of active latents."""
+    dead_fraction: float
+    """Share of latents that no test token activates."""
+    splice_kl: float
+    """KL(frozen || frozen model on the reconstruction)."""
+    decoder_kl: float
+    """KL(frozen || closed-form affine lens on the reconstruction)."""
+    decoder_agreement: float
+    """Share of tokens on which that lens has the frozen model's first choice."""
+    residual_lens_kl: float
+    """KL of the same lens on the bare residual, which loses nothing."""
+    random_sae_kl: float
+    """KL of the same lens on a random SAE of the same L0."""
+
+
+class SweepCell(Quality):
+    """One setting, and the quality of its SAE."""
+
+    layer: int
+    """Whose residual stream is read."""
+    k: int
+    """Active latents per token."""
+    expansion: float
+    """Latents per dimension of the residual."""
+
+    @property
+    def setting(self) -> Setting:
+        """What was set."""
+        return Setting(self.layer, self.k, self.expansion)
+
+
+class SweepVerdict(JsonRecord):
+    """The cell to go on with."""
+
+    meets_limits: bool | None
+    """Whether it meets the configured limits; None where no sweep was asked for."""
+    why: str
+    """For people."""
+    cell: SweepCell | None = optional()
+    """The cell, absent where no sweep was asked for."""
+
+    @property
+    def headline(self) -> dict[str, Scalar]:
+        """What goes into the manifest."""
+        if self.cell is None:
+            return {}
+        return {
+            "layer": self.cell.layer,
+            "decoder_kl": self.cell.decoder_kl,
+            "meets_limits": self.meets_limits,
+        }
 
 
 def collect(
@@ -110,7 +204,7 @@ def measure(
     test: LayerData,
     sequences: Tensor,
     seed: int,
-) -> dict[str, Any]:
+) -> Quality:
     """Quality of one SAE, and what an affine decoder of its reconstructions reaches.
 
     The decoder is the closed-form affine lens on the reconstruction: a floor of what training the
@@ -129,16 +223,16 @@ def measure(
         "random": lambda resid: control(resid.to(device)).recon,
     }
     reached = {name: affine_decoder(lm, view, train, test) for name, view in views.items()}
-    return {
-        "fvu": quality.fvu,
-        "l0": quality.l0_mean,
-        "dead_fraction": float((quality.density == 0).double().mean()),
-        "splice_kl": splice.replaced["sae"].kl,
-        "decoder_kl": reached["sae"].kl,
-        "decoder_agreement": reached["sae"].agreement,
-        "residual_lens_kl": reached["residual"].kl,
-        "random_sae_kl": reached["random"].kl,
-    }
+    return Quality(
+        fvu=quality.fvu,
+        l0=quality.l0_mean,
+        dead_fraction=float((quality.density == 0).double().mean()),
+        splice_kl=splice.replaced["sae"].kl,
+        decoder_kl=reached["sae"].kl,
+        decoder_agreement=reached["sae"].agreement,
+        residual_lens_kl=reached["residual"].kl,
+        random_sae_kl=reached["random"].kl,
+    )
 
 
 @torch.no_grad()
@@ -175,7 +269,7 @@ def affine_decoder(
     return found["lens"].means()
 
 
-def choose(rows: Sequence[dict[str, Any]], config: SweepSaeConfig) -> dict[str, Any]:
+def choose(cells: Sequence[SweepCell], config: SweepSaeConfig) -> SweepVerdict:
     """The cell to go on with, and why.
 
     The earliest layer that still meets both limits: the earlier the layer, the more of the
@@ -183,18 +277,18 @@ def choose(rows: Sequence[dict[str, Any]], config: SweepSaeConfig) -> dict[str, 
     meets them, the least decoder KL of all.
     """
     able = [
-        row
-        for row in rows
-        if row["decoder_kl"] <= config.max_decoder_kl and row["splice_kl"] <= config.max_splice_kl
+        cell
+        for cell in cells
+        if cell.decoder_kl <= config.max_decoder_kl and cell.splice_kl <= config.max_splice_kl
     ]
     limits = (
         f"decoder KL <= {config.max_decoder_kl:g} and splice KL <= {config.max_splice_kl:g} nats"
     )
     if able:
-        layer = min(row["layer"] for row in able)
-        cell = min((r for r in able if r["layer"] == layer), key=lambda row: row["decoder_kl"])
+        layer = min(cell.layer for cell in able)
+        chosen = min((c for c in able if c.layer == layer), key=lambda cell: cell.decoder_kl)
         why = f"layer {layer} is the earliest that meets {limits}"
     else:
-        cell = min(rows, key=lambda row: row["decoder_kl"])
+        chosen = min(cells, key=lambda cell: cell.decoder_kl)
         why = f"no cell meets {limits}; this one has the least decoder KL"
-    return {"meets_limits": bool(able), "why": why, "cell": cell}
+    return SweepVerdict(meets_limits=bool(able), why=why, cell=chosen)

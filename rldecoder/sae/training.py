@@ -17,24 +17,17 @@ from torch import Tensor, nn
 from rldecoder.artifacts.checkpoints import pack_optimizer, unpack_optimizer
 from rldecoder.config.sae import TrainSaeConfig
 from rldecoder.errors import BadInputError, NumericalError
-from rldecoder.precision import fast_dtype
-from rldecoder.sae.architectures import FLOOR_MARGIN, Autoencoded, Rule, autoencode
-from rldecoder.sae.losses import auxk_loss, l0_loss, l1_loss, reconstruction_loss
+from rldecoder.sae.architectures import ARCHITECTURES, Step
+from rldecoder.sae.autoencode import autoencode
+from rldecoder.sae.losses import reconstruction_loss
 from rldecoder.sae.metrics import reconstruction_quality
 from rldecoder.sae.model import Sae, SaeSpec, fold_input_scale
 from rldecoder.sae.parallel import Group
 from rldecoder.sae.resampling import resample_dead
-from rldecoder.sae.schedule import (
-    learning_rate,
-    learning_rate_scale,
-    sparsity_coefficient,
-)
+from rldecoder.sae.schedule import learning_rate, learning_rate_scale
 from rldecoder.sae.sparse_ops import SaeWeights
 from rldecoder.schemas import JsonRecord, Scalar
 from rldecoder.seeds import torch_generator
-
-FIRST_TOKENS = 2048
-"""Tokens of the first batch from which jumprelu's thresholds start."""
 
 
 class InputStatistics(NamedTuple):
@@ -143,19 +136,11 @@ class SaeTrainer:
             dec=nn.Parameter(start.W_dec.detach().clone()),
             b_dec=nn.Parameter(start.b_dec.detach().clone()),
         )
-        self.rule = rule_for(config, spec)
-        self.log_threshold: nn.Parameter | None = None
-        if config.architecture == "jumprelu":
-            first = math.log((config.threshold_init or 1.0) * math.sqrt(spec.d_model))
-            self.log_threshold = nn.Parameter(torch.full_like(self.weights.b_enc, first))
+        self.architecture = ARCHITECTURES[config.architecture](config, spec, device)
         # Mean squared errors make gradients small beside Adam's default eps (Gao et al. 2024).
         self.optimizer = torch.optim.Adam(
             self._trained, config.lr, (config.adam_beta1, 0.999), eps=6.25e-10, fused=True
         )
-        self.batch_threshold: float | None = None
-        self._floor = math.inf
-        self.matmul_dtype = fast_dtype(config.matmul_dtype, device)
-        self.auxk = config.auxk or max(1, spec.d_model // 2)
         self._lr_scale = learning_rate_scale(config, spec.num_latents)
         self.step_index = 0
         self.tokens_since_fired = torch.zeros(spec.num_latents, dtype=torch.int64, device=device)
@@ -170,20 +155,20 @@ class SaeTrainer:
             NumericalError: the loss or the gradient is NaN or infinite.
         """
         config, weights, index, group = self.config, self.weights, self.step_index, self.group
+        architecture = self.architecture
         if index == 0:
             self._begin(raw)
-        x = group.slice(raw).to(weights.dec.device).float() * self.scale
+        x = self._scaled(group.slice(raw))
 
         # Forward: reconstruction, and what keeps latents few or alive.
-        out = autoencode(
-            x, weights, self.rule, self.log_threshold, self.matmul_dtype, self._floor, group
-        )
+        out = autoencode(x, weights, architecture, group)
         recon = out.levels[:, -1]
         loss = reconstruction_loss(out.levels, x)
         mse = loss if out.levels.shape[1] == 1 else reconstruction_loss(recon[:, None], x)
-        self._count_firing(out, len(x))
+        self.tokens_since_fired += len(x) * group.size
+        self.tokens_since_fired[group.any(out.fired)] = 0
         dead = (self.tokens_since_fired >= config.dead_after_tokens).nonzero().flatten()
-        penalty, coefficient = self._penalty(out, x, dead)
+        penalty, coefficient = architecture.penalty(out, Step(index, x, weights, dead, group))
         loss = loss + coefficient * penalty
 
         # Backward: decoder rows keep unit norm, so their gradient's radial part is dropped.
@@ -206,11 +191,12 @@ class SaeTrainer:
             parameters["lr"] = lr
         self.optimizer.step()
         self._normalise_decoder()
+        architecture.after_step(out, index, group)
 
         # Resampling looks at this batch only, so that it needs no state of its own.
         revived = 0
         due = (index + 1) % config.resample_every_steps == 0 and index + 1 < self.num_steps
-        if config.architecture in ("relu", "jumprelu") and due and len(dead):
+        if architecture.resamples and due and len(dead):
             revived = self._resample(raw, dead)
         self.step_index += 1
         return StepResult(
@@ -255,10 +241,7 @@ class SaeTrainer:
             self.weights, (scaled.W_enc.T, scaled.b_enc, scaled.W_dec, scaled.b_dec), strict=True
         ):
             parameter.copy_(value)
-        if sae.spec.architecture == "jumprelu":
-            if self.log_threshold is not None:
-                self.log_threshold.copy_(scaled.threshold.log())
-            self.batch_threshold = float(scaled.threshold.mean())
+        self.architecture.take(scaled)
         self._started = True
         self._flagged = flagged
 
@@ -271,80 +254,29 @@ class SaeTrainer:
     @property
     def _trained(self) -> list[Tensor]:
         """Everything that Adam moves."""
-        return [*self.weights, *([] if self.log_threshold is None else [self.log_threshold])]
+        return [*self.weights, *self.architecture.parameters]
 
-    def _penalty(self, out: Autoencoded, x: Tensor, dead: Tensor) -> tuple[Tensor, float]:
-        """What is added to the reconstruction loss, with its coefficient."""
-        config = self.config
-        if config.architecture == "relu":
-            coefficient = sparsity_coefficient(
-                config.sparsity_phases, config.sparsity_warmup_steps, self.step_index
-            )
-            return l1_loss(out.acts, len(x)), coefficient
-        if config.architecture == "jumprelu":
-            risen = min(1.0, (self.step_index + 1) / max(1, config.sparsity_warmup_steps))
-            l0 = out.gates.sum() / len(x)
-            # The penalty is of the whole batch's L0; this process moves its own part of it.
-            l0 = l0 + (self.group.mean(l0) - l0.detach())
-            return l0_loss(l0, config.k), config.l0_coefficient * risen
-        if len(dead) and config.auxk_coefficient:
-            error = x - out.levels[:, -1]
-            aux = auxk_loss(
-                x, error, self.weights, dead, self.auxk, self.matmul_dtype, self.group.mean
-            )
-            return aux, config.auxk_coefficient
-        return x.new_zeros(()), 0.0
+    def _scaled(self, raw: Tensor) -> Tensor:
+        """Raw residuals [N, D] as the SAE in training reads them."""
+        return raw.to(self.weights.dec.device).float() * self.scale
 
     def _begin(self, raw: Tensor) -> None:
         """What the first batch [N, D] decides before the first step."""
-        new = self.log_threshold is not None and self.config.threshold_init is None
-        if new and not self._started:
-            self._start_thresholds(raw[:FIRST_TOKENS], slice(None))
+        if not self._started:
+            self.architecture.begin(self._scaled(raw), self.weights)
         if len(self._flagged):
             self._resample(raw, self._flagged.to(self.weights.dec.device))
 
     @torch.no_grad()
-    def _start_thresholds(self, raw: Tensor, latents: Tensor | slice) -> None:
-        """Some latents' thresholds where each fires on k / num_latents of some tokens [N, D]."""
-        assert self.log_threshold is not None
-        weights = self.weights
-        x = raw.to(weights.dec.device).float() * self.scale
-        pre_acts = torch.nn.functional.linear(
-            x - weights.b_dec, weights.enc[latents], weights.b_enc[latents]
-        )
-        share = self.config.k / self.spec.num_latents
-        firing = max(1, round(share * len(x)))
-        # The largest value that must not fire: a latent fires above its threshold.
-        cut = pre_acts.T.contiguous().topk(min(firing + 1, len(x)), dim=1).values[:, -1]
-        self.log_threshold[latents] = cut.clamp_min(1e-3).log()
-
-    @torch.no_grad()
-    def _count_firing(self, out: Autoencoded, num_tokens: int) -> None:
-        self.tokens_since_fired += num_tokens * self.group.size
-        self.tokens_since_fired[self.group.any(out.fired)] = 0
-        if self.rule.architecture in ("batchtopk", "matryoshka"):
-            cut = float(self.group.mean(torch.tensor(out.cut, device=out.levels.device)))
-            before = cut if self.batch_threshold is None else self.batch_threshold
-            # A mean over few batches at first: the cuts of the first ones lie far from the rest.
-            decay = min(self.config.threshold_decay, (1 + self.step_index) / (10 + self.step_index))
-            self.batch_threshold = decay * before + (1 - decay) * cut
-            self._floor = (1 - FLOOR_MARGIN) * cut
-
-    @torch.no_grad()
     def _resample(self, raw: Tensor, dead: Tensor) -> int:
         """Revive dead latents; every process sees the whole batch, and so does the same."""
-        x = raw.to(self.weights.dec.device).float() * self.scale
-        recon = autoencode(
-            x, self.weights, self.rule, self.log_threshold, self.matmul_dtype
-        ).levels[:, -1]
+        x = self._scaled(raw)
+        recon = autoencode(x, self.weights, self.architecture).levels[:, -1]
         generator = torch_generator(self.seed, "resample", self.step_index)
         revived = resample_dead(self.weights, self.optimizer, dead, x, recon, generator)
         self.tokens_since_fired[dead[:revived]] = 0
-        if self.log_threshold is not None and revived:
-            self._start_thresholds(raw[:FIRST_TOKENS], dead[:revived])
-            for moment in self.optimizer.state.get(self.log_threshold, {}).values():
-                if moment.shape == self.log_threshold.shape:
-                    moment[dead[:revived]] = 0.0
+        if revived:
+            self.architecture.restart(x, self.weights, dead[:revived], self.optimizer)
         return revived
 
     @torch.no_grad()
@@ -386,41 +318,35 @@ class SaeTrainer:
     def _state(self) -> dict[str, Tensor]:
         """The SAE's tensors in training layout and scale, thresholds included."""
         named = {name: tensor.detach() for name, tensor in self.weights._asdict().items()}
-        if self.log_threshold is not None:
-            named["threshold"] = self.log_threshold.detach().exp()
-        elif self.spec.architecture == "jumprelu":
-            named["threshold"] = torch.full_like(named["b_enc"], self.batch_threshold or 0.0)
-        return named
+        threshold = self.architecture.threshold(named["b_enc"])
+        return named if threshold is None else named | {"threshold": threshold}
 
     def pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that a resumed run needs, as tensors and JSON values."""
         tensors, optimizer = pack_optimizer(self.optimizer)
         tensors |= {f"weights.{name}": value for name, value in self.weights._asdict().items()}
-        if self.log_threshold is not None:
-            tensors["log_threshold"] = self.log_threshold
+        thresholds, own_state = self.architecture.pack()
+        tensors |= thresholds
         tensors |= {f"best.{name}": value for name, value in self.best.items()}
         tensors["tokens_since_fired"] = self.tokens_since_fired
         state = {
             "optimizer": optimizer,
             "step": self.step_index,
             "scale": self.scale,
-            "batch_threshold": self.batch_threshold,
             "best_fvu": self.best_fvu if self.best else None,
             "best_step": self.best_step,
         }
-        return tensors, state
+        return tensors, state | own_state
 
     @torch.no_grad()
     def unpack(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """The inverse of `pack`, in place."""
         for name, parameter in self.weights._asdict().items():
             parameter.copy_(tensors[f"weights.{name}"])
-        if self.log_threshold is not None:
-            self.log_threshold.copy_(tensors["log_threshold"])
+        self.architecture.unpack(tensors, state)
         unpack_optimizer(self.optimizer, tensors, state["optimizer"])
         self.tokens_since_fired.copy_(tensors["tokens_since_fired"])
         self.step_index, self.scale = int(state["step"]), float(state["scale"])
-        self.batch_threshold = state["batch_threshold"]
         self.best_step = int(state["best_step"])
         self.best_fvu = math.inf if state["best_fvu"] is None else float(state["best_fvu"])
         device = self.weights.dec.device
@@ -429,21 +355,6 @@ class SaeTrainer:
             for name, tensor in tensors.items()
             if name.startswith("best.")
         }
-
-
-def rule_for(config: TrainSaeConfig, spec: SaeSpec) -> Rule:
-    """How latents are chosen in training, in units of scaled inputs."""
-    architecture = config.architecture
-    if architecture == "relu":
-        return Rule(architecture)
-    if architecture == "jumprelu":
-        # Scaled inputs have a mean squared norm of d_model.
-        return Rule(architecture, bandwidth=config.bandwidth * math.sqrt(spec.d_model))
-    prefixes: tuple[int, ...] = ()
-    if architecture == "matryoshka":
-        sizes = {max(1, round(share * spec.num_latents)) for share in config.matryoshka_prefixes}
-        prefixes = tuple(sorted(sizes))
-    return Rule(architecture, config.k, prefixes)
 
 
 def published_spec(
@@ -459,16 +370,15 @@ def published_spec(
     Raises:
         BadInputError: k exceeds the number of latents.
     """
+    architecture = ARCHITECTURES[config.architecture]
     num_latents = max(1, round(config.expansion * d_model))
-    if config.architecture != "relu" and config.k > num_latents:
+    if architecture.aims_at_k and config.k > num_latents:
         raise BadInputError(
             f"train_sae.k is {config.k}, but the SAE has {num_latents} latents.",
             f"expansion {config.expansion:g} times d_model {d_model} gives that number.",
             "Lower `train_sae.k` or raise `train_sae.expansion`.",
         )
-    # What a batch decides in training, a threshold decides for one token.
-    by_batch = config.architecture in ("batchtopk", "matryoshka")
-    read_as = "jumprelu" if by_batch else config.architecture
+    read_as = architecture.read_as
     return SaeSpec(
         architecture=read_as,
         d_model=d_model,

@@ -6,16 +6,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from rldecoder.dashboard.collect import example_view
+from rldecoder.explain.explanation import Explanation
 from rldecoder.explain.ranking import RankedFeature
-from rldecoder.explain.session import Explanation
-from rldecoder.explain.text import visible_text, visible_token
-from rldecoder.serve.workbench import (
+from rldecoder.explain.reading import (
     Change,
     Choice,
+    Feature,
+    FeatureTable,
     Intervention,
-    PositionDetail,
     TokenTrace,
 )
+from rldecoder.explain.text import visible_text, visible_token
 
 
 def trace_view(trace: Sequence[TokenTrace]) -> dict[str, Any]:
@@ -29,7 +30,7 @@ def trace_view(trace: Sequence[TokenTrace]) -> dict[str, Any]:
                 "agree": token.frozen[0].token_id == token.decoder[0].token_id,
                 "kl": token.kl,
                 "actual": token.actual,
-                "features": [_feature(feature) for feature in token.features],
+                "features": [_feature(feature, feature.act) for feature in token.features],
                 "active": token.num_active,
             }
             for token in trace
@@ -37,18 +38,18 @@ def trace_view(trace: Sequence[TokenTrace]) -> dict[str, Any]:
     }
 
 
-def position_view(detail: PositionDetail) -> dict[str, Any]:
+def position_view(features: FeatureTable) -> dict[str, Any]:
     """All active features of a token."""
     return {
-        "token": _choice(detail.token),
-        "features": [{**_feature(one.ranked), "effect": one.effect} for one in detail.features],
+        "token": _choice(features.token),
+        "features": [{**_feature(row, row.activation), "effect": row.effect} for row in features],
     }
 
 
-def intervention_view(result: Intervention) -> dict[str, Any]:
-    """Both models before and after a change."""
+def intervention_view(result: Intervention, latent: int) -> dict[str, Any]:
+    """Both models before and after a change of one latent."""
     return {
-        "latent": result.latent,
+        "latent": latent,
         "act": result.act,
         "new_act": result.new_act,
         "decoder": _change(result.decoder),
@@ -66,7 +67,7 @@ def row_view(raised: Sequence[str], lowered: Sequence[str]) -> dict[str, Any]:
 
 def explanation_view(explanation: Explanation) -> dict[str, Any]:
     """Method A, the checked claims of Method B, and the sanity row."""
-    return example_view(explanation.to_json())
+    return example_view(explanation)
 
 
 def _change(change: Change) -> dict[str, Any]:
@@ -88,14 +89,14 @@ def _choice(choice: Choice) -> dict[str, Any]:
     return {"token": visible_token(choice.token), "p": choice.probability}
 
 
-def _feature(feature: RankedFeature) -> dict[str, Any]:
+def _feature(feature: RankedFeature | Feature, act: float) -> dict[str, Any]:
     return {
         "latent": feature.latent,
-        "act": feature.act,
+        "act": act,
         "normalised": feature.normalised,
         "label": _text(feature.label),
         "unsure_label": _text(feature.unsure_label),
-        "quoted": feature.quoted,
+        "quoted": feature.label is not None,
         "confidence": feature.confidence,
     }
 

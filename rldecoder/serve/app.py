@@ -130,30 +130,26 @@ def _add_pages(app: FastAPI, served: Served, token: str) -> None:
 def _add_questions(app: FastAPI, bench: Workbench, model: OneAtATime) -> None:
     @app.post("/api/trace")
     async def trace(request: PromptRequest) -> dict[str, Any]:
-        found = await model.run(lambda: bench.trace(bench.encode(request.prompt)))
+        found = await model.run(lambda: bench.read(request.prompt).predictions)
         return answers.trace_view(found)
 
     @app.post("/api/position")
     async def position(request: PositionRequest) -> dict[str, Any]:
-        found = await model.run(
-            lambda: bench.position(bench.encode(request.prompt), request.position)
-        )
+        found = await model.run(lambda: bench.read(request.prompt).features(request.position))
         return answers.position_view(found)
 
     @app.post("/api/intervene")
     async def intervene(request: InterventionRequest) -> dict[str, Any]:
         found = await model.run(
-            lambda: bench.intervene(
-                bench.encode(request.prompt), request.position, request.latent, request.factor
+            lambda: bench.read(request.prompt).amplify(
+                request.latent, request.factor, request.position
             )
         )
-        return answers.intervention_view(found)
+        return answers.intervention_view(found, request.latent)
 
     @app.post("/api/explain")
     async def explain(request: PositionRequest) -> dict[str, Any]:
-        found = await model.run(
-            lambda: bench.explain(bench.encode(request.prompt), request.position)
-        )
+        found = await model.run(lambda: bench.read(request.prompt).explain(request.position))
         return answers.explanation_view(found)
 
 
@@ -166,7 +162,7 @@ def _add_features(app: FastAPI, catalogue: Catalogue, bench: Workbench, model: O
     async def feature(latent: int) -> dict[str, Any]:
         # Only the most important latents are labelled; of the others the decoder's row is known.
         if not catalogue.has(latent):
-            raised, lowered = await model.run(lambda: bench.row_effects(latent))
+            raised, lowered = await model.run(lambda: bench.reader.row_effects(latent))
             return {"card": None, **answers.row_view(raised, lowered)}
         return {"card": await anyio.to_thread.run_sync(catalogue.card, latent)}
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from rldecoder.artifacts.catalogue import Clusters, Labels
 from rldecoder.dashboard import collect
 from rldecoder.errors import BadInputError
-from rldecoder.interp.records import FeatureLabels, Review
+from rldecoder.interp.records import Review
 from rldecoder.interp.review import ReviewLine, append_review, read_reviews, settled
-from rldecoder.interp.review_queue import ReviewQueue
 from rldecoder.serve.requests import FeatureQuery, ReviewRequest
 
 CONTEXTS = 6
@@ -32,20 +32,20 @@ class Catalogue:
     """Cards of all labelled features, texts made visible; and the verdicts on them.
 
     Args:
-        labels_folder: the `label_features` artifact.
-        clusters_folder: the `cluster_features` artifact, which has the queue.
+        labels: what people look at.
+        clusters: of the same labels, with the queue.
         reviews: the JSONL file of verdicts; it need not exist yet.
     """
 
-    def __init__(self, labels_folder: Path, clusters_folder: Path, reviews: Path) -> None:
-        self.labels = FeatureLabels.load(labels_folder)
-        self._queue = ReviewQueue.load(clusters_folder, self.labels)
+    def __init__(self, labels: Labels, clusters: Clusters, reviews: Path) -> None:
+        self.labels = labels.labels
+        self._queue = clusters.load_queue(self.labels)
         self._label_of = {feature.latent: feature.label for feature in self.labels.features}
         self._audit = {feature.latent for feature in self.labels.features if feature.audit}
         self.reviews = reviews
         self.cards = collect.features(
-            labels_folder,
-            clusters_folder,
+            labels,
+            clusters,
             max_features=len(self.labels.features),
             contexts=CONTEXTS,
         )

@@ -6,28 +6,32 @@ Everything later is measured against these numbers, and the decoder starts from 
 from __future__ import annotations
 
 import re
-import resource
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import matplotlib as mpl
-import pyarrow as pa
-import torch
-import yaml
 from matplotlib.figure import Figure
 from safetensors.torch import save_file
 from torch import Tensor
 
+from rldecoder.artifacts.catalogue import Baselines
 from rldecoder.config.data import BaselinesConfig
-from rldecoder.data.shards import read_tokens
+from rldecoder.data.shards import first_sequences
 from rldecoder.errors import BadInputError
 from rldecoder.evals.generation import prefix_generate
 from rldecoder.evals.prompts import TASKS, TaskPrompt, make_prompts
 from rldecoder.evals.suite import check_lengths
 from rldecoder.evals.tasks import TaskResult, run_task
+from rldecoder.lm.baselines import (
+    BaselineRecord,
+    LayerLenses,
+    LensQuality,
+    NextToken,
+    TaskScore,
+    Timing,
+)
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.lm.lens import (
     AffineMap,
@@ -39,24 +43,11 @@ from rldecoder.lm.lens import (
     logit_lens,
 )
 from rldecoder.lm.sinks import SKIP_FIRST, is_sink
+from rldecoder.provenance import peak_memory_bytes
 from rldecoder.reporting import Bar
-from rldecoder.schemas import read_json, write_json, write_parquet
-from rldecoder.stages.context import InputArtifact, StageContext, StageOutput
-
-LENS = pa.schema(
-    [
-        ("layer", pa.int32()),
-        ("lens", pa.string()),
-        ("split", pa.string()),
-        ("accuracy", pa.float64()),
-        ("agreement", pa.float64()),
-        ("kl", pa.float64()),
-        ("ce", pa.float64()),
-    ]
-)
-"""`lens.parquet`: `lens` is logit or affine; kl = KL(frozen || lens) and ce in nats per token."""
-
-AFFINE_LENS_FILE = "affine_lens.safetensors"
+from rldecoder.schemas import Scalar
+from rldecoder.stages.context import Output, StageContext
+from rldecoder.stages.inputs import TextInputs
 
 
 class Residuals(NamedTuple):
@@ -89,18 +80,14 @@ class _Body:
             bar.advance(ids.numel())
 
 
-def run(
-    inputs: Mapping[str, InputArtifact], config: BaselinesConfig, ctx: StageContext
-) -> StageOutput:
-    """Publish baselines.yaml, lens.parquet, affine_lens.safetensors and lens.svg."""
-    ingest, model = inputs["ingest"].path, inputs["sync_tokenizer"].path
-    tokens = {
-        "train": _sequences(ingest, "train", config.fit_tokens),
-        "validation": _sequences(ingest, "validation", config.validation_tokens),
-    }
-    held_out = ["test"] + (["ood"] if any(ingest.glob("ood-*.parquet")) else [])
-    tokens |= {split: _sequences(ingest, split, config.eval_tokens) for split in held_out}
-    lm = FrozenLM.load(model / "model", device=ctx.device)
+def run(inputs: TextInputs, config: BaselinesConfig, ctx: StageContext) -> Output:
+    """Publish the numbers, the lenses' table and figure, and the affine lenses themselves."""
+    corpus = inputs.corpus.folder
+    held_out = ["test"] + (["ood"] if any(corpus.glob("ood-*.parquet")) else [])
+    budgets = {"train": config.fit_tokens, "validation": config.validation_tokens}
+    budgets |= dict.fromkeys(held_out, config.eval_tokens)
+    tokens = {split: first_sequences(corpus, split, budget) for split, budget in budgets.items()}
+    lm = inputs.model.load(ctx.device)
     layers = _resolve_layers(config.lens_layers, lm.num_layers)
     body = _Body(lm, layers, config.micro_batch_sequences)
 
@@ -113,24 +100,28 @@ def run(
         }
     tasks = _run_tasks(lm, config, ctx)
 
-    _write_lens_table(ctx.out / "lens.parquet", layers, metrics)
+    rows = [
+        {"layer": layer, "lens": lens, "split": split, **by_name[f"{lens}.{layer}"]._asdict()}
+        for split, by_name in metrics.items()
+        for lens in ("logit", "affine")
+        for layer in layers
+    ]
+    Baselines.lens.save_rows(ctx.out, rows)
+    _lens_figure(layers, metrics, Baselines.lens_figure.path(ctx.out))
     tensors = {f"A.{layer}": lens.A for layer, lens in lenses.items()}
     tensors |= {f"c.{layer}": lens.c for layer, lens in lenses.items()}
-    save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, ctx.out / AFFINE_LENS_FILE)
-    _lens_figure(layers, metrics, ctx.out / "lens.svg")
-    name = str(read_json(model / "model.json")["name"])
-    summary = _summary(name, tokens, lenses, metrics, tasks)
-    text = yaml.safe_dump(summary, sort_keys=False, allow_unicode=True)
-    (ctx.out / "baselines.yaml").write_text(text, encoding="utf-8")
-    timing = {"tokens_per_second": body.num_tokens / body.seconds, "peak_memory_bytes": _peak(ctx)}
-    write_json(ctx.out / "timing.json", timing)
-    return StageOutput({**_headline(layers, metrics, tasks), **timing})
-
-
-def _sequences(ingest: Path, split: str, num_tokens: int) -> Tensor:
-    """The first whole sequences [S, T] of a split that hold `num_tokens`; at least one."""
-    length = read_tokens(ingest, split, 1).shape[1]
-    return torch.from_numpy(read_tokens(ingest, split, max(1, num_tokens // length)))
+    save_file(
+        {name: tensor.cpu().contiguous() for name, tensor in tensors.items()},
+        Baselines.affine_lens.path(ctx.out),
+    )
+    record = _record(inputs.model.record.name, tokens, lenses, metrics, tasks)
+    Baselines.record.save(ctx.out, record)
+    timing = Timing(
+        tokens_per_second=body.num_tokens / body.seconds,
+        peak_memory_bytes=peak_memory_bytes(ctx.device),
+    )
+    Baselines.timing.save(ctx.out, timing)
+    return Output(_headline(layers, metrics, tasks) | timing.headline)
 
 
 def _resolve_layers(configured: tuple[int, ...] | str, num_layers: int) -> list[int]:
@@ -238,18 +229,6 @@ def working_is_right(prompt: TaskPrompt, completion: str) -> bool:
     return sorted((a, b)) == sorted(map(int, asked)) and a + b == total
 
 
-def _write_lens_table(
-    path: Path, layers: Sequence[int], metrics: Mapping[str, Mapping[str, PredictionMeans]]
-) -> None:
-    rows = [
-        {"layer": layer, "lens": lens, "split": split, **by_name[f"{lens}.{layer}"]._asdict()}
-        for split, by_name in metrics.items()
-        for lens in ("logit", "affine")
-        for layer in layers
-    ]
-    write_parquet(path, {name: [row[name] for row in rows] for name in LENS.names}, LENS)
-
-
 def _lens_figure(
     layers: Sequence[int], metrics: Mapping[str, Mapping[str, PredictionMeans]], path: Path
 ) -> None:
@@ -276,57 +255,50 @@ def _lens_figure(
         figure.savefig(path, format="svg", metadata={"Date": None})
 
 
-def _summary(
+def _record(
     model_name: str,
     tokens: Mapping[str, Tensor],
     lenses: Mapping[int, AffineMap],
     metrics: Mapping[str, Mapping[str, PredictionMeans]],
     tasks: Mapping[str, TaskBaseline],
-) -> dict[str, Any]:
-    """What baselines.yaml says; numbers rounded for the reader, lens.parquet has them in full."""
-    return {
-        "model": model_name,
-        "tokens": {split: ids.numel() for split, ids in tokens.items()},
-        "frozen": {
-            split: {"accuracy": _short(m["frozen"].accuracy), "ce_nats": _short(m["frozen"].ce)}
+) -> BaselineRecord:
+    qualities = {
+        layer: {
+            f"{kind}_{split}": LensQuality(**by_name[f"{kind}.{layer}"]._asdict())
+            for kind in ("logit", "affine")
+            for split, by_name in metrics.items()
+        }
+        for layer in lenses
+    }
+    return BaselineRecord(
+        model=model_name,
+        tokens={split: ids.numel() for split, ids in tokens.items()},
+        frozen={
+            split: NextToken(accuracy=m["frozen"].accuracy, ce_nats=m["frozen"].ce)
             for split, m in metrics.items()
         },
-        "lenses": {
-            layer: {
-                "ridge_strength": lens.strength,
-                **{
-                    f"{kind}_{split}": {
-                        name: _short(value)
-                        for name, value in m[f"{kind}.{layer}"]._asdict().items()
-                    }
-                    for kind in ("logit", "affine")
-                    for split, m in metrics.items()
-                },
-            }
+        lenses={
+            layer: LayerLenses(ridge_strength=lens.strength, **qualities[layer])
             for layer, lens in lenses.items()
         },
-        "tasks": {
-            task: {
-                "score": _short(baseline.result.score),
-                "ci95": [_short(baseline.result.ci_low), _short(baseline.result.ci_high)],
-                "prompts": baseline.result.n,
-                **(
-                    {}
-                    if baseline.working_right is None
-                    else {"shown_working_right": _short(baseline.working_right)}
-                ),
-            }
+        tasks={
+            task: TaskScore(
+                score=baseline.result.score,
+                ci95=(baseline.result.ci_low, baseline.result.ci_high),
+                prompts=baseline.result.n,
+                shown_working_right=baseline.working_right,
+            )
             for task, baseline in tasks.items()
         },
-    }
+    )
 
 
 def _headline(
     layers: Sequence[int],
     metrics: Mapping[str, Mapping[str, PredictionMeans]],
     tasks: Mapping[str, TaskBaseline],
-) -> dict[str, float]:
-    values: dict[str, float] = {}
+) -> dict[str, Scalar]:
+    values: dict[str, Scalar] = {}
     for split, by_name in metrics.items():
         values[f"accuracy_{split}"] = by_name["frozen"].accuracy
         values[f"ce_{split}"] = by_name["frozen"].ce
@@ -337,15 +309,3 @@ def _headline(
         if baseline.working_right is not None:
             values["shown_working_right"] = baseline.working_right
     return values
-
-
-def _short(value: float) -> float:
-    return float(f"{value:.4g}")
-
-
-def _peak(ctx: StageContext) -> int:
-    """Peak memory in bytes: of the device where there is one, else of this process."""
-    if ctx.device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(ctx.device))
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

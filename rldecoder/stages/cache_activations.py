@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -29,25 +28,23 @@ from rldecoder.data.activations import (
 from rldecoder.data.forward import ActivationPass, Shard, plan_shards
 from rldecoder.data.shards import SPLITS, read_tokens
 from rldecoder.errors import BadInputError, NoResourceError
-from rldecoder.lm.frozen import FrozenLM
 from rldecoder.lm.sinks import SKIP_FIRST
-from rldecoder.schemas import read_json
-from rldecoder.stages.context import InputArtifact, StageContext, StageOutput
+from rldecoder.stages.context import Output, StageContext
+from rldecoder.stages.inputs import TextInputs
 
 
-def run(
-    inputs: Mapping[str, InputArtifact], config: CacheActivationsConfig, ctx: StageContext
-) -> StageOutput:
-    """Publish shards of (seq_id, pos, token_id, resid, final_hidden) and meta.json."""
-    model = inputs["sync_tokenizer"].path
-    tokens = _read_budgets(inputs["ingest"].path, config)
-    lm = FrozenLM.load(model / "model", device=ctx.device)
+def run(inputs: TextInputs, config: CacheActivationsConfig, ctx: StageContext) -> Output:
+    """Publish shards of (seq_id, pos, token_id, resid, final_hidden), and what they are."""
+    tokens = _read_budgets(inputs.corpus.folder, config)
+    lm = inputs.model.load(ctx.device)
     if config.hook_layer > lm.num_layers:
         raise BadInputError(
             f"`cache_activations.hook_layer` is {config.hook_layer}.",
             f"The model has {lm.num_layers} blocks.",
             f"Choose a layer from 1 to {lm.num_layers}.",
         )
+
+    # What an earlier, interrupted run wrote is kept; disk is needed for the rest.
     context_length = next(iter(tokens.values())).shape[1]
     counts = {name: len(ids) for name, ids in tokens.items()}
     plan = plan_shards(counts, context_length, config.shard_tokens)
@@ -82,7 +79,7 @@ def run(
         kept[shard.split] += pq.read_metadata(path).num_rows
     possible = sum(shard.max_rows(context_length) for shard in plan)
     meta = ActivationMeta(
-        model_name=str(read_json(model / "model.json")["name"]),
+        model_name=inputs.model.record.name,
         hook_layer=config.hook_layer,
         num_layers=lm.num_layers,
         d_model=lm.d_model,
@@ -92,7 +89,7 @@ def run(
         tokens=kept,
     )
     write_meta(ctx.out, meta)
-    return StageOutput(
+    return Output(
         {
             **{f"tokens_{name}": count for name, count in kept.items()},
             "sink_tokens": possible - sum(kept.values()),

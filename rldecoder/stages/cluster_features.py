@@ -4,7 +4,6 @@ each cluster first."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,14 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rldecoder import schemas
+from rldecoder.artifacts.catalogue import Clusters
 from rldecoder.config.interp import ClusterFeaturesConfig
 from rldecoder.data.activation_reader import ActivationReader
-from rldecoder.decoder.loading import load_decoder
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
-from rldecoder.interp.absorption import LINKS, Limits, Link, absorption_links
+from rldecoder.interp.absorption import Limits, Link, absorption_links
+from rldecoder.interp.cluster_record import cluster_record
 from rldecoder.interp.clusters import (
-    PAIRS,
     HeldOutRows,
     Likeness,
     Thresholds,
@@ -34,42 +32,37 @@ from rldecoder.interp.predicate import evaluate
 from rldecoder.interp.records import FeatureLabels
 from rldecoder.interp.review_queue import make_queue
 from rldecoder.interp.vocabulary import Vocabulary
-from rldecoder.lm.frozen import FrozenLM
 from rldecoder.sae.model import Sae, SparseLatents
 from rldecoder.seeds import derive_seed, seed_everything
-from rldecoder.stages.context import InputArtifact, Scalar, StageContext, StageOutput
+from rldecoder.stages.context import Output, StageContext
+from rldecoder.stages.inputs import ClusterInputs
 
 BoolArray = NDArray[np.bool_]
 
 
 class Tested(NamedTuple):
-    """Pairs with at least one vote, as columns of PAIRS, and those that agree under ablation."""
+    """Pairs with at least one vote, as rows of PAIRS without `merged`, and those that agree under
+    ablation."""
 
-    columns: dict[str, list[Any]]
+    rows: list[dict[str, Any]]
     agreeing: set[frozenset[int]]
     fingerprint_of: dict[int, NDArray[np.float64]]
     """Of the latents of tested pairs and of absorption links."""
 
 
-def run(
-    inputs: Mapping[str, InputArtifact], config: ClusterFeaturesConfig, ctx: StageContext
-) -> StageOutput:
-    """Write clusters.json, pairs.parquet, absorption.parquet and review_queue.json."""
+def run(inputs: ClusterInputs, config: ClusterFeaturesConfig, ctx: StageContext) -> Output:
+    """Compare, ablate, merge, flag, and put the labels in order for people."""
     seed_everything(ctx.seed)
-    labels = FeatureLabels.load(inputs["label_features"].path)
+    labels = inputs.labels.labels
     latents = np.array([feature.latent for feature in labels.features], np.int64)
-    lm = FrozenLM.load(inputs["sync_tokenizer"].path / "model", device=ctx.device)
-    sae = Sae.load(inputs["train_sae"].path / "sae", device=ctx.device)
-    decoder = load_decoder(inputs["freeze_decoder"].path / "decoder", lm, sae)
+    lm, sae = inputs.model.load(ctx.device), inputs.sae.load(ctx.device)
+    decoder = inputs.final.load(lm, sae)
     vocabulary = Vocabulary.from_tokenizer(lm.tokenizer, lm.vocab_size)
-    reader = ActivationReader(inputs["cache_activations"].path, "test")
+    reader = inputs.cache.reader("test")
+
     with ctx.report.track("clusters", 3, "step") as bar:
         split = read_firings(
-            reader,
-            sae,
-            split="test",
-            max_tokens=config.tokens,
-            batch_tokens=config.batch_tokens,
+            reader, sae, split="test", max_tokens=config.tokens, batch_tokens=config.batch_tokens
         )
         bar.advance(note="text read")
         held = _where_predicates_hold(labels, split, vocabulary)
@@ -78,31 +71,44 @@ def run(
         bar.advance(note="compared")
         tested = _test_pairs(latents, alike, links, config, decoder, split, reader, ctx.seed)
         bar.advance(note="ablated")
+
     clusters = merge(latents.tolist(), tested.agreeing)
     representative = {m: rep for rep, members in clusters.items() for m in members}
-    tested.columns["merged"] = [
-        representative[a] == representative[b]
-        for a, b in zip(tested.columns["latent_a"], tested.columns["latent_b"], strict=True)
-    ]
-    schemas.write_parquet(ctx.out / "pairs.parquet", tested.columns, PAIRS)
-    _write_links(links, tested.fingerprint_of, ctx)
-    result = _result(labels, clusters, links, split, config)
-    schemas.write_json(ctx.out / "clusters.json", result)
-    make_queue(labels, representative, derive_seed(ctx.seed, "audit")).save(ctx.out)
-    metrics: dict[str, Scalar] = {
-        "latents": len(latents),
-        "clusters": len(clusters),
-        "merged_latents": len(latents) - len(clusters),
-        "pairs_with_votes": len(tested.columns["latent_a"]),
-        "pairs_tested": sum(cosine is not None for cosine in tested.columns["fingerprint_cosine"]),
-        "pairs_agreeing": len(tested.agreeing),
-        "absorption_links": len(links),
-        "absorbed_latents": len({link.general for link in links}),
-        "dead_latents": result["counts"]["dead"],
-        "ultra_dense_latents": result["counts"]["ultra_dense"],
-        "label_failed_latents": result["counts"]["label_failed"],
-    }
-    return StageOutput(metrics)
+    for row in tested.rows:
+        row["merged"] = representative[row["latent_a"]] == representative[row["latent_b"]]
+    Clusters.pairs.save_rows(ctx.out, tested.rows)
+    prints = tested.fingerprint_of
+    Clusters.absorption.save_rows(
+        ctx.out,
+        [
+            {
+                **link._asdict(),
+                "fingerprint_cosine": fingerprint_cosine(
+                    prints.get(link.general), prints.get(link.special)
+                ),
+            }
+            for link in links
+        ],
+    )
+    record = cluster_record(
+        labels,
+        clusters,
+        links,
+        split,
+        ultra_dense=config.ultra_dense,
+        thresholds=config.digest_fields(),
+    )
+    Clusters.clusters.save(ctx.out, record)
+    queue = make_queue(labels, representative, derive_seed(ctx.seed, "audit"))
+    Clusters.queue.save(ctx.out, queue)
+    return Output(
+        {
+            **record.headline,
+            "pairs_with_votes": len(tested.rows),
+            "pairs_tested": sum(row["fingerprint_cosine"] is not None for row in tested.rows),
+            "pairs_agreeing": len(tested.agreeing),
+        }
+    )
 
 
 def _where_predicates_hold(
@@ -140,18 +146,6 @@ def _absorption(
     ]
     directions = sae.W_dec.detach().double().cpu().numpy()
     return absorption_links(labelled, split.firings.matrix, directions, limits)
-
-
-def _write_links(
-    links: list[Link], fingerprint_of: dict[int, NDArray[np.float64]], ctx: StageContext
-) -> None:
-    columns: dict[str, list[Any]] = {name: [] for name in LINKS.names}
-    for link in links:
-        first, second = fingerprint_of.get(link.general), fingerprint_of.get(link.special)
-        row = {**link._asdict(), "fingerprint_cosine": fingerprint_cosine(first, second)}
-        for name, value in row.items():
-            columns[name].append(value)
-    schemas.write_parquet(ctx.out / "absorption.parquet", columns, LINKS)
 
 
 def _compare(
@@ -213,6 +207,7 @@ def _test_pairs(
     enough = votes[first, second] >= limits.min_votes
     wanted = set(latents[np.concatenate([first[enough], second[enough]])].tolist())
     wanted |= {latent for link in links for latent in (link.general, link.special)}
+
     probes = _probes(split, decoder.config.vocab_size, config.num_probe_tokens, seed)
     found: dict[int, NDArray[np.float64]] = {}
     if wanted:
@@ -223,8 +218,8 @@ def _test_pairs(
             probes.to(decoder.W.device),
             config.fingerprint_tokens_per_latent,
         )
-    columns: dict[str, list[Any]] = {name: [] for name in PAIRS.names}
-    agreeing = set()
+
+    rows, agreeing = [], set()
     for i, j, ready in zip(first.tolist(), second.tolist(), enough.tolist(), strict=True):
         a, b = int(latents[i]), int(latents[j])
         cosine = fingerprint_cosine(found.get(a), found.get(b)) if ready else None
@@ -232,7 +227,7 @@ def _test_pairs(
         if agree:
             agreeing.add(frozenset((a, b)))
         label, words = float(alike.label_jaccard[i, j]), float(alike.label_cosine[i, j])
-        values = {
+        rows.append({
             "latent_a": a,
             "latent_b": b,
             "decoder_cosine": float(alike.decoder_cosine[i, j]),
@@ -243,10 +238,8 @@ def _test_pairs(
             "votes": int(votes[i, j]),
             "fingerprint_cosine": cosine,
             "agree": agree,
-        }
-        for name, value in values.items():
-            columns[name].append(value)
-    return Tested(columns, agreeing, found)
+        })  # fmt: skip
+    return Tested(rows, agreeing, found)
 
 
 @torch.no_grad()
@@ -282,53 +275,3 @@ def _probes(split: SplitFirings, vocab_size: int, count: int, seed: int) -> Tens
     rng = np.random.default_rng(derive_seed(seed, "probes"))
     drawn = rng.choice(frequent[half:], count - half, replace=False)
     return torch.from_numpy(np.sort(np.concatenate([frequent[:half], drawn])))
-
-
-def _result(
-    labels: FeatureLabels,
-    clusters: dict[int, list[int]],
-    links: list[Link],
-    split: SplitFirings,
-    config: ClusterFeaturesConfig,
-) -> dict[str, Any]:
-    """clusters.json: clusters, aliases (every latent keeps its id), absorption links, and flags."""
-    feature_of = {feature.latent: feature for feature in labels.features}
-    density = split.firings.counts / split.grid.cells.size
-    reasons = {
-        "dead": np.flatnonzero(density == 0).tolist(),
-        "ultra_dense": np.flatnonzero(density > config.ultra_dense).tolist(),
-        "label_failed": sorted(f.latent for f in labels.features if f.status == "failed"),
-    }
-    flagged: dict[int, list[str]] = {}
-    for reason, ids in reasons.items():
-        for latent in ids:
-            flagged.setdefault(int(latent), []).append(reason)
-    return {
-        "schema_version": 2,
-        "sae_digest": labels.sae_digest,
-        "num_tokens": int(split.grid.cells.size),
-        "clusters": [
-            {
-                "representative": latent,
-                "members": members,
-                "label": feature_of[latent].label,
-                "importance": sum(feature_of[member].importance for member in members),
-            }
-            for latent, members in clusters.items()
-        ],
-        "aliases": {
-            str(member): latent for latent, members in clusters.items() for member in members[1:]
-        },
-        "absorption": [
-            {
-                "latent": link.general,
-                "absorbed_by": link.special,
-                "cells": link.absorbed,
-                "share": link.share,
-            }
-            for link in links
-        ],
-        "flagged": [{"latent": latent, "reasons": flagged[latent]} for latent in sorted(flagged)],
-        "counts": {reason: len(ids) for reason, ids in reasons.items()},
-        "thresholds": config.digest_fields(),
-    }

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_type_hints
 
 from rldecoder.artifacts.base import Artifact
+from rldecoder.artifacts.catalogue import PHASES, Phase
 from rldecoder.config.base import StageConfig
 from rldecoder.reporting import Reporter
 from rldecoder.schemas import Scalar
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     import torch
 
 FingerprintFunction = Callable[[Any], dict[str, str]]
-Phase = Literal["prepare", "features", "decoder", "rl", "interpretation", "explanations"]
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,6 @@ class Stage:
     """Raised by hand whenever the same config would now give another result."""
     inputs: type[Any]
     """A NamedTuple of the artifacts that it reads (`rldecoder.stages.inputs`)."""
-    phase: Phase
     fingerprint: FingerprintFunction = field(default=no_fingerprint)
     """Hashes of what the stage reads from outside the store (local files, package versions)."""
     gate: bool = False
@@ -80,6 +79,11 @@ class Stage:
     def kind(self) -> str:
         """The kind of artifact it publishes."""
         return self.artifact.kind
+
+    @property
+    def phase(self) -> Phase:
+        """The part of the pipeline that it belongs to."""
+        return next(phase for phase, kinds in PHASES.items() if self.artifact in kinds)
 
     @property
     def module(self) -> str:

@@ -86,7 +86,7 @@ def run(inputs: ControlInputs, config: ControlPpoConfig, ctx: StageContext) -> O
 
     # The controls: one that was never trained, and those that are trained as long as the policy.
     seed_everything(derive_seed(ctx.seed, RANDOM_INIT))
-    decoders[RANDOM_INIT] = [new_decoder(lm, sae, decoders[SUPERVISED][0].config.blocks or ())]
+    decoders[RANDOM_INIT] = [new_decoder(lm, sae, decoders[SUPERVISED][0].upper.numbers)]
     kinds: list[Kind] = ["random_reward"]
     kinds += CONTINUATIONS if config.supervised_continuation else ()
     curves = Curves()

@@ -10,6 +10,7 @@ import platform
 from collections.abc import Sequence
 from importlib import metadata
 
+from rldecoder.artifacts.catalogue import Clusters
 from rldecoder.config.base import hash_json
 from rldecoder.config.data import IngestConfig
 from rldecoder.config.explain import EvaluateConfig
@@ -101,7 +102,7 @@ def train_sae(config: TrainSaeConfig) -> dict[str, str]:
             raise BadInputError(
                 f"{path} does not exist.",
                 "`train_sae.retrain` names an SAE to go on from, and what was found out about it.",
-                "Correct the paths: sae/ of a train_sae artifact, clusters.json of a "
+                f"Correct the paths: sae/ of a train_sae artifact, {Clusters.clusters.name} of a "
                 "cluster_features one.",
             )
     found = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()}

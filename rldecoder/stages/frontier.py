@@ -1,7 +1,7 @@
 """How faithful a decoder can be from each layer: train one for every layer, k and depth.
 
-In: model, tokens, the sweep's SAEs. Out: `frontier.parquet`, `frontier.svg`, `verdict.json` (whose
-`depths` `train_decoder.depth: auto` follows). A killed run goes on with the cells not yet measured.
+`train_decoder.depth: auto` follows the verdict's depths. A killed run goes on with the cells that
+are not yet measured.
 """
 
 from __future__ import annotations
@@ -11,23 +11,24 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Literal, NamedTuple
 
 import matplotlib as mpl
-import pyarrow as pa
-import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from rldecoder.artifacts import sealed
+from rldecoder.artifacts.catalogue import Frontier, Sweep
 from rldecoder.config.decoder import FrontierConfig
 from rldecoder.data.activation_reader import ActivationReader
 from rldecoder.data.activations import ActivationMeta, ActivationWriter
 from rldecoder.data.forward import ActivationPass
-from rldecoder.data.shards import read_tokens
+from rldecoder.data.shards import first_sequences
 from rldecoder.decoder.blocks import evenly_spaced
 from rldecoder.decoder.faithfulness import evaluate_faithfulness, evaluate_predictors
 from rldecoder.decoder.frontier import (
+    FrontierCell,
+    FrontierVerdict,
     flops_per_token,
     linear_start,
     num_parameters,
@@ -42,115 +43,117 @@ from rldecoder.lm.frozen import FrozenLM
 from rldecoder.sae.metrics import random_control
 from rldecoder.sae.model import Sae
 from rldecoder.sae.splice import splice_quality
-from rldecoder.sae.sweep import sae_folder
-from rldecoder.schemas import read_parquet, write_json, write_parquet
+from rldecoder.sae.sweep import Setting, SweepCell
 from rldecoder.seeds import derive_seed, seed_everything
-from rldecoder.stages.context import InputArtifact, StageContext, StageOutput
-
-CELLS = pa.schema(
-    [
-        ("layer", pa.int32()),
-        ("k", pa.int32()),
-        ("expansion", pa.float64()),
-        ("depth", pa.int32()),
-        ("sae", pa.string()),
-        ("start_kl", pa.float64()),
-        ("kl", pa.float64()),
-        ("kl_low", pa.float64()),
-        ("kl_high", pa.float64()),
-        ("agreement", pa.float64()),
-        ("splice_kl", pa.float64()),
-        ("residual_lens_kl", pa.float64()),
-        ("parameters", pa.int64()),
-        ("flops_per_token", pa.float64()),
-        ("tokens_trained", pa.int64()),
-        ("train_seconds", pa.float64()),
-    ]
-)
-"""`frontier.parquet`: a row a decoder; `sae` is trained or random; KL in nats per token on test."""
+from rldecoder.stages.context import Output, StageContext
+from rldecoder.stages.inputs import FrontierInputs
 
 SPLICE_SEQUENCES = 8
+DONE_FILE = "cells.json"
+"""In the progress folder: cells that are measured."""
+
+Source = Literal["trained", "random"]
 
 
-def run(
-    inputs: Mapping[str, InputArtifact], config: FrontierConfig, ctx: StageContext
-) -> StageOutput:
+class Plan(NamedTuple):
+    """A decoder to train."""
+
+    swept: SweepCell
+    """Its SAE in the sweep."""
+    depth: int
+    """Its blocks."""
+    source: Source
+    """Whether it reads that SAE, or a random one like it."""
+
+    @property
+    def key(self) -> str:
+        """Its name in seeds and in progress."""
+        return f"{self.swept.setting.key}/{self.depth}/{self.source}"
+
+
+def run(inputs: FrontierInputs, config: FrontierConfig, ctx: StageContext) -> Output:
     """Publish every cell, a figure and the verdict; without depths, that none was asked for."""
     seed_everything(ctx.seed)
     if not config.depths:
-        why = "no frontier was asked for"
-        write_json(ctx.out / "verdict.json", {"meets_limit": None, "why": why, "depths": {}})
-        return StageOutput({"cells": 0})
-    sweep = inputs["sweep_sae"].path
-    offered = read_parquet(sweep / "sweep.parquet").to_pylist()
-    saes = [
-        row
-        for row in offered
-        if (config.layers is None or row["layer"] in config.layers)
-        and (config.ks is None or row["k"] in config.ks)
-    ]
-    lm = FrozenLM.load(inputs["sync_tokenizer"].path / "model", device=ctx.device)
-    _check_depths(config, saes, lm)
+        none = FrontierVerdict(meets_limit=None, why="no frontier was asked for", depths={})
+        Frontier.verdict_record.save(ctx.out, none)
+        return Output({"cells": 0})
+    lm = inputs.model.load(ctx.device)
+    plan = _plan(inputs.sweep, lm, config)
     tokens = {
-        split: _sequences(inputs["ingest"].path, split, budget)
+        split: first_sequences(inputs.corpus.folder, split, budget, at_least=8)
         for split, budget in (("train", config.train_tokens), ("test", config.test_tokens))
     }
-    done_path = ctx.progress / "cells.json"
-    done: dict[str, dict[str, Any]] = sealed.read_or(
-        done_path, {}, owner=ctx.owner, note=ctx.report.note
-    )
-    plan = [(row, *cell) for row in saes for cell in _cells(config)]
+
+    done = {
+        key: FrontierCell.model_validate(cell)
+        for key, cell in sealed.read_or(
+            ctx.progress / DONE_FILE, {}, owner=ctx.owner, note=ctx.report.note
+        ).items()
+    }
     with ctx.report.track("frontier", len(plan), "decoders", len(done)) as bar:
-        for layer, group in itertools.groupby(plan, key=lambda item: int(item[0]["layer"])):
+        for layer, group in itertools.groupby(plan, key=lambda item: item.swept.layer):
+            # Activations are computed only for a layer that has a cell to do, and kept no longer.
             room: _Layer | None = None
-            for row, depth, source in group:
-                key = f"{layer}/{row['k']}/{row['expansion']:g}/{depth}/{source}"
-                if key in done:
+            for item in group:
+                if item.key in done:
                     continue
                 if room is None:
                     room = _Layer(lm, layer, tokens, config, ctx)
-                sae = _sae(sweep, row, ctx.device)
-                done[key] = _cell(room, sae, row, depth, source, derive_seed(ctx.seed, key))
-                sealed.write(done_path, done, owner=ctx.owner)
-                bar.advance(1, note=f"layer {layer}, {depth} blocks: KL {done[key]['kl']:.2f}")
+                sae = inputs.sweep.load(item.swept.setting, ctx.device)
+                cell = _cell(room, sae, item, derive_seed(ctx.seed, item.key))
+                done[item.key] = cell
+                sealed.write(
+                    ctx.progress / DONE_FILE,
+                    {key: value.model_dump(mode="json") for key, value in done.items()},
+                    owner=ctx.owner,
+                )
+                bar.advance(1, note=f"layer {layer}, {item.depth} blocks: KL {cell.kl:.2f}")
             shutil.rmtree(ctx.progress / f"cache-{layer}", ignore_errors=True)
 
-    rows = [done[f"{r['layer']}/{r['k']}/{r['expansion']:g}/{d}/{s}"] for r, d, s in plan]
-    verdict = recommend([row for row in rows if row["sae"] == "trained"], config.max_kl)
-    columns = {name: [row[name] for row in rows] for name in CELLS.names}
-    write_parquet(ctx.out / "frontier.parquet", columns, CELLS)
-    write_json(ctx.out / "verdict.json", verdict)
-    _figure(rows, config, ctx.out / "frontier.svg")
-    ctx.report.note(f"frontier: {verdict['why']}")
-    best = min(row["kl"] for row in rows if row["sae"] == "trained")
-    return StageOutput(
-        {"cells": len(rows), "least_kl": best, **{n: verdict[n] for n in ("layer", "depth")}}
-    )
+    cells = [done[item.key] for item in plan]
+    trained = [cell for cell in cells if cell.sae == "trained"]
+    verdict = recommend(trained, config.max_kl)
+    Frontier.cells.save_rows(ctx.out, [dict(cell) for cell in cells])
+    Frontier.verdict_record.save(ctx.out, verdict)
+    _figure(cells, config, Frontier.figure.path(ctx.out))
+    ctx.report.note(f"frontier: {verdict.why}")
+    least = min(cell.kl for cell in trained)
+    return Output({"cells": len(cells), "least_kl": least} | verdict.headline)
 
 
-def _sae(sweep: Path, row: Mapping[str, Any], device: torch.device) -> Sae:
-    folder = sweep / sae_folder(row["layer"], row["k"], row["expansion"])
-    return Sae.load(folder, device=device)
+def _plan(sweep: Sweep, lm: FrozenLM, config: FrontierConfig) -> list[Plan]:
+    """Every decoder to train, layer by layer.
 
-
-def _cells(config: FrontierConfig) -> list[tuple[int, str]]:
-    """(depth, SAE) of every decoder at one of the sweep's SAEs."""
-    return [*((depth, "trained") for depth in config.depths), (max(config.depths), "random")]
-
-
-def _check_depths(config: FrontierConfig, saes: Sequence[Mapping[str, Any]], lm: FrozenLM) -> None:
-    room = lm.num_layers - max(row["layer"] for row in saes)
-    if max(config.depths) > room:
+    Raises:
+        BadInputError: a layer has fewer blocks above it than a decoder is to have.
+    """
+    assert sweep.cells is not None, "a run with a frontier has a sweep"
+    swept = [SweepCell(**row) for row in sweep.cells.to_pylist()]
+    swept = [
+        cell
+        for cell in swept
+        if (config.layers is None or cell.layer in config.layers)
+        and (config.ks is None or cell.k in config.ks)
+    ]
+    deepest = max(config.depths)
+    above = lm.num_layers - max(cell.layer for cell in swept)
+    if deepest > above:
         raise BadInputError(
             f"`frontier.depths` is {list(config.depths)}.",
-            f"Above the last of the layers there are {room} blocks to start from.",
-            f"Give depths from 0 to {room}, or leave the later layers out of `frontier.layers`.",
+            f"Above the last of the layers there are {above} blocks to start from.",
+            f"Give depths from 0 to {above}, or leave the later layers out of `frontier.layers`.",
         )
 
-
-def _sequences(ingest: Path, split: str, num_tokens: int) -> Tensor:
-    length = read_tokens(ingest, split, 1).shape[1]
-    return torch.from_numpy(read_tokens(ingest, split, max(8, num_tokens // length)))
+    # The control is costly, and tells most where the decoder can do most by itself.
+    return [
+        plan
+        for cell in swept
+        for plan in (
+            *(Plan(cell, depth, "trained") for depth in config.depths),
+            Plan(cell, deepest, "random"),
+        )
+    ]
 
 
 class _Layer:
@@ -205,70 +208,73 @@ class _Layer:
         return decoder_from_blocks(self.lm, sae, blocks, ids, init=training.init)
 
 
-def _cell(
-    room: _Layer, sae: Sae, row: Mapping[str, Any], depth: int, source: str, seed: int
-) -> dict[str, Any]:
+def _cell(room: _Layer, sae: Sae, plan: Plan, seed: int) -> FrontierCell:
     """Train one decoder and measure it."""
     seed_everything(seed)
-    if source == "random":
+    swept = plan.swept
+    if plan.source == "random":
         sample = next(room.train.ordered(4096)).resid
         assert sample is not None
         sae = random_control(
-            sae.spec, derive_seed(seed, "sae"), sample.to(room.lm.device), row["l0"]
+            sae.spec, derive_seed(seed, "sae"), sample.to(room.lm.device), swept.l0
         )
-    decoder = room.start(sae, depth)
+    decoder = room.start(sae, plan.depth)
     precision = room.config.training.matmul_precision
     before = evaluate_faithfulness(decoder, room.test, precision=precision)
+
     trainer = DecoderTrainer(decoder, room.train, room.config.training, seed)
     started = time.monotonic()
     while trainer.step_done < trainer.total_steps:
         for batch in trainer.rest_of_epoch():
             trainer.step(batch)
     seconds = time.monotonic() - started
+
     after = evaluate_faithfulness(decoder, room.test, precision=precision)
     sequences = room.tokens["test"][:SPLICE_SEQUENCES]
     splice = splice_quality(
         room.lm, sequences, room.layer, {"sae": lambda resid: sae(resid.float()).recon}
     )
-    return {
-        "layer": room.layer,
-        "k": row["k"],
-        "expansion": row["expansion"],
-        "depth": depth,
-        "sae": source,
-        "start_kl": before.kl,
-        "kl": after.kl,
-        "kl_low": after.kl_low,
-        "kl_high": after.kl_high,
-        "agreement": after.agreement,
-        "splice_kl": splice.replaced["sae"].kl,
-        "residual_lens_kl": room.residual_lens_kl,
-        "parameters": num_parameters(decoder),
-        "flops_per_token": flops_per_token(decoder, row["l0"], room.tokens["train"].shape[1]),
-        "tokens_trained": trainer.tokens_done,
-        "train_seconds": seconds,
-    }
+    return FrontierCell(
+        layer=room.layer,
+        k=swept.k,
+        expansion=swept.expansion,
+        depth=plan.depth,
+        sae=plan.source,
+        start_kl=before.kl,
+        kl=after.kl,
+        kl_low=after.kl_low,
+        kl_high=after.kl_high,
+        agreement=after.agreement,
+        splice_kl=splice.replaced["sae"].kl,
+        residual_lens_kl=room.residual_lens_kl,
+        parameters=num_parameters(decoder),
+        flops_per_token=flops_per_token(decoder, swept.l0, room.tokens["train"].shape[1]),
+        tokens_trained=trainer.tokens_done,
+        train_seconds=seconds,
+    )
 
 
-def _figure(rows: Sequence[Mapping[str, Any]], config: FrontierConfig, path: Path) -> None:
+def _figure(cells: Sequence[FrontierCell], config: FrontierConfig, path: Path) -> None:
     """KL by depth, a line for each layer; the floor of each dotted, its random SAE a cross."""
     with mpl.rc_context({"svg.hashsalt": "rldecoder", "font.size": 9}):
         figure = Figure(figsize=(6.4, 3.8), layout="constrained")
         axes = figure.subplots()
-        lines = sorted({(row["layer"], row["k"], row["expansion"]) for row in rows})
+        lines: dict[Setting, list[FrontierCell]] = {}
+        for cell in cells:
+            lines.setdefault(Setting(cell.layer, cell.k, cell.expansion), []).append(cell)
         colours = mpl.colormaps["viridis"]
-        for index, line in enumerate(lines):
-            own = [row for row in rows if (row["layer"], row["k"], row["expansion"]) == line]
-            trained = sorted((r for r in own if r["sae"] == "trained"), key=lambda r: r["depth"])
+        for index, (line, own) in enumerate(sorted(lines.items())):
+            trained = sorted((c for c in own if c.sae == "trained"), key=lambda c: c.depth)
             colour = colours(0.9 * index / max(1, len(lines) - 1))
             axes.plot(
-                [row["depth"] for row in trained], [row["kl"] for row in trained],
-                marker="o", color=colour, label=f"layer {line[0]}, k {line[1]}, {line[2]:g}x",
+                [cell.depth for cell in trained], [cell.kl for cell in trained],
+                marker="o", color=colour,
+                label=f"layer {line.layer}, k {line.k}, {line.expansion:g}x",
             )  # fmt: skip
-            axes.axhline(trained[0]["splice_kl"], color=colour, ls=":", lw=1)
-            for row in own:
-                if row["sae"] == "random":
-                    axes.plot(row["depth"], row["kl"], marker="x", color=colour)
+            axes.axhline(trained[0].splice_kl, color=colour, ls=":", lw=1)
+            for cell in own:
+                if cell.sae == "random":
+                    axes.plot(cell.depth, cell.kl, marker="x", color=colour)
         axes.axhline(config.max_kl, color="#999999", ls="--", lw=1)
         axes.set(xlabel="blocks of the decoder", ylabel="KL(frozen || decoder), nats per token")
         axes.set_xticks(sorted(config.depths))

@@ -10,23 +10,26 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from rldecoder.artifacts.catalogue import Corpus
 from rldecoder.config.data import IngestConfig
 from rldecoder.data.deduplicate import CrossSplitDeduplicator
 from rldecoder.data.documents import Candidate, Document, assign_split, clean_text, split_text
 from rldecoder.data.folders import told
 from rldecoder.data.packing import SequencePacker, TokenShardWriter
-from rldecoder.data.shards import DOCUMENTS, SPLITS
+from rldecoder.data.provenance import Provenance, SourceProvenance, SplitProvenance
+from rldecoder.data.shards import SPLITS, DocumentRow
 from rldecoder.data.sources import candidates, fingerprint, left_out_files
 from rldecoder.errors import BadInputError
 from rldecoder.lm.specs import stated_context_length
 from rldecoder.lm.text_tokens import encode_documents, tokens_in_front
 from rldecoder.reporting import Bar
-from rldecoder.schemas import read_json, write_json, write_parquet
-from rldecoder.stages.context import InputArtifact, StageContext, StageOutput
+from rldecoder.schemas import read_json
+from rldecoder.stages.context import Output, StageContext
+from rldecoder.stages.inputs import IngestInputs
 
 TOKENIZER_BATCH_DOCUMENTS = 32
 """Documents per call of the tokenizer. A constant: it decides how many documents are admitted
@@ -42,11 +45,11 @@ class Admitted(NamedTuple):
 
 @dataclass
 class Tally:
-    """What happened to documents; becomes provenance.json."""
+    """What happened to documents; becomes the corpus's `Provenance`."""
 
     dropped: Counter[str] = field(default_factory=Counter)
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    """Rows of documents.parquet."""
+    rows: list[DocumentRow] = field(default_factory=list)
+    """Documents of which tokens were kept."""
     cut: Counter[str] = field(default_factory=Counter)
     """Characters of each split's documents that `max_document_chars` has left unread so far."""
     continued: int = 0
@@ -62,14 +65,11 @@ class SplitSink(NamedTuple):
     writer: TokenShardWriter
 
 
-def run(
-    inputs: Mapping[str, InputArtifact], config: IngestConfig, ctx: StageContext
-) -> StageOutput:
-    """Publish token shards per split, documents.parquet and provenance.json."""
-    model_folder = inputs["sync_tokenizer"].path / "model"
+def run(inputs: IngestInputs, config: IngestConfig, ctx: StageContext) -> Output:
+    """Publish token shards per split, and where their documents came from."""
     _check_budgets(config)
-    _check_context_length(config.context_length, model_folder)
-    tokenizer = load_tokenizer(model_folder)
+    _check_context_length(config.context_length, inputs.model.model)
+    tokenizer = load_tokenizer(inputs.model.model)
     sinks = _open_sinks(config, tokenizer, ctx.out)
     deduplicator = CrossSplitDeduplicator(config.near_duplicate_jaccard)
     tally = Tally()
@@ -268,21 +268,18 @@ def _pack(
             if num_tokens == 0:
                 continue
             writer.add(packer.take())
-            tally.rows.append(_document_row(doc_id, item, num_tokens))
-            bar.advance(num_tokens + 1, item.document.title)
-
-
-def _document_row(doc_id: int, item: Admitted, num_tokens: int) -> dict[str, Any]:
-    document = item.document
-    return {
-        "doc_id": doc_id,
-        "split": item.split,
-        "source": document.source,
-        "licence": document.licence,
-        "title": document.title,
-        "num_tokens": num_tokens,
-        "sha256": hashlib.sha256(document.text.encode()).hexdigest(),
-    }
+            document = item.document
+            row = DocumentRow(
+                doc_id=doc_id,
+                split=item.split,
+                source=document.source,
+                licence=document.licence,
+                title=document.title,
+                num_tokens=num_tokens,
+                sha256=hashlib.sha256(document.text.encode()).hexdigest(),
+            )
+            tally.rows.append(row)
+            bar.advance(num_tokens + 1, document.title)
 
 
 def _check_filled(
@@ -299,7 +296,7 @@ def _check_filled(
         )
     for name, sink in sinks.items():
         if sink.writer.num_sequences == 0:
-            count = sum(row["split"] == name for row in tally.rows)
+            count = sum(row.split == name for row in tally.rows)
             raise BadInputError(
                 f"Split `{name}` got no sequence of {config.context_length} tokens.",
                 f"{count} of {len(tally.rows)} documents fell to it (dropped: {dropped})."
@@ -317,56 +314,54 @@ def _publish(
     config: IngestConfig,
     ctx: StageContext,
     seconds: float,
-) -> StageOutput:
-    columns = {name: [row[name] for row in tally.rows] for name in DOCUMENTS.names}
-    write_parquet(ctx.out / "documents.parquet", columns, DOCUMENTS)
-    splits: dict[str, dict[str, int]] = {}
+) -> Output:
+    splits: dict[str, SplitProvenance] = {}
     for name, sink in sinks.items():
         num_tokens = sink.writer.num_sequences * config.context_length
         budget = getattr(config.budget_tokens, name)
-        splits[name] = {
-            "documents": sum(row["split"] == name for row in tally.rows),
-            "sequences": sink.writer.num_sequences,
-            "tokens": num_tokens,
-            "budget_tokens": budget,
-        }
+        splits[name] = SplitProvenance(
+            documents=sum(row.split == name for row in tally.rows),
+            sequences=sink.writer.num_sequences,
+            tokens=num_tokens,
+            budget_tokens=budget,
+        )
         if budget - num_tokens >= config.context_length:
             ctx.report.note(
                 f"Split {name} holds {num_tokens:,} of {budget:,} tokens: no more text."
                 + _cut_off(tally, name)
             )
-    sources: dict[str, dict[str, Any]] = {}
+
+    by_source: dict[str, list[DocumentRow]] = {}
     for row in tally.rows:
-        entry = sources.setdefault(row["source"], {"documents": 0, "tokens": 0, "licences": []})
-        entry["documents"] += 1
-        entry["tokens"] += row["num_tokens"]
-        if row["licence"] not in entry["licences"]:
-            entry["licences"].append(row["licence"])
-    provenance = {
-        "context_length": config.context_length,
-        "splits": splits,
-        "sources": sources,
-        "dropped_documents": dict(tally.dropped),
-        "fingerprint": fingerprint([*config.sources, *config.ood_sources]),
+        by_source.setdefault(row.source, []).append(row)
+    sources = {
+        name: SourceProvenance(
+            documents=len(rows),
+            tokens=sum(row.num_tokens for row in rows),
+            licences=tuple(dict.fromkeys(row.licence for row in rows)),
+        )
+        for name, rows in by_source.items()
     }
-    # What is rare is named only where it happened.
-    if left_out:
-        provenance["left_out_files"] = dict(left_out)
-    if tally.continued:
-        provenance["continued_documents"] = tally.continued
-    unfilled = [name for name, sink in sinks.items() if not sink.packer.full]
-    cut = {name: tally.cut[name] for name in unfilled if tally.cut[name] > 0}
-    if cut:
-        provenance["cut_characters"] = cut
-    write_json(ctx.out / "provenance.json", provenance)
-    total = sum(split["tokens"] for split in splits.values())
-    metrics: dict[str, Any] = {f"tokens_{name}": split["tokens"] for name, split in splits.items()}
-    metrics |= {
-        "documents": len(tally.rows),
-        "duplicates_removed": sum(n for why, n in tally.dropped.items() if "duplicates" in why),
-        "tokens_per_second": total / max(seconds, 1e-9),
+
+    cut = {
+        name: tally.cut[name]
+        for name, sink in sinks.items()
+        if not sink.packer.full and tally.cut[name] > 0
     }
-    return StageOutput(metrics)
+    provenance = Provenance(
+        context_length=config.context_length,
+        splits=splits,
+        sources=sources,
+        dropped_documents=dict(tally.dropped),
+        fingerprint=fingerprint([*config.sources, *config.ood_sources]),
+        left_out_files=dict(left_out) or None,
+        continued_documents=tally.continued or None,
+        cut_characters=cut or None,
+    )
+    Corpus.documents.save_rows(ctx.out, [row._asdict() for row in tally.rows])
+    Corpus.provenance.save(ctx.out, provenance)
+    total = sum(split.tokens for split in splits.values())
+    return Output(provenance.headline | {"tokens_per_second": total / max(seconds, 1e-9)})
 
 
 def _note_losses(

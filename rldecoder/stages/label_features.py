@@ -2,43 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rldecoder import schemas
+from rldecoder.artifacts.catalogue import Labels
 from rldecoder.config.interp import LabelFeaturesConfig
 from rldecoder.data.activations import ActivationBatch
 from rldecoder.data.shards import read_token_table
-from rldecoder.decoder.loading import load_decoder
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
 from rldecoder.errors import BadInputError
 from rldecoder.interp.calibration import Acceptance, high_confidence_threshold, thresholds
-from rldecoder.interp.control_gaps import GAP_SCORES, control_gaps, mean_intervals
 from rldecoder.interp.corpus import SplitFirings, TokenGrid, sample_sequences
 from rldecoder.interp.drawn import Drawn, SplitSource, draw_latents
 from rldecoder.interp.example_pass import ExamplePass, PassResult
-from rldecoder.interp.examples import (
-    EXAMPLES,
-    ExampleSettings,
-    contrasts,
-    token_effects,
-    top_examples,
-)
+from rldecoder.interp.examples import ExampleSettings, contrasts, token_effects, top_examples
+from rldecoder.interp.label_controls import label_controls
 from rldecoder.interp.labelers import PredicateLabeler
 from rldecoder.interp.labelling import (
     Confidences,
     Labelled,
     all_columns,
     calibrate,
-    calibration_report,
     check_disjoint,
     label_and_score,
     random_sae,
     shuffled_control,
-    summary,
 )
 from rldecoder.interp.llm.estimate import Estimate
 from rldecoder.interp.llm.models import FrozenModel, open_models
@@ -56,13 +47,12 @@ from rldecoder.interp.records import (
 )
 from rldecoder.interp.review import merge_reviews, read_reviews
 from rldecoder.interp.review_queue import draw_audit
-from rldecoder.interp.scores import SCORES
-from rldecoder.interp.tally import IMPORTANCE
 from rldecoder.interp.vocabulary import Vocabulary
-from rldecoder.lm.frozen import FrozenLM
 from rldecoder.sae.model import Sae, SparseLatents
+from rldecoder.schemas import write_parquet
 from rldecoder.seeds import derive_seed, seed_everything
-from rldecoder.stages.context import InputArtifact, Scalar, StageContext, StageOutput
+from rldecoder.stages.context import Output, StageContext
+from rldecoder.stages.inputs import LabelInputs
 
 MEAN_TOKENS = 4096
 """Tokens whose mean residual centres the random SAE."""
@@ -84,22 +74,18 @@ class Material(NamedTuple):
     effects: list[tuple[list[TokenEffect], list[TokenEffect]]]
 
 
-def run(
-    inputs: Mapping[str, InputArtifact], config: LabelFeaturesConfig, ctx: StageContext
-) -> StageOutput:
-    """Write feature_labels.json, examples.parquet, scores.parquet, controls.json; with a language
-    model among the labelers llm_ledger.parquet too."""
+def run(inputs: LabelInputs, config: LabelFeaturesConfig, ctx: StageContext) -> Output:
+    """Label on one split, score on the other, calibrate, and take in what people said."""
     seed_everything(ctx.seed)
     ranked = _ranked(inputs, config)
-    digest = inputs["train_sae"].digest
+    digest = inputs.sae.digest
     reviews = (
         [] if config.reviews is None else read_reviews(config.reviews, digest, ctx.report.note)
     )
-    lm = FrozenLM.load(inputs["sync_tokenizer"].path / "model", device=ctx.device)
-    sae = Sae.load(inputs["train_sae"].path / "sae", device=ctx.device)
+    lm, sae = inputs.model.load(ctx.device), inputs.sae.load(ctx.device)
     vocabulary = Vocabulary.from_tokenizer(lm.tokenizer, lm.vocab_size)
     labeler = PredicateLabeler(config.predicate)
-    acceptance = Acceptance(config.accept_detection, config.accept_precision)
+    acceptance = _acceptance(config)
     rng = np.random.default_rng(derive_seed(ctx.seed, "labels"))
     source = _source(inputs, config)
 
@@ -130,7 +116,7 @@ def run(
             for name, (found, own_rng) in drawn.items()
         }
         bar.advance(note="controls")
-        decoder = load_decoder(inputs["freeze_decoder"].path / "decoder", lm, sae)
+        decoder = inputs.final.load(lm, sae)
         examples = found.finish(text, ranked.latents)
         material = _material(examples, ranked.latents, decoder, vocabulary, config)
         bar.advance(note="examples")
@@ -157,43 +143,46 @@ def run(
     audit = draw_audit(named, config.review_audit_share, derive_seed(ctx.seed, "audit"))
     features = [f.model_copy(update={"audit": f.latent in audit}) for f in features]
     features, tau, people = recalibrated(merge_reviews(features, reviews), features, tau)
-    schemas.write_parquet(
-        ctx.out / "examples.parquet",
-        {name: examples.table[name] for name in EXAMPLES.names},
-        EXAMPLES,
+
+    controls = label_controls(
+        methods,
+        confidences,
+        acceptance,
+        levels,
+        people,
+        None if answered is None else llm_summary(answered),
     )
-    schemas.write_parquet(ctx.out / "scores.parquet", all_columns(methods), SCORES)
-    controls: dict[str, Any] = {
-        "methods": {
-            name: summary(method, acceptance) | mean_intervals(method)
-            for name, method in methods.items()
-        },
-        "gaps": control_gaps(methods),
-        "calibration": calibration_report(labelled, confidences, acceptance, levels)
-        | {"people": people},
-        "acceptance": acceptance._asdict(),
-    }
-    if answered is not None:
-        controls["llm"] = llm_summary(answered)
-        schemas.write_parquet(ctx.out / "llm_ledger.parquet", answered.ledger, LEDGER)
-    schemas.write_json(ctx.out / "controls.json", controls)
     labels = _file(digest, config, sae, features, tau).model_copy(
         update={"judge": None if answered is None else answered.trust}
     )
-    labels.save(ctx.out)
-    return _output(labels, controls, config)
+    Labels.labels.save(ctx.out, labels)
+    Labels.controls.save(ctx.out, controls)
+    table = examples.table
+    Labels.examples.save(ctx.out, {name: table[name] for name in Labels.examples.schema.names})
+    Labels.scores.save(ctx.out, all_columns(methods))
+    if answered is not None:
+        write_parquet(Labels.ledger.path(ctx.out), answered.ledger, LEDGER)
+
+    reasons: tuple[str, ...] = ()
+    if len(features) < config.num_features:
+        reasons = (
+            f"Only {len(features)} of the {config.num_features} requested latents have importance "
+            "above 0.",
+        )
+    if controls.llm is not None:
+        reasons += controls.llm.reasons
+    return Output(labels.headline | controls.headline, reasons=reasons)
 
 
 def estimate(
-    inputs: Mapping[str, InputArtifact], config: LabelFeaturesConfig, ctx: StageContext
+    inputs: LabelInputs, config: LabelFeaturesConfig, ctx: StageContext
 ) -> tuple[Estimate, Spent]:
     """What the language model would still be sent, and what it has cost; nothing is sent.
 
     `config.llm` must be set.
     """
     ranked = _ranked(inputs, config)
-    lm = FrozenLM.load(inputs["sync_tokenizer"].path / "model", device="cpu")
-    sae = Sae.load(inputs["train_sae"].path / "sae", device=ctx.device)
+    lm, sae = inputs.model.load("cpu"), inputs.sae.load(ctx.device)
     vocabulary = Vocabulary.from_tokenizer(lm.tokenizer, lm.vocab_size)
     source = _source(inputs, config)
     with ctx.report.track("estimate", 4, "step") as bar:
@@ -210,7 +199,7 @@ def estimate(
 
 
 def _llm_run(
-    inputs: Mapping[str, InputArtifact],
+    inputs: LabelInputs,
     config: LabelFeaturesConfig,
     ctx: StageContext,
     fit: SplitFirings,
@@ -220,8 +209,7 @@ def _llm_run(
 ) -> LlmRun:
     """The dealings with the language model, opened."""
     assert config.llm is not None
-    model = inputs["sync_tokenizer"]
-    frozen = FrozenModel(model.path / "model", model.digest)
+    frozen = FrozenModel(inputs.model.model, inputs.model.digest)
     return LlmRun(
         config.llm,
         open_models(config.llm, frozen, ctx.device, ctx.report.note),
@@ -230,16 +218,20 @@ def _llm_run(
         vocabulary,
         window_tokens=config.window_tokens,
         min_firings=config.predicate.min_firings,
-        acceptance=Acceptance(config.accept_detection, config.accept_precision),
+        acceptance=_acceptance(config),
         seed=derive_seed(ctx.seed, "llm"),
         progress=ctx.progress,
         controls=controls,
     )
 
 
-def _source(inputs: Mapping[str, InputArtifact], config: LabelFeaturesConfig) -> SplitSource:
+def _acceptance(config: LabelFeaturesConfig) -> Acceptance:
+    return Acceptance(detection=config.accept_detection, precision=config.accept_precision)
+
+
+def _source(inputs: LabelInputs, config: LabelFeaturesConfig) -> SplitSource:
     """Where all text is read from."""
-    return SplitSource(inputs["cache_activations"].path, inputs["ingest"].path, config.batch_tokens)
+    return SplitSource(inputs.cache.folder, inputs.corpus.folder, config.batch_tokens)
 
 
 def _material(
@@ -258,10 +250,9 @@ def _material(
     )
 
 
-def _ranked(inputs: Mapping[str, InputArtifact], config: LabelFeaturesConfig) -> Ranked:
+def _ranked(inputs: LabelInputs, config: LabelFeaturesConfig) -> Ranked:
     """The top K latents of the configured domain and target; ties by id."""
-    path = inputs["rank_features"].path / "importance.parquet"
-    table = schemas.read_parquet(path, IMPORTANCE.names)
+    table = inputs.importance.table
     wanted = (np.asarray(table["domain"]) == config.rank_domain) & (
         np.asarray(table["target"]) == config.rank_target
     )
@@ -280,7 +271,7 @@ def _ranked(inputs: Mapping[str, InputArtifact], config: LabelFeaturesConfig) ->
 
 
 def _read_fit(
-    inputs: Mapping[str, InputArtifact],
+    inputs: LabelInputs,
     config: LabelFeaturesConfig,
     ctx: StageContext,
     sae: Sae,
@@ -291,7 +282,7 @@ def _read_fit(
     reader = _source(inputs, config).reader("label")
     size = config.example_tokens or config.fit_tokens
     chosen = sample_sequences(
-        read_token_table(inputs["ingest"].path, "label"),
+        read_token_table(inputs.corpus.folder, "label"),
         reader.meta.context_length - reader.meta.skip_first,
         of=min(size, reader.num_tokens),
         size=config.fit_tokens,
@@ -306,7 +297,7 @@ def _read_fit(
 
 
 def _draw(
-    inputs: Mapping[str, InputArtifact], config: LabelFeaturesConfig, ctx: StageContext, sae: Sae
+    inputs: LabelInputs, config: LabelFeaturesConfig, ctx: StageContext, sae: Sae
 ) -> dict[str, tuple[Drawn, np.random.Generator]]:
     """Latents of an untrained SAE and of the trained one, drawn alike, and what draws from then."""
     source = _source(inputs, config)
@@ -395,86 +386,3 @@ def _file(
         high_confidence_threshold=tau,
         coverage=sum(feature.high_confidence for feature in features) / len(features),
     )
-
-
-def _output(
-    labels: FeatureLabels, controls: dict[str, Any], config: LabelFeaturesConfig
-) -> StageOutput:
-    methods, calibration = controls["methods"], controls["calibration"]
-    test, point = calibration["test"], calibration["at_point_estimate"]
-    metrics: dict[str, Scalar] = {
-        "latents": len(labels.features),
-        "labelled": labels.labelled,
-        "failed": labels.failed,
-        "accepted_on_test": methods["label"]["accepted"],
-        "high_confidence_coverage": labels.coverage,
-        "point_coverage": point["coverage"]["value"],
-        "point_precision": point["precision"]["value"],
-        "point_precision_low": point["precision"]["low"],
-        "point_precision_high": point["precision"]["high"],
-        "mean_detection": methods["label"]["mean_detection"],
-        "mean_detection_hard": methods["label"]["mean_detection_hard"],
-        "mean_fuzzing": methods["label"]["mean_fuzzing"],
-        "mean_intruder": methods["label"]["mean_intruder"],
-        "mean_simulation": methods["label"]["mean_simulation"],
-        "mean_f1": methods["label"]["mean_f1"],
-        "shuffled_detection": methods["shuffled"]["mean_detection"],
-        "random_sae_detection": methods["random_sae"]["mean_detection"],
-        "random_sae_f1": methods["random_sae"]["mean_f1"],
-        "drawn_detection": methods["drawn"]["mean_detection"],
-        "drawn_f1": methods["drawn"]["mean_f1"],
-        **_gap_metrics(controls["gaps"]["drawn_random_sae"]),
-        "confidence_ece": test["ece"],
-        "confidence_brier": test["brier"],
-    }
-    people = calibration["people"]
-    if people is not None:
-        metrics |= {f"people_{name}": people[name] for name in ("n", "ece", "brier")}
-    reasons: tuple[str, ...] = ()
-    if len(labels.features) < config.num_features:
-        reasons = (
-            f"Only {len(labels.features)} of the {config.num_features} requested latents have "
-            "importance above 0.",
-        )
-    if labels.judge is not None:
-        llm = controls["llm"]
-        metrics |= {
-            "llm_labelled": llm["labelled"],
-            "llm_judge_trusted": labels.judge.trusted,
-            "llm_mean_detection": llm["mean_detection"],
-            "llm_mean_fuzzing": llm["mean_fuzzing"],
-            "llm_mean_intruder": llm["mean_intruder"],
-            "llm_mean_simulation": llm["mean_simulation"],
-            "llm_shuffled_detection": llm["mean_detection_shuffled"],
-            "llm_confidence_ece": llm["confidence"]["ece"],
-            "llm_confidence_brier": llm["confidence"]["brier"],
-            "llm_cost": llm["cost"],
-        }
-        if llm["controls"]:
-            metrics |= {
-                "llm_random_sae_detection": llm["controls"]["random_sae"]["mean_detection"],
-                "llm_drawn_detection": llm["controls"]["drawn"]["mean_detection"],
-                **_gap_metrics(
-                    llm["gaps"]["drawn_random_sae"], "llm_gap", ("detection", "fuzzing")
-                ),
-            }
-        unsure = llm["confidence"]["reason"]
-        if unsure is not None:
-            reasons += (f"Labels in words have no confidence: {unsure}.",)
-        if not labels.judge.trusted:
-            reasons += (
-                f"The judge {labels.judge.model} of the labels in words is not trusted: "
-                f"{labels.judge.reason}. Its scores must not be believed.",
-            )
-    return StageOutput(metrics, reasons=reasons)
-
-
-def _gap_metrics(
-    gaps: Mapping[str, Any], prefix: str = "gap", scores: Sequence[str] = GAP_SCORES
-) -> dict[str, Scalar]:
-    """Trained SAE above random SAE, latents of both drawn alike."""
-    return {
-        f"{prefix}_{score}{suffix}": None if gaps[score] is None else gaps[score][name]
-        for score in scores
-        for suffix, name in (("", "difference"), ("_low", "low"), ("_high", "high"))
-    }

@@ -4,81 +4,85 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rldecoder import schemas
+from rldecoder.artifacts.catalogue import Importance
 from rldecoder.artifacts.checkpoints import Checkpoints
 from rldecoder.config.interp import Domain, RankFeaturesConfig
-from rldecoder.data.activation_reader import ActivationReader
 from rldecoder.data.shards import read_tokens
-from rldecoder.decoder.loading import load_decoder
 from rldecoder.evals.prompts import make_prompts
 from rldecoder.interp.importance import (
     PatchBatch,
     Subject,
-    TargetName,
     attribute,
     considered_positions,
     make_batch,
 )
-from rldecoder.interp.tally import IMPORTANCE, Tally
-from rldecoder.interp.validation import Choice, choose_estimator, validate
-from rldecoder.lm.frozen import FrozenLM
+from rldecoder.interp.tally import ImportanceMass, Tally, TargetMass
+from rldecoder.interp.validation import EstimatorValidation, validate
 from rldecoder.lm.text_tokens import encode_prompts
-from rldecoder.sae.model import Sae
+from rldecoder.schemas import Scalar
 from rldecoder.seeds import derive_seed, seed_everything
-from rldecoder.stages.context import InputArtifact, Scalar, StageContext, StageOutput
+from rldecoder.stages.context import Output, StageContext
+from rldecoder.stages.inputs import RankInputs
 
-HEADLINE_K = "10"
 TASKS = ("addition", "cloze")
 
 
-def run(
-    inputs: Mapping[str, InputArtifact], config: RankFeaturesConfig, ctx: StageContext
-) -> StageOutput:
-    """Write importance.parquet, mass.json and validation.json."""
+def run(inputs: RankInputs, config: RankFeaturesConfig, ctx: StageContext) -> Output:
+    """Choose the estimator of each target, then add up its attributions over all domains."""
     seed_everything(ctx.seed)
-    subject = _load(inputs, ctx)
-    skip_first = ActivationReader(inputs["cache_activations"].path, "label").meta.skip_first
-    loader = _Loader(inputs, config, ctx, subject, skip_first)
-    progress = _Progress(config, ctx, subject.sae.num_latents)
+    # float32: ablation effects are small differences, which bfloat16 logits (16 apart by 0.06
+    # and more) would drown.
+    lm = inputs.model.load(ctx.device, dtype=torch.float32)
+    sae = inputs.sae.load(ctx.device)
+    subject = Subject(lm, sae, inputs.final.load(lm, sae).requires_grad_(False))
+    skip_first = inputs.cache.reader("label").meta.skip_first
+    loader = _Loader(inputs.corpus.folder, config, ctx, subject, skip_first)
+    progress = _Progress(config, ctx, sae.num_latents)
+
     validation = _validate(loader, config, ctx, subject, progress)
-    choices = {
-        target: choose_estimator(validation[target], config.estimator, config.min_spearman)
-        for target in config.targets
-    }
-    for target, choice in choices.items():
-        validation[target]["used"] = choice._asdict()
-        ctx.report.note(f"{target}: {choice.estimator} ({choice.reason})")
+    for name, target in validation.targets.items():
+        ctx.report.note(f"{name}: {target.used.estimator} ({target.used.reason})")
     for domain in config.domains:
-        _attribute_domain(domain, loader, config, ctx, subject, progress, choices)
-    columns: dict[str, list[Any]] = {name: [] for name in IMPORTANCE.names}
-    mass: dict[str, dict[str, Any]] = {}
-    for (domain, target), tally in progress.tallies.items():
+        _attribute_domain(domain, loader, config, ctx, subject, progress, validation)
+
+    rows: dict[str, list[Any]] = {name: [] for name in Importance.table.schema.names}
+    masses: dict[str, dict[str, TargetMass]] = {}
+    for (domain, name), tally in progress.tallies.items():
         part = tally.columns()
-        columns["latent"] += part.latent.tolist()
-        columns["domain"] += [domain] * part.latent.size
-        columns["target"] += [target] * part.latent.size
-        columns["importance"] += part.importance.tolist()
-        columns["signed"] += part.signed.tolist()
-        columns["count"] += part.count.tolist()
-        seed = derive_seed(ctx.seed, "mass", domain, target)
-        mass.setdefault(domain, {})[target] = tally.mass(seed=seed)
-    schemas.write_parquet(ctx.out / "importance.parquet", columns, IMPORTANCE)
-    schemas.write_json(ctx.out / "mass.json", mass)
-    schemas.write_json(ctx.out / "validation.json", validation)
-    return StageOutput(
-        _metrics(config, mass, validation),
+        rows["latent"] += part.latent.tolist()
+        rows["domain"] += [domain] * part.latent.size
+        rows["target"] += [name] * part.latent.size
+        rows["importance"] += part.importance.tolist()
+        rows["signed"] += part.signed.tolist()
+        rows["count"] += part.count.tolist()
+        seed = derive_seed(ctx.seed, "mass", domain, name)
+        masses.setdefault(domain, {})[name] = tally.mass(seed=seed)
+    mass = ImportanceMass(masses)
+    Importance.table.save(ctx.out, rows)
+    Importance.mass.save(ctx.out, mass)
+    Importance.validation.save(ctx.out, validation)
+
+    error_shares: dict[str, Scalar] = {
+        f"{name}_error_share_{validation.domain}": (
+            None if found.error_share is None else found.error_share.value
+        )
+        for name, found in mass.root[validation.domain].items()
+    }
+    return Output(
+        validation.headline | mass.headline | error_shares,
         reasons=tuple(
-            f"importance ({target}) by {choice.estimator}: {choice.reason}"
-            for target, choice in choices.items()
-            if not choice.reached
+            f"importance ({name}) by {target.used.estimator}: {target.used.reason}"
+            for name, target in validation.targets.items()
+            if not target.used.reached
         ),
     )
 
@@ -136,15 +140,15 @@ def _attribute_domain(
     ctx: StageContext,
     subject: Subject,
     progress: _Progress,
-    choices: Mapping[TargetName, Choice],
+    validation: EstimatorValidation,
 ) -> None:
     """Add the attributions of a domain to its tallies, from where an earlier run stopped."""
     done, total = progress.sequences[domain], loader.num_sequences(domain)
     with ctx.report.track(f"importance on {domain}", total, "seq", done) as bar:
         for batch in loader.batches(domain, first=done):
-            for target, choice in choices.items():
-                integrated = choice.estimator == "integrated_gradients"
-                steps = config.integrated_steps if integrated else None
+            for target in config.targets:
+                used = validation.targets[target].used.estimator
+                steps = config.integrated_steps if used == "integrated_gradients" else None
                 found = attribute(subject.metric(target), batch, steps)
                 considered = considered_positions(
                     batch, looks_back=subject.looks_back(target), skip_first=loader.skip_first
@@ -155,29 +159,18 @@ def _attribute_domain(
             progress.save_now_and_then()
 
 
-def _load(inputs: Mapping[str, InputArtifact], ctx: StageContext) -> Subject:
-    # float32: ablation effects are small differences, which bfloat16 logits (16 apart by 0.06
-    # and more) would drown.
-    lm = FrozenLM.load(
-        inputs["sync_tokenizer"].path / "model", device=ctx.device, dtype=torch.float32
-    )
-    sae = Sae.load(inputs["train_sae"].path / "sae", device=ctx.device)
-    decoder = load_decoder(inputs["freeze_decoder"].path / "decoder", lm, sae)
-    return Subject(lm, sae, decoder.requires_grad_(False))
-
-
 class _Loader:
     """Makes the patch batches of a domain."""
 
     def __init__(
         self,
-        inputs: Mapping[str, InputArtifact],
+        corpus: Path,
         config: RankFeaturesConfig,
         ctx: StageContext,
         subject: Subject,
         skip_first: int,
     ) -> None:
-        self.ingest = inputs["ingest"].path
+        self.corpus = corpus
         self.config, self.ctx, self.subject = config, ctx, subject
         self.skip_first = skip_first
 
@@ -221,9 +214,9 @@ class _Loader:
 
     def _sequences(self, domain: Domain) -> list[np.ndarray[Any, Any]]:
         if domain in ("label", "test", "ood"):
-            length = read_tokens(self.ingest, domain, 1).shape[1]
+            length = read_tokens(self.corpus, domain, 1).shape[1]
             count = math.ceil(self.config.budget_tokens / length)
-            return list(read_tokens(self.ingest, domain, count))
+            return list(read_tokens(self.corpus, domain, count))
         assert domain in TASKS
         # Prompts of the training split: evaluation keeps the test split to itself.
         prompts = make_prompts(
@@ -243,12 +236,11 @@ def _validate(
     ctx: StageContext,
     subject: Subject,
     progress: _Progress,
-) -> dict[str, Any]:
+) -> EstimatorValidation:
     """The comparison with exact ablation, for each target."""
     batches = list(loader.batches(config.validation_domain, config.validation_tokens))
     total = (config.validation_top + config.validation_others) * len(config.targets)
     done = sum(len(values) for values in progress.exact.values())
-    out: dict[str, Any] = {"domain": config.validation_domain}
     with ctx.report.track("exact patching", total, "latent", done) as bar:
 
         def keep(target: str, values: list[float]) -> None:
@@ -256,8 +248,8 @@ def _validate(
             bar.advance()
             progress.save_now_and_then()
 
-        for target in config.targets:
-            out[target] = validate(
+        found = {
+            target: validate(
                 subject.metric(target),
                 batches,
                 subject.sae.num_latents,
@@ -265,32 +257,13 @@ def _validate(
                 num_others=config.validation_others,
                 integrated_steps=config.integrated_steps,
                 seed=derive_seed(ctx.seed, "validate", target),
+                wanted=config.estimator,
+                min_spearman=config.min_spearman,
                 known=progress.exact[target],
                 on_exact=partial(keep, target),
             )
-    return out
-
-
-def _metrics(
-    config: RankFeaturesConfig, mass: dict[str, dict[str, Any]], validation: dict[str, Any]
-) -> dict[str, Scalar]:
-    """Headline numbers: agreement of the estimator, and the mass of the top 10."""
-    metrics: dict[str, Scalar] = {}
-    for target in config.targets:
-        used = validation[target]["used"]["estimator"]
-        metrics[f"{target}_estimator"] = used
-        agreement = validation[target]["estimators"][used]
-        for name in ("spearman", "recall_at_10", "sign_agreement"):
-            metrics[f"{target}_{name}"] = agreement[name]["value"]
-        for domain in config.domains:
-            found = mass[domain][target]["top_k"]
-            value = None if found is None else found[HEADLINE_K]["per_position"]["value"]
-            metrics[f"{target}_top10_mass_{domain}"] = value
-        metrics[f"{target}_error_share_{config.validation_domain}"] = _value(
-            mass[config.validation_domain][target]["error_share"]
-        )
-    return metrics
-
-
-def _value(interval: dict[str, float] | None) -> float | None:
-    return None if interval is None else interval["value"]
+            for target in config.targets
+        }
+    return EstimatorValidation(
+        domain=config.validation_domain, decoder=found.get("decoder"), frozen=found.get("frozen")
+    )

@@ -1,8 +1,7 @@
 """Compare small SAEs over layers, k and expansion, and say which layer to decode.
 
-In: model, tokens. Out: `sweep.parquet`, `sweep.svg`, `verdict.json` and the SAEs, in `saes/`. One
-pass over the text serves all layers. A killed run repeats that pass and goes on with the cells that
-are not yet measured.
+One pass over the text serves all layers. A killed run repeats that pass and goes on with the cells
+that are not yet measured.
 Nothing downstream follows the verdict by itself: set `cache_activations.hook_layer` to it.
 """
 
@@ -10,65 +9,63 @@ from __future__ import annotations
 
 import itertools
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
-import pyarrow as pa
-import torch
 from matplotlib.figure import Figure
 
 from rldecoder.artifacts import sealed
+from rldecoder.artifacts.catalogue import Sweep
 from rldecoder.config.sae import SweepSaeConfig
-from rldecoder.data.shards import read_tokens
+from rldecoder.data.shards import first_sequences
 from rldecoder.errors import BadInputError
 from rldecoder.files import remove
-from rldecoder.lm.frozen import FrozenLM
-from rldecoder.sae.sweep import choose, collect, measure, sae_folder, train_small
-from rldecoder.schemas import read_json, write_json, write_parquet
-from rldecoder.seeds import derive_seed, seed_everything
-from rldecoder.stages.context import InputArtifact, StageContext, StageOutput
-
-CELLS = pa.schema(
-    [
-        ("layer", pa.int32()),
-        ("k", pa.int32()),
-        ("expansion", pa.float64()),
-        ("fvu", pa.float64()),
-        ("l0", pa.float64()),
-        ("dead_fraction", pa.float64()),
-        ("splice_kl", pa.float64()),
-        ("decoder_kl", pa.float64()),
-        ("decoder_agreement", pa.float64()),
-        ("residual_lens_kl", pa.float64()),
-        ("random_sae_kl", pa.float64()),
-    ]
+from rldecoder.sae.sweep import (
+    Setting,
+    SweepCell,
+    SweepVerdict,
+    choose,
+    collect,
+    measure,
+    train_small,
 )
-"""`sweep.parquet`: a row a cell; KL in nats per token, decoders are closed-form affine lenses."""
+from rldecoder.schemas import JsonRecord
+from rldecoder.seeds import derive_seed, seed_everything
+from rldecoder.stages.context import Output, StageContext
+from rldecoder.stages.inputs import TextInputs
+
+DONE_FILE = "cells.json"
+"""In the progress folder: cells that are measured."""
 
 
-def run(
-    inputs: Mapping[str, InputArtifact], config: SweepSaeConfig, ctx: StageContext
-) -> StageOutput:
+class DoneCell(JsonRecord):
+    """A cell that is measured, in the progress folder."""
+
+    row: SweepCell
+    """As it is published."""
+    files: dict[str, str]
+    """SHA-256 of its SAE's files, by their paths in the progress folder."""
+
+
+def run(inputs: TextInputs, config: SweepSaeConfig, ctx: StageContext) -> Output:
     """Publish every cell, a figure and the verdict; without layers, that none was asked for."""
     seed_everything(ctx.seed)
     if not config.layers:
-        write_json(
-            ctx.out / "verdict.json", {"meets_limits": None, "why": "no sweep was asked for"}
-        )
-        return StageOutput({"cells": 0})
-    ingest, model = inputs["ingest"].path, inputs["sync_tokenizer"].path
-    lm = FrozenLM.load(model / "model", device=ctx.device)
+        none = SweepVerdict(meets_limits=None, why="no sweep was asked for")
+        Sweep.verdict_record.save(ctx.out, none)
+        return Output({"cells": 0})
+    lm = inputs.model.load(ctx.device)
     if max(config.layers) > lm.num_layers:
         raise BadInputError(
             f"`sweep_sae.layers` is {list(config.layers)}.",
             f"The model has {lm.num_layers} blocks.",
             f"Choose layers from 1 to {lm.num_layers}.",
         )
-    length = read_tokens(ingest, "train", 1).shape[1]
+
+    # One pass over the text, kept in memory, serves every layer.
     tokens = {
-        split: torch.from_numpy(read_tokens(ingest, split, max(1, budget // length)))
+        split: first_sequences(inputs.corpus.folder, split, budget)
         for split, budget in (("train", config.train_tokens), ("test", config.test_tokens))
     }
     total = sum(ids.numel() for ids in tokens.values())
@@ -78,67 +75,67 @@ def run(
             for split, ids in tokens.items()
         }
 
-    cells = list(itertools.product(config.layers, config.ks, config.expansions))
-    done_path = ctx.progress / "cells.json"
-    done = _done_before(done_path, ctx)
+    settings = [
+        Setting(*cell) for cell in itertools.product(config.layers, config.ks, config.expansions)
+    ]
+    done = _done_before(ctx)
     sequences = tokens["test"][: config.splice_sequences]
-    name = str(read_json(model / "model.json")["name"])
     steps = max(1, config.training.budget_tokens // config.training.batch_tokens)
-    with ctx.report.track("sweep: SAEs", len(cells) * steps, "steps", len(done) * steps) as bar:
-        for layer, k, expansion in cells:
-            key = f"{layer}/{k}/{expansion:g}"
-            if key in done:
+    with ctx.report.track("sweep: SAEs", len(settings) * steps, "steps", len(done) * steps) as bar:
+        for setting in settings:
+            if setting.key in done:
                 continue
-            setting = config.training.model_copy(update={"k": k, "expansion": expansion})
-            seed = derive_seed(ctx.seed, key)
+            layer, k, expansion = setting
+            seed = derive_seed(ctx.seed, setting.key)
             train, test = data["train"][layer], data["test"][layer]
             sae = train_small(
-                train.resid, setting, seed, hook_layer=layer, model_name=name,
-                after_step=lambda: bar.advance(1), device=ctx.device,
-            )  # fmt: skip
-            row = measure(lm, sae, train, test, sequences, seed)
-            folder = ctx.progress / sae_folder(layer, k, expansion)
+                train.resid,
+                config.training.model_copy(update={"k": k, "expansion": expansion}),
+                seed,
+                hook_layer=layer,
+                model_name=inputs.model.record.name,
+                after_step=lambda: bar.advance(1),
+                device=ctx.device,
+            )
+            quality = measure(lm, sae, train, test, sequences, seed)
+
+            # The SAE first: a cell counts as done only with the hashes of its files.
+            folder = Sweep.saes.path(ctx.progress) / setting.folder
             remove(folder)
             sae.save(folder)
-            done[key] = {
-                "row": {"layer": layer, "k": k, "expansion": expansion, **row},
-                "files": sealed.hashes(ctx.progress, [folder]),
-            }
-            sealed.write(done_path, done, owner=ctx.owner)
+            done[setting.key] = DoneCell(
+                row=SweepCell(**setting._asdict(), **dict(quality)),
+                files=sealed.hashes(ctx.progress, [folder]),
+            )
+            sealed.write(
+                ctx.progress / DONE_FILE,
+                {key: cell.model_dump(mode="json") for key, cell in done.items()},
+                owner=ctx.owner,
+            )
             ctx.report.note(
-                f"layer {layer}, k {k}, expansion {expansion:g}: fvu {row['fvu']:.3f}, "
-                f"decoder KL {row['decoder_kl']:.2f}"
+                f"layer {layer}, k {k}, expansion {expansion:g}: fvu {quality.fvu:.3f}, "
+                f"decoder KL {quality.decoder_kl:.2f}"
             )
 
-    rows = [done[f"{layer}/{k}/{expansion:g}"]["row"] for layer, k, expansion in cells]
-    verdict = choose(rows, config)
-    for cell in cells:
-        shutil.copytree(ctx.progress / sae_folder(*cell), ctx.out / sae_folder(*cell))
-    write_parquet(
-        ctx.out / "sweep.parquet", {n: [row[n] for row in rows] for n in CELLS.names}, CELLS
-    )
-    write_json(ctx.out / "verdict.json", verdict)
-    _figure(rows, config, ctx.out / "sweep.svg")
-    ctx.report.note(f"sweep: {verdict['why']}")
-    return StageOutput(
-        {
-            "cells": len(rows),
-            "layer": verdict["cell"]["layer"],
-            "decoder_kl": verdict["cell"]["decoder_kl"],
-            "meets_limits": verdict["meets_limits"],
-        }
-    )
+    cells = [done[setting.key].row for setting in settings]
+    verdict = choose(cells, config)
+    saes = Sweep.saes.path(ctx.out)
+    for setting in settings:
+        shutil.copytree(Sweep.saes.path(ctx.progress) / setting.folder, saes / setting.folder)
+    Sweep.cells.save_rows(ctx.out, [dict(cell) for cell in cells])
+    Sweep.verdict_record.save(ctx.out, verdict)
+    _figure(cells, config, Sweep.figure.path(ctx.out))
+    ctx.report.note(f"sweep: {verdict.why}")
+    return Output({"cells": len(cells)} | verdict.headline)
 
 
-def _done_before(path: Path, ctx: StageContext) -> dict[str, dict[str, Any]]:
-    """Cells of an earlier, interrupted run whose SAEs are as they were, by their keys.
-
-    Each has its `row` of the table, and the hashes of its `files` in the progress folder.
-    """
-    found = sealed.read_or(path, {}, owner=ctx.owner, note=ctx.report.note)
+def _done_before(ctx: StageContext) -> dict[str, DoneCell]:
+    """Cells of an earlier, interrupted run whose SAEs are as they were, by their keys."""
+    found = sealed.read_or(ctx.progress / DONE_FILE, {}, owner=ctx.owner, note=ctx.report.note)
     done = {}
-    for key, cell in found.items():
-        changed = sealed.first_changed(ctx.progress, cell["files"])
+    for key, value in found.items():
+        cell = DoneCell.model_validate(value)
+        changed = sealed.first_changed(ctx.progress, cell.files)
         if changed is None:
             done[key] = cell
         else:
@@ -146,20 +143,20 @@ def _done_before(path: Path, ctx: StageContext) -> dict[str, dict[str, Any]]:
     return done
 
 
-def _figure(rows: Sequence[Mapping[str, Any]], config: SweepSaeConfig, path: Path) -> None:
+def _figure(cells: Sequence[SweepCell], config: SweepSaeConfig, path: Path) -> None:
     """fvu, splice KL and decoder KL by layer, a line for each (k, expansion)."""
     with mpl.rc_context({"svg.hashsalt": "rldecoder", "font.size": 9}):
         figure = Figure(figsize=(9.0, 3.0), layout="constrained")
         panels = (("fvu", "fvu"), ("splice_kl", "splice KL, nats"), ("decoder_kl", "decoder KL"))
         for axes, (name, title) in zip(figure.subplots(1, 3), panels, strict=True):
             for k, expansion in itertools.product(config.ks, config.expansions):
-                line = [r for r in rows if (r["k"], r["expansion"]) == (k, expansion)]
+                line = [cell for cell in cells if cell.setting[1:] == (k, expansion)]
                 axes.plot(
-                    [row["layer"] for row in line], [row[name] for row in line],
+                    [cell.layer for cell in line], [getattr(cell, name) for cell in line],
                     marker="o", label=f"k {k}, {expansion:g}x",
                 )  # fmt: skip
             if name == "decoder_kl":
-                layers = sorted({row["layer"]: row["residual_lens_kl"] for row in rows}.items())
+                layers = sorted({cell.layer: cell.residual_lens_kl for cell in cells}.items())
                 axes.plot(*zip(*layers, strict=True), color="#999999", ls="--", label="no SAE")
                 axes.legend(frameon=False)
             axes.set_xlabel("layer")

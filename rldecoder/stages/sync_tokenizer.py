@@ -6,13 +6,12 @@ The folder that is published is a plain Hugging Face folder; every later stage r
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import AutoConfig
 
+from rldecoder.artifacts.catalogue import ModelFolder
 from rldecoder.config.base import hash_json
 from rldecoder.config.model import RANDOM, SyncTokenizerConfig
 from rldecoder.errors import BadInputError
@@ -22,14 +21,15 @@ from rldecoder.lm.random_model import make_random_model
 from rldecoder.lm.registry import ModelChoice, choose_model
 from rldecoder.lm.specs import (
     ArchitectureConstants,
+    ModelRecord,
     check_constants,
     list_model_specs,
     load_model_spec,
     read_constants,
 )
 from rldecoder.lm.tokenizer_parity import (
-    FileHash,
-    ParityReport,
+    ParityRecord,
+    TokenizerHashes,
     check_parity,
     hash_files,
     require_parity,
@@ -38,67 +38,60 @@ from rldecoder.lm.tokenizer_parity import (
 )
 from rldecoder.precision import fast_dtype
 from rldecoder.reporting import Bar
-from rldecoder.schemas import write_json
 from rldecoder.seeds import seed_everything
-from rldecoder.stages.context import InputArtifact, StageContext, StageOutput
+from rldecoder.stages.context import Output, StageContext
+from rldecoder.stages.inputs import Nothing
 
 
-def run(
-    inputs: Mapping[str, InputArtifact], config: SyncTokenizerConfig, ctx: StageContext
-) -> StageOutput:
-    """Publish model/, model.json, tokenizer_hashes.json, tokenizer_hashes.md and parity.json."""
+def run(inputs: Nothing, config: SyncTokenizerConfig, ctx: StageContext) -> Output:
+    """Publish the model's folder, and what it and its tokenizer are known by."""
     seed_everything(ctx.seed)
-    folder = ctx.out / "model"
+    folder = ModelFolder.model.path(ctx.out)
     with ctx.report.track("model", 4, unit="steps") as bar:
         choice, source = _bring_model(config, folder, ctx, bar)
+
+        # Hashes first: a damaged file is named as such, whatever loading would make of it.
         known = choice.spec.file_sha256 if choice.spec else {}
-        weights = {item.name: item.sha256 for item in hash_files(_weight_files(folder), known)}
+        weights = hash_files(sorted(folder.glob("model*.safetensors")), known)
         dtype = fast_dtype(config.compute_dtype, ctx.device)
         if config.compute_dtype == "bfloat16" and dtype != torch.bfloat16:
             ctx.report.note(
                 "The model runs in float32, with which this CPU is faster than with bfloat16."
             )
         lm = FrozenLM.load(folder, device=ctx.device, dtype=dtype)
-        constants = _constants(lm)
+        parameters = sum(parameter.numel() for parameter in lm.model.parameters())
+        constants = read_constants(lm.model.config, parameters, lm.context_length)
         if choice.spec is not None:
             check_constants(choice.spec, constants, str(folder))
         _complete_folder(lm)
         bar.advance(note="loaded")
-        hashes = hash_files(_tokenizer_files(folder), known)
-        vocabulary = vocabulary_sha256(lm.tokenizer)
+
+        # Only now are all of the tokenizer's files there.
+        tokenizer_files = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
+        hashes = TokenizerHashes(
+            files=hash_files(tokenizer_files, known),
+            vocabulary_sha256=vocabulary_sha256(lm.tokenizer),
+        )
         if choice.spec is not None:
-            require_vocabulary(vocabulary, choice.spec.vocabulary_sha256, choice.name)
-        report = check_parity(lm, config.extra_probes)
+            pinned = choice.spec.vocabulary_sha256
+            require_vocabulary(hashes.vocabulary_sha256, pinned, choice.name)
+        parity = check_parity(lm, config.extra_probes)
         require_parity(
-            report, choice.name, trained=choice.spec is not None, lossy=config.allow_lossy_tokenizer
+            parity, choice.name, trained=choice.spec is not None, lossy=config.allow_lossy_tokenizer
         )
         bar.advance(note="tokenizer proved")
-    for remark in report.remarks:
+    for remark in parity.remarks:
         ctx.report.note(f"{choice.name}: {remark}")
 
-    write_json(ctx.out / "model.json", _model_record(choice, constants, source, weights, config))
-    write_json(ctx.out / "parity.json", report.as_json())
-    write_json(
-        ctx.out / "tokenizer_hashes.json",
-        {
-            "files": {item.name: _hash_record(item) for item in hashes},
-            "vocabulary_sha256": vocabulary,
-        },
+    record = _model_record(
+        choice, constants, source, {name: file.sha256 for name, file in weights.items()}, config
     )
-    page = render_hashes_page(choice.name, hashes, vocabulary, report)
-    (ctx.out / "tokenizer_hashes.md").write_text(page, encoding="utf-8")
-    return StageOutput(
-        {
-            "model": choice.name,
-            "parameters": constants.parameters,
-            "num_layers": constants.num_layers,
-            "d_model": constants.d_model,
-            "vocab_size": constants.vocab_size,
-            "probes_lossless": sum(probe.lossless for probe in report.probes),
-            "probes": len(report.probes),
-            "english_cross_entropy": report.english_cross_entropy,
-        }
-    )
+    ModelFolder.record.save(ctx.out, record)
+    ModelFolder.parity.save(ctx.out, parity)
+    ModelFolder.hashes.save(ctx.out, hashes)
+    page = render_hashes_page(choice.name, hashes, parity)
+    ModelFolder.hashes_page.path(ctx.out).write_text(page, encoding="utf-8")
+    return Output(record.headline | parity.headline)
 
 
 def _bring_model(
@@ -109,7 +102,9 @@ def _bring_model(
         make_random_model(folder, seed=ctx.seed, **config.random_model.model_dump())
         bar.advance(2, note="made")
         return ModelChoice(RANDOM, None, ()), {"kind": RANDOM}
-    choice = _choose(config)
+    choice = choose_model(
+        config.model, path=config.path, repo=config.repo, revision=config.revision
+    )
     located = locate(choice.sources)
     place = fetch(located, ctx.report.note)
     bar.advance(note=f"found in {located.description}")
@@ -117,10 +112,6 @@ def _bring_model(
     copy_model_files(place, folder)
     bar.advance(note="copied")
     return choice, {"kind": located.source.kind, **located.identity}
-
-
-def _choose(config: SyncTokenizerConfig) -> ModelChoice:
-    return choose_model(config.model, path=config.path, repo=config.repo, revision=config.revision)
 
 
 def _check_config(choice: ModelChoice, folder: Path) -> None:
@@ -139,11 +130,6 @@ def _check_config(choice: ModelChoice, folder: Path) -> None:
         check_constants(choice.spec, read_constants(config, claimed), str(folder))
 
 
-def _constants(lm: FrozenLM) -> ArchitectureConstants:
-    parameters = sum(parameter.numel() for parameter in lm.model.parameters())
-    return read_constants(lm.model.config, parameters, lm.context_length)
-
-
 def _complete_folder(lm: FrozenLM) -> None:
     """Add what older model folders lack: a fast tokenizer's file and generation settings."""
     if not (lm.folder / "tokenizer.json").is_file():
@@ -152,44 +138,30 @@ def _complete_folder(lm: FrozenLM) -> None:
         lm.model.generation_config.save_pretrained(lm.folder)
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("model*.safetensors"))
-
-
-def _tokenizer_files(folder: Path) -> list[Path]:
-    return [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
-
-
 def _model_record(
     choice: ModelChoice,
     constants: ArchitectureConstants,
     source: dict[str, str],
     weights: dict[str, str],
     config: SyncTokenizerConfig,
-) -> dict[str, Any]:
+) -> ModelRecord:
     spec = choice.spec
     unknown = "none: random weights" if choice.name == RANDOM else "unknown: read the model's card"
-    return {
-        "name": choice.name,
-        "title": spec.title if spec else choice.name,
-        "licence": spec.licence if spec else unknown,
+    return ModelRecord(
+        name=choice.name,
+        title=spec.title if spec else choice.name,
+        licence=spec.licence if spec else unknown,
+        hook_layer=spec.hook_layer if spec else None,
+        compute_dtype=config.compute_dtype,
+        source=source,
+        weights_sha256=next(iter(weights.values())) if len(weights) == 1 else hash_json(weights),
+        weight_files=weights,
         **constants.model_dump(),
-        "hook_layer": spec.hook_layer if spec else None,
-        "compute_dtype": config.compute_dtype,
-        "source": source,
-        "weights_sha256": next(iter(weights.values())) if len(weights) == 1 else hash_json(weights),
-        "weight_files": weights,
-    }
+    )
 
 
-def _hash_record(item: FileHash) -> dict[str, Any]:
-    return {"sha256": item.sha256, "size_bytes": item.size_bytes, "status": item.status}
-
-
-def render_hashes_page(
-    name: str, hashes: list[FileHash], vocabulary: str, report: ParityReport
-) -> str:
-    """The page that is published as tokenizer_hashes.md (and kept as docs/tokenizer_hashes.md)."""
+def render_hashes_page(name: str, hashes: TokenizerHashes, parity: ParityRecord) -> str:
+    """The page for people (the quickstart model's is kept in docs/)."""
     lines = [
         "# Tokenizer hashes",
         "",
@@ -200,24 +172,27 @@ def render_hashes_page(
         "| file | bytes | SHA-256 | compared with |",
         "|---|---:|---|---|",
     ]
-    lines += [f"| {h.name} | {h.size_bytes:,} | `{h.sha256}` | {h.status} |" for h in hashes]
+    lines += [
+        f"| {file} | {known.size_bytes:,} | `{known.sha256}` | {known.status} |"
+        for file, known in hashes.files.items()
+    ]
     lines += [
         "",
-        f"Token table: `{vocabulary}`",
+        f"Token table: `{hashes.vocabulary_sha256}`",
         "(SHA-256 of the canonical JSON of token -> id, whatever file and library it came from).",
         "",
         "## Proof that it belongs to the model",
         "",
         "| check | found |",
         "|---|---|",
-        f"| tokens, embedding rows | {report.tokenizer_size:,}, {report.embedding_rows:,} |",
-        f"| highest token id | {report.highest_token_id:,} |",
-        f"| special tokens | {json.dumps(report.special_tokens)} |",
-        f"| special tokens in the model's config | {json.dumps(report.model_special_tokens)} |",
-        f"| probe texts returned unchanged | {sum(p.lossless for p in report.probes)} of "
-        f"{len(report.probes)} |",
-        f"| cross-entropy on plain English | {report.english_cross_entropy:.3f} nats/token "
-        f"(guessing: {report.uniform_cross_entropy:.3f}) |",
+        f"| tokens, embedding rows | {parity.tokenizer_size:,}, {parity.embedding_rows:,} |",
+        f"| highest token id | {parity.highest_token_id:,} |",
+        f"| special tokens | {json.dumps(parity.special_tokens)} |",
+        f"| special tokens in the model's config | {json.dumps(parity.model_special_tokens)} |",
+        f"| probe texts returned unchanged | {sum(p.lossless for p in parity.probes)} of "
+        f"{len(parity.probes)} |",
+        f"| cross-entropy on plain English | {parity.english_cross_entropy:.3f} nats/token "
+        f"(guessing: {parity.uniform_cross_entropy:.3f}) |",
         "",
         "## Published hashes",
         "",

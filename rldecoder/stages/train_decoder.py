@@ -47,7 +47,7 @@ class Progress:
 
     best_epoch: int = 0
     best_kl: float = math.inf
-    epochs: list[dict[str, Any]] = field(default_factory=list)
+    epochs: list[Mapping[str, Any]] = field(default_factory=list)
     """Rows of `epochs.parquet` so far."""
     curves: Curves = field(default_factory=Curves)
 
@@ -87,7 +87,7 @@ def run(inputs: DecoderInputs, config: TrainDecoderConfig, ctx: StageContext) ->
     lens.save(SupervisedDecoder.lens.path(ctx.out))
     data = (inputs.cache, inputs.sae, inputs.baselines)
     origin = DecoderOrigin(
-        blocks=tuple(decoder.config.blocks or ()),
+        blocks=decoder.upper.numbers,
         trained_on={artifact.stage: artifact.digest for artifact in data},
     )
     SupervisedDecoder.origin.save(ctx.out, origin)
@@ -190,7 +190,7 @@ class _Loop:
                 seed=derive_seed(self.ctx.seed, "bootstrap"),
                 precision=self.config.matmul_precision,
             )
-            self.progress.epochs.append({"epoch": epoch, "split": split, **found._asdict()})
+            self.progress.epochs.append({"epoch": epoch, "split": split, **found.model_dump()})
             values = {f"{split}_{name}": getattr(found, name) for name in ("kl", "agreement")}
             self.progress.curves.log(step, **values)
             self.ctx.report.metrics("train_decoder", step, values)
@@ -225,7 +225,7 @@ class _Loop:
 def _headline(loop: _Loop) -> dict[str, Any]:
     progress, trainer = loop.progress, loop.trainer
     metrics: dict[str, Any] = {
-        "depth": len(loop.decoder.config.blocks or ()),
+        "depth": len(loop.decoder.upper.numbers),
         "best_epoch": progress.best_epoch,
         "tokens_trained": trainer.tokens_done,
         "train_tokens_per_second": round(loop.tokens_per_second, 1),

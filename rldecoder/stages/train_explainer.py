@@ -1,96 +1,93 @@
 """Stage train_explainer: Method B learns from exact patches and is tested on held-out text.
 
 Fit on the `label` split and on training prompts, without a share of the features; evaluated on
-the `test` split and on test prompts. Publishes the explainer, its pairs, `evaluation.json` and
-example explanations.
+the `test` split and on test prompts. Publishes the explainer, its pairs, how well its claims hold,
+and example explanations.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal
 
 import torch
 
-from rldecoder import schemas
+from rldecoder.artifacts.catalogue import ActivationCache, TrainedExplainer
 from rldecoder.config.explain import TrainExplainerConfig
 from rldecoder.curves import Curves
-from rldecoder.data.activation_reader import ActivationReader
-from rldecoder.decoder.loading import load_decoder
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
 from rldecoder.evals.prompts import TASKS, make_prompts
-from rldecoder.explain.claims import Verdict
-from rldecoder.explain.evaluation import Settings, evaluate_explainer
+from rldecoder.explain.evaluation import Settings, agreement_with_frozen, evaluate_explainer
 from rldecoder.explain.explainer import Explainer, ExplainerSpec, make_slots
+from rldecoder.explain.explanation import ExampleExplanations, Explanation
 from rldecoder.explain.held_out_texts import (
     MAX_TASK_TEXTS,
     TOKENS_PER_BATCH,
     task_texts,
     text_beginnings,
 )
-from rldecoder.explain.inputs import read_importance, read_labels
+from rldecoder.explain.inputs import label_texts, mean_importance
 from rldecoder.explain.pairs import (
+    HeldOutFeatures,
     Pairs,
     Positions,
     held_out_latents,
     join_positions,
     make_pairs,
+    pair_columns,
     positions_from_cache,
     positions_from_prompts,
-    write_pairs,
 )
 from rldecoder.explain.patching import Candidates
 from rldecoder.explain.ranking import activation_scales
-from rldecoder.explain.renaming import renamed_labels, without_words
-from rldecoder.explain.session import Explanation, Session
+from rldecoder.explain.reading import PromptReader
+from rldecoder.explain.renaming import count_unchanged, renamed_labels
 from rldecoder.explain.training import Learner
-from rldecoder.lm.frozen import FrozenLM
 from rldecoder.sae.model import Sae
 from rldecoder.seeds import derive_seed, torch_generator
-from rldecoder.stages.context import InputArtifact, StageContext, StageOutput
+from rldecoder.stages.context import Output, StageContext
+from rldecoder.stages.inputs import ExplainerInputs
 
 LOG_EVERY = 10
 
 
-def run(
-    inputs: Mapping[str, InputArtifact], config: TrainExplainerConfig, ctx: StageContext
-) -> StageOutput:
-    """Make pairs, train, evaluate, explain examples."""
-    # float32, as where explanations are shown (`load_session`): effects are small differences.
-    lm = FrozenLM.load(
-        inputs["sync_tokenizer"].path / "model", device=ctx.device, dtype=torch.float32
-    )
-    sae = Sae.load(inputs["train_sae"].path / "sae", device=ctx.device)
-    decoder = load_decoder(inputs["freeze_decoder"].path / "decoder", lm, sae)
-    cache = inputs["cache_activations"].path
+def run(inputs: ExplainerInputs, config: TrainExplainerConfig, ctx: StageContext) -> Output:
+    """Make pairs, train, explain examples, evaluate."""
+    # float32, as where explanations are shown (`PromptReader`): effects are small differences.
+    lm = inputs.model.load(ctx.device, dtype=torch.float32)
+    sae = inputs.sae.load(ctx.device)
+    decoder = inputs.final.load(lm, sae)
     held_out = held_out_latents(
         sae.num_latents, config.held_out_features, torch_generator(ctx.seed, "held out")
     ).to(ctx.device)
-    train = _make(decoder, cache, config, ctx, "train", held_out)
-    test = _make(decoder, cache, config, ctx, "test", None)
-    write_pairs(ctx.out / "pairs.parquet", train)
-    schemas.write_json(ctx.out / "held_out_features.json", held_out.nonzero()[:, 0].tolist())
+    train = _make_pairs(decoder, inputs.cache, config, ctx, "train", held_out)
+    test = _make_pairs(decoder, inputs.cache, config, ctx, "test", None)
+    TrainedExplainer.pairs.save(ctx.out, pair_columns(train))
+    TrainedExplainer.held_out.save(
+        ctx.out, HeldOutFeatures(tuple(held_out.nonzero()[:, 0].tolist()))
+    )
 
     explainer = _new_explainer(decoder, train, config, ctx)
-    explainer.scales.copy_(_scales(sae, cache, config))
-    explainer.importance.copy_(
-        read_importance(inputs["rank_features"].path / "importance.parquet", sae.spec.num_latents)
-    )
+    explainer.scales.copy_(_scales(sae, inputs.cache, config))
+    explainer.importance.copy_(mean_importance(inputs.importance.table, sae.num_latents))
     # The ablation starts from the same weights and sees the same positions in the same order.
     learners = {"": Learner(explainer, config, regularised=True)}
     if config.ablation:
         learners["ablation_"] = Learner(copy.deepcopy(explainer), config, regularised=False)
     curves = _train(learners, decoder, train, config, ctx)
-    curves.write(ctx.out / "curves.parquet")
+    curves.write(TrainedExplainer.curves.path(ctx.out))
     for learner in learners.values():
         learner.explainer.eval().requires_grad_(False)
     explainer.save(ctx.out)
 
+    reader = PromptReader(lm, sae, decoder, label_texts(inputs.labels.labels), explainer)
+    examples = _explain_examples(reader, inputs.cache, config, ctx)
+    TrainedExplainer.examples.save(ctx.out, ExampleExplanations(tuple(examples)))
+    # The same examples under other labels: nothing but words may differ.
+    renamed = replace(reader, labels=renamed_labels(reader.labels, ctx.seed))
     with ctx.report.track("evaluation", 1, "explainers") as bar:
         evaluation = evaluate_explainer(
             decoder,
@@ -101,21 +98,21 @@ def run(
             held_out,
             torch_generator(ctx.seed, "evaluation"),
             Settings(config.interventions_per_position, config.bootstrap_resamples, ctx.seed),
+            frozen_model=agreement_with_frozen(examples),
+            renamed_labels=count_unchanged(examples, renamed.explain),
         )
         bar.advance()
-    labels = read_labels(inputs["label_features"].path)
-    session = Session(lm, sae, decoder, labels, explainer)
-    examples = _examples(session, cache, config, ctx)
-    evaluation["frozen_model"] = _frozen_agreement(examples)
-    evaluation["renamed_labels"] = _renaming(session, examples, ctx)
-    schemas.write_json(ctx.out / "evaluation.json", evaluation)
-    schemas.write_json(ctx.out / "examples.json", [example.to_json() for example in examples])
-    return _output(evaluation, explainer)
+    TrainedExplainer.evaluation.save(ctx.out, evaluation)
+
+    num_parameters = sum(parameter.numel() for parameter in explainer.parameters())
+    return Output(
+        evaluation.headline | {"num_parameters": num_parameters}, reasons=evaluation.reasons
+    )
 
 
-def _make(
+def _make_pairs(
     decoder: SaeDecoderForCausalLM,
-    cache: Path,
+    cache: ActivationCache,
     config: TrainExplainerConfig,
     ctx: StageContext,
     split: Literal["train", "test"],
@@ -123,10 +120,11 @@ def _make(
 ) -> Pairs:
     """Positions of cached text and of task prompts, with their exact patches."""
     count = config.num_pairs if split == "train" else config.num_test_positions
-    reader = ActivationReader(cache, "label" if split == "train" else "test")
+    reader = cache.reader("label" if split == "train" else "test")
     num_prompts = math.ceil(count * config.task_share / len(TASKS))
     if split == "test":
         num_prompts = min(num_prompts, MAX_TASK_TEXTS)
+
     seed = derive_seed(ctx.seed, "positions", split)
     parts: list[Positions] = []
     if count > num_prompts * len(TASKS):
@@ -135,6 +133,7 @@ def _make(
         prompts = [prompt.prompt for prompt in make_prompts(task, split, num_prompts, seed)]
         parts.append(positions_from_prompts(decoder, prompts, task))
     positions = join_positions(parts)
+
     with ctx.report.track(f"patches ({split})", len(positions.source), "positions") as bar:
         pairs = make_pairs(
             decoder,
@@ -149,11 +148,10 @@ def _make(
 
 
 @torch.no_grad()
-def _scales(sae: Sae, cache: Path, config: TrainExplainerConfig) -> torch.Tensor:
+def _scales(sae: Sae, cache: ActivationCache, config: TrainExplainerConfig) -> torch.Tensor:
     """Each latent's usual high on the label split."""
     indices, acts = [], []
-    reader = ActivationReader(cache, "label")
-    for batch in reader.ordered(TOKENS_PER_BATCH, max_tokens=config.scale_tokens):
+    for batch in cache.reader("label").ordered(TOKENS_PER_BATCH, max_tokens=config.scale_tokens):
         assert batch.resid is not None
         latents = sae.encode(batch.resid.to(sae.W_enc.device).float())
         indices.append(latents.indices.flatten().cpu())
@@ -209,71 +207,16 @@ def _train(
     return curves
 
 
-def _examples(
-    session: Session, cache: Path, config: TrainExplainerConfig, ctx: StageContext
+def _explain_examples(
+    reader: PromptReader, cache: ActivationCache, config: TrainExplainerConfig, ctx: StageContext
 ) -> list[Explanation]:
     """One prompt a task and the first tokens of some test sequences."""
     prompts = task_texts(1, derive_seed(ctx.seed, "examples")) + text_beginnings(
-        session.lm,
-        ActivationReader(cache, "test"),
-        config.num_text_examples,
-        config.example_tokens,
+        reader.lm, cache.reader("test"), config.num_text_examples, config.example_tokens
     )
+    examples = []
     with ctx.report.track("examples", len(prompts), "prompts") as bar:
-        examples = []
         for prompt in prompts:
-            examples.append(session.explain(prompt))
+            examples.append(reader.explain(prompt))
             bar.advance()
     return examples
-
-
-def _renaming(session: Session, examples: list[Explanation], ctx: StageContext) -> dict[str, Any]:
-    """The examples explained again with all labels renamed: nothing but words may differ."""
-    renamed = replace(session, labels=renamed_labels(session.labels, ctx.seed))
-    same = [
-        without_words(renamed.explain(example.prompt)) == without_words(example)
-        for example in examples
-    ]
-    return {"num_examples": len(same), "num_unchanged": sum(same)}
-
-
-def _frozen_agreement(examples: list[Explanation]) -> dict[str, Any]:
-    """The examples' claims by verdict: what holds on both models, and on the decoder alone."""
-    claims = [checked for example in examples for checked in example.claims]
-    verdicts = Counter(checked.verdict for checked in claims)
-    by_decoder = [c for c in claims if c.verdict in ("supported", "decoder only")]
-    same = sum((c.frozen_effect or 0.0) * c.effect > 0 for c in by_decoder)
-    return {
-        "num_claims": len(claims),
-        "verdicts": {verdict: verdicts[verdict] for verdict in get_args(Verdict)},
-        "precision": verdicts["supported"] / len(claims) if claims else None,
-        "precision_decoder": len(by_decoder) / len(claims) if claims else None,
-        "same_sign": same / len(by_decoder) if by_decoder else None,
-        "note": "claims of the examples, tested on both models; `same_sign`: of those that the "
-        "decoder supports",
-    }
-
-
-def _output(evaluation: dict[str, Any], explainer: Explainer) -> StageOutput:
-    methods = evaluation["methods"]
-    ours = methods.get("method_b", {})
-    unseen = ours.get("held_out_features") or {}
-    simulated = evaluation["simulatability"]["kinds"].get("all", {}).get("methods", {})
-    metrics = {
-        "claim_precision": ours.get("precision"),
-        "claim_precision_both_models": evaluation["frozen_model"]["precision"],
-        "claim_precision_method_a": methods.get("method_a", {}).get("precision"),
-        "claim_precision_attribution": methods.get("attribution_top_k", {}).get("precision"),
-        "claim_precision_held_out_features": unseen.get("precision"),
-        "abstention": evaluation["abstention"],
-        "simulatability_auroc": simulated.get("method_b", {}).get("auroc"),
-        "reconstruction_mae_nats": evaluation["reconstruction"]["removal"]["claims_mae_nats"],
-        "strength_mae_nats": ours.get("strength_mae_nats"),
-        "num_pairs": evaluation["num_pairs"],
-        "num_parameters": sum(parameter.numel() for parameter in explainer.parameters()),
-    }
-    reasons = [] if methods else ["no held-out prediction got any claim"]
-    renamed = evaluation["renamed_labels"]
-    if renamed["num_unchanged"] < renamed["num_examples"]:
-        reasons.append("renaming labels changed claims or their verdicts")
-    return StageOutput(metrics, reasons=tuple(reasons))

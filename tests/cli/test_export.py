@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rldecoder.artifacts.catalogue import Labels
 from rldecoder.cli.export import Names, Tool, write_export
 from rldecoder.config.interp import LabelFeaturesConfig, PredicateSettings, RankFeaturesConfig
 from rldecoder.data.activation_reader import ActivationReader
@@ -55,7 +56,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory, tiny_lm_dir: Path) -> dict
         predicate=PredicateSettings(min_score=0.35),
     )  # fmt: skip
     run_stage(stage_named("label_features"), inputs, label, folder / "label")
-    return {name: artifact.path for name, artifact in inputs.items()}
+    return inputs
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +95,7 @@ def test_saedashboard_batches_hold_what_was_measured(
     assert path.name == "batch-0.json"
     batch = read_json(path)
     assert (batch["model_id"], batch["layer"]) == ("tiny-model", HOOK_LAYER - 1)
-    labels = FeatureLabels.load(folders["label_features"])
+    labels = FeatureLabels.load(Labels.labels.path(folders["label_features"]))
     assert [f["feature_index"] for f in batch["features"]] == sorted(
         feature.latent for feature in labels.features
     )
@@ -131,7 +132,7 @@ def test_neuronpedia_files_follow_the_import(folders: dict[str, Path], tmp_path:
                    if text]  # fmt: skip
         assert keys <= set(line)
         assert line["createdAt"] == NOW.isoformat()
-    labels = FeatureLabels.load(folders["label_features"])
+    labels = FeatureLabels.load(Labels.labels.path(folders["label_features"]))
     by_index = {str(feature.latent): feature for feature in labels.features}
     features = _lines(target / "features" / "batch-0.jsonl.gz")
     activations = _lines(target / "activations" / "batch-0.jsonl.gz")
@@ -303,7 +304,7 @@ def test_export_wants_a_finished_run_and_an_empty_folder(tmp_path: Path) -> None
         return " ".join(done.stderr.split())
 
     out = str(tmp_path / "out")
-    assert "nothing to export yet" in export("delphi", out)
+    assert "has not come far enough to export" in export("delphi", out)
     assert "neuronpedia, saedashboard, delphi" in export("excel", out)
     assert "Add --author-id" in export("neuronpedia", out)  # never under someone else's account
     (tmp_path / "out").mkdir()

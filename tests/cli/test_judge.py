@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from rldecoder.artifacts.store import ArtifactStore
+from rldecoder import open_run
 from rldecoder.cli.judge import export_pairs, score_files
-from rldecoder.config.run import load_run_config
 from rldecoder.errors import BadInputError
 from rldecoder.schemas import read_json
 
@@ -46,9 +45,8 @@ def test_export_fill_in_and_score(debug_store: Path, tmp_path: Path) -> None:
             assert by_method["method_b"].startswith(
                 ("1. Feature #", "Method B makes no claim here")
             )
-    loaded = load_run_config(CONFIG)
     with pytest.raises(BadInputError, match="not an empty folder"):
-        export_pairs(loaded, ArtifactStore(debug_store), out, Console(), count=9, seed=0)
+        export_pairs(open_run(CONFIG, debug_store), out, Console(), count=9, seed=0)
 
     judges = []
     for name, answers in (("ann", ("1", "2", "tie")), ("ben", ("1", "1", "2"))):

@@ -61,7 +61,7 @@ def test_help_lists_the_commands_and_is_quick() -> None:
                 "--set",
                 "label_features.llm={}",
             ],
-            "has not come as far as label_features",
+            "has not come far enough to estimate labels",
         ),
         (["explain", "configs/debug.yaml", " "], "prompt is empty"),
         (["explain", "configs/debug.yaml", "\udcff"], "not valid Unicode"),

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from rldecoder import schemas
+from rldecoder.artifacts.catalogue import Clusters, Labels
 from rldecoder.dashboard import collect
 from rldecoder.interp.examples import EXAMPLES
 from rldecoder.interp.records import (
@@ -59,8 +60,8 @@ def save(folder: Path, *features: FeatureLabel) -> None:
         model_name="tiny", hook_layer=1, num_latents=9, sae_digest="s", requested=2,
         features=list(features), labelled=1, failed=1, high_confidence_threshold=None, coverage=0.0,
     )  # fmt: skip
-    labels.save(folder)
-    make_queue(labels, {}, 0).save(folder)
+    Labels.labels.save(folder, labels)
+    Clusters.queue.save(folder, make_queue(labels, {}, 0))
 
 
 @pytest.fixture

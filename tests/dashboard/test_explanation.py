@@ -9,8 +9,8 @@ import pytest
 
 from rldecoder.dashboard.explanation import explanation_page
 from rldecoder.explain.claims import CheckedClaim, Claim
+from rldecoder.explain.explanation import Explanation, Prediction, Sanity
 from rldecoder.explain.ranking import RankedFeature
-from rldecoder.explain.session import Explanation, Prediction, Sanity
 from tests.browser import open_browser
 
 HOSTILE = "</style></script><img src=x onerror=alert(1)>\u202e\u200b\x1b[2J{{7*7}}"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
-from rldecoder.decoder.blocks import DecoderBlocks
+from rldecoder.decoder.blocks import BlockDecoder
 from rldecoder.decoder.loading import load_decoder, save_decoder
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM, new_decoder
 from rldecoder.decoder.places import Places, hidden_in, past_of_rows
@@ -75,7 +75,6 @@ def frozen(name: str, sizes: dict[str, Any], tokenizer: Path) -> FrozenLM:
 def decoder_of(lm: FrozenLM, blocks: list[int]) -> SaeDecoderForCausalLM:
     sae = Sae.random_init(SaeSpec(d_model=32, num_latents=80, k=6, hook_layer=HOOK_LAYER), seed=1)
     made = new_decoder(lm, sae, blocks)
-    assert made.blocks is not None
     made.blocks.copy_from(lm.base)
     with torch.no_grad():
         made.W.copy_(sae.W_dec)
@@ -99,7 +98,6 @@ def close(found: Tensor, expected: Tensor) -> None:
 
 def test_a_copied_block_computes_what_the_frozen_one_does(lm: FrozenLM, ids: Tensor) -> None:
     decoder = decoder_of(lm, [3])
-    assert decoder.blocks is not None
     resid, final = lm.resid_and_final(ids[:1], 3)
     with torch.no_grad():
         decoder.blocks.sinks[0] = resid[0, 0]
@@ -151,7 +149,6 @@ def test_what_cannot_be_read_place_by_place_is_refused(
 def test_a_copy_that_differs_is_refused(tiny_lm_dir: Path) -> None:
     lm = frozen("llama", EXACT["llama"], tiny_lm_dir)
     decoder = decoder_of(lm, [2, 3])
-    assert decoder.blocks is not None
     decoder.blocks.blocks[1].self_attn.scaling *= 1.1  # type: ignore[union-attr, operator]
     with pytest.raises(BadInputError, match="copy of block 3"):
         decoder.blocks.copy_from(lm.base)
@@ -159,7 +156,6 @@ def test_a_copy_that_differs_is_refused(tiny_lm_dir: Path) -> None:
 
 def test_longer_texts_are_proven_anew(tiny_lm_dir: Path) -> None:
     decoder = decoder_of(frozen("mistral", EXACT["mistral"], tiny_lm_dir), [3])
-    assert decoder.blocks is not None
     first = proven_masks(decoder.blocks, 10)
     assert proven_masks(decoder.blocks, 64) is first
     (longer,) = proven_masks(decoder.blocks, 100)
@@ -182,7 +178,7 @@ def test_fresh_blocks_start_as_transformers_starts_them(tiny_lm_dir: Path) -> No
     lm = frozen("llama", EXACT["llama"], tiny_lm_dir)
     config = decoder_of(lm, [1, 3]).config
     torch.manual_seed(5)
-    found = DecoderBlocks(config).body.state_dict()
+    found = BlockDecoder(config).body.state_dict()
     fewer = config_with_blocks(lm.model.config, [1, 3])
     fewer.vocab_size = 1
     torch.manual_seed(5)

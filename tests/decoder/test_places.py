@@ -35,7 +35,6 @@ def decoder(request: pytest.FixtureRequest) -> SaeDecoderForCausalLM:
     lm = FrozenLM.load(folder)
     spec = SaeSpec(d_model=lm.d_model, num_latents=80, k=K, hook_layer=HOOK_LAYER)
     made = new_decoder(lm, Sae.random_init(spec, seed=1), [2, 3])
-    assert made.blocks is not None
     made.blocks.copy_from(lm.base)
     with torch.no_grad():
         made.W.copy_(made.frozen.sae.W_dec)
@@ -168,7 +167,6 @@ def test_gradients_are_those_of_the_place_alone(
         (found,) = torch.autograd.grad(predict(leaf)[..., 3].sum(), leaf)
         for i, row in enumerate(rows.tolist()):
             whole = resid_of(decoder, text).clone().requires_grad_()
-            assert decoder.blocks is not None
             hidden = decoder.blocks(whole)[SEQ[row], POS[row], 3]
             (expected,) = torch.autograd.grad(hidden, whole)
             torch.testing.assert_close(

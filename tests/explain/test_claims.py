@@ -100,10 +100,11 @@ def test_frozen_verification_removes_the_direction_and_nothing_else(
     latents = SparseLatents(trace.acts[0, -1], trace.indices[0, -1])
     latent, act = int(latents.indices[0]), float(latents.acts[0])
     resid, final = lm.resid_and_final(ids[None], 2)
+    text = resid[0].clone()
     resid[0, -1] -= act * sae.W_dec[latent]
     before = lm.unembed(final[0, -1]).log_softmax(-1)[7]
     after = lm.unembed(lm.tail(resid, 2)[0, -1]).log_softmax(-1)[7]
-    measured = verify_on_frozen(decoder, ids, latents, 7, [latent])
+    measured = verify_on_frozen(decoder, text, latents, 7, [latent])
     assert measured == pytest.approx([float(before - after)], abs=1e-4)
     assert abs(measured[0]) > 1e-3
 
@@ -116,10 +117,10 @@ def test_the_frozen_models_noise_is_what_random_directions_do(
     trace = decoder.features(ids[None]).latents
     latents = SparseLatents(trace.acts[0, -1] * 0.01, trace.indices[0, -1])
     named = latents.indices[:2].tolist()
-    first, second = noise_on_frozen(decoder, ids, latents, 7, named)
+    resid, final = lm.resid_and_final(ids[None], 2)
+    first, second = noise_on_frozen(decoder, resid[0], latents, 7, named)
     lengths = latents.acts[:2] * sae.W_dec[named].norm(dim=-1)
     assert second / first == pytest.approx(float(lengths[1] / lengths[0]), rel=1e-4)
-    resid, final = lm.resid_and_final(ids[None], 2)
     lot = torch.randn(1500, lm.d_model, generator=torch.Generator().manual_seed(0))
     moved = resid.expand(len(lot), -1, -1).clone()
     moved[:, -1] -= float(lengths[0]) * lot / lot.norm(dim=-1, keepdim=True)
@@ -127,5 +128,5 @@ def test_the_frozen_models_noise_is_what_random_directions_do(
     effects = before - lm.unembed(lm.tail(moved, 2)[:, -1]).log_softmax(-1)[:, 7]
     assert float((effects.abs() < first).float().mean()) == pytest.approx(0.95, abs=0.02)
     absent = next(i for i in range(160) if i not in latents.indices.tolist())
-    assert noise_on_frozen(decoder, ids, latents, 7, [absent]) == [0.0]
-    assert noise_on_frozen(decoder, ids, latents, 7, []) == []
+    assert noise_on_frozen(decoder, resid[0], latents, 7, [absent]) == [0.0]
+    assert noise_on_frozen(decoder, resid[0], latents, 7, []) == []

@@ -29,20 +29,20 @@ def test_labels_by_latent_failures_without_text(tmp_path: Path) -> None:
         model_name="m", hook_layer=1, num_latents=9, sae_digest="d", requested=3,
         features=[label(4, "digits"), label(7, None), label(8, "unsure")], labelled=2, failed=1,
         high_confidence_threshold=None, coverage=0.0,
-    ).save(tmp_path)  # fmt: skip
+    ).save(tmp_path / "labels.json")  # fmt: skip
     expected = {
         4: LabelText("digits", 0.5, True), 7: LabelText(None, 0.0), 8: LabelText("unsure", 0.5),
     }  # fmt: skip
-    assert read_labels(tmp_path) == expected
+    assert read_labels(tmp_path / "labels.json") == expected
     assert (expected[8].quoted, expected[8].unsure) == (None, "unsure")
     assert (expected[4].quoted, expected[4].unsure) == ("digits", None)
-    assert read_labels(tmp_path / "feature_labels.json") == expected
 
 
 def test_damaged_labels_are_named(tmp_path: Path) -> None:
-    (tmp_path / "feature_labels.json").write_text('{"schema_version": 99}')
-    with pytest.raises(DamagedFileError, match="schema"):
-        read_labels(tmp_path)
+    path = tmp_path / "labels.json"
+    path.write_text('{"schema_version": 99}')
+    with pytest.raises(DamagedFileError, match="schema_version"):
+        read_labels(path)
 
 
 def test_importance_is_the_mean_over_domains_with_missing_rows_as_zero(tmp_path: Path) -> None:

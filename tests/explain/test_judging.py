@@ -14,6 +14,7 @@ from scipy import stats
 
 from rldecoder.errors import BadInputError
 from rldecoder.explain.claims import CheckedClaim, Claim
+from rldecoder.explain.explanation import Explanation, Prediction
 from rldecoder.explain.judging import (
     CODES,
     JudgeItem,
@@ -25,7 +26,6 @@ from rldecoder.explain.judging import (
     score_judgments,
     write_blind,
 )
-from rldecoder.explain.session import Explanation, Prediction
 from rldecoder.schemas import write_json
 
 HOSTILE = "=cmd|' /C calc'!A0\u202e\u200b</script>\x1b[2J"
@@ -169,7 +169,7 @@ def test_files_that_are_cut_or_no_files_are_refused(
         with pytest.raises(BadInputError, match="cannot be read"):
             read_answers(path, key)
     for path in (tmp_path / "cut.jsonl", tmp_path / "nowhere.json"):
-        with pytest.raises(BadInputError, match="is not a key"):
+        with pytest.raises(BadInputError, match=r"is not a key|cannot be read"):
             read_key(path)
     with pytest.raises(BadInputError, match="nothing to count"):
         score_judgments({}, key)

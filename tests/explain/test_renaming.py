@@ -8,8 +8,8 @@ import torch
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
 from rldecoder.explain.explainer import Explainer
 from rldecoder.explain.inputs import LabelText
+from rldecoder.explain.reading import PromptReader
 from rldecoder.explain.renaming import renamed_labels, without_words
-from rldecoder.explain.session import explain_prompt
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.sae.model import Sae
 
@@ -55,8 +55,8 @@ def test_renamed_labels_change_words_and_nothing_causal(
     explainer.requires_grad_(False)
     total = 0
     for prompt in PROMPTS:
-        before = explain_prompt(lm, sae, decoder, LABELS, explainer, prompt)
-        after = explain_prompt(lm, sae, decoder, labels, explainer, prompt)
+        before = PromptReader(lm, sae, decoder, LABELS, explainer).explain(prompt)
+        after = PromptReader(lm, sae, decoder, labels, explainer).explain(prompt)
         assert without_words(after) == without_words(before)
         assert before.method_a != after.method_a
         total += len(before.claims)

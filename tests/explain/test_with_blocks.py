@@ -10,10 +10,10 @@ from torch import Tensor
 
 from rldecoder.data.activation_reader import ActivationReader
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM, new_decoder
-from rldecoder.evals.interpretability import DELETION_KS, deletion_scores
 from rldecoder.explain import patching
 from rldecoder.explain.explainer import Explainer
 from rldecoder.explain.inputs import LabelText
+from rldecoder.explain.interpretability import DELETION_KS, deletion_scores
 from rldecoder.explain.pairs import (
     Pairs,
     join_positions,
@@ -21,11 +21,10 @@ from rldecoder.explain.pairs import (
     positions_from_cache,
     positions_from_prompts,
 )
-from rldecoder.explain.session import Session
+from rldecoder.explain.reading import PromptReader
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.sae.model import Sae, SparseLatents
 from rldecoder.seeds import torch_generator
-from rldecoder.serve.workbench import Workbench
 
 PROMPTS = ["The hat is in the", "One and two", "a b"]
 PROMPT = "The cat sat on the mat and looked"
@@ -34,7 +33,6 @@ PROMPT = "The cat sat on the mat and looked"
 @pytest.fixture(scope="module")
 def with_blocks(lm: FrozenLM, sae: Sae) -> SaeDecoderForCausalLM:
     made = new_decoder(lm, sae, [2, 3])
-    assert made.blocks is not None
     made.blocks.copy_from(lm.base)
     with torch.no_grad():
         made.W.copy_(sae.W_dec)
@@ -191,22 +189,24 @@ def test_deletion_equals_reruns(
 
 
 @pytest.fixture
-def session(
+def prompts(
     with_blocks: SaeDecoderForCausalLM, explainer: Explainer, monkeypatch: pytest.MonkeyPatch
-) -> Session:
+) -> PromptReader:
     monkeypatch.setattr(
         "rldecoder.explain.explainer.noise_floor",
         lambda candidates, _: torch.zeros_like(candidates.acts),
     )
     torch.nn.init.constant_(explainer.gate_bias, 50.0)
     labels = {latent: LabelText(f"label {latent}", 0.5) for latent in range(160)}
-    return Session(with_blocks.frozen.lm, with_blocks.frozen.sae, with_blocks, labels, explainer)
+    return PromptReader(
+        with_blocks.frozen.lm, with_blocks.frozen.sae, with_blocks, labels, explainer
+    )
 
 
 def test_claims_of_a_prompt_are_tested_by_reruns(
-    with_blocks: SaeDecoderForCausalLM, session: Session
+    with_blocks: SaeDecoderForCausalLM, prompts: PromptReader
 ) -> None:
-    found = session.explain(PROMPT)
+    found = prompts.explain(PROMPT)
     ids = torch.tensor([with_blocks.frozen.lm.tokenizer.encode(PROMPT)])
     text = (with_blocks.features(ids).latents, ids.shape[1] - 1)
     before = logits_with(with_blocks, text, {}).log_softmax(-1)
@@ -219,25 +219,25 @@ def test_claims_of_a_prompt_are_tested_by_reruns(
     assert found.sanity is not None
 
 
-def test_the_server_measures_by_reruns_and_shows_later_predictions_move(
-    with_blocks: SaeDecoderForCausalLM, session: Session
+def test_a_reading_measures_by_reruns_and_shows_later_predictions_move(
+    with_blocks: SaeDecoderForCausalLM, prompts: PromptReader
 ) -> None:
-    bench = Workbench(session, max_tokens=64)
-    ids = bench.encode(PROMPT)
+    reading = prompts.read(PROMPT)
+    ids = reading.ids
     latents = with_blocks.features(torch.tensor([ids])).latents
     logits = with_blocks.logits(latents)[0]
-    trace = bench.trace(ids)
+    trace = reading.predictions
     assert [t.decoder[0].token_id for t in trace] == logits.argmax(-1).tolist()
     place = len(ids) - 3
-    detail = bench.position(ids, place)
+    detail = reading.features(place)
     text = (latents, place)
     before = logits[place].log_softmax(-1)
     assert detail.token.token_id == int(before.argmax())
-    chosen = detail.features[0]
-    latent = chosen.ranked.latent
+    chosen = detail[0]
+    latent = chosen.latent
     after = logits_with(with_blocks, text, {latent: 1.0}).log_softmax(-1)
     assert chosen.effect == pytest.approx(float((before - after)[detail.token.token_id]), abs=2e-4)
-    found = bench.intervene(ids, place, latent, 0.0)
+    found = reading.ablate(latent, place)
     acts = latents.acts.clone()
     acts[0, place] *= latents.indices[0, place] != latent
     moved = with_blocks.logits(SparseLatents(acts, latents.indices))[0, place:].log_softmax(-1)
@@ -246,4 +246,4 @@ def test_the_server_measures_by_reruns_and_shows_later_predictions_move(
     assert found.decoder.moved == pytest.approx(expected, abs=2e-4)
     assert len(found.decoder.moved) == 3
     assert found.decoder.moved[2] > 0
-    assert all(bench.row_effects(latent, 3))
+    assert all(prompts.row_effects(latent, 3))

@@ -12,6 +12,7 @@ import pytest
 from prefect.exceptions import FlowPauseTimeout
 
 from flows.review import MissingLabel, ReviewParameters, Verdict, as_markdown, review
+from rldecoder.artifacts.catalogue import Clusters, Labels
 from rldecoder.artifacts.store import ArtifactRef, ArtifactStore, Manifest
 from rldecoder.config.run import load_run_config
 from rldecoder.errors import BadInputError
@@ -129,7 +130,8 @@ def publish(
         peak_memory_bytes=0, resumed=False, created_at="",
     )  # fmt: skip
     with store.building(ref) as out:
-        content.save(out)
+        file = Labels.labels if isinstance(content, FeatureLabels) else Clusters.queue
+        content.save(file.path(out))
         store.publish(ref, out, manifest)
     return ref
 
@@ -247,13 +249,13 @@ def test_the_flow_can_rebuild_the_labels_with_the_verdicts(
         assert flow.result(PATIENCE_SECONDS) == 1
     config = ROOT / "configs" / "debug.yaml"
     refs = plan(load_run_config(config, [f"label_features.reviews={store.root}/reviews.jsonl"]))
-    found = FeatureLabels.load(store.path(refs["label_features"]))
+    found = FeatureLabels.load(Labels.labels.path(store.path(refs["label_features"])))
     ((reviewed, verdict),) = [(f, r) for f in found.features for r in f.reviews]
     assert (reviewed.label, reviewed.high_confidence) == ("mine", True)
     assert (verdict.reviewer, verdict.accept) == ("ann", False)
     assert verdict.at is not None
     assert verdict.shown == reviewed.previous_labels[0]
-    queue = ReviewQueue.load(store.path(refs["cluster_features"]), found)
+    queue = ReviewQueue.load_for(found, Clusters.queue.path(store.path(refs["cluster_features"])))
     assert queue.entries[-1].latent == reviewed.latent  # it has had its turn
 
 

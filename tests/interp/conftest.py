@@ -53,7 +53,6 @@ def subject(tiny_lm_dir: Path) -> Subject:
 def subject_with_blocks(subject: Subject) -> Subject:
     """The same model and SAE; a decoder that kept both blocks above the hook layer."""
     decoder = new_decoder(subject.lm, subject.sae, [2, 3])
-    assert decoder.blocks is not None
     decoder.blocks.copy_from(subject.lm.base)
     with torch.no_grad():
         decoder.W.copy_(subject.sae.W_dec)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rldecoder.evals.statistics import wilson_interval
+from rldecoder.evals.statistics import Measured, wilson_interval
 from rldecoder.interp.calibration import (
     Acceptance,
     Calibration,
@@ -47,13 +47,13 @@ def test_confidence_is_calibrated_on_unseen_rows() -> None:
     unseen = _world(3000, 1)
     p, low, high = model.predict(unseen.features)
     found = reliability(p, unseen.accepted)
-    assert found["ece"] < 0.05
-    assert found["brier"] < 0.18
+    assert found.ece < 0.05
+    assert found.brier < 0.18
     assert (low <= p).all()
     assert (p <= high).all()
     assert (high - low).mean() > 0.01
     constant = reliability(np.full(3000, 0.99), unseen.accepted)
-    assert constant["ece"] > 0.3
+    assert constant.ece > 0.3
 
 
 def test_out_of_fold_predictions_do_not_use_the_latents_own_rows() -> None:
@@ -126,25 +126,25 @@ def test_latents_count_once_by_the_mean_of_their_rows_above_the_threshold() -> N
     p = np.array([0.9, 0.9, 0.8, 0.8, 0.8, 0.1])
     accepted = np.array([True, False, True, True, True, False])
     first, second, last = thresholds(p, accepted, np.array([0, 0, 1, 1, 1, 2]))
-    assert first[:3] == (0.9, 1, 0.5)
-    assert second[:3] == (0.8, 2, 0.75)
+    assert (first.tau, first.latents, first.share) == (0.9, 1, 0.5)
+    assert (second.tau, second.latents, second.share) == (0.8, 2, 0.75)
     assert second.low == pytest.approx(wilson_interval(1, 2).low)
-    assert last[:3] == (0.1, 3, 0.5)
+    assert (last.tau, last.latents, last.share) == (0.1, 3, 0.5)
 
 
 def test_coverage_counts_all_latents_and_judges_on_the_test_split() -> None:
     p = np.array([0.9, 0.8, 0.7, 0.2, 0.0])
     outcome = np.array([True, False, True, True, False])
     found = coverage(p, outcome, 0.7)
-    assert found["labels"] == 3
-    assert found["coverage"]["value"] == pytest.approx(0.6)
-    assert found["precision"]["value"] == pytest.approx(2 / 3)
-    assert found["precision"]["low"] == pytest.approx(wilson_interval(2, 3).low)
+    assert found.labels == 3
+    assert found.coverage.value == pytest.approx(0.6)
+    assert found.precision.value == pytest.approx(2 / 3)
+    assert found.precision.low == pytest.approx(wilson_interval(2, 3).low)
     everything = coverage(p, outcome, 0.0)
-    assert everything["labels"] == 4  # a failure has p = 0
+    assert everything.labels == 4  # a failure has p = 0
     nothing = coverage(p, outcome, None)
-    assert nothing["labels"] == 0
-    assert nothing["precision"] == {"value": None, "low": 0.0, "high": 1.0}
+    assert nothing.labels == 0
+    assert nothing.precision == Measured(value=None, low=0.0, high=1.0)
 
 
 def test_reliability_by_hand() -> None:
@@ -152,7 +152,7 @@ def test_reliability_by_hand() -> None:
     outcome = np.array([False, True, False, True])
     found = reliability(p, outcome)
     mean = (0.95 + 0.95 + 1.0) / 3
-    assert found["ece"] == pytest.approx(0.25 * 0.05 + 0.75 * abs(mean - 2 / 3))
-    assert found["brier"] == pytest.approx(np.mean((p - outcome) ** 2))
-    assert [b["n"] for b in found["bins"]] == [1, 3]
-    assert reliability(np.zeros(0), np.zeros(0, bool))["ece"] is None
+    assert found.ece == pytest.approx(0.25 * 0.05 + 0.75 * abs(mean - 2 / 3))
+    assert found.brier == pytest.approx(np.mean((p - outcome) ** 2))
+    assert [b.n for b in found.bins] == [1, 3]
+    assert reliability(np.zeros(0), np.zeros(0, bool)).ece is None

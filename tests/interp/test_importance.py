@@ -144,7 +144,6 @@ def test_exact_effect_through_blocks_equals_a_dense_recomputation(
     subject_with_blocks: Subject, batch: PatchBatch
 ) -> None:
     decoder, unembed = subject_with_blocks.decoder, subject_with_blocks.lm.unembed
-    assert decoder.blocks is not None
     acts, indices = batch.latents
     dense = torch.zeros(3, 14, decoder.W.shape[0]).scatter(-1, indices, acts)
     latent = int(indices[0, 5, 0])

@@ -10,6 +10,7 @@ from rldecoder.config.interp import PredicateSettings
 from rldecoder.data.activation_reader import ActivationReader
 from rldecoder.errors import BadInputError
 from rldecoder.interp.calibration import Acceptance
+from rldecoder.interp.control_gaps import ScoreSummary
 from rldecoder.interp.labelers import Evidence, LabelDraft, PredicateLabeler
 from rldecoder.interp.labelling import (
     calibrate,
@@ -18,7 +19,6 @@ from rldecoder.interp.labelling import (
     label_and_score,
     random_sae,
     score_columns,
-    summary,
 )
 from rldecoder.interp.scores import SCORES, LabelScores
 
@@ -58,7 +58,7 @@ def test_calibration_folds_share_no_document_and_confidences_are_high_for_plante
     rng = np.random.default_rng(0)
     found = label_and_score(spy, planted.fit, planted.scored, planted.vocabulary, 16, rng)
     spy.seen.clear()
-    acceptance = Acceptance(0.8, 0.5)
+    acceptance = Acceptance(detection=0.8, precision=0.5)
     confidences = calibrate(
         spy, planted.fit, found.drafts, planted.vocabulary, 16, acceptance, seed=0
     )
@@ -81,12 +81,10 @@ def test_failures_count_in_the_summary_as_zero() -> None:
     ]
     from rldecoder.interp.labelling import Labelled
 
-    found = summary(Labelled(drafts, [GOOD, NOTHING]), Acceptance(0.8, 0.5))
-    assert found["latents"] == 2
-    assert found["failed"] == 1
-    assert found["accepted"] == 1
-    assert found["mean_f1"] == pytest.approx(0.45)
-    assert found["mean_f1_labelled"] == pytest.approx(0.9)
+    found = ScoreSummary.of(Labelled(drafts, [GOOD, NOTHING]), ["f1"], [])
+    assert (found.latents, found.labelled, found.failed) == (2, 1, 1)
+    assert found.means["f1"] == pytest.approx(0.45)
+    assert found.means_labelled["f1"] == pytest.approx(0.9)
     columns = score_columns(Labelled(drafts, [GOOD, NOTHING]), "label")
     assert set(columns) == set(SCORES.names)
     assert columns["labelled"] == [True, False]

@@ -65,8 +65,8 @@ def test_committed_schema_is_the_models_own() -> None:
 
 def test_round_trip(tmp_path: Path) -> None:
     written = labels([feature()])
-    written.save(tmp_path)
-    assert FeatureLabels.load(tmp_path) == written
+    written.save(tmp_path / "feature_labels.json")
+    assert FeatureLabels.load(tmp_path / "feature_labels.json") == written
     raw = json.loads((tmp_path / "feature_labels.json").read_text(encoding="utf-8"))
     assert raw["schema_version"] == records.SCHEMA_VERSION == 3
     assert raw["schema_minor"] == 0  # only the stage that knows all fields claims the newest
@@ -102,30 +102,32 @@ def other_label(**changes: Any) -> dict[str, Any]:
 
 
 def test_files_from_before_labels_in_words_are_read(tmp_path: Path) -> None:
-    labels([feature()]).save(tmp_path)
+    labels([feature()]).save(tmp_path / "feature_labels.json")
     path = tmp_path / "feature_labels.json"
     raw = json.loads(path.read_text(encoding="utf-8"))
     del raw["schema_minor"], raw["judge"], raw["features"][0]["other_labels"]
     path.write_text(json.dumps(raw), encoding="utf-8")
-    old = FeatureLabels.load(tmp_path)
+    old = FeatureLabels.load(tmp_path / "feature_labels.json")
     assert (old.schema_minor, old.judge, old.features[0].other_labels) == (0, None, [])
 
 
 def test_reviews_from_before_they_named_the_label_are_read(tmp_path: Path) -> None:
-    labels([feature(reviews=[{"reviewer": "ann", "accept": True}])]).save(tmp_path)
+    labels([feature(reviews=[{"reviewer": "ann", "accept": True}])]).save(
+        tmp_path / "feature_labels.json"
+    )
     path = tmp_path / "feature_labels.json"
     raw = json.loads(path.read_text(encoding="utf-8"))
     del raw["features"][0]["reviews"][0]["shown"], raw["features"][0]["reviews"][0]["at"]
     path.write_text(json.dumps(raw), encoding="utf-8")
-    (review,) = FeatureLabels.load(tmp_path).features[0].reviews
+    (review,) = FeatureLabels.load(tmp_path / "feature_labels.json").features[0].reviews
     assert (review.shown, review.at) == (None, None)
     assert review.judges("token is a number")
 
 
 def test_labels_in_words_stand_beside_the_own_one(tmp_path: Path) -> None:
     both = feature(other_labels=[other_label(), other_label(label=None, failure="refused")])
-    labels([both]).save(tmp_path)
-    [found] = FeatureLabels.load(tmp_path).features
+    labels([both]).save(tmp_path / "feature_labels.json")
+    [found] = FeatureLabels.load(tmp_path / "feature_labels.json").features
     assert (found.label, found.labeler) == ("token is a number", "predicate-1")
     assert [(o.label, o.failure) for o in found.other_labels] == [
         ("numbers", None), (None, "refused"),
@@ -140,8 +142,8 @@ def test_labels_in_words_stand_beside_the_own_one(tmp_path: Path) -> None:
 
 
 def test_another_schema_version_is_a_clear_error(tmp_path: Path) -> None:
-    labels([feature()]).save(tmp_path)
+    labels([feature()]).save(tmp_path / "feature_labels.json")
     path = tmp_path / "feature_labels.json"
     path.write_text(path.read_text().replace('"schema_version": 3', '"schema_version": 2'))
-    with pytest.raises(DamagedFileError, match="does not follow schema 3"):
-        FeatureLabels.load(tmp_path)
+    with pytest.raises(DamagedFileError, match="schema_version: Input should be 3"):
+        FeatureLabels.load(tmp_path / "feature_labels.json")

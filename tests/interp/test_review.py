@@ -170,11 +170,11 @@ def test_audit_verdicts_recalibrate() -> None:
         f.high_confidence == g.high_confidence for f, g in zip(found, features[:-1], strict=False)
     )
     assert people is not None
-    assert people["n"] == 200
-    assert people["high_confidence_threshold"] is None
+    assert people.n == 200
+    assert people.high_confidence_threshold is None
     # The raw p overstate by a factor of 2.5; out of fold the refitted ones do not.
-    assert people["ece"] < 0.1 < people["before"]["ece"]
-    assert people["brier"] < people["before"]["brier"]
+    assert people.ece < 0.1 < people.before.ece
+    assert people.brier < people.before.brier
 
 
 def test_the_threshold_is_refitted_to_people() -> None:
@@ -187,7 +187,7 @@ def test_the_threshold_is_refitted_to_people() -> None:
     waiting = [feature(500, 0.6), feature(501, 0.1)]
     found, tau, people = _recalibrated([*features, *waiting], tau=0.9)
     assert people is not None
-    assert tau == people["high_confidence_threshold"] is not None
+    assert tau == people.high_confidence_threshold is not None
     assert [f.high_confidence for f in found[-2:]] == [True, False]
     # The same verdicts on labels of an earlier run: nothing to learn from.
     stale = [

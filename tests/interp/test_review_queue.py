@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from rldecoder.errors import DamagedFileError
 from rldecoder.interp.records import FeatureLabel, FeatureLabels
-from rldecoder.interp.review_queue import QUEUE_FILE, ReviewQueue, draw_audit, make_queue
+from rldecoder.interp.review_queue import ReviewQueue, draw_audit, make_queue
 from rldecoder.interp.review_queue import queue_scores as scores_of
 from tests.interp.test_review import feature
 
@@ -127,14 +127,14 @@ def test_each_latent_stands_in_the_queue_once(kinds: list[tuple[str, int]], seed
 def test_a_queue_is_kept_and_belongs_to_its_labels(tmp_path: Path) -> None:
     ours = labels(feature(1), feature(2))
     queue = make_queue(ours, {2: 1}, 0)
-    with pytest.raises(DamagedFileError, match=QUEUE_FILE):
-        ReviewQueue.load(tmp_path, ours)
-    queue.save(tmp_path)
-    assert ReviewQueue.load(tmp_path, ours) == queue
+    path = tmp_path / "queue.json"
+    with pytest.raises(DamagedFileError, match=path.name):
+        ReviewQueue.load_for(ours, path)
+    queue.save(path)
+    assert ReviewQueue.load_for(ours, path) == queue
     for other in (labels(feature(1)), labels(feature(1), feature(2), sae_digest="x")):
         with pytest.raises(DamagedFileError, match="other labels"):
-            ReviewQueue.load(tmp_path, other)
-    path = tmp_path / QUEUE_FILE
+            ReviewQueue.load_for(other, path)
     path.write_text(path.read_text().replace('"audit": false', '"audit": 7'))
-    with pytest.raises(DamagedFileError, match="not a review queue"):
-        ReviewQueue.load(tmp_path, ours)
+    with pytest.raises(DamagedFileError, match="audit: "):
+        ReviewQueue.load_for(ours, path)

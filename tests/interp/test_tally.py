@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from rldecoder.interp.importance import Attribution, PatchBatch
-from rldecoder.interp.tally import MASS_KS, Tally
+from rldecoder.interp.tally import MASS_KS, Tally, TargetMass
 from rldecoder.sae.model import SparseLatents
 
 L, B, T, K = 30, 6, 5, 12
@@ -63,22 +63,22 @@ def test_mass_has_the_error_term_in_its_denominator() -> None:
         )
     total = absolute.sum() + error
     for k in MASS_KS:
-        entry = mass["top_k"][str(k)]
-        assert entry["per_position"]["value"] == pytest.approx(np.mean(shares[k]))
-        assert entry["overall"]["value"] == pytest.approx(np.sort(absolute)[::-1][:k].sum() / total)
-        for kind in entry.values():
-            assert kind["low"] <= kind["value"] <= kind["high"]
-    assert mass["error_share"]["value"] == pytest.approx(error / total)
+        entry = mass.top_k[k]
+        assert entry.per_position.value == pytest.approx(np.mean(shares[k]))
+        assert entry.overall.value == pytest.approx(np.sort(absolute)[::-1][:k].sum() / total)
+        for kind in (entry.per_position, entry.overall):
+            assert kind.low <= kind.value <= kind.high
+    assert mass.error_share.value == pytest.approx(error / total)
     without = found._replace(error=torch.zeros(B, T))
     other = Tally(L)
     other.add(batch, without, considered)
-    assert other.mass()["top_k"]["50"]["per_position"]["value"] == pytest.approx(1.0)
-    assert mass["top_k"]["50"]["per_position"]["value"] < 0.95
+    assert other.mass().top_k[50].per_position.value == pytest.approx(1.0)
+    assert mass.top_k[50].per_position.value < 0.95
 
 
 def test_an_empty_tally_says_so() -> None:
     mass = Tally(L).mass()
-    assert mass == {"num_positions": 0, "top_k": None, "error_share": None}
+    assert mass == TargetMass(num_positions=0, top_k=None, error_share=None)
 
 
 def test_block_interval_covers_the_value_of_equal_blocks() -> None:
@@ -86,6 +86,6 @@ def test_block_interval_covers_the_value_of_equal_blocks() -> None:
     tally = Tally(L)
     for _ in range(40):
         tally.add(batch, found, considered)
-    entry = tally.mass()["top_k"]["10"]["overall"]
-    assert entry["low"] <= entry["value"] <= entry["high"]
-    assert entry["high"] - entry["low"] < 0.1
+    entry = tally.mass().top_k[10].overall
+    assert entry.low <= entry.value <= entry.high
+    assert entry.high - entry.low < 0.1

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pytest
 
+from rldecoder.evals.statistics import Measured
 from rldecoder.interp.importance import PatchBatch, Subject
 from rldecoder.interp.validation import agreement, choose_estimator, choose_latents, validate
 
@@ -26,14 +26,14 @@ def test_agreement_of_perfect_reversed_and_unrelated_estimates() -> None:
     exact = rng.normal(size=80)
     perfect = agreement(2 * exact, exact)
     for name in ("spearman", "recall_at_10", "sign_agreement"):
-        assert perfect[name]["value"] == pytest.approx(1.0)
+        assert getattr(perfect, name).value == pytest.approx(1.0)
     flipped = agreement(-exact, exact)
-    assert flipped["spearman"]["value"] == pytest.approx(-1.0)
-    assert flipped["sign_agreement"]["value"] == 0.0
-    assert flipped["recall_at_10"]["value"] == 1.0
+    assert flipped.spearman.value == pytest.approx(-1.0)
+    assert flipped.sign_agreement.value == 0.0
+    assert flipped.recall_at_10.value == 1.0
     noise = agreement(rng.normal(size=80), exact)
-    assert noise["spearman"]["low"] < 0.1
-    assert noise["spearman"]["low"] <= noise["spearman"]["value"] <= noise["spearman"]["high"]
+    assert noise.spearman.low < 0.1
+    assert noise.spearman.low <= noise.spearman.value <= noise.spearman.high
 
 
 def test_spearman_equals_scipy() -> None:
@@ -43,12 +43,12 @@ def test_spearman_equals_scipy() -> None:
     a = rng.integers(0, 6, 40).astype(float)
     b = a + rng.normal(size=40)
     expected = spearmanr(a, b).statistic
-    assert agreement(a, b, resamples=5)["spearman"]["value"] == pytest.approx(expected)
+    assert agreement(a, b, resamples=5).spearman.value == pytest.approx(expected)
 
 
 def test_undefined_agreement_is_none() -> None:
     found = agreement(np.zeros(0), np.zeros(0))
-    assert found["spearman"] == {"value": None, "low": None, "high": None}
+    assert found.spearman == Measured(value=None, low=None, high=None)
 
 
 def test_attribution_patching_agrees_with_exact_ablation(
@@ -66,27 +66,18 @@ def test_attribution_patching_agrees_with_exact_ablation(
     )
     calls: list[list[float]] = []
     found = measure(on_exact=lambda values: calls.append(list(values)))
-    assert found["num_latents"] == 30 == len(calls) == len(found["exact"])
+    assert found.num_latents == 30 == len(calls) == len(found.exact)
     # Taken up after 20 of them, it measures the other 10 and ends the same.
     later: list[list[float]] = []
     resumed = measure(known=calls[19], on_exact=lambda values: later.append(list(values)))
     assert len(later) == 10
     assert resumed == found
     for name in ("attribution_patching", "integrated_gradients"):
-        assert found["estimators"][name]["spearman"]["value"] > 0.8
-        assert found["estimators"][name]["sign_agreement"]["value"] > 0.8
+        assert found.estimators[name].spearman.value > 0.8
+        assert found.estimators[name].sign_agreement.value > 0.8
     # Against another model's effects the same estimates must not agree.
-    wrong = agreement(np.array(found["attribution_patching"]), np.roll(found["exact"], 7))
-    assert wrong["spearman"]["value"] < 0.5
-
-
-def _validated(cheap: float | None, integrated: float | None) -> dict[str, Any]:
-    return {
-        "estimators": {
-            "attribution_patching": {"spearman": {"value": cheap}},
-            "integrated_gradients": {"spearman": {"value": integrated}},
-        }
-    }
+    wrong = agreement(np.array(found.attribution_patching), np.roll(found.exact, 7))
+    assert wrong.spearman.value < 0.5
 
 
 @pytest.mark.parametrize(
@@ -102,9 +93,10 @@ def _validated(cheap: float | None, integrated: float | None) -> dict[str, Any]:
 def test_integrated_gradients_are_the_fallback(
     cheap: float | None, integrated: float | None, chosen: str, reached: bool
 ) -> None:
-    found = choose_estimator(_validated(cheap, integrated))
+    spearman = {"attribution_patching": cheap, "integrated_gradients": integrated}
+    found = choose_estimator(spearman)
     assert (found.estimator, found.reached) == (chosen, reached)
     assert ("fallback" in found.reason) == (chosen == "integrated_gradients")
-    forced = choose_estimator(_validated(cheap, integrated), "attribution_patching")
+    forced = choose_estimator(spearman, "attribution_patching")
     assert forced.estimator == "attribution_patching"
     assert "set by the config" in forced.reason

@@ -13,7 +13,7 @@ from rldecoder.errors import BadInputError
 from rldecoder.evals.generation import prefix_generate
 from rldecoder.evals.prompts import make_prompts
 from rldecoder.evals.tasks import run_task
-from rldecoder.explain.session import tokenize_prompt
+from rldecoder.explain.prompts import tokenize_prompt
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.lm.text_tokens import (
     answer_texts,

@@ -18,6 +18,7 @@ from rldecoder.lm.frozen import FrozenLM
 from rldecoder.lm.random_model import make_random_model
 from rldecoder.lm.tokenizer_parity import (
     PROBES,
+    ParityRecord,
     check_parity,
     hash_files,
     require_parity,
@@ -37,7 +38,7 @@ def stories(shared_data: Path) -> FrozenLM:
     return FrozenLM.load(shared_data / "models" / "stories260K")
 
 
-def test_a_fitting_tokenizer_passes(lm: FrozenLM) -> None:
+def test_a_fitting_tokenizer_passes(lm: FrozenLM, tmp_path: Path) -> None:
     report = check_parity(lm, ["my own probe ✓"])
     require_parity(report, "tiny", trained=False)
     assert report.problems == report.remarks == ()
@@ -46,7 +47,8 @@ def test_a_fitting_tokenizer_passes(lm: FrozenLM) -> None:
     assert (report.tokenizer_size, report.highest_token_id, report.padding_rows) == (512, 511, 0)
     assert report.special_tokens["eos"] == 0
     assert report.uniform_cross_entropy == pytest.approx(math.log(512))
-    json.dumps(report.as_json(), allow_nan=False)
+    report.save(tmp_path / "parity.json")
+    assert ParityRecord.load(tmp_path / "parity.json") == report
 
 
 def test_the_probes_cover_what_breaks_tokenizers() -> None:
@@ -157,13 +159,13 @@ def test_hashes(tmp_path: Path) -> None:
     (tmp_path / "merges.txt").write_bytes(b"a b")
     good = hashlib.sha256(b"{}").hexdigest()
     found = hash_files([tmp_path / "vocab.json", tmp_path / "merges.txt"], {"vocab.json": good})
-    assert [(item.name, item.size_bytes) for item in found] == [
-        ("vocab.json", 2),
-        ("merges.txt", 3),
-    ]
-    assert found[0].sha256 == good
-    assert found[0].status == "matches the published hash"
-    assert found[1].status == "no published hash"
+    assert {name: item.size_bytes for name, item in found.items()} == {
+        "vocab.json": 2,
+        "merges.txt": 3,
+    }
+    assert found["vocab.json"].sha256 == good
+    assert found["vocab.json"].status == "matches the published hash"
+    assert found["merges.txt"].status == "no published hash"
     with pytest.raises(DamagedFileError, match=r"merges\.txt has SHA-256 .* published one is 000"):
         hash_files([tmp_path / "merges.txt"], {"merges.txt": "0" * 64})
 

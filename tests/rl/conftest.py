@@ -29,7 +29,7 @@ def make_decoder(tiny_lm_dir: Path) -> Callable[..., SaeDecoderForCausalLM]:
         frozen = lm if folder is None else FrozenLM.load(folder)
         spec = SaeSpec(d_model=frozen.d_model, num_latents=96, k=16, hook_layer=HOOK_LAYER)
         decoder = new_decoder(frozen, Sae.random_init(spec, seed=1), blocks)
-        if decoder.blocks is not None:
+        if decoder.looks_back:
             decoder.blocks.copy_from(frozen.base)
         with torch.no_grad():
             start = torch.randn(decoder.W.shape, generator=torch_generator(0, "W"))

@@ -52,7 +52,6 @@ def whole(
 
 
 def dense_hidden(decoder: SaeDecoderForCausalLM, dense: Tensor) -> Tensor:
-    assert decoder.blocks is not None
     return decoder.blocks(dense @ decoder.W + decoder.b)
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from rldecoder.config.sae import GateSaeConfig
+from rldecoder.gates import Band
 from rldecoder.sae.metrics import ReconstructionQuality, Usage
-from rldecoder.sae.report import Band, failures, make_report
+from rldecoder.sae.report import failures, make_report
 from rldecoder.sae.splice import SpliceQuality, SpliceReport
 
 QUALITY = ReconstructionQuality(
@@ -51,9 +52,9 @@ def test_a_lowered_threshold_shows_both() -> None:
     config = GateSaeConfig(min_explained_variance=0.7, max_dead_fraction=0.3)
     report = make_report(QUALITY, USAGE, 0.0, SPLICE, QUALITY, config)
     entry = report["explained_variance"]
-    assert (entry["target"], entry["met"]) == (0.95, False)
-    assert (entry["threshold"], entry["passed"]) == (0.7, True)
-    assert report["l0_mean"]["target"] == [50.0, 100.0]
+    assert (entry.target, entry.met) == (0.95, False)
+    assert (entry.threshold, entry.passed) == (0.7, True)
+    assert report.rows()["l0_mean"]["target"] == [50.0, 100.0]
     assert failures(report, config) == ()
 
 
@@ -69,12 +70,12 @@ def test_every_missed_threshold_has_its_sentence() -> None:
 
 def test_entries_are_complete_and_json() -> None:
     report = make_report(QUALITY, USAGE, 0.0, SPLICE, QUALITY, GateSaeConfig())
-    for entry in report.values():
+    for entry in report.rows().values():
         assert {"value", "target", "met", "unit", "formula"} <= entry.keys()
-    assert report["ce_recovered_zero"]["value"] == (9.0 - 3.3) / 6.0
-    assert report["ce_recovered_mean"]["value"] is None
-    assert report["random_splice_kl"]["value"] == 2.0
+    assert report["ce_recovered_zero"].value == (9.0 - 3.3) / 6.0
+    assert report["ce_recovered_mean"].value is None
+    assert report["random_splice_kl"].value == 2.0
     nan = make_report(
         QUALITY._replace(cosine=float("nan")), USAGE, 0.0, SPLICE, None, GateSaeConfig()
     )
-    assert nan["cosine"]["value"] is None
+    assert nan["cosine"].value is None

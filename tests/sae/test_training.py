@@ -13,6 +13,7 @@ from torch import Tensor
 from rldecoder.artifacts.checkpoints import Checkpoints
 from rldecoder.config.sae import SparsityPhase, TrainSaeConfig
 from rldecoder.errors import BadInputError, NumericalError
+from rldecoder.sae.architectures import JumpRelu
 from rldecoder.sae.metrics import random_control, reconstruction_quality
 from rldecoder.sae.model import Sae, SaeSpec
 from rldecoder.sae.training import SaeTrainer, StepResult, input_statistics
@@ -137,9 +138,9 @@ def test_resampling_revives_dead_latents_of_jumprelu() -> None:
         )
         stream = batches(256)
         trainer = SaeTrainer(JUMP, config, 60, input_statistics(next(stream)), seed=0)
-        assert trainer.log_threshold is not None
+        assert isinstance(trainer.architecture, JumpRelu)
         with torch.no_grad():
-            trainer.log_threshold[:40] = math.log(50.0)
+            trainer.architecture.log_threshold[:40] = math.log(50.0)
         for _ in range(32):
             trainer.step(next(stream))
         trainer.tokens_since_fired.fill_(512)

@@ -7,6 +7,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,16 @@ import httpx
 import pytest
 from fastapi.testclient import TestClient
 
-from rldecoder.artifacts.store import ArtifactStore
+from rldecoder import open_run
+from rldecoder.artifacts.catalogue import Clusters, Labels
 from rldecoder.cli.serve import listen, open_served
-from rldecoder.config.run import load_run_config
 from rldecoder.explain.inputs import LabelText
 from rldecoder.serve.app import Served, make_app
 from rldecoder.serve.catalogue import Catalogue
 from rldecoder.serve.server import make_server
 from rldecoder.serve.workbench import Workbench
 from tests.conftest import ROOT
+from tests.stages.published import published
 
 TOKEN = "test-token"
 HOST = "127.0.0.1:8760"
@@ -34,16 +36,21 @@ LONG = "W" * 10_000
 @pytest.fixture(scope="session")
 def served(debug_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Served:
     """What `rldecoder serve configs/debug.yaml` would serve."""
-    run = load_run_config(ROOT / "configs" / "debug.yaml")
+    run = open_run(ROOT / "configs" / "debug.yaml", debug_store)
     reviews = tmp_path_factory.mktemp("reviews") / "reviews.jsonl"
-    return open_served(run, ArtifactStore(debug_store), max_tokens=64, reviews=reviews)
+    return open_served(run, max_tokens=64, reviews=reviews)
+
+
+def catalogue_of(labels: Path, clusters: Path, reviews: Path) -> Catalogue:
+    """The catalogue of artifacts in these folders."""
+    return Catalogue(published(Labels, labels), published(Clusters, clusters), reviews)
 
 
 @pytest.fixture
 def own_reviews(served: Served, debug_labels: Path, debug_clusters: Path, tmp_path: Path) -> Served:
     """The same with a file of verdicts for this test alone."""
     return served._replace(
-        catalogue=Catalogue(debug_labels, debug_clusters, tmp_path / "reviews.jsonl")
+        catalogue=catalogue_of(debug_labels, debug_clusters, tmp_path / "reviews.jsonl")
     )
 
 
@@ -101,17 +108,13 @@ def hostile(served: Served, debug_labels: Path, debug_clusters: Path, tmp_path: 
         said = {"reviewer": HOSTILE, "accept": True, "label": HOSTILE, "note": HOSTILE}
         feature["reviews"] = [said | {"shown": "other", "at": HOSTILE}] if number == 0 else []
     file.write_text(json.dumps(labels), encoding="utf-8")
-    session = served.workbench.session
+    reader = served.workbench.reader
     texts = {
-        latent: LabelText(HOSTILE, 0.5, latent % 2 == 0)
-        for latent in range(session.sae.num_latents)
+        latent: LabelText(HOSTILE, 0.5, latent % 2 == 0) for latent in range(reader.sae.num_latents)
     }
-    bench = Workbench(
-        type(session)(session.lm, session.sae, session.decoder, texts, session.explainer),
-        max_tokens=64,
-    )
+    bench = Workbench(replace(reader, labels=texts), max_tokens=64)
     facts = served.facts._replace(run_name=HOSTILE, caveats=[HOSTILE])
-    catalogue = Catalogue(folder, debug_clusters, tmp_path / "reviews.jsonl")
+    catalogue = catalogue_of(folder, debug_clusters, tmp_path / "reviews.jsonl")
     return Served(bench, catalogue, facts, served.report)
 
 

@@ -16,15 +16,16 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from rldecoder.artifacts.catalogue import Labels
 from rldecoder.explain.inputs import LabelText
+from rldecoder.explain.reading import Reading
 from rldecoder.explain.text import visible_token
 from rldecoder.interp.records import Review
 from rldecoder.interp.review import ReviewLine, append_review, read_reviews
 from rldecoder.serve.app import Served
-from rldecoder.serve.catalogue import Catalogue
 from rldecoder.serve.requests import ReviewRequest
 from rldecoder.serve.workbench import Workbench
-from tests.serve.conftest import HOSTILE, LONG, PROMPT, client_of
+from tests.serve.conftest import HOSTILE, LONG, PROMPT, catalogue_of, client_of
 
 
 def ask(client: TestClient, path: str, **body: Any) -> Any:
@@ -43,7 +44,7 @@ def refused(client: TestClient, path: str, status: int, **body: Any) -> str:
 def test_a_prompt_is_traced_opened_changed_and_explained(
     client: TestClient, served: Served
 ) -> None:
-    ids = served.workbench.encode(PROMPT)
+    ids = served.workbench.read(PROMPT).ids
     tokens = ask(client, "/api/trace", prompt=PROMPT)["tokens"]
     assert len(tokens) == len(ids)
     assert tokens[1]["features"]
@@ -154,11 +155,11 @@ def test_latents_without_a_label_show_what_the_decoder_makes_of_them(
     latent = next(latent for latent in range(256) if latent not in labelled)
     found = client.get(f"/api/features/{latent}").json()
     assert found["card"] is None
-    session = served.workbench.session
-    logits = session.lm.unembedding @ session.decoder.W[latent]
+    reader = served.workbench.reader
+    logits = reader.lm.unembedding @ reader.decoder.W[latent]
     for name, token in (("promoted", logits.argmax()), ("suppressed", logits.argmin())):
         assert len(found[name]) == 10
-        text = session.lm.tokenizer.decode([int(token)])
+        text = reader.lm.tokenizer.decode([int(token)])
         assert found[name][0] == visible_token(text, 24)
 
 
@@ -226,14 +227,14 @@ def test_a_verdict_names_the_label_and_published_ones_stay_beside_new_ones(
         for f in ours.features
     ]
     folder = Path(shutil.copytree(debug_labels, tmp_path / "labels"))
-    ours.model_copy(update={"features": changed}).save(folder)
+    ours.model_copy(update={"features": changed}).save(Labels.labels.path(folder))
     path = tmp_path / "r.jsonl"
     for said in (old | {"at": "2025-05-05T00:00:00"}, timed):
         line = {"sae_digest": ours.sae_digest, "latent": feature.latent} | said
         append_review(path, ReviewLine.model_validate(line))
     with path.open("a") as file:
         file.write('{"sae_digest": "torn')  # by a killed writer: it must not stop the server
-    catalogue = Catalogue(folder, debug_clusters, path)
+    catalogue = catalogue_of(folder, debug_clusters, path)
     catalogue.review(ReviewRequest(latent=feature.latent, reviewer="cem", accept=True))
     assert read_reviews(path, ours.sae_digest)[-1].shown == feature.label
     shown = catalogue.card(feature.latent)["reviews"]
@@ -264,14 +265,14 @@ def test_one_question_at_a_time_and_few_that_wait(
 ) -> None:
     go, running, most = threading.Event(), [], []
 
-    def slow(_bench: Workbench, _prompt: str) -> tuple[int, ...]:
+    def slow(bench: Workbench, _prompt: str) -> Reading:
         running.append(1)
         most.append(len(running))
         assert go.wait(120)
         running.pop()
-        return (1, 2)
+        return Reading(bench.reader, (1, 2))
 
-    monkeypatch.setattr(Workbench, "encode", slow)
+    monkeypatch.setattr(Workbench, "read", slow)
     with (
         client_of(own_reviews, max_waiting=2) as client,
         ThreadPoolExecutor(8) as pool,
@@ -296,7 +297,7 @@ def test_a_mistake_of_ours_shows_no_insides(
     def broken(*_: object) -> None:
         raise ZeroDivisionError("/secret/path")
 
-    monkeypatch.setattr(Workbench, "trace", broken)
+    monkeypatch.setattr(Workbench, "read", broken)
     answer = client_of(own_reviews).post("/api/trace", json={"prompt": PROMPT})
     assert answer.status_code == 500
     assert "/secret/path" not in answer.text
@@ -361,16 +362,16 @@ def test_hostile_labels_and_prompts_come_back_visible_and_short(hostile: Served)
 
 
 def test_a_label_below_the_bar_is_marked_wherever_it_is_sent(served: Served) -> None:
-    session = served.workbench.session
+    reader = served.workbench.reader
     texts = {
         latent: LabelText(
             f"sure {latent}" if latent % 2 else f"guess {latent}", 0.5, latent % 2 > 0
         )
-        for latent in range(session.sae.num_latents)
+        for latent in range(reader.sae.num_latents)
     }
-    bench = Workbench(replace(session, labels=texts), max_tokens=64)
+    bench = Workbench(replace(reader, labels=texts), max_tokens=64)
     client = client_of(served._replace(workbench=bench))
-    last = len(bench.encode(PROMPT)) - 1
+    last = len(bench.read(PROMPT).ids) - 1
     found = ask(client, "/api/position", prompt=PROMPT, position=last)
     traced = ask(client, "/api/trace", prompt=PROMPT)["tokens"][last]
     seen = set()

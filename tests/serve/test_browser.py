@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect
 
+from rldecoder.explain.reading import Reading
 from rldecoder.serve.app import Served
-from rldecoder.serve.workbench import Workbench
 from tests.browser import Watched, open_browser
 from tests.serve.conftest import HOSTILE, PROMPT, Running
 
@@ -60,10 +60,9 @@ def test_everything_works_by_keyboard(running: Running, own_reviews: Served) -> 
         browser.tab_to("#active-rows button[aria-label^='take out']")
         keys.press("Enter")
         page.wait_for_selector(".change-table")
-        ids = own_reviews.workbench.encode(PROMPT)
         row = page.locator("#active-rows tr").first
         latent = int(str(row.locator(".feature-name").text_content()).removeprefix("#"))
-        exact = own_reviews.workbench.intervene(ids, last, latent, 0.0)
+        exact = own_reviews.workbench.read(PROMPT).ablate(latent, last)
         assert shown_after(page, 1) == percent(exact.decoder.shifts[0].after)
 
         # A feature's card opens and closes.
@@ -135,8 +134,7 @@ def percent(share: float) -> str:
 def test_a_clicked_token_and_an_amplified_feature_by_mouse(
     running: Running, own_reviews: Served
 ) -> None:
-    bench = own_reviews.workbench
-    ids = bench.encode(PROMPT)
+    reading = own_reviews.workbench.read(PROMPT)
     with open_browser() as browser:
         page = browser.page
         ask(page, running)
@@ -150,7 +148,7 @@ def test_a_clicked_token_and_an_amplified_feature_by_mouse(
         page.locator("#active-rows button[aria-label^='amplify']").first.click()
         page.wait_for_selector(".change-table")
         name = page.locator("#active-rows tr").first.locator(".feature-name").text_content()
-        exact = bench.intervene(ids, place, int(str(name).removeprefix("#")), 3.0)
+        exact = reading.amplify(int(str(name).removeprefix("#")), 3.0, place)
         assert shown_after(page, 0) == percent(exact.frozen.shifts[0].after)
         assert shown_after(page, 1) == percent(exact.decoder.shifts[0].after)
         assert_quiet(browser, running.url)
@@ -159,7 +157,7 @@ def test_a_clicked_token_and_an_amplified_feature_by_mouse(
 def test_a_late_answer_about_another_token_is_dropped(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked, go, answer = threading.Event(), threading.Event(), Workbench.position
+    asked, go, answer = threading.Event(), threading.Event(), Reading.features
     with open_browser() as browser:
         page, keys = browser.page, browser.page.keyboard
         page.goto(running.url)
@@ -173,7 +171,7 @@ def test_a_late_answer_about_another_token_is_dropped(
             assert go.wait(500)
             return answer(*arguments)
 
-        monkeypatch.setattr(Workbench, "position", late)
+        monkeypatch.setattr(Reading, "features", late)
         browser.tab_to("#tokens [role=option]")
         keys.press("ArrowLeft")
         assert asked.wait(60)

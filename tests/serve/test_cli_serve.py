@@ -14,11 +14,11 @@ from pathlib import Path
 import httpx
 import pytest
 
+from rldecoder import open_run
+from rldecoder.artifacts.catalogue import Report
 from rldecoder.artifacts.store import ArtifactStore
-from rldecoder.cli.serve import REPORT, _read_report, allowed_hosts, listen
-from rldecoder.config.run import load_run_config
+from rldecoder.cli.serve import _read_report, allowed_hosts, listen
 from rldecoder.errors import BadInputError
-from rldecoder.runner import plan
 from tests.conftest import ROOT
 
 
@@ -50,7 +50,7 @@ def test_a_port_in_use_is_said_so() -> None:
 
 def test_the_command_says_what_is_missing_before_it_loads(tmp_path: Path) -> None:
     for extra, message in (
-        (["--store", str(tmp_path)], "nothing to explain with yet"),
+        (["--store", str(tmp_path)], "has not come far enough to explain"),
         (["--host", "0.0.0.0"], "let other machines in"),
     ):
         result = subprocess.run(
@@ -64,25 +64,22 @@ def test_the_command_says_what_is_missing_before_it_loads(tmp_path: Path) -> Non
 
 
 def test_a_report_is_served_only_as_it_was_published(debug_store: Path, tmp_path: Path) -> None:
-    run = load_run_config(ROOT / "configs" / "debug.yaml")
-    ref = plan(run)["report"]
+    run = open_run(ROOT / "configs" / "debug.yaml", tmp_path)
+    ref = run.refs[Report.stage]
     said: list[str] = []
-    assert _read_report(ArtifactStore(tmp_path), ref, said.append) is None
+    assert _read_report(run, said.append) is None
     assert said == []  # there is none yet
-    folder = Path(
-        shutil.copytree(ArtifactStore(debug_store).path(ref), ArtifactStore(tmp_path).path(ref))
-    )
-    page = folder / REPORT
+    shutil.copytree(ArtifactStore(debug_store).path(ref), run.store.path(ref))
+    page = Report.page.path(run.store.path(ref))
     published, before = page.read_bytes(), page.stat()
-    assert _read_report(ArtifactStore(tmp_path), ref, said.append) == published
-    store = ArtifactStore(tmp_path)
-    store.verify(ref)
+    assert _read_report(run, said.append) == published
+    run.store.verify(ref)
     # As long and as old as what this store has verified already.
     page.write_bytes(published.replace(b"Targets", b"targets", 1))
     os.utime(page, ns=(before.st_atime_ns, before.st_mtime_ns))
-    for opened in (store, ArtifactStore(tmp_path)):
+    for opened in (run, open_run(run.config, tmp_path)):
         said.clear()
-        assert _read_report(opened, ref, said.append) is None
+        assert _read_report(opened, said.append) is None
         assert "The report is not served" in said[0]
 
 

@@ -15,9 +15,8 @@ import pytest
 from starlette.routing import Route
 
 from rldecoder.serve.app import Served
-from rldecoder.serve.catalogue import Catalogue
 from rldecoder.serve.patience import PatientProtocol
-from tests.serve.conftest import Running
+from tests.serve.conftest import Running, catalogue_of
 
 BODIES: dict[str, dict[str, Any]] = {
     "/api/trace": {"prompt": "a b c"},
@@ -39,7 +38,7 @@ def hardly_reviewed(
 ) -> Served:
     """The debug run with a file of verdicts for these tests."""
     reviews = tmp_path_factory.mktemp("sockets") / "reviews.jsonl"
-    return served._replace(catalogue=Catalogue(debug_labels, debug_clusters, reviews))
+    return served._replace(catalogue=catalogue_of(debug_labels, debug_clusters, reviews))
 
 
 @pytest.fixture(scope="module")

@@ -68,7 +68,7 @@ def naive(debug_store: Path, served: Served) -> Naive:
     folder = only("sync_tokenizer/*/model")
     lm = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     ids = torch.tensor([AutoTokenizer.from_pretrained(folder).encode(PROMPT)])
-    spec = served.workbench.session.sae.spec
+    spec = served.workbench.reader.sae.spec
     assert spec.k is not None
     return Naive(
         lm.requires_grad_(False), ids, spec.hook_layer, spec.k,
@@ -82,15 +82,15 @@ def naive(debug_store: Path, served: Served) -> Naive:
 def test_an_intervention_is_a_rerun(
     naive: Naive, served: Served, position: int, factor: float
 ) -> None:
-    bench = served.workbench
-    ids = bench.encode(PROMPT)
+    reading = served.workbench.read(PROMPT)
+    ids = reading.ids
     assert list(ids) == naive.ids[0].tolist()
     position %= len(ids)
     before, resid = naive.logprobs()
     acts = naive.activations(resid)
     moved_most = 0.0
     for latent in acts[position].topk(3).indices.tolist():
-        found = bench.intervene(ids, position, latent, factor)
+        found = reading.amplify(latent, factor, position)
         act = acts[position, latent]
         assert found.act == pytest.approx(float(act), rel=1e-4)
         assert found.new_act == pytest.approx(factor * float(act), rel=1e-4)
@@ -122,9 +122,9 @@ def test_an_intervention_is_a_rerun(
 
 
 def test_a_trace_is_what_both_models_predict(naive: Naive, served: Served) -> None:
-    bench = served.workbench
-    ids = bench.encode(PROMPT)
-    trace = bench.trace(ids)
+    reading = served.workbench.read(PROMPT)
+    ids = reading.ids
+    trace = reading.predictions
     frozen, resid = naive.logprobs()
     acts = naive.activations(resid)
     decoder = naive.decoded(acts)
@@ -144,50 +144,49 @@ def test_a_trace_is_what_both_models_predict(naive: Naive, served: Served) -> No
 
 
 def test_effects_of_a_position_are_measured_removals(naive: Naive, served: Served) -> None:
-    bench = served.workbench
-    ids = bench.encode(PROMPT)
-    detail = bench.position(ids, 4)
+    reading = served.workbench.read(PROMPT)
+    detail = reading.features(4)
     acts = naive.activations(naive.logprobs()[1])[4]
     before = naive.decoded(acts)
     first = int(before.argmax())
     assert detail.token.token_id == first
-    assert {one.ranked.latent for one in detail.features} == set(acts.nonzero()[:, 0].tolist())
-    for one in detail.features:
+    assert {one.latent for one in detail} == set(acts.nonzero()[:, 0].tolist())
+    for one in detail:
         without = acts.clone()
-        without[one.ranked.latent] = 0
+        without[one.latent] = 0
         effect = float(before[first] - naive.decoded(without)[first])
         assert one.effect == pytest.approx(effect, abs=1e-4)
 
 
 def test_a_factor_of_one_changes_nothing(served: Served) -> None:
-    bench = served.workbench
-    ids = bench.encode(PROMPT)
-    latent = bench.position(ids, 2).features[0].ranked.latent
-    found = bench.intervene(ids, 2, latent, 1.0)
+    reading = served.workbench.read(PROMPT)
+    found = reading.amplify(reading.features(2)[0].latent, 1.0, 2)
     assert found.decoder.effect == found.frozen.effect == 0
     assert set(found.decoder.moved + found.frozen.moved) == {0.0}
 
 
 def test_an_explanation_is_of_the_text_up_to_the_token(served: Served) -> None:
-    bench = served.workbench
-    ids = bench.encode(PROMPT)
-    assert bench.explain(ids, len(ids) - 1).to_json() == bench.session.explain(PROMPT).to_json()
-    early = bench.explain(ids, 3)
+    reading = served.workbench.read(PROMPT)
+    ids = reading.ids
+    reader = served.workbench.reader
+    assert reading.explain().to_json() == reader.explain(PROMPT).to_json()
+    assert reading.explain(len(ids) - 1).to_json() == reader.explain(PROMPT).to_json()
+    early = reading.explain(3)
     assert len(early.tokens) == 4
-    assert early.decoder.token_id == bench.trace(ids)[3].decoder[0].token_id
+    assert early.decoder.token_id == reading.predictions[3].decoder[0].token_id
 
 
 def test_what_cannot_be_asked(served: Served) -> None:
-    bench = served.workbench
-    ids = bench.encode(PROMPT)
-    active = {one.ranked.latent for one in bench.position(ids, 1).features}
+    reading = served.workbench.read(PROMPT)
+    ids = reading.ids
+    active = {one.latent for one in reading.features(1)}
     quiet = next(latent for latent in range(256) if latent not in active)
     with pytest.raises(BadInputError, match=f"#{quiet} is not active at token 1"):
-        bench.intervene(ids, 1, quiet, 0.0)
+        reading.ablate(quiet, 1)
     for position in (0, len(ids)):
         with pytest.raises(BadInputError, match="attention sink"):
-            bench.position(ids, position)
+            reading.features(position)
     with pytest.raises(BadInputError, match="at most 64"):
-        bench.encode("word " * 200)
+        served.workbench.read("word " * 200)
     with pytest.raises(BadInputError, match="empty"):
-        bench.encode("")
+        served.workbench.read("")

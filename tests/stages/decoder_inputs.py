@@ -8,10 +8,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from rldecoder.artifacts.catalogue import Frontier
+from rldecoder.artifacts.catalogue import Baselines, Frontier, ModelFolder, TrainedSae
 from rldecoder.data.activations import ActivationMeta, ActivationWriter
 from rldecoder.data.packing import PackedSequence, TokenShardWriter
-from rldecoder.lm.frozen import FrozenLM
 from rldecoder.sae.model import Sae, SaeSpec
 from rldecoder.schemas import write_json
 from rldecoder.seeds import torch_generator
@@ -23,9 +22,10 @@ LENGTH = 16
 
 
 def make_inputs(folder: Path, model_folder: Path) -> DecoderInputs:
-    """Artifacts that the decoder stages read, built without their stages."""
-    shutil.copytree(model_folder, folder / "sync_tokenizer" / "model")
-    lm = FrozenLM.load(folder / "sync_tokenizer" / "model")
+    """Artifacts below `folder/<stage>` that the decoder stages read, built without their stages."""
+    inputs = inputs_in(DecoderInputs, folder)
+    shutil.copytree(model_folder, ModelFolder.model.path(inputs.model.folder))
+    lm = inputs.model.load()
     meta = ActivationMeta(
         model_name="tiny",
         hook_layer=HOOK_LAYER,
@@ -34,13 +34,12 @@ def make_inputs(folder: Path, model_folder: Path) -> DecoderInputs:
         vocab_size=lm.vocab_size,
         context_length=LENGTH,
     )
-    cache = folder / "cache_activations"
     for split, num_sequences in (("train", 20), ("validation", 6), ("test", 6), ("ood", 4)):
         generator = torch_generator(0, split)
         input_ids = torch.randint(lm.vocab_size, (num_sequences, LENGTH), generator=generator)
         resid, final_hidden = lm.resid_and_final(input_ids, HOOK_LAYER)
         grid = torch.meshgrid(torch.arange(num_sequences), torch.arange(1, LENGTH), indexing="ij")
-        with ActivationWriter(cache, split, meta, shard_rows=105) as writer:
+        with ActivationWriter(inputs.cache.folder, split, meta, shard_rows=105) as writer:
             writer.add(
                 grid[0].flatten(),
                 grid[1].flatten(),
@@ -49,16 +48,20 @@ def make_inputs(folder: Path, model_folder: Path) -> DecoderInputs:
                 final_hidden[:, 1:].flatten(0, 1),
             )
     spec = SaeSpec(d_model=lm.d_model, num_latents=96, k=16, hook_layer=HOOK_LAYER)
-    Sae.random_init(spec, seed=1).save(folder / "train_sae" / "sae")
-    (folder / "baselines").mkdir()
+    Sae.random_init(spec, seed=1).save(TrainedSae.sae.path(inputs.sae.folder))
+    inputs.baselines.folder.mkdir()
     save_file(
         {f"A.{HOOK_LAYER}": torch.eye(lm.d_model), f"c.{HOOK_LAYER}": torch.zeros(lm.d_model)},
-        folder / "baselines" / "affine_lens.safetensors",
+        Baselines.affine_lens.path(inputs.baselines.folder),
     )
-    (folder / "ingest").mkdir()
-    writer = TokenShardWriter(folder / "ingest", "train", lm.vocab_size, 100)
+    inputs.corpus.folder.mkdir()
+    writer = TokenShardWriter(inputs.corpus.folder, "train", lm.vocab_size, 100)
     ids = torch.randint(lm.vocab_size, (20, LENGTH), generator=torch_generator(0, "train"))
     writer.add([PackedSequence("s", [0], [0], row) for row in ids.numpy()])
     writer.close()
-    write_json(Frontier.verdict_record.path(folder / "frontier"), {"depths": {str(HOOK_LAYER): 1}})
-    return inputs_in(DecoderInputs, folder)
+    inputs.frontier.folder.mkdir()
+    write_json(
+        Frontier.verdict_record.path(inputs.frontier.folder),
+        {"meets_limit": None, "why": "a test's", "depths": {str(HOOK_LAYER): 1}},
+    )
+    return inputs

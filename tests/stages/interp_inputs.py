@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from pydoc_data import topics
 from typing import Any
@@ -10,13 +11,21 @@ from typing import Any
 import numpy as np
 import torch
 
+from rldecoder.artifacts.base import Artifact
+from rldecoder.artifacts.catalogue import (
+    ActivationCache,
+    Corpus,
+    FinalDecoder,
+    ModelFolder,
+    TrainedSae,
+)
 from rldecoder.data.activations import ActivationMeta, ActivationWriter
 from rldecoder.data.shards import write_token_shard
 from rldecoder.decoder.modeling_sae_decoder import new_decoder
-from rldecoder.lm.frozen import FrozenLM
 from rldecoder.reporting import SilentReporter
 from rldecoder.sae.model import Sae, SaeSpec
-from rldecoder.stages.context import InputArtifact, Stage, StageContext, StageOutput
+from rldecoder.stages.context import Output, Stage, StageContext
+from tests.stages.published import published
 
 HOOK_LAYER = 2
 LENGTH = 48
@@ -25,11 +34,16 @@ NUM_LATENTS = 96
 DOCUMENT_TOKENS = 120
 SPLITS = ("label", "test", "ood")
 
+Folders = dict[str, Path]
+"""Of artifacts, by stage."""
 
-def make_inputs(folder: Path, model_folder: Path) -> dict[str, InputArtifact]:
+
+def make_inputs(folder: Path, model_folder: Path) -> Folders:
     """Model, tokens of real English, cache, random SAE and random decoder, as artifacts."""
-    shutil.copytree(model_folder, folder / "sync_tokenizer" / "model")
-    lm = FrozenLM.load(folder / "sync_tokenizer" / "model")
+    kinds = (ModelFolder, Corpus, ActivationCache, TrainedSae, FinalDecoder)
+    made = {kind.stage: folder / kind.stage for kind in kinds}
+    shutil.copytree(model_folder, ModelFolder.model.path(made[ModelFolder.stage]))
+    lm = published(ModelFolder, made[ModelFolder.stage]).load()
     text = "\n".join(topics.topics[name] for name in sorted(topics.topics))
     ids = np.array(lm.tokenizer(text[:60_000], verbose=False)["input_ids"])
     meta = ActivationMeta(
@@ -44,9 +58,10 @@ def make_inputs(folder: Path, model_folder: Path) -> dict[str, InputArtifact]:
     for number, split in enumerate(SPLITS):
         tokens = ids[number * size : (number + 1) * size].reshape(NUM_SEQUENCES, LENGTH)
         docs = np.arange(size).reshape(NUM_SEQUENCES, LENGTH) // DOCUMENT_TOKENS + 100 * number
-        write_tokens(folder / "ingest", split, tokens, docs, lm.vocab_size)
+        write_tokens(made[Corpus.stage], split, tokens, docs, lm.vocab_size)
         resid, final = lm.resid_and_final(torch.from_numpy(tokens), HOOK_LAYER)
-        with ActivationWriter(folder / "cache_activations", split, meta, shard_rows=500) as writer:
+        cache = made[ActivationCache.stage]
+        with ActivationWriter(cache, split, meta, shard_rows=500) as writer:
             for row in range(NUM_SEQUENCES):
                 writer.add(
                     torch.full((LENGTH - 1,), row),
@@ -57,36 +72,32 @@ def make_inputs(folder: Path, model_folder: Path) -> dict[str, InputArtifact]:
                 )
     spec = SaeSpec(d_model=lm.d_model, num_latents=NUM_LATENTS, k=8, hook_layer=HOOK_LAYER)
     sae = Sae.random_init(spec, seed=1)
-    sae.save(folder / "train_sae" / "sae")
+    sae.save(TrainedSae.sae.path(made[TrainedSae.stage]))
     torch.manual_seed(0)
     decoder = new_decoder(lm, sae).requires_grad_(False)
     decoder.W.mul_(10)
-    decoder.save_pretrained(folder / "freeze_decoder" / "decoder")
-    names = ("sync_tokenizer", "ingest", "cache_activations", "train_sae", "freeze_decoder")
-    return {name: artifact(folder / name) for name in names}
+    decoder.save_pretrained(FinalDecoder.decoder.path(made[FinalDecoder.stage]))
+    return made
 
 
-def artifact(path: Path, stage: str | None = None) -> InputArtifact:
-    """An input as the runner would hand it over; its digest is the stage's name."""
-    name = stage or path.name
-    return InputArtifact(name, name, name, path, {}, {})
+def inputs_of(stage: Stage, folders: Folders) -> Any:
+    """What a stage reads, as the runner would hand it over; a digest is its stage's name."""
+
+    def opened(kind: type[Artifact]) -> Artifact:
+        return replace(published(kind, folders[kind.stage]), digest=kind.stage)
+
+    return stage.inputs(**{name: opened(kind) for name, kind in stage.reads.items()})
 
 
-def run_stage(
-    stage: Stage,
-    inputs: dict[str, InputArtifact],
-    config: Any,
-    folder: Path,
-) -> tuple[StageOutput, Path]:
-    """Run a stage with exactly the inputs it declares; `inputs` then holds its output too."""
+def run_stage(stage: Stage, folders: Folders, config: Any, folder: Path) -> tuple[Output, Path]:
+    """Run a stage on the artifacts in `folders`, which then holds its output too."""
     out, progress = folder / "out", folder / "progress"
     out.mkdir(parents=True)
     progress.mkdir()
     ctx = StageContext(out, progress, 0, torch.device("cpu"), SilentReporter())
-    given = {key: inputs[key] for key in stage.inputs}
-    output = stage.run(given, config, ctx)
-    inputs[stage.name] = artifact(ctx.out, stage.name)
-    return output, ctx.out
+    output = stage.run(inputs_of(stage, folders), config, ctx)
+    folders[stage.name] = out
+    return output, out
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

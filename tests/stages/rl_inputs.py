@@ -33,7 +33,6 @@ def make_rl_inputs(folder: Path, model_folder: Path, blocks: Sequence[int] = ())
     decoder = decoder_from_lens(lm, sae, read_affine_lens(made.baselines.affine_lens, HOOK_LAYER))
     if blocks:
         decoder = new_decoder(lm, sae, blocks)
-        assert decoder.blocks is not None
         decoder.blocks.copy_from(lm.base)
     save_decoder(decoder, SupervisedDecoder.decoder.path(folder / SupervisedDecoder.stage))
     return inputs_in(PpoInputs, folder)

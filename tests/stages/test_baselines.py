@@ -5,22 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 
+from rldecoder.artifacts.catalogue import Baselines
 from rldecoder.config.data import BaselinesConfig
-from rldecoder.data.packing import PackedSequence, TokenShardWriter
 from rldecoder.data.shards import read_tokens
 from rldecoder.errors import BadInputError
 from rldecoder.evals.prompts import make_prompts
 from rldecoder.lm.frozen import FrozenLM
-from rldecoder.schemas import read_parquet, write_json
 from rldecoder.stages.baselines import working_is_right
-from rldecoder.stages.context import InputArtifact, StageContext
+from rldecoder.stages.context import StageContext
+from rldecoder.stages.inputs import TextInputs
 from rldecoder.stages.table import stage_named
+from tests.stages.published import published
+from tests.stages.token_inputs import token_inputs
 
 STAGE = stage_named("baselines")
 
@@ -29,19 +29,9 @@ LENGTH = 32
 
 
 @pytest.fixture(scope="module")
-def inputs(tiny_lm_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, InputArtifact]:
-    tokens = tmp_path_factory.mktemp("ingest")
-    generator = np.random.default_rng(0)
-    for split, count in (("train", 40), ("validation", 4), ("test", 4), ("ood", 2)):
-        writer = TokenShardWriter(tokens, split, 512, 100)
-        ids = generator.integers(0, 512, (count, LENGTH))
-        writer.add([PackedSequence("s", [0], [0], row) for row in ids])
-        writer.close()
-    write_json(tiny_lm_dir.parent / "model.json", {"name": "tiny", "compute_dtype": "float32"})
-    return {
-        "sync_tokenizer": InputArtifact("model", "sync_tokenizer", "d", tiny_lm_dir.parent, {}, {}),
-        "ingest": InputArtifact("tokens", "ingest", "d", tokens, {}, {}),
-    }
+def inputs(tiny_lm_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> TextInputs:
+    sequences = {"train": 40, "validation": 4, "test": 4, "ood": 2}
+    return token_inputs(tmp_path_factory.mktemp("ingest"), tiny_lm_dir, LENGTH, sequences)
 
 
 def settings(**changes: object) -> BaselinesConfig:
@@ -49,12 +39,10 @@ def settings(**changes: object) -> BaselinesConfig:
     return BaselinesConfig.model_validate(values | changes)
 
 
-def test_files_and_numbers(
-    inputs: dict[str, InputArtifact], context: MakeContext, tiny_lm_dir: Path
-) -> None:
+def test_files_and_numbers(inputs: TextInputs, context: MakeContext, tiny_lm_dir: Path) -> None:
     ctx = context()
     output = STAGE.run(inputs, settings(), ctx)
-    rows = read_parquet(ctx.out / "lens.parquet").to_pylist()
+    rows = published(Baselines, ctx.out).lens.to_pylist()
     by_key = {(row["layer"], row["lens"], row["split"]): row for row in rows}
     assert len(rows) == len(by_key) == 3 * 2 * 2
     # The logit lens after the last block is the model itself.
@@ -66,10 +54,10 @@ def test_files_and_numbers(
         assert by_key[1, "affine", split]["kl"] < by_key[1, "logit", split]["kl"]
     assert output.metrics["affine_kl_3"] == by_key[3, "affine", "test"]["kl"]
 
-    lens = load_file(ctx.out / "affine_lens.safetensors")
+    lens = load_file(Baselines.affine_lens.path(ctx.out))
     assert set(lens) == {f"{part}.{layer}" for part in "Ac" for layer in (1, 3, 4)}
     lm = FrozenLM.load(tiny_lm_dir)
-    ids = torch.from_numpy(read_tokens(inputs["ingest"].path, "test", 3))
+    ids = torch.from_numpy(read_tokens(inputs.corpus.folder, "test", 3))
     resids, final = lm.residuals(ids)
     predicted = (resids[3] @ lens["A.3"] + lens["c.3"])[:, 1:-1]
     p, q = (
@@ -80,31 +68,33 @@ def test_files_and_numbers(
     ce = -p.gather(-1, ids[:, 2:, None]).mean()
     assert output.metrics["ce_test"] == pytest.approx(float(ce), rel=1e-5)
 
-    summary = yaml.safe_load((ctx.out / "baselines.yaml").read_text())
-    assert summary["tokens"] == {"train": 1280, "validation": 64, "test": 96, "ood": 64} | {
-        "validation": 128
-    }
-    assert summary["tasks"]["addition"]["prompts"] == 2
-    assert summary["tasks"]["addition"]["shown_working_right"] == 0.0
-    assert (ctx.out / "lens.svg").read_text().lstrip().startswith("<?xml")
+    record = published(Baselines, ctx.out).record
+    assert record.tokens == {"train": 1280, "validation": 128, "test": 96, "ood": 64}
+    assert record.tasks["addition"].prompts == 2
+    assert record.tasks["addition"].shown_working_right == 0.0
+    kl = by_key[3, "affine", "test"]["kl"]
+    assert record.lenses[3].affine_test.kl == float(f"{kl:.4g}")
+    assert Baselines.lens_figure.path(ctx.out).read_text().lstrip().startswith("<?xml")
 
 
-def test_same_bytes_twice(inputs: dict[str, InputArtifact], context: MakeContext) -> None:
+def test_same_bytes_twice(inputs: TextInputs, context: MakeContext) -> None:
     contents = []
     for name in ("a", "b"):
         ctx = context(name)
         STAGE.run(inputs, settings(num_task_prompts=0, lens_layers="all"), ctx)
         contents.append(
-            {p.name: p.read_bytes() for p in sorted(ctx.out.iterdir()) if p.name != "timing.json"}
+            {
+                p.name: p.read_bytes()
+                for p in sorted(ctx.out.iterdir())
+                if p.name != Baselines.timing.name
+            }
         )
     assert contents[0] == contents[1]
     assert len(contents[0]) == 4
 
 
 @pytest.mark.parametrize("layers", [[], [5], [1, 99]])
-def test_layers_out_of_range(
-    inputs: dict[str, InputArtifact], context: MakeContext, layers: list[int]
-) -> None:
+def test_layers_out_of_range(inputs: TextInputs, context: MakeContext, layers: list[int]) -> None:
     with pytest.raises(BadInputError, match="The model has 4 blocks"):
         STAGE.run(inputs, settings(lens_layers=layers), context())
 

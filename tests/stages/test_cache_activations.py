@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from rldecoder.data.forward import ActivationPass, plan_shards
 from rldecoder.data.shards import read_tokens
 from rldecoder.errors import BadInputError, NoResourceError, NumericalError
 from rldecoder.lm.frozen import FrozenLM
-from rldecoder.stages.context import InputArtifact, StageContext
+from rldecoder.stages.context import StageContext
+from rldecoder.stages.inputs import TextInputs
 from rldecoder.stages.table import stage_named
 from tests.stages.token_inputs import token_inputs
 
@@ -29,9 +30,17 @@ LENGTH, HOOK_LAYER = 16, 2
 
 
 @pytest.fixture(scope="module")
-def inputs(tiny_lm_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, InputArtifact]:
+def inputs(tiny_lm_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> TextInputs:
     folder = tmp_path_factory.mktemp("ingest")
     return token_inputs(folder, tiny_lm_dir, LENGTH, {"train": 11, "test": 4})
+
+
+@pytest.fixture(autouse=True)
+def no_proof() -> Iterator[None]:
+    """Forward passes are counted and spoiled here: those that prove the model are none of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rldecoder.lm.frozen.prove", lambda lm, brief: None)
+        yield
 
 
 def settings(**changes: object) -> CacheActivationsConfig:
@@ -44,7 +53,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_shard_is_written_while_the_next_one_is_computed(
-    inputs: dict[str, InputArtifact], context: MakeContext, monkeypatch: pytest.MonkeyPatch
+    inputs: TextInputs, context: MakeContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first write waits for the second shard's forward pass: alone in turn, both would wait."""
     second = threading.Event()
@@ -69,7 +78,7 @@ def test_a_shard_is_written_while_the_next_one_is_computed(
 
 
 def test_rows_are_what_the_model_computes(
-    inputs: dict[str, InputArtifact], context: MakeContext, tiny_lm_dir: Path
+    inputs: TextInputs, context: MakeContext, tiny_lm_dir: Path
 ) -> None:
     ctx = context()
     output = STAGE.run(inputs, settings(), ctx)
@@ -85,7 +94,7 @@ def test_rows_are_what_the_model_computes(
         kept = LENGTH - 1
         assert rows.pos.tolist() == list(range(1, LENGTH)) * (len(rows.pos) // kept)
         assert rows.seq_id.tolist() == [i // kept for i in range(len(rows.pos))]
-        tokens = torch.from_numpy(read_tokens(inputs["ingest"].path, split))
+        tokens = torch.from_numpy(read_tokens(inputs.corpus.folder, split))
         assert torch.equal(rows.token_id, tokens[:, 1:].flatten())
         resids, final = lm.residuals(tokens)
         for got, want in ((rows.resid, resids[HOOK_LAYER]), (rows.final_hidden, final)):
@@ -94,7 +103,7 @@ def test_rows_are_what_the_model_computes(
 
 
 def test_sinks_are_left_out_and_counted(
-    inputs: dict[str, InputArtifact], context: MakeContext, monkeypatch: pytest.MonkeyPatch
+    inputs: TextInputs, context: MakeContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = FrozenLM.resid_and_final
 
@@ -103,7 +112,7 @@ def test_sinks_are_left_out_and_counted(
         resid[:, 1] *= torch.where(ids[:, 1, None] == token, 1000.0, 1.0)
         return resid, final
 
-    tokens = torch.from_numpy(read_tokens(inputs["ingest"].path, "train"))
+    tokens = torch.from_numpy(read_tokens(inputs.corpus.folder, "train"))
     token = int(tokens[5, 1])
     monkeypatch.setattr(FrozenLM, "resid_and_final", with_sink)
     ctx = context()
@@ -115,9 +124,7 @@ def test_sinks_are_left_out_and_counted(
     assert (5, 1) not in set(zip(rows.seq_id.tolist(), rows.pos.tolist(), strict=True))
 
 
-def test_budgets_are_whole_sequences(
-    inputs: dict[str, InputArtifact], context: MakeContext
-) -> None:
+def test_budgets_are_whole_sequences(inputs: TextInputs, context: MakeContext) -> None:
     ctx = context()
     budget = {"train": 5 * LENGTH + 3, "validation": 0, "label": 0, "test": 0, "ood": 0}
     STAGE.run(inputs, settings(budget_tokens=budget), ctx)
@@ -126,7 +133,7 @@ def test_budgets_are_whole_sequences(
 
 @pytest.mark.parametrize("killed_after", [1, 3])
 def test_killed_run_goes_on_and_ends_the_same(
-    inputs: dict[str, InputArtifact],
+    inputs: TextInputs,
     context: MakeContext,
     monkeypatch: pytest.MonkeyPatch,
     killed_after: int,
@@ -177,7 +184,7 @@ def count_calls(monkeypatch: pytest.MonkeyPatch, stop_after: int | None = None) 
     ],
 )
 def test_out_of_memory_halves_the_micro_batch(
-    inputs: dict[str, InputArtifact],
+    inputs: TextInputs,
     context: MakeContext,
     monkeypatch: pytest.MonkeyPatch,
     error: Exception,
@@ -209,7 +216,7 @@ def test_out_of_memory_halves_the_micro_batch(
 
 
 def test_other_runtime_errors_are_not_swallowed(
-    inputs: dict[str, InputArtifact], context: MakeContext, monkeypatch: pytest.MonkeyPatch
+    inputs: TextInputs, context: MakeContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(self: FrozenLM, ids: torch.Tensor, layer: int) -> Any:
         raise RuntimeError("shapes differ")
@@ -220,7 +227,7 @@ def test_other_runtime_errors_are_not_swallowed(
 
 
 def test_too_little_disk_is_said_before_the_start(
-    inputs: dict[str, InputArtifact], context: MakeContext, monkeypatch: pytest.MonkeyPatch
+    inputs: TextInputs, context: MakeContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = count_calls(monkeypatch)
     ctx = context()
@@ -231,7 +238,7 @@ def test_too_little_disk_is_said_before_the_start(
 
 
 def test_nan_in_activations_is_an_error(
-    inputs: dict[str, InputArtifact], context: MakeContext, monkeypatch: pytest.MonkeyPatch
+    inputs: TextInputs, context: MakeContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = FrozenLM.resid_and_final
 
@@ -256,7 +263,7 @@ def test_nan_in_activations_is_an_error(
     ],
 )
 def test_bad_settings_are_named(
-    inputs: dict[str, InputArtifact],
+    inputs: TextInputs,
     context: MakeContext,
     changes: dict[str, object],
     message: str,

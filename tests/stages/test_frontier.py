@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
+from rldecoder.artifacts.catalogue import Frontier, Sweep
 from rldecoder.config.decoder import DistillConfig, FrontierConfig
 from rldecoder.config.run import RunConfig
-from rldecoder.decoder.frontier import recommend
+from rldecoder.decoder.frontier import FrontierCell, recommend
 from rldecoder.errors import BadInputError
-from rldecoder.schemas import read_parquet
 from rldecoder.stages import frontier
-from rldecoder.stages.context import InputArtifact, StageContext
+from rldecoder.stages.context import StageContext
+from rldecoder.stages.inputs import FrontierInputs
 from rldecoder.stages.table import stage_named
+from tests.stages.published import published
 from tests.stages.token_inputs import small_sweep, token_inputs
 
 STAGE = stage_named("frontier")
@@ -35,23 +38,28 @@ MakeContext = Callable[..., StageContext]
 
 
 @pytest.fixture(scope="module")
-def inputs(tiny_lm_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, InputArtifact]:
+def inputs(tiny_lm_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> FrontierInputs:
     from tests.conftest import make_context
 
     folder = tmp_path_factory.mktemp("ingest")
-    found = token_inputs(folder, tiny_lm_dir, LENGTH, {"train": 64, "test": 16})
+    text = token_inputs(folder, tiny_lm_dir, LENGTH, {"train": 64, "test": 16})
     ctx = make_context(tmp_path_factory.mktemp("sweep"))
-    stage_named("sweep_sae").run(found, SWEEP, ctx)
-    sweep = InputArtifact("sweep", "sweep_sae", "d", ctx.out, {}, {})
-    return {**found, "sweep_sae": sweep}
+    stage_named("sweep_sae").run(text, SWEEP, ctx)
+    return FrontierInputs(text.model, text.corpus, published(Sweep, ctx.out))
+
+
+def cells(ctx: StageContext) -> pa.Table:
+    table = published(Frontier, ctx.out).cells
+    assert table is not None
+    return table
 
 
 def test_every_depth_is_measured_beside_floor_lens_and_control(
-    inputs: Mapping[str, InputArtifact], context: MakeContext
+    inputs: FrontierInputs, context: MakeContext
 ) -> None:
     ctx = context()
     output = STAGE.run(inputs, CONFIG, ctx)
-    rows = read_parquet(ctx.out / "frontier.parquet").to_pylist()
+    rows = cells(ctx).to_pylist()
     assert [(row["layer"], row["depth"], row["sae"]) for row in rows] == [
         (layer, depth, source)
         for layer in (2, 3)
@@ -70,14 +78,13 @@ def test_every_depth_is_measured_beside_floor_lens_and_control(
         assert linear["residual_lens_kl"] == deep["residual_lens_kl"]
         # A random SAE of the same L0 loses more, to the frozen model's own blocks at least.
         assert cell[layer, 1, "random"]["splice_kl"] > deep["splice_kl"]
-    verdict = json.loads((ctx.out / "verdict.json").read_text())
-    assert set(verdict["depths"]) == {"2", "3"}
+    assert set(published(Frontier, ctx.out).verdict_record.depths) == {2, 3}
     assert output.metrics["cells"] == 6
-    assert (ctx.out / "frontier.svg").read_text().startswith("<?xml")
+    assert Frontier.figure.path(ctx.out).read_text().startswith("<?xml")
 
 
 def test_a_killed_frontier_goes_on(
-    inputs: Mapping[str, InputArtifact], context: MakeContext, monkeypatch: pytest.MonkeyPatch
+    inputs: FrontierInputs, context: MakeContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, killed = context("whole"), context("killed")
     STAGE.run(inputs, CONFIG, whole)
@@ -94,19 +101,21 @@ def test_a_killed_frontier_goes_on(
         STAGE.run(inputs, CONFIG, killed)
     STAGE.run(inputs, CONFIG, killed)
     assert len(calls) == 3 + 4
-    tables = [read_parquet(ctx.out / "frontier.parquet") for ctx in (whole, killed)]
+    tables = [cells(ctx) for ctx in (whole, killed)]
     assert tables[0].drop(["train_seconds"]) == tables[1].drop(["train_seconds"])
 
 
-def test_no_depths_no_frontier(inputs: Mapping[str, InputArtifact], context: MakeContext) -> None:
+def test_no_depths_no_frontier(inputs: FrontierInputs, context: MakeContext) -> None:
     ctx = context()
     assert STAGE.run(inputs, FrontierConfig(), ctx).metrics == {"cells": 0}
-    assert "no frontier" in json.loads((ctx.out / "verdict.json").read_text())["why"]
+    verdict = published(Frontier, ctx.out).verdict_record
+    assert "no frontier" in verdict.why
+    assert json.loads(Frontier.verdict_record.path(ctx.out).read_text()) == {
+        "meets_limit": None, "why": verdict.why, "depths": {}
+    }  # fmt: skip
 
 
-def test_more_blocks_than_there_are(
-    inputs: Mapping[str, InputArtifact], context: MakeContext
-) -> None:
+def test_more_blocks_than_there_are(inputs: FrontierInputs, context: MakeContext) -> None:
     with pytest.raises(BadInputError, match="1 blocks"):
         STAGE.run(inputs, CONFIG.model_copy(update={"depths": (2,)}), context())
     only = CONFIG.model_copy(update={"depths": (3,), "layers": (2,)})
@@ -114,21 +123,26 @@ def test_more_blocks_than_there_are(
         STAGE.run(inputs, only, context())
 
 
-def row(layer: int, depth: int, kl: float, k: int = 8) -> dict[str, float]:
-    return {"layer": layer, "depth": depth, "kl": kl, "k": k}
+def row(layer: int, depth: int, kl: float, k: int = 8) -> FrontierCell:
+    rest = ("expansion", "start_kl", "kl_low", "kl_high", "agreement", "splice_kl",
+            "residual_lens_kl", "flops_per_token", "train_seconds")  # fmt: skip
+    return FrontierCell(
+        layer=layer, depth=depth, kl=kl, k=k, sae="trained", parameters=1, tokens_trained=1,
+        **dict.fromkeys(rest, 0.5),
+    )  # fmt: skip
 
 
 def test_the_least_depth_that_is_enough_is_recommended() -> None:
     rows = [row(8, 0, 3.0), row(8, 4, 1.0), row(15, 0, 2.0), row(15, 2, 0.6), row(15, 2, 0.45, 16),
             row(15, 4, 0.4), row(24, 0, 0.7), row(24, 2, 0.3)]  # fmt: skip
     verdict = recommend(rows, 0.5)
-    assert verdict["depths"] == {"8": 4, "15": 2, "24": 2}
-    assert (verdict["layer"], verdict["depth"], verdict["k"]) == (15, 2, 16)
-    assert verdict["meets_limit"]
+    assert verdict.depths == {8: 4, 15: 2, 24: 2}
+    assert (verdict.layer, verdict.depth, verdict.k) == (15, 2, 16)
+    assert verdict.meets_limit
     verdict = recommend(rows, 0.1)
-    assert not verdict["meets_limit"]
-    assert verdict["depths"] == {"8": 4, "15": 4, "24": 2}
-    assert (verdict["layer"], verdict["depth"]) == (24, 2)
+    assert not verdict.meets_limit
+    assert verdict.depths == {8: 4, 15: 4, 24: 2}
+    assert (verdict.layer, verdict.depth) == (24, 2)
 
 
 def run_config(**changes: object) -> RunConfig:

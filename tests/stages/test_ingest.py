@@ -10,15 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rldecoder.artifacts.catalogue import Corpus, ModelFolder
 from rldecoder.config.data import IngestConfig
 from rldecoder.data.documents import Candidate, Document
 from rldecoder.data.shards import read_token_table, read_tokens
 from rldecoder.errors import BadInputError
 from rldecoder.lm.text_tokens import encode_prompt
-from rldecoder.schemas import read_json, read_parquet
-from rldecoder.stages.context import InputArtifact, StageContext
+from rldecoder.stages.context import StageContext
 from rldecoder.stages.ingest import load_tokenizer
+from rldecoder.stages.inputs import IngestInputs
 from rldecoder.stages.table import stage_named
+from tests.stages.published import published
 from tests.tiny_models import BOS, with_tokens_around
 
 STAGE = stage_named("ingest")
@@ -28,9 +30,8 @@ BUDGETS = {"train": 640, "validation": 64, "label": 64, "test": 128, "ood": 64}
 
 
 @pytest.fixture(scope="module")
-def model(tiny_lm_dir: Path) -> dict[str, InputArtifact]:
-    artifact = InputArtifact("model", "sync_tokenizer", "d", tiny_lm_dir.parent, {}, {})
-    return {"sync_tokenizer": artifact}
+def inputs(tiny_lm_dir: Path) -> IngestInputs:
+    return IngestInputs(published(ModelFolder, tiny_lm_dir.parent))
 
 
 def corpus(folder: Path, count: int = 60, name: str = "main") -> Path:
@@ -58,12 +59,12 @@ def settings(folder: Path, **changes: object) -> IngestConfig:
 
 
 def test_splits_budgets_and_documents(
-    tmp_path: Path, model: dict[str, InputArtifact], context: MakeContext
+    tmp_path: Path, inputs: IngestInputs, context: MakeContext
 ) -> None:
     ctx = context()
-    output = STAGE.run(model, settings(tmp_path), ctx)
-    tokenizer = load_tokenizer(model["sync_tokenizer"].path / "model")
-    documents = read_parquet(ctx.out / "documents.parquet").to_pylist()
+    output = STAGE.run(inputs, settings(tmp_path), ctx)
+    tokenizer = load_tokenizer(inputs.model.model)
+    documents = published(Corpus, ctx.out).documents.to_pylist()
     split_of = {row["doc_id"]: row["split"] for row in documents}
     texts = {}
     for name in ("main", "other"):
@@ -88,17 +89,17 @@ def test_splits_budgets_and_documents(
             stream.append(tokenizer.eos_token_id)
         assert ids.flatten().tolist() == stream[: ids.size]
     assert len(list(ctx.out.glob("train-*.parquet"))) == 3
-    provenance = read_json(ctx.out / "provenance.json")
-    assert provenance["sources"]["main.jsonl"]["licences"] == ["CC0-1.0"]
-    assert provenance["splits"]["test"]["tokens"] == 128
+    provenance = published(Corpus, ctx.out).provenance
+    assert provenance.sources["main.jsonl"].licences == ("CC0-1.0",)
+    assert provenance.splits["test"].tokens == 128
 
 
 def test_documents_end_where_eos_is(
-    tmp_path: Path, model: dict[str, InputArtifact], context: MakeContext
+    tmp_path: Path, inputs: IngestInputs, context: MakeContext
 ) -> None:
     ctx = context()
-    STAGE.run(model, settings(tmp_path), ctx)
-    eos = load_tokenizer(model["sync_tokenizer"].path / "model").eos_token_id
+    STAGE.run(inputs, settings(tmp_path), ctx)
+    eos = load_tokenizer(inputs.model.model).eos_token_id
     table = read_token_table(ctx.out, "train").to_pylist()
     for row in table:
         ends = (np.flatnonzero(np.array(row["input_ids"]) == eos) + 1).tolist()
@@ -106,19 +107,19 @@ def test_documents_end_where_eos_is(
 
 
 def test_same_bytes_twice_and_other_seed_differs(
-    tmp_path: Path, model: dict[str, InputArtifact], context: MakeContext
+    tmp_path: Path, inputs: IngestInputs, context: MakeContext
 ) -> None:
     contents = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         ctx = context(name, seed=seed)
-        STAGE.run(model, settings(tmp_path), ctx)
+        STAGE.run(inputs, settings(tmp_path), ctx)
         contents.append({p.name: p.read_bytes() for p in sorted(ctx.out.iterdir())})
     assert contents[0] == contents[1]
     assert contents[0]["train-00000.parquet"] != contents[2]["train-00000.parquet"]
 
 
 def test_duplicates_across_splits_go(
-    tmp_path: Path, model: dict[str, InputArtifact], context: MakeContext
+    tmp_path: Path, inputs: IngestInputs, context: MakeContext
 ) -> None:
     """Twenty documents, each six times: every text ends up in one split only."""
     rows = [{"text": " ".join(f"d{i % 20}w{j}" for j in range(80))} for i in range(120)]
@@ -130,11 +131,11 @@ def test_duplicates_across_splits_go(
         sources=[{"type": "local", "paths": [str(path)]}],
         budget_tokens={**BUDGETS, "train": 100_000, "ood": 0},
     )
-    output = STAGE.run(model, config, ctx)
+    output = STAGE.run(inputs, config, ctx)
     removed = output.metrics["duplicates_removed"]
     assert isinstance(removed, int)
     assert removed > 0
-    documents = read_parquet(ctx.out / "documents.parquet").to_pylist()
+    documents = published(Corpus, ctx.out).documents.to_pylist()
     splits_of_text: dict[str, set[str]] = {}
     for row in documents:
         splits_of_text.setdefault(row["sha256"], set()).add(row["split"])
@@ -143,7 +144,7 @@ def test_duplicates_across_splits_go(
 
 
 def test_long_documents_are_read_on_where_their_beginnings_fill_no_split(
-    tmp_path: Path, model: dict[str, InputArtifact], context: MakeContext
+    tmp_path: Path, inputs: IngestInputs, context: MakeContext
 ) -> None:
     """20 documents of 60 lines, cut at about 6: without their rest 9 in 10 tokens are lost."""
     path = tmp_path / "long.jsonl"
@@ -154,35 +155,35 @@ def test_long_documents_are_read_on_where_their_beginnings_fill_no_split(
     limits = {"max_document_chars": 300, "min_document_chars": 50}
 
     ctx, whole = context("roomy"), context("whole")
-    STAGE.run(model, settings(tmp_path, **base, budget_tokens=roomy, **limits), ctx)
+    STAGE.run(inputs, settings(tmp_path, **base, budget_tokens=roomy, **limits), ctx)
     STAGE.run(
-        model, settings(tmp_path, **base, budget_tokens=roomy, max_document_chars=None), whole
+        inputs, settings(tmp_path, **base, budget_tokens=roomy, max_document_chars=None), whole
     )
-    provenance, expected = (read_json(c.out / "provenance.json") for c in (ctx, whole))
+    provenance, expected = (published(Corpus, c.out).provenance for c in (ctx, whole))
     for split in ("train", "test"):
-        found, all_tokens = (p["splits"][split]["tokens"] for p in (provenance, expected))
+        found, all_tokens = (p.splits[split].tokens for p in (provenance, expected))
         assert found == pytest.approx(all_tokens, rel=0.1)
-    documents = expected["splits"]["train"]["documents"] + expected["splits"]["test"]["documents"]
-    assert provenance["continued_documents"] == documents
+    documents = expected.splits["train"].documents + expected.splits["test"].documents
+    assert provenance.continued_documents == documents
     notes = " ".join(ctx.report.notes)  # type: ignore[attr-defined]
     assert "were read on after their first 300 characters" in notes
     # All pieces of a document are in its split.
     splits: dict[str, set[str]] = {}
-    for row in read_parquet(ctx.out / "documents.parquet").to_pylist():
+    for row in published(Corpus, ctx.out).documents.to_pylist():
         splits.setdefault(row["title"].split(" (part")[0], set()).add(row["split"])
     assert all(len(names) == 1 for names in splits.values())
 
     # Budgets that the beginnings fill see many documents, as before.
     small = {"train": 640, "validation": 0, "label": 0, "test": 64, "ood": 0}
     ctx = context("small")
-    STAGE.run(model, settings(tmp_path, **base, budget_tokens=small, **limits), ctx)
-    provenance = read_json(ctx.out / "provenance.json")
-    assert "continued_documents" not in provenance
-    assert "cut_characters" not in provenance
+    STAGE.run(inputs, settings(tmp_path, **base, budget_tokens=small, **limits), ctx)
+    written = Corpus.provenance.path(ctx.out).read_text()
+    assert "continued_documents" not in written
+    assert "cut_characters" not in written
 
 
 def test_what_the_limit_cut_off_is_said(
-    model: dict[str, InputArtifact], context: MakeContext, monkeypatch: pytest.MonkeyPatch
+    inputs: IngestInputs, context: MakeContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The documentation of packages is not read on; the note says why a split is not full."""
     text = "\n".join(f"word{i} " * 6 for i in range(100))
@@ -199,15 +200,16 @@ def test_what_the_limit_cut_off_is_said(
         {"context_length": 32, "budget_tokens": budget, "max_document_chars": 500,
          "ood_sources": []}
     )  # fmt: skip
-    STAGE.run(model, config, ctx)
+    STAGE.run(inputs, config, ctx)
     (note,) = [n for n in ctx.report.notes if "train holds" in n]  # type: ignore[attr-defined]
     assert "characters of its documents were cut off by `ingest.max_document_chars`" in note
-    provenance = read_json(ctx.out / "provenance.json")
-    assert provenance["cut_characters"]["train"] > 1000
+    cut = published(Corpus, ctx.out).provenance.cut_characters
+    assert cut is not None
+    assert cut["train"] > 1000
 
 
 def test_what_is_no_text_is_in_the_provenance(
-    tmp_path: Path, model: dict[str, InputArtifact], context: MakeContext
+    tmp_path: Path, inputs: IngestInputs, context: MakeContext
 ) -> None:
     folder = tmp_path / "texts"
     folder.mkdir()
@@ -217,17 +219,17 @@ def test_what_is_no_text_is_in_the_provenance(
     (folder / "._a.jsonl").write_text("resource fork")
     (folder / "b.pdf").write_bytes(b"%PDF")
     ctx = context()
-    STAGE.run(model, settings(tmp_path, sources=[{"type": "local", "paths": [str(folder)]}]), ctx)
-    provenance = read_json(ctx.out / "provenance.json")
-    assert provenance["dropped_documents"]["not_text"] == 1
-    assert provenance["dropped_documents"]["no_text"] == 1
-    assert provenance["left_out_files"] == {".pdf": 1, "hidden": 1}
+    STAGE.run(inputs, settings(tmp_path, sources=[{"type": "local", "paths": [str(folder)]}]), ctx)
+    provenance = published(Corpus, ctx.out).provenance
+    assert provenance.dropped_documents["not_text"] == 1
+    assert provenance.dropped_documents["no_text"] == 1
+    assert provenance.left_out_files == {".pdf": 1, "hidden": 1}
     notes = " ".join(ctx.report.notes)  # type: ignore[attr-defined]
     assert "1 .pdf" in notes
     assert "1 not text" in notes
 
 
-def test_python_corpus_by_default(model: dict[str, InputArtifact], context: MakeContext) -> None:
+def test_python_corpus_by_default(inputs: IngestInputs, context: MakeContext) -> None:
     ctx = context()
     config = IngestConfig.model_validate(
         {
@@ -236,8 +238,8 @@ def test_python_corpus_by_default(model: dict[str, InputArtifact], context: Make
             "budget_tokens": {**BUDGETS, "label": 128},
         }
     )
-    STAGE.run(model, config, ctx)
-    licences = set(read_parquet(ctx.out / "documents.parquet").column("licence").to_pylist())
+    STAGE.run(inputs, config, ctx)
+    licences = set(published(Corpus, ctx.out).documents.column("licence").to_pylist())
     assert licences == {"PSF-2.0"}
 
 
@@ -252,7 +254,7 @@ def test_python_corpus_by_default(model: dict[str, InputArtifact], context: Make
 )
 def test_bad_settings_are_named(
     tmp_path: Path,
-    model: dict[str, InputArtifact],
+    inputs: IngestInputs,
     context: MakeContext,
     changes: dict[str, object],
     message: str,
@@ -260,17 +262,17 @@ def test_bad_settings_are_named(
     if changes.get("context_length"):
         changes["budget_tokens"] = dict.fromkeys(BUDGETS, 9999)
     with pytest.raises(BadInputError, match=message):
-        STAGE.run(model, settings(tmp_path, **changes), context())
+        STAGE.run(inputs, settings(tmp_path, **changes), context())
 
 
 def test_too_few_documents_for_the_splits(
-    tmp_path: Path, model: dict[str, InputArtifact], context: MakeContext
+    tmp_path: Path, inputs: IngestInputs, context: MakeContext
 ) -> None:
     path = tmp_path / "one.txt"
     path.write_text(" ".join(f"word{i}" for i in range(400)))
     config = settings(tmp_path, sources=[{"type": "local", "paths": [str(path)]}])
     with pytest.raises(BadInputError, match=r"got no sequence.*document_separator"):
-        STAGE.run(model, config, context())
+        STAGE.run(inputs, config, context())
 
 
 def test_fractions_must_sum_to_one() -> None:
@@ -282,10 +284,10 @@ def test_fractions_must_sum_to_one() -> None:
 
 def test_text_begins_as_prompts_do(tiny_lm_dir: Path, tmp_path: Path, context: MakeContext) -> None:
     with_tokens_around(tiny_lm_dir, tmp_path / "sync" / "model", bos=True, eos=True)
-    model = InputArtifact("model", "sync_tokenizer", "d", tmp_path / "sync", {}, {})
+    inputs = IngestInputs(published(ModelFolder, tmp_path / "sync"))
     ctx = context()
-    STAGE.run({"sync_tokenizer": model}, settings(tmp_path), ctx)
-    tokenizer = load_tokenizer(tmp_path / "sync" / "model")
+    STAGE.run(inputs, settings(tmp_path), ctx)
+    tokenizer = load_tokenizer(inputs.model.model)
     rows = np.concatenate([read_tokens(ctx.out, split) for split in BUDGETS])
     assert (rows[:, 0] == BOS).all()
     ends = rows[:, :-1] == tokenizer.eos_token_id
@@ -298,6 +300,6 @@ def test_text_begins_as_prompts_do(tiny_lm_dir: Path, tmp_path: Path, context: M
     assert sum(prompt in starts for prompt in prompts) > 3
     # Without such a token nothing is put in front.
     plain = context()
-    artifact = InputArtifact("model", "sync_tokenizer", "d", tiny_lm_dir.parent, {}, {})
-    STAGE.run({"sync_tokenizer": artifact}, settings(tmp_path), plain)
+    without = IngestInputs(published(ModelFolder, tiny_lm_dir.parent))
+    STAGE.run(without, settings(tmp_path), plain)
     assert (read_tokens(plain.out, "train")[:, 0] != BOS).all()

@@ -7,15 +7,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rldecoder.artifacts.catalogue import Labels
 from rldecoder.config.interp import LabelFeaturesConfig, PredicateSettings, RankFeaturesConfig
 from rldecoder.data.shards import read_tokens
 from rldecoder.errors import BadInputError
-from rldecoder.interp.records import FeatureLabels
 from rldecoder.interp.review import ReviewLine, append_review
-from rldecoder.schemas import read_json, read_parquet
-from rldecoder.stages.context import InputArtifact
 from rldecoder.stages.table import stage_named
-from tests.stages.interp_inputs import artifact, files_of, make_inputs, run_stage, write_tokens
+from tests.stages.interp_inputs import (
+    Folders,
+    files_of,
+    make_inputs,
+    run_stage,
+    write_tokens,
+)
+from tests.stages.published import published
 
 STAGE = stage_named("label_features")
 
@@ -32,16 +37,17 @@ CONFIG = LabelFeaturesConfig(
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory, tiny_lm_dir: Path) -> dict[str, InputArtifact]:
+def inputs(tmp_path_factory: pytest.TempPathFactory, tiny_lm_dir: Path) -> Folders:
     folder = tmp_path_factory.mktemp("label")
     made = make_inputs(folder, tiny_lm_dir)
     run_stage(stage_named("rank_features"), made, RANK, folder / "rank")
     return made
 
 
-def test_labels_scores_and_controls(tmp_path: Path, inputs: dict[str, InputArtifact]) -> None:
+def test_labels_scores_and_controls(tmp_path: Path, inputs: Folders) -> None:
     output, out = run_stage(STAGE, inputs, CONFIG, tmp_path / "label")
-    labels = FeatureLabels.load(out)
+    artifact = published(Labels, out, output)
+    labels = artifact.labels
     assert labels.requested == 24
     assert labels.labelled + labels.failed == len(labels.features) == 24
     assert labels.failed > 0
@@ -69,35 +75,34 @@ def test_labels_scores_and_controls(tmp_path: Path, inputs: dict[str, InputArtif
         assert all((e.act == 0) == (e.kind == "near_miss") for e in feature.contrasts)
     assert {e.kind for f in labels.features for e in f.contrasts} == {"quantile", "near_miss"}
 
-    scores = read_parquet(out / "scores.parquet").to_pylist()
+    scores = artifact.scores.to_pylist()
     by_method = {m: [r for r in scores if r["method"] == m] for m in ("label", "shuffled")}
     assert [r["latent"] for r in by_method["label"]] == [f.latent for f in labels.features]
     assert len(by_method["shuffled"]) == labels.labelled
-    controls = read_json(out / "controls.json")
-    methods = controls["methods"]
-    assert methods["random_sae"]["latents"] == 10
-    assert methods["drawn"]["latents"] == 10
-    gap = controls["gaps"]["drawn_random_sae"]["detection"]
-    assert gap["low"] <= gap["difference"] <= gap["high"]
-    drawn, random = (methods[name]["mean_detection"] for name in ("drawn", "random_sae"))
-    assert output.metrics["gap_detection"] == gap["difference"] == pytest.approx(drawn - random)
+    controls = artifact.controls
+    methods = controls.methods
+    assert methods["random_sae"].latents == 10
+    assert methods["drawn"].latents == 10
+    gap = controls.gaps.drawn_random_sae["detection"]
+    assert gap.low <= gap.difference <= gap.high
+    drawn, random = (methods[name].means["detection"] for name in ("drawn", "random_sae"))
+    assert output.metrics["gap_detection"] == gap.difference == pytest.approx(drawn - random)
     assert output.metrics["drawn_detection"] == drawn
-    assert controls["calibration"]["people"] is None  # nobody has said anything
-    assert methods["label"]["failed"] == labels.failed
-    assert methods["label"]["mean_f1"] < methods["label"]["mean_f1_labelled"]
-    assert methods["shuffled"]["mean_f1"] < methods["label"]["mean_f1_labelled"]
-    calibration = controls["calibration"]
-    assert calibration["test"]["n"] == labels.labelled
-    assert calibration["high_confidence"]["labels"] == confident
-    assert calibration["best_possible_coverage"] == methods["label"]["accepted"] / 24
-    point = calibration["at_point_estimate"]["coverage"]
-    assert point["low"] <= point["value"] <= point["high"]
+    label, calibration = methods["label"], controls.calibration
+    assert calibration.people is None  # nobody has said anything
+    assert label.failed == labels.failed
+    assert label.means["f1"] < label.means_labelled["f1"]
+    assert methods["shuffled"].means["f1"] < label.means_labelled["f1"]
+    assert calibration.test.n == labels.labelled
+    assert calibration.high_confidence.labels == confident
+    assert calibration.best_possible_coverage == label.accepted / 24
+    point = calibration.at_point_estimate.coverage
+    assert point.low <= point.value <= point.high
     for name in ("detection_hard", "fuzzing_hard", "intruder", "simulation"):
-        for method in methods.values():
-            assert method[f"mean_{name}_labelled"] is not None
+        assert all(method.means_labelled[name] is not None for method in methods.values())
         assert any(getattr(feature.scores, name) for feature in labels.features)
     assert output.metrics["failed"] == labels.failed
-    examples = read_parquet(out / "examples.parquet").to_pylist()
+    examples = artifact.examples.to_pylist()
     kinds = {row["kind"] for row in examples}
     assert kinds == {"top", "quantile", "negative", "near_miss"}
     silent = [row for row in examples if row["kind"] in ("negative", "near_miss")]
@@ -108,13 +113,14 @@ def test_labels_scores_and_controls(tmp_path: Path, inputs: dict[str, InputArtif
 
 
 def test_examples_come_from_all_text_and_labels_from_a_sample(
-    tmp_path: Path, inputs: dict[str, InputArtifact]
+    tmp_path: Path, inputs: Folders
 ) -> None:
     _, out = run_stage(STAGE, inputs, CONFIG, tmp_path / "all")
     small = CONFIG.model_copy(update={"fit_tokens": 800, "example_tokens": 100_000})
     _, sampled = run_stage(STAGE, inputs, small, tmp_path / "sampled")
-    assert (out / "examples.parquet").read_bytes() == (sampled / "examples.parquet").read_bytes()
-    every, some = FeatureLabels.load(out).features, FeatureLabels.load(sampled).features
+    paths = [Labels.examples.path(folder) for folder in (out, sampled)]
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    every, some = (published(Labels, folder).labels.features for folder in (out, sampled))
     assert [f.density for f in every] == [f.density for f in some]
     assert [f.predicate for f in every] != [f.predicate for f in some]
     assert any(f.predicate for f in some)
@@ -125,16 +131,16 @@ def test_examples_come_from_all_text_and_labels_from_a_sample(
 
 
 def test_a_review_file_overrides_labels_and_is_fingerprinted(
-    tmp_path: Path, inputs: dict[str, InputArtifact]
+    tmp_path: Path, inputs: Folders
 ) -> None:
     _, out = run_stage(STAGE, inputs, CONFIG, tmp_path / "plain")
-    first = FeatureLabels.load(out).features[0]
+    first = published(Labels, out).labels.features[0]
     path = tmp_path / "reviews.jsonl"
     line = {"sae_digest": "train_sae", "latent": first.latent, "reviewer": "ann", "label": "mine"}
     path.write_text(json.dumps(line) + "\n")
     config = CONFIG.model_copy(update={"reviews": path})
     _, out = run_stage(STAGE, inputs, config, tmp_path / "reviewed")
-    changed = FeatureLabels.load(out).features[0]
+    changed = published(Labels, out).labels.features[0]
     assert changed.latent == first.latent
     assert changed.label == "mine"
     assert changed.high_confidence
@@ -152,11 +158,11 @@ def test_a_review_file_overrides_labels_and_is_fingerprinted(
 
 
 def test_verdicts_of_the_audit_refit_confidence_and_threshold(
-    tmp_path: Path, inputs: dict[str, InputArtifact]
+    tmp_path: Path, inputs: Folders
 ) -> None:
     config = CONFIG.model_copy(update={"num_features": 96, "review_audit_share": 1.0})
     _, out = run_stage(STAGE, inputs, config, tmp_path / "before")
-    before = FeatureLabels.load(out)
+    before = published(Labels, out).labels
     audit = [f for f in before.features if f.audit]
     assert len(audit) >= 30
     path = tmp_path / "reviews.jsonl"
@@ -170,14 +176,15 @@ def test_verdicts_of_the_audit_refit_confidence_and_threshold(
     output, out = run_stage(
         STAGE, inputs, config.model_copy(update={"reviews": path}), tmp_path / "after"
     )
-    after = FeatureLabels.load(out)
+    artifact = published(Labels, out)
+    after = artifact.labels
     of = {f.latent: f for f in after.features}
-    people = read_json(out / "controls.json")["calibration"]["people"]
-    assert people["n"] == output.metrics["people_n"] == len(reviewed)
-    assert 0 <= people["ece"] <= 1
-    assert output.metrics["people_brier"] == people["brier"]
+    people = artifact.controls.calibration.people
+    assert people.n == output.metrics["people_n"] == len(reviewed)
+    assert 0 <= people.ece <= 1
+    assert output.metrics["people_brier"] == people.brier
     # People accept every second label, whatever the labeler thinks: no threshold is safe.
-    assert after.high_confidence_threshold is None is people["high_confidence_threshold"]
+    assert after.high_confidence_threshold is None is people.high_confidence_threshold
     assert not any(of[f.latent].high_confidence for f in waiting)
     assert any(of[f.latent].confidence != f.confidence for f in waiting)
     for n, feature in enumerate(reviewed):
@@ -195,38 +202,34 @@ def test_verdicts_of_the_audit_refit_confidence_and_threshold(
     _, out = run_stage(STAGE, inputs, other, tmp_path / "other")
     old = {f.latent: f.label for f in before.features}
     found = [
-        f for f in FeatureLabels.load(out).features
+        f for f in published(Labels, out).labels.features
         if f.reviews and f.predicate is not None and f.label != old[f.latent]
     ]  # fmt: skip
     assert found
     assert all(f.reviews[0].accept for f in found)
-    tau = FeatureLabels.load(out).high_confidence_threshold
+    tau = published(Labels, out).labels.high_confidence_threshold
     for f in found:
         assert f.high_confidence == (tau is not None and f.confidence >= tau)
 
 
-def test_a_leak_between_splits_is_refused(tmp_path: Path, inputs: dict[str, InputArtifact]) -> None:
+def test_a_leak_between_splits_is_refused(tmp_path: Path, inputs: Folders) -> None:
     folder = tmp_path / "ingest"
-    shutil.copytree(inputs["ingest"].path, folder)
+    shutil.copytree(inputs["ingest"], folder)
     tokens = read_tokens(folder, "test")
     # The documents of the test split get the ids of those of the label split.
     docs = np.arange(tokens.size).reshape(tokens.shape) // 120
     write_tokens(folder, "test", tokens, docs, 512)
     with pytest.raises(BadInputError, match="share"):
-        run_stage(STAGE, inputs | {"ingest": artifact(folder)}, CONFIG, tmp_path / "leak")
+        run_stage(STAGE, inputs | {"ingest": folder}, CONFIG, tmp_path / "leak")
 
 
-def test_a_domain_that_was_not_ranked_is_a_clear_error(
-    tmp_path: Path, inputs: dict[str, InputArtifact]
-) -> None:
+def test_a_domain_that_was_not_ranked_is_a_clear_error(tmp_path: Path, inputs: Folders) -> None:
     config = CONFIG.model_copy(update={"rank_domain": "cloze"})
     with pytest.raises(BadInputError, match="rank_domain"):
         run_stage(STAGE, inputs, config, tmp_path / "nothing")
 
 
-def test_fewer_latents_than_requested_is_said(
-    tmp_path: Path, inputs: dict[str, InputArtifact]
-) -> None:
+def test_fewer_latents_than_requested_is_said(tmp_path: Path, inputs: Folders) -> None:
     config = CONFIG.model_copy(update={"num_features": 1000})
     output, _ = run_stage(STAGE, inputs, config, tmp_path / "many")
     assert "of the 1000 requested latents" in output.reasons[0]

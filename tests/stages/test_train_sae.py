@@ -11,6 +11,8 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from rldecoder.artifacts.catalogue import Clusters, TrainedSae
+from rldecoder.artifacts.store import MANIFEST
 from rldecoder.config.sae import TrainSaeConfig
 from rldecoder.curves import read_curves
 from rldecoder.data.activations import ActivationMeta, ActivationWriter
@@ -18,8 +20,10 @@ from rldecoder.errors import BadInputError, DamagedFileError, NumericalError
 from rldecoder.reporting import SilentReporter
 from rldecoder.sae.model import Sae
 from rldecoder.sae.training import SaeTrainer, StepResult
-from rldecoder.stages.context import InputArtifact, StageContext
+from rldecoder.stages.context import StageContext
+from rldecoder.stages.inputs import SaeInputs
 from rldecoder.stages.table import stage_named
+from tests.stages.published import inputs_in
 
 STAGE = stage_named("train_sae")
 
@@ -63,12 +67,11 @@ def write_cache(folder: Path, num_train: int = 1100) -> None:
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, InputArtifact]:
-    folder = tmp_path_factory.mktemp("cache")
-    write_cache(folder)
-    return {
-        "cache_activations": InputArtifact("activations", "cache_activations", "d", folder, {}, {})
-    }
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> SaeInputs:
+    root = tmp_path_factory.mktemp("store")
+    inputs = inputs_in(SaeInputs, root)
+    write_cache(inputs.cache.folder)
+    return inputs
 
 
 def published(folder: Path) -> dict[str, bytes]:
@@ -79,20 +82,18 @@ def published(folder: Path) -> dict[str, bytes]:
     }
 
 
-def test_publishes_an_sae_better_than_nothing(
-    inputs: Mapping[str, InputArtifact], context: Context
-) -> None:
+def test_publishes_an_sae_better_than_nothing(inputs: SaeInputs, context: Context) -> None:
     ctx = context()
     output = STAGE.run(inputs, CONFIG, ctx)
-    sae = Sae.load(ctx.out / "sae")
+    sae = Sae.load(TrainedSae.sae.path(ctx.out))
     assert (sae.spec.hook_layer, sae.spec.model_name, sae.num_latents) == (2, "synthetic", 64)
-    best = json.loads((ctx.out / "best.json").read_text())
-    curves = read_curves(ctx.out / "curves.parquet")
+    best = TrainedSae.best.read(ctx.out)
+    curves = read_curves(TrainedSae.curves.path(ctx.out))
     steps, fvus = curves["validation_fvu"]
     assert steps == [10, 20, 30, 40, 50]
-    assert best["fvu"] == min(fvus) == output.metrics["validation_fvu"]
-    assert best["step"] == steps[fvus.index(min(fvus))]
-    assert best["fvu"] < 0.75 * fvus[0]
+    assert best.fvu == min(fvus) == output.metrics["validation_fvu"]
+    assert best.step == steps[fvus.index(min(fvus))]
+    assert best.fvu < 0.75 * fvus[0]
     assert curves["loss"][0] == list(range(5, 51, 5))
     assert output.metrics["tokens"] == 6_400
     assert output.verdict is None
@@ -117,7 +118,7 @@ class KillingReporter(SilentReporter):
 
 @pytest.mark.parametrize("killed_at", [[20], [10, 35, 50]])
 def test_killed_and_resumed_publishes_the_same_bytes(
-    inputs: Mapping[str, InputArtifact], context: Context, killed_at: list[int]
+    inputs: SaeInputs, context: Context, killed_at: list[int]
 ) -> None:
     """Also across the end of an epoch (8 batches), and when killed several times."""
     whole = context("whole")
@@ -137,16 +138,14 @@ def test_killed_and_resumed_publishes_the_same_bytes(
     assert same == {k: v for k, v in want.metrics.items() if not k.endswith("_per_second")}
 
 
-def test_seed_changes_the_result(inputs: Mapping[str, InputArtifact], context: Context) -> None:
+def test_seed_changes_the_result(inputs: SaeInputs, context: Context) -> None:
     one, other = context("one"), context("other", seed=1)
     STAGE.run(inputs, CONFIG, one)
     STAGE.run(inputs, CONFIG, other)
     assert published(one.out) != published(other.out)
 
 
-def test_relu_variant_runs_and_alerts(
-    inputs: Mapping[str, InputArtifact], context: Context
-) -> None:
+def test_relu_variant_runs_and_alerts(inputs: SaeInputs, context: Context) -> None:
     config = TrainSaeConfig.model_validate(
         CONFIG.model_dump()
         | {
@@ -159,13 +158,13 @@ def test_relu_variant_runs_and_alerts(
     )
     ctx = context()
     STAGE.run(inputs, config, ctx)
-    assert Sae.load(ctx.out / "sae").spec.architecture == "relu"
+    assert Sae.load(TrainedSae.sae.path(ctx.out)).spec.architecture == "relu"
     assert isinstance(ctx.report, SilentReporter)
     assert any("mean L0" in alert for alert in ctx.report.alerts)
 
 
 def test_divergence_is_an_alert_and_an_error(
-    inputs: Mapping[str, InputArtifact], context: Context, monkeypatch: pytest.MonkeyPatch
+    inputs: SaeInputs, context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = SaeTrainer.step
 
@@ -180,9 +179,7 @@ def test_divergence_is_an_alert_and_an_error(
     assert any("diverged at step 5" in alert for alert in ctx.report.alerts)
 
 
-def test_bad_input_is_refused_before_training(
-    inputs: Mapping[str, InputArtifact], context: Context
-) -> None:
+def test_bad_input_is_refused_before_training(inputs: SaeInputs, context: Context) -> None:
     with pytest.raises(BadInputError, match="64 latents"):
         STAGE.run(inputs, CONFIG.model_copy(update={"k": 65}), context())
     with pytest.raises(BadInputError, match="larger than the split"):
@@ -201,22 +198,22 @@ def retrained(
     folder: Path, flagged: dict[int, list[str]], reasons: tuple[str, ...] = ("dead",)
 ) -> TrainSaeConfig:
     """One step that hardly moves anything, from the SAE published in `folder`."""
-    clusters = folder / "clusters.json"
+    clusters = Clusters.clusters.path(folder)
     rows = [{"latent": latent, "reasons": why} for latent, why in flagged.items()]
     clusters.write_text(json.dumps({"sae_digest": "of-another", "flagged": rows}))
-    retrain = {"sae": folder / "sae", "clusters": clusters, "reasons": reasons}
+    retrain = {"sae": TrainedSae.sae.path(folder), "clusters": clusters, "reasons": reasons}
     changes = {"budget_tokens": 128, "lr": 1e-9, "lr_final": 1e-9, "retrain": retrain}
     return TrainSaeConfig.model_validate(CONFIG.model_dump() | changes)
 
 
 @pytest.mark.parametrize("architecture", ["topk", "batchtopk", "jumprelu", "relu"])
 def test_retraining_goes_on_from_an_sae_and_resamples_what_was_flagged(
-    architecture: str, inputs: Mapping[str, InputArtifact], context: Context
+    architecture: str, inputs: SaeInputs, context: Context
 ) -> None:
     config = CONFIG.model_copy(update={"architecture": architecture})
     first = context("first")
     STAGE.run(inputs, config, first)
-    old = Sae.load(first.out / "sae")
+    old = Sae.load(TrainedSae.sae.path(first.out))
     flags = {3: ["dead"], 7: ["label_failed"], 9: ["ultra_dense", "dead"]}
     again = retrained(first.out, flags).model_copy(update={"architecture": architecture})
     second = context("second")
@@ -232,7 +229,7 @@ def test_retraining_goes_on_from_an_sae_and_resamples_what_was_flagged(
 
 
 def test_retraining_is_fingerprinted_by_content(
-    inputs: Mapping[str, InputArtifact], context: Context, tmp_path: Path
+    inputs: SaeInputs, context: Context, tmp_path: Path
 ) -> None:
     first = context("first")
     STAGE.run(inputs, CONFIG.model_copy(update={"budget_tokens": 256}), first)
@@ -242,13 +239,13 @@ def test_retraining_is_fingerprinted_by_content(
     assert STAGE.fingerprint(CONFIG) == {}
     assert before != STAGE.fingerprint(retrained(first.out, {3: ["dead"]}, ("label_failed",)))
     assert before != STAGE.fingerprint(retrained(first.out, {4: ["dead"]}))
-    (first.out / "clusters.json").unlink()
+    Clusters.clusters.path(first.out).unlink()
     with pytest.raises(BadInputError, match=r"clusters\.json does not exist"):
         STAGE.fingerprint(config)
 
 
 def test_retraining_from_another_kind_of_sae_is_refused(
-    inputs: Mapping[str, InputArtifact], context: Context
+    inputs: SaeInputs, context: Context
 ) -> None:
     first = context("first")
     STAGE.run(inputs, CONFIG.model_copy(update={"budget_tokens": 256}), first)
@@ -258,10 +255,10 @@ def test_retraining_from_another_kind_of_sae_is_refused(
     with pytest.raises(BadInputError, match="Latent 1000 is flagged"):
         STAGE.run(inputs, retrained(first.out, {1000: ["dead"]}), context("third"))
     config = retrained(first.out, {})
-    (first.out / "manifest.json").write_text("{}")  # as in a store: the folder's name is a digest
+    (first.out / MANIFEST).write_text("{}")  # as in a store: the folder's name is a digest
     with pytest.raises(BadInputError, match="flags latents of the SAE of-another"):
         STAGE.run(inputs, config, context("fifth"))
-    (first.out / "clusters.json").write_text("{}")
+    Clusters.clusters.path(first.out).write_text("{}")
     with pytest.raises(DamagedFileError, match="which latents are flagged"):
         STAGE.run(inputs, config, context("fourth"))
 
@@ -273,9 +270,7 @@ def test_checkpoint_interval_is_not_in_the_digest() -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_train_the_same_sae(
-    inputs: Mapping[str, InputArtifact], context: Context
-) -> None:
+def test_two_processes_train_the_same_sae(inputs: SaeInputs, context: Context) -> None:
     """To rounding; also when the run was killed and goes on."""
     one, two = context("one"), context("two")
     want = STAGE.run(inputs, CONFIG, one)
@@ -287,5 +282,5 @@ def test_two_processes_train_the_same_sae(
     assert isinstance(two.report, SilentReporter)
     assert two.report.notes == ["train_sae goes on from step 24 of 50"]
     assert got.metrics["validation_fvu"] == pytest.approx(want.metrics["validation_fvu"], rel=0.02)
-    theirs, ours = Sae.load(one.out / "sae"), Sae.load(two.out / "sae")
+    theirs, ours = Sae.load(TrainedSae.sae.path(one.out)), Sae.load(TrainedSae.sae.path(two.out))
     assert float((theirs.W_dec - ours.W_dec).abs().mean()) < 0.01

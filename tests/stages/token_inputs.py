@@ -7,15 +7,46 @@ from pathlib import Path
 
 import numpy as np
 
+from rldecoder.artifacts.catalogue import Corpus, ModelFolder
 from rldecoder.config.sae import SweepSaeConfig, TrainSaeConfig
 from rldecoder.data.packing import PackedSequence, TokenShardWriter
-from rldecoder.schemas import write_json
-from rldecoder.stages.context import InputArtifact
+from rldecoder.lm.specs import ModelRecord
+from rldecoder.stages.inputs import TextInputs
+from tests.stages.published import published
+
+TINY_RECORD = ModelRecord(
+    name="tiny",
+    title="tiny",
+    licence="none: random weights",
+    hook_layer=None,
+    compute_dtype="float32",
+    source={"kind": "random"},
+    weights_sha256="0" * 64,
+    weight_files={},
+    model_type="gpt2",
+    parameters=265_600,
+    num_layers=4,
+    d_model=64,
+    num_heads=4,
+    num_kv_heads=4,
+    head_dim=16,
+    d_mlp=256,
+    vocab_size=512,
+    context_length=512,
+    tied_embeddings=True,
+)
+"""What `sync_tokenizer` would say of the fixture `tiny_lm_dir`."""
+
+
+def tiny_model(model_folder: Path) -> ModelFolder:
+    """The fixture `tiny_lm_dir`, published with its record."""
+    ModelFolder.record.save(model_folder.parent, TINY_RECORD)
+    return published(ModelFolder, model_folder.parent)
 
 
 def token_inputs(
     folder: Path, model_folder: Path, length: int, sequences: Mapping[str, int]
-) -> dict[str, InputArtifact]:
+) -> TextInputs:
     """`sequences` of each split, of `length` random tokens below 512."""
     generator = np.random.default_rng(0)
     for split, count in sequences.items():
@@ -23,12 +54,7 @@ def token_inputs(
         rows = generator.integers(0, 512, (count, length))
         writer.add([PackedSequence("s", [0], [0], row) for row in rows])
         writer.close()
-    model = model_folder.parent
-    write_json(model / "model.json", {"name": "tiny", "compute_dtype": "float32"})
-    return {
-        "sync_tokenizer": InputArtifact("model", "sync_tokenizer", "d", model, {}, {}),
-        "ingest": InputArtifact("tokens", "ingest", "d", folder, {}, {}),
-    }
+    return TextInputs(tiny_model(model_folder), published(Corpus, folder))
 
 
 def small_sweep(length: int, layers: tuple[int, ...], ks: tuple[int, ...]) -> SweepSaeConfig:

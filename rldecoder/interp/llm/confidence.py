@@ -12,16 +12,24 @@ or a judge that is not trusted there is no p: a number without evidence would be
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 from sklearn.model_selection import StratifiedKFold
 
-from rldecoder.interp.calibration import Acceptance, Calibration, ConfidenceModel, reliability
+from rldecoder.interp.calibration import (
+    Acceptance,
+    Calibration,
+    ConfidenceModel,
+    ReliabilityBin,
+    reliability,
+)
 from rldecoder.interp.labelers import LabelDraft
 from rldecoder.interp.llm.judge import JudgeScores
 from rldecoder.interp.records import JudgeTrust, LabelConfidence
+from rldecoder.schemas import JsonRecord
 
 FloatArray = NDArray[np.float64]
 MIN_SCORED = 30
@@ -31,14 +39,32 @@ MIN_EACH = 5
 NUM_FOLDS = 5
 
 
+class WordCalibration(JsonRecord):
+    """How confidences of labels in words hold, or why there are none."""
+
+    reason: str | None
+    """Why there are none."""
+    ece: float | None
+    """As in `Reliability`, like `brier`, `n` and `bins`; the last two are absent without
+    confidences."""
+    brier: float | None
+    n: int | None = Field(None, exclude_if=lambda value: value is None)
+    bins: tuple[ReliabilityBin, ...] | None = Field(None, exclude_if=lambda value: value is None)
+    scored: int | None = Field(None, exclude_if=lambda value: value is None)
+    """Labels with features and outcome; absent, as the next two, where it was not asked for."""
+    accepted: int | None = Field(None, exclude_if=lambda value: value is None)
+    """Of these, those that passed."""
+    min_scored: int | None = Field(None, exclude_if=lambda value: value is None)
+    """With fewer there are no confidences."""
+
+
 class WordConfidences(NamedTuple):
     """What is known of labels in words, one entry a label."""
 
     found: list[LabelConfidence | None]
     reasons: list[str | None]
     """Why there is no confidence; None where there is one."""
-    report: dict[str, Any]
-    """For controls.json."""
+    report: WordCalibration
 
 
 def accepted(acceptance: Acceptance, scores: JudgeScores) -> bool | None:
@@ -70,12 +96,19 @@ def word_confidences(
         [i for i, reason in enumerate(reasons) if reason is None and outcome[i] is not None], int
     )
     y = np.array([bool(outcome[i]) for i in fit], bool)
-    report = {"scored": int(y.size), "accepted": int(y.sum()), "min_scored": MIN_SCORED}
     refusal = _refusal(y, trust)
+    report = WordCalibration(
+        reason=refusal,
+        ece=None,
+        brier=None,
+        scored=y.size,
+        accepted=int(y.sum()),
+        min_scored=MIN_SCORED,
+    )
     if refusal is not None:
         every: list[str | None] = [reason or refusal for reason in reasons]
-        unknown = {"reason": refusal, "ece": None, "brier": None}
-        return WordConfidences([None] * len(drafts), every, report | unknown)
+        return WordConfidences([None] * len(drafts), every, report)
+
     rows = [
         None if reason else _features(draft, judged)
         for reason, draft, judged in zip(reasons, drafts, seen, strict=True)
@@ -99,7 +132,8 @@ def word_confidences(
         for i, values in zip(rest, zip(*predicted, strict=True), strict=True):
             found[i] = _confidence(*values)
     measured = reliability(p, y)
-    return WordConfidences(found, reasons, report | {"reason": None} | measured)
+    report = report.model_copy(update=dict(measured))
+    return WordConfidences(found, reasons, report)
 
 
 def _refusal(y: NDArray[np.bool_], trust: JudgeTrust) -> str | None:

@@ -17,7 +17,7 @@ from rldecoder.interp.corpus import Firings, SplitFirings
 from rldecoder.interp.drawn import Drawn
 from rldecoder.interp.labelers import Evidence, LabelDraft
 from rldecoder.interp.llm.backends import ChatModel
-from rldecoder.interp.llm.confidence import WordConfidences, word_confidences
+from rldecoder.interp.llm.confidence import WordCalibration, WordConfidences, word_confidences
 from rldecoder.interp.llm.estimate import Estimate, add_up
 from rldecoder.interp.llm.gate import Planted, num_questions, plant, try_judge
 from rldecoder.interp.llm.items import ItemSampler
@@ -213,7 +213,7 @@ class LlmRun:
     ) -> WordConfidences:
         if not self.config.confidence:
             reason = "not asked for (`label_features.llm.confidence`)"
-            nothing = {"reason": reason, "ece": None, "brier": None}
+            nothing = WordCalibration(reason=reason, ece=None, brier=None)
             return WordConfidences([None] * len(drafts), [reason] * len(drafts), nothing)
         seed = derive_seed(self._seed, "confidence")
         return word_confidences(drafts, seen, scores, trust, self._acceptance, seed)

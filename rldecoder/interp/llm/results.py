@@ -2,20 +2,85 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from rldecoder.interp.control_gaps import control_gaps, mean_intervals
+from rldecoder.interp.control_gaps import ControlGaps, ScoreSummary, control_gaps, means
 from rldecoder.interp.labelers import LabelDraft
-from rldecoder.interp.llm.confidence import WordConfidences
+from rldecoder.interp.llm.confidence import WordCalibration, WordConfidences
 from rldecoder.interp.llm.judge import JudgeScores
 from rldecoder.interp.llm.labeler import LlmLabeler
 from rldecoder.interp.records import JudgedScores, JudgeTrust, OtherLabel
-from rldecoder.interp.scores import mean_or_none
+from rldecoder.schemas import Scalar
 
 WORD_SCORES = ("detection", "fuzzing", "window_f1", "intruder", "simulation")
 """Scores of labels in words whose gaps to the controls are reported."""
 SUMMARISED = (*WORD_SCORES, "window_precision", "window_recall")
+
+
+class JudgedSummary(ScoreSummary):
+    """Labels in words of some latents, as their judge sees them."""
+
+    judge_questions: int
+    judge_failures: int
+    """Questions without a usable answer; they count as wrong."""
+
+
+class LlmSummary(JudgedSummary):
+    """Labels in words of the run's most important latents, their controls, and what they cost."""
+
+    labeler: str
+    """The model that wrote them."""
+    judge: JudgeTrust
+    shuffled_latents: int
+    """Latents that were also judged by another one's label."""
+    means_shuffled: dict[str, float | None]
+    """By score, of these with the other label."""
+    confidence: WordCalibration
+    attempts: int
+    """Requests that were sent."""
+    cached_answers: int
+    """Answers that were there already."""
+    tokens_in: int
+    """Of all requests sent."""
+    tokens_out: int
+    cost: float
+    """US dollars."""
+    controls: dict[str, JudgedSummary]
+    """Latents drawn from a random SAE and from the trained one; empty if that was not asked for."""
+    gaps: ControlGaps
+
+    @property
+    def headline(self) -> dict[str, Scalar]:
+        """What goes into the manifest."""
+        out: dict[str, Scalar] = {
+            "llm_labelled": self.labelled,
+            "llm_judge_trusted": self.judge.trusted,
+            "llm_shuffled_detection": self.means_shuffled["detection"],
+            "llm_confidence_ece": self.confidence.ece,
+            "llm_confidence_brier": self.confidence.brier,
+            "llm_cost": self.cost,
+        }
+        for name in ("detection", "fuzzing", "intruder", "simulation"):
+            out[f"llm_mean_{name}"] = self.means[name]
+        for name, control in self.controls.items():
+            out[f"llm_{name}_detection"] = control.means["detection"]
+        if self.controls:
+            out |= self.gaps.numbers("llm_gap", ("detection", "fuzzing"))
+        return out
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """What a reader of these labels must know."""
+        out: tuple[str, ...] = ()
+        if self.confidence.reason is not None:
+            out += (f"Labels in words have no confidence: {self.confidence.reason}.",)
+        if not self.judge.trusted:
+            out += (
+                f"The judge {self.judge.model} of the labels in words is not trusted: "
+                f"{self.judge.reason}. Its scores must not be believed.",
+            )
+        return out
 
 
 class Judged(NamedTuple):
@@ -65,46 +130,36 @@ def as_records(found: LlmLabels) -> dict[int, OtherLabel]:
     }
 
 
-def llm_summary(found: LlmLabels) -> dict[str, Any]:
-    """Counts and means, over all latents (a failure scores 0) and over those with a label.
-
-    `controls` has the same of latents drawn from a random SAE and from the trained one, `gaps` how
-    far labels lie above their controls (`control_gaps`).
-    """
-    live = [i for i, cached in enumerate(found.ledger["cached"]) if not cached]
-    out: dict[str, Any] = {
-        "labeler": found.models[0],
-        "judge": found.trust.model_dump(mode="json"),
-        "shuffled_latents": len(found.shuffled.scores),
-        "confidence": found.confidences.report,
-        "attempts": len(live),
-        "cached_answers": len(found.ledger["cached"]) - len(live),
-        **_means(found.own),
-    }
-    for name in ("tokens_in", "tokens_out", "cost"):
-        out[name] = sum(found.ledger[name][i] for i in live)
-    for name in SUMMARISED:
-        out[f"mean_{name}_shuffled"] = _mean(found.shuffled.scores, name)
-    out["controls"] = {name: _means(judged) for name, judged in found.drawn.items()}
+def llm_summary(found: LlmLabels) -> LlmSummary:
+    """Counts, means and costs; the ledger's rows of this artifact's requests are summed up."""
+    ledger = found.ledger
+    live = [i for i, cached in enumerate(ledger["cached"]) if not cached]
     methods = {"label": found.own, "shuffled": found.shuffled, **found.drawn}
-    out["gaps"] = control_gaps(methods, WORD_SCORES)
-    return out
+    return LlmSummary.of(
+        found.own,
+        SUMMARISED,
+        WORD_SCORES,
+        **_answers(found.own),
+        labeler=found.models[0],
+        judge=found.trust,
+        shuffled_latents=len(found.shuffled.scores),
+        means_shuffled=means(found.shuffled.scores, SUMMARISED),
+        confidence=found.confidences.report,
+        attempts=len(live),
+        cached_answers=len(ledger["cached"]) - len(live),
+        tokens_in=sum(ledger["tokens_in"][i] for i in live),
+        tokens_out=sum(ledger["tokens_out"][i] for i in live),
+        cost=sum(ledger["cost"][i] for i in live),
+        controls={
+            name: JudgedSummary.of(judged, SUMMARISED, WORD_SCORES, **_answers(judged))
+            for name, judged in found.drawn.items()
+        },
+        gaps=control_gaps(methods, WORD_SCORES),
+    )
 
 
-def _means(judged: Judged) -> dict[str, Any]:
-    good = [s for d, s in zip(*judged, strict=True) if d.text is not None]
-    out: dict[str, Any] = {
-        "latents": len(judged.drafts),
-        "labelled": len(good),
-        "failed": len(judged.drafts) - len(good),
-        "judge_questions": sum(s.questions for s in judged.scores),
-        "judge_failures": sum(s.failures for s in judged.scores),
+def _answers(judged: Judged) -> dict[str, int]:
+    return {
+        "judge_questions": sum(scores.questions for scores in judged.scores),
+        "judge_failures": sum(scores.failures for scores in judged.scores),
     }
-    for name in SUMMARISED:
-        out[f"mean_{name}"] = _mean(judged.scores, name)
-        out[f"mean_{name}_labelled"] = _mean(good, name)
-    return out | mean_intervals(judged, WORD_SCORES)
-
-
-def _mean(scores: Sequence[JudgeScores], name: str) -> float | None:
-    return mean_or_none([getattr(s, name) for s in scores])

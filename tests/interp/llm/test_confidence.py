@@ -19,7 +19,7 @@ from rldecoder.interp.llm.confidence import (
 from rldecoder.interp.llm.judge import JudgeScores
 from rldecoder.interp.records import JudgeTrust
 
-BARS = Acceptance(0.8, 0.5)
+BARS = Acceptance(detection=0.8, precision=0.5)
 
 
 def trust(trusted: bool = True) -> JudgeTrust:
@@ -61,9 +61,9 @@ def test_confidence_follows_the_true_probability() -> None:
     assert found.reasons == [None] * 240
     p = np.array([one.p for one in found.found if one is not None])
     assert np.abs(p - material[3]).mean() < 0.1
-    assert found.report["scored"] == found.report["n"] == 240
-    assert found.report["ece"] < 0.12
-    assert found.report["brier"] < 0.2
+    assert found.report.scored == found.report.n == 240
+    assert found.report.ece < 0.12
+    assert found.report.brier < 0.2
     inside = [one.low <= true <= one.high
               for one, true in zip(found.found, material[3], strict=True) if one]  # fmt: skip
     assert np.mean(inside) > 0.7
@@ -83,7 +83,7 @@ def test_too_little_evidence_gives_no_number() -> None:
     drafts, seen, scores, _ = made(MIN_SCORED - 1)
     found = run(drafts, seen, scores)
     assert found.found == [None] * (MIN_SCORED - 1)
-    assert found.report["ece"] is found.report["brier"] is None
+    assert found.report.ece is found.report.brier is None
     assert all(reason and f"only {MIN_SCORED - 1} labels" in reason for reason in found.reasons)
     drafts, seen, scores, _ = made(100)
     rare = [judged(0.9)] * (MIN_EACH - 1) + [judged(0.6)] * (101 - MIN_EACH)
@@ -96,7 +96,7 @@ def test_too_little_evidence_gives_no_number() -> None:
     )
     untrusted = run(drafts, seen, scores, trusted=False)
     assert untrusted.found == [None] * 100
-    assert "not trusted" in untrusted.report["reason"]
+    assert "not trusted" in untrusted.report.reason
 
 
 def test_failures_and_labels_without_windows_say_why() -> None:
@@ -110,7 +110,7 @@ def test_failures_and_labels_without_windows_say_why() -> None:
     assert found.found[1] is None
     assert "too few windows" in str(found.reasons[1])
     assert found.found[2] is not None  # it has no outcome, and takes that of the others
-    assert found.report["scored"] == 47
+    assert found.report.scored == 47
     assert sum(one is not None for one in found.found) == 48
 
 

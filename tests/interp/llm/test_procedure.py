@@ -78,7 +78,7 @@ def open_run(planted: Planted, tmp_path: Path, model: Clever) -> Open:
         run = LlmRun(
             CONFIG.model_copy(update=values), (model, model), planted.fit, planted.scored,
             planted.vocabulary, window_tokens=16, min_firings=10,
-            acceptance=Acceptance(0.8, 0.5), seed=0,
+            acceptance=Acceptance(detection=0.8, precision=0.5), seed=0,
             progress=tmp_path / "progress", controls=controls or {},
         )  # fmt: skip
         labels = [describe(p, planted.vocabulary) for p in planted.predicates]
@@ -135,16 +135,16 @@ def test_good_models_make_good_labels(
     assert all(r.judge_trusted and r.labeler == LlmLabeler.name for r in records.values())
     summary = llm_summary(found)
     # The text that labels come from was judged as well, but 24 labels are too few for a fit.
-    assert summary["confidence"]["scored"] == 24
+    assert summary.confidence.scored == 24
     assert all(r.confidence is None for r in records.values())
     assert all("only 24 labels were scored" in str(r.no_confidence) for r in records.values())
     # Labels that speak of earlier tokens are read without the text before the window.
-    assert summary["mean_detection"] > 0.95
-    assert summary["mean_fuzzing"] > 0.95
-    assert abs(summary["mean_detection_shuffled"] - 0.5) < 0.2
-    assert summary["shuffled_latents"] == 6
-    assert summary["cost"] == pytest.approx(spent.cost)
-    assert summary["attempts"] == len(model.asked)
+    assert summary.means["detection"] > 0.95
+    assert summary.means["fuzzing"] > 0.95
+    assert abs(summary.means_shuffled["detection"] - 0.5) < 0.2
+    assert summary.shuffled_latents == 6
+    assert summary.cost == pytest.approx(spent.cost)
+    assert summary.attempts == len(model.asked)
     write_parquet(tmp_path / "ledger.parquet", found.ledger, LEDGER)
     purposes = set(found.ledger["purpose"])
     assert purposes == {
@@ -185,8 +185,8 @@ def test_refusals_and_abstentions_are_failures_that_score_0(open_run: Open, mode
     assert len(records) == 8
     assert [records[i].scores.detection for i in range(3)] == [0.0] * 3
     summary = llm_summary(found)
-    assert (summary["labelled"], summary["failed"]) == (5, 3)
-    assert summary["mean_detection"] == pytest.approx(5 / 8 * summary["mean_detection_labelled"])
+    assert (summary.labelled, summary.failed) == (5, 3)
+    assert summary.means["detection"] == pytest.approx(5 / 8 * summary.means_labelled["detection"])
 
 
 def test_labels_of_an_untrusted_judge_say_so(open_run: Open, model: Clever) -> None:
@@ -269,31 +269,31 @@ def test_intruder_simulation_and_a_random_sae(
     assert record.simulation is not None
     assert record.simulation > 0.8
     summary = llm_summary(found)
-    assert summary["mean_intruder"] > 0.95
-    assert summary["mean_simulation"] > 0.8
-    assert abs(summary["mean_intruder_shuffled"]) < 0.3
-    assert abs(summary["mean_simulation_shuffled"]) < 0.3
-    random, drawn = summary["controls"]["random_sae"], summary["controls"]["drawn"]
-    assert (random["latents"], random["labelled"], drawn["latents"]) == (30, 30, 20)
-    assert abs(random["mean_detection"] - 0.5) < 0.15
-    assert drawn["mean_detection"] > 0.95
-    assert random["interval_detection"][0] <= random["mean_detection"]
-    for gaps in (summary["gaps"]["label_random_sae"], summary["gaps"]["drawn_random_sae"]):
+    assert summary.means["intruder"] > 0.95
+    assert summary.means["simulation"] > 0.8
+    assert abs(summary.means_shuffled["intruder"]) < 0.3
+    assert abs(summary.means_shuffled["simulation"]) < 0.3
+    random, drawn = summary.controls["random_sae"], summary.controls["drawn"]
+    assert (random.latents, random.labelled, drawn.latents) == (30, 30, 20)
+    assert abs(random.means["detection"] - 0.5) < 0.15
+    assert drawn.means["detection"] > 0.95
+    assert random.intervals["detection"][0] <= random.means["detection"]
+    for gaps in (summary.gaps.label_random_sae, summary.gaps.drawn_random_sae):
         for name in ("detection", "fuzzing", "window_f1", "intruder", "simulation"):
-            assert gaps[name]["low"] > 0.1, name
-            assert gaps[name]["control_latents"] == 30
-    paired = summary["gaps"]["label_shuffled"]["detection"]
-    assert paired["latents"] == 12
-    assert paired["low"] > 0.2
+            assert gaps[name].low > 0.1, name
+            assert gaps[name].control_latents == 30
+    paired = summary.gaps.label_shuffled["detection"]
+    assert paired.latents == 12
+    assert paired.low > 0.2
 
 
 def test_without_being_asked_nothing_more_is_sent(open_run: Open, model: Clever) -> None:
     with open_run(max_features=4) as run:
         found = run.label(track)
     summary = llm_summary(found)
-    assert summary["controls"] == {}
-    assert set(summary["gaps"]) == {"label_shuffled"}
-    assert summary["mean_intruder"] is summary["gaps"]["label_shuffled"]["intruder"] is None
+    assert summary.controls == {}
+    assert summary.gaps.label_random_sae is summary.gaps.drawn_random_sae is None
+    assert summary.means["intruder"] is summary.gaps.label_shuffled["intruder"] is None
     assert all(s.intruder is s.simulation is None for s in found.own.scores)
 
 
@@ -307,9 +307,9 @@ def test_failed_labels_of_a_control_count(planted: Planted, open_run: Open, mode
         model.answer = lambda r: None if r.purpose == "random_sae_label" else good(r)
         found = run.label(track)
     summary = llm_summary(found)
-    random = summary["controls"]["random_sae"]
-    assert (random["labelled"], random["failed"], random["judge_questions"]) == (0, 6, 0)
-    assert random["mean_detection"] == random["mean_intruder"] == 0.0
-    gaps = summary["gaps"]["drawn_random_sae"]
-    assert gaps["detection"]["difference"] == summary["controls"]["drawn"]["mean_detection"]
+    random = summary.controls["random_sae"]
+    assert (random.labelled, random.failed, random.judge_questions) == (0, 6, 0)
+    assert random.means["detection"] == random.means["intruder"] == 0.0
+    gaps = summary.gaps.drawn_random_sae
+    assert gaps["detection"].difference == summary.controls["drawn"].means["detection"]
     assert gaps["detection_labelled"] is None

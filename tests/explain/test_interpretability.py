@@ -10,7 +10,7 @@ import torch
 
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM, new_decoder
 from rldecoder.decoder.places import Places
-from rldecoder.evals.interpretability import (
+from rldecoder.explain.interpretability import (
     DELETION_KS,
     deletion_benchmark,
     deletion_scores,

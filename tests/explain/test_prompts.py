@@ -11,16 +11,15 @@ import pytest
 import torch
 from rich.console import Console
 
-from rldecoder import precision
-from rldecoder.artifacts.store import ArtifactStore
-from rldecoder.cli.show import explain_inputs, open_session
-from rldecoder.config.run import load_run_config
+from rldecoder import open_run, precision
+from rldecoder.artifacts.catalogue import ModelFolder
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
 from rldecoder.errors import BadInputError
 from rldecoder.explain.claims import claim_sentence
 from rldecoder.explain.explainer import Explainer
+from rldecoder.explain.explanation import Explanation, render_explanation
 from rldecoder.explain.inputs import LabelText
-from rldecoder.explain.session import Explanation, explain_prompt, render_example
+from rldecoder.explain.reading import PromptReader
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.sae.model import Sae, SparseLatents
 from rldecoder.schemas import read_json, write_json
@@ -50,7 +49,7 @@ def explain(
 ) -> Explanation:
     torch.nn.init.constant_(explainer.gate_bias, 50.0)
     labels = {latent: LabelText(f"{text} {latent}", 0.5, accepted) for latent in range(160)}
-    return explain_prompt(lm, sae, decoder, labels, explainer, prompt)
+    return PromptReader(lm, sae, decoder, labels, explainer).explain(prompt)
 
 
 def test_every_verdict_equals_a_real_intervention(
@@ -108,7 +107,7 @@ def test_a_label_below_the_bar_is_quoted_nowhere(
     assert value["method_a"].count("no accepted label") == len(value["ranked"])
     console = Console(width=4000)
     with console.capture() as capture:
-        console.print(render_example(value))
+        console.print(render_explanation(found))
     assert "a guess" not in capture.get()
     sure = explain(lm, sae, decoder, explainer, text="a guess").to_json()
     assert sure["claims"][0]["claim"]["quoted"] is True
@@ -153,7 +152,7 @@ def test_hostile_text_is_inert_in_the_terminal(
     found = explain(lm, sae, decoder, explainer, prompt, HOSTILE)
     console = Console(width=100, force_terminal=True, color_system="truecolor")
     with console.capture() as capture:
-        console.print(render_example(found.to_json()))
+        console.print(render_explanation(found))
     shown = capture.get()
     assert "\x1b[2J" not in shown
     assert "\u202e" not in shown
@@ -168,7 +167,7 @@ def test_the_terminal_shows_what_was_measured(
     found = explain(lm, sae, decoder, explainer)
     console = Console(width=4000)
     with console.capture() as capture:
-        console.print(render_example(found.to_json()))
+        console.print(render_explanation(found))
     shown = capture.get()
     assert found.claims
     for place, checked in enumerate(found.claims, start=1):
@@ -184,18 +183,19 @@ def test_the_terminal_shows_what_was_measured(
     assert shown.count(", label confidence 0.50)") == len(found.ranked)
 
 
-def test_a_session_is_exact_whatever_the_stages_computed_in(
+def test_explanations_are_exact_whatever_the_stages_computed_in(
     debug_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(precision, "has_bfloat16", lambda device: True)
-    run = load_run_config(ROOT / "configs" / "debug.yaml")
-    inputs = explain_inputs(run, ArtifactStore(debug_store))
-    shutil.copytree(inputs["sync_tokenizer"].path, tmp_path / "bfloat16")
-    inputs["sync_tokenizer"] = replace(inputs["sync_tokenizer"], path=tmp_path / "bfloat16")
-    record = read_json(tmp_path / "bfloat16" / "model.json")
-    write_json(tmp_path / "bfloat16" / "model.json", record | {"compute_dtype": "bfloat16"})
-    assert FrozenLM.load(tmp_path / "bfloat16" / "model").dtype == torch.bfloat16
-    assert open_session(inputs).lm.dtype == torch.float32
+    run = open_run(ROOT / "configs" / "debug.yaml", debug_store)
+    published = run.artifact(ModelFolder)
+    shutil.copytree(published.folder, tmp_path / "bfloat16")
+    copy = replace(published, folder=tmp_path / "bfloat16")
+    record = ModelFolder.record.path(copy.folder)
+    write_json(record, read_json(record) | {"compute_dtype": "bfloat16"})
+    monkeypatch.setitem(run._artifacts, ModelFolder.stage, copy)
+    assert copy.load().dtype == torch.bfloat16
+    assert run.reader().lm.dtype == torch.float32
 
 
 def test_prompts_that_cannot_be_explained(

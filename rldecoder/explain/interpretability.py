@@ -10,23 +10,92 @@ Axes: N position, K active latents.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
 from rldecoder.decoder.places import Places, at_once, resid_of
-from rldecoder.evals.statistics import bootstrap_mean_ci, paired_bootstrap_pvalue, wilson_interval
+from rldecoder.evals.statistics import (
+    FloatArray,
+    PairedTest,
+    bootstrap_mean_ci,
+    paired_bootstrap_pvalue,
+    wilson_interval,
+)
+from rldecoder.explain.claim_scores import ClaimEvaluation
+from rldecoder.interp.tally import ImportanceMass
 from rldecoder.sae.model import SparseLatents
+from rldecoder.schemas import JsonRecord, optional
 
 DELETION_KS = (1, 5, 10, 20, 50)
 COVERAGE_KS = (10, 50, 100, 1000)
 ROWS_AT_ONCE = 256
 
 
-def label_coverage(high_confidence: Sequence[bool]) -> dict[str, Any]:
+class Coverage(JsonRecord):
+    """How many of the most important features have a label of high confidence."""
+
+    coverage: float | None
+    """Share, failures included; None without features."""
+    low: float
+    """Of its Wilson interval, 95 %."""
+    high: float
+    features: int
+    """How many there are."""
+
+
+class RankingScore(JsonRecord):
+    """One score of a ranking, averaged over DELETION_KS, with its 95 % interval."""
+
+    mean: float
+    """Probability of the first choice, 0 to 1."""
+    low: float
+    high: float
+    by_k: tuple[float, ...]
+    """The score at each of DELETION_KS."""
+    against_random: PairedTest | None = optional()
+    """The mean minus that of the random order; absent where that is not asked."""
+
+
+class RankingScores(JsonRecord):
+    """What the prediction owes to the features that a ranking puts first."""
+
+    comprehensiveness: RankingScore
+    """Lost without the top k: higher is better."""
+    sufficiency: RankingScore
+    """Missing with the top k alone: lower is better."""
+
+
+class DeletionBenchmark(JsonRecord):
+    """Rankings of the active features, judged by removing features in their order."""
+
+    ks: tuple[int, ...]
+    """DELETION_KS."""
+    positions: int
+    """Predictions."""
+    attribution: RankingScores
+    """By |first-order effect|."""
+    method_a: RankingScores
+    """By activation over its usual high."""
+    random: RankingScores
+    """In random order."""
+
+
+class Interpretability(JsonRecord):
+    """Labels, importance, rankings and claims of a run in one record."""
+
+    label_coverage: dict[str, Coverage]
+    """Of `all` labelled features, and of the `top_<k>` most important."""
+    importance_mass: ImportanceMass
+    """How few latents carry predictions."""
+    deletion: DeletionBenchmark
+    """How faithful feature rankings are."""
+    claims: ClaimEvaluation
+    """How well explanations hold."""
+
+
+def label_coverage(high_confidence: Sequence[bool]) -> dict[str, Coverage]:
     """Share of the top features whose label is of high confidence, failures included.
 
     Args:
@@ -42,7 +111,7 @@ def label_coverage(high_confidence: Sequence[bool]) -> dict[str, Any]:
         count = sum(high_confidence[:size])
         low, high = wilson_interval(count, size)
         share = count / size if size else None
-        result[name] = {"coverage": share, "low": low, "high": high, "features": size}
+        result[name] = Coverage(coverage=share, low=low, high=high, features=size)
     return result
 
 
@@ -113,28 +182,34 @@ def deletion_benchmark(
     *,
     resamples: int,
     seed: int,
-) -> dict[str, Any]:
-    """Both scores of every ranking, averaged over DELETION_KS, tested against the random order."""
-    averaged: dict[str, dict[str, np.ndarray[Any, np.dtype[np.float64]]]] = {}
-    result: dict[str, Any] = {"ks": list(DELETION_KS), "positions": len(places.latents.acts)}
-    for name, order in orders.items():
-        scores = deletion_scores(decoder, places, order)
-        averaged[name] = {
-            key: value.mean(-1).double().cpu().numpy() for key, value in scores.items()
-        }
-        result[name] = {
-            key: {
-                **bootstrap_mean_ci(averaged[name][key], resamples=resamples, seed=seed)._asdict(),
-                "by_k": value.mean(0).tolist(),
-            }
-            for key, value in scores.items()
-        }
-    for name in orders:
-        if name != "random":
-            result[name]["comprehensiveness"]["against_random"] = paired_bootstrap_pvalue(
-                averaged[name]["comprehensiveness"],
-                averaged["random"]["comprehensiveness"],
-                resamples=resamples,
-                seed=seed,
-            )._asdict()
-    return result
+) -> DeletionBenchmark:
+    """Both scores of every ranking, averaged over DELETION_KS, tested against the random order.
+
+    Args:
+        orders: of `ranking_orders`.
+    """
+    scores = {name: deletion_scores(decoder, places, order) for name, order in orders.items()}
+    averaged: dict[tuple[str, str], FloatArray] = {
+        (name, key): by_k.mean(-1).double().cpu().numpy()
+        for name, both in scores.items()
+        for key, by_k in both.items()
+    }
+
+    def score(name: str, key: str) -> RankingScore:
+        mean, low, high = bootstrap_mean_ci(averaged[name, key], resamples=resamples, seed=seed)
+        ahead = None
+        if key == "comprehensiveness" and name != "random":
+            ahead = paired_bootstrap_pvalue(
+                averaged[name, key], averaged["random", key], resamples=resamples, seed=seed
+            )
+        by_k = tuple(scores[name][key].mean(0).tolist())
+        return RankingScore(mean=mean, low=low, high=high, by_k=by_k, against_random=ahead)
+
+    rankings = {
+        name: RankingScores(
+            comprehensiveness=score(name, "comprehensiveness"),
+            sufficiency=score(name, "sufficiency"),
+        )
+        for name in orders
+    }
+    return DeletionBenchmark(ks=DELETION_KS, positions=len(places.latents.acts), **rankings)

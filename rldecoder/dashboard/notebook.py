@@ -1,0 +1,94 @@
+"""Readings and explanations as notebooks show them: HTML in the report's styles, escaped."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from importlib.resources import files
+
+from markupsafe import Markup
+
+from rldecoder.dashboard.collect import example_view
+from rldecoder.dashboard.report import environment
+from rldecoder.explain.explanation import Explanation
+from rldecoder.explain.reading import FeatureTable, Reading
+from rldecoder.explain.text import visible_text, visible_token
+
+SHOWN_TOKENS = 200
+"""Rows of a reading's table; a notebook is no place for thousands."""
+
+
+class ShownExplanation(Explanation):
+    """An explanation that a notebook shows."""
+
+    def _repr_html_(self) -> str:
+        return _html("notebook_explanation.html.j2", example=example_view(self))
+
+
+class ShownFeatures(FeatureTable):
+    """A feature table that a notebook shows."""
+
+    def _repr_html_(self) -> str:
+        rows = [
+            {
+                "latent": row.latent,
+                "label": None if row.label is None else visible_text(row.label, 200),
+                "unsure": None if row.unsure_label is None else visible_text(row.unsure_label, 200),
+                "activation": row.activation,
+                "effect": row.effect,
+            }
+            for row in self
+        ]
+        token = visible_token(self.token.token)
+        return _html("notebook_features.html.j2", rows=rows, token=token, at=self.at)
+
+
+class ShownReading(Reading):
+    """A reading that a notebook shows, with what is asked of it."""
+
+    def features(self, at: int = -1) -> ShownFeatures:
+        """See `Reading.features`."""
+        table = super().features(at)
+        return ShownFeatures(list(table), table.token, table.at)
+
+    def explain(self, at: int = -1) -> ShownExplanation:
+        """See `Reading.explain`."""
+        return ShownExplanation(**vars(super().explain(at)))
+
+    def _repr_html_(self) -> str:
+        shown = self.predictions[-SHOWN_TOKENS:]
+        first = len(self.predictions) - len(shown)
+        rows = [
+            {
+                "at": at,
+                "token": visible_token(trace.token),
+                "frozen": visible_token(trace.frozen[0].token),
+                "frozen_p": trace.frozen[0].probability,
+                "decoder": visible_token(trace.decoder[0].token),
+                "decoder_p": trace.decoder[0].probability,
+                "agree": trace.frozen[0].token_id == trace.decoder[0].token_id,
+                "kl": trace.kl,
+                "features": [
+                    (f.latent, "" if f.label is None else visible_text(f.label, 60))
+                    for f in trace.features[:3]
+                ],
+            }
+            for at, trace in enumerate(shown, first)
+        ]
+        return _html("notebook_reading.html.j2", rows=rows, left_out=first)
+
+
+def _html(template: str, **values: object) -> str:
+    page = environment(autoescape=True).get_template(template)
+    return page.render(css=Markup(_scoped_css()), **values)
+
+
+@lru_cache(maxsize=1)
+def _scoped_css() -> str:
+    """The report's styles for what is inside our own element: a notebook keeps its looks."""
+    file = files("rldecoder.dashboard") / "templates" / "report.css"
+    css = file.read_text(encoding="utf-8").replace(":root", ":scope")
+    lines = (
+        line.replace("body {", ":scope {", 1) if line.startswith("body {") else line
+        for line in css.splitlines()
+    )
+    return "@scope (.rldecoder) {\n" + "\n".join(lines) + "\n}"

@@ -1,0 +1,167 @@
+"""Explaining one prediction: both models' choices, Method A, and Method B's claims, each tested.
+
+Axes: T position, K active latents, D model width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
+from rldecoder.decoder.places import last_of_text
+from rldecoder.explain.claims import (
+    CheckedClaim,
+    Claim,
+    explanation_text,
+    judge,
+    noise_on_frozen,
+    verify_on_decoder,
+    verify_on_frozen,
+)
+from rldecoder.explain.explainer import Explainer, make_slots
+from rldecoder.explain.explanation import Explanation, Prediction, Sanity
+from rldecoder.explain.inputs import LabelText
+from rldecoder.explain.patching import find_candidates, measure
+from rldecoder.explain.prompts import token_text
+from rldecoder.explain.ranking import rank_active, ranking_text
+from rldecoder.lm.frozen import FrozenLM
+from rldecoder.sae.model import SparseLatents
+
+TOP_TOKENS = 3
+
+
+class TextStates(NamedTuple):
+    """A text as the frozen model has read it: its residuals are enough for everything else."""
+
+    tokens: tuple[str, ...]
+    """Raw text of each token."""
+    resid: Tensor
+    """[T, D] at the hook layer."""
+    final: Tensor
+    """[T, D], the final hidden states."""
+    latents: SparseLatents
+    """[T, K]"""
+
+    def until(self, end: int) -> TextStates:
+        """The first `end` tokens: what comes later, no earlier position has seen."""
+        acts, indices = self.latents
+        return TextStates(
+            self.tokens[:end],
+            self.resid[:end],
+            self.final[:end],
+            SparseLatents(acts[:end], indices[:end]),
+        )
+
+
+@torch.no_grad()
+def explain_last(
+    decoder: SaeDecoderForCausalLM,
+    explainer: Explainer,
+    labels: Mapping[int, LabelText],
+    text: TextStates,
+    prompt: str,
+) -> Explanation:
+    """Explain the decoder's next token after a text; every claim is tested on both models.
+
+    Args:
+        prompt: what to show as the text.
+    """
+    lm = decoder.frozen.lm
+    acts, indices = text.latents
+    frozen = lm.unembed(text.final[-1]).log_softmax(-1)
+    mine = decoder.logits(SparseLatents(acts[None], indices[None]))[0, -1].log_softmax(-1)
+    ranked = rank_active(acts[-1], indices[-1], explainer.scales, labels)
+    claims, sanity = _checked_claims(decoder, explainer, labels, text)
+    return Explanation(
+        prompt=prompt,
+        tokens=text.tokens,
+        frozen=_prediction(lm, frozen),
+        decoder=_prediction(lm, mine),
+        kl=float((frozen.exp() * (frozen - mine)).sum()),
+        method_a=ranking_text(ranked),
+        ranked=tuple(ranked),
+        claims=claims,
+        method_b=explanation_text([checked.claim for checked in claims]),
+        sanity=sanity,
+    )
+
+
+def _prediction(lm: FrozenLM, logprobs: Tensor) -> Prediction:
+    best = logprobs.topk(TOP_TOKENS)
+    top = tuple(
+        (token_text(lm, token), p)
+        for token, p in zip(best.indices.tolist(), best.values.exp().tolist(), strict=True)
+    )
+    return Prediction(top[0][0], int(best.indices[0]), top[0][1], top)
+
+
+def _checked_claims(
+    decoder: SaeDecoderForCausalLM,
+    explainer: Explainer,
+    labels: Mapping[int, LabelText],
+    text: TextStates,
+) -> tuple[tuple[CheckedClaim, ...], Sanity | None]:
+    """Method B at the last position, its claims tested on the decoder and the frozen model."""
+    here = last_of_text(text.latents)
+    candidates = find_candidates(decoder, here, explainer.spec.max_candidates)
+    pointers = explainer(make_slots(explainer, decoder, candidates))
+    chosen = explainer.choose(pointers)[0]
+    if not bool(chosen.any()):
+        return (), None
+
+    # The claimed features, the surest first.
+    slots = pointers.logits[0].masked_fill(~chosen, float("-inf")).argsort(descending=True)
+    slots = slots[: int(chosen.sum())]
+    named = candidates.indices[0, slots].tolist()
+
+    token = int(candidates.tokens[0])
+    last = SparseLatents(text.latents.acts[-1], text.latents.indices[-1])
+    effects = verify_on_decoder(decoder, text.latents, token, named)
+    frozen_effects = verify_on_frozen(decoder, text.resid, last, token, named)
+    frozen_noises = noise_on_frozen(decoder, text.resid, last, token, named)
+    checked = []
+    for slot, latent, effect, frozen_effect, frozen_noise in zip(
+        slots.tolist(), named, effects, frozen_effects, frozen_noises, strict=True
+    ):
+        predicted = float(pointers.effects[0, slot])
+        position = _evidence(text.latents, latent)
+        label = labels.get(latent, LabelText(None, None))
+        claim = Claim(
+            latent=latent,
+            label=label.quoted,
+            label_confidence=label.confidence,
+            evidence_position=position,
+            evidence_text=text.tokens[position],
+            direction="supports" if predicted > 0 else "opposes",
+            strength=abs(predicted),
+            output_token=token_text(decoder.frozen.lm, token),
+            probability=float(candidates.logprobs[0].exp()),
+            noise=max(float(pointers.noise[0, slot]), explainer.spec.min_effect),
+        )
+        bar = max(frozen_noise, claim.noise)
+        verdict = judge(predicted, effect, claim.noise, frozen_effect, bar)
+        checked.append(CheckedClaim(claim, effect, verdict, frozen_effect, bar))
+
+    # Others: the strongest active features that no claim names, as many as there are claims.
+    ordered = torch.arange(len(chosen), device=chosen.device)
+    others = ordered[~chosen & (candidates.acts[0] > 0)][: len(slots)]
+    removals = torch.zeros(1, 2, len(chosen), device=chosen.device)
+    removals[0, 0, slots], removals[0, 1, others] = 1.0, 1.0
+    joint = measure(decoder, here, candidates, removals).joint[0]
+
+    # What the claims alone say about removing all of their features.
+    unit = explainer.spec.effect_unit
+    rebuilt = explainer.reconstructor(
+        chosen[None].float(), pointers.effects / unit, removals[:, :1], candidates.logprobs
+    )
+    return tuple(checked), Sanity(float(joint[0]), unit * float(rebuilt.effects), float(joint[1]))
+
+
+def _evidence(latents: SparseLatents, latent: int) -> int:
+    """The position where a latent is most active; 0, the attention sink, is left out."""
+    acts = (latents.acts * (latents.indices == latent)).sum(-1)
+    return int(acts[1:].argmax()) + 1

@@ -1,0 +1,433 @@
+"""A prompt, read once: tokens, features, both models' predictions, and what a change does.
+
+No intervention is estimated. It changes a latent's activation; the decoder is run again from the
+changed latents, and the frozen model from the residual stream at the hook layer with
+`(new - old) * W_dec[latent]` added. The SAE's error term stays in place, so that nothing but the
+feature changes.
+
+Axes: T position, K active latents, D model width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple, overload
+
+import torch
+from torch import Tensor
+
+from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
+from rldecoder.errors import BadInputError
+from rldecoder.explain.checking import TextStates, explain_last
+from rldecoder.explain.claims import verify_on_decoder
+from rldecoder.explain.explainer import Explainer
+from rldecoder.explain.explanation import Explanation
+from rldecoder.explain.inputs import LabelText
+from rldecoder.explain.prompts import encode_prompt, token_text
+from rldecoder.explain.ranking import RankedFeature, rank_active
+from rldecoder.explain.steering import Changes
+from rldecoder.lm.frozen import FrozenLM
+from rldecoder.sae.model import Sae
+from rldecoder.sae.selection import SparseLatents
+
+TOP_TOKENS = 5
+TOP_FEATURES = 5
+
+
+class Choice(NamedTuple):
+    """One token that a model may say next, raw text."""
+
+    token: str
+    token_id: int
+    probability: float
+
+
+class TokenTrace(NamedTuple):
+    """One position of a prompt and what both models predict after it."""
+
+    token: str
+    """Raw text."""
+    frozen: list[Choice]
+    """Most likely first."""
+    decoder: list[Choice]
+    kl: float
+    """KL(frozen || decoder), nats."""
+    actual: tuple[float, float] | None
+    """Probability of the token that follows, by frozen model and decoder; None at the end."""
+    features: list[RankedFeature]
+    """The strongest; none at position 0, an attention sink that no SAE was trained on."""
+    num_active: int
+
+
+class Feature(NamedTuple):
+    """One active feature of a position."""
+
+    latent: int
+    label: str | None
+    """None where there is none that may be quoted."""
+    activation: float
+    """In the SAE's units."""
+    effect: float
+    """Measured: log p(the decoder's token) - log p(it without the feature), nats."""
+    normalised: float
+    """Activation over the latent's usual high (p99 on the label split); 0 if never seen."""
+    confidence: float | None
+    """Of the label, quoted or not."""
+    unsure_label: str | None
+    """A label below the bar of confidence: a guess, to be shown as one."""
+
+
+class FeatureTable(Sequence[Feature]):
+    """All active features of one position, strongest first; `pandas.DataFrame` takes it."""
+
+    def __init__(self, rows: Sequence[Feature], token: Choice, at: int) -> None:
+        self._rows = tuple(rows)
+        self.token = token
+        """The decoder's most likely next token, which the effects are about."""
+        self.at = at
+        """The position."""
+
+    @overload
+    def __getitem__(self, index: int) -> Feature: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Feature]: ...
+
+    def __getitem__(self, index: int | slice) -> Feature | Sequence[Feature]:
+        return self._rows[index]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __repr__(self) -> str:
+        lines = [f"features at {self.at}; effects on {self.token.token!r}, nats"]
+        lines += [
+            f"#{row.latent:<7} {row.activation:9.3f} {row.effect:+8.3f}  {row.label!r}"
+            for row in self._rows
+        ]
+        return "\n".join(lines)
+
+
+class Shift(NamedTuple):
+    """One token's probability before and after a change."""
+
+    token: str
+    """Raw text."""
+    token_id: int
+    before: float
+    after: float
+
+
+class Change(NamedTuple):
+    """One model before and after an intervention."""
+
+    shifts: list[Shift]
+    """The most likely tokens before, and then those that came to be among them after."""
+    effect: float
+    """log p before - after of the token most likely before, nats: > 0 when the change makes it
+    less likely."""
+    moved: list[float]
+    """KL(before || after), nats, at position `first` of the intervention and at every later one
+    that can move: with a linear decoder none after the last change does."""
+
+
+class Intervention(NamedTuple):
+    """What happens when activations are changed."""
+
+    at: int
+    """The position whose predictions `shifts` and `effect` are about."""
+    first: int
+    """The first position that may differ: `at`, or 1 where every position was changed."""
+    act: float
+    """What the changed latents' activations add up to before, in the SAE's units."""
+    new_act: float
+    """And after."""
+    decoder: Change
+    frozen: Change
+
+
+@dataclass(frozen=True)
+class PromptReader:
+    """Loaded models, ready to read any number of prompts. Not for several threads at once."""
+
+    lm: FrozenLM
+    """In float32: an effect is a small difference, which a residual rounded to bfloat16 after its
+    edit would lose."""
+    sae: Sae
+    decoder: SaeDecoderForCausalLM
+    labels: Mapping[int, LabelText]
+    explainer: Explainer
+
+    def read(self, prompt: str) -> Reading:
+        """Run the frozen model over the prompt, once.
+
+        Raises:
+            BadInputError: it is empty or longer than the model's context.
+        """
+        return Reading(self, encode_prompt(self.lm, prompt).tolist(), prompt)
+
+    def explain(self, prompt: str) -> Explanation:
+        """Explain the decoder's next token after the prompt.
+
+        Raises:
+            BadInputError: it is empty or longer than the model's context.
+        """
+        return self.read(prompt).explain()
+
+    @torch.no_grad()
+    def row_effects(self, latent: int, count: int = 10) -> tuple[list[str], list[str]]:
+        """Tokens whose logit a latent raises most through the decoder, and lowers most; raw text.
+
+        Raises:
+            BadInputError: the dictionary has no such latent.
+        """
+        Changes({latent: 1.0}).check(self.sae.num_latents)
+        row = self.decoder.direct(torch.tensor([latent], device=self.lm.device))[0]
+        logits = self.lm.unembedding.float() @ row.float()
+        ends = (logits.topk(count, largest=largest).indices.tolist() for largest in (True, False))
+        up, down = ([token_text(self.lm, token) for token in tokens] for tokens in ends)
+        return up, down
+
+
+class Reading:
+    """One prompt as both models see it.
+
+    Args:
+        reader: the models.
+        ids: T >= 2 tokens.
+        prompt: what they say; None decodes them.
+    """
+
+    def __init__(self, reader: PromptReader, ids: Sequence[int], prompt: str | None = None) -> None:
+        self.reader = reader
+        self.ids = tuple(ids)
+        self.prompt = self._decoded(self.ids) if prompt is None else prompt
+        batch = torch.tensor([self.ids], device=reader.lm.device)
+        with torch.no_grad():
+            resid, final = reader.lm.resid_and_final(batch, reader.sae.spec.hook_layer)
+            latents = reader.sae.encode(resid.float())
+        tokens = tuple(token_text(reader.lm, token) for token in self.ids)
+        self.states = TextStates(
+            tokens, resid[0], final[0], SparseLatents(latents.acts[0], latents.indices[0])
+        )
+        """What the one pass of the frozen model gave."""
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """Each token's text, raw: escape it before showing."""
+        return self.states.tokens
+
+    @cached_property
+    def predictions(self) -> tuple[TokenTrace, ...]:
+        """Every position with both models' predictions, the last one included."""
+        return tuple(self._trace())
+
+    @property
+    def kl(self) -> tuple[float, ...]:
+        """KL(frozen || decoder) at every position, nats."""
+        return tuple(trace.kl for trace in self.predictions)
+
+    @torch.no_grad()
+    def features(self, at: int = -1) -> FeatureTable:
+        """All active features of one position, each with the measured effect of its removal.
+
+        Args:
+            at: the position; negative ones count from the end.
+
+        Raises:
+            BadInputError: there is no such position, or it is the attention sink.
+        """
+        at = self.place(at)
+        decoder, text = self.reader.decoder, self.states.until(at + 1)
+        acts, indices = text.latents
+        logits = decoder.logits(SparseLatents(acts[None], indices[None]))[0, -1]
+        token = self._choices(logits.log_softmax(-1))[0]
+
+        ranked = self._ranked(at, acts.shape[1])
+        named = [feature.latent for feature in ranked]
+        effects = verify_on_decoder(decoder, text.latents, token.token_id, named)
+        rows = [
+            Feature(
+                one.latent, one.label, one.act, effect, one.normalised, one.confidence,
+                one.unsure_label,
+            )
+            for one, effect in zip(ranked, effects, strict=True)
+        ]  # fmt: skip
+        return FeatureTable(rows, token, at)
+
+    def ablate(self, latent: int, at: int | None = None) -> Intervention:
+        """Take a feature out at one position, or everywhere; see `intervene`."""
+        return self.amplify(latent, 0.0, at)
+
+    def amplify(self, latent: int, factor: float, at: int | None = None) -> Intervention:
+        """Multiply a feature's activation at one position, or everywhere.
+
+        Args:
+            factor: 0 takes the feature out, 1 changes nothing, 2 doubles it.
+
+        Raises:
+            BadInputError: no such position, or the feature is not active there.
+        """
+        return self.intervene(Changes(scale={latent: factor}), at)
+
+    def activate(self, latent: int, act: float, at: int | None = None) -> Intervention:
+        """Set a latent's activation at one position, or everywhere, active or not.
+
+        Args:
+            act: in the SAE's units.
+
+        Raises:
+            BadInputError: no such position or latent.
+        """
+        return self.intervene(Changes(set={latent: act}), at)
+
+    @torch.no_grad()
+    def intervene(self, changes: Changes, at: int | None = None) -> Intervention:
+        """Change activations and run both models again.
+
+        Args:
+            at: the position, which is then the one to look at; negative ones count from the end.
+                None changes every position but the attention sink and looks at the last.
+
+        Raises:
+            BadInputError: no such position or latent, or a feature that is to be scaled is not
+                active there.
+        """
+        reader, lm = self.reader, self.reader.lm
+        changes.check(reader.sae.num_latents)
+        size = len(self.ids)
+        first, seen = (1, size - 1) if at is None else (self.place(at),) * 2
+        positions = torch.arange(size, device=lm.device)
+        where = positions >= 1 if at is None else positions == first
+        self._check_active(changes, where, at if at is None else first)
+        changed = changes.apply(self.states.latents, where)
+
+        # Both rows take the same way, so that rounding cannot pass for an effect.
+        both = SparseLatents(
+            torch.stack([changed.before.acts, changed.after.acts]),
+            changed.after.indices.expand(2, -1, -1),
+        )
+        if not reader.decoder.looks_back:  # no prediction after the last change moves
+            both = SparseLatents(*(column[:, : seen + 1] for column in both))
+        decoder = lm.unembed(reader.decoder.hidden(both)[:, first:])
+        resid = self.states.resid
+        edited = (resid.float() + changed.added(reader.sae)).to(resid.dtype)
+        final = lm.tail(torch.stack([resid, edited]), reader.sae.spec.hook_layer)[:, first:]
+
+        totals = [
+            float((column.acts * _named(column.indices, changes))[where].sum())
+            for column in (changed.before, changed.after)
+        ]
+        return Intervention(
+            seen, first, totals[0], totals[1],
+            self._change(decoder, seen - first), self._change(lm.unembed(final), seen - first),
+        )  # fmt: skip
+
+    def explain(self, at: int = -1) -> Explanation:
+        """Both methods' explanation of the prediction after one token.
+
+        Args:
+            at: the position; negative ones count from the end.
+
+        Raises:
+            BadInputError: there is no such position, or it is the attention sink.
+        """
+        end = self.place(at) + 1
+        prompt = self.prompt if end == len(self.ids) else self._decoded(self.ids[:end])
+        reader = self.reader
+        return explain_last(
+            reader.decoder, reader.explainer, reader.labels, self.states.until(end), prompt
+        )
+
+    def place(self, at: int) -> int:
+        """A position as it is counted from the beginning.
+
+        Raises:
+            BadInputError: there is no such position, or it is the attention sink.
+        """
+        place = at + len(self.ids) if at < 0 else at
+        if not 1 <= place < len(self.ids):
+            raise BadInputError(
+                f"There are no features to look at for token {at}.",
+                f"The prompt has tokens 0 to {len(self.ids) - 1}; token 0 is an attention sink, "
+                "which no SAE was trained on.",
+                "Choose another token.",
+            )
+        return place
+
+    @torch.no_grad()
+    def _trace(self) -> list[TokenTrace]:
+        lm, states = self.reader.lm, self.states
+        acts, indices = states.latents
+        frozen = lm.unembed(states.final).log_softmax(-1)
+        decoder = self.reader.decoder.logits(SparseLatents(acts[None], indices[None]))[0]
+        decoder = decoder.log_softmax(-1)
+        kl = (frozen.exp() * (frozen - decoder)).sum(-1).tolist()
+
+        out = []
+        for t, token in enumerate(states.tokens):
+            following = self.ids[t + 1] if t + 1 < len(self.ids) else None
+            out.append(
+                TokenTrace(
+                    token=token,
+                    frozen=self._choices(frozen[t]),
+                    decoder=self._choices(decoder[t]),
+                    kl=kl[t],
+                    actual=None
+                    if following is None
+                    else (float(frozen[t, following].exp()), float(decoder[t, following].exp())),
+                    features=self._ranked(t, TOP_FEATURES) if t else [],
+                    num_active=int((acts[t] > 0).sum()),
+                )
+            )
+        return out
+
+    def _check_active(self, changes: Changes, where: Tensor, at: int | None) -> None:
+        acts, indices = (column[where] for column in self.states.latents)
+        active = set(indices[acts > 0].tolist())
+        for latent in changes.scale:
+            if latent not in active:
+                place = "in this prompt" if at is None else f"at token {at}"
+                raise BadInputError(
+                    f"Feature #{latent} is not active {place}.",
+                    "Only active features can be taken out or amplified.",
+                    "Choose one from the token's list.",
+                )
+
+    def _change(self, logits: Tensor, seen: int) -> Change:
+        """From logits [2, n, V], before and after, of which the position `seen` is looked at."""
+        before, after = logits.log_softmax(-1)
+        best = [row[seen].topk(TOP_TOKENS).indices.tolist() for row in (before, after)]
+        shifts = [
+            Shift(
+                token_text(self.reader.lm, token),
+                token,
+                float(before[seen, token].exp()),
+                float(after[seen, token].exp()),
+            )
+            for token in dict.fromkeys(best[0] + best[1])
+        ]
+        first = best[0][0]
+        kl = (before.exp() * (before - after)).sum(-1).clamp_min(0)
+        return Change(shifts, float(before[seen, first] - after[seen, first]), kl.tolist())
+
+    def _ranked(self, at: int, top: int) -> list[RankedFeature]:
+        acts, indices = self.states.latents
+        scales, labels = self.reader.explainer.scales, self.reader.labels
+        return rank_active(acts[at], indices[at], scales, labels, top=top)
+
+    def _choices(self, logprobs: Tensor) -> list[Choice]:
+        best = logprobs.topk(TOP_TOKENS)
+        pairs = zip(best.indices.tolist(), best.values.exp().tolist(), strict=True)
+        return [Choice(token_text(self.reader.lm, token), token, p) for token, p in pairs]
+
+    def _decoded(self, ids: Sequence[int]) -> str:
+        return str(self.reader.lm.tokenizer.decode(list(ids)))
+
+
+def _named(indices: Tensor, changes: Changes) -> Tensor:
+    """Whether each latent is one that the changes name."""
+    named = torch.tensor([*changes.scale, *changes.set], device=indices.device, dtype=torch.long)
+    return torch.isin(indices, named)

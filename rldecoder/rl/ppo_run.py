@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -28,12 +28,12 @@ from rldecoder.lm.quiet import quiet_transformers
 from rldecoder.reporting import Reporter
 from rldecoder.rl import core
 from rldecoder.rl.collapse import CollapseWatch
-from rldecoder.rl.evaluation import EVALUATIONS, Evaluator
+from rldecoder.rl.evaluation import EVALUATIONS, EvaluationRow, Evaluator
 from rldecoder.rl.learner import Plan, PpoStep, choose_share, make_learner
 from rldecoder.rl.replay import Replay
 from rldecoder.rl.rewards import RandomReward, WeightedReward, decoder_rewards
 from rldecoder.rl.rollout import DecoderSampler
-from rldecoder.rl.rollout_log import RolloutLog
+from rldecoder.rl.rollout_log import RolloutLog, rollout_rows
 from rldecoder.schemas import JsonRecord, write_parquet
 from rldecoder.seeds import derive_seed
 
@@ -91,7 +91,7 @@ class PpoRun:
         self.activations = activations
         self.checkpoints = Checkpoints(progress / "checkpoints", owner=owner, note=report.note)
         self.curves = Curves()
-        self.evaluations: list[list[Any]] = []
+        self.evaluations: list[EvaluationRow] = []
         self.watch = CollapseWatch(config.collapse)
         self.scale = core.RewardWeights(1.0, 1.0, 1.0)
         self.healthy = self._weights_now()
@@ -153,10 +153,10 @@ class PpoRun:
 
     def publish(self, evaluations: Path, rollouts: Path) -> None:
         """Write both tables."""
-        columns = {
-            name: [row[i] for row in self.evaluations] for i, name in enumerate(EVALUATIONS.names)
-        }
-        write_parquet(evaluations, columns, EVALUATIONS)
+        columns = zip(*self.evaluations, strict=True)
+        write_parquet(
+            evaluations, dict(zip(EvaluationRow._fields, columns, strict=True)), EVALUATIONS
+        )
         self.rollouts.publish(rollouts)
 
     def stage_decoder(self, stage: int) -> Path:
@@ -190,7 +190,7 @@ class PpoRun:
         stage = self._stage_of(step.step)
         self.done = step.step + 1
         self.curves.log(self.done, **metrics)
-        self.rollouts.add(_rollout_rows(step, stage))
+        self.rollouts.add(rollout_rows(step, stage))
         self.report.metrics(self.name, self.done, metrics)
 
         warning = self.watch.warning(step.step, metrics)
@@ -369,7 +369,7 @@ class PpoRun:
         unpack_optimizer(self.learner.optimizer, tensors, state["optimizer"])
         self.learner.normaliser.load_state(state["normaliser"])
         self.curves = Curves.from_state(state["curves"])
-        self.evaluations = state["evaluations"]
+        self.evaluations = [EvaluationRow(*row) for row in state["evaluations"]]
         self.watch.load_state(state["watch"])
         self.scale = core.RewardWeights(*state["scale"])
         self.stopped = state["stopped"]
@@ -380,35 +380,6 @@ def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors `prefix.name`, by name."""
     dot = f"{prefix}."
     return {n.removeprefix(dot): t for n, t in tensors.items() if n.startswith(dot)}
-
-
-_REWARD_PARTS = ("faithfulness", "monosemanticity", "consistency", "kl_penalty")
-"""Columns of ROLLOUTS with unweighted parts of the reward; 0 where a run has none of it."""
-
-
-def _rollout_rows(step: PpoStep, stage: int) -> list[dict[str, Any]]:
-    lengths = step.rollout.mask.sum(-1).tolist()
-    totals = step.rewards.total.sum(-1).tolist()
-    parts = step.rewards.parts
-    rows = []
-    for i, prompt in enumerate(step.rollout.prompts):
-        rows.append(
-            {
-                "step": step.step,
-                "stage": stage,
-                "task": prompt.task,
-                "prompt_index": prompt.index,
-                "question": "\n".join(prompt.prompt.split("\n")[-2:]),
-                "answer": prompt.answer,
-                "completion": step.rollout.completions[i],
-                "num_tokens": lengths[i],
-                "finished": bool(step.rollout.finished[i]),
-                "task_score": float(step.task_scores[i]),
-                "reward": totals[i],
-                **{n: float(parts[n][i]) if n in parts else 0.0 for n in _REWARD_PARTS},
-            }
-        )
-    return rows
 
 
 def _settings(ppo: PpoSettings, kind: Kind) -> PpoSettings:

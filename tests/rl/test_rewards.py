@@ -54,7 +54,8 @@ def test_a_response_collects_the_mean_over_its_tokens(seen):
 
 def test_padding_gets_nothing(seen):
     for reward in (
-        FaithfulnessReward(), MonosemanticityReward(), ConsistencyReward(), TaskReward(), ReferenceKlReward(),
+        FaithfulnessReward(), MonosemanticityReward(), ConsistencyReward(), TaskReward(),
+        ReferenceKlReward(),
     ):  # fmt: skip
         assert float(reward(seen)[0, 2]) == 0.0
 

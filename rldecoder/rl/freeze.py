@@ -53,6 +53,8 @@ def decide(
     controls were beaten.
     """
     reasons = []
+
+    # What PPO won on tasks is not worth a decoder that says something else on text.
     excess = ppo.kl - supervised.kl
     which: Literal["ppo", "supervised"] = "ppo"
     if excess > config.max_kl_above_supervised:
@@ -61,6 +63,8 @@ def decide(
             f"PPO made held-out KL worse by {excess:.3f} nats (allowed "
             f"{config.max_kl_above_supervised}): the supervised decoder is published instead"
         )
+
+    # The plan's own bounds, for whichever of the two is published.
     chosen = ppo if which == "ppo" else supervised
     drop = frozen_task_score - chosen.task_score
     if chosen.kl >= config.max_kl:
@@ -72,6 +76,7 @@ def decide(
         )
     if control_verdict != "pass":
         reasons.append("the controls were not beaten (control_ppo)")
+
     return Freeze(
         status="not_frozen" if reasons else "frozen",
         which=which,

@@ -147,6 +147,7 @@ class ExamplePass:
         place = pos.numpy()
         window = local * self.per_row + place // self.settings.window_tokens
         self.num_tokens += len(seq)
+
         row, slot = torch.nonzero(acts > 0, as_tuple=True)
         latent, value = indices[row, slot], acts[row, slot]
         self.count += torch.bincount(latent, minlength=self.num_latents)
@@ -159,6 +160,7 @@ class ExamplePass:
             # Of equally strong cells in a window the first is the peak.
             best = best[np.unique(key.numpy()[best], return_index=True)[1]]
         rows, ids, strong = (x.numpy()[best] for x in (row, latent, value))
+
         # Which row holds each position of each sequence; the last entry stands for none.
         table = np.full((names.size, self.context), len(seq))
         table[local, place] = np.arange(len(seq))
@@ -166,6 +168,7 @@ class ExamplePass:
             self._dense = torch.zeros(len(seq) + 1, self.num_latents)
         self._dense[row, latent] = value
         dense = self._dense.numpy()
+
         priority = self._priority(ids, names[local[rows]], window[rows] % self.per_row)
         for kept, keys in ((self.top, strong), (self.sample, priority)):
             chosen = kept.wanted(ids, keys)
@@ -346,6 +349,8 @@ class _Columns:
             for name in self.parts[0][4]
         }
         order = np.lexsort((rank, kind, row))
+
+        # A window may reach beyond its sequence: what lies there is cut off.
         grid_row, start = values["grid_row"][order], values["start"][order]
         offsets = start[:, None] + np.arange(self.width)
         inside = offsets < self.grid.num_positions

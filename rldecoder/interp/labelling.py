@@ -105,10 +105,12 @@ def calibrate(
     folds = document_folds(fit.grid, NUM_ROTATIONS)
     grids = [fit.grid.restricted(folds == fold) for fold in range(NUM_ROTATIONS)]
     texts = [ScoringText(grid, vocabulary, window_tokens) for grid in grids]
+
     features: list[list[float]] = []
     accepted: list[bool] = []
     latents: list[int] = []
     measured: list[list[LabelScores]] = [[] for _ in final]
+    # Fitted on one fold, measured on the next, judged on the third: no text is used twice.
     for rotation, grid in enumerate(grids):
         part = fit.firings.within(grid.valid.reshape(-1))
         drafts = labeler.label(Evidence(grid, part, vocabulary))
@@ -122,6 +124,7 @@ def calibrate(
             features.append(_features(draft, held_out[row]))
             accepted.append(acceptance.accepts(outcome[row]))
             latents.append(draft.latent)
+
     data = Calibration(
         np.array(features).reshape(-1, NUM_FEATURES),
         np.array(accepted, bool),

@@ -13,8 +13,8 @@ from rldecoder.data.activations import ActivationBatch
 from rldecoder.data.shards import read_token_table
 from rldecoder.errors import BadInputError
 from rldecoder.interp.calibration import Acceptance, high_confidence_threshold, thresholds
+from rldecoder.interp.control_latents import ControlLatents, SplitSource, draw_latents
 from rldecoder.interp.corpus import SplitFirings, TokenGrid, sample_sequences
-from rldecoder.interp.drawn import Drawn, SplitSource, draw_latents
 from rldecoder.interp.example_pass import ExamplePass
 from rldecoder.interp.examples import ExampleSettings, contrasts, token_effects, top_examples
 from rldecoder.interp.label_controls import label_controls
@@ -233,7 +233,7 @@ class _Labelling:
         """The text that labels are scored on."""
         return self.source.firings(self.sae, "test", self.latents, self.config.score_tokens)
 
-    def draw_controls(self) -> dict[str, tuple[Drawn, np.random.Generator]]:
+    def draw_controls(self) -> dict[str, tuple[ControlLatents, np.random.Generator]]:
         """Latents of an untrained SAE and of the trained one, drawn alike, each with the generator
         that its scores go on with."""
         seed = derive_seed(self.ctx.seed, "random-sae")
@@ -256,14 +256,16 @@ class _Labelling:
             found[name] = drawn, rng
         return found
 
-    def for_words(self, drawn: Mapping[str, tuple[Drawn, np.random.Generator]]) -> dict[str, Drawn]:
+    def for_words(
+        self, drawn: Mapping[str, tuple[ControlLatents, np.random.Generator]]
+    ) -> dict[str, ControlLatents]:
         """Those of them that get labels in words too; none unless that is asked for."""
         assert self.config.llm is not None
         count, seed = self.config.llm.control_latents, derive_seed(self.ctx.seed, "drawn-words")
         return {name: found.sample(count, seed) for name, (found, _) in drawn.items() if count}
 
     def open_llm(
-        self, fit: SplitFirings, scored: SplitFirings, controls: Mapping[str, Drawn]
+        self, fit: SplitFirings, scored: SplitFirings, controls: Mapping[str, ControlLatents]
     ) -> LlmRun:
         """The dealings with the language model."""
         assert self.config.llm is not None

@@ -117,6 +117,8 @@ def gather(
             )
         if row["kind"] in ("top", "quantile"):
             rows[row["latent"]].append(row)
+
+    # A decoder with blocks has no single logit effect: the row's own way past them is shown.
     unembedding = decoder.frozen.lm.unembedding.detach().float()
     directions = decoder.direct(torch.tensor(wanted)).detach().float()
     features = [

@@ -65,7 +65,9 @@ def run(inputs: LabelInputs, config: LabelFeaturesConfig, ctx: StageContext) -> 
     rng = np.random.default_rng(derive_seed(ctx.seed, "labels"))
     settings = ExampleSettings(window, config.num_top, config.num_quantile, config.num_negative)
     context = task.source.reader("label").meta.context_length
-    seeker = ExamplePass(sae.num_latents, settings, context, derive_seed(ctx.seed, "examples"))
+    seeker = ExamplePass(
+        sae.num_latents, settings, context, derive_seed(ctx.seed, "examples"), latents
+    )
 
     with ctx.report.track("labels", 5, "step") as bar:
         text, fit = task.read_fit(seeker.add)
@@ -90,7 +92,7 @@ def run(inputs: LabelInputs, config: LabelFeaturesConfig, ctx: StageContext) -> 
             methods[name] = label_and_score(labeler, *control, vocabulary, window, own_rng)
         bar.advance(note="controls")
 
-        examples = seeker.finish(text, latents)
+        examples = seeker.finish(text)
         effects = token_effects(
             inputs.final.load(task.lm, sae), latents, vocabulary, config.num_effects
         )
@@ -128,7 +130,7 @@ def run(inputs: LabelInputs, config: LabelFeaturesConfig, ctx: StageContext) -> 
                 high_confidence=draft.text is not None and tau is not None and p >= tau,
                 importance=float(task.importance[row]),
                 importance_rank=row + 1,
-                density=float(examples.density[latent]),
+                density=float(examples.density[row]),
                 scores=scores.published,
                 examples=strongest.get(latent, []),
                 contrasts=contrasting.get(latent, []),

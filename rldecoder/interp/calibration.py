@@ -55,14 +55,14 @@ class Calibration(NamedTuple):
     """Rows for fitting: one a labelled latent and rotation. R rows, F features."""
 
     features: FloatArray
-    """[R, F] from `label_features`."""
+    """[R, F] from `confidence_features`."""
     accepted: NDArray[np.bool_]
     """[R] outcome on the fold that neither fit nor features have seen."""
     latents: NDArray[np.int64]
     """[R] groups: rows of one latent are not independent."""
 
 
-def label_features(
+def confidence_features(
     fit_score: float, firings: int, atoms: int, held_out: LabelScores | None
 ) -> list[float]:
     """Numbers known before the test: fit, support, length, and scores on a held-out fold."""

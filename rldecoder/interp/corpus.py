@@ -232,7 +232,7 @@ def sample_sequences(
 
 
 def with_documents(grid: TokenGrid, table: pa.Table) -> TokenGrid:
-    """Add document ids, and the tokens of uncached positions, from `ingest`'s token table.
+    """Add document ids, and the tokens of uncached positions, from the token table.
 
     Args:
         table: columns seq_id, input_ids, doc_ids, doc_starts of the same split.

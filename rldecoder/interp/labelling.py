@@ -15,7 +15,7 @@ from rldecoder.interp.calibration import (
     Acceptance,
     Calibration,
     ConfidenceModel,
-    label_features,
+    confidence_features,
 )
 from rldecoder.interp.corpus import Firings, SplitFirings, TokenGrid, document_folds
 from rldecoder.interp.labelers import Evidence, LabelDraft, Labeler
@@ -62,7 +62,7 @@ def check_disjoint(fit: TokenGrid, scored: TokenGrid) -> None:
         raise BadInputError(
             f"The splits {fit.split} and {scored.split} share {shared.size} documents.",
             "A label must be scored on text that its labeler has not seen.",
-            "Rebuild `ingest`; its splits are made by document.",
+            "Rebuild the tokens: their splits are made by document.",
         )
 
 
@@ -192,7 +192,7 @@ def score_rows(methods: Mapping[str, Labelled]) -> list[dict[str, Any]]:
 
 def _features(draft: LabelDraft, held_out: LabelScores | None) -> list[float]:
     atoms = 0 if draft.predicate is None else num_atoms(draft.predicate)
-    return label_features(draft.fit_score, draft.firings, atoms, held_out)
+    return confidence_features(draft.fit_score, draft.firings, atoms, held_out)
 
 
 def _mean_scores(scores: list[LabelScores]) -> LabelScores | None:

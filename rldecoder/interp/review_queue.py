@@ -80,7 +80,7 @@ class ReviewQueue(JsonRecord):
             raise DamagedFileError(
                 f"{path} is the queue of other labels.",
                 "It names other latents.",
-                "Rerun `cluster_features` with this version of the program.",
+                "Rebuild the clusters: the queue is a part of them.",
             )
         return queue
 

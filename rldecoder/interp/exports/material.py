@@ -113,7 +113,7 @@ def gather(
             raise DamagedFileError(
                 f"examples.parquet shows latent {row['latent']}, which has no label.",
                 "The files belong to different runs.",
-                "Rebuild `label_features`.",
+                "Rebuild the labels.",
             )
         if row["kind"] in ("top", "quantile"):
             rows[row["latent"]].append(row)

@@ -40,6 +40,8 @@ def build_report(
         contexts: example contexts a feature.
     """
     claims = inputs.evaluation.interpretability.claims
+
+    # In the order of the page.
     return ReportData(
         title=visible_text(title, 120),
         subtitle=_subtitle(inputs),
@@ -114,6 +116,7 @@ def _facts(inputs: ReportInputs) -> list[dict[str, str]]:
     unknown = sum(row.met is None for row in targets.root)
     wall = sum(artifact.wall_seconds for artifact in inputs)
 
+    # One number a tile; what it is of stands beside it, small.
     def fact(name: str, text: str, more: str = "") -> dict[str, str]:
         return {"name": name, "value": text, "more": more}
 

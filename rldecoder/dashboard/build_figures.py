@@ -185,6 +185,8 @@ def _training(inputs: ReportInputs) -> dict[str, FigureEntry | None]:
         for trained in (inputs.sae, inputs.supervised, inputs.policy)
     )
     stages = stage_boundaries(inputs.policy.config["stages"], ppo)
+
+    # A curve that a run did not log is left out of its figure, and the figure without curves too.
     return {
         "sae": _curves(
             {

@@ -121,6 +121,7 @@ def precision_note(claims: ClaimEvaluation) -> str:
         f"at the same position (median {claims.median_noise_nats:.3f} nats).",
         _reconstruction("From the claims alone, effects of", claims.reconstruction),
     ]
+    # Sentences about what a run has, and none about what it was not asked for.
     ours = claims.methods.get(METHOD_B)
     unseen = None if ours is None else ours.held_out_features
     if unseen is not None:

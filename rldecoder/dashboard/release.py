@@ -54,6 +54,8 @@ def release_files(data: ReportData, inputs: ReportInputs) -> dict[str, str]:
     }
     model = inputs.model.record
     documents = inputs.corpus.documents.select(["split", "sha256"]).to_pylist()
+
+    # One set of values for all pages; each template takes what it shows.
     values = {
         "title": data.title,
         "subtitle": data.subtitle,
@@ -75,6 +77,7 @@ def release_files(data: ReportData, inputs: ReportInputs) -> dict[str, str]:
         "machines": sorted({manifest.device_name for manifest in manifests.values()}),
         "freeze_note": data.freeze_note,
     }
+
     templates = environment(autoescape=False)
     return {
         page.name: templates.get_template(f"{page.name}.j2").render(**values).rstrip() + "\n"

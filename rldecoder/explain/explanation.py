@@ -112,6 +112,7 @@ def render_explanation(explanation: Explanation) -> RenderableType:
         Text.assemble(("A  ", "bold"), explanation.method_a),
         Text(),
     ]
+    # Method B says so where it makes no claim.
     if not explanation.claims:
         lines.append(Text.assemble(("B  ", "bold"), explanation.method_b))
     for place, checked in enumerate(explanation.claims, start=1):

@@ -19,8 +19,8 @@ from rldecoder.dashboard.claims import (
 from rldecoder.dashboard.label_table import label_columns, label_rows
 from rldecoder.dashboard.report import ReportData
 from rldecoder.evals.comparison import RL, SUPERVISED, FaithfulnessTable
-from rldecoder.explain.text import visible_text
 from rldecoder.rl.freeze import Freeze
+from rldecoder.visible_text import visible_text
 
 if TYPE_CHECKING:
     from rldecoder.stages.inputs import ReportInputs

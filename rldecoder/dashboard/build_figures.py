@@ -18,9 +18,9 @@ from rldecoder.evals.comparison import FROZEN, RL, SUPERVISED
 from rldecoder.explain.claim_scores import ClaimEvaluation
 from rldecoder.explain.interpretability import DeletionBenchmark
 from rldecoder.explain.plan_values import TOP_K
-from rldecoder.explain.text import visible_text
 from rldecoder.interp.calibration import Reliability
 from rldecoder.interp.tally import ImportanceMass
+from rldecoder.visible_text import visible_text
 
 if TYPE_CHECKING:
     from rldecoder.stages.inputs import ReportInputs

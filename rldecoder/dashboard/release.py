@@ -16,7 +16,7 @@ from rldecoder.artifacts.catalogue import (
 from rldecoder.artifacts.manifests import MANIFEST, ArtifactRef, Manifest, read_manifest
 from rldecoder.dashboard.collect import format_seconds
 from rldecoder.dashboard.report import ReportData, environment
-from rldecoder.explain.text import visible_text
+from rldecoder.visible_text import visible_text
 
 if TYPE_CHECKING:
     from rldecoder.stages.inputs import ReportInputs

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rldecoder.artifacts.checkpoints import pack_optimizer, unpack_optimizer
+from rldecoder.checkpoints import pack_optimizer, unpack_optimizer
 from rldecoder.config.decoder import DistillConfig
 from rldecoder.data.activation_reader import ActivationReader
 from rldecoder.data.activations import ActivationBatch, VectorColumn

@@ -22,8 +22,8 @@ from rldecoder.config.base import Config
 from rldecoder.config.problems import problem_lines
 from rldecoder.errors import BadInputError
 from rldecoder.evals.statistics import bootstrap_mean_ci
-from rldecoder.explain.text import visible_text, visible_token
 from rldecoder.user_files import read_text
+from rldecoder.visible_text import visible_text, visible_token
 
 if TYPE_CHECKING:
     from rldecoder.explain.explanation import Explanation  # slow: counting answers needs no torch

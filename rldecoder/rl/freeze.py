@@ -45,6 +45,7 @@ def decide(
     frozen_task_score: float,
     *,
     control_verdict: str | None,
+    judged_by: str,
     config: FreezeDecoderConfig,
 ) -> Freeze:
     """The PPO decoder is final unless its KL is worse than the supervised one's by too much.
@@ -75,7 +76,7 @@ def decide(
             f"{frozen_task_score:.3f} (allowed: less than {config.max_task_drop})"
         )
     if control_verdict != "pass":
-        reasons.append("the controls were not beaten (control_ppo)")
+        reasons.append(f"the controls were not beaten ({judged_by})")
 
     return Freeze(
         status="not_frozen" if reasons else "frozen",

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rldecoder.artifacts.checkpoints import Checkpoints, pack_optimizer, unpack_optimizer
+from rldecoder.checkpoints import Checkpoints, pack_optimizer, unpack_optimizer
 from rldecoder.config.rl import PpoSettings, TrainPpoConfig
 from rldecoder.curves import Curves
 from rldecoder.decoder.distill import matmul_precision

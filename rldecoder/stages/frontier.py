@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 import matplotlib as mpl
 from torch import Tensor
 
-from rldecoder.artifacts import sealed
+from rldecoder import sealed
 from rldecoder.artifacts.catalogue import Frontier, Sweep
 from rldecoder.config.decoder import FrontierConfig
 from rldecoder.data.activation_reader import ActivationReader

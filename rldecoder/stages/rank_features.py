@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rldecoder.artifacts.catalogue import Importance
-from rldecoder.artifacts.checkpoints import Checkpoints
+from rldecoder.checkpoints import Checkpoints
 from rldecoder.config.interp import Domain, RankFeaturesConfig
 from rldecoder.data.shards import read_tokens
 from rldecoder.evals.prompts import make_prompts

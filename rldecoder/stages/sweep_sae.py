@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from rldecoder.artifacts import sealed
+from rldecoder import sealed
 from rldecoder.artifacts.catalogue import Sweep
 from rldecoder.config.sae import SweepSaeConfig
 from rldecoder.data.shards import first_sequences

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rldecoder.artifacts.catalogue import SupervisedDecoder
-from rldecoder.artifacts.checkpoints import Checkpoints
+from rldecoder.checkpoints import Checkpoints
 from rldecoder.config.decoder import TrainDecoderConfig
 from rldecoder.curves import Curves
 from rldecoder.data.activation_reader import ActivationReader

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from rldecoder.artifacts.catalogue import TrainedSae
-from rldecoder.artifacts.checkpoints import Checkpoints
 from rldecoder.artifacts.store import MANIFEST
+from rldecoder.checkpoints import Checkpoints
 from rldecoder.config.sae import Retraining, TrainSaeConfig
 from rldecoder.curves import Curves
 from rldecoder.data.activation_reader import ShuffledActivations

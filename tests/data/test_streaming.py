@@ -42,14 +42,6 @@ def few_are_sinks(resid: Tensor) -> Tensor:
     return first > first.quantile(0.98)
 
 
-@pytest.fixture(autouse=True)
-def _without_proof() -> Iterator[None]:
-    """Loading compares a model with its own forward pass; what is counted here comes after."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("rldecoder.lm.frozen.prove", lambda lm, brief: None)
-        yield
-
-
 @pytest.fixture
 def inputs(
     tiny_lm_dir: Path, tmp_path: Path, context: MakeContext, monkeypatch: pytest.MonkeyPatch

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from rldecoder.artifacts.checkpoints import Checkpoints
+from rldecoder.checkpoints import Checkpoints
 from rldecoder.config.rl import AdaptiveRule, CollapseRule
 from rldecoder.config.run import load_run_config
 from rldecoder.config.tasks import FileTask

@@ -31,14 +31,6 @@ MakeContext = Callable[..., StageContext]
 LENGTH, HOOK_LAYER = 16, 2
 
 
-@pytest.fixture(autouse=True)
-def _without_proof() -> Iterator[None]:
-    """Loading compares a model with its own forward pass; what is counted here comes after."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("rldecoder.lm.frozen.prove", lambda lm, brief: None)
-        yield
-
-
 @pytest.fixture(scope="module")
 def inputs(tiny_lm_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> TextInputs:
     folder = tmp_path_factory.mktemp("ingest")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from rldecoder.artifacts.checkpoints import (
+from rldecoder.checkpoints import (
     Checkpoints,
     pack_optimizer,
     pack_rng,

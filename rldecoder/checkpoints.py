@@ -20,8 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rldecoder import files, interrupts, schemas
-from rldecoder.artifacts import sealed
+from rldecoder import files, interrupts, schemas, sealed
 from rldecoder.errors import DamagedFileError
 
 _log = logging.getLogger(__name__)

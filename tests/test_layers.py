@@ -24,12 +24,14 @@ SUBJECTS = ("lm", "data", "sae", "decoder", "rl", "interp", "explain", "evals")
 LAYERS: tuple[tuple[str, ...], ...] = (
     # Ground: what everything may use. Settings know the names of stages, for these are their keys.
     (
-        "rldecoder.checkpoints", "rldecoder.config", "rldecoder.curves", "rldecoder.devices", "rldecoder.entry",
+        "rldecoder.checkpoints", "rldecoder.config", "rldecoder.curves", "rldecoder.devices",
+        "rldecoder.entry",
         "rldecoder.errors", "rldecoder.failures", "rldecoder.figures", "rldecoder.files",
         "rldecoder.gates",
         "rldecoder.interrupts", "rldecoder.json_text", "rldecoder.lease_files",
         "rldecoder.precision", "rldecoder.provenance",
-        "rldecoder.reporting", "rldecoder.schemas", "rldecoder.sealed", "rldecoder.seeds", "rldecoder.terminal",
+        "rldecoder.reporting", "rldecoder.schemas", "rldecoder.sealed", "rldecoder.seeds",
+        "rldecoder.terminal",
         "rldecoder.tracking", "rldecoder.urls", "rldecoder.user_files", "rldecoder.visible_text",
     ),
     tuple(f"rldecoder.{name}" for name in SUBJECTS),

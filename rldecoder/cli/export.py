@@ -52,7 +52,8 @@ def export_features(
             "No --author-id was given, and the features must not appear under someone else's.",
             "Add --author-id with your user id on the site that you import into.",
         )
-    from rldecoder.runner import plan, read_input  # slow: imports every stage
+    from rldecoder.runner import open_artifact, plan
+    from rldecoder.stages.table import stage_named
 
     refs = plan(run)
     missing = [name for name in NEEDED if not store.is_published(refs[name])]
@@ -62,9 +63,9 @@ def export_features(
             f"Missing in {store.root}: {', '.join(missing)}.",
             "Finish the run with `rldecoder run CONFIG`, using the same --store and --set.",
         )
-    inputs = {name: read_input(store, refs[name]) for name in NEEDED}
+    inputs = {name: open_artifact(stage_named(name).artifact, refs[name], store) for name in NEEDED}
     path = write_export(
-        {name: artifact.path for name, artifact in inputs.items()},
+        {name: artifact.folder for name, artifact in inputs.items()},
         tool,
         out,
         names,

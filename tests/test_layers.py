@@ -31,7 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "rldecoder.interrupts", "rldecoder.json_text", "rldecoder.lease_files",
         "rldecoder.precision", "rldecoder.provenance",
         "rldecoder.reporting", "rldecoder.schemas", "rldecoder.sealed", "rldecoder.seeds",
-        "rldecoder.terminal",
+        "rldecoder.optimizer_state", "rldecoder.terminal",
         "rldecoder.tracking", "rldecoder.urls", "rldecoder.user_files", "rldecoder.visible_text",
     ),
     tuple(f"rldecoder.{name}" for name in SUBJECTS),

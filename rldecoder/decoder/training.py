@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rldecoder.checkpoints import pack_optimizer, unpack_optimizer
 from rldecoder.config.decoder import DistillConfig
 from rldecoder.data.activation_reader import ActivationReader
 from rldecoder.data.activations import ActivationBatch, VectorColumn
@@ -28,6 +27,7 @@ from rldecoder.decoder.distill import (
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
 from rldecoder.decoder.sequences import hidden_of_rows, in_parts
 from rldecoder.errors import NumericalError
+from rldecoder.optimizer_state import pack_optimizer, unpack_optimizer
 
 PART_TOKENS = 4096
 """Larger batches are gone through in parts: memory does not grow with the batch."""

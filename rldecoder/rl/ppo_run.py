@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rldecoder.checkpoints import Checkpoints, pack_optimizer, unpack_optimizer
+from rldecoder.checkpoints import Checkpoints
 from rldecoder.config.rl import PpoSettings, TrainPpoConfig
 from rldecoder.curves import Curves
 from rldecoder.decoder.distill import matmul_precision
@@ -25,6 +25,7 @@ from rldecoder.evals.prompts import TaskPrompt
 from rldecoder.evals.suite import TaskSuite, check_lengths
 from rldecoder.files import remove
 from rldecoder.lm.quiet import quiet_transformers
+from rldecoder.optimizer_state import pack_optimizer, unpack_optimizer
 from rldecoder.reporting import Reporter
 from rldecoder.rl import core
 from rldecoder.rl.collapse import CollapseWatch

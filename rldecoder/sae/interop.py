@@ -109,7 +109,7 @@ def _read_config(folder: Path) -> Settings:
         raise BadInputError(
             f"No SAE at {folder}: {CONFIG_FILE} is missing.",
             "An SAE is a folder with cfg.json and sae_weights.safetensors.",
-            "Check the path, or build it first: `rldecoder run CONFIG`.",
+            "Check the path.",
         )
     try:
         config = read_json_file(path)

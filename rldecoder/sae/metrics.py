@@ -73,7 +73,7 @@ def reconstruction_quality(sae: Sae, batches: Iterable[Tensor]) -> Reconstructio
         raise BadInputError(
             "There are no held-out activations to measure an SAE on.",
             "The split of the activation cache is empty.",
-            "Raise the split's share in `ingest` or `cache_activations.budget_tokens`.",
+            "Raise the split's share in `ingest`, or `cache_activations.budget_tokens`.",
         )
 
     l0 = torch.cat(counts).double()

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from rldecoder.checkpoints import pack_optimizer, unpack_optimizer
 from rldecoder.config.sae import TrainSaeConfig
 from rldecoder.errors import BadInputError, NumericalError
+from rldecoder.optimizer_state import pack_optimizer, unpack_optimizer
 from rldecoder.sae.architectures import ARCHITECTURES, Step, Thresholds
 from rldecoder.sae.autoencode import autoencode
 from rldecoder.sae.losses import reconstruction_loss
@@ -51,7 +51,7 @@ def input_statistics(x: Tensor) -> InputStatistics:
         raise NumericalError(
             "The cached activations hold NaN or infinity.",
             "The language model overflowed, or the cache is damaged.",
-            "Delete the artifact of the activation cache and run again.",
+            "Build the activation cache again.",
         )
     mean = x.mean(0)
     square = float((x - mean).square().sum(1).mean())
@@ -228,7 +228,7 @@ class SaeTrainer:
                 raise BadInputError(
                     f"The SAE to go on from has {name} {theirs}, and {mine} is to be trained.",
                     "Training can only go on with an SAE of the same kind.",
-                    "Correct `train_sae.retrain.sae`, or the sizes of this SAE.",
+                    "Correct the settings, or `train_sae.retrain.sae`.",
                 )
         if len(flagged) and int(flagged.max()) >= self.spec.num_latents:
             raise BadInputError(

@@ -174,7 +174,7 @@ class Explainer(nn.Module):
                 raise BadInputError(
                     f"There is no explainer in {folder}.",
                     f"{name} is missing.",
-                    "Build it first: `rldecoder run CONFIG`.",
+                    "Run the pipeline until one is trained: `rldecoder run CONFIG`.",
                 )
         explainer = cls(ExplainerSpec.model_validate(schemas.read_json(folder / FILES[0])))
         try:

@@ -33,7 +33,7 @@ def models(
 def decoder(request: pytest.FixtureRequest, models: tuple[FrozenLM, Sae]) -> SaeDecoderForCausalLM:
     torch.manual_seed(0)
     made = new_decoder(*models, blocks=request.param)
-    if made.blocks is not None:
+    if made.looks_back:
         made.blocks.copy_from(models[0].base)
     return made.requires_grad_(False)
 

@@ -23,6 +23,7 @@ from rich.console import Console
 from torch import Tensor
 
 from benchmarks.timing import seconds
+from rldecoder.artifacts.catalogue import ModelFolder
 from rldecoder.data.activation_reader import ActivationReader
 from rldecoder.data.activations import VECTOR_COLUMNS, read_meta, write_activation_shard
 from rldecoder.data.forward import ActivationPass
@@ -50,7 +51,8 @@ def main(
 ) -> None:
     """Print both ratios."""
     torch.set_num_threads(threads)
-    lm = FrozenLM.load(_only(store, "sync_tokenizer") / "model")
+    model = _only(store, ModelFolder.stage)
+    lm = FrozenLM.load(ModelFolder.model.path(model), record=ModelFolder.record.path(model))
     cache = _only(store, "cache_activations")
     meta = read_meta(cache)
     ids = torch.from_numpy(read_tokens(_only(store, "ingest"), "train", sequences))

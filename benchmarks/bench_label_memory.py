@@ -137,7 +137,7 @@ def main(
     latents = np.arange(labelled)
     rng = np.random.default_rng(0)
     peak("imports and vocabulary")
-    found = ExamplePass(num_latents, ExampleSettings(16, 10, 10, 10), context, 0)
+    found = ExamplePass(num_latents, ExampleSettings(16, 10, 10, 10), context, 0, latents)
     ids = pa.table({"seq_id": np.arange(-(-tokens // (context - 1)))})
     chosen = sample_sequences(ids, context - 1, of=tokens, size=fit_tokens, seed=0)
     whole = read(
@@ -161,7 +161,7 @@ def main(
     done = sum(draft.predicate is not None for draft in result.drafts)
     peak(f"{done} of {searched} predicates found and scored")
     if examples:
-        table = found.finish(whole.grid, latents).table
+        table = found.finish(whole.grid).table
         peak(f"{table.num_rows:,} examples of {labelled:,} latents")
 
 

@@ -33,7 +33,7 @@ from rldecoder.lm.quiet import quiet_transformers
 from rldecoder.lm.random_model import make_random_model
 from rldecoder.rl.core import RewardWeights, exact_kl
 from rldecoder.rl.learner import Plan, make_learner
-from rldecoder.rl.rewards import Faithfulness, RewardInputs, WeightedReward
+from rldecoder.rl.rewards import FaithfulnessReward, RewardInputs, WeightedReward
 from rldecoder.rl.rollout import DecoderSampler, Rollout
 from rldecoder.sae.model import Sae, SaeSpec
 from rldecoder.sae.selection import SparseLatents
@@ -134,7 +134,7 @@ def train(kind: str, decoder: SaeDecoderForCausalLM, steps: int, seed: int, fold
         policy_coef=float(kind != "loss"), matmul_precision="highest",
     )  # fmt: skip
     sampler = KeptSampler(decoder)
-    reward = StateKl(decoder, sampler.seen) if kind == "state" else Faithfulness()
+    reward = StateKl(decoder, sampler.seen) if kind == "state" else FaithfulnessReward()
     plan = Plan(
         settings=settings, prompts=short("train", steps * settings.batch_size, seed),
         total_steps=steps, rewards=lambda: [WeightedReward(1.0, reward)],

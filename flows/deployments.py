@@ -44,6 +44,7 @@ def deploy(api: Api, home: Path, env: Mapping[str, str]) -> None:
     wanted = {entry["name"]: entry for entry in project["deployments"]}
     before = _applied(home)
     there = {found["name"]: found for found in api.send("POST", "/deployments/filter", {})}
+
     kept: list[tuple[str, dict[str, Any]]] = []
     entries = []
     for name, entry in wanted.items():
@@ -51,6 +52,7 @@ def deploy(api: Api, home: Path, env: Mapping[str, str]) -> None:
         if found is None or found["entrypoint"] != entry["entrypoint"]:
             entries.append(entry)
             continue
+
         last = before.get(name, entry)  # a home of an older version has no record
         if entry.get("schedules") == last.get("schedules"):
             # Without the key, `prefect deploy` leaves the schedules of a deployment alone.

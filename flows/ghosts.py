@@ -33,6 +33,8 @@ def keep_paused_runs(api: Api) -> Iterator[str]:
             "deployment_id": {"is_null_": False},
         },
     }
+
+    # Page by page: a run that has been seen does not leave the filter.
     seen: set[str] = set()
     while True:
         runs = api.send("POST", "/flow_runs/filter", {**paused, "offset": len(seen)})
@@ -44,6 +46,7 @@ def keep_paused_runs(api: Api) -> Iterator[str]:
             details = run["state"]["state_details"]
             if details.get("pause_reschedule"):
                 continue  # it was suspended from the first
+
             state = {
                 "type": "PAUSED",
                 "name": _SUSPENDED,

@@ -191,6 +191,7 @@ class Guard:
                 "Another name may be a trick by which a web page reaches it (DNS rebinding).",
                 f"Use http://127.0.0.1:{self._port}; through a tunnel, with the same port.",
             )
+
         origins = headers.getlist("origin")
         foreign = any(origin.lower() != f"http://{hosts[0].lower()}" for origin in origins)
         site = headers.get("sec-fetch-site", "same-origin")

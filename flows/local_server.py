@@ -134,6 +134,7 @@ class LocalServer:
         self._port = port
         self._log = home / "server.log"
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
+
         own = f"http://127.0.0.1:{port}"
         env = {
             **{k: v for k, v in os.environ.items() if k not in _NOT_THE_SERVERS},
@@ -151,6 +152,7 @@ class LocalServer:
         }
         if not ui:
             env["PREFECT__SERVER_EPHEMERAL"] = "1"
+
         command = [
             sys.executable, "-m", "uvicorn", "--app-dir", str(_ROOT),
             "--factory", "flows.guarded_server:create_app",

@@ -16,7 +16,7 @@ from rldecoder.runner import StageRun, plan
 from rldecoder.stages.context import Stage
 from rldecoder.stages.table import STAGES, stage_named
 from rldecoder.tracking import wandb_reporter
-from tasks.stages import STAGE_TASKS, Bench
+from tasks.stages import STAGE_TASKS, RunContext
 
 
 def run_stages(
@@ -37,12 +37,12 @@ def run_stages(
     """
     if until is not None:
         stage_named(until)  # refused before any work
-    bench = Bench(run, store, plan(run), report)
+    context = RunContext(run, store, plan(run), report)
     refs: dict[str, ArtifactRef] = {}
     results: list[StageRun] = []
     for stage in STAGES:
         read = {name: refs[name] for name in stage.upstream}
-        state: Any = STAGE_TASKS[stage.name](read, bench, return_state=True)
+        state: Any = STAGE_TASKS[stage.name](read, context, return_state=True)
         result: StageRun = state.result()  # raises what the stage raised
         # The very object that the task returned: Prefect knows the graph's edges by identity.
         refs[stage.name] = result.ref

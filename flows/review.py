@@ -233,6 +233,7 @@ def _ask_one(
             f"latent-{feature.latent}-{published.key}",
             parameters,
         )
+
     better = answer.better_label.strip() or None
     accept = None
     if feature.label is not None and answer.verdict != "undecided":
@@ -240,6 +241,7 @@ def _ask_one(
     note = answer.note.strip()
     if accept is None and better is None and not note:
         return None  # an untouched form says nothing
+
     return ReviewLine(
         sae_digest=published.labels.sae_digest,
         latent=feature.latent,

@@ -56,11 +56,13 @@ def serve(home: Path, port: int, allowed: Allowed) -> None:
                 f"It is at {running.removesuffix('/api')}." if running else "A run uses it.",
                 "Use that one, wait for the run, or set PREFECT_HOME to another folder.",
             )
+
         _say("starting the server ...")
         password = password_of(home)
         server = LocalServer(home, port, ui=True, password=password)
         stack.callback(server.stop)
         server.wait()
+
         client = {"PREFECT_API_URL": server.url, "PREFECT_API_AUTH_STRING": password}
         env = {**os.environ, **offline_settings(home), **client}
         api = Api(server.url, password)
@@ -75,6 +77,7 @@ def serve(home: Path, port: int, allowed: Allowed) -> None:
                 stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
             )  # fmt: skip
         stack.callback(_stop_worker, worker)
+
         _say("making the deployments of prefect.yaml ...")
         deploy(api, home, env)
         offer(server.url)  # from now on `rldecoder run` shows its runs here too

@@ -67,6 +67,13 @@ class GateEntry(JsonRecord):
         """Whether the verdict depends on it."""
         return self.passed is not None
 
+    def judged(self, target: Band, threshold: Band | None = None) -> GateEntry:
+        """With the plan's target and, where the metric gates, what this run demands."""
+        found: dict[str, object] = {"target": target.plain(), "met": target.holds(self.value)}
+        if threshold is not None:
+            found |= {"threshold": threshold.plain(), "passed": threshold.holds(self.value)}
+        return self.model_copy(update=found)
+
 
 def metric(value: float | None, unit: str, formula: str) -> GateEntry:
     """A metric that no target is set for; a value that is not finite was not measured."""

@@ -16,7 +16,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
-from rldecoder.explain.text import visible_char
+from rldecoder.visible_text import visible_char
 
 
 def printable(text: str) -> str:

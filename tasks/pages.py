@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from prefect.artifacts import (
     create_link_artifact,
     create_markdown_artifact,
@@ -19,14 +17,14 @@ from tasks.reporter import artifact_key
 
 def show_stage(stage: Stage, ref: ArtifactRef, store: ArtifactStore) -> None:
     """Publish the UI artifacts of one stage; all read from what the stage published."""
-    folder = store.path(ref)
-    manifest = store.manifest(ref)
+    folder, manifest = store.path(ref), store.manifest(ref)
     key = artifact_key(stage.name)
-    rows: list[dict[str, Any]] = [
-        {"metric": name, "value": value} for name, value in manifest.metrics.items()
-    ]
-    if rows:
+
+    if manifest.metrics:
+        rows = [{"metric": name, "value": value} for name, value in manifest.metrics.items()]
         create_table_artifact(rows, key=key, description=f"`{ref}`: headline numbers")
+
+    # What a person looks for in a gate and in the targets: all rows, not the headline alone.
     if stage.artifact is SaeGate or stage.artifact is DecoderGate:
         report: GateReport = stage.artifact.report.read(folder)
         create_table_artifact(
@@ -40,6 +38,7 @@ def show_stage(stage: Stage, ref: ArtifactRef, store: ArtifactStore) -> None:
             key=f"{key}-targets",
             description="Every target of the original plan, with what was measured",
         )
+
     if stage.artifact is Report:
         page = Report.page.path(folder)
         create_link_artifact(page.as_uri(), key=f"{key}-page", link_text=str(page))

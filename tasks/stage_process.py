@@ -71,6 +71,7 @@ def run_in_process(
         }
     ).encode()
     path = os.pathsep.join(p for p in (str(_ROOT), os.environ.get("PYTHONPATH", "")) if p)
+
     with (
         open(reading, encoding="utf-8") as events,
         tempfile.TemporaryFile() as output,

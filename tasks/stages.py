@@ -33,7 +33,7 @@ _TRANSIENT = (NoResourceError, StoreBusyError)
 """What waiting may mend. `run_stage` has made our own of every OSError."""
 
 
-class Bench:
+class RunContext:
     """What all stages of one run share.
 
     A plain class on purpose: Prefect looks into the fields of models and dataclasses for results
@@ -70,11 +70,11 @@ def is_transient(task: Any, task_run: Any, state: State[Any]) -> bool:
 
 
 def build(
-    stage_name: str, refs: Mapping[str, ArtifactRef], bench: Bench, report: Reporter
+    stage_name: str, refs: Mapping[str, ArtifactRef], context: RunContext, report: Reporter
 ) -> StageRun:
     """Run a stage on a leased device, in a process of its own unless it runs on the CPU."""
-    run, store = bench.run, bench.store
-    if _is_intact(store, bench.planned[stage_name]):
+    run, store = context.run, context.store
+    if _is_intact(store, context.planned[stage_name]):
         # Nothing will be computed, so no device is waited for.
         return run_stage(run, stage_name, refs, store=store, report=report, device="cpu")
     with lease_device(
@@ -82,7 +82,7 @@ def build(
         count=run.stage(stage_name).num_devices,
         timeout_seconds=run.device_timeout_seconds,
         task=f"{run.name}/{stage_name}",
-        say=bench.tell_once,
+        say=context.tell_once,
     ) as lease:
         if not lease.uuids:
             return run_stage(run, stage_name, refs, store=store, report=report, device="cpu")
@@ -103,20 +103,20 @@ def make_task(stage: Stage) -> Task[..., Any]:
     """The Prefect task of one stage.
 
     It takes the artifacts that the stage reads (Prefect draws the graph's edges from them) and
-    the `Bench`. Call it with `return_state=True`: the state's name is `Reused` where nothing was
-    computed, and its result is a `StageRun`.
+    the `RunContext`. Call it with `return_state=True`: the state's name is `Reused` where nothing
+    was computed, and its result is a `StageRun`.
     """
 
-    def run_one(refs: dict[str, ArtifactRef], bench: Bench) -> State[Any]:
+    def run_one(refs: dict[str, ArtifactRef], context: RunContext) -> State[Any]:
         here = PrefectReporter(stage.name)
         try:
-            result = build(stage.name, refs, bench, TeeReporter([bench.report, here]))
+            result = build(stage.name, refs, context, TeeReporter([context.report, here]))
         except GateFailedError as error:
-            ref = bench.planned[stage.name]
-            if bench.store.is_published(ref):  # else it refused to run after an earlier verdict
-                here.display(show_stage, stage, ref, bench.store)
+            ref = context.planned[stage.name]
+            if context.store.is_published(ref):  # else it refused to run after an earlier verdict
+                here.display(show_stage, stage, ref, context.store)
             return Failed(message=str(error), data=error)
-        here.display(show_stage, stage, result.ref, bench.store)
+        here.display(show_stage, stage, result.ref, context.store)
         if result.reused:
             return Completed(name="Reused", message=f"{result.ref} was there", data=result)
         return Completed(message=f"{result.ref} in {result.wall_seconds:,.1f} s", data=result)

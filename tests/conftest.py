@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -85,6 +85,14 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip("../shared/data is not here")
     return SHARED_DATA
+
+
+@pytest.fixture
+def no_proof() -> Iterator[None]:
+    """For tests that count or spoil forward passes: those that prove a model are none of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rldecoder.lm.frozen.prove", lambda lm, brief: None)
+        yield
 
 
 @pytest.fixture

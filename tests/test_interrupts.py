@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from rldecoder import interrupts, runner
-from rldecoder.artifacts.checkpoints import Checkpoints
 from rldecoder.artifacts.store import ArtifactStore
+from rldecoder.checkpoints import Checkpoints
 from rldecoder.config.run import load_run_config
 from rldecoder.errors import EXIT_INTERRUPTED
 from rldecoder.reporting import Interruptible, SilentReporter

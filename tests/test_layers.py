@@ -24,12 +24,15 @@ SUBJECTS = ("lm", "data", "sae", "decoder", "rl", "interp", "explain", "evals")
 LAYERS: tuple[tuple[str, ...], ...] = (
     # Ground: what everything may use. Settings know the names of stages, for these are their keys.
     (
-        "rldecoder.config", "rldecoder.curves", "rldecoder.devices", "rldecoder.entry",
-        "rldecoder.errors", "rldecoder.failures", "rldecoder.files", "rldecoder.gates",
+        "rldecoder.checkpoints", "rldecoder.config", "rldecoder.curves", "rldecoder.devices",
+        "rldecoder.entry",
+        "rldecoder.errors", "rldecoder.failures", "rldecoder.figures", "rldecoder.files",
+        "rldecoder.gates",
         "rldecoder.interrupts", "rldecoder.json_text", "rldecoder.lease_files",
-        "rldecoder.optimizer_state", "rldecoder.precision", "rldecoder.provenance",
-        "rldecoder.reporting", "rldecoder.schemas", "rldecoder.seeds", "rldecoder.terminal",
-        "rldecoder.tracking", "rldecoder.urls", "rldecoder.user_files",
+        "rldecoder.precision", "rldecoder.provenance",
+        "rldecoder.reporting", "rldecoder.schemas", "rldecoder.sealed", "rldecoder.seeds",
+        "rldecoder.optimizer_state", "rldecoder.terminal",
+        "rldecoder.tracking", "rldecoder.urls", "rldecoder.user_files", "rldecoder.visible_text",
     ),
     tuple(f"rldecoder.{name}" for name in SUBJECTS),
     ("rldecoder.artifacts",),
@@ -41,7 +44,13 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("tasks",),
     ("flows",),
 )  # fmt: skip
-FURNITURE = ("table", "context", "fingerprints", "inputs")  # what the rooms are furnished with
+FURNITURE = (
+    "table",
+    "context",
+    "fingerprints",
+    "inputs",
+    "overview",
+)  # what the rooms are furnished with
 
 
 @cache

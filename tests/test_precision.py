@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,11 +8,13 @@ import pytest
 import torch
 
 from rldecoder import precision
+from rldecoder.artifacts.catalogue import ModelFolder
 from rldecoder.config.sae import TrainSaeConfig
-from rldecoder.lm.frozen import FrozenLM
 from rldecoder.precision import fast_dtype, has_bfloat16
 from rldecoder.sae.model import SaeSpec
 from rldecoder.sae.training import InputStatistics, SaeTrainer
+from tests.stages.published import published
+from tests.tiny_models import TINY_RECORD
 
 
 @pytest.mark.parametrize(("units", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
@@ -23,10 +24,12 @@ def test_model_and_sae_use_what_the_cpu_is_fast_with(
 ) -> None:  # fmt: skip
     monkeypatch.setattr(precision, "has_bfloat16", lambda device: units)
     shutil.copytree(tiny_lm_dir, tmp_path / "model")
-    (tmp_path / "model.json").write_text(json.dumps({"compute_dtype": "bfloat16"}))
-    assert FrozenLM.load(tmp_path / "model").dtype == dtype
+    record = TINY_RECORD.model_copy(update={"compute_dtype": "bfloat16"})
+    ModelFolder.record.save(tmp_path, record)
+    model = published(ModelFolder, tmp_path)
+    assert model.load().dtype == dtype
     # A dtype that is asked for by name is never changed.
-    assert FrozenLM.load(tmp_path / "model", dtype=torch.bfloat16).dtype == torch.bfloat16
+    assert model.load(dtype=torch.bfloat16).dtype == torch.bfloat16
     spec = SaeSpec(architecture="topk", d_model=8, num_latents=16, k=2)
     trainer = SaeTrainer(spec, TrainSaeConfig(k=2), 1, InputStatistics(torch.zeros(8), 1.0), 0)
     assert trainer.architecture.matmul_dtype == dtype

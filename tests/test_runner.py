@@ -133,9 +133,9 @@ def use(inputs: UseInputs, config: MakeConfig, ctx: StageContext) -> Output:
 
 
 TABLE = (
-    Invented(Data, 1, Nothing, "prepare", room=make),
-    Invented(Report, 1, GateInputs, "features", gate=True, room=gate),
-    Invented(Result, 1, UseInputs, "decoder", room=use),
+    Invented(Data, 1, Nothing, room=make),
+    Invented(Report, 1, GateInputs, gate=True, room=gate),
+    Invented(Result, 1, UseInputs, room=use),
 )
 
 

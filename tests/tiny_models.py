@@ -21,6 +21,7 @@ from transformers import (
 
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM, new_decoder
 from rldecoder.lm.frozen import FrozenLM
+from rldecoder.lm.specs import ModelRecord
 from rldecoder.sae.model import Sae
 
 VOCAB_SIZE = 512
@@ -95,3 +96,27 @@ def whole_decoder(lm: FrozenLM, sae: Sae, bos: int) -> SaeDecoderForCausalLM:
     decoder.W.copy_(sae.W_dec)
     decoder.b.copy_(sae.b_dec)
     return decoder
+
+
+TINY_RECORD = ModelRecord(
+    name="tiny",
+    title="tiny",
+    licence="none: random weights",
+    hook_layer=None,
+    compute_dtype="float32",
+    source={"kind": "random"},
+    weights_sha256="0" * 64,
+    weight_files={},
+    model_type="gpt2",
+    parameters=265_600,
+    num_layers=4,
+    d_model=64,
+    num_heads=4,
+    num_kv_heads=4,
+    head_dim=16,
+    d_mlp=256,
+    vocab_size=512,
+    context_length=512,
+    tied_embeddings=True,
+)
+"""What `sync_tokenizer` would say of the fixture `tiny_lm_dir`."""

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from rldecoder.lm.tokenizer_parity import ParityRecord, TokenizerHashes
     from rldecoder.rl.controls import ControlVerdict
     from rldecoder.rl.freeze import Freeze
-    from rldecoder.rl.session import PolicyTraining
+    from rldecoder.rl.ppo_run import PolicyTraining
     from rldecoder.sae.model import Sae
     from rldecoder.sae.sweep import Setting, SweepVerdict
     from rldecoder.sae.training import BestSae
@@ -70,7 +70,8 @@ class ModelFolder(Artifact):
         """The frozen model; `dtype` None takes the one that the stage recorded."""
         from rldecoder.lm.frozen import FrozenLM
 
-        return FrozenLM.load(self.model, device=device, dtype=dtype)
+        record = ModelFolder.record.path(self.folder)
+        return FrozenLM.load(self.model, device=device, dtype=dtype, record=record)
 
 
 class Corpus(Artifact):
@@ -208,7 +209,7 @@ class Policy(Artifact):
     stage, kind = "train_ppo", "policy"
     decoder = Plain("decoder")
     training: Record[PolicyTraining] = Record(
-        "training.json", "rldecoder.rl.session:PolicyTraining"
+        "training.json", "rldecoder.rl.ppo_run:PolicyTraining"
     )
     rollouts = Table("rollouts.parquet", "rldecoder.rl.rollout_log:ROLLOUTS")
     curves = Table("curves.parquet", CURVES)

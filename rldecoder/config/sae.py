@@ -145,8 +145,6 @@ class TrainSaeConfig(StageConfig):
     """An alert is raised when a larger share of latents is dead."""
     alert_l0: Band = free((5.0, 500.0))
     """An alert is raised when the mean L0 leaves this band after warm-up."""
-    alert_loss_jump: float = free(3.0, gt=1)
-    """An alert is raised when the loss exceeds this multiple of its running mean."""
 
     @property
     def num_devices(self) -> int:
@@ -213,8 +211,6 @@ class GateSaeConfig(StageConfig):
     """Tokens encoded at once."""
     splice_sequences: int = Field(16, gt=0)
     """Test sequences for the splice metrics."""
-    splice_batch: int = free(4, gt=0)
-    """Sequences run at once."""
     random_control: bool = True
     """Measure a random-init SAE of the same L0 as well."""
     on_fail: OnFail = free("stop")

@@ -41,6 +41,7 @@ def architecture_plot(sizes: Sizes) -> Drawing:
         axes.set_axis_off()
         axes.set_xlim(-1.15, 10.75)
         axes.set_ylim(-0.8, 3.0)
+
         _box(axes, 0.0, UPPER, "text", "tokens", None)
         _box(axes, 2.7, UPPER, f"{below} blocks", sizes.model, PALETTE[4])
         _box(axes, 6.5, UPPER, f"{above} blocks", "frozen", PALETTE[4])
@@ -49,6 +50,7 @@ def architecture_plot(sizes: Sizes) -> Drawing:
              PALETTE[0])  # fmt: skip
         _box(axes, 6.95, LOWER, "decoder", decoder, PALETTE[1])
         _box(axes, 9.5, LOWER, "next token", "decoder", None)
+
         half = WIDTH / 2
         _arrow(axes, (half, UPPER), (2.7 - half, UPPER))
         _arrow(axes, (2.7 + half, UPPER), (6.5 - half, UPPER))
@@ -57,6 +59,7 @@ def architecture_plot(sizes: Sizes) -> Drawing:
         _arrow(axes, (4.4 + half, LOWER), (6.95 - half, LOWER))
         _arrow(axes, (6.95 + half, LOWER), (9.5 - half, LOWER))
         _arrow(axes, (9.5, UPPER - HEIGHT / 2), (9.5, LOWER + HEIGHT / 2), both=True)
+
         axes.text(4.6, UPPER + 0.1, f"residual stream,\n{sizes.d_model} wide", ha="center",
                   va="bottom", fontsize=8)  # fmt: skip
         axes.text(9.38, 1.0, "KL", ha="right", va="center", fontsize=8)

@@ -19,8 +19,8 @@ from rldecoder.dashboard.claims import (
 from rldecoder.dashboard.label_table import label_columns, label_rows
 from rldecoder.dashboard.report import ReportData
 from rldecoder.evals.comparison import RL, SUPERVISED, FaithfulnessTable
-from rldecoder.explain.text import visible_text
 from rldecoder.rl.freeze import Freeze
+from rldecoder.visible_text import visible_text
 
 if TYPE_CHECKING:
     from rldecoder.stages.inputs import ReportInputs
@@ -40,6 +40,8 @@ def build_report(
         contexts: example contexts a feature.
     """
     claims = inputs.evaluation.interpretability.claims
+
+    # In the order of the page.
     return ReportData(
         title=visible_text(title, 120),
         subtitle=_subtitle(inputs),
@@ -114,6 +116,7 @@ def _facts(inputs: ReportInputs) -> list[dict[str, str]]:
     unknown = sum(row.met is None for row in targets.root)
     wall = sum(artifact.wall_seconds for artifact in inputs)
 
+    # One number a tile; what it is of stands beside it, small.
     def fact(name: str, text: str, more: str = "") -> dict[str, str]:
         return {"name": name, "value": text, "more": more}
 

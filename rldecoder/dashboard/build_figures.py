@@ -18,9 +18,9 @@ from rldecoder.evals.comparison import FROZEN, RL, SUPERVISED
 from rldecoder.explain.claim_scores import ClaimEvaluation
 from rldecoder.explain.interpretability import DeletionBenchmark
 from rldecoder.explain.plan_values import TOP_K
-from rldecoder.explain.text import visible_text
 from rldecoder.interp.calibration import Reliability
 from rldecoder.interp.tally import ImportanceMass
+from rldecoder.visible_text import visible_text
 
 if TYPE_CHECKING:
     from rldecoder.stages.inputs import ReportInputs
@@ -185,6 +185,8 @@ def _training(inputs: ReportInputs) -> dict[str, FigureEntry | None]:
         for trained in (inputs.sae, inputs.supervised, inputs.policy)
     )
     stages = stage_boundaries(inputs.policy.config["stages"], ppo)
+
+    # A curve that a run did not log is left out of its figure, and the figure without curves too.
     return {
         "sae": _curves(
             {
@@ -292,9 +294,10 @@ def _mass(mass: ImportanceMass) -> FigureEntry | None:
         for target, found in by_target.items():
             # Every domain on the frozen model; the decoder, which reads no error term, on text.
             if found.top_k is not None and (target == FROZEN or domain == "label"):
-                ks = sorted(found.top_k)
-                shares = [found.top_k[k].per_position.value for k in ks]
-                lines.append(Line(f"{domain}, {target}", ks, shares, dashed=target == "decoder"))
+                shares = {k: found.top_k[k].per_position.value for k in sorted(found.top_k)}
+                known = {k: share for k, share in shares.items() if share is not None}
+                name = f"{domain}, {target}"
+                lines.append(Line(name, [*known], [*known.values()], dashed=target == "decoder"))
     if not lines:
         return None
     return FigureEntry(
@@ -317,7 +320,8 @@ def _top10_mass(mass: ImportanceMass) -> FigureEntry | None:
             found = by_target.get(target)
             if found is not None and found.top_k is not None and TOP_K in found.top_k:
                 share = found.top_k[TOP_K].per_position
-                groups[name].append(Dot(domain, share.value, share.low, share.high))
+                if share.value is not None and share.low is not None and share.high is not None:
+                    groups[name].append(Dot(domain, share.value, share.low, share.high))
     if not any(groups.values()):
         return None
     return FigureEntry(

@@ -96,8 +96,8 @@ def simulation_rows(claims: ClaimEvaluation) -> list[list[str]]:
             continue
         by_kind = [claims.simulatability.kinds[kind].methods.get(name) for kind in KIND_NAMES]
         row = [shown, *map(_auroc, by_kind)]
-        row += _ahead(plain and plain.method_b_ahead)
-        row += [_auroc(read), *_ahead(read and read.method_b_ahead)]
+        row += _ahead(plain)
+        row += [_auroc(read), *_ahead(read)]
         rows.append(row)
     return rows
 
@@ -106,7 +106,9 @@ def _auroc(score: ReaderScore | None) -> str:
     return EMPTY if score is None else f"{score.auroc:.3f}"
 
 
-def _ahead(test: PairedTest | None) -> tuple[str, str]:
+def _ahead(found: ReaderScore | PairedTest | None) -> tuple[str, str]:
+    """How far Method B is ahead, and the p of that."""
+    test = found.method_b_ahead if isinstance(found, ReaderScore) else found
     if test is None:
         return EMPTY, EMPTY
     return f"{test.difference:+.3f}", f"{test.pvalue:.4f}"
@@ -121,6 +123,7 @@ def precision_note(claims: ClaimEvaluation) -> str:
         f"at the same position (median {claims.median_noise_nats:.3f} nats).",
         _reconstruction("From the claims alone, effects of", claims.reconstruction),
     ]
+    # Sentences about what a run has, and none about what it was not asked for.
     ours = claims.methods.get(METHOD_B)
     unseen = None if ours is None else ours.held_out_features
     if unseen is not None:

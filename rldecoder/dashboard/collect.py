@@ -16,7 +16,6 @@ from rldecoder.artifacts.catalogue import PHASES, Clusters, Labels
 from rldecoder.dashboard.relations import Relations
 from rldecoder.explain.claims import CheckedClaim, claim_sentence
 from rldecoder.explain.explanation import Explanation, Prediction
-from rldecoder.explain.text import visible_text, visible_token
 from rldecoder.interp.predicate import Predicate
 from rldecoder.interp.records import (
     Example,
@@ -26,6 +25,7 @@ from rldecoder.interp.records import (
     Review,
     Scores,
 )
+from rldecoder.visible_text import visible_text, visible_token
 
 SHOWN_METRICS = 6
 WALL_SUFFIXES = ("_per_second", "_seconds", "_bytes")

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from rldecoder.dashboard.collect import example_view
 from rldecoder.dashboard.report import environment
 from rldecoder.explain.explanation import Explanation
-from rldecoder.explain.text import visible_text
+from rldecoder.visible_text import visible_text
 
 
 def explanation_page(explanation: Explanation, run_name: str, caveats: Sequence[str]) -> str:

@@ -168,6 +168,7 @@ def interval_plot(
     """Dots with whiskers, one row a name, one colour a group."""
     names = list(dict.fromkeys(dot.name for dots in groups.values() for dot in dots))
     height = max(1.6, 0.34 * len(names) * max(1, len(groups) * 0.6) + 0.9)
+
     with _figure((SIZE[0], height), outside=True) as (figure, axes):
         offsets = np.linspace(-0.22, 0.22, len(groups)) if len(groups) > 1 else [0.0]
         for index, (group, dots) in enumerate(groups.items()):
@@ -184,10 +185,13 @@ def interval_plot(
                 color=PALETTE[index % len(PALETTE)],
                 label=group,
             )
+
         if target is not None:
             axes.axvline(
                 target, color=FRAME, linestyle=":", linewidth=1.2, label=f"plan {target:g}"
             )
+
+        # From top to bottom, as they were given.
         axes.set_yticks(range(len(names)), names)
         axes.set_ylim(len(names) - 0.5, -0.5)
         axes.grid(axis="x")

@@ -12,7 +12,7 @@ from rldecoder.dashboard.collect import example_view
 from rldecoder.dashboard.report import environment
 from rldecoder.explain.explanation import Explanation
 from rldecoder.explain.reading import FeatureTable, Reading
-from rldecoder.explain.text import visible_text, visible_token
+from rldecoder.visible_text import visible_text, visible_token
 
 SHOWN_TOKENS = 200
 """Rows of a reading's table; a notebook is no place for thousands."""

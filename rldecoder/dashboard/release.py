@@ -16,7 +16,7 @@ from rldecoder.artifacts.catalogue import (
 from rldecoder.artifacts.manifests import MANIFEST, ArtifactRef, Manifest, read_manifest
 from rldecoder.dashboard.collect import format_seconds
 from rldecoder.dashboard.report import ReportData, environment
-from rldecoder.explain.text import visible_text
+from rldecoder.visible_text import visible_text
 
 if TYPE_CHECKING:
     from rldecoder.stages.inputs import ReportInputs
@@ -54,6 +54,8 @@ def release_files(data: ReportData, inputs: ReportInputs) -> dict[str, str]:
     }
     model = inputs.model.record
     documents = inputs.corpus.documents.select(["split", "sha256"]).to_pylist()
+
+    # One set of values for all pages; each template takes what it shows.
     values = {
         "title": data.title,
         "subtitle": data.subtitle,
@@ -75,6 +77,7 @@ def release_files(data: ReportData, inputs: ReportInputs) -> dict[str, str]:
         "machines": sorted({manifest.device_name for manifest in manifests.values()}),
         "freeze_note": data.freeze_note,
     }
+
     templates = environment(autoescape=False)
     return {
         page.name: templates.get_template(f"{page.name}.j2").render(**values).rstrip() + "\n"

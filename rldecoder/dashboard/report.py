@@ -16,7 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from rldecoder.dashboard.figures import Drawing
-from rldecoder.explain.text import visible_text
+from rldecoder.visible_text import visible_text
 
 SECTIONS = (
     ("targets", "Targets"),

@@ -143,12 +143,17 @@ class ShuffledActivations(ABC):
             if num_units and skip >= num_units:
                 skip -= num_units
                 continue
+
+            # The next window is read while this one is used.
             data = self._load(shards, columns)
             if index + 1 < len(windows):
                 self._prepare(windows[index + 1], columns)
+
             units = _Rows(data) if unit == "rows" else _WholeSequences(data)
             order = torch.randperm(len(units), generator=torch_generator(seed, unit, epoch, index))
             order, skip = order[skip:], 0
+
+            # What the last window left comes first, so that only an epoch's end can fall short.
             if carry is not None:
                 more = order[: size - carried]
                 added = units.take(more)
@@ -157,11 +162,13 @@ class ShuffledActivations(ABC):
                 if carried < size:
                     continue
                 yield _as_batch(carry)
+
             full = len(order) // size * size
             for start in range(0, full, size):
                 yield _as_batch(units.take(order[start : start + size]))
             carried = len(order) - full
             carry = units.take(order[full:]) if carried else None
+
         if carry is not None and not drop_last:
             yield _as_batch(carry)
 

@@ -50,6 +50,7 @@ def list_files(paths: Iterable[str], taken: set[str] | None = None) -> Listing:
     found: list[FoundFile] = []
     left_out: Counter[str] = Counter()
     seen: set[Path] = set()
+
     for text in paths:
         root = Path(text).expanduser()
         _check_named(root)
@@ -59,12 +60,15 @@ def list_files(paths: Iterable[str], taken: set[str] | None = None) -> Listing:
             if place in seen:
                 continue
             seen.add(place)
+
+            # A document's split is drawn from its name: no two files may have the same.
             named = path == root
             name = printable(path.name if named else path.relative_to(root).as_posix())
             if name in taken:
                 name = printable(text if named else f"{text.rstrip('/')}/{name}")
             taken.add(name)
             found.append(FoundFile(path, name, named))
+
     if not found:
         raise BadInputError(
             f"No text found at {', '.join(map(printable, paths))}.",

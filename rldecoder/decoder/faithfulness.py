@@ -67,6 +67,15 @@ class Faithfulness(JsonRecord):
     """How many sequences they lie in."""
 
 
+class EpochFaithfulness(Faithfulness):
+    """The same of a decoder in training."""
+
+    epoch: int
+    """Epochs that it was trained; 0 before training."""
+    split: str
+    """Where it was measured."""
+
+
 EPOCHS = pa.schema(
     [
         ("epoch", pa.int32()),
@@ -85,7 +94,7 @@ EPOCHS = pa.schema(
         ("num_sequences", pa.int64()),
     ]
 )
-"""Faithfulness after each epoch (0: before training). KL and CE in nats, the rest shares."""
+"""An `EpochFaithfulness` a row."""
 
 
 def evaluate_faithfulness(
@@ -156,6 +165,8 @@ def evaluate_predictors(
     rows = chunk_rows(lm.vocab_size)
     scores: dict[str, list[Tensor]] = {name: [] for name in predictors}
     labels, sequences = [], []
+
+    # Logits of a whole batch would not fit: each chunk's are scored and dropped.
     batches = whole_sequences(
         reader, 4096, columns=("resid", "final_hidden"), max_tokens=max_tokens
     )
@@ -172,6 +183,7 @@ def evaluate_predictors(
                 for name, hidden in predicted.items():
                     logits = lm.unembed(hidden[part])
                     scores[name].append(_score_rows(logits, frozen_logits, label).cpu())
+
     has_label = (torch.cat(labels) != NO_LABEL).numpy()
     sequence = torch.cat(sequences).numpy()
     return {

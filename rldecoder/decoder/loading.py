@@ -35,7 +35,7 @@ def load_decoder(folder: Path, lm: FrozenLM, sae: Sae) -> SaeDecoderForCausalLM:
         raise BadInputError(
             f"There is no decoder in {folder}.",
             "A decoder's folder holds config.json and model.safetensors.",
-            "Run the stage train_decoder first.",
+            "Name the folder `decoder` of a published artifact.",
         )
     try:
         with quiet_transformers():

@@ -377,18 +377,16 @@ class SaeDecoderForCausalLM(PreTrainedModel, GenerationMixin):
                 position_ids = torch.arange(
                     start, start + input_ids.shape[1], device=input_ids.device
                 )[None]
+            use_cache = self.config.use_cache if use_cache is None else use_cache
             seen = self.features(
-                input_ids,
-                attention_mask,
-                position_ids,
-                past_key_values,
-                self.config.use_cache if use_cache is None else use_cache,
+                input_ids, attention_mask, position_ids, past_key_values, use_cache
             )
             latents = seen.latents
             cache = past_key_values = seen.past_key_values
         else:
             cache = None
             position_ids = count_positions(attention_mask, position_ids, latents.acts.shape[-2])
+
         keep = (
             slice(-logits_to_keep if logits_to_keep else None, None)
             if isinstance(logits_to_keep, int)

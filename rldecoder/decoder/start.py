@@ -75,14 +75,18 @@ def decoder_from_blocks(
             f"{HELD_OUT} are the least: one of them chooses the ridge strength.",
             "Raise `ingest.budget_tokens.train`, or set `train_decoder.depth: 0`.",
         )
+
     decoder = new_decoder(lm, sae, blocks)
     parts = decoder.blocks
     proven_masks(parts, input_ids.shape[1])  # before hours of training
+
     text = _read(lm, sae, blocks, input_ids, micro_batch, advance)
     for sink, door in zip(parts.sinks, text.doors, strict=True):
         sink.copy_(door[:, 0].float().mean(0))
     decoder.W.copy_(sae.W_dec.float())
     decoder.b.copy_(sae.b_dec.float())
+
+    # Each map is fitted on what really arrives at it, so that it also mends what came before.
     if init == "base":
         parts.copy_from(lm.base, input_ids[:1])
         entry = _fit(text.recon, text.doors[0], text.usual, strengths)
@@ -98,6 +102,7 @@ def decoder_from_blocks(
         predicted = _in_parts(parts.norm, resid, micro_batch)
     else:
         predicted = _in_parts(parts, text.recon, micro_batch)
+
     _write(parts.out, _fit(predicted, text.final, text.usual, strengths))
     return decoder
 

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rldecoder.artifacts.checkpoints import pack_optimizer, unpack_optimizer
 from rldecoder.config.decoder import DistillConfig
 from rldecoder.data.activation_reader import ActivationReader
 from rldecoder.data.activations import ActivationBatch, VectorColumn
@@ -28,6 +27,7 @@ from rldecoder.decoder.distill import (
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
 from rldecoder.decoder.sequences import hidden_of_rows, in_parts
 from rldecoder.errors import NumericalError
+from rldecoder.optimizer_state import pack_optimizer, unpack_optimizer
 
 PART_TOKENS = 4096
 """Larger batches are gone through in parts: memory does not grow with the batch."""
@@ -104,12 +104,15 @@ class DecoderTrainer:
         share = schedule(self.step_done, self.total_steps, config.warmup_fraction)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * share
+
+        # Parts of the batch add up to its gradient; memory does not grow with it.
         self.optimizer.zero_grad(set_to_none=True)
         found = [self._backward(part, len(batch.pos)) for part in in_parts(batch, PART_TOKENS)]
         grad_norm = torch.nn.utils.clip_grad_norm_(decoder.parameters(), config.max_grad_norm)
         self.optimizer.step()
         self.step_done += 1
         self.tokens_done += len(batch.pos)
+
         values = StepValues(
             loss=sum(float(losses.loss.sum()) for losses in found) / len(batch.pos),
             kl=sum(float(losses.kl.sum()) for losses in found) / len(batch.pos),

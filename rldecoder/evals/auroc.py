@@ -75,6 +75,8 @@ def compare_auroc(
             )
     if outcomes.all() or not outcomes.any():
         return None
+
+    # One table of how often each group is drawn serves every score: resamples are paired.
     _, group = np.unique(groups, return_inverse=True)
     count = int(group.max()) + 1
     weights = np.random.default_rng(seed).multinomial(
@@ -84,14 +86,16 @@ def compare_auroc(
         weights @ np.bincount(group[~outcomes], minlength=count)
     )
     usable = pairs > 0
+
     tail = (1 - confidence) / 2
-    found, draws = {}, {}
+    areas, draws = {}, {}
     for name, values in scores.items():
         credits = _ordered_pairs(outcomes, values, group, count)
-        drawn = np.einsum("rg,rg->r", weights @ credits, weights)
-        draws[name] = drawn[usable] / pairs[usable]
+        ordered = np.einsum("rg,rg->r", weights @ credits, weights)
+        draws[name] = ordered[usable] / pairs[usable]
         low, high = np.quantile(draws[name], [tail, 1 - tail])
-        found[name] = AurocInterval(float(roc_auc_score(outcomes, values)), float(low), float(high))
+        areas[name] = AurocInterval(float(roc_auc_score(outcomes, values)), float(low), float(high))
+
     ahead = {}
     for name in scores:
         if name == reference:
@@ -100,12 +104,12 @@ def compare_auroc(
         low, high = np.quantile(difference, [tail, 1 - tail])
         not_ahead = int((difference <= 0).sum()) + int((~usable).sum())
         ahead[name] = PairedTest(
-            difference=found[reference].auroc - found[name].auroc,
+            difference=areas[reference].auroc - areas[name].auroc,
             low=float(low),
             high=float(high),
             pvalue=(1 + not_ahead) / (1 + resamples),
         )
-    return AurocComparison(found, ahead)
+    return AurocComparison(areas, ahead)
 
 
 def _ordered_pairs(

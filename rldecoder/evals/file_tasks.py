@@ -87,6 +87,8 @@ class FilePrompts:
         rng = random.Random(derive_seed(seed, "prompts", task.name, split))
         prompts: list[TaskPrompt] = []
         too_long = 0
+
+        # A round gives every question once; only training needs a second one.
         while len(prompts) < count:
             before = len(prompts)
             order = rng.sample(self._questions[split], len(self._questions[split]))
@@ -103,6 +105,7 @@ class FilePrompts:
                         task.max_new_tokens, question.answers, question.group,
                     )
                 )  # fmt: skip
+
             if fewer and split != "train" and prompts:
                 break
             if len(prompts) < count and (split != "train" or len(prompts) == before):

@@ -97,6 +97,7 @@ def make_prompts(
             "The generated tasks are addition and cloze, with splits train, validation and test.",
             "Correct the list of tasks.",
         )
+
     rng = random.Random(derive_seed(seed, "prompts", task, split))
     metric: Literal["sum", "place"]
     if task == "addition":
@@ -105,11 +106,14 @@ def make_prompts(
     else:
         make, metric, length = _cloze_round, "place", 4
         rounds = _CLOZE_ROUNDS if repeat_facts else 1
+
+    # Held-out questions are never asked twice: intervals would be too narrow.
     questions: list[tuple[str, str, str]] = []
     while len(questions) < count and (split == "train" or rounds):
         asked = set() if split == "train" else {text for text, *_ in questions}
         questions += [question for question in make(split, rng) if question[0] not in asked]
         rounds -= 1
+
     if len(questions) < count:
         raise BadInputError(
             f"{count} {split} prompts of task {task} were asked for, {len(questions)} are made.",
@@ -174,8 +178,8 @@ def _addition_round(split: Split, rng: random.Random) -> list[tuple[str, str, st
     turned = {pair: rng.random() < 0.5 for pair in pairs}
     first = {pair: rng.randrange(len(_PHRASINGS)) for pair in pairs}
     out = []
-    for lap in range(2 * len(_PHRASINGS)):
-        again, wording = divmod(lap, len(_PHRASINGS))
+    for turn in range(2 * len(_PHRASINGS)):
+        again, wording = divmod(turn, len(_PHRASINGS))
         rng.shuffle(pairs)
         for pair in pairs:
             if again and pair[0] == pair[1]:

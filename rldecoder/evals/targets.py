@@ -199,12 +199,15 @@ def fill_targets(measured: Mapping[str, Measurement], stages: Mapping[Source, st
     unknown_keys = set(measured) - {target.key for target in TARGETS}
     if unknown_keys:
         raise KeyError(f"no such targets: {sorted(unknown_keys)}")
+
     rows = []
     for target in TARGETS:
         missing = Measurement(None, "not measured in this run")
         value, note, profile = measured.get(target.key, missing)
         if value is not None and not math.isfinite(value):
             value, note = None, f"{note}; the measured value was not a finite number".lstrip("; ")
+
+        # A profile that asks for the same is not worth a word.
         differs = profile is not None and profile != target.threshold
         rows.append(
             TargetRow(

@@ -58,6 +58,7 @@ def read_task(path: Path, left_out: Counter[str]) -> list[TaskRow]:
             "It does not exist." if not path.exists() else "It is no file with rows.",
             "Name a .parquet, .jsonl, .json, .csv or .tsv file.",
         )
+
     rows = []
     for number, row in enumerate(read_rows(path)):
         where = f"{printable(path)}, row {number}"
@@ -67,14 +68,18 @@ def read_task(path: Path, left_out: Counter[str]) -> list[TaskRow]:
         if not question or not golds:
             left_out["without a question" if not question else "without an answer"] += 1
             continue
+
+        # Data sets with `final_answer` show the way to it in `answer`.
         shown = row.get("answer") if answer == "final_answer" else None
         worked = as_text(shown) or as_text(row[answer]) or golds[0]
         story = _text(row[passage], where, passage) if passage else ""
         if any(map(is_undecodable, (question, story, worked, *golds))):
             left_out["not UTF-8"] += 1
             continue
+
         split = None if row.get("split") is None else _text(row["split"], where, "split")
         rows.append(TaskRow(question, story, golds, _CALCULATOR.sub("", worked), split))
+
     if not rows:
         counts = ", ".join(f"{count} {why}" for why, count in left_out.items())
         raise BadInputError(
@@ -132,6 +137,7 @@ def _golds(value: Any, where: str) -> Iterator[str]:
                 "Write the answers as strings.",
             )
         value = [item for item in lists if item is not None]
+
     if isinstance(value, list | tuple):
         for item in value:
             yield from _golds(item, where)

@@ -11,8 +11,8 @@ import torch
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
 from rldecoder.decoder.places import at_once, last_of_text, resid_of
 from rldecoder.explain.patching import TWO_SIDED_95, ablate
-from rldecoder.explain.text import visible_text, visible_token
 from rldecoder.sae.model import SparseLatents
+from rldecoder.visible_text import visible_text, visible_token
 
 Direction = Literal["supports", "opposes"]
 Verdict = Literal["supported", "decoder only", "contradicted", "too small to tell"]

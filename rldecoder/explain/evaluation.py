@@ -251,6 +251,8 @@ def compare_with_ablation(
     if bool(said.any()):
         scores = score_claims(decoder, test, theirs, explainer.spec.min_effect)
         summary = _summary(scores, theirs, True, settings)
+
+        # Paired: only where both say something can one be ahead of the other.
         both = (said & ours.mask.any(-1)).cpu().numpy()
         if both.any():
             mine = score_claims(decoder, test, ours, explainer.spec.min_effect)

@@ -174,7 +174,7 @@ class Explainer(nn.Module):
                 raise BadInputError(
                     f"There is no explainer in {folder}.",
                     f"{name} is missing.",
-                    "Run the stage train_explainer first.",
+                    "Run the pipeline until one is trained: `rldecoder run CONFIG`.",
                 )
         explainer = cls(ExplainerSpec.model_validate(schemas.read_json(folder / FILES[0])))
         try:
@@ -267,12 +267,15 @@ def make_slots(
     unit = explainer.spec.effect_unit
     acts, attributions = candidates.acts, candidates.attributions
     mask = acts > 0
+
     rows = F.embedding(candidates.indices, decoder.W.detach()).float()
     norms = rows.norm(dim=-1)
     scales = explainer.scales[candidates.indices]
     normalised = torch.where(scales > 0, acts / scales.clamp_min(_TINY), 0.0).clamp(max=4.0)
     total = (attributions.abs() * mask).sum(-1, keepdim=True).clamp_min(_TINY)
     importance = explainer.importance[candidates.indices]
+
+    # Effects span orders of magnitude and both signs: asinh is linear near 0 and a log far off.
     scalars = torch.stack(
         [
             acts.log1p(),
@@ -286,6 +289,7 @@ def make_slots(
         ],
         dim=-1,
     )
+
     unit_rows = rows / norms.clamp_min(_TINY)[..., None] * explainer.spec.d_model**0.5
     noise = noise_floor(candidates, norms)
     return Slots(scalars * mask[..., None], unit_rows, mask, attributions * mask, noise)
@@ -307,12 +311,14 @@ def losses(
     """
     unit = explainer.spec.effect_unit
     pointers = explainer(slots)
+
     share = single.abs() * slots.mask
     share = share / share.sum(-1, keepdim=True).clamp_min(_TINY)
     logprob = pointers.logits.log_softmax(-1).masked_fill(~slots.mask, 0.0)
     pointer = -(share * logprob).sum(-1).mean()
     error = F.smooth_l1_loss(pointers.effects / unit, single / unit, reduction="none")
     effect = (error * slots.mask).sum() / slots.mask.sum().clamp_min(1)
+
     # Straight-through: the claims are hard choices, their gradient is the gates'. Strengths are
     # detached: they must stay what was measured, not become a code for the reconstructor.
     # Without the regulariser nothing pays for an open gate: the length term closes them all, and
@@ -320,6 +326,7 @@ def losses(
     hard = explainer.choose(pointers, gated=regularised).float()
     claimed = hard + pointers.gates - pointers.gates.detach() if regularised else hard
     strengths = pointers.effects.detach() / unit
+
     predicted = explainer.reconstructor(claimed, strengths, removals, logprobs)
     reconstruction = F.smooth_l1_loss(predicted.effects, joint / unit)
     outcome = F.binary_cross_entropy_with_logits(predicted.change, changed.to(joint.dtype))

@@ -14,8 +14,8 @@ from rich.text import Text
 
 from rldecoder.explain.claims import CheckedClaim, Verdict, claim_sentence
 from rldecoder.explain.ranking import RankedFeature
-from rldecoder.explain.text import visible_text, visible_token
 from rldecoder.schemas import JsonFile, write_json
+from rldecoder.visible_text import visible_text, visible_token
 
 SHOWN_PROMPT_CHARACTERS = 600
 VERDICT_STYLE: dict[Verdict, str] = {
@@ -112,6 +112,7 @@ def render_explanation(explanation: Explanation) -> RenderableType:
         Text.assemble(("A  ", "bold"), explanation.method_a),
         Text(),
     ]
+    # Method B says so where it makes no claim.
     if not explanation.claims:
         lines.append(Text.assemble(("B  ", "bold"), explanation.method_b))
     for place, checked in enumerate(explanation.claims, start=1):

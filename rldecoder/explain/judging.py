@@ -22,8 +22,8 @@ from rldecoder.config.base import Config
 from rldecoder.config.problems import problem_lines
 from rldecoder.errors import BadInputError
 from rldecoder.evals.statistics import bootstrap_mean_ci
-from rldecoder.explain.text import visible_text, visible_token
 from rldecoder.user_files import read_text
+from rldecoder.visible_text import visible_text, visible_token
 
 if TYPE_CHECKING:
     from rldecoder.explain.explanation import Explanation  # slow: counting answers needs no torch
@@ -144,6 +144,8 @@ def read_answers(path: Path, key: JudgeKey) -> dict[str, str]:
     for number, line in enumerate(_lines(path), start=1):
         if not line.strip():
             continue
+
+        # Every line is looked at, so that a judge can mend all faults at once.
         item = _item(line)
         if isinstance(item, str):
             faults.append(f"line {number}: {item}")
@@ -159,6 +161,7 @@ def read_answers(path: Path, key: JudgeKey) -> dict[str, str]:
             faults.append(f"line {number}: item {item.id} has no answer")
         else:
             answers[item.id] = _decoded(item.answer, known.first)
+
     left_out = [name for name in key.items if name not in answers]
     if left_out and not faults:
         faults.append(f"items left out: {', '.join(left_out)}")
@@ -216,9 +219,12 @@ def score_judgments(
     names = list(key.items)
     table = np.array([[CODES[judges[judge][name]] for name in names] for judge in judges], float)
     per_item = table.mean(0) / 2
+
     claimed = np.array([key.items[name].claims > 0 for name in names])
     wins, losses = int((per_item > 0.5).sum()), int((per_item < 0.5).sum())
     test = stats.binomtest(wins, wins + losses, 0.5) if wins + losses else None
+
+    # Whoever takes the first explanation whatever it says has looked at the order.
     first = np.array([CODES[key.items[name].first] for name in names])
     decided = table != CODES["tie"]
     alpha, why = _alpha(table)

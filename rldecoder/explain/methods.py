@@ -94,12 +94,14 @@ def claims_of_baselines(
       only mislead a reader who adds up.
     """
     count = mask.shape[1]
+
     latents = test.positions.latents
     scales = explainer.scales[latents.indices]
     normalised = torch.where(scales > 0, latents.acts / scales.clamp_min(1e-9), 0.0)
     active = latents.acts > 0
     lot = torch.rand(active.shape, generator=generator).to(active.device)
     coin = torch.rand(mask.shape, generator=generator).to(active.device)
+
     attributions = test.candidates.attributions
     attributed = attributions.abs().topk(count, dim=-1).indices
     worthwhile = attributions.abs() > noise.clamp_min(explainer.spec.min_effect)
@@ -107,6 +109,7 @@ def claims_of_baselines(
     filtered = (attributions.abs() + 1e6 * worthwhile).topk(count, dim=-1).indices
     ranked = normalised.masked_fill(~active, -1).topk(count, dim=-1).indices
     drawn = lot.masked_fill(~active, -1).topk(count, dim=-1).indices
+
     by_all, by_token = _mean_effects(train, count)
     rows = [by_token.get(int(token), by_all) for token in test.positions.context_token]
     ones = torch.ones_like(coin)

@@ -131,6 +131,8 @@ def positions_from_prompts(
     for start in range(0, len(prompts), PROMPTS_PER_BATCH):
         texts = prompts[start : start + PROMPTS_PER_BATCH]
         rows = encode_prompts(lm.tokenizer, texts, lm.context_length)
+
+        # Padded on the left: the last column is each prompt's last token.
         longest = max(map(len, rows))
         ids = torch.full((len(rows), longest), lm.pad_token_id)
         mask = torch.zeros_like(ids)
@@ -138,11 +140,13 @@ def positions_from_prompts(
             ids[i, longest - len(row) :] = torch.tensor(row)
             mask[i, longest - len(row) :] = 1
         mask = mask.to(lm.device)
+
         found = decoder.features(ids.to(lm.device), mask).latents
         parts.append(SparseLatents(found.acts[:, -1], found.indices[:, -1]))
         last_tokens.append(ids[:, -1])
         if decoder.looks_back:
             pasts.append(past_of_prompts(found, mask))
+
     nowhere = torch.full((len(prompts),), -1)
     return Positions(
         [source] * len(prompts),

@@ -226,11 +226,14 @@ def _shared_effects(
     bias = getattr(lm.model.get_output_embeddings(), "bias", None)
     latents, slots = chunk.indices.unique(return_inverse=True)
     rows = decoder.W[latents]
+
     token_vectors = lm.unembedding[chunk.tokens].float()
     token_logits = (hidden * token_vectors).sum(-1)
     if bias is not None:
         token_logits = token_logits + bias.float()[chunk.tokens]
     normaliser = token_logits - chunk.logprobs
+
+    # p of the whole vocabulary for every removal would not fit: it is summed block by block.
     sums = hidden.new_zeros(len(hidden), chunk.acts.shape[1] + removals.shape[1])
     best_other = hidden.new_full((len(hidden), removals.shape[1]), float("-inf"))
     for first in range(0, lm.vocab_size, VOCABULARY_PER_BLOCK):
@@ -239,9 +242,12 @@ def _shared_effects(
         logits = F.linear(hidden, columns, None if bias is None else bias.float()[vocabulary])
         probabilities = (logits - normaliser[:, None]).exp_()[:, :, None]
         changes = rows @ columns.T
+
+        # The token itself is no rival of its own.
         column_of_token = chunk.tokens - first
         here = (column_of_token >= 0) & (column_of_token < len(columns))
         logits[here, column_of_token[here]] = float("-inf")
+
         for start in range(0, len(hidden), POSITIONS_PER_BLOCK):
             block = slice(start, start + POSITIONS_PER_BLOCK)
             lowered = changes.index_select(0, slots[block].flatten())
@@ -252,6 +258,7 @@ def _shared_effects(
             single_sum = lowered.exp_() @ probabilities[block]
             joint_sum = joint.exp_() @ probabilities[block]
             sums[block] += torch.cat([single_sum, joint_sum], dim=1)[..., 0]
+
     at_token = chunk.acts * torch.einsum("ncd,nd->nc", rows[slots], token_vectors)
     joint_at_token = torch.einsum("nmc,nc->nm", removals, at_token)
     effects = torch.cat([at_token, joint_at_token], dim=1) + sums.log()

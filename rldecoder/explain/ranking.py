@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rldecoder.explain.inputs import LabelText
-from rldecoder.explain.text import visible_text
+from rldecoder.visible_text import visible_text
 
 MIN_COUNT_FOR_P99 = 100
 HIGH_QUANTILE = 0.99

@@ -63,6 +63,8 @@ class Learner:
             train.measured.margins[rows] < 0,
             regularised=self.regularised,
         )
+
+        # Whether another token leads counts as much as the effect itself: both are readings.
         loss = (
             parts.pointer
             + config.effect_weight * parts.effect
@@ -75,6 +77,7 @@ class Learner:
                 "Training diverged.",
                 "Lower `train_explainer.lr`.",
             )
+
         self._optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(self.explainer.parameters(), 1.0)

@@ -102,11 +102,14 @@ def absorption_links(
         hits, misses = np.flatnonzero(holds & fires), np.flatnonzero(holds & ~fires)
         if hits.size == 0 or misses.size < limits.cells:
             continue
+
+        # What each latent writes along the general one's direction, on a miss of it.
         along = directions @ (directions[general] / norms[general])
         usual = float(np.median(acts.data[start:end][holds[acts.indices[start:end]]]))
         best, written = _largest(by_cell, misses, along / (usual * norms[general]))
         cosine = along / norms
         stands_in = (best >= 0) & (written >= limits.strength) & (cosine[best] >= limits.cosine)
+
         for special, absorbed in zip(*np.unique(best[stands_in], return_counts=True), strict=True):
             cells = acts.indices[acts.indptr[special] : acts.indptr[special + 1]]
             on_misses = int(np.count_nonzero(holds[cells] & ~fires[cells]))

@@ -12,12 +12,16 @@ part in any of it.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.base import BaseEstimator, ClassifierMixin, clone
+from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GroupKFold
+from sklearn.model_selection import BaseCrossValidator, GroupKFold, cross_val_predict
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from rldecoder.evals.statistics import Measured, wilson_interval
 from rldecoder.interp.scores import LabelScores
@@ -26,6 +30,8 @@ from rldecoder.schemas import JsonRecord
 FloatArray = NDArray[np.float64]
 NUM_ROTATIONS = 3
 NUM_BINS = 10
+MIN_ROWS = 10
+"""With fewer nothing is fitted."""
 PRECISION_BAR = 0.8
 """Accepted precision that the Wilson lower bound must reach for a label to be high-confidence."""
 
@@ -49,14 +55,14 @@ class Calibration(NamedTuple):
     """Rows for fitting: one a labelled latent and rotation. R rows, F features."""
 
     features: FloatArray
-    """[R, F] from `label_features`."""
+    """[R, F] from `confidence_features`."""
     accepted: NDArray[np.bool_]
     """[R] outcome on the fold that neither fit nor features have seen."""
     latents: NDArray[np.int64]
     """[R] groups: rows of one latent are not independent."""
 
 
-def label_features(
+def confidence_features(
     fit_score: float, firings: int, atoms: int, held_out: LabelScores | None
 ) -> list[float]:
     """Numbers known before the test: fit, support, length, and scores on a held-out fold."""
@@ -71,37 +77,61 @@ def label_features(
     return [fit_score, float(np.log1p(firings)), float(atoms), *measured]
 
 
+class AcceptanceRegression(ClassifierMixin, BaseEstimator):
+    """p(accept) by logistic regression, the last step of a pipeline; or the share of acceptances,
+    with outcomes of one kind only or fewer than MIN_ROWS rows."""
+
+    def fit(self, x: FloatArray, y: NDArray[np.bool_]) -> Self:
+        """Fit to features [R, F] and outcomes [R]."""
+        self.classes_ = np.array([0, 1]).astype(y.dtype)
+        self.share_ = y.mean() if y.size else 0.5
+        can = y.size >= MIN_ROWS and y.any() and not y.all()
+        self.regression_ = LogisticRegression(max_iter=500).fit(x, y) if can else None
+        return self
+
+    def predict_proba(self, x: FloatArray) -> FloatArray:
+        """[n, 2] of rejection and acceptance."""
+        if self.regression_ is not None:
+            return np.asarray(self.regression_.predict_proba(x))
+        return np.tile([1 - self.share_, self.share_], (len(x), 1))
+
+    def predict(self, x: FloatArray) -> NDArray[np.bool_]:
+        """[n] whether acceptance is the likelier outcome."""
+        return self.predict_proba(x)[:, 1] > 0.5
+
+
 class ConfidenceModel:
     """p(accept) with a confidence interval from a bootstrap over latents.
 
-    With outcomes of one kind only, or fewer than 10 rows, no regression can be fitted: every label
-    then gets the smoothed share of acceptances and its Wilson interval.
+    Where no regression can be fitted every label gets the smoothed share of acceptances and its
+    Wilson interval.
     """
 
     def __init__(self, data: Calibration, *, seed: int, resamples: int = 100) -> None:
         self.data = data
-        self._center = data.features.mean(0) if len(data.features) else np.zeros(1)
-        spread = data.features.std(0) if len(data.features) else np.ones(1)
-        self._spread = np.where(spread > 0, spread, 1.0)
-        self._model = _fit(self._scaled(data.features), data.accepted)
-        self._resampled: list[LogisticRegression] = []
+        # Scaled once, on all rows: in a resample a feature may not vary at all.
+        scaler = StandardScaler()
+        if len(data.features):
+            scaler.fit(data.features)
+        pipeline = make_pipeline(FrozenEstimator(scaler), AcceptanceRegression())
+        self._model = self._fitted(pipeline, np.arange(data.accepted.size))
         rng = np.random.default_rng(seed)
         groups = np.unique(data.latents)
-        for _ in range(resamples if self._model is not None else 0):
+        resampled = []
+        for _ in range(resamples if self.kind == "logistic" else 0):
             draw = rng.choice(groups, groups.size)
             rows = np.concatenate([np.flatnonzero(data.latents == group) for group in draw])
-            model = _fit(self._scaled(data.features[rows]), data.accepted[rows])
-            if model is not None:
-                self._resampled.append(model)
+            resampled.append(self._fitted(pipeline, rows))
+        self._resampled = [model for model in resampled if model[-1].regression_ is not None]
 
     @property
     def kind(self) -> str:
         """ "logistic", or "base_rate" where no regression could be fitted."""
-        return "base_rate" if self._model is None else "logistic"
+        return "base_rate" if self._model[-1].regression_ is None else "logistic"
 
     def predict(self, features: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
         """p(accept) [n] and the ends of its 95 % interval, for features [n, F]."""
-        if self._model is None:
+        if self.kind == "base_rate":
             passed, rows = int(self.data.accepted.sum()), self.data.accepted.size
             low, high = wilson_interval(passed, rows)
             p = (passed + 1) / (rows + 2)
@@ -109,32 +139,37 @@ class ConfidenceModel:
             return p * ones, min(low, p) * ones, max(high, p) * ones
         if not len(features):
             return np.zeros(0), np.zeros(0), np.zeros(0)
-        x = self._scaled(features)
-        p = self._model.predict_proba(x)[:, 1]
-        draws = np.stack([m.predict_proba(x)[:, 1] for m in self._resampled] or [p])
-        low, high = np.quantile(draws, [0.025, 0.975], axis=0)
+        p, *draws = (
+            model.predict_proba(features)[:, 1] for model in (self._model, *self._resampled)
+        )
+        low, high = np.quantile(draws or [p], [0.025, 0.975], axis=0)
         return p, np.minimum(low, p), np.maximum(high, p)
 
     def out_of_fold(self) -> FloatArray:
         """[R] p(accept) of each calibration row from a model that has not seen its latent."""
-        x, y, groups = self._scaled(self.data.features), self.data.accepted, self.data.latents
+        x, y, groups = self.data
         folds = min(5, np.unique(groups).size)
-        if self._model is None or folds < 2:
-            return self.predict(self.data.features)[0]
-        out = np.zeros(y.size)
-        for train, test in GroupKFold(folds).split(x, y, groups):
-            model = _fit(x[train], y[train])
-            out[test] = y[train].mean() if model is None else model.predict_proba(x[test])[:, 1]
-        return out
+        if self.kind == "base_rate" or folds < 2:
+            return self.predict(x)[0]
+        return out_of_fold(self._model, x, y, GroupKFold(folds), groups)
 
-    def _scaled(self, features: FloatArray) -> FloatArray:
-        return (features - self._center) / self._spread
+    def _fitted(self, pipeline: Pipeline, rows: NDArray[np.int64]) -> Pipeline:
+        features, accepted = self.data.features[rows], self.data.accepted[rows]
+        if not rows.size:  # the scaler knows no feature
+            pipeline = pipeline[-1:]
+        return clone(pipeline).fit(features, accepted)
 
 
-def _fit(x: FloatArray, y: NDArray[np.bool_]) -> LogisticRegression | None:
-    if y.size < 10 or y.all() or not y.any():
-        return None
-    return LogisticRegression(C=1.0, max_iter=500).fit(x, y)
+def out_of_fold(
+    pipeline: Pipeline,
+    x: FloatArray,
+    y: NDArray[np.bool_],
+    folds: BaseCrossValidator,
+    groups: NDArray[np.int64] | None = None,
+) -> FloatArray:
+    """[R] p(accept) of each row from a fit to the other folds."""
+    p = cross_val_predict(pipeline, x, y, groups=groups, cv=folds, method="predict_proba")
+    return np.asarray(p)[:, 1]
 
 
 class Threshold(JsonRecord):

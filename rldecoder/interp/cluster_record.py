@@ -106,6 +106,7 @@ def cluster_record(
         "ultra_dense": np.flatnonzero(density > ultra_dense).tolist(),
         "label_failed": sorted(f.latent for f in labels.features if f.status == "failed"),
     }
+    # A latent may have several reasons, and stands in the list once.
     flagged: dict[int, list[Reason]] = {}
     for reason, latents in reasons.items():
         for latent in latents:

@@ -167,8 +167,9 @@ def read_firings(
     wanted = np.arange(sae.num_latents) if latents is None else np.asarray(latents, np.int64)
     row_of = np.full(sae.num_latents, UNKNOWN, np.int64)
     row_of[wanted] = np.arange(wanted.size)
-    device = sae.W_enc.device
     chosen = None if sequences is None else np.asarray(sequences, np.int64)
+    device = sae.W_enc.device
+
     seqs, positions, tokens = [], [], []
     kept_rows, kept_acts, counts = [], [], []
     for batch in reader.ordered(batch_tokens, columns=("resid",), max_tokens=max_tokens):
@@ -192,6 +193,7 @@ def read_firings(
             "Interpretation needs held-out text.",
             "Raise `ingest`'s budget for this split and run again.",
         )
+
     grid, cell_of = _grid(
         split,
         _joined(seqs),
@@ -230,7 +232,7 @@ def sample_sequences(
 
 
 def with_documents(grid: TokenGrid, table: pa.Table) -> TokenGrid:
-    """Add document ids, and the tokens of uncached positions, from `ingest`'s token table.
+    """Add document ids, and the tokens of uncached positions, from the token table.
 
     Args:
         table: columns seq_id, input_ids, doc_ids, doc_starts of the same split.

@@ -1,4 +1,4 @@
-"""Examples of all latents at once, in one pass over text and in bounded memory.
+"""Examples of the latents that are wanted, in one pass over text and in bounded memory.
 
 A *window* is `window_tokens` neighbouring positions of a sequence, a *peak* the strongest cell of
 a window for one latent. For each latent the pass keeps its strongest peaks, and a uniform sample
@@ -76,7 +76,7 @@ class PassResult(NamedTuple):
     table: pa.Table
     """The examples, with the schema `examples.EXAMPLES`."""
     density: NDArray[np.float64]
-    """[L] share of tokens on which each latent fires."""
+    """[K] share of tokens on which each latent fires."""
 
 
 class ExamplePass:
@@ -87,26 +87,39 @@ class ExamplePass:
         settings: window width, and how many examples of each kind.
         context_length: positions of a sequence.
         seed: for the samples; the same text in the same order gives the same examples.
+        latents: [K] ids of those that are wanted, in the order in which their examples are; None
+            wants all. What a latent's examples are does not depend on the others.
     """
 
     def __init__(
-        self, num_latents: int, settings: ExampleSettings, context_length: int, seed: int
+        self,
+        num_latents: int,
+        settings: ExampleSettings,
+        context_length: int,
+        seed: int,
+        latents: IntArray | None = None,
     ) -> None:
         self.settings, self.num_latents, self.context = settings, num_latents, context_length
+        self.ids = np.arange(num_latents) if latents is None else np.asarray(latents, np.int64)
+        wanted = len(self.ids)
+        # Where each latent's own sums are; -1 for those that nobody wants.
+        self._row_of = torch.full((num_latents,), -1, dtype=torch.int64)
+        self._row_of[torch.from_numpy(self.ids)] = torch.arange(wanted)
+
         self.rng = np.random.default_rng(seed)
         self._salt = self.rng.integers(2**63, dtype=np.uint64)
         width = settings.window_tokens
         self.per_row = -(-context_length // width)
-        self.top = _Peaks(num_latents, settings.num_top, width)
-        self.sample = _Peaks(num_latents, SAMPLE if settings.num_quantile else 0, width)
-        self.count = torch.zeros(num_latents, dtype=torch.int64)
+        self.top = _Peaks(wanted, settings.num_top, width)
+        self.sample = _Peaks(wanted, SAMPLE if settings.num_quantile else 0, width)
+        self.count = torch.zeros(wanted, dtype=torch.int64)
         self.num_tokens = 0
         # The sampled windows: priority, sequence, first position, and which latents fire there.
         self.windows = np.empty((0, 3))
-        self.fires = np.zeros((0, num_latents), bool)
+        self.fires = np.zeros((0, wanted), bool)
         self._waiting: list[tuple[Tensor, Tensor, SparseLatents]] = []
-        self._rows = max(context_length, DENSE_VALUES // num_latents)
-        self._dense = torch.zeros(0, num_latents)
+        self._rows = max(context_length, DENSE_VALUES // max(num_latents, 1))
+        self._dense = torch.zeros(0, wanted)
 
     def add(self, batch: ActivationBatch, latents: SparseLatents) -> None:
         """Take a batch of rows; sequences come one after the other, each in reading order.
@@ -147,26 +160,30 @@ class ExamplePass:
         place = pos.numpy()
         window = local * self.per_row + place // self.settings.window_tokens
         self.num_tokens += len(seq)
+
         row, slot = torch.nonzero(acts > 0, as_tuple=True)
-        latent, value = indices[row, slot], acts[row, slot]
-        self.count += torch.bincount(latent, minlength=self.num_latents)
+        latent, value = self._row_of[indices[row, slot]], acts[row, slot]
+        row, latent, value = (x[latent >= 0] for x in (row, latent, value))
+        self.count += torch.bincount(latent, minlength=len(self.ids))
         num_windows = int(names.size * self.per_row)
         key = latent * num_windows + torch.from_numpy(window)[row]
-        peak = torch.zeros(self.num_latents * num_windows)
+        peak = torch.zeros(len(self.ids) * num_windows)
         peak.scatter_reduce_(0, key, value, "amax")
         best = torch.nonzero(value == peak[key]).reshape(-1).numpy()
         if best.size > int((peak > 0).sum()):
             # Of equally strong cells in a window the first is the peak.
             best = best[np.unique(key.numpy()[best], return_index=True)[1]]
         rows, ids, strong = (x.numpy()[best] for x in (row, latent, value))
+
         # Which row holds each position of each sequence; the last entry stands for none.
         table = np.full((names.size, self.context), len(seq))
         table[local, place] = np.arange(len(seq))
         if len(self._dense) < len(seq) + 1:
-            self._dense = torch.zeros(len(seq) + 1, self.num_latents)
+            self._dense = torch.zeros(len(seq) + 1, len(self.ids))
         self._dense[row, latent] = value
         dense = self._dense.numpy()
-        priority = self._priority(ids, names[local[rows]], window[rows] % self.per_row)
+
+        priority = self._priority(self.ids[ids], names[local[rows]], window[rows] % self.per_row)
         for kept, keys in ((self.top, strong), (self.sample, priority)):
             chosen = kept.wanted(ids, keys)
             at = rows[chosen]
@@ -184,7 +201,7 @@ class ExamplePass:
             if chosen.size:
                 kept.add(ids[chosen], new)
         self._dense[row, latent] = 0
-        self._sample_windows(names, np.unique(window), peak.reshape(self.num_latents, -1))
+        self._sample_windows(names, np.unique(window), peak.reshape(len(self.ids), -1))
 
     def _priority(self, latent: IntArray | int, seq: IntArray, part: IntArray) -> FloatArray:
         """A number in [0, 1) for each window (and latent), the same however text is batched.
@@ -211,46 +228,46 @@ class ExamplePass:
         order = np.argsort(-windows[:, 0], kind="stable")[:WINDOWS]
         self.windows, self.fires = windows[order], masks[order]
 
-    def finish(self, grid: TokenGrid, latents: IntArray | None = None) -> PassResult:
-        """The examples of all latents, or of some; call it once, after the last batch.
+    def finish(self, grid: TokenGrid) -> PassResult:
+        """The examples; call it once, after the last batch.
 
         Args:
             grid: the tokens of the text that was read.
-            latents: [K] ids, in the order in which their examples are wanted.
         """
         if self._waiting:
             self._flush(last=True)
-        ids = np.arange(self.num_latents) if latents is None else np.asarray(latents, np.int64)
-        columns = _Columns(grid, self.settings.window_tokens)
-        rows, picks = np.nonzero(np.isfinite(self.top.key[ids]))
-        columns.add_peaks("top", ids, rows, picks, self.top)
-        rows, picks, ranks = self._quantiles(ids)
-        columns.add_peaks("quantile", ids, rows, picks, self.sample, ranks)
+
+        columns = _Columns(grid, self.ids, self.settings.window_tokens)
+        rows, picks = np.nonzero(np.isfinite(self.top.key))
+        columns.add_peaks("top", rows, picks, self.top)
+        rows, picks, ranks = self._quantiles()
+        columns.add_peaks("quantile", rows, picks, self.sample, ranks)
+
         row_of = np.searchsorted(grid.seq_ids, self.windows[:, 1].astype(np.int64))
         start = self.windows[:, 2].astype(np.int64)
         # A window counts as near by the sampled peaks that lie on one of its tokens.
-        near = _near(self.sample, ids, grid, row_of, start, self.settings.window_tokens)
-        quiet = ~self.fires[:, ids].T
+        near = _near(self.sample, grid, row_of, start, self.settings.window_tokens)
+        quiet = ~self.fires.T
         score = np.where(quiet, self.rng.random(quiet.shape), -np.inf)
-        columns.add_windows("negative", ids, score, self.settings.num_negative, row_of, start)
+        columns.add_windows("negative", score, self.settings.num_negative, row_of, start)
         score = np.where(quiet & (near > 0), near + 1e-6 * self.rng.random(quiet.shape), -np.inf)
-        columns.add_windows("near_miss", ids, score, self.settings.num_negative, row_of, start)
+        columns.add_windows("near_miss", score, self.settings.num_negative, row_of, start)
         density = self.count.numpy() / max(self.num_tokens, 1)
         return PassResult(columns.table(), density)
 
-    def _quantiles(self, ids: IntArray) -> tuple[IntArray, IntArray, IntArray]:
+    def _quantiles(self) -> tuple[IntArray, IntArray, IntArray]:
         """One sampled peak from each equal part of those below the top: (row, column, rank)."""
         kept, top = self.sample, self.top
         number = self.settings.num_quantile
         empty = np.empty(0, np.int64)
         if not number:
             return empty, empty, empty
-        cell = kept.seq[ids] * self.context + kept.pos[ids]
-        strongest = top.seq[ids] * self.context + top.pos[ids]
-        strongest[~np.isfinite(top.key[ids])] = -1
-        rest = np.isfinite(kept.key[ids])
+        cell = kept.seq * self.context + kept.pos
+        strongest = top.seq * self.context + top.pos
+        strongest[~np.isfinite(top.key)] = -1
+        rest = np.isfinite(kept.key)
         rest &= ~(cell[:, :, None] == strongest[:, None, :]).any(2)
-        order = np.argsort(-np.where(rest, kept.act[ids], -np.inf), axis=1, kind="stable")
+        order = np.argsort(-np.where(rest, kept.act, -np.inf), axis=1, kind="stable")
         count = rest.sum(1)[:, None]
         parts = np.maximum(np.minimum(number, count), 1)
         part = np.arange(number)[None]
@@ -286,35 +303,32 @@ def examples_of(
 class _Columns:
     """Examples as columns, filled by kinds and sorted by latent at the end."""
 
-    def __init__(self, grid: TokenGrid, width: int) -> None:
-        self.grid, self.width = grid, width
-        self.parts: list[tuple[str, IntArray, IntArray, IntArray, dict[str, Any]]] = []
+    def __init__(self, grid: TokenGrid, ids: IntArray, width: int) -> None:
+        self.grid, self.ids, self.width = grid, ids, width
+        self.parts: list[tuple[str, IntArray, IntArray, dict[str, Any]]] = []
 
     def add_peaks(
         self,
         kind: str,
-        ids: IntArray,
         row: IntArray,
         column: IntArray,
         peaks: _Peaks,
         rank: IntArray | None = None,
     ) -> None:
         """Peaks (row, column) of the latents `ids[row]`."""
-        latent = ids[row]
-        pos = peaks.pos[latent, column]
+        pos = peaks.pos[row, column]
         values = {
-            "grid_row": np.searchsorted(self.grid.seq_ids, peaks.seq[latent, column]),
+            "grid_row": np.searchsorted(self.grid.seq_ids, peaks.seq[row, column]),
             "pos": pos,
-            "act": peaks.act[latent, column],
+            "act": peaks.act[row, column],
             "start": np.maximum(0, pos - self.width // 2),
-            "acts": peaks.around[latent, column],
+            "acts": peaks.around[row, column],
         }
-        self.parts.append((kind, row, latent, column if rank is None else rank, values))
+        self.parts.append((kind, row, column if rank is None else rank, values))
 
     def add_windows(
         self,
         kind: str,
-        ids: IntArray,
         score: NDArray[np.float64],
         number: int,
         grid_row: IntArray,
@@ -335,24 +349,26 @@ class _Columns:
             "start": start[window],
             "acts": np.zeros((row.size, self.width), np.float32),
         }
-        self.parts.append((kind, row, ids[row], rank, values))
+        self.parts.append((kind, row, rank, values))
 
     def table(self) -> pa.Table:
         """All of it in the order of the latents asked for, kinds in the order they were added."""
         kind = np.concatenate([np.full(part[1].size, i) for i, part in enumerate(self.parts)])
-        row, latent, rank = (np.concatenate([p[i] for p in self.parts]) for i in (1, 2, 3))
+        row, rank = (np.concatenate([part[i] for part in self.parts]) for i in (1, 2))
         values = {
-            name: np.concatenate([part[4][name] for part in self.parts])
-            for name in self.parts[0][4]
+            name: np.concatenate([part[3][name] for part in self.parts])
+            for name in self.parts[0][3]
         }
         order = np.lexsort((rank, kind, row))
+
+        # A window may reach beyond its sequence: what lies there is cut off.
         grid_row, start = values["grid_row"][order], values["start"][order]
         offsets = start[:, None] + np.arange(self.width)
         inside = offsets < self.grid.num_positions
         tokens = self.grid.tokens[grid_row[:, None], np.where(inside, offsets, 0)]
         names = pa.array([part[0] for part in self.parts])
         columns = {
-            "latent": latent[order],
+            "latent": self.ids[row[order]],
             "kind": names.take(pa.array(kind[order])),
             "rank": rank[order],
             "seq_id": self.grid.seq_ids[grid_row],
@@ -378,21 +394,21 @@ def _lists(values: NDArray[Any], inside: NDArray[np.bool_]) -> pa.ListArray:
 
 
 def _near(
-    sample: _Peaks, ids: IntArray, grid: TokenGrid, row: IntArray, start: IntArray, width: int
+    sample: _Peaks, grid: TokenGrid, row: IntArray, start: IntArray, width: int
 ) -> NDArray[np.float64]:
     """[K, windows] share of a latent's sampled peaks that lie on a token of the window."""
-    kept = np.isfinite(sample.key[ids])
+    kept = np.isfinite(sample.key)
     latent, column = np.nonzero(kept)
     if not latent.size:
-        return np.zeros((ids.size, row.size))
-    at = np.searchsorted(grid.seq_ids, sample.seq[ids][latent, column])
-    fired = grid.tokens[at, sample.pos[ids][latent, column]]
+        return np.zeros((len(kept), row.size))
+    at = np.searchsorted(grid.seq_ids, sample.seq[latent, column])
+    fired = grid.tokens[at, sample.pos[latent, column]]
     offsets = start[:, None] + np.arange(width)
     inside = (offsets < grid.num_positions) & (offsets >= 0)
     shown = grid.tokens[row[:, None], np.minimum(offsets, grid.num_positions - 1)]
     valid = inside & grid.valid[row[:, None], np.minimum(offsets, grid.num_positions - 1)]
     vocabulary = int(max(fired.max(), shown.max())) + 1
-    counts = sparse.csr_array((np.ones(fired.size), (latent, fired)), shape=(ids.size, vocabulary))
+    counts = sparse.csr_array((np.ones(fired.size), (latent, fired)), shape=(len(kept), vocabulary))
     window, _ = np.nonzero(valid)
     held = sparse.csr_array(
         (np.ones(window.size), (shown[valid], window)), shape=(vocabulary, row.size)

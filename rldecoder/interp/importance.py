@@ -158,6 +158,7 @@ def attribute(
         if integrated_steps is None
         else [(step + 0.5) / integrated_steps for step in range(integrated_steps)]
     )
+
     acts, error = batch.latents.acts, batch.error
     acts_sum, error_sum = torch.zeros_like(acts), torch.zeros_like(error)
     for alpha in alphas:

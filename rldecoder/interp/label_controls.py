@@ -118,7 +118,9 @@ def label_controls(
     outcomes = {name: _accepted(method, acceptance) for name, method in methods.items()}
     has_label = np.array([draft.text is not None for draft in labelled.drafts], bool)
     outcome, model = outcomes["label"], confidences.model
+    # That of the labeler's own confidences: people's verdicts have their own in `people`.
     tau = high_confidence_threshold(levels)
+
     return LabelControls(
         methods={
             name: MethodSummary.of(

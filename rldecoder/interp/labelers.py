@@ -143,6 +143,7 @@ def combine(
         hits, total = np.count_nonzero(mask[fires]), np.count_nonzero(mask)
         return float(objective(settings.objective, hits, total, fires.size, mask.size))
 
+    # With penalties, without them, predicate, and where it holds.
     best: tuple[float, float, Predicate, BoolArray] | None = None
     for atom, mask in candidates:
         raw = score(mask)
@@ -150,6 +151,7 @@ def combine(
         if best is None or entry[0] > best[0]:
             best = entry
     assert best is not None
+
     while num_atoms(best[2]) < settings.max_atoms:
         base, improved = best, best
         for atom, mask in candidates:

@@ -15,7 +15,7 @@ from rldecoder.interp.calibration import (
     Acceptance,
     Calibration,
     ConfidenceModel,
-    label_features,
+    confidence_features,
 )
 from rldecoder.interp.corpus import Firings, SplitFirings, TokenGrid, document_folds
 from rldecoder.interp.labelers import Evidence, LabelDraft, Labeler
@@ -62,7 +62,7 @@ def check_disjoint(fit: TokenGrid, scored: TokenGrid) -> None:
         raise BadInputError(
             f"The splits {fit.split} and {scored.split} share {shared.size} documents.",
             "A label must be scored on text that its labeler has not seen.",
-            "Rebuild `ingest`; its splits are made by document.",
+            "Rebuild the tokens: their splits are made by document.",
         )
 
 
@@ -105,10 +105,12 @@ def calibrate(
     folds = document_folds(fit.grid, NUM_ROTATIONS)
     grids = [fit.grid.restricted(folds == fold) for fold in range(NUM_ROTATIONS)]
     texts = [ScoringText(grid, vocabulary, window_tokens) for grid in grids]
+
     features: list[list[float]] = []
     accepted: list[bool] = []
     latents: list[int] = []
     measured: list[list[LabelScores]] = [[] for _ in final]
+    # Fitted on one fold, measured on the next, judged on the third: no text is used twice.
     for rotation, grid in enumerate(grids):
         part = fit.firings.within(grid.valid.reshape(-1))
         drafts = labeler.label(Evidence(grid, part, vocabulary))
@@ -122,6 +124,7 @@ def calibrate(
             features.append(_features(draft, held_out[row]))
             accepted.append(acceptance.accepts(outcome[row]))
             latents.append(draft.latent)
+
     data = Calibration(
         np.array(features).reshape(-1, NUM_FEATURES),
         np.array(accepted, bool),
@@ -189,7 +192,7 @@ def score_rows(methods: Mapping[str, Labelled]) -> list[dict[str, Any]]:
 
 def _features(draft: LabelDraft, held_out: LabelScores | None) -> list[float]:
     atoms = 0 if draft.predicate is None else num_atoms(draft.predicate)
-    return label_features(draft.fit_score, draft.firings, atoms, held_out)
+    return confidence_features(draft.fit_score, draft.firings, atoms, held_out)
 
 
 def _mean_scores(scores: list[LabelScores]) -> LabelScores | None:

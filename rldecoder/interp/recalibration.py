@@ -6,12 +6,15 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import KFold
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import FunctionTransformer
 
 from rldecoder.interp.calibration import (
+    AcceptanceRegression,
     Reliability,
     high_confidence_threshold,
+    out_of_fold,
     reliability,
     thresholds,
 )
@@ -81,8 +84,10 @@ def recalibrated(
     audit = _audit(features, drafted)
     if audit.accepted.size < MIN_AUDIT_VERDICTS or audit.accepted.all() or not audit.accepted.any():
         return Recalibrated(features, tau, None)
-    model = LogisticRegression().fit(_logit(audit.p), audit.accepted)
-    held_out = _out_of_fold(audit)
+    platt = make_pipeline(FunctionTransformer(_logit), AcceptanceRegression())
+    model = platt.fit(audit.p[:, None], audit.accepted)
+    folds = KFold(NUM_FOLDS, shuffle=True, random_state=0)
+    held_out = out_of_fold(platt, audit.p[:, None], audit.accepted, folds)
     tau = high_confidence_threshold(thresholds(held_out, audit.accepted, audit.latents))
     now, before = (reliability(p, audit.accepted) for p in (held_out, audit.p))
     people = PeopleReliability(
@@ -98,10 +103,10 @@ def recalibrated(
     return Recalibrated(moved, tau, people)
 
 
-def _moved(feature: FeatureLabel, model: LogisticRegression, tau: float | None) -> FeatureLabel:
+def _moved(feature: FeatureLabel, model: Pipeline, tau: float | None) -> FeatureLabel:
     ends = (feature.confidence_low, feature.confidence, feature.confidence_high)
     # Sorted: people may find the labels worse the surer the labeler is.
-    low, p, high = sorted(map(float, model.predict_proba(_logit(np.array(ends)))[:, 1]))
+    low, p, high = sorted(map(float, model.predict_proba(np.array(ends)[:, None])[:, 1]))
     changes = {"confidence": p, "confidence_low": low, "confidence_high": high}
     if not any(review.judges(feature.label) for review in feature.reviews):
         changes["high_confidence"] = tau is not None and p >= tau
@@ -142,18 +147,6 @@ def _audit_verdict(feature: FeatureLabel, own: str | None) -> bool | None:
     return verdict
 
 
-def _out_of_fold(audit: _Audit) -> FloatArray:
-    """The confidence of each audited label from the verdicts on others only."""
-    out = np.zeros(audit.p.size)
-    x, y = _logit(audit.p), audit.accepted
-    for train, test in KFold(NUM_FOLDS, shuffle=True, random_state=0).split(x):
-        if y[train].all() or not y[train].any():
-            out[test] = y[train].mean()
-        else:
-            out[test] = LogisticRegression().fit(x[train], y[train]).predict_proba(x[test])[:, 1]
-    return out
-
-
 def _logit(p: FloatArray) -> FloatArray:
     p = np.clip(p, 1e-4, 1 - 1e-4)
-    return np.log(p / (1 - p))[:, None]
+    return np.log(p / (1 - p))

@@ -105,6 +105,7 @@ def read_reviews(
             str(error),
             "Correct `label_features.reviews`, or leave it empty.",
         ) from error
+
     out = []
     for number, data in enumerate(lines, start=1):
         if not data.strip():

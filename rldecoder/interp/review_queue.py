@@ -80,7 +80,7 @@ class ReviewQueue(JsonRecord):
             raise DamagedFileError(
                 f"{path} is the queue of other labels.",
                 "It names other latents.",
-                "Rerun `cluster_features` with this version of the program.",
+                "Rebuild the clusters: the queue is a part of them.",
             )
         return queue
 
@@ -123,6 +123,7 @@ def make_queue(labels: FeatureLabels, cluster_of: Mapping[int, int], seed: int) 
     )
     score = {f.latent: float(value) for f, value in zip(features, values, strict=True)}
     features.sort(key=lambda f: -score[f.latent])  # stable: ties stay by importance
+
     groups: dict[Why, list[FeatureLabel]] = {
         "audit": [], "first_of_cluster": [], "rest_of_cluster": [], "failed": [], "reviewed": [],
     }  # fmt: skip
@@ -139,10 +140,12 @@ def make_queue(labels: FeatureLabels, cluster_of: Mapping[int, int], seed: int) 
             why = "rest_of_cluster" if cluster in seen else "first_of_cluster"
             seen.add(cluster)
         groups[why].append(feature)
+
     # The order of the draw must not follow the scores, or else a first part would be no sample.
     audit = sorted(groups["audit"], key=lambda f: f.latent)
     order = np.random.default_rng(seed).permutation(len(audit))
     groups["audit"] = [audit[i] for i in order]
+
     why_of = {f.latent: why for why, members in groups.items() for f in members}
     ranked = [*groups["first_of_cluster"], *groups["rest_of_cluster"]]
     queue = [*_spread(ranked, groups["audit"]), *groups["failed"], *groups["reviewed"]]

@@ -166,6 +166,7 @@ def validate(
     chosen = choose_latents(estimates["attribution_patching"], num_top, num_others, rng)
     baselines = [sequence_metrics(metric, batch, batch.latents.acts) for batch in batches]
 
+    # The dear part: a pass over all batches a latent, so each result is kept at once.
     found = list(known)
     for latent in chosen[len(found) :]:
         found.append(

@@ -17,12 +17,11 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
-from rldecoder.errors import BadInputError, DamagedFileError
-from rldecoder.json_text import read_json_file
+from rldecoder.errors import BadInputError
 from rldecoder.lm.cut import CutCache, WholeCache, find_parts, replaced_input, with_blocks
 from rldecoder.lm.loading import read_model
 from rldecoder.lm.proof import prove
-from rldecoder.lm.specs import stated_context_length
+from rldecoder.lm.specs import ModelRecord, stated_context_length
 from rldecoder.lm.text_tokens import encode_prompt, end_token_ids
 from rldecoder.lm.unembedding import Unembedding
 from rldecoder.precision import fast_dtype
@@ -71,30 +70,36 @@ class FrozenLM:
         *,
         device: torch.device | str = "cpu",
         dtype: torch.dtype | None = None,
+        record: Path | None = None,
     ) -> FrozenLM:
         """Load a Hugging Face folder (safetensors only, no code from the folder is run).
 
         Args:
             folder: holds config.json, model.safetensors and the tokenizer's files.
             device: where the weights go.
-            dtype: of weights and residuals; None reads `compute_dtype` of `../model.json` (as the
-                `sync_tokenizer` artifact has it), else the dtype of the stored weights. A CPU
-                that is faster with float32 then runs bfloat16 weights in it.
+            dtype: of weights and residuals; None takes the record's `compute_dtype`, else the
+                dtype of the stored weights. A CPU that is faster with float32 then runs bfloat16
+                weights in it.
+            record: a published model's `ModelRecord`; None, or no such file, for any other folder.
 
-        The parts are compared with the model's own forward pass (`proof.prove`); what
-        `sync_tokenizer` published was compared in full there, and is here in short.
+        The parts are compared with the model's own forward pass (`proof.prove`); what was
+        published with a record was compared in full before, and is here in short.
 
         Raises:
             BadInputError: the folder is not a model that can be read, or its parts are not the
                 model.
             NumericalError: a weight is NaN or infinite.
+            DamagedFileError: the record cannot be read.
         """
         folder = Path(folder)
-        recorded = _recorded_dtype(folder, device)
-        model, tokenizer = read_model(folder, recorded if dtype is None else dtype)
+        if record is not None and not record.is_file():
+            record = None
+        if dtype is None and record is not None:
+            dtype = fast_dtype(ModelRecord.load(record).compute_dtype, device)
+        model, tokenizer = read_model(folder, dtype)
         nn.Module.to(model, device)
         lm = cls(model, tokenizer, folder)
-        prove(lm, brief=_model_record(folder).is_file())
+        prove(lm, brief=record is not None)
         return lm
 
     @property
@@ -379,25 +384,6 @@ class FrozenLM:
             numbers = range(layer) if side == "trunk" else range(layer, self.num_layers)
             self._cuts[key] = with_blocks(self._base, numbers, norm=side == "tail")
         return self._cuts[key]
-
-
-def _recorded_dtype(folder: Path, device: torch.device | str) -> torch.dtype | None:
-    """The `compute_dtype` that `sync_tokenizer` recorded beside the model, if any."""
-    record = _model_record(folder)
-    if not record.is_file():
-        return None
-    try:
-        name = read_json_file(record).get("compute_dtype")
-    except (OSError, ValueError, AttributeError) as error:
-        raise DamagedFileError(
-            f"{record} cannot be read.", f"{error}.", "Delete its artifact's folder and run again."
-        ) from error
-    return None if name is None else fast_dtype(name, device)
-
-
-def _model_record(folder: Path) -> Path:
-    """What `sync_tokenizer` publishes beside the model that it proved."""
-    return folder.parent / "model.json"
 
 
 def count_positions(

@@ -53,6 +53,7 @@ def read_model(
             f"It has no tokenizer: none of {', '.join(_TOKENIZER_FILES)}.",
             "Add the tokenizer files that were published with the weights.",
         )
+
     try:
         with quiet_transformers():
             # Typed as the model alone, whatever the last argument asks for.
@@ -81,6 +82,7 @@ def read_model(
             f"{type(error).__name__}: {said}".splitlines()[0][:400],
             "It must be a causal language model of `transformers` with safetensors weights.",
         ) from error
+
     model, found = loaded
     require_all_weights(found, str(folder))
     require_finite_weights(model, str(folder))

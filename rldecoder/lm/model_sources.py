@@ -218,6 +218,7 @@ def check_model_folder(folder: Path) -> list[Path]:
     Raises:
         BadInputError: no config, no safetensors (pickles do not count), or a broken link.
     """
+    # Folders of the Hugging Face cache are links: a blob that is gone is named as such.
     for path in sorted(folder.iterdir()):
         if path.is_symlink() and not path.exists():
             raise BadInputError(
@@ -231,6 +232,7 @@ def check_model_folder(folder: Path) -> list[Path]:
             "It has no config.json.",
             "Give a folder that `save_pretrained` wrote.",
         )
+
     weights = sorted(folder.glob("model*.safetensors"))
     if not weights:
         pickles = sorted(path.name for kind in _PICKLE_PATTERNS for path in folder.glob(kind))
@@ -241,6 +243,8 @@ def check_model_folder(folder: Path) -> list[Path]:
             else "There is no model*.safetensors in it.",
             "Convert it elsewhere with `save_pretrained(..., safe_serialization=True)`.",
         )
+
+    # Of several weight files the index knows how many there should be.
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         try:

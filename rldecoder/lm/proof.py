@@ -85,6 +85,8 @@ def _comparisons(lm: FrozenLM, brief: bool) -> Iterator[_Difference]:
     ids, short = _probe(lm)
     own, logits = _own(lm, ids)
     yield _compare("logits", lm.unembed(lm.tail(own[depth], depth)), logits)
+
+    # Trunk and tail, the sequence alone.
     layers = [(depth + 1) // 2] if brief else _spread(depth)
     final = lm.resid_and_final(ids, 0)[1]
     for layer in layers:
@@ -93,11 +95,13 @@ def _comparisons(lm: FrozenLM, brief: bool) -> Iterator[_Difference]:
         yield _compare(f"final hidden states from layer {layer}", lm.tail(own[layer], layer), final)
     if brief:
         return
+
     # Both sequences in one batch, the shorter one padded on the left.
     pad = ids.shape[1] - short.shape[1]
     batch = torch.cat([ids, torch.cat([ids[:, :pad], short], dim=1)])
     mask = torch.ones_like(batch)
     mask[1, :pad] = 0
+
     own_short, logits_short = _own(lm, short)
     finals = [final, lm.resid_and_final(short, 0)[1]]
     for layer in sorted({layers[len(layers) // 2], depth}):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 import pydoc_data.topics
-import resource
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from rldecoder.lm.random_model import make_random_model
 from rldecoder.lm.registry import choose_model
 from rldecoder.lm.specs import check_constants, read_constants
 from rldecoder.precision import fast_dtype
+from rldecoder.provenance import peak_memory_bytes
 
 _SEQUENCE_TOKENS = 128
 
@@ -120,14 +120,17 @@ def smoke_test(
 def _measure(
     lm: FrozenLM, model: str, source: str, parameters: int, load_seconds: float, num_tokens: int
 ) -> SmokeResult:
+    # The first pass pays for allocations and for choosing kernels: it is not timed.
     ids = _sample(lm, num_tokens)
     lm.unembed(lm.residuals(ids[:1])[1])
     _synchronise(lm.device)
+
     started = time.perf_counter()
     residuals, final = lm.residuals(ids)
     logits = lm.unembed(final)
     _synchronise(lm.device)
     seconds = time.perf_counter() - started
+
     for layer, resid in enumerate(residuals):
         if not torch.isfinite(resid).all():
             raise NumericalError(
@@ -135,6 +138,7 @@ def _measure(
                 f"The weights are damaged, or {lm.dtype} is too narrow for this model.",
                 "Check the weights, or use float32 (`compute_dtype`).",
             )
+
     cross_entropy = F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
     return SmokeResult(
         model=model,
@@ -149,7 +153,7 @@ def _measure(
         hidden_rms=tuple(r[:, 1:].float().square().mean().sqrt().item() for r in residuals),
         logits_shape=tuple(logits.shape),
         cross_entropy=cross_entropy.item(),
-        peak_memory_bytes=_peak_memory_bytes(lm.device),
+        peak_memory_bytes=peak_memory_bytes(lm.device),
     )
 
 
@@ -169,10 +173,3 @@ def _synchronise(device: torch.device) -> None:
     # GPU kernels run on their own time: without waiting for them the clock would stop too early.
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _peak_memory_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    # Linux counts in KiB.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

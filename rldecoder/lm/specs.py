@@ -242,6 +242,7 @@ def read_constants(
     """
     stated = stated_context_length(config)
     context_length = context_length if stated is None else stated
+
     # transformers maps each architecture's names (n_embd, n_layer, ...) to the common ones.
     needed = ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size")
     absent = [name for name in needed if not isinstance(_get(config, name), int)]
@@ -256,6 +257,7 @@ def read_constants(
             else "These sizes are read from it.",
             "Take a text-only causal language model with one list of blocks.",
         )
+
     num_heads, d_model = int(config.num_attention_heads), int(config.hidden_size)
     assert context_length is not None
     return ArchitectureConstants(

@@ -100,12 +100,14 @@ def check_parity(lm: FrozenLM, extra_probes: Sequence[str] = ()) -> ParityRecord
     tokenizer = lm.tokenizer
     problems: list[str] = []
     remarks: list[str] = []
+
     token_ids = list(tokenizer.get_vocab().values())
     highest = max(token_ids, default=-1)
     if highest >= lm.vocab_size:
         problems.append(
             f"token id {highest} has no row in the model's {lm.vocab_size} embedding rows"
         )
+
     special = {
         name: getattr(tokenizer, f"{name}_token_id") for name in ("eos", "bos", "pad", "unk")
     }
@@ -117,13 +119,17 @@ def check_parity(lm: FrozenLM, extra_probes: Sequence[str] = ()) -> ParityRecord
             remarks.append(
                 f"the tokenizer's {name} token is {special[name]}, the model's config says {ids}"
             )
+
     probes = tuple(_probe(tokenizer, text) for text in (*PROBES, *extra_probes))
     if any(probe.lossless and probe.decoded != probe.text for probe in probes):
         remarks.append("the tokenizer brings text to a Unicode normal form before it reads it")
+
+    # An id without a row cannot be read at all; that counts as guessing, and is a problem above.
     uniform = math.log(lm.vocab_size)
     cross_entropy = math.inf if highest >= lm.vocab_size else _english_cross_entropy(lm)
     if not math.isfinite(cross_entropy):
         cross_entropy = uniform
+
     return ParityRecord(
         tokenizer_size=len(token_ids),
         highest_token_id=highest,

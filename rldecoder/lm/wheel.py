@@ -94,10 +94,12 @@ def download_wheel(source: WheelSource, folder: Path) -> Path:
     # Values of a spec that was not checked (`model_copy`) must not reach pip either.
     source = WheelSource.model_validate(source.model_dump())
     requirement = f"{source.package}=={source.version}"
+
     # With a hash pip compares what it has downloaded before it looks into it, and whatever the
     # user's own pip.conf says no other file is taken and nothing is built.
     pinned = folder / "requirements.txt"
     pinned.write_text(f"{requirement} --hash=sha256:{source.sha256}\n", encoding="utf-8")
+
     # -P: else a folder `pip` where the command was given would be run in pip's place.
     command = [sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     command += ["--require-hashes", "--no-cache-dir", "--disable-pip-version-check", "--quiet"]
@@ -114,6 +116,7 @@ def download_wheel(source: WheelSource, folder: Path) -> Path:
         failure = done.stderr.strip() if done.returncode else ""
     except subprocess.TimeoutExpired:
         failure = f"pip took longer than {_DOWNLOAD_TIMEOUT_SECONDS} seconds."
+
     if "DO NOT MATCH THE HASHES" in failure:
         found = _FOUND_BY_PIP.search(failure)
         _refuse(f"The wheel {requirement}", found[1] if found else "another one", source.sha256)

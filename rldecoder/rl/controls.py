@@ -200,15 +200,15 @@ class ControlVerdict(JsonRecord):
     @property
     def headline(self) -> dict[str, Scalar]:
         """Task score and KL of every system; what the latents do, where it was measured."""
-        found: dict[str, Scalar] = {}
+        numbers: dict[str, Scalar] = {}
         for name, row in self.systems.items():
-            found[f"{name}_task_score"] = row.score
-            found[f"{name}_kl"] = row.kl
+            numbers[f"{name}_task_score"] = row.score
+            numbers[f"{name}_kl"] = row.kl
         for name, effective in self.response_effective_latents.items():
-            found[f"{name}_contribution_entropy"] = self.systems[name].contribution_entropy
-            found[f"{name}_response_entropy"] = self.response_entropy[name]
-            found[f"{name}_response_effective_latents"] = effective
-        return found
+            numbers[f"{name}_contribution_entropy"] = self.systems[name].contribution_entropy
+            numbers[f"{name}_response_entropy"] = self.response_entropy[name]
+            numbers[f"{name}_response_effective_latents"] = effective
+        return numbers
 
 
 def compare(trained: System, control: System, seed: int) -> Comparison:
@@ -272,7 +272,7 @@ def sequence_kl(
     All predictors see the same rows, so that differences can be paired.
     """
     rows = chunk_rows(lm.vocab_size)
-    found: dict[Key, list[Tensor]] = {name: [] for name in predictors}
+    kl: dict[Key, list[Tensor]] = {name: [] for name in predictors}
     sequences = []
     columns: tuple[VectorColumn, ...] = ("resid", "final_hidden")
     for batch in whole_sequences(reader, 2048, columns=columns, max_tokens=num_tokens):
@@ -284,10 +284,10 @@ def sequence_kl(
             tokens = batch.token_id[part].to(lm.device)
             for name, hidden in predicted.items():
                 stats = token_stats(hidden[part], tokens, lm.unembed, frozen_logprobs=frozen)
-                found[name].append(stats.kl.cpu())
+                kl[name].append(stats.kl.cpu())
         sequences.append(batch.seq_id)
     seq_id = torch.cat(sequences)
-    return {name: sequence_means(torch.cat(parts), seq_id) for name, parts in found.items()}
+    return {name: sequence_means(torch.cat(parts), seq_id) for name, parts in kl.items()}
 
 
 def _score_interval(parts: Sequence[TaskResult], seed: int) -> MeanInterval:
@@ -299,16 +299,18 @@ def _score_interval(parts: Sequence[TaskResult], seed: int) -> MeanInterval:
     if scores.max() == 0 or scores.min() == 1:
         # A bootstrap has no width there, however few the groups.
         return MeanInterval(first.score, *wilson_interval(first.score * size, size))
-    found = crossed_bootstrap(scores, seed=seed, groups=groups)
-    return MeanInterval(found.difference, found.low, found.high)
+    mean = crossed_bootstrap(scores, seed=seed, groups=groups)
+    return MeanInterval(mean.difference, mean.low, mean.high)
 
 
 def control_rows(system: System, seed: int) -> list[SystemRow]:
     """Rows of CONTROLS. Wilson's interval for one training whose prompts are each a group of their
     own; else a bootstrap over groups of prompts, and over trainings where there are several."""
+    # On test text, and so the same for every task.
     kl = crossed_bootstrap(system.kl, seed=seed)
     entropy = crossed_bootstrap(system.entropy, seed=seed) if system.spread else None
     effective = float(np.mean([one.effective for one in system.spread])) if system.spread else None
+
     first = system.tasks[0]
     rows = []
     for task in ["all", *dict.fromkeys(row.task for row in first.rows)]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ from rldecoder.evals.prompts import Split
 from rldecoder.evals.suite import TaskSuite, check_lengths
 from rldecoder.evals.tasks import TaskResult, run_task
 from rldecoder.lm.frozen import FrozenLM
+from rldecoder.rl.core import RewardWeights
 
 EVALUATIONS = pa.schema(
     [
@@ -41,23 +41,57 @@ EVALUATIONS = pa.schema(
 stage 0 is before training. Intervals are 95 % (Wilson; bootstrap over sequences)."""
 
 
+class EvaluationRow(NamedTuple):
+    """A row of EVALUATIONS, in the order of its columns."""
+
+    step: int
+    stage: int
+    task: str
+    score: float
+    score_low: float
+    score_high: float
+    num_prompts: int
+    kl: float
+    kl_low: float
+    kl_high: float
+    accuracy: float
+    agreement: float
+    faithfulness_weight: float
+    monosemanticity_weight: float
+    task_weight: float
+
+
 class Evaluation(NamedTuple):
     """One evaluation."""
 
     tasks: TaskResult
     text: Faithfulness
 
-    def rows(self, step: int, stage: int, weights: Sequence[float]) -> list[list[Any]]:
-        """Rows of EVALUATIONS, as lists in the order of its columns."""
-        names = ["all", *dict.fromkeys(row.task for row in self.tasks.rows)]
-        out = []
-        for name in names:
-            part = self.tasks if name == "all" else self.tasks.of_task(name)
-            score = [part.score, part.ci_low, part.ci_high, part.n]
-            text = self.text
-            kl = [text.kl, text.kl_low, text.kl_high, text.accuracy, text.agreement]
-            out.append([step, stage, name, *score, *kl, *weights])
-        return out
+    def rows(self, step: int, stage: int, weights: RewardWeights) -> list[EvaluationRow]:
+        """Rows of EVALUATIONS: over all tasks, then each."""
+        text, rows = self.text, []
+        for task in ["all", *dict.fromkeys(row.task for row in self.tasks.rows)]:
+            part = self.tasks if task == "all" else self.tasks.of_task(task)
+            rows.append(
+                EvaluationRow(
+                    step=step,
+                    stage=stage,
+                    task=task,
+                    score=part.score,
+                    score_low=part.ci_low,
+                    score_high=part.ci_high,
+                    num_prompts=part.n,
+                    kl=text.kl,
+                    kl_low=text.kl_low,
+                    kl_high=text.kl_high,
+                    accuracy=text.accuracy,
+                    agreement=text.agreement,
+                    faithfulness_weight=weights.faithfulness,
+                    monosemanticity_weight=weights.monosemanticity,
+                    task_weight=weights.task,
+                )
+            )
+        return rows
 
 
 class Evaluator:

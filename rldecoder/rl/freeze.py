@@ -45,6 +45,7 @@ def decide(
     frozen_task_score: float,
     *,
     control_verdict: str | None,
+    judged_by: str,
     config: FreezeDecoderConfig,
 ) -> Freeze:
     """The PPO decoder is final unless its KL is worse than the supervised one's by too much.
@@ -53,6 +54,8 @@ def decide(
     controls were beaten.
     """
     reasons = []
+
+    # What PPO won on tasks is not worth a decoder that says something else on text.
     excess = ppo.kl - supervised.kl
     which: Literal["ppo", "supervised"] = "ppo"
     if excess > config.max_kl_above_supervised:
@@ -61,6 +64,8 @@ def decide(
             f"PPO made held-out KL worse by {excess:.3f} nats (allowed "
             f"{config.max_kl_above_supervised}): the supervised decoder is published instead"
         )
+
+    # The plan's own bounds, for whichever of the two is published.
     chosen = ppo if which == "ppo" else supervised
     drop = frozen_task_score - chosen.task_score
     if chosen.kl >= config.max_kl:
@@ -71,7 +76,8 @@ def decide(
             f"{frozen_task_score:.3f} (allowed: less than {config.max_task_drop})"
         )
     if control_verdict != "pass":
-        reasons.append("the controls were not beaten (control_ppo)")
+        reasons.append(f"the controls were not beaten ({judged_by})")
+
     return Freeze(
         status="not_frozen" if reasons else "frozen",
         which=which,

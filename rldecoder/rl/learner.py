@@ -136,13 +136,13 @@ def choose_share(
         interpolate(learner, end, shares[0])
         return shares[0]
     limit = kl(learner.reference) + max_rise
-    found = {}
+    measured = {}
     for share in sorted(shares, reverse=True):
         interpolate(learner, end, share)
-        found[share] = kl(learner.decoder)
-        if found[share] <= limit:
+        measured[share] = kl(learner.decoder)
+        if measured[share] <= limit:
             return share
-    best = min(found, key=found.__getitem__)
+    best = min(measured, key=measured.__getitem__)
     interpolate(learner, end, best)
     return best
 

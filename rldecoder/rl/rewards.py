@@ -54,7 +54,7 @@ class Reward(Protocol):
         ...
 
 
-class Faithfulness:
+class FaithfulnessReward:
     """log p_frozen(a) - log pi(a), in nats, spread over the response."""
 
     name = "faithfulness"
@@ -64,7 +64,7 @@ class Faithfulness:
         return _spread(seen.frozen_logprobs - seen.logprobs, seen.mask)
 
 
-class Monosemanticity:
+class MonosemanticityReward:
     """1 - entropy of the latents' contributions to the chosen token: 1 when one latent does all.
 
     It is computed from what the decoder uses (activation x decoder row x token direction). The L0
@@ -78,7 +78,7 @@ class Monosemanticity:
         return _spread(1.0 - contribution_entropy(seen.contributions), seen.mask)
 
 
-class Consistency:
+class ConsistencyReward:
     """How much a token is carried by the latents that carry it elsewhere: 0 to 1.
 
     The cosine of a choice's contribution shares with the summed shares of all other choices of the
@@ -99,7 +99,7 @@ class Consistency:
         return _spread(out, seen.mask)
 
 
-class TaskAccuracy:
+class TaskReward:
     """The verifiable score, at the response's last token."""
 
     name = "task"
@@ -109,7 +109,7 @@ class TaskAccuracy:
         return at_last_token(seen.task_scores.to(seen.logprobs.dtype), seen.mask)
 
 
-class ReferenceKl:
+class ReferenceKlReward:
     """Minus the k1 estimate of KL(pi || reference), in nats, spread over the response."""
 
     name = "kl_penalty"
@@ -131,7 +131,7 @@ class RandomReward:
         """[B, T]; the same for the same seed and step."""
         generator = torch_generator(self.seed, "random-reward", seen.step)
         noise = torch.randn(len(seen.mask), generator=generator).to(seen.logprobs)
-        return TaskAccuracy()(seen._replace(task_scores=noise))
+        return TaskReward()(seen._replace(task_scores=noise))
 
 
 class WeightedReward(NamedTuple):
@@ -173,11 +173,11 @@ def decoder_rewards(
             sparsity's.
     """
     return [
-        WeightedReward(weights.faithfulness, Faithfulness()),
-        WeightedReward(weights.monosemanticity * (1 - consistency), Monosemanticity()),
-        WeightedReward(weights.monosemanticity * consistency, Consistency()),
-        WeightedReward(weights.task, TaskAccuracy()),
-        WeightedReward(kl_penalty, ReferenceKl()),
+        WeightedReward(weights.faithfulness, FaithfulnessReward()),
+        WeightedReward(weights.monosemanticity * (1 - consistency), MonosemanticityReward()),
+        WeightedReward(weights.monosemanticity * consistency, ConsistencyReward()),
+        WeightedReward(weights.task, TaskReward()),
+        WeightedReward(kl_penalty, ReferenceKlReward()),
     ]
 
 

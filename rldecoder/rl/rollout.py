@@ -135,7 +135,9 @@ class DecoderSampler:
         alive = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
         tokens, keep, acts, indices, resids, places = [], [], [], [], [], []
         context: Context | None = None
+
         for _ in range(max_tokens):
+            # The first pass reads the prompts, every later one a token of each.
             seen = decoder.features(
                 ids,
                 attention_mask=mask,
@@ -146,6 +148,7 @@ class DecoderSampler:
             past = seen.past_key_values
             resids.append(seen.resid)
             places.append(positions)
+
             last = SparseLatents(seen.latents.acts[:, -1], seen.latents.indices[:, -1])
             if not decoder.looks_back:
                 hidden = decoder.hidden(last)
@@ -154,6 +157,7 @@ class DecoderSampler:
                 if context is None:
                     numbers = torch.tensor(rows, device=ids.device)
                     context = Context(numbers, prefix, seen.latents, mask, positions)
+
             logits = lm.unembed(hidden) / self.temperature
             token = torch.where(alive, draw(logits.softmax(-1), generator), self.pad_token_id)
             tokens.append(token)
@@ -165,6 +169,7 @@ class DecoderSampler:
                 break
             ids, positions = token[:, None], positions[:, -1:] + 1
             mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
+
         token_ids = torch.stack(tokens, dim=1)
         frozen = None
         if self.frozen_states:  # nothing was read after the last token
@@ -212,6 +217,7 @@ class DecoderSampler:
         self, prompts: Sequence[TaskPrompt], groups: list[tuple[list[int], _Group]]
     ) -> Rollout:
         """Groups of different lengths as one padded batch in the order of the prompts."""
+        # Tasks allow answers of different lengths; a relu SAE has other numbers of active latents.
         length = max(group.token_ids.shape[1] for _, group in groups)
         active = max(group.latents.acts.shape[-1] for _, group in groups)
 
@@ -229,6 +235,7 @@ class DecoderSampler:
         token_ids = gather([part.token_ids for part in parts], self.pad_token_id)
         mask = gather([part.mask for part in parts])
         hidden = [part.frozen_hidden for part in parts if part.frozen_hidden is not None]
+
         return Rollout(
             list(prompts),
             token_ids,

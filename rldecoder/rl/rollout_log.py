@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rldecoder.files import remove
+from rldecoder.rl.learner import PpoStep
 from rldecoder.schemas import read_parquet, write_parquet
 
 ROLLOUTS = pa.schema(
@@ -33,7 +34,58 @@ ROLLOUTS = pa.schema(
 )
 """One row a response. `question` is the prompt's last two lines (the few-shot part is always the
 same). `reward` is the weighted composite; the parts are unweighted, means per token: nats, share
-(0 to 1), cosine (0 to 1), nats. Steps and stages count from 0 and 1."""
+(0 to 1), cosine (0 to 1), nats; 0 where a run has none of them. Steps and stages count from 0 and
+1."""
+
+
+class RolloutRow(NamedTuple):
+    """A row of ROLLOUTS, in the order of its columns."""
+
+    step: int
+    stage: int
+    task: str
+    prompt_index: int
+    question: str
+    answer: str
+    completion: str
+    num_tokens: int
+    finished: bool
+    task_score: float
+    reward: float
+    faithfulness: float
+    monosemanticity: float
+    consistency: float
+    kl_penalty: float
+
+
+def rollout_rows(step: PpoStep, stage: int) -> list[RolloutRow]:
+    """A row for each response of a PPO step."""
+    rollout, rewards = step.rollout, step.rewards
+    lengths, totals = rollout.mask.sum(-1).tolist(), rewards.total.sum(-1).tolist()
+
+    def part(name: str, i: int) -> float:
+        return float(rewards.parts[name][i]) if name in rewards.parts else 0.0
+
+    return [
+        RolloutRow(
+            step=step.step,
+            stage=stage,
+            task=prompt.task,
+            prompt_index=prompt.index,
+            question="\n".join(prompt.prompt.split("\n")[-2:]),
+            answer=prompt.answer,
+            completion=rollout.completions[i],
+            num_tokens=lengths[i],
+            finished=bool(rollout.finished[i]),
+            task_score=float(step.task_scores[i]),
+            reward=totals[i],
+            faithfulness=part("faithfulness", i),
+            monosemanticity=part("monosemanticity", i),
+            consistency=part("consistency", i),
+            kl_penalty=part("kl_penalty", i),
+        )
+        for i, prompt in enumerate(rollout.prompts)
+    ]
 
 
 class RolloutLog:
@@ -46,13 +98,13 @@ class RolloutLog:
 
     def __init__(self, folder: Path, known: Collection[str] = ()) -> None:
         self.folder = folder
-        self._rows: list[dict[str, Any]] = []
+        self._rows: list[RolloutRow] = []
         folder.mkdir(parents=True, exist_ok=True)
         for part in folder.iterdir():
             if part.name not in known:
                 remove(part)
 
-    def add(self, rows: list[dict[str, Any]]) -> None:
+    def add(self, rows: list[RolloutRow]) -> None:
         """Keep rows in memory until `flush`."""
         self._rows += rows
 
@@ -60,7 +112,7 @@ class RolloutLog:
         """Write the rows since the last flush."""
         if not self._rows:
             return
-        columns = {name: [row[name] for row in self._rows] for name in ROLLOUTS.names}
+        columns = dict(zip(RolloutRow._fields, zip(*self._rows, strict=True), strict=True))
         write_parquet(self.folder / f"{steps_done:09d}.parquet", columns, ROLLOUTS)
         self._rows = []
 

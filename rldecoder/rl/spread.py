@@ -40,18 +40,18 @@ def sequence_spread(
     decoders: Mapping[Key, SaeDecoderForCausalLM], reader: ActivationReader, num_tokens: int
 ) -> dict[Key, Spread]:
     """Spread of the contributions to each decoder's own first choice, on the same rows for all."""
-    found: dict[Key, list[Tensor]] = {key: [] for key in decoders}
+    spreads: dict[Key, list[Tensor]] = {key: [] for key in decoders}
     sequences = []
     for batch in whole_sequences(reader, 1024, columns=("resid",), max_tokens=num_tokens):
         for key, decoder in decoders.items():
             used = contributions_on_text(decoder, batch)
             spread = [core.contribution_entropy(used), core.effective_latents(used)]
-            found[key].append(torch.stack(spread).cpu())
+            spreads[key].append(torch.stack(spread).cpu())
         sequences.append(batch.seq_id)
     seq_id = torch.cat(sequences)
     return {
         key: Spread(*(sequence_means(values, seq_id) for values in torch.cat(parts, dim=1)))
-        for key, parts in found.items()
+        for key, parts in spreads.items()
     }
 
 

@@ -63,7 +63,7 @@ def predict(
             directions = _directions(decoder, rollout.token_ids[rows][keep])
         return Predicted(decoder.hidden(latents), directions)
     hidden = torch.zeros(*keep.shape, decoder.config.d_model, device=keep.device)
-    found = torch.zeros_like(hidden)
+    slope = torch.zeros_like(hidden)
     for context in rollout.contexts:
         inside = torch.isin(context.rows, rows)
         if not inside.any():
@@ -74,8 +74,8 @@ def predict(
         parts = _through_blocks(decoder, rollout, context, inside, length, slopes=slopes)
         hidden[place, :length] = parts.hidden
         if parts.slopes is not None:
-            found[place, :length] = parts.slopes
-    return Predicted(hidden[keep], found[keep] if slopes else None)
+            slope[place, :length] = parts.slopes
+    return Predicted(hidden[keep], slope[keep] if slopes else None)
 
 
 def _directions(decoder: SaeDecoderForCausalLM, token_ids: Tensor) -> Tensor:
@@ -96,15 +96,18 @@ def _through_blocks(
     mine = context.rows[inside]
     suffix = SparseLatents(context.suffix.acts[inside], context.suffix.indices[inside])
     width = suffix.acts.shape[1]
+
     # The response's first token is chosen in the state of the prompt's last.
     states = _joined(suffix, _cut(rollout.latents, mine, 1, length))
     positions = context.positions[inside]
     steps = torch.arange(1, length, device=positions.device)
+
     cache = DynamicCache()
     with plain_attention():
         if context.prefix is not None:
             blocks(decode_sparse(context.prefix, decoder.W, decoder.b), past_key_values=cache)
             cache.batch_repeat_interleave(len(mine))
+
         resid = decode_sparse(states, decoder.W, decoder.b)
         with torch.set_grad_enabled(slopes or torch.is_grad_enabled()):
             if slopes:
@@ -117,6 +120,7 @@ def _through_blocks(
             )[:, width - 1 :]
             if not slopes:
                 return Predicted(hidden, None)
+
             mask = rollout.mask[mine, :length, None]
             directions = _directions(decoder, rollout.token_ids[mine, :length])
             (slope,) = torch.autograd.grad((hidden * directions * mask).sum(), resid)

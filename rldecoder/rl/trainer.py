@@ -58,6 +58,7 @@ class DecoderPPOTrainer(GRPOTrainer):
         self.ppo_step = first_step - 1
         self._step_data: StepData | None = None
         self._now: PolicyNow | None = None
+
         settings = plan.settings
         updates = settings.inner_epochs * settings.minibatches
         self._first_update = first_step * updates
@@ -65,6 +66,7 @@ class DecoderPPOTrainer(GRPOTrainer):
         remaining = plan.prompts[first_step * settings.batch_size :]
         rows = [{"prompt": prompt.prompt, "row": row} for row, prompt in enumerate(remaining)]
         self._remaining = remaining
+
         # A reloaded optimiser brings the rates of its last step; the schedule starts from peaks.
         for group in learner.optimizer.param_groups:
             group["lr"] = group["peak"]
@@ -76,6 +78,7 @@ class DecoderPPOTrainer(GRPOTrainer):
                 total_steps=plan.total_steps * updates,
             ),
         )
+
         super().__init__(
             model=learner.decoder,
             reward_funcs=[_task_score],
@@ -358,6 +361,7 @@ def _task_score(completions: list[str], **kwargs: Any) -> list[float | None]:
 
 def _trl_config(plan: Plan, num_steps: int, device: torch.device) -> GRPOConfig:
     settings = plan.settings
+    # PPO of ours: no KL to a reference in TRL's loss, advantages as they are, no files.
     config = GRPOConfig(
         output_dir=str(plan.output_dir),
         per_device_train_batch_size=settings.batch_size // settings.minibatches,
@@ -388,6 +392,7 @@ def _trl_config(plan: Plan, num_steps: int, device: torch.device) -> GRPOConfig:
         disable_tqdm=True,
         seed=derive_seed(plan.seed, "trl"),
     )
+
     # TRL refuses fewer than 2 generations a prompt, which PPO with a critic does not need.
     config.num_generations = 1
     return config

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +53,15 @@ class Step(NamedTuple):
     dead: Tensor
     """[n] int64: latents that have not fired for long."""
     group: Group
+
+
+class Thresholds(NamedTuple):
+    """What an architecture learns beside the weights, for checkpoints."""
+
+    log_each: Tensor | None = None
+    """[L], logarithms of jumprelu's."""
+    of_batches: float | None = None
+    """batchtopk, matryoshka: the running mean."""
 
 
 class Architecture(ABC):
@@ -120,11 +129,11 @@ class Architecture(ABC):
         """[L], above which latents of the published SAE fire; `like` has its type and place."""
         return None
 
-    def pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def pack(self) -> Thresholds:
         """Its state for a checkpoint."""
-        return {}, {}
+        return Thresholds()
 
-    def unpack(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:  # noqa: B027
+    def unpack(self, kept: Thresholds) -> None:  # noqa: B027
         """The inverse of `pack`, in place."""
 
 
@@ -191,13 +200,13 @@ class BatchTopK(_Revived):
         """The same for all latents."""
         return torch.full_like(like, self.batch_threshold or 0.0)
 
-    def pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def pack(self) -> Thresholds:
         """The floor is not in it: it decides nothing but the speed of one step."""
-        return {}, {"batch_threshold": self.batch_threshold}
+        return Thresholds(of_batches=self.batch_threshold)
 
-    def unpack(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+    def unpack(self, kept: Thresholds) -> None:
         """The inverse of `pack`, in place."""
-        self.batch_threshold = state["batch_threshold"]
+        self.batch_threshold = kept.of_batches
 
 
 class Matryoshka(BatchTopK):
@@ -284,14 +293,15 @@ class JumpRelu(Architecture):
         """Each latent's own."""
         return self.log_threshold.detach().exp()
 
-    def pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The thresholds."""
-        return {"log_threshold": self.log_threshold}, {}
+    def pack(self) -> Thresholds:
+        """Each latent's own."""
+        return Thresholds(log_each=self.log_threshold)
 
     @torch.no_grad()
-    def unpack(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+    def unpack(self, kept: Thresholds) -> None:
         """The inverse of `pack`, in place."""
-        self.log_threshold.copy_(tensors["log_threshold"])
+        assert kept.log_each is not None
+        self.log_threshold.copy_(kept.log_each)
 
 
 class Relu(Architecture):

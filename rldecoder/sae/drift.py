@@ -9,6 +9,8 @@ from rldecoder.sae.architectures import ARCHITECTURES
 from rldecoder.sae.training import StepResult
 
 RUNNING_MEAN_DECAY = 0.98
+LOSS_JUMP = 3.0
+"""Multiple of its running mean above which the loss has jumped."""
 
 
 class DriftWatch:
@@ -28,7 +30,7 @@ class DriftWatch:
             return []
         low, high = config.alert_l0
         found = {}
-        if result.loss > config.alert_loss_jump * mean:
+        if result.loss > LOSS_JUMP * mean:
             found["loss"] = f"loss {result.loss:.4g} jumped above its running mean {mean:.4g}"
         if not low <= result.l0 <= high:
             found["l0"] = f"mean L0 {result.l0:.1f} is outside {low:g} to {high:g}"

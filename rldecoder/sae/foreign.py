@@ -12,6 +12,9 @@ from typing import Any, NamedTuple
 
 from rldecoder.errors import BadInputError
 
+Settings = dict[str, Any]
+"""What a JSON file of somebody else holds: keys and values of any kind."""
+
 ARCHITECTURES = {"topk": "topk", "standard": "relu", "jumprelu": "jumprelu"}
 """Names of sae_lens, and ours."""
 _OLD_NAMES = {
@@ -72,7 +75,7 @@ class Description(NamedTuple):
     acts_are_rescaled: bool
 
 
-def describe(config: dict[str, Any]) -> Description:
+def describe(config: Settings) -> Description:
     """Read a config.
 
     Raises:
@@ -81,6 +84,8 @@ def describe(config: dict[str, Any]) -> Description:
     """
     flat = {_OLD_NAMES.get(key, key): value for key, value in config.items()}
     place = _place(flat)
+
+    # What would change the weights' meaning, and what nobody knows the meaning of.
     for key, why in _MUST_BE_OFF.items():
         for value in (flat.get(key), place.get(key)):
             if not _is_off(value):
@@ -90,12 +95,14 @@ def describe(config: dict[str, Any]) -> Description:
         if odd and not _is_off(value):
             raise _refusal(f"{key}: {value!r}", "It is not known what that does to the weights.")
     _check_model(place)
+
     architecture, k = _activation(flat)
     rescaled = _switch(flat, "rescale_acts_by_decoder_norm", default=False)
     if rescaled and architecture != "topk":
         raise _refusal(
             "rescale_acts_by_decoder_norm: True", f"It means nothing for {architecture!r}."
         )
+
     metadata = flat.get("metadata") or {}
     return Description(
         architecture,
@@ -109,7 +116,7 @@ def describe(config: dict[str, Any]) -> Description:
     )
 
 
-def _place(flat: dict[str, Any]) -> dict[str, Any]:
+def _place(flat: Settings) -> Settings:
     """Where the SAE sits: from `metadata`, or in old configs from beside it."""
     metadata = flat.get("metadata") or {}
     if not isinstance(metadata, dict):
@@ -126,7 +133,7 @@ def _place(flat: dict[str, Any]) -> dict[str, Any]:
     return place
 
 
-def _check_model(place: dict[str, Any]) -> None:
+def _check_model(place: Settings) -> None:
     """Refuse SAEs of a model that is not the published one."""
     kwargs = place.get("model_from_pretrained_kwargs") or {}
     if not isinstance(kwargs, dict):
@@ -144,12 +151,13 @@ def _check_model(place: dict[str, Any]) -> None:
             )
 
 
-def _activation(flat: dict[str, Any]) -> tuple[str, Any]:
+def _activation(flat: Settings) -> tuple[str, Any]:
     """Our architecture and k."""
     name = flat.get("architecture")
     architecture = ARCHITECTURES.get(name) if isinstance(name, str) else None
     if architecture is None:
         raise _refusal(f"architecture {name!r}", f"Supported are {sorted(ARCHITECTURES)}.")
+
     function = flat.get("activation_fn")
     kwargs = flat.get("activation_fn_kwargs") or {}
     if not isinstance(kwargs, dict) or not kwargs.keys() <= {"k", "use_sparse_activations"}:
@@ -161,6 +169,7 @@ def _activation(flat: dict[str, Any]) -> tuple[str, Any]:
         raise _refusal(
             f"activation_fn: {function!r} with architecture {name!r}", f"Known are {list(suits)}."
         )
+
     ks = [k for k in (flat.get("k"), kwargs.get("k")) if k is not None]
     if architecture != "topk":
         if kwargs.get("k") is not None:
@@ -174,9 +183,8 @@ def _activation(flat: dict[str, Any]) -> tuple[str, Any]:
     return architecture, ks[0] if ks else None
 
 
-def _hook_layer(place: dict[str, Any], flat: dict[str, Any], *, ours: bool) -> int:
+def _hook_layer(place: Settings, flat: Settings, *, ours: bool) -> int:
     """The number of blocks before the hook point, which must be the residual stream."""
-    name = place.get("hook_name")
     if flat.get("d_out") not in (None, flat.get("d_in")):
         raise _refusal(f"d_out: {flat['d_out']!r}", "It predicts something else than its input.")
     for key in ("hook_name", "hook_layer"):
@@ -185,6 +193,8 @@ def _hook_layer(place: dict[str, Any], flat: dict[str, Any], *, ours: bool) -> i
             raise _refusal(
                 f"{key}_out: {target!r}", "It predicts something else than its input: a transcoder."
             )
+
+    name = place.get("hook_name")
     if not isinstance(name, str) or not name:
         raise _refusal(
             f"hook_name: {name!r}", "Without it nobody knows which residual stream it reads."
@@ -197,10 +207,11 @@ def _hook_layer(place: dict[str, Any], flat: dict[str, Any], *, ours: bool) -> i
             "It is not the residual stream between two blocks, as `blocks.5.hook_resid_post`, "
             "`blocks.5.hook_resid_pre` or `model.layers.5` is.",
         )
+
+    # sae_lens says the block, in which its hook is; this project the blocks before the hook.
     block = int(found.group(1))
     before = residual is not None and residual.group(2) == "pre"
     layer = block + (0 if before else 1)
-    # sae_lens says the block, in which its hook is; this project the blocks before the hook.
     stated = place.get("hook_layer")
     if stated is not None and stated != (layer if ours else block):
         raise _refusal(
@@ -209,7 +220,7 @@ def _hook_layer(place: dict[str, Any], flat: dict[str, Any], *, ours: bool) -> i
     return layer
 
 
-def _switch(flat: dict[str, Any], key: str, *, default: bool) -> bool:
+def _switch(flat: Settings, key: str, *, default: bool) -> bool:
     value = flat.get(key, default)
     if not isinstance(value, bool):
         raise _refusal(f"{key}: {value!r}", "It is true or false.")

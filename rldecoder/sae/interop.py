@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from rldecoder.errors import BadInputError, DamagedFileError
 from rldecoder.json_text import read_json_file
-from rldecoder.sae.foreign import ARCHITECTURES, Description, describe
+from rldecoder.sae.foreign import ARCHITECTURES, Description, Settings, describe
 from rldecoder.sae.spec import SaeSpec
 
 WEIGHTS_FILE = "sae_weights.safetensors"
@@ -77,8 +76,8 @@ def read_sae(folder: Path) -> tuple[SaeSpec, dict[str, Tensor]]:
     return spec, _fold_lens_options(tensors, found)
 
 
-def _lens_config(spec: SaeSpec) -> dict[str, Any]:
-    config: dict[str, Any] = {
+def _lens_config(spec: SaeSpec) -> Settings:
+    config: Settings = {
         "architecture": _LENS_ARCHITECTURE[spec.architecture],
         "d_in": spec.d_model,
         "d_sae": spec.num_latents,
@@ -104,13 +103,13 @@ def _lens_config(spec: SaeSpec) -> dict[str, Any]:
     return config
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def _read_config(folder: Path) -> Settings:
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise BadInputError(
             f"No SAE at {folder}: {CONFIG_FILE} is missing.",
             "An SAE is a folder with cfg.json and sae_weights.safetensors.",
-            "Check the path, or run the stage `train_sae`.",
+            "Check the path.",
         )
     try:
         config = read_json_file(path)
@@ -152,14 +151,14 @@ def _read_tensors(folder: Path, names: set[str]) -> dict[str, Tensor]:
     return {name: tensor.float() for name, tensor in tensors.items()}
 
 
-def _described(config: dict[str, Any], folder: Path) -> Description:
+def _described(config: Settings, folder: Path) -> Description:
     try:
         return describe(config)
     except BadInputError as error:
         raise BadInputError(f"{error.what} It lies at {folder}.", error.why, error.mend) from error
 
 
-def _spec_of(found: Description, config: dict[str, Any], folder: Path) -> SaeSpec:
+def _spec_of(found: Description, config: Settings, folder: Path) -> SaeSpec:
     try:
         return SaeSpec(
             architecture=found.architecture,  # type: ignore[arg-type]  # pydantic checks it

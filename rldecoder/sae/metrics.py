@@ -56,6 +56,8 @@ def reconstruction_quality(sae: Sae, batches: Iterable[Tensor]) -> Reconstructio
     total = torch.zeros(sae.d_model, dtype=torch.float64, device=device)
     fired = torch.zeros(sae.num_latents, dtype=torch.int64, device=device)
     counts: list[Tensor] = []
+
+    # Sums in float64: a float32 sum over millions of tokens would lose the small errors.
     for batch in batches:
         x = batch.to(device).float()
         recon, latents = sae(x)
@@ -71,8 +73,9 @@ def reconstruction_quality(sae: Sae, batches: Iterable[Tensor]) -> Reconstructio
         raise BadInputError(
             "There are no held-out activations to measure an SAE on.",
             "The split of the activation cache is empty.",
-            "Raise the split's share in `ingest` or its budget in `cache_activations`.",
+            "Raise the split's share in `ingest`, or `cache_activations.budget_tokens`.",
         )
+
     l0 = torch.cat(counts).double()
     num_tokens = len(l0)
     deviation = square - total.square().sum() / num_tokens

@@ -103,6 +103,7 @@ def peers(
             "Every process needs a device of its own.",
             "Lower `train_sae.processes`, or make more devices visible.",
         )
+
     with tempfile.TemporaryDirectory() as folder:
         meeting = f"file://{Path(folder) / 'meeting'}"
         others = start_processes(

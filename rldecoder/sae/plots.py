@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import matplotlib as mpl
-from matplotlib.figure import Figure
 from torch import Tensor
+
+from rldecoder.figures import svg_figure
 
 
 def density_histogram(density: Tensor, control: Tensor | None, path: Path) -> None:
@@ -17,9 +17,7 @@ def density_histogram(density: Tensor, control: Tensor | None, path: Path) -> No
         control: the same of the random-init SAE, or None.
         path: of the SVG.
     """
-    # matplotlib otherwise names clip paths by a random salt and stamps the date.
-    with mpl.rc_context({"svg.hashsalt": "rldecoder", "font.size": 9}):
-        figure = Figure(figsize=(5.2, 3.0), layout="constrained")
+    with svg_figure(path, (5.2, 3.0)) as figure:
         axes = figure.add_subplot()
         series = [("trained", density, "#1f6f8b")]
         if control is not None:
@@ -40,4 +38,3 @@ def density_histogram(density: Tensor, control: Tensor | None, path: Path) -> No
         axes.legend(frameon=False, loc="upper left")
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
-        figure.savefig(path, format="svg", metadata={"Date": None})

@@ -78,6 +78,8 @@ def make_report(
         "num_tokens": metric(quality.num_tokens, "tokens", "test tokens reconstructed"),
         "splice_tokens": metric(splice.num_tokens, "tokens", "test tokens spliced"),
     }
+
+    # What the reconstruction wins back is read against two ways of losing everything.
     for percent, value in zip(L0_PERCENTILES, quality.l0_percentiles, strict=True):
         report[f"l0_p{percent}"] = metric(value, "latents/token", f"{percent}th percentile of L0")
     for ablation in ("zero", "mean"):
@@ -91,16 +93,9 @@ def make_report(
         )
     if control is not None:
         report |= _control_entries(control, splice)
+
     for name, threshold in thresholds(config).items():
-        entry, target = report[name], PLAN_TARGETS[name]
-        report[name] = entry.model_copy(
-            update={
-                "target": target.plain(),
-                "met": target.holds(entry.value),
-                "threshold": threshold.plain(),
-                "passed": threshold.holds(entry.value),
-            }
-        )
+        report[name] = report[name].judged(PLAN_TARGETS[name], threshold)
     return GateReport(report)
 
 

@@ -80,6 +80,7 @@ def splice_quality(
         )
     sums = {name: torch.zeros(3, dtype=torch.float64) for name in replacements}
     frozen_ce, num_kl, num_ce = 0.0, 0, 0
+
     for start in range(0, len(input_ids), batch):
         ids = input_ids[start : start + batch].to(lm.device)
         resid = lm.trunk(ids, layer).resid
@@ -89,6 +90,8 @@ def splice_quality(
         frozen_ce += ce
         num_kl += targets.numel()
         num_ce += int((targets >= 0).sum())
+
+        # Sinks stay as they are: no SAE has learnt them, and all later positions read them.
         kept = is_sink(resid[:, 1:].flatten(0, 1)).view(len(ids), -1, 1)
         for name, replace in replacements.items():
             replaced = torch.where(kept, resid[:, 1:], replace(resid[:, 1:]).to(resid.dtype))
@@ -96,6 +99,7 @@ def splice_quality(
             ce, rest = _compare(lm, frozen, lm.tail(changed, layer)[:, 1:], targets)
             sums[name] += torch.tensor([rest[0], ce, rest[1]], dtype=torch.float64)
         advance(len(ids))
+
     qualities = {
         name: SpliceQuality(float(kl) / num_kl, float(ce) / num_ce, float(agree) / num_kl)
         for name, (kl, ce, agree) in sums.items()

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from rldecoder.artifacts.checkpoints import pack_optimizer, unpack_optimizer
 from rldecoder.config.sae import TrainSaeConfig
 from rldecoder.errors import BadInputError, NumericalError
-from rldecoder.sae.architectures import ARCHITECTURES, Step
+from rldecoder.optimizer_state import pack_optimizer, unpack_optimizer
+from rldecoder.sae.architectures import ARCHITECTURES, Step, Thresholds
 from rldecoder.sae.autoencode import autoencode
 from rldecoder.sae.losses import reconstruction_loss
 from rldecoder.sae.metrics import reconstruction_quality
@@ -51,7 +51,7 @@ def input_statistics(x: Tensor) -> InputStatistics:
         raise NumericalError(
             "The cached activations hold NaN or infinity.",
             "The language model overflowed, or the cache is damaged.",
-            "Delete the cache_activations artifact and run again.",
+            "Build the activation cache again.",
         )
     mean = x.mean(0)
     square = float((x - mean).square().sum(1).mean())
@@ -228,7 +228,7 @@ class SaeTrainer:
                 raise BadInputError(
                     f"The SAE to go on from has {name} {theirs}, and {mine} is to be trained.",
                     "Training can only go on with an SAE of the same kind.",
-                    "Correct `train_sae`, or `train_sae.retrain.sae`.",
+                    "Correct the settings, or `train_sae.retrain.sae`.",
                 )
         if len(flagged) and int(flagged.max()) >= self.spec.num_latents:
             raise BadInputError(
@@ -325,8 +325,9 @@ class SaeTrainer:
         """Everything that a resumed run needs, as tensors and JSON values."""
         tensors, optimizer = pack_optimizer(self.optimizer)
         tensors |= {f"weights.{name}": value for name, value in self.weights._asdict().items()}
-        thresholds, own_state = self.architecture.pack()
-        tensors |= thresholds
+        thresholds = self.architecture.pack()
+        if thresholds.log_each is not None:
+            tensors["log_threshold"] = thresholds.log_each
         tensors |= {f"best.{name}": value for name, value in self.best.items()}
         tensors["tokens_since_fired"] = self.tokens_since_fired
         state = {
@@ -335,15 +336,16 @@ class SaeTrainer:
             "scale": self.scale,
             "best_fvu": self.best_fvu if self.best else None,
             "best_step": self.best_step,
+            "batch_threshold": thresholds.of_batches,
         }
-        return tensors, state | own_state
+        return tensors, state
 
     @torch.no_grad()
     def unpack(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """The inverse of `pack`, in place."""
         for name, parameter in self.weights._asdict().items():
             parameter.copy_(tensors[f"weights.{name}"])
-        self.architecture.unpack(tensors, state)
+        self.architecture.unpack(Thresholds(tensors.get("log_threshold"), state["batch_threshold"]))
         unpack_optimizer(self.optimizer, tensors, state["optimizer"])
         self.tokens_since_fired.copy_(tensors["tokens_since_fired"])
         self.step_index, self.scale = int(state["step"]), float(state["scale"])

@@ -16,7 +16,7 @@ from rldecoder.explain.reading import (
     Intervention,
     TokenTrace,
 )
-from rldecoder.explain.text import visible_text, visible_token
+from rldecoder.visible_text import visible_text, visible_token
 
 
 def trace_view(trace: Sequence[TokenTrace]) -> dict[str, Any]:

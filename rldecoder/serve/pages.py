@@ -10,7 +10,7 @@ from typing import NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
-from rldecoder.explain.text import visible_text
+from rldecoder.visible_text import visible_text
 
 ASSETS = {
     "base.css": ("rldecoder.dashboard", "templates/report.css"),

@@ -11,8 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib as mpl
-from matplotlib.figure import Figure
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -24,6 +22,7 @@ from rldecoder.evals.generation import prefix_generate
 from rldecoder.evals.prompts import TASKS, TaskPrompt, make_prompts
 from rldecoder.evals.suite import check_lengths
 from rldecoder.evals.tasks import TaskResult, run_task
+from rldecoder.figures import svg_figure
 from rldecoder.lm.baselines import (
     BaselineRecord,
     LayerLenses,
@@ -87,6 +86,8 @@ def run(inputs: TextInputs, config: BaselinesConfig, ctx: StageContext) -> Outpu
     budgets = {"train": config.fit_tokens, "validation": config.validation_tokens}
     budgets |= dict.fromkeys(held_out, config.eval_tokens)
     tokens = {split: first_sequences(corpus, split, budget) for split, budget in budgets.items()}
+
+    # The affine lenses are fitted without the text that they are measured on.
     lm = inputs.model.load(ctx.device)
     layers = _resolve_layers(config.lens_layers, lm.num_layers)
     body = _Body(lm, layers, config.micro_batch_sequences)
@@ -114,6 +115,8 @@ def run(inputs: TextInputs, config: BaselinesConfig, ctx: StageContext) -> Outpu
         {name: tensor.cpu().contiguous() for name, tensor in tensors.items()},
         Baselines.affine_lens.path(ctx.out),
     )
+
+    # What depends on the machine stands apart: all other files are the same on every run.
     record = _record(inputs.model.record.name, tokens, lenses, metrics, tasks)
     Baselines.record.save(ctx.out, record)
     timing = Timing(
@@ -232,27 +235,24 @@ def working_is_right(prompt: TaskPrompt, completion: str) -> bool:
 def _lens_figure(
     layers: Sequence[int], metrics: Mapping[str, Mapping[str, PredictionMeans]], path: Path
 ) -> None:
-    """KL and agreement per layer, as SVG with the same bytes for the same numbers."""
-    figure = Figure(figsize=(8, 3.2), layout="constrained")
-    panels = zip(
-        figure.subplots(1, 2),
-        ("kl", "agreement"),
-        ("KL(frozen || lens), nats per token", "agreement with the final layer"),
-        strict=True,
-    )
-    for axes, field, label in panels:
-        for lens, colour in (("logit", "tab:orange"), ("affine", "tab:blue")):
-            for split, style in zip(metrics, ("-", "--"), strict=False):
-                values = [getattr(metrics[split][f"{lens}.{layer}"], field) for layer in layers]
-                axes.plot(
-                    layers, values, style, marker="o", color=colour, label=f"{lens} lens, {split}"
-                )
-        axes.set(xlabel="layer", ylabel=label)
-        axes.set_ylim(bottom=0)
-        axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
-    with mpl.rc_context({"svg.hashsalt": "rldecoder"}):
-        figure.savefig(path, format="svg", metadata={"Date": None})
+    """KL and agreement per layer."""
+    labels = {
+        "kl": "KL(frozen || lens), nats per token",
+        "agreement": "agreement with the final layer",
+    }
+    with svg_figure(path, (8, 3.2), font_size=10) as figure:
+        for axes, (field, label) in zip(figure.subplots(1, 2), labels.items(), strict=True):
+            for lens, colour in (("logit", "tab:orange"), ("affine", "tab:blue")):
+                for split, style in zip(metrics, ("-", "--"), strict=False):
+                    values = [getattr(metrics[split][f"{lens}.{layer}"], field) for layer in layers]
+                    axes.plot(
+                        layers, values, style,
+                        marker="o", color=colour, label=f"{lens} lens, {split}",
+                    )  # fmt: skip
+            axes.set(xlabel="layer", ylabel=label)
+            axes.set_ylim(bottom=0)
+            axes.grid(alpha=0.3)
+        axes.legend(fontsize="small")
 
 
 def _record(
@@ -262,6 +262,7 @@ def _record(
     metrics: Mapping[str, Mapping[str, PredictionMeans]],
     tasks: Mapping[str, TaskBaseline],
 ) -> BaselineRecord:
+    # Fields are named after lens and split; the out-of-domain split may be absent.
     qualities = {
         layer: {
             f"{kind}_{split}": LensQuality(**by_name[f"{kind}.{layer}"]._asdict())
@@ -270,6 +271,7 @@ def _record(
         }
         for layer in lenses
     }
+
     return BaselineRecord(
         model=model_name,
         tokens={split: ids.numel() for split, ids in tokens.items()},

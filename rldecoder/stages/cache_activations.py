@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from rldecoder.artifacts import sealed
+from rldecoder import sealed
 from rldecoder.config.data import CacheActivationsConfig
 from rldecoder.data.activations import (
     ActivationBatch,

@@ -72,6 +72,7 @@ def run(inputs: ClusterInputs, config: ClusterFeaturesConfig, ctx: StageContext)
         tested = _test_pairs(latents, alike, links, config, decoder, split, reader, ctx.seed)
         bar.advance(note="ablated")
 
+    # Only pairs that ablation confirms are merged, however alike the rest are.
     clusters = merge(latents.tolist(), tested.agreeing)
     representative = {m: rep for rep, members in clusters.items() for m in members}
     for row in tested.rows:

@@ -43,7 +43,7 @@ from rldecoder.rl.controls import (
     uniform_predictor,
 )
 from rldecoder.rl.evaluation import Evaluator
-from rldecoder.rl.session import Kind, Session
+from rldecoder.rl.ppo_run import Kind, PpoRun
 from rldecoder.rl.spread import response_spread, sequence_spread
 from rldecoder.seeds import derive_seed, seed_everything
 from rldecoder.stages.context import Output, StageContext
@@ -158,7 +158,7 @@ def _train(
 ) -> SaeDecoderForCausalLM:
     """Train a control as long as the decoder was trained; its curves get its name as prefix."""
     name = kind if number == 0 else f"{kind}{number}"
-    session = Session(
+    ppo = PpoRun(
         name=f"control_ppo {name}",
         kind=kind,
         config=training,
@@ -170,12 +170,12 @@ def _train(
         report=ctx.report,
         checkpoint_every_steps=config.checkpoint_every_steps,
     )
-    size = session.settings.batch_size
+    size = ppo.settings.batch_size
     title = f"control: {name.replace('_', ' ')}"
-    total, done = session.total_steps * size, session.done * size
+    total, done = ppo.total_steps * size, ppo.done * size
     with ctx.report.track(title, total, unit="rollout", done=done) as bar:
-        session.run(lambda note: bar.advance(size, note))
-    for row in session.curves.rows:
+        ppo.train(lambda note: bar.advance(size, note))
+    for row in ppo.curves.rows:
         curves.log(row.step, **{f"{name}/{row.name}": row.value})
     return decoder
 
@@ -188,29 +188,32 @@ def _measure(
 ) -> dict[str, System]:
     """Task score and KL of every system on the same test prompts and test text."""
     lm = evaluator.lm
-    everyone = {
+    trainings = {
         (name, number): decoder
         for name, group in decoders.items()
         for number, decoder in enumerate(group)
     }
     predictors: dict[tuple[str, int], Predictor] = {
-        key: decoder_predictor(decoder) for key, decoder in everyone.items()
+        key: decoder_predictor(decoder) for key, decoder in trainings.items()
     }
+
+    # Two systems are no decoders: the uniform policy, and the frozen model itself.
     predictors[UNIFORM, 0] = uniform_predictor(lm)
     scores: dict[tuple[str, int], TaskResult] = {
         (UNIFORM, 0): uniform_policy(evaluator.prompts, lm, ctx.seed)
     }
-    with ctx.report.track("test of controls", len(everyone) + 3, unit="system") as bar:
-        for key, decoder in everyone.items():
+    with ctx.report.track("test of controls", len(trainings) + 3, unit="system") as bar:
+        for key, decoder in trainings.items():
             scores[key] = evaluator.tasks(decoder)
             bar.advance(1, key[0])
         scores[FROZEN, 0] = evaluator.tasks(lm.model)
         bar.advance(1, FROZEN)
         kl = sequence_kl(predictors, evaluator.reader, lm, config.test_tokens)
         bar.advance(1, "KL")
-        spread = sequence_spread(everyone, evaluator.reader, config.test_tokens)
+        spread = sequence_spread(trainings, evaluator.reader, config.test_tokens)
         bar.advance(1, "contributions")
     kl[FROZEN, 0] = 0.0 * kl[UNIFORM, 0]
+
     return {
         name: System(
             name,
@@ -240,7 +243,7 @@ def _responses(
     ctx: StageContext,
 ) -> _Responses:
     seed = derive_seed(ctx.seed, "responses")
-    found: dict[str, NDArray[np.float64]] = {}
+    entropies: dict[str, NDArray[np.float64]] = {}
     effective: dict[str, float] = {}
     ends = [name for name in (TRAINED, TRAINED_END) if name in decoders]
     for name in (*ends, SUPERVISED):
@@ -248,11 +251,11 @@ def _responses(
             response_spread(decoder, prompts, temperature=temperature, seed=derive_seed(seed, i))
             for i, decoder in enumerate(decoders[name])
         ]
-        found[name] = np.array([spread.entropy for spread in spreads])
+        entropies[name] = np.array([spread.entropy for spread in spreads])
         effective[name] = float(np.mean([spread.effective for spread in spreads]))
-    entropy = {name: float(values.mean()) for name, values in found.items()}
+    entropy = {name: float(values.mean()) for name, values in entropies.items()}
     for name in ends:
-        fall = crossed_bootstrap(found[SUPERVISED] - found[name], seed=seed, groups=groups)
+        fall = crossed_bootstrap(entropies[SUPERVISED] - entropies[name], seed=seed, groups=groups)
         prefix = "" if name == TRAINED else f"{name}_"
         entropy |= {
             f"{prefix}fall": fall.difference,

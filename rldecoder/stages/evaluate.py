@@ -90,6 +90,7 @@ def run(inputs: EvaluateInputs, config: EvaluateConfig, ctx: StageContext) -> Ou
     faithfulness = FaithfulnessTable(by_split)
     Evaluation.faithfulness.save(ctx.out, faithfulness)
 
+    # Explanations are about the decoder that is published, whichever it is.
     final = _final(inputs)
     interpretability = _interpretability(inputs, decoders[final], config, ctx)
     Evaluation.interpretability.save(ctx.out, interpretability)
@@ -137,6 +138,7 @@ def _answer_tasks(
     ]
     check_lengths(lm, prompts)
 
+    # All answer the same prompts in the same order: drops are paired.
     generators: dict[str, GenerateFunction] = {FROZEN: prefix_generate(lm.model)}
     generators |= {name: prefix_generate(decoder) for name, decoder in decoders.items()}
     answers: list[Answer] = []

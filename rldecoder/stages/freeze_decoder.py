@@ -28,6 +28,7 @@ def run(inputs: FreezeInputs, config: FreezeDecoderConfig, ctx: StageContext) ->
         Measured(supervised.kl, supervised.score),
         controls.systems[FROZEN].score,
         control_verdict=inputs.controls.verdict,
+        judged_by=inputs.controls.stage,
         config=config,
     )
 

@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import matplotlib as mpl
-from matplotlib.figure import Figure
 from torch import Tensor
 
-from rldecoder.artifacts import sealed
+from rldecoder import sealed
 from rldecoder.artifacts.catalogue import Frontier, Sweep
 from rldecoder.config.decoder import FrontierConfig
 from rldecoder.data.activation_reader import ActivationReader
@@ -39,6 +38,7 @@ from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
 from rldecoder.decoder.start import decoder_from_blocks
 from rldecoder.decoder.training import DecoderTrainer
 from rldecoder.errors import BadInputError
+from rldecoder.figures import svg_figure
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.sae.metrics import random_control
 from rldecoder.sae.model import Sae
@@ -94,14 +94,14 @@ def run(inputs: FrontierInputs, config: FrontierConfig, ctx: StageContext) -> Ou
     with ctx.report.track("frontier", len(plan), "decoders", len(done)) as bar:
         for layer, group in itertools.groupby(plan, key=lambda item: item.swept.layer):
             # Activations are computed only for a layer that has a cell to do, and kept no longer.
-            room: _Layer | None = None
+            shared: _Layer | None = None
             for item in group:
                 if item.key in done:
                     continue
-                if room is None:
-                    room = _Layer(lm, layer, tokens, config, ctx)
+                if shared is None:
+                    shared = _Layer(lm, layer, tokens, config, ctx)
                 sae = inputs.sweep.load(item.swept.setting, ctx.device)
-                cell = _cell(room, sae, item, derive_seed(ctx.seed, item.key))
+                cell = _cell(shared, sae, item, derive_seed(ctx.seed, item.key))
                 done[item.key] = cell
                 sealed.write(
                     ctx.progress / DONE_FILE,
@@ -168,6 +168,8 @@ class _Layer:
         ctx: StageContext,
     ) -> None:
         self.lm, self.layer, self.tokens, self.config = lm, layer, tokens, config
+
+        # Shards that an earlier, killed run left are of no use: no seal says that they are whole.
         folder = ctx.progress / f"cache-{layer}"
         shutil.rmtree(folder, ignore_errors=True)
         length = tokens["train"].shape[1]
@@ -191,6 +193,7 @@ class _Layer:
                     writer.add(
                         batch.seq_id, batch.pos, batch.token_id, batch.resid, batch.final_hidden
                     )
+
         self.train, self.test = (ActivationReader(folder, split) for split in ("train", "test"))
         lens = residual_predictor(lm, self.train)
         precision = config.training.matmul_precision
@@ -208,34 +211,36 @@ class _Layer:
         return decoder_from_blocks(self.lm, sae, blocks, ids, init=training.init)
 
 
-def _cell(room: _Layer, sae: Sae, plan: Plan, seed: int) -> FrontierCell:
+def _cell(shared: _Layer, sae: Sae, plan: Plan, seed: int) -> FrontierCell:
     """Train one decoder and measure it."""
     seed_everything(seed)
     swept = plan.swept
     if plan.source == "random":
-        sample = next(room.train.ordered(4096)).resid
+        sample = next(shared.train.ordered(4096)).resid
         assert sample is not None
         sae = random_control(
-            sae.spec, derive_seed(seed, "sae"), sample.to(room.lm.device), swept.l0
+            sae.spec, derive_seed(seed, "sae"), sample.to(shared.lm.device), swept.l0
         )
-    decoder = room.start(sae, plan.depth)
-    precision = room.config.training.matmul_precision
-    before = evaluate_faithfulness(decoder, room.test, precision=precision)
 
-    trainer = DecoderTrainer(decoder, room.train, room.config.training, seed)
+    # What training adds is told from what the start gives for nothing.
+    decoder = shared.start(sae, plan.depth)
+    precision = shared.config.training.matmul_precision
+    before = evaluate_faithfulness(decoder, shared.test, precision=precision)
+
+    trainer = DecoderTrainer(decoder, shared.train, shared.config.training, seed)
     started = time.monotonic()
     while trainer.step_done < trainer.total_steps:
         for batch in trainer.rest_of_epoch():
             trainer.step(batch)
     seconds = time.monotonic() - started
 
-    after = evaluate_faithfulness(decoder, room.test, precision=precision)
-    sequences = room.tokens["test"][:SPLICE_SEQUENCES]
+    after = evaluate_faithfulness(decoder, shared.test, precision=precision)
+    sequences = shared.tokens["test"][:SPLICE_SEQUENCES]
     splice = splice_quality(
-        room.lm, sequences, room.layer, {"sae": lambda resid: sae(resid.float()).recon}
+        shared.lm, sequences, shared.layer, {"sae": lambda resid: sae(resid.float()).recon}
     )
     return FrontierCell(
-        layer=room.layer,
+        layer=shared.layer,
         k=swept.k,
         expansion=swept.expansion,
         depth=plan.depth,
@@ -246,9 +251,9 @@ def _cell(room: _Layer, sae: Sae, plan: Plan, seed: int) -> FrontierCell:
         kl_high=after.kl_high,
         agreement=after.agreement,
         splice_kl=splice.replaced["sae"].kl,
-        residual_lens_kl=room.residual_lens_kl,
+        residual_lens_kl=shared.residual_lens_kl,
         parameters=num_parameters(decoder),
-        flops_per_token=flops_per_token(decoder, swept.l0, room.tokens["train"].shape[1]),
+        flops_per_token=flops_per_token(decoder, swept.l0, shared.tokens["train"].shape[1]),
         tokens_trained=trainer.tokens_done,
         train_seconds=seconds,
     )
@@ -256,13 +261,13 @@ def _cell(room: _Layer, sae: Sae, plan: Plan, seed: int) -> FrontierCell:
 
 def _figure(cells: Sequence[FrontierCell], config: FrontierConfig, path: Path) -> None:
     """KL by depth, a line for each layer; the floor of each dotted, its random SAE a cross."""
-    with mpl.rc_context({"svg.hashsalt": "rldecoder", "font.size": 9}):
-        figure = Figure(figsize=(6.4, 3.8), layout="constrained")
+    lines: dict[Setting, list[FrontierCell]] = {}
+    for cell in cells:
+        lines.setdefault(Setting(cell.layer, cell.k, cell.expansion), []).append(cell)
+
+    colours = mpl.colormaps["viridis"]
+    with svg_figure(path, (6.4, 3.8)) as figure:
         axes = figure.subplots()
-        lines: dict[Setting, list[FrontierCell]] = {}
-        for cell in cells:
-            lines.setdefault(Setting(cell.layer, cell.k, cell.expansion), []).append(cell)
-        colours = mpl.colormaps["viridis"]
         for index, (line, own) in enumerate(sorted(lines.items())):
             trained = sorted((c for c in own if c.sae == "trained"), key=lambda c: c.depth)
             colour = colours(0.9 * index / max(1, len(lines) - 1))
@@ -275,9 +280,10 @@ def _figure(cells: Sequence[FrontierCell], config: FrontierConfig, path: Path) -
             for cell in own:
                 if cell.sae == "random":
                     axes.plot(cell.depth, cell.kl, marker="x", color=colour)
+
+        # The limit that the verdict asks for.
         axes.axhline(config.max_kl, color="#999999", ls="--", lw=1)
         axes.set(xlabel="blocks of the decoder", ylabel="KL(frozen || decoder), nats per token")
         axes.set_xticks(sorted(config.depths))
         axes.set_ylim(bottom=0)
         axes.legend(frameon=False, fontsize="small")
-        figure.savefig(path, format="svg", metadata={"Date": None})

@@ -29,6 +29,7 @@ def run(inputs: DecoderGateInputs, config: GateDecoderConfig, ctx: StageContext)
         "residual_lens": lens_predictor(lens.A, lens.c),
     }
 
+    # The out-of-domain split is shown beside the test split; only the latter decides.
     found = {}
     for split, max_tokens in (("test", config.test_tokens), ("ood", config.ood_tokens)):
         found[split] = evaluate_predictors(

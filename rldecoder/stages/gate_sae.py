@@ -30,6 +30,8 @@ from rldecoder.stages.context import Output, StageContext
 from rldecoder.stages.inputs import SaeGateInputs
 
 SPLIT = "test"
+SPLICE_BATCH = 4
+"""Sequences that the frozen model runs at once."""
 CONTROL_TOKENS = 4096
 """Test tokens on which the random control's mean, threshold and gain are fitted. That favours the
 control, never the SAE."""
@@ -71,7 +73,7 @@ def run(inputs: SaeGateInputs, config: GateSaeConfig, ctx: StageContext) -> Outp
             input_ids,
             sae.spec.hook_layer,
             replacements,
-            batch=config.splice_batch,
+            batch=SPLICE_BATCH,
             advance=bar.advance,
         )
     near_duplicates = near_duplicate_fraction(sae.W_dec, config.near_duplicate_cosine)

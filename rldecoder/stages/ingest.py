@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,8 +15,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from rldecoder.artifacts.catalogue import Corpus
 from rldecoder.config.data import IngestConfig
-from rldecoder.data.deduplicate import CrossSplitDeduplicator
-from rldecoder.data.documents import Candidate, Document, assign_split, clean_text, split_text
+from rldecoder.data.admission import Admission, Admitted
+from rldecoder.data.documents import assign_split
 from rldecoder.data.folders import told
 from rldecoder.data.packing import SequencePacker, TokenShardWriter
 from rldecoder.data.provenance import Provenance, SourceProvenance, SplitProvenance
@@ -36,28 +35,6 @@ TOKENIZER_BATCH_DOCUMENTS = 32
 after a budget is reached, and so which later ones count as duplicates."""
 
 
-class Admitted(NamedTuple):
-    """A clean document with its split, no duplicate of another split."""
-
-    split: str
-    document: Document
-
-
-@dataclass
-class Tally:
-    """What happened to documents; becomes the corpus's `Provenance`."""
-
-    dropped: Counter[str] = field(default_factory=Counter)
-    rows: list[DocumentRow] = field(default_factory=list)
-    """Documents of which tokens were kept."""
-    cut: Counter[str] = field(default_factory=Counter)
-    """Characters of each split's documents that `max_document_chars` has left unread so far."""
-    continued: int = 0
-    """Documents that were read on because a budget was not filled by their beginnings."""
-    duplicates: set[str] = field(default_factory=set)
-    """Keys of documents of which nothing more is read."""
-
-
 class SplitSink(NamedTuple):
     """Where a split's documents go."""
 
@@ -71,8 +48,8 @@ def run(inputs: IngestInputs, config: IngestConfig, ctx: StageContext) -> Output
     _check_context_length(config.context_length, inputs.model.model)
     tokenizer = load_tokenizer(inputs.model.model)
     sinks = _open_sinks(config, tokenizer, ctx.out)
-    deduplicator = CrossSplitDeduplicator(config.near_duplicate_jaccard)
-    tally = Tally()
+    admission = Admission({name: sink.packer for name, sink in sinks.items()}, config)
+    rows: list[DocumentRow] = []
     started = time.perf_counter()
 
     def in_domain(key: str) -> str:
@@ -83,26 +60,37 @@ def run(inputs: IngestInputs, config: IngestConfig, ctx: StageContext) -> Output
     total = sum(getattr(config.budget_tokens, name) for name in sinks)
     with ctx.report.track("ingest", total, unit="tokens") as bar:
         for sources, choose_split in parts:
+            # Long documents are read on only where the beginnings of all fill no budget.
             for first in (True, False):
-                if not first and not _has_more(sinks, tally):
+                if not first and not admission.has_more:
                     continue
                 stream = candidates(
                     sources,
                     seed=ctx.seed,
                     shuffle_buffer=config.shuffle_buffer_documents,
                     # What is no text is counted once, not at each reading.
-                    dropped=tally.dropped if first else None,
+                    dropped=admission.dropped if first else None,
                 )
-                choose = _admit if first else _admit_rest
-                admitted = choose(stream, choose_split, sinks, deduplicator, tally, config)
-                _pack(admitted, sinks, tokenizer, tally, bar)
+                admit = admission.beginnings if first else admission.rests
+                _pack(admit(stream, choose_split), sinks, tokenizer, rows, bar)
     seconds = time.perf_counter() - started
+
     for sink in sinks.values():
         sink.writer.close()
     left_out = left_out_files([*config.sources, *config.ood_sources])
-    _check_filled(sinks, tally, left_out, config)
-    _note_losses(tally, left_out, config, ctx)
-    return _publish(sinks, tally, left_out, config, ctx, seconds)
+    _check_filled(sinks, rows, admission, left_out, config)
+    _note_losses(admission, left_out, config, ctx)
+    provenance = _provenance(sinks, rows, admission, left_out, config)
+    for name, split in provenance.splits.items():
+        if split.budget_tokens - split.tokens >= config.context_length:
+            ctx.report.note(
+                f"Split {name} holds {split.tokens:,} of {split.budget_tokens:,} tokens: no more "
+                f"text.{_cut_off(admission, name)}"
+            )
+    Corpus.documents.save_rows(ctx.out, [row._asdict() for row in rows])
+    Corpus.provenance.save(ctx.out, provenance)
+    total = sum(split.tokens for split in provenance.splits.values())
+    return Output(provenance.headline | {"tokens_per_second": total / max(seconds, 1e-9)})
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -174,88 +162,11 @@ def _open_sinks(
     return sinks
 
 
-def _admit(
-    stream: Iterator[Candidate],
-    choose_split: Callable[[str], str],
-    sinks: Mapping[str, SplitSink],
-    deduplicator: CrossSplitDeduplicator,
-    tally: Tally,
-    config: IngestConfig,
-) -> Iterator[Admitted]:
-    """Documents worth packing, their beginnings where they are long. The split is known before a
-    document is read, so text that no budget has room for is never parsed."""
-    for candidate in stream:
-        split = choose_split(candidate.key)
-        if split not in sinks or sinks[split].packer.full:
-            continue
-        document = candidate.load()
-        if document is None:
-            tally.dropped["no_text"] += 1
-            continue
-        text, *rest = _pieces(candidate, document, config)
-        if len(text) < config.min_document_chars:
-            tally.dropped["too_short"] += 1
-            continue
-        duplicate = deduplicator.admit(split, text)
-        if duplicate is not None:
-            tally.dropped[f"{duplicate}_duplicates_across_splits"] += 1
-            tally.duplicates.add(candidate.key)
-            continue
-        tally.cut[split] += sum(map(len, rest))
-        yield Admitted(split, document._replace(text=text))
-
-
-def _admit_rest(
-    stream: Iterator[Candidate],
-    choose_split: Callable[[str], str],
-    sinks: Mapping[str, SplitSink],
-    deduplicator: CrossSplitDeduplicator,
-    tally: Tally,
-    config: IngestConfig,
-) -> Iterator[Admitted]:
-    """What `max_document_chars` cut off the user's documents, for budgets that are not filled.
-
-    The documentation of packages is not read on: it is there to fill small budgets, and what it
-    gives stays as it was."""
-    for candidate in stream:
-        split = choose_split(candidate.key)
-        if not candidate.users or candidate.key in tally.duplicates:
-            continue
-        if split not in sinks or sinks[split].packer.full:
-            continue
-        document = candidate.load()
-        pieces = _pieces(candidate, document, config) if document is not None else []
-        if document is None or len(pieces) < 2 or len(pieces[0]) < config.min_document_chars:
-            continue
-        tally.continued += 1
-        for number, text in enumerate(pieces[1:], start=2):
-            if sinks[split].packer.full:
-                break
-            tally.cut[split] -= len(text)
-            duplicate = deduplicator.admit(split, text)
-            if duplicate is None:
-                title = f"{document.title} (part {number})"
-                yield Admitted(split, document._replace(title=title, text=text))
-            else:
-                tally.dropped[f"{duplicate}_duplicates_across_splits"] += 1
-
-
-def _pieces(candidate: Candidate, document: Document, config: IngestConfig) -> list[str]:
-    """A document in pieces of `max_document_chars`. A user's never begins with less than is kept,
-    as one whose title is followed by a long line would."""
-    least = config.min_document_chars if candidate.users else 0
-    return split_text(clean_text(document.text), config.max_document_chars, least)
-
-
-def _has_more(sinks: Mapping[str, SplitSink], tally: Tally) -> bool:
-    return any(tally.cut[name] > 0 and not sink.packer.full for name, sink in sinks.items())
-
-
 def _pack(
     admitted: Iterator[Admitted],
     sinks: Mapping[str, SplitSink],
     tokenizer: PreTrainedTokenizerBase,
-    tally: Tally,
+    rows: list[DocumentRow],
     bar: Bar,
 ) -> None:
     """Tokenise in batches and pack until the source is exhausted or every budget is reached."""
@@ -263,7 +174,7 @@ def _pack(
         encoded = encode_documents(tokenizer, [item.document.text for item in batch])
         for item, token_ids in zip(batch, encoded, strict=True):
             packer, writer = sinks[item.split]
-            doc_id = len(tally.rows)
+            doc_id = len(rows)
             num_tokens = packer.add(doc_id, item.document.source, token_ids)
             if num_tokens == 0:
                 continue
@@ -278,17 +189,22 @@ def _pack(
                 num_tokens=num_tokens,
                 sha256=hashlib.sha256(document.text.encode()).hexdigest(),
             )
-            tally.rows.append(row)
+            rows.append(row)
             bar.advance(num_tokens + 1, document.title)
 
 
 def _check_filled(
-    sinks: Mapping[str, SplitSink], tally: Tally, left_out: Counter[str], config: IngestConfig
+    sinks: Mapping[str, SplitSink],
+    rows: Sequence[DocumentRow],
+    admission: Admission,
+    left_out: Counter[str],
+    config: IngestConfig,
 ) -> None:
-    dropped = ", ".join(f"{count} {why}" for why, count in sorted(tally.dropped.items())) or "none"
+    counts = sorted(admission.dropped.items())
+    dropped = ", ".join(f"{count} {why}" for why, count in counts) or "none"
     if left_out:
         dropped += f"; files left out: {told(left_out)}"
-    if not tally.rows:
+    if not rows:
         raise BadInputError(
             "The corpus is empty: no document was kept.",
             f"Dropped: {dropped}.",
@@ -296,96 +212,87 @@ def _check_filled(
         )
     for name, sink in sinks.items():
         if sink.writer.num_sequences == 0:
-            count = sum(row.split == name for row in tally.rows)
+            count = sum(row.split == name for row in rows)
             raise BadInputError(
                 f"Split `{name}` got no sequence of {config.context_length} tokens.",
-                f"{count} of {len(tally.rows)} documents fell to it (dropped: {dropped})."
-                + _cut_off(tally, name),
+                f"{count} of {len(rows)} documents fell to it (dropped: {dropped})."
+                + _cut_off(admission, name),
                 "Give more or longer documents (for text files see `document_separator`), "
                 f"raise `ingest.fractions.{name}`, lower `ingest.context_length`, or set its "
                 "budget to 0.",
             )
 
 
-def _publish(
+def _provenance(
     sinks: Mapping[str, SplitSink],
-    tally: Tally,
+    rows: Sequence[DocumentRow],
+    admission: Admission,
     left_out: Counter[str],
     config: IngestConfig,
-    ctx: StageContext,
-    seconds: float,
-) -> Output:
-    splits: dict[str, SplitProvenance] = {}
-    for name, sink in sinks.items():
-        num_tokens = sink.writer.num_sequences * config.context_length
-        budget = getattr(config.budget_tokens, name)
-        splits[name] = SplitProvenance(
-            documents=sum(row.split == name for row in tally.rows),
+) -> Provenance:
+    splits = {
+        name: SplitProvenance(
+            documents=sum(row.split == name for row in rows),
             sequences=sink.writer.num_sequences,
-            tokens=num_tokens,
-            budget_tokens=budget,
+            tokens=sink.writer.num_sequences * config.context_length,
+            budget_tokens=getattr(config.budget_tokens, name),
         )
-        if budget - num_tokens >= config.context_length:
-            ctx.report.note(
-                f"Split {name} holds {num_tokens:,} of {budget:,} tokens: no more text."
-                + _cut_off(tally, name)
-            )
+        for name, sink in sinks.items()
+    }
 
+    # Licences are named in the order in which they came, so that the file is the same every time.
     by_source: dict[str, list[DocumentRow]] = {}
-    for row in tally.rows:
+    for row in rows:
         by_source.setdefault(row.source, []).append(row)
     sources = {
         name: SourceProvenance(
-            documents=len(rows),
-            tokens=sum(row.num_tokens for row in rows),
-            licences=tuple(dict.fromkeys(row.licence for row in rows)),
+            documents=len(own),
+            tokens=sum(row.num_tokens for row in own),
+            licences=tuple(dict.fromkeys(row.licence for row in own)),
         )
-        for name, rows in by_source.items()
+        for name, own in by_source.items()
     }
 
+    # A full split has lost nothing that it had room for.
     cut = {
-        name: tally.cut[name]
+        name: admission.cut[name]
         for name, sink in sinks.items()
-        if not sink.packer.full and tally.cut[name] > 0
+        if not sink.packer.full and admission.cut[name] > 0
     }
-    provenance = Provenance(
+    return Provenance(
         context_length=config.context_length,
         splits=splits,
         sources=sources,
-        dropped_documents=dict(tally.dropped),
+        dropped_documents=dict(admission.dropped),
         fingerprint=fingerprint([*config.sources, *config.ood_sources]),
         left_out_files=dict(left_out) or None,
-        continued_documents=tally.continued or None,
+        continued_documents=admission.continued or None,
         cut_characters=cut or None,
     )
-    Corpus.documents.save_rows(ctx.out, [row._asdict() for row in tally.rows])
-    Corpus.provenance.save(ctx.out, provenance)
-    total = sum(split.tokens for split in splits.values())
-    return Output(provenance.headline | {"tokens_per_second": total / max(seconds, 1e-9)})
 
 
 def _note_losses(
-    tally: Tally, left_out: Counter[str], config: IngestConfig, ctx: StageContext
+    admission: Admission, left_out: Counter[str], config: IngestConfig, ctx: StageContext
 ) -> None:
     """Say what of the user's text is not in the tokens, and why."""
     if left_out:
         ctx.report.note(f"Left out of the folders: {told(left_out)}.")
-    if tally.dropped:
-        reasons = Counter({why.replace("_", " "): n for why, n in tally.dropped.items()})
+    if admission.dropped:
+        reasons = Counter({why.replace("_", " "): n for why, n in admission.dropped.items()})
         ctx.report.note(f"Dropped documents: {told(reasons)}.")
-    if tally.continued:
+    if admission.continued:
         ctx.report.note(
-            f"{tally.continued:,} documents were read on after their first "
+            f"{admission.continued:,} documents were read on after their first "
             f"{config.max_document_chars:,} characters (ingest.max_document_chars): those had "
             "not filled every split."
         )
 
 
-def _cut_off(tally: Tally, split: str) -> str:
+def _cut_off(admission: Admission, split: str) -> str:
     """What `max_document_chars` took from a split that is not full, as a sentence."""
-    if tally.cut[split] <= 0:
+    if admission.cut[split] <= 0:
         return ""
     return (
-        f" {tally.cut[split]:,} characters of its documents were cut off by "
+        f" {admission.cut[split]:,} characters of its documents were cut off by "
         "`ingest.max_document_chars`; raise it, or set it to null."
     )

@@ -13,8 +13,8 @@ from rldecoder.data.activations import ActivationBatch
 from rldecoder.data.shards import read_token_table
 from rldecoder.errors import BadInputError
 from rldecoder.interp.calibration import Acceptance, high_confidence_threshold, thresholds
+from rldecoder.interp.control_latents import ControlLatents, SplitSource, draw_latents
 from rldecoder.interp.corpus import SplitFirings, TokenGrid, sample_sequences
-from rldecoder.interp.drawn import Drawn, SplitSource, draw_latents
 from rldecoder.interp.example_pass import ExamplePass
 from rldecoder.interp.examples import ExampleSettings, contrasts, token_effects, top_examples
 from rldecoder.interp.label_controls import label_controls
@@ -65,7 +65,9 @@ def run(inputs: LabelInputs, config: LabelFeaturesConfig, ctx: StageContext) -> 
     rng = np.random.default_rng(derive_seed(ctx.seed, "labels"))
     settings = ExampleSettings(window, config.num_top, config.num_quantile, config.num_negative)
     context = task.source.reader("label").meta.context_length
-    seeker = ExamplePass(sae.num_latents, settings, context, derive_seed(ctx.seed, "examples"))
+    seeker = ExamplePass(
+        sae.num_latents, settings, context, derive_seed(ctx.seed, "examples"), latents
+    )
 
     with ctx.report.track("labels", 5, "step") as bar:
         text, fit = task.read_fit(seeker.add)
@@ -90,7 +92,7 @@ def run(inputs: LabelInputs, config: LabelFeaturesConfig, ctx: StageContext) -> 
             methods[name] = label_and_score(labeler, *control, vocabulary, window, own_rng)
         bar.advance(note="controls")
 
-        examples = seeker.finish(text, latents)
+        examples = seeker.finish(text)
         effects = token_effects(
             inputs.final.load(task.lm, sae), latents, vocabulary, config.num_effects
         )
@@ -128,7 +130,7 @@ def run(inputs: LabelInputs, config: LabelFeaturesConfig, ctx: StageContext) -> 
                 high_confidence=draft.text is not None and tau is not None and p >= tau,
                 importance=float(task.importance[row]),
                 importance_rank=row + 1,
-                density=float(examples.density[latent]),
+                density=float(examples.density[row]),
                 scores=scores.published,
                 examples=strongest.get(latent, []),
                 contrasts=contrasting.get(latent, []),
@@ -233,7 +235,7 @@ class _Labelling:
         """The text that labels are scored on."""
         return self.source.firings(self.sae, "test", self.latents, self.config.score_tokens)
 
-    def draw_controls(self) -> dict[str, tuple[Drawn, np.random.Generator]]:
+    def draw_controls(self) -> dict[str, tuple[ControlLatents, np.random.Generator]]:
         """Latents of an untrained SAE and of the trained one, drawn alike, each with the generator
         that its scores go on with."""
         seed = derive_seed(self.ctx.seed, "random-sae")
@@ -256,14 +258,16 @@ class _Labelling:
             found[name] = drawn, rng
         return found
 
-    def for_words(self, drawn: Mapping[str, tuple[Drawn, np.random.Generator]]) -> dict[str, Drawn]:
+    def for_words(
+        self, drawn: Mapping[str, tuple[ControlLatents, np.random.Generator]]
+    ) -> dict[str, ControlLatents]:
         """Those of them that get labels in words too; none unless that is asked for."""
         assert self.config.llm is not None
         count, seed = self.config.llm.control_latents, derive_seed(self.ctx.seed, "drawn-words")
         return {name: found.sample(count, seed) for name, (found, _) in drawn.items() if count}
 
     def open_llm(
-        self, fit: SplitFirings, scored: SplitFirings, controls: Mapping[str, Drawn]
+        self, fit: SplitFirings, scored: SplitFirings, controls: Mapping[str, ControlLatents]
     ) -> LlmRun:
         """The dealings with the language model."""
         assert self.config.llm is not None

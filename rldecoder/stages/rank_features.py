@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rldecoder.artifacts.catalogue import Importance
-from rldecoder.artifacts.checkpoints import Checkpoints
+from rldecoder.checkpoints import Checkpoints
 from rldecoder.config.interp import Domain, RankFeaturesConfig
 from rldecoder.data.shards import read_tokens
 from rldecoder.evals.prompts import make_prompts
@@ -102,6 +102,8 @@ class _Progress:
             ctx.progress / "rank_features", keep=1, owner=ctx.owner, note=ctx.report.note
         )
         self._seconds, self._saved, self._step = config.checkpoint_seconds, time.monotonic(), 0
+
+        # Taken up where a killed run stopped: sums, and exact effects by target.
         found = self._checkpoints.load()
         if found is None:
             return
@@ -238,6 +240,7 @@ def _validate(
     progress: _Progress,
 ) -> EstimatorValidation:
     """The comparison with exact ablation, for each target."""
+    # Kept in memory: each is run once for every latent that is ablated.
     batches = list(loader.batches(config.validation_domain, config.validation_tokens))
     total = (config.validation_top + config.validation_others) * len(config.targets)
     done = sum(len(values) for values in progress.exact.values())

@@ -30,6 +30,7 @@ def run(inputs: ReportInputs, config: ReportConfig, ctx: StageContext) -> Output
         )
         bar.advance(1, "gathered")
 
+        # On the page and as files of their own, for papers.
         figures = Report.figures.path(ctx.out)
         figures.mkdir(parents=True, exist_ok=True)
         for name, entry in data.figures.items():

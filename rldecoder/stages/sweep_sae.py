@@ -12,14 +12,12 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib as mpl
-from matplotlib.figure import Figure
-
-from rldecoder.artifacts import sealed
+from rldecoder import sealed
 from rldecoder.artifacts.catalogue import Sweep
 from rldecoder.config.sae import SweepSaeConfig
 from rldecoder.data.shards import first_sequences
 from rldecoder.errors import BadInputError
+from rldecoder.figures import svg_figure
 from rldecoder.files import remove
 from rldecoder.sae.sweep import (
     Setting,
@@ -145,8 +143,7 @@ def _done_before(ctx: StageContext) -> dict[str, DoneCell]:
 
 def _figure(cells: Sequence[SweepCell], config: SweepSaeConfig, path: Path) -> None:
     """fvu, splice KL and decoder KL by layer, a line for each (k, expansion)."""
-    with mpl.rc_context({"svg.hashsalt": "rldecoder", "font.size": 9}):
-        figure = Figure(figsize=(9.0, 3.0), layout="constrained")
+    with svg_figure(path, (9.0, 3.0)) as figure:
         panels = (("fvu", "fvu"), ("splice_kl", "splice KL, nats"), ("decoder_kl", "decoder KL"))
         for axes, (name, title) in zip(figure.subplots(1, 3), panels, strict=True):
             for k, expansion in itertools.product(config.ks, config.expansions):
@@ -162,4 +159,3 @@ def _figure(cells: Sequence[SweepCell], config: SweepSaeConfig, path: Path) -> N
             axes.set_xlabel("layer")
             axes.set_title(title)
             axes.set_ylim(bottom=0)
-        figure.savefig(path, format="svg", metadata={"Date": None})

@@ -176,6 +176,8 @@ def render_hashes_page(name: str, hashes: TokenizerHashes, parity: ParityRecord)
         f"| {file} | {known.size_bytes:,} | `{known.sha256}` | {known.status} |"
         for file, known in hashes.files.items()
     ]
+
+    # The table is what counts: its file changes with the library that writes it.
     lines += [
         "",
         f"Token table: `{hashes.vocabulary_sha256}`",
@@ -201,6 +203,7 @@ def render_hashes_page(name: str, hashes: TokenizerHashes, parity: ParityRecord)
         "| model | file | SHA-256 |",
         "|---|---|---|",
     ]
+
     for spec in map(load_model_spec, list_model_specs()):
         lines += [
             f"| {spec.name} | {file} | `{digest}` |"

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from rldecoder.artifacts.catalogue import SupervisedDecoder
-from rldecoder.artifacts.checkpoints import Checkpoints
+from rldecoder.checkpoints import Checkpoints
 from rldecoder.config.decoder import TrainDecoderConfig
 from rldecoder.curves import Curves
 from rldecoder.data.activation_reader import ActivationReader
 from rldecoder.data.shards import read_tokens
 from rldecoder.decoder.blocks import evenly_spaced
-from rldecoder.decoder.faithfulness import evaluate_faithfulness
+from rldecoder.decoder.faithfulness import EpochFaithfulness, evaluate_faithfulness
 from rldecoder.decoder.loading import (
     AffineLens,
     DecoderOrigin,
@@ -36,6 +36,7 @@ from rldecoder.decoder.training import DecoderTrainer
 from rldecoder.errors import BadInputError
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.sae.model import Sae
+from rldecoder.schemas import Scalar
 from rldecoder.seeds import derive_seed, seed_everything
 from rldecoder.stages.context import Output, StageContext
 from rldecoder.stages.inputs import DecoderInputs
@@ -47,8 +48,8 @@ class Progress:
 
     best_epoch: int = 0
     best_kl: float = math.inf
-    epochs: list[Mapping[str, Any]] = field(default_factory=list)
-    """Rows of `epochs.parquet` so far."""
+    epochs: list[EpochFaithfulness] = field(default_factory=list)
+    """Of all epochs and splits so far."""
     curves: Curves = field(default_factory=Curves)
 
     def state(self) -> dict[str, Any]:
@@ -56,7 +57,7 @@ class Progress:
         return {
             "best_epoch": self.best_epoch,
             "best_kl": self.best_kl,
-            "epochs": self.epochs,
+            "epochs": [row.model_dump() for row in self.epochs],
             "curves": self.curves.state(),
         }
 
@@ -66,7 +67,7 @@ class Progress:
         return cls(
             state["best_epoch"],
             state["best_kl"],
-            state["epochs"],
+            [EpochFaithfulness(**row) for row in state["epochs"]],
             Curves.from_state(state["curves"]),
         )
 
@@ -91,7 +92,8 @@ def run(inputs: DecoderInputs, config: TrainDecoderConfig, ctx: StageContext) ->
         trained_on={artifact.stage: artifact.digest for artifact in data},
     )
     SupervisedDecoder.origin.save(ctx.out, origin)
-    SupervisedDecoder.epochs.save_rows(ctx.out, loop.progress.epochs)
+    rows = [row.model_dump() for row in loop.progress.epochs]
+    SupervisedDecoder.epochs.save_rows(ctx.out, rows)
     loop.progress.curves.write(SupervisedDecoder.curves.path(ctx.out))
     return Output(_headline(loop))
 
@@ -155,6 +157,7 @@ class _Loop:
         """Train from the last checkpoint, or from the start, and leave the best weights."""
         if not self._resume():
             self._end_epoch(0)
+
         trainer, config = self.trainer, self.config
         started, first = time.monotonic(), trainer.tokens_done
         with self.ctx.report.track(
@@ -172,6 +175,7 @@ class _Loop:
                     if trainer.step_done % config.checkpoint_every_steps == 0:
                         self._save()
                 self._end_epoch(trainer.step_done // trainer.steps_per_epoch)
+
         seconds = time.monotonic() - started
         self.tokens_per_second = (trainer.tokens_done - first) / seconds
         self.decoder.load_state_dict(self.best)
@@ -190,7 +194,8 @@ class _Loop:
                 seed=derive_seed(self.ctx.seed, "bootstrap"),
                 precision=self.config.matmul_precision,
             )
-            self.progress.epochs.append({"epoch": epoch, "split": split, **found.model_dump()})
+            measured = EpochFaithfulness(epoch=epoch, split=split, **found.model_dump())
+            self.progress.epochs.append(measured)
             values = {f"{split}_{name}": getattr(found, name) for name in ("kl", "agreement")}
             self.progress.curves.log(step, **values)
             self.ctx.report.metrics("train_decoder", step, values)
@@ -222,9 +227,9 @@ class _Loop:
         return True
 
 
-def _headline(loop: _Loop) -> dict[str, Any]:
+def _headline(loop: _Loop) -> dict[str, Scalar]:
     progress, trainer = loop.progress, loop.trainer
-    metrics: dict[str, Any] = {
+    metrics: dict[str, Scalar] = {
         "depth": len(loop.decoder.upper.numbers),
         "best_epoch": progress.best_epoch,
         "tokens_trained": trainer.tokens_done,
@@ -232,7 +237,7 @@ def _headline(loop: _Loop) -> dict[str, Any]:
     }
     for row in progress.epochs:
         for epoch, prefix in ((0, "start_"), (progress.best_epoch, "")):
-            if row["epoch"] == epoch:
+            if row.epoch == epoch:
                 for name in ("kl", "ce", "accuracy", "agreement"):
-                    metrics[f"{prefix}{row['split']}_{name}"] = row[name]
+                    metrics[f"{prefix}{row.split}_{name}"] = getattr(row, name)
     return metrics

@@ -17,7 +17,7 @@ from rldecoder.artifacts.catalogue import Policy
 from rldecoder.config.rl import TrainPpoConfig
 from rldecoder.curves import Curves
 from rldecoder.decoder.loading import save_decoder
-from rldecoder.rl.session import PolicyTraining, Session
+from rldecoder.rl.ppo_run import PolicyTraining, PpoRun
 from rldecoder.schemas import Scalar
 from rldecoder.seeds import derive_seed, seed_everything
 from rldecoder.stages.context import Output, StageContext
@@ -32,6 +32,7 @@ def run(inputs: PpoInputs, config: TrainPpoConfig, ctx: StageContext) -> Output:
     size = config.ppo.batch_size
     total = config.seeds * size * sum(stage.steps for stage in config.stages)
     seeds = (ctx.seed, *(derive_seed(ctx.seed, f"seed{i}") for i in range(1, config.seeds)))
+
     curves = Curves()
     reasons: list[str] = []
     headline: dict[str, Scalar] = {}
@@ -39,7 +40,7 @@ def run(inputs: PpoInputs, config: TrainPpoConfig, ctx: StageContext) -> Output:
         for number, seed in enumerate(seeds):
             name = "" if number == 0 else f"seed{number}"
             decoder = inputs.supervised.load(lm, sae)
-            session = Session(
+            ppo = PpoRun(
                 name=f"train_ppo {name}".strip(),
                 kind="trained",
                 config=config,
@@ -52,39 +53,41 @@ def run(inputs: PpoInputs, config: TrainPpoConfig, ctx: StageContext) -> Output:
                 checkpoint_every_steps=config.checkpoint_every_steps,
             )
             if number == 0:
-                for note in session.suite.notes:
+                for note in ppo.suite.notes:
                     ctx.report.note(note)
-            bar.advance(session.done * size, "done before")
-            session.run(lambda note: bar.advance(size, note))
+
+            bar.advance(ppo.done * size, "done before")
+            ppo.train(lambda note: bar.advance(size, note))
 
             # Of the first training everything, of the others what the controls are compared with.
             save_decoder(decoder, Policy.trained_folder(ctx.out, number))
             for stage in (1, 2, 3) if number == 0 else (3,):
                 end = Policy.stage_end_folder(ctx.out, number, stage)
-                shutil.copytree(session.stage_decoder(stage), end)
+                shutil.copytree(ppo.stage_decoder(stage), end)
             if number == 0:
-                session.publish(Policy.evaluations.path(ctx.out), Policy.rollouts.path(ctx.out))
-                headline = _headline(session)
-            for row in session.curves.rows:
+                ppo.publish(Policy.evaluations.path(ctx.out), Policy.rollouts.path(ctx.out))
+                headline = _headline(ppo)
+            for row in ppo.curves.rows:
                 curves.log(row.step, **{f"{name}/{row.name}" if name else row.name: row.value})
-            if session.stopped is not None:
-                reasons.append(f"PPO {name} {session.stopped}".replace("  ", " "))
+            if ppo.stopped is not None:
+                reasons.append(f"PPO {name} {ppo.stopped}".replace("  ", " "))
+
     curves.write(Policy.curves.path(ctx.out))
     Policy.training.save(ctx.out, PolicyTraining(seeds=seeds))
     return Output(headline, reasons=tuple(reasons))
 
 
-def _headline(session: Session) -> dict[str, Scalar]:
+def _headline(ppo: PpoRun) -> dict[str, Scalar]:
     """First and last validation values, and how the rollouts ended."""
 
     def first(name: str) -> float | None:
-        return next((row.value for row in session.curves.rows if row.name == name), None)
+        return next((row.value for row in ppo.curves.rows if row.name == name), None)
 
-    last = session.curves.last
+    last = ppo.curves.last
     return {
-        "steps": session.done,
-        "rollouts": session.done * session.settings.batch_size,
-        "stopped_early": session.stopped is not None,
+        "steps": ppo.done,
+        "rollouts": ppo.done * ppo.settings.batch_size,
+        "stopped_early": ppo.stopped is not None,
         "validation_kl_start": first("eval_kl"),
         "validation_kl_end": last("eval_kl"),
         "validation_task_score_start": first("eval_task_score"),

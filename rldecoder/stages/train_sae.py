@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from rldecoder.artifacts.catalogue import TrainedSae
-from rldecoder.artifacts.checkpoints import Checkpoints
 from rldecoder.artifacts.store import MANIFEST
+from rldecoder.checkpoints import Checkpoints
 from rldecoder.config.sae import Retraining, TrainSaeConfig
 from rldecoder.curves import Curves
 from rldecoder.data.activation_reader import ShuffledActivations
@@ -84,6 +84,7 @@ class _Training:
             model_name=meta.model_name,
             context_length=meta.context_length,
         )
+
         # The first rows of the first epoch: a stream has computed them by then.
         statistics = input_statistics(_sample(self.reader, config.init_tokens, batch_seed))
         self.trainer = SaeTrainer(
@@ -95,6 +96,8 @@ class _Training:
             ctx.report.note(
                 f"train_sae starts from {config.retrain.sae}; {len(flagged)} latents resampled"
             )
+
+        # A killed run goes on where its last checkpoint was, data and drift watch included.
         self.watch, self.curves = DriftWatch(config), Curves()
         self.checkpoints = Checkpoints(
             ctx.progress / "train_sae", owner=ctx.owner, note=ctx.report.note
@@ -111,6 +114,7 @@ class _Training:
             ctx.report.note(
                 f"train_sae goes on from step {self.trainer.step_index} of {self.num_steps}"
             )
+
         self._batches = _batches(self.reader, config.batch_tokens, batch_seed, self.position)
 
     def step(self) -> StepResult:
@@ -139,6 +143,7 @@ def _train(inputs: SaeInputs, config: TrainSaeConfig, ctx: StageContext, group: 
         inputs.cache.reader("validation"), config.eval_tokens, derive_seed(ctx.seed, "validation")
     )
 
+    # What is cheap is logged often; a held-out pass decides which weights are published.
     started, first = time.perf_counter(), trainer.step_index
     total, done = num_steps * config.batch_tokens, first * config.batch_tokens
     with _alerted(ctx), ctx.report.track("SAE", total, "tokens", done) as bar:

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from rldecoder.artifacts.catalogue import ActivationCache, TrainedSae
 from rldecoder.config.data import CacheActivationsConfig
 from rldecoder.config.sae import TrainSaeConfig
 from rldecoder.data import forward
-from rldecoder.data.packing import PackedSequence, TokenShardWriter
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.reporting import Bar, SilentReporter
-from rldecoder.schemas import write_json
 from rldecoder.stages import cache_activations, train_sae
-from rldecoder.stages.context import InputArtifact, StageContext
+from rldecoder.stages.context import StageContext
+from rldecoder.stages.inputs import SaeInputs
+from tests.stages.published import published
+from tests.stages.token_inputs import token_inputs
 
+pytestmark = pytest.mark.usefixtures("no_proof")
 MakeContext = Callable[..., StageContext]
 LENGTH, SEQUENCES = 16, 40
 CACHE = CacheActivationsConfig(hook_layer=2, shard_tokens=6 * LENGTH, micro_batch_sequences=4)
@@ -43,27 +45,16 @@ def few_are_sinks(resid: Tensor) -> Tensor:
 @pytest.fixture
 def inputs(
     tiny_lm_dir: Path, tmp_path: Path, context: MakeContext, monkeypatch: pytest.MonkeyPatch
-) -> dict[str, InputArtifact]:
+) -> SaeInputs:
     monkeypatch.setattr(forward, "is_sink", few_are_sinks)
-    tokens = tmp_path / "ingest"
-    tokens.mkdir()
-    generator = np.random.default_rng(0)
-    for split, count in (("train", SEQUENCES), ("validation", 6)):
-        writer = TokenShardWriter(tokens, split, 512, 100)
-        rows = generator.integers(0, 512, (count, LENGTH))
-        writer.add([PackedSequence("s", [0], [0], row) for row in rows])
-        writer.close()
-    write_json(tiny_lm_dir.parent / "model.json", {"name": "tiny", "compute_dtype": "float32"})
-    found = {
-        "sync_tokenizer": InputArtifact("model", "sync_tokenizer", "d", tiny_lm_dir.parent, {}, {}),
-        "ingest": InputArtifact("tokens", "ingest", "d", tokens, {}, {}),
-    }
+    text = token_inputs(
+        tmp_path / "ingest", tiny_lm_dir, LENGTH, {"train": SEQUENCES, "validation": 6}
+    )
     ctx = context("cache")
-    output = cache_activations.run(found, CACHE, ctx)
+    output = cache_activations.run(text, CACHE, ctx)
     assert output.metrics["sink_tokens"]
-    config = CACHE.model_dump(mode="json")
-    cache = InputArtifact("activations", "cache_activations", "d", ctx.out, {}, config)
-    return found | {"cache_activations": cache}
+    cache = published(ActivationCache, ctx.out, output, CACHE.model_dump(mode="json"))
+    return SaeInputs(text.model, text.corpus, cache)
 
 
 class Tracking(SilentReporter):
@@ -95,7 +86,7 @@ class Told:
 
 
 def weights(folder: Path) -> dict[str, bytes]:
-    files = [*sorted((folder / "sae").iterdir()), folder / "curves.parquet"]
+    files = [*sorted(TrainedSae.sae.path(folder).iterdir()), TrainedSae.curves.path(folder)]
     return {path.name: path.read_bytes() for path in files}
 
 
@@ -114,20 +105,18 @@ def count_tokens(monkeypatch: pytest.MonkeyPatch, stop_after: float = float("inf
     return seen
 
 
-def test_stream_and_cache_give_the_same_weights(
-    inputs: dict[str, InputArtifact], context: MakeContext
-) -> None:
+def test_stream_and_cache_give_the_same_weights(inputs: SaeInputs, context: MakeContext) -> None:
     """Over two epochs and a half, each of several windows, some rows left out as sinks."""
     cached, streamed = context("cached"), context("streamed")
     train_sae.run(inputs, CONFIG, cached)
-    for path in inputs["cache_activations"].path.glob("train-*"):
+    for path in inputs.cache.folder.glob("train-*"):
         path.unlink()  # the stream must not need them
     train_sae.run(inputs, STREAM, streamed)
     assert weights(streamed.out) == weights(cached.out)
 
 
 def test_a_killed_stream_goes_on_without_computing_what_it_skips(
-    inputs: dict[str, InputArtifact], context: MakeContext, monkeypatch: pytest.MonkeyPatch
+    inputs: SaeInputs, context: MakeContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, killed = context("whole"), context("killed")
     passes = len(count_all(inputs, whole, monkeypatch))
@@ -144,9 +133,7 @@ def test_a_killed_stream_goes_on_without_computing_what_it_skips(
     assert len(again) < 2 * passes // 3
 
 
-def count_all(
-    inputs: Mapping[str, InputArtifact], ctx: StageContext, monkeypatch: pytest.MonkeyPatch
-) -> list[int]:
+def count_all(inputs: SaeInputs, ctx: StageContext, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The passes of an undisturbed run."""
     seen = count_tokens(monkeypatch)
     train_sae.run(inputs, STREAM, ctx)
@@ -156,7 +143,7 @@ def count_all(
 
 
 def test_a_stream_runs_no_block_above_the_hook_and_only_the_tokens_asked_for(
-    inputs: dict[str, InputArtifact], context: MakeContext, monkeypatch: pytest.MonkeyPatch
+    inputs: SaeInputs, context: MakeContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*arguments: object, **named: object) -> None:
         raise AssertionError("the whole model was run")

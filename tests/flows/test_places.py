@@ -33,7 +33,7 @@ def confined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_what_is_allowed_is_taken(confined: Path) -> None:
-    (confined / "configs" / "mine.yaml").write_text(DEBUG + "\nmirror: s3://bucket/x\n")
+    (confined / "configs" / "mine.yaml").write_text(DEBUG + "\nmirror: memory://x\n")
     _, store = RunParameters(config="debug", overrides=["train_sae.k=8"]).load()
     assert store.root == Path("artifacts").absolute()
     inside = str(confined / "stores" / "new")
@@ -41,7 +41,7 @@ def test_what_is_allowed_is_taken(confined: Path) -> None:
         config=str(confined / "configs" / "mine.yaml"), store=inside,
         overrides=[f"label_features.reviews={inside}/r.jsonl", "ingest.ood_sources=[]"],
     ).load()  # fmt: skip
-    assert (str(store.root), run.mirror) == (inside, "s3://bucket/x")
+    assert (str(store.root), run.mirror) == (inside, "memory://x")
     ReviewParameters(config="debug", file=f"{inside}/r.jsonl", store=inside).load()
 
 
@@ -71,7 +71,8 @@ def test_what_is_allowed_is_taken(confined: Path) -> None:
         ({"overrides": ["sync_tokenizer.model=hub", "sync_tokenizer.repo=artifacts/x"]},
          r"sync_tokenizer\.repo"),
         ({"overrides": ["label_features.reviews=/etc/passwd"]}, r"label_features\.reviews"),
-        ({"overrides": ["label_features.llm={{labeler: {{kind: endpoint, model: m, "
+        ({"overrides": ["label_features.labelers=[predicate, llm]",
+                        "label_features.llm={{labeler: {{kind: endpoint, model: m, "
                         "base_url: 'https://evil.example/v1', api_key_env: AWS_SECRET}}}}"]},
          r"base_url|api_key_env"),
     ],

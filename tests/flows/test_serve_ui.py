@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import random
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -86,14 +88,21 @@ def test_what_the_form_does_not_know_is_refused(
 
 
 def test_a_failed_run_is_retried_and_goes_on_where_it_stopped(ui: Ui, tmp_path: Path) -> None:
-    (tmp_path / "ingest").write_text("a file where the stage's folder has to be")
-    parameters = {"config": "debug", "store": str(tmp_path), "until": "ingest"}
+    text = tmp_path / "text.jsonl"
+    text.write_text("no JSON\n")
+    parameters = {
+        "config": "debug", "store": str(tmp_path), "until": "ingest",
+        "overrides": [f"ingest.sources=[{{type: local, paths: [{text}]}}]"],
+    }  # fmt: skip
     run = ui.trigger(DEBUG, parameters).raise_for_status().json()["id"]
     assert ui.finished(run)["type"] == "FAILED"
     states = {task["name"]: task["state_name"] for task in ui.task_runs(run)}
     assert states == {"sync_tokenizer": "Completed", "ingest": "Failed"}
 
-    (tmp_path / "ingest").unlink()
+    draw = random.Random(0)
+    words = [f"word{number}" for number in range(500)]
+    rows = ({"text": " ".join(draw.choices(words, k=200))} for _ in range(300))
+    text.write_text("".join(json.dumps(row) + "\n" for row in rows))
     retry = {"type": "SCHEDULED", "name": "AwaitingRetry", "message": "Retry from the UI"}
     answer = ui.post(f"/flow_runs/{run}/set_state", {"state": retry, "force": True})
     assert answer.json()["status"] == "ACCEPT"

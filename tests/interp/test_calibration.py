@@ -8,9 +8,9 @@ from rldecoder.interp.calibration import (
     Acceptance,
     Calibration,
     ConfidenceModel,
+    confidence_features,
     coverage,
     high_confidence_threshold,
-    label_features,
     point_threshold,
     reliability,
     thresholds,
@@ -33,8 +33,8 @@ def test_acceptance_needs_both_bars() -> None:
 
 
 def test_features_of_a_label_that_was_never_measured_are_zero() -> None:
-    assert label_features(0.5, 0, 2, None) == [0.5, 0.0, 2.0, 0.0, 0.0, 0.0]
-    assert label_features(0.5, 0, 2, SCORES)[3:] == [0.55, 0.6, 0.85]
+    assert confidence_features(0.5, 0, 2, None) == [0.5, 0.0, 2.0, 0.0, 0.0, 0.0]
+    assert confidence_features(0.5, 0, 2, SCORES)[3:] == [0.55, 0.6, 0.85]
 
 
 def _world(rows: int, seed: int) -> Calibration:

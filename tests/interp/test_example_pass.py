@@ -51,14 +51,14 @@ class World:
             )
 
     def run(self, batch: int, latents: Any = None, seed: int = 0) -> PassResult:
-        found = ExamplePass(LATENTS, SETTINGS, WIDTH, seed)
+        found = ExamplePass(LATENTS, SETTINGS, WIDTH, seed, latents)
         for start in range(0, len(self.seq), batch):
             part = slice(start, start + batch)
             found.add(
                 ActivationBatch(self.seq[part], self.pos[part], self.ids[part], None, None),
                 SparseLatents(self.acts[part], self.indices[part]),
             )
-        return found.finish(self.grid, latents)
+        return found.finish(self.grid)
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +143,12 @@ def test_batches_do_not_change_the_result(
 def test_some_latents_in_the_order_asked_for(world: World) -> None:
     found = world.run(100, np.array([5, 2]))
     assert list(dict.fromkeys(found.table["latent"].to_pylist())) == [5, 2]
-    assert _rows(found, latent=2, kind="top") == _rows(world.run(100), latent=2, kind="top")
+    everything = world.run(100)
+    assert _rows(found, latent=2, kind="top") == _rows(everything, latent=2, kind="top")
+    assert found.density.tolist() == everything.density[[5, 2]].tolist()
+    # Nothing is kept of the others.
+    few = ExamplePass(LATENTS, SETTINGS, WIDTH, 0, np.array([5, 2]))
+    assert len(few.top.key) == len(few.sample.key) == few.fires.shape[1] == len(few.count) == 2
 
 
 def test_samples_are_uniform_and_memory_does_not_grow(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,10 +16,10 @@ from transformers import (
     BertLMHeadModel,
 )
 
-from rldecoder.errors import BadInputError
+from rldecoder.errors import BadInputError, DamagedFileError
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.precision import fast_dtype
-from tests.tiny_models import ARCHITECTURES, tiny_frozen
+from tests.tiny_models import ARCHITECTURES, TINY_RECORD, tiny_frozen
 
 DEPTH = 3
 
@@ -239,9 +239,14 @@ def test_load_reads_constants_and_the_recorded_dtype(tiny_lm_dir: Path, tmp_path
     assert lm.device.type == "cpu"
     assert lm.unembedding.shape == (512, 64)
     shutil.copytree(tiny_lm_dir, tmp_path / "model")
-    (tmp_path / "model.json").write_text(json.dumps({"compute_dtype": "bfloat16"}))
-    assert FrozenLM.load(tmp_path / "model").dtype == fast_dtype("bfloat16", "cpu")
-    assert FrozenLM.load(tmp_path / "model", dtype=torch.float32).dtype == torch.float32
+    model, record = tmp_path / "model", tmp_path / "record"
+    TINY_RECORD.model_copy(update={"compute_dtype": "bfloat16"}).save(record)
+    assert FrozenLM.load(model, record=record).dtype == fast_dtype("bfloat16", "cpu")
+    assert FrozenLM.load(model, record=record, dtype=torch.float32).dtype == torch.float32
+    assert FrozenLM.load(model, record=tmp_path / "none").dtype == torch.float32
+    record.write_text("{}")
+    with pytest.raises(DamagedFileError, match="is not what this version publishes"):
+        FrozenLM.load(model, record=record)
 
 
 def test_padding_falls_back_to_the_end_of_text(tiny_lm_dir: Path) -> None:

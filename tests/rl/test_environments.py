@@ -144,9 +144,9 @@ def test_kl_penalty_finds_the_closed_form_optimum(make_decoder, tmp_path):
         def __call__(self, seen):
             return (TokenSampler.last_tokens < TARGETS).float()
 
-    from rldecoder.rl.rewards import ReferenceKl
+    from rldecoder.rl.rewards import ReferenceKlReward
 
-    rewards = [WeightedReward(1.0, Hits()), WeightedReward(coef, ReferenceKl())]
+    rewards = [WeightedReward(1.0, Hits()), WeightedReward(coef, ReferenceKlReward())]
     plan = make_plan(tmp_path, settings, 30, rewards=lambda: rewards)
     learner: Learner = make_learner(decoder, settings, 0)
     state = SparseLatents(torch.ones(1, 1), torch.zeros(1, 1, dtype=torch.long))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from rldecoder.evals.suite import TaskSuite
-from rldecoder.rl.evaluation import EVALUATIONS, Evaluator
+from rldecoder.rl.core import RewardWeights
+from rldecoder.rl.evaluation import EVALUATIONS, EvaluationRow, Evaluator
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])
@@ -19,10 +20,9 @@ def test_prompts_and_text_are_of_one_split(make_decoder, tiny_cache, split):
     assert evaluator.reader.split == split
     found = evaluator(decoder)
     assert found.text.num_tokens == 30
-    rows = found.rows(4, 2, (0.5, 0.3, 0.2))
-    assert all(len(row) == len(EVALUATIONS.names) for row in rows)
-    named = [dict(zip(EVALUATIONS.names, row, strict=True)) for row in rows]
-    assert [row["task"] for row in named] == ["all", "cloze"]
-    assert named[0]["kl"] == found.text.kl
-    assert named[0]["score_low"] <= named[0]["score"] <= named[0]["score_high"]
-    assert (named[0]["step"], named[0]["stage"], named[0]["task_weight"]) == (4, 2, 0.2)
+    rows = found.rows(4, 2, RewardWeights(0.5, 0.3, 0.2))
+    assert list(EvaluationRow._fields) == EVALUATIONS.names
+    assert [row.task for row in rows] == ["all", "cloze"]
+    assert rows[0].kl == found.text.kl
+    assert rows[0].score_low <= rows[0].score <= rows[0].score_high
+    assert (rows[0].step, rows[0].stage, rows[0].task_weight) == (4, 2, 0.2)

@@ -12,7 +12,9 @@ SUPERVISED = Measured(kl=0.6, task_score=0.7)
 
 
 def found(ppo: Measured, control: str | None = "pass"):
-    return decide(ppo, SUPERVISED, 0.8, control_verdict=control, config=CONFIG)
+    return decide(
+        ppo, SUPERVISED, 0.8, control_verdict=control, judged_by="controls", config=CONFIG
+    )
 
 
 def test_frozen_when_everything_holds():

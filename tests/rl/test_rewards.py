@@ -9,13 +9,13 @@ import torch
 
 from rldecoder.rl.core import RewardWeights
 from rldecoder.rl.rewards import (
-    Consistency,
-    Faithfulness,
-    Monosemanticity,
+    ConsistencyReward,
+    FaithfulnessReward,
+    MonosemanticityReward,
     RandomReward,
-    ReferenceKl,
+    ReferenceKlReward,
     RewardInputs,
-    TaskAccuracy,
+    TaskReward,
     compose,
     decoder_rewards,
 )
@@ -43,26 +43,25 @@ def seen() -> RewardInputs:
 
 
 def test_a_response_collects_the_mean_over_its_tokens(seen):
-    torch.testing.assert_close(Faithfulness()(seen).sum(-1), torch.tensor([0.5, 0.5]))
-    torch.testing.assert_close(ReferenceKl()(seen).sum(-1), torch.tensor([-0.25, -0.25]))
+    torch.testing.assert_close(FaithfulnessReward()(seen).sum(-1), torch.tensor([0.5, 0.5]))
+    torch.testing.assert_close(ReferenceKlReward()(seen).sum(-1), torch.tensor([-0.25, -0.25]))
     # one latent does everything in row 0, four share alike in row 1
-    torch.testing.assert_close(Monosemanticity()(seen).sum(-1), torch.tensor([1.0, 0.0]))
+    torch.testing.assert_close(MonosemanticityReward()(seen).sum(-1), torch.tensor([1.0, 0.0]))
     # token 5: one latent and four alike, cosine 1/2; token 7: alike; token 6: the others' mean
     by_hand = torch.tensor([(0.5 + 0.75) / 2, (0.5 + 1 + 1) / 3])
-    torch.testing.assert_close(Consistency()(seen).sum(-1), by_hand)
+    torch.testing.assert_close(ConsistencyReward()(seen).sum(-1), by_hand)
 
 
 def test_padding_gets_nothing(seen):
     for reward in (
-        Faithfulness(), Monosemanticity(), Consistency(), TaskAccuracy(), ReferenceKl(),
+        FaithfulnessReward(), MonosemanticityReward(), ConsistencyReward(), TaskReward(),
+        ReferenceKlReward(),
     ):  # fmt: skip
         assert float(reward(seen)[0, 2]) == 0.0
 
 
 def test_task_score_arrives_at_the_last_token(seen):
-    torch.testing.assert_close(
-        TaskAccuracy()(seen), torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
-    )
+    torch.testing.assert_close(TaskReward()(seen), torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 0.0]]))
 
 
 def test_composite_is_the_weighted_sum(seen):
@@ -80,7 +79,7 @@ def test_faithfulness_depends_on_the_action():
     """The plan's -KL(s) gives two actions in one state the same reward; ours must not."""
     frozen, policy = [0.7, 0.2, 0.1], [0.1, 0.2, 0.7]
     # One rollout an action, of two tokens: the action in question, then the second one again.
-    rewards = Faithfulness()(
+    rewards = FaithfulnessReward()(
         RewardInputs(
             step=0,
             logprobs=torch.tensor([[p, policy[1]] for p in policy]).log(),

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from rldecoder.rl.rollout_log import ROLLOUTS, RolloutLog
+from rldecoder.rl.rollout_log import ROLLOUTS, RolloutLog, RolloutRow
 from rldecoder.schemas import read_parquet
 
 
-def row(step: int) -> dict[str, object]:
-    return {
-        "step": step, "stage": 1, "task": "cloze", "prompt_index": 0, "question": "?",
-        "answer": "box", "completion": f"text {step}", "num_tokens": 3, "finished": True,
-        "task_score": 1.0, "reward": 0.5, "faithfulness": 0.0, "monosemanticity": 0.1,
-        "consistency": 0.2, "kl_penalty": 0.0,
-    }  # fmt: skip
+def row(step: int) -> RolloutRow:
+    return RolloutRow(
+        step=step, stage=1, task="cloze", prompt_index=0, question="?", answer="box",
+        completion=f"text {step}", num_tokens=3, finished=True, task_score=1.0, reward=0.5,
+        faithfulness=0.0, monosemanticity=0.1, consistency=0.2, kl_penalty=0.0,
+    )  # fmt: skip
+
+
+def test_a_row_has_the_columns_in_order():
+    assert list(RolloutRow._fields) == ROLLOUTS.names
 
 
 def test_a_killed_log_equals_an_undisturbed_one(tmp_path):

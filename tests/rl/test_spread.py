@@ -83,10 +83,10 @@ def test_the_difference_is_reported_with_its_interval():
     assert found.entropy_difference == pytest.approx(0.2)
     assert found.entropy_low == pytest.approx(0.2)
     row = control_rows(with_entropy("trained", 0.6), seed=0)[0]
-    low, high = row["contribution_entropy_low"], row["contribution_entropy_high"]
-    assert row["contribution_entropy"] == pytest.approx(0.6)
+    low, high = row.contribution_entropy_low, row.contribution_entropy_high
+    assert row.contribution_entropy == pytest.approx(0.6)
     assert low < 0.6 < high
-    assert row["effective_latents"] == pytest.approx(6.0)
+    assert row.effective_latents == pytest.approx(6.0)
     nothing = compare(with_entropy("trained", 0.6), system("frozen", [GOOD], [LOW]), seed=0)
     assert nothing.entropy_difference is None
 

@@ -313,7 +313,7 @@ def test_inner_epochs_run_neither_the_frozen_blocks_nor_the_sae(
 
 
 def test_resume_at_a_rollout_boundary_is_exact(make_decoder, tmp_path):
-    from rldecoder.artifacts.checkpoints import pack_optimizer, unpack_optimizer
+    from rldecoder.optimizer_state import pack_optimizer, unpack_optimizer
 
     settings = PpoSettings(batch_size=4, minibatches=2, inner_epochs=2, lr=1e-3, warmup_steps=3)
     straight = make_decoder(scale=0.05)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -42,6 +42,11 @@ JUMP = {"name": "jumprelu", "bandwidth": 0.3 / D_MODEL**0.5}
 RELU = {"name": "relu"}
 SETTINGS = [TOPK, WIDE, BATCH, MATRYOSHKA, JUMP, RELU]
 NAMES = [f"{settings['name']}-{settings.get('k', 8)}" for settings in SETTINGS]
+
+
+def test_every_architecture_of_the_config_has_its_class() -> None:
+    names = get_args(TrainSaeConfig.model_fields["architecture"].annotation)
+    assert set(ARCHITECTURES) == set(names)
 
 
 def make_weights(bias: float = 0.0, seed: int = 0) -> SaeWeights:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rldecoder.artifacts.checkpoints import Checkpoints
+from rldecoder.checkpoints import Checkpoints
 from rldecoder.config.sae import SparsityPhase, TrainSaeConfig
 from rldecoder.errors import BadInputError, NumericalError
 from rldecoder.sae.architectures import JumpRelu

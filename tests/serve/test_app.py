@@ -19,12 +19,12 @@ from fastapi.testclient import TestClient
 from rldecoder.artifacts.catalogue import Labels
 from rldecoder.explain.inputs import LabelText
 from rldecoder.explain.reading import Reading
-from rldecoder.explain.text import visible_token
 from rldecoder.interp.records import Review
 from rldecoder.interp.review import ReviewLine, append_review, read_reviews
 from rldecoder.serve.app import Served
 from rldecoder.serve.requests import ReviewRequest
 from rldecoder.serve.workbench import Workbench
+from rldecoder.visible_text import visible_token
 from tests.serve.conftest import HOSTILE, LONG, PROMPT, catalogue_of, client_of
 
 

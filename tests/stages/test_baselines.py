@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from rldecoder.artifacts.catalogue import Baselines
 from rldecoder.config.data import BaselinesConfig
 from rldecoder.data.shards import read_tokens
-from rldecoder.errors import BadInputError
+from rldecoder.errors import BadInputError, DamagedFileError
 from rldecoder.evals.prompts import make_prompts
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.stages.baselines import working_is_right
@@ -109,3 +109,10 @@ def test_working_of_additions() -> None:
     assert not working_is_right(prompt, f" {a + 1} + {b} = {a + b + 1}.")
     assert not working_is_right(prompt, f" The answer is {a + b}.")
     assert not working_is_right(prompt, f" I think so.\n{a} + {b} = {a + b}.")
+
+
+@pytest.mark.parametrize("text", ["model: [", "model: tiny", "- 1", "lenses: {1: {logit_test: 3}}"])
+def test_a_damaged_record_is_named(tmp_path: Path, text: str) -> None:
+    Baselines.record.path(tmp_path).write_text(text)
+    with pytest.raises(DamagedFileError, match="is not what this version publishes"):
+        _ = published(Baselines, tmp_path).record

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ from tests.stages.token_inputs import token_inputs
 
 STAGE = stage_named("cache_activations")
 
+pytestmark = pytest.mark.usefixtures("no_proof")
+
 MakeContext = Callable[..., StageContext]
 LENGTH, HOOK_LAYER = 16, 2
 
@@ -33,14 +35,6 @@ LENGTH, HOOK_LAYER = 16, 2
 def inputs(tiny_lm_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> TextInputs:
     folder = tmp_path_factory.mktemp("ingest")
     return token_inputs(folder, tiny_lm_dir, LENGTH, {"train": 11, "test": 4})
-
-
-@pytest.fixture(autouse=True)
-def no_proof() -> Iterator[None]:
-    """Forward passes are counted and spoiled here: those that prove the model are none of them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("rldecoder.lm.frozen.prove", lambda lm, brief: None)
-        yield
 
 
 def settings(**changes: object) -> CacheActivationsConfig:

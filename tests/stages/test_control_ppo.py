@@ -13,7 +13,7 @@ from rldecoder.artifacts.catalogue import Controls, Policy
 from rldecoder.config.rl import ControlPpoConfig
 from rldecoder.reporting import SilentReporter
 from rldecoder.rl.controls import Comparison
-from rldecoder.rl.session import PolicyTraining, Session
+from rldecoder.rl.ppo_run import PolicyTraining, PpoRun
 from rldecoder.stages import control_ppo, train_ppo
 from rldecoder.stages.context import StageContext
 from rldecoder.stages.control_ppo import run
@@ -160,19 +160,19 @@ def test_every_seed_is_trained_again_and_judged(inputs, context, monkeypatch, tm
     trained = artifact(Policy, folder, config=config)
     seen = []
 
-    class Untrained(Session):
-        def run(self, advance):
+    class Untrained(PpoRun):
+        def train(self, advance):
             seen.append((self.kind, self.seed, self))
             self.decoder.requires_grad_(False)
 
-    monkeypatch.setattr(control_ppo, "Session", Untrained)
+    monkeypatch.setattr(control_ppo, "PpoRun", Untrained)
     ctx = context()
     lm, sae = inputs.model.load(), inputs.sae.load()
     run(inputs._replace(policy=trained), CONFIG, ctx)
     kinds = ("random_reward", "losses_only", "text_only")
     assert [row[:2] for row in seen] == [(kind, seed) for kind in kinds for seed in (11, 12)]
     for kind, seed, control in seen:
-        pair = Session(
+        pair = PpoRun(
             name="pair", kind="trained", config=small_config(seeds=2), seed=seed,
             decoder=inputs.supervised.load(lm, sae), activations=inputs.cache.folder,
             progress=tmp_path / f"{kind}{seed}", report=ctx.report, checkpoint_every_steps=1,

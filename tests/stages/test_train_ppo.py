@@ -15,7 +15,7 @@ from rldecoder.config.tasks import FileTask
 from rldecoder.curves import read_curves
 from rldecoder.errors import BadInputError
 from rldecoder.lm.frozen import FrozenLM
-from rldecoder.rl import session
+from rldecoder.rl import ppo_run
 from rldecoder.stages.table import stage_named
 from rldecoder.stages.train_ppo import run
 from tests.stages.published import published
@@ -43,7 +43,7 @@ class Killed(BaseException):
 
 def kill_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """Die in the middle of PPO step `step` (0-based), after its rollouts."""
-    original = session.DecoderSampler.__call__
+    original = ppo_run.DecoderSampler.__call__
     seen = 0
 
     def call(self, *args):
@@ -54,7 +54,7 @@ def kill_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
             raise Killed
         return rollout
 
-    monkeypatch.setattr(session.DecoderSampler, "__call__", call)
+    monkeypatch.setattr(ppo_run.DecoderSampler, "__call__", call)
 
 
 def test_publishes_and_a_kill_changes_nothing(inputs, context, monkeypatch):

@@ -10,32 +10,9 @@ import numpy as np
 from rldecoder.artifacts.catalogue import Corpus, ModelFolder
 from rldecoder.config.sae import SweepSaeConfig, TrainSaeConfig
 from rldecoder.data.packing import PackedSequence, TokenShardWriter
-from rldecoder.lm.specs import ModelRecord
 from rldecoder.stages.inputs import TextInputs
 from tests.stages.published import published
-
-TINY_RECORD = ModelRecord(
-    name="tiny",
-    title="tiny",
-    licence="none: random weights",
-    hook_layer=None,
-    compute_dtype="float32",
-    source={"kind": "random"},
-    weights_sha256="0" * 64,
-    weight_files={},
-    model_type="gpt2",
-    parameters=265_600,
-    num_layers=4,
-    d_model=64,
-    num_heads=4,
-    num_kv_heads=4,
-    head_dim=16,
-    d_mlp=256,
-    vocab_size=512,
-    context_length=512,
-    tied_embeddings=True,
-)
-"""What `sync_tokenizer` would say of the fixture `tiny_lm_dir`."""
+from tests.tiny_models import TINY_RECORD
 
 
 def tiny_model(model_folder: Path) -> ModelFolder:

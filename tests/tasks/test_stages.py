@@ -24,7 +24,7 @@ from rldecoder.reporting import SilentReporter
 from rldecoder.runner import plan
 from rldecoder.stages.table import STAGES
 from tasks import stages
-from tasks.stages import STAGE_TASKS, Bench, build, is_transient
+from tasks.stages import STAGE_TASKS, RunContext, build, is_transient
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -53,8 +53,8 @@ def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
     return calls
 
 
-def bench(run: RunConfig, planned: dict[str, ArtifactRef], root: Path) -> Bench:
-    return Bench(run, ArtifactStore(root), planned, SilentReporter())
+def run_context(run: RunConfig, planned: dict[str, ArtifactRef], root: Path) -> RunContext:
+    return RunContext(run, ArtifactStore(root), planned, SilentReporter())
 
 
 def test_every_stage_has_its_task_in_order() -> None:
@@ -91,7 +91,7 @@ def test_on_a_machine_without_accelerators_the_flow_does_the_work_and_says_so_on
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setenv(FAKE_DEVICES, "")
-    here = bench(run, planned, tmp_path)
+    here = run_context(run, planned, tmp_path)
     for name in ("sync_tokenizer", "ingest"):
         build(name, {}, here, SilentReporter())
     assert calls == [("here", "cpu")] * 2
@@ -104,7 +104,7 @@ def test_a_leased_device_means_a_process_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setenv(FAKE_DEVICES, "GPU-a")
-    build("ingest", {}, bench(run, planned, tmp_path), SilentReporter())
+    build("ingest", {}, run_context(run, planned, tmp_path), SilentReporter())
     ((where, lease),) = calls
     assert where == "process"
     assert isinstance(lease, DeviceLease)
@@ -117,7 +117,7 @@ def test_a_stage_of_several_processes_holds_a_device_for_each(
 ) -> None:  # fmt: skip
     monkeypatch.setenv(FAKE_DEVICES, "GPU-a,GPU-b,GPU-c")
     two = run.model_copy(update={"train_sae": run.train_sae.model_copy(update={"processes": 2})})
-    build("train_sae", {}, bench(two, planned, tmp_path), SilentReporter())
+    build("train_sae", {}, run_context(two, planned, tmp_path), SilentReporter())
     ((_, lease),) = calls
     assert len(lease.uuids) == len(lease.fds) == 2
 
@@ -127,7 +127,7 @@ def test_what_can_be_reused_waits_for_no_device(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setenv(FAKE_DEVICES, "GPU-a")
-    here = bench(run, planned, tmp_path)
+    here = run_context(run, planned, tmp_path)
     monkeypatch.setattr(here.store, "is_published", lambda ref: True)
     monkeypatch.setattr(here.store, "verify", lambda ref: None)
     build("ingest", {}, here, SilentReporter())
@@ -151,5 +151,5 @@ def test_the_wait_for_a_device_ends_as_the_run_says(
         stages.lease_device("cuda", task="another"),
         pytest.raises(NoResourceError, match=r"within 0.2 s.*another"),
     ):
-        build("ingest", {}, bench(hasty, planned, tmp_path), SilentReporter())
+        build("ingest", {}, run_context(hasty, planned, tmp_path), SilentReporter())
     assert calls == []

@@ -61,6 +61,7 @@ def write(
     """
     target = folder / hookpoint(hook_layer)
     target.mkdir(parents=True, exist_ok=True)
+
     grid, firings = split
     tokens = np.where(grid.tokens >= 0, grid.tokens, pad_token).astype(np.int64)
     found = firings.matrix.tocoo()
@@ -70,6 +71,7 @@ def write(
     order = np.lexsort((latent, position, row))
     latent, row, position = latent[order], row[order], position[order]
     acts = found.data[order].astype(np.float32)
+
     bounds = np.linspace(0, num_latents, num_splits + 1).astype(int)
     for first, after in pairwise(bounds.tolist()):
         inside = (latent >= first) & (latent < after)
@@ -80,6 +82,7 @@ def write(
             {"locations": places, "activations": acts[inside], "tokens": tokens},
             target / f"{first}_{after - 1}.safetensors",
         )
+
     config = {
         "dataset_repo": dataset,
         "dataset_split": grid.split,

@@ -113,10 +113,12 @@ def gather(
             raise DamagedFileError(
                 f"examples.parquet shows latent {row['latent']}, which has no label.",
                 "The files belong to different runs.",
-                "Rebuild `label_features`.",
+                "Rebuild the labels.",
             )
         if row["kind"] in ("top", "quantile"):
             rows[row["latent"]].append(row)
+
+    # A decoder with blocks has no single logit effect: the row's own way past them is shown.
     unembedding = decoder.frozen.lm.unembedding.detach().float()
     directions = decoder.direct(torch.tensor(wanted)).detach().float()
     features = [

@@ -60,6 +60,7 @@ def write(folder: Path, material: ExportMaterial, names: Publication) -> Path:
                 "Ids are parts of addresses and folder names.",
                 "Use letters, digits, - and _ only.",
             )
+
     source = source_id(material, names)
     target = folder / names.model_id / source
     for kind in ("features", "activations", "explanations"):
@@ -67,6 +68,8 @@ def write(folder: Path, material: ExportMaterial, names: Publication) -> Path:
     created = names.created_at.isoformat()
     for table, row in _metadata(material, names, source, created).items():
         _write_lines(target / f"{table}.jsonl", [row])
+
+    # The site imports features, activations and explanations by batches of the same number.
     records = {feature.record.latent: feature.record for feature in material.features}
     for number, batch in enumerate(
         saedashboard.batches(material, names.model_id, names.source_set)

@@ -73,7 +73,7 @@ class EndpointModel:
             api_key=_key(self.config),
             base_url=self.config.base_url,
             timeout=self.config.timeout_seconds,
-            max_retries=0,  # each attempt is counted in ledger and budget; see `session`
+            max_retries=0,  # each attempt is counted in ledger and budget; see `client`
             http_client=transport,
         )
         # Taken from OPENAI_ORG_ID and OPENAI_PROJECT_ID otherwise, and sent to any server.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from rldecoder.interp.llm.session import Question, Session
+from rldecoder.interp.llm.client import ChatClient, Question
 
 EXPECTED_ANSWER = 0.25
 """Share of the longest answer that an answer is expected to take, where nothing better is known."""
@@ -35,15 +35,15 @@ class Estimate(NamedTuple):
         return Estimate(*(a + b for a, b in zip(self, other, strict=True)))
 
 
-def add_up(session: Session, questions: Iterable[Question[Any]]) -> Estimate:
+def add_up(client: ChatClient, questions: Iterable[Question[Any]]) -> Estimate:
     """The estimate of some questions to one model."""
-    total, prices = Estimate(), session.model.prices
+    total, prices = Estimate(), client.model.prices
     for question in questions:
-        if session.peek(question) is not None:
+        if client.peek(question) is not None:
             total += Estimate(cached=1)
             continue
         request = question.request
-        count, longest = session.model.count_tokens(request.messages), request.max_tokens
+        count, longest = client.model.count_tokens(request.messages), request.max_tokens
         answer = request.expected_tokens
         if answer is None:
             answer = round(longest * EXPECTED_ANSWER)

@@ -17,8 +17,9 @@ from scipy import sparse
 from rldecoder.config.llm import LlmConfig
 from rldecoder.evals.statistics import bootstrap_mean_ci
 from rldecoder.interp.corpus import Firings
-from rldecoder.interp.llm.items import ItemSampler, balanced, read_exactly
-from rldecoder.interp.llm.judge import KINDS, Case, Judge, make_cases
+from rldecoder.interp.llm.items import ItemSampler
+from rldecoder.interp.llm.judge import Case, Judge, make_cases
+from rldecoder.interp.llm.tasks import KINDS, TASKS
 from rldecoder.interp.predicate import Affix, Predicate, TokenClass, TokenIn, describe
 from rldecoder.interp.records import JudgedScores, JudgeTrust, KindTrust
 from rldecoder.interp.scores import ScoringText, derangement
@@ -51,6 +52,7 @@ def plant(text: ScoringText, sampler: ItemSampler, config: LlmConfig, seed: int)
     rng = np.random.default_rng(seed)
     chosen: list[tuple[Case, NDArray[np.bool_]]] = []
     windows: list[NDArray[np.int64]] = []
+    counts = dict.fromkeys(KINDS, config.judge_windows)
     for predicate in _candidates(text, rng):
         if len(chosen) == config.planted_features:
             break
@@ -59,10 +61,12 @@ def plant(text: ScoringText, sampler: ItemSampler, config: LlmConfig, seed: int)
         if any(_jaccard(mine, other) > MAX_OVERLAP for other in windows):
             continue
         label = describe(predicate, text.vocabulary)
-        [case] = make_cases(sampler, _firings(held, -1 - len(chosen)), [label], seed)
-        if all(case.items[kind] for kind in KINDS):
+        [case] = make_cases(sampler, _firings(held, -1 - len(chosen)), [label], seed, counts)
+        if all(case.questions.values()):
             chosen.append((case, held))
             windows.append(mine)
+
+    # The least right of many pairings: wrong labels must not be right by accident.
     cases, masks = [case for case, _ in chosen], [held for _, held in chosen]
     order = _least_right(cases, masks, rng)
     wrong = [
@@ -181,8 +185,10 @@ def _exact(
     for kind in KINDS:
         scores = []
         for case, other in zip(cases, order, strict=True):
-            items = case.items[kind]
-            scores.append(balanced(items, [read_exactly(item, masks[other]) for item in items]))
+            asked, task = case.questions[kind], TASKS[kind]
+            scores.append(
+                task.score(asked, [task.read(question, masks[other]) for question in asked])
+            )
         out[kind] = float(np.mean([s for s in scores if s is not None])) if scores else 0.0
     return out
 

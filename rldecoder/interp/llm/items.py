@@ -26,14 +26,10 @@ class Item(NamedTuple):
 
 
 class ItemSampler:
-    """Draws windows of one split for one latent after the other.
+    """Draws windows of one split for one latent after the other."""
 
-    Args:
-        count: windows of each of the two kinds, for detection and for fuzzing.
-    """
-
-    def __init__(self, text: ScoringText, count: int) -> None:
-        self.text, self.count = text, count
+    def __init__(self, text: ScoringText) -> None:
+        self.text = text
         cells = np.flatnonzero(text.valid)
         # Cells are numbered in reading order, so those of a window are neighbours.
         self._cells = cells
@@ -47,11 +43,11 @@ class ItemSampler:
         return np.unique(self.text.window_of[fires]).size / max(self._used.size, 1)
 
     def detection(
-        self, fires: Cells, acts: NDArray[np.float32], rng: np.random.Generator
+        self, fires: Cells, acts: NDArray[np.float32], count: int, rng: np.random.Generator
     ) -> list[Item]:
         """`count` windows of each kind, see `both_kinds`; empty unless there are so many."""
         nothing = np.zeros(0, np.int64)
-        drawn = self.both_kinds(fires, acts, self.count, rng)
+        drawn = self.both_kinds(fires, acts, count, rng)
         items = [Item(self.cells(window), nothing, truth) for window, truth in drawn]
         return [items[i] for i in rng.permutation(len(items))]
 
@@ -81,11 +77,11 @@ class ItemSampler:
         return np.unique(windows[strong]), np.setdiff1d(self._used, windows[fires])
 
     def fuzzing(
-        self, fires: Cells, acts: NDArray[np.float32], rng: np.random.Generator
+        self, fires: Cells, acts: NDArray[np.float32], count: int, rng: np.random.Generator
     ) -> list[Item]:
-        """Windows with their strong tokens marked, and other windows with as many others marked.
+        """`count` windows with their strong tokens marked, and as many with others marked instead.
 
-        Only windows that hold enough others count. Empty unless there are 2 `count` of them.
+        Only windows that hold enough others are drawn. Empty unless there are so many of them.
         """
         if not fires.size:
             return []
@@ -98,12 +94,12 @@ class ItemSampler:
             others = np.setdiff1d(cells, inside)
             if others.size >= inside.size:
                 usable.append((cells, inside, others))
-            if len(usable) == 2 * self.count:
+            if len(usable) == 2 * count:
                 break
-        if len(usable) < 2 * self.count:
+        if len(usable) < 2 * count:
             return []
-        items = [Item(cells, inside, True) for cells, inside, _ in usable[: self.count]]
-        for cells, inside, others in usable[self.count :]:
+        items = [Item(cells, inside, True) for cells, inside, _ in usable[:count]]
+        for cells, inside, others in usable[count:]:
             decoys = np.sort(rng.choice(others, inside.size, replace=False))
             items.append(Item(cells, decoys, False))
         return [items[i] for i in rng.permutation(len(items))]

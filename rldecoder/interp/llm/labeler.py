@@ -13,9 +13,9 @@ from rldecoder.interp.example_pass import examples_of
 from rldecoder.interp.examples import ExampleSettings
 from rldecoder.interp.labelers import Evidence, LabelDraft
 from rldecoder.interp.llm.backends import ChatRequest
+from rldecoder.interp.llm.client import ChatClient, Question
 from rldecoder.interp.llm.parsing import LABEL_SCHEMA, parse_label
 from rldecoder.interp.llm.prompts import Marked, label_prompt, marked_text
-from rldecoder.interp.llm.session import Question, Session
 
 LEVELS = 10
 """Strengths are shown as 1 to LEVELS, LEVELS being the strongest example."""
@@ -38,14 +38,14 @@ class LlmLabeler:
 
     def __init__(
         self,
-        session: Session,
+        client: ChatClient,
         config: LlmConfig,
         window_tokens: int,
         min_firings: int,
         on_answer: Callable[[], None] = lambda: None,
         purpose: str = "",
     ) -> None:
-        self._session, self._config, self._min_firings = session, config, min_firings
+        self._client, self._config, self._min_firings = client, config, min_firings
         self._sizes = ExampleSettings(
             window_tokens, config.num_top, config.num_quantile, config.num_negative
         )
@@ -54,7 +54,7 @@ class LlmLabeler:
     def label(self, evidence: Evidence) -> list[LabelDraft]:
         """Label all latents of the evidence; see `Labeler`."""
         questions = self.questions(evidence)
-        found = self._session.ask_all(list(questions.values()), self._on_answer)
+        found = self._client.ask_all(list(questions.values()), self._on_answer)
         answers = dict(zip(questions, found, strict=True))
         counts = _counts(evidence)
         drafts = []

@@ -13,10 +13,11 @@ import numpy as np
 from rldecoder.config.llm import LlmConfig
 from rldecoder.errors import BudgetExceededError
 from rldecoder.interp.calibration import Acceptance
+from rldecoder.interp.control_latents import ControlLatents
 from rldecoder.interp.corpus import Firings, SplitFirings
-from rldecoder.interp.drawn import Drawn
 from rldecoder.interp.labelers import Evidence, LabelDraft
 from rldecoder.interp.llm.backends import ChatModel
+from rldecoder.interp.llm.client import ChatClient, Question, Spending
 from rldecoder.interp.llm.confidence import WordCalibration, WordConfidences, word_confidences
 from rldecoder.interp.llm.estimate import Estimate, add_up
 from rldecoder.interp.llm.gate import Planted, num_questions, plant, try_judge
@@ -24,8 +25,8 @@ from rldecoder.interp.llm.items import ItemSampler
 from rldecoder.interp.llm.judge import Case, Judge, make_cases
 from rldecoder.interp.llm.labeler import LlmLabeler
 from rldecoder.interp.llm.results import Judged, LlmLabels
-from rldecoder.interp.llm.session import Purse, Question, Session
 from rldecoder.interp.llm.storage import AnswerCache, Ledger, Spent
+from rldecoder.interp.llm.tasks import task_counts
 from rldecoder.interp.records import JudgedScores, JudgeTrust
 from rldecoder.interp.scores import ScoringText, derangement
 from rldecoder.interp.vocabulary import Vocabulary
@@ -41,7 +42,7 @@ Track = Callable[[str, float, str], AbstractContextManager[Bar]]
 """Opens a bar: description, total, unit."""
 
 
-class Arm(NamedTuple):
+class Condition(NamedTuple):
     """Latents to label in words, and the unseen text on which their labels are judged."""
 
     name: str
@@ -82,36 +83,36 @@ class LlmRun:
         acceptance: Acceptance,
         seed: int,
         progress: Path,
-        controls: Mapping[str, Drawn] = MappingProxyType({}),
+        controls: Mapping[str, ControlLatents] = MappingProxyType({}),
     ) -> None:
         self._acceptance = acceptance
         self.config, self.models, self._seed = config, models, seed
         rows = np.arange(fit.firings.latents.size)[: config.max_features]
 
-        def arm(name: str, fit: SplitFirings, scored: SplitFirings) -> Arm:
+        def condition(name: str, fit: SplitFirings, scored: SplitFirings) -> Condition:
             text = ScoringText(scored.grid, vocabulary, window_tokens)
             evidence = Evidence(fit.grid, fit.firings, vocabulary)
-            return Arm(name, evidence, scored.firings, ItemSampler(text, config.judge_windows))
+            return Condition(name, evidence, scored.firings, ItemSampler(text))
 
-        self._own = arm(
+        self._own = condition(
             "",
             fit._replace(firings=fit.firings.select(rows)),
             scored._replace(firings=scored.firings.select(rows)),
         )
-        self._controls = [arm(name, *drawn) for name, drawn in controls.items()]
+        self._controls = [condition(name, *drawn) for name, drawn in controls.items()]
         # For confidence: what the judge says on the text that the labels come from.
-        self._seen = ItemSampler(
-            ScoringText(fit.grid, vocabulary, window_tokens), config.judge_windows
-        )
+        self._seen = ItemSampler(ScoringText(fit.grid, vocabulary, window_tokens))
         self._planted: Planted = plant(
             self._own.sampler.text, self._own.sampler, config, derive_seed(seed, "planted")
         )
         self._cache = AnswerCache(config.cache or user_cache() / "llm_answers.sqlite")
         self._ledger = Ledger(progress / "ledger.sqlite")
-        self._purse = Purse(self._ledger, config.budget)
-        first = Session(models[0], self._cache, self._purse)
-        second = first if models[1] is models[0] else Session(models[1], self._cache, self._purse)
-        self._sessions = (first, second)
+        self._spending = Spending(self._ledger, config.budget)
+        first = ChatClient(models[0], self._cache, self._spending)
+        second = (
+            first if models[1] is models[0] else ChatClient(models[1], self._cache, self._spending)
+        )
+        self._clients = (first, second)
         self._window_tokens, self._min_firings = window_tokens, min_firings
 
     def __enter__(self) -> LlmRun:
@@ -128,14 +129,14 @@ class LlmRun:
         about labels that are not known yet are counted with a stand-in.
         """
         judge = self._judge(lambda: None)
-        own, *controls = arms = (self._own, *self._controls)
+        own, *controls = conditions = (self._own, *self._controls)
         to_label: list[Question[str | None]] = []
         labels: dict[str, list[str | None]] = {}
-        for arm in arms:
-            questions = self._labeler(arm).questions(arm.evidence)
+        for condition in conditions:
+            questions = self._labeler(condition).questions(condition.evidence)
             to_label += questions.values()
-            labels[arm.name] = [
-                self._known(questions.get(latent)) for latent in map(int, arm.firings.latents)
+            labels[condition.name] = [
+                self._known(questions.get(latent)) for latent in map(int, condition.firings.latents)
             ]
         cases = [
             *self._cases(own, labels[own.name]),
@@ -146,16 +147,16 @@ class LlmRun:
         asked = [q for case in cases for q in judge.questions(own.sampler, case).values()]
         for case in self._seen_cases(labels[own.name]):
             asked += judge.questions(self._seen, case).values()
-        for arm in controls:
-            for case in self._cases(arm, labels[arm.name]):
-                asked += judge.questions(arm.sampler, case).values()
-        return add_up(self._sessions[0], to_label) + add_up(self._sessions[1], asked)
+        for condition in controls:
+            for case in self._cases(condition, labels[condition.name]):
+                asked += judge.questions(condition.sampler, case).values()
+        return add_up(self._clients[0], to_label) + add_up(self._clients[1], asked)
 
     def _known(self, question: Question[str | None] | None) -> str | None:
         """A label as far as it is known; None for a latent that is not asked about."""
         if question is None:
             return None
-        answer = self._sessions[0].peek(question)
+        answer = self._clients[0].peek(question)
         return STAND_IN if answer is None else answer.value
 
     def spent(self) -> Spent:
@@ -167,20 +168,32 @@ class LlmRun:
 
         Raises:
             BudgetExceededError: it is expected to cost more than is left (nothing was sent), or
-                the budget was used up on the way. Also what `Session.ask_all` raises.
+                the budget was used up on the way. Also what `ChatClient.ask_all` raises.
         """
         self._refuse_if_too_dear()
+
         with track("judge's gate", num_questions(self._planted), "answers") as bar:
             trust = try_judge(
                 self._judge(bar.advance), self.models[1].name, self._own.sampler, self._planted,
                 self.config,
             )  # fmt: skip
-        own, *controls = arms = (self._own, *self._controls)
-        count = sum(len(self._labeler(arm).questions(arm.evidence)) for arm in arms)
+
+        own, *controls = conditions = (self._own, *self._controls)
+        count = sum(
+            len(self._labeler(condition).questions(condition.evidence)) for condition in conditions
+        )
         with track("labels by model", count, "answers") as bar:
-            drafts = {arm.name: self._labeler(arm, bar.advance).label(arm.evidence) for arm in arms}
+            drafts = {
+                condition.name: self._labeler(condition, bar.advance).label(condition.evidence)
+                for condition in conditions
+            }
         labels = {name: [draft.text for draft in found] for name, found in drafts.items()}
-        cases = {arm.name: self._cases(arm, labels[arm.name]) for arm in arms}
+        cases = {
+            condition.name: self._cases(condition, labels[condition.name])
+            for condition in conditions
+        }
+
+        # One bar for all that the judge is asked.
         shuffled, seen = self._shuffled_cases(labels[""]), self._seen_cases(labels[""])
         every = [*shuffled, *seen, *(case for found in cases.values() for case in found)]
         with track("judge", sum(case.num_questions for case in every), "answers") as bar:
@@ -189,10 +202,11 @@ class LlmRun:
             shuffled_scores = judge.score(own.sampler, shuffled, "shuffled_")
             seen_scores = judge.score(self._seen, seen, "seen_")
             drawn = {
-                arm.name: Judged(
-                    drafts[arm.name], judge.score(arm.sampler, cases[arm.name], arm.purpose)
+                condition.name: Judged(
+                    drafts[condition.name],
+                    judge.score(condition.sampler, cases[condition.name], condition.purpose),
                 )
-                for arm in controls
+                for condition in controls
             }
         return LlmLabels(
             own=Judged(drafts[""], scores),
@@ -235,32 +249,33 @@ class LlmRun:
                     "`intruder_questions`, `simulation_windows`.",
                 )
 
-    def _labeler(self, arm: Arm, on_answer: Callable[[], None] = lambda: None) -> LlmLabeler:
+    def _labeler(
+        self, condition: Condition, on_answer: Callable[[], None] = lambda: None
+    ) -> LlmLabeler:
         return LlmLabeler(
-            self._sessions[0], self.config, self._window_tokens, self._min_firings, on_answer,
-            arm.purpose,
+            self._clients[0], self.config, self._window_tokens, self._min_firings, on_answer,
+            condition.purpose,
         )  # fmt: skip
 
     def _judge(self, on_answer: Callable[[], None]) -> Judge:
-        return Judge(self._sessions[1], self.config, on_answer)
+        return Judge(self._clients[1], self.config, on_answer)
 
-    def _cases(self, arm: Arm, labels: Sequence[str | None]) -> list[Case]:
-        """All that is asked about an arm's labels."""
+    def _cases(self, condition: Condition, labels: Sequence[str | None]) -> list[Case]:
+        """All that is asked about a condition's labels."""
         return make_cases(
-            arm.sampler,
-            arm.firings,
+            condition.sampler,
+            condition.firings,
             labels,
             derive_seed(self._seed, "windows"),
-            intruder_questions=self.config.intruder_questions,
-            simulation_windows=self.config.simulation_windows,
+            task_counts(self.config),
         )
 
     def _seen_cases(self, labels: Sequence[str | None]) -> list[Case]:
         """Detection on the text that the labels come from."""
         if not self.config.confidence:
             return []
-        seed = derive_seed(self._seed, "seen")
-        return make_cases(self._seen, self._own.evidence.firings, labels, seed, ("detection",))
+        seed, counts = derive_seed(self._seed, "seen"), {"detection": self.config.judge_windows}
+        return make_cases(self._seen, self._own.evidence.firings, labels, seed, counts)
 
     def _shuffled_cases(self, labels: Sequence[str | None]) -> list[Case]:
         """The most important labelled latents, each with another one's label."""

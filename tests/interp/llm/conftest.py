@@ -10,11 +10,11 @@ import pytest
 
 from rldecoder.config.llm import Budget, Endpoint, LlmConfig
 from rldecoder.interp.llm.backends import ChatRequest
+from rldecoder.interp.llm.client import ChatClient, Question, Spending
 from rldecoder.interp.llm.endpoint import EndpointModel
 from rldecoder.interp.llm.items import ItemSampler
 from rldecoder.interp.llm.parsing import LABEL_SCHEMA, parse_label
 from rldecoder.interp.llm.prompts import label_prompt
-from rldecoder.interp.llm.session import Purse, Question, Session
 from rldecoder.interp.llm.storage import AnswerCache, Ledger
 from rldecoder.interp.scores import ScoringText
 from tests.interp.llm.fake_server import KEY, FakeServer
@@ -22,7 +22,7 @@ from tests.interp.llm.fake_server import KEY, FakeServer
 if TYPE_CHECKING:
     from tests.interp.conftest import Planted
 
-OpenSession = Callable[..., Session]
+OpenClient = Callable[..., ChatClient]
 CONFIG = LlmConfig(judge_windows=4, planted_features=16, min_planted=8)
 
 
@@ -32,14 +32,16 @@ def _key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def open_session(tmp_path: Path) -> OpenSession:
-    """A session with a server; settings of the endpoint by name, and a budget."""
+def open_client(tmp_path: Path) -> OpenClient:
+    """A client with a server; settings of the endpoint by name, and a budget."""
 
-    def open_(server: FakeServer, budget: Budget | None = None, **settings: Any) -> Session:
+    def open_(server: FakeServer, budget: Budget | None = None, **settings: Any) -> ChatClient:
         values = {"api_key_env": "TEST_API_KEY", "max_wait_seconds": 0.05, "concurrency": 1}
         config = Endpoint(base_url=server.url, model="fake", **(values | settings))
-        purse = Purse(Ledger(tmp_path / "progress" / "ledger.sqlite"), budget or Budget())
-        return Session(EndpointModel(config, 0.0), AnswerCache(tmp_path / "cache.sqlite"), purse)
+        spending = Spending(Ledger(tmp_path / "progress" / "ledger.sqlite"), budget or Budget())
+        return ChatClient(
+            EndpointModel(config, 0.0), AnswerCache(tmp_path / "cache.sqlite"), spending
+        )
 
     return open_
 
@@ -48,7 +50,7 @@ def open_session(tmp_path: Path) -> OpenSession:
 def sampler(planted: Planted) -> ItemSampler:
     """Windows of 16 tokens of the text that labels are scored on."""
     text = ScoringText(planted.scored.grid, planted.vocabulary, 16)
-    return ItemSampler(text, CONFIG.judge_windows)
+    return ItemSampler(text)
 
 
 def questions(count: int) -> list[Question[str | None]]:
@@ -62,6 +64,6 @@ def questions(count: int) -> list[Question[str | None]]:
     ]
 
 
-def outcomes(session: Session) -> list[str]:
+def outcomes(client: ChatClient) -> list[str]:
     """The ledger's outcomes, oldest first."""
-    return list(session._purse.ledger.columns()["outcome"])
+    return list(client._spending.ledger.columns()["outcome"])

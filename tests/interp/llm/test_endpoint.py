@@ -14,24 +14,24 @@ from pydantic import ValidationError
 from rldecoder.config.llm import Endpoint
 from rldecoder.config.run import load_run_config
 from rldecoder.errors import BadInputError, NoResourceError
+from rldecoder.interp.llm.client import Parsed
 from rldecoder.interp.llm.endpoint import EndpointModel
-from rldecoder.interp.llm.session import Parsed
-from tests.interp.llm.conftest import OpenSession, outcomes, questions
+from tests.interp.llm.conftest import OpenClient, outcomes, questions
 from tests.interp.llm.fake_server import KEY, Answer, label, said, serve
 
 ECHO = {"error": {"message": f"Incorrect API key provided: {KEY}", "type": "invalid_request"}}
 
 
 def test_a_good_answer_and_what_was_sent(
-    open_session: OpenSession, monkeypatch: pytest.MonkeyPatch
+    open_client: OpenClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPENAI_ORG_ID", "my-organisation")
     monkeypatch.setenv("OPENAI_PROJECT_ID", "my-project")
     monkeypatch.setenv("OPENAI_API_KEY", "sk-another-key")
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")  # where nothing listens
     with serve(lambda body, n: label("numbers")) as server:
-        session = open_session(server, price_input=2.0, price_output=10.0)
-        assert session.ask_all(questions(1)) == [Parsed("numbers", None)]
+        client = open_client(server, price_input=2.0, price_output=10.0)
+        assert client.ask_all(questions(1)) == [Parsed("numbers", None)]
     [body], [headers] = server.bodies, server.headers
     assert headers["authorization"] == f"Bearer {KEY}"
     assert not {"openai-organization", "openai-project"} & set(headers)
@@ -40,7 +40,7 @@ def test_a_good_answer_and_what_was_sent(
     assert body["max_tokens"] == 50
     assert body["response_format"]["json_schema"]["schema"]["required"] == ["label"]
     assert [m["role"] for m in body["messages"]] == ["system", "user"]
-    ledger = session._purse.ledger.columns()
+    ledger = client._spending.ledger.columns()
     assert ledger["outcome"] == ["answered"]
     assert (ledger["tokens_in"], ledger["tokens_out"]) == ([100], [10])
     assert ledger["cost"] == [pytest.approx((100 * 2 + 10 * 10) / 1e6)]
@@ -48,50 +48,50 @@ def test_a_good_answer_and_what_was_sent(
 
 
 @pytest.mark.parametrize("form", ["seconds", "date"])
-def test_rate_limits_wait_as_long_as_they_say(open_session: OpenSession, form: str) -> None:
+def test_rate_limits_wait_as_long_as_they_say(open_client: OpenClient, form: str) -> None:
     def behave(body: object, n: int) -> Answer:
         later = format_datetime(datetime.now(UTC) + timedelta(seconds=2), usegmt=True)
         wait = "1" if form == "seconds" else later
         return label("x") if n else Answer(429, ECHO, {"Retry-After": wait})
 
     with serve(behave) as server:
-        session = open_session(server, max_wait_seconds=30)
+        client = open_client(server, max_wait_seconds=30)
         started = time.monotonic()
-        assert session.ask_all(questions(1)) == [Parsed("x", None)]
+        assert client.ask_all(questions(1)) == [Parsed("x", None)]
         assert time.monotonic() - started >= 0.95
-    assert outcomes(session) == ["rate_limited", "answered"]
-    assert session._purse.ledger.columns()["tokens_in"] == [0, 100]  # a refusal costs nothing
+    assert outcomes(client) == ["rate_limited", "answered"]
+    assert client._spending.ledger.columns()["tokens_in"] == [0, 100]  # a refusal costs nothing
 
 
-def test_a_server_may_not_make_us_wait_for_hours(open_session: OpenSession) -> None:
+def test_a_server_may_not_make_us_wait_for_hours(open_client: OpenClient) -> None:
     with serve(lambda body, n: Answer(429, ECHO, {"Retry-After": "86400"})) as server:
-        session = open_session(server, max_attempts=3, max_wait_seconds=0.05)
+        client = open_client(server, max_attempts=3, max_wait_seconds=0.05)
         started = time.monotonic()
-        [found] = session.ask_all(questions(1))
+        [found] = client.ask_all(questions(1))
         assert time.monotonic() - started < 5
     assert found == Parsed(None, "no answer came (rate limited)")
     assert len(server.bodies) == 3
 
 
 def test_server_errors_are_tried_again_then_counted_and_never_cached(
-    open_session: OpenSession,
+    open_client: OpenClient,
 ) -> None:
     with serve(lambda body, n: Answer(500, ECHO) if n < 5 else label("late")) as server:
-        session = open_session(server, max_attempts=3)
-        assert session.ask_all(questions(1)) == [Parsed(None, "no answer came (server error)")]
-        assert session.ask_all(questions(1)) == [Parsed("late", None)]
-    assert outcomes(session) == ["server_error"] * 5 + ["answered"]
-    assert session._purse.ledger.columns()["attempt"] == [1, 2, 3, 1, 2, 3]
+        client = open_client(server, max_attempts=3)
+        assert client.ask_all(questions(1)) == [Parsed(None, "no answer came (server error)")]
+        assert client.ask_all(questions(1)) == [Parsed("late", None)]
+    assert outcomes(client) == ["server_error"] * 5 + ["answered"]
+    assert client._spending.ledger.columns()["attempt"] == [1, 2, 3, 1, 2, 3]
 
 
 def test_timeouts_are_failures_and_counted_at_the_most_they_can_cost(
-    open_session: OpenSession,
+    open_client: OpenClient,
 ) -> None:
     with serve(lambda body, n: label("slow")._replace(delay=1.0)) as server:
-        session = open_session(server, timeout_seconds=0.2, max_attempts=2, price_output=1.0)
-        [found] = session.ask_all(questions(1))
+        client = open_client(server, timeout_seconds=0.2, max_attempts=2, price_output=1.0)
+        [found] = client.ask_all(questions(1))
     assert found == Parsed(None, "no answer came (timeout)")
-    ledger = session._purse.ledger.columns()
+    ledger = client._spending.ledger.columns()
     assert ledger["outcome"] == ["timeout", "timeout"]
     assert ledger["tokens_out"] == [50, 50]
     assert min(ledger["tokens_in"]) >= len(server.bodies[0]["messages"][1]["content"].encode())
@@ -111,27 +111,25 @@ def test_timeouts_are_failures_and_counted_at_the_most_they_can_cost(
     ],
     ids=str,
 )
-def test_bodies_that_are_no_completion(
-    open_session: OpenSession, body: object, failure: str
-) -> None:
+def test_bodies_that_are_no_completion(open_client: OpenClient, body: object, failure: str) -> None:
     with serve(lambda _, n: Answer(200, body)) as server:
-        session = open_session(server, max_attempts=2)
-        [found] = session.ask_all(questions(1))
+        client = open_client(server, max_attempts=2)
+        [found] = client.ask_all(questions(1))
     assert found.value is None
     assert (found.failure or "").startswith(failure)
     assert len(server.bodies) == 2
 
 
-def test_an_unreadable_answer_gets_one_repair(open_session: OpenSession) -> None:
+def test_an_unreadable_answer_gets_one_repair(open_client: OpenClient) -> None:
     with serve(lambda body, n: label("good") if n else said("It is numbers.")) as server:
-        session = open_session(server)
-        assert session.ask_all(questions(1)) == [Parsed("good", None)]
-        assert session.ask_all(questions(1)) == [Parsed("good", None)]  # all from the cache
+        client = open_client(server)
+        assert client.ask_all(questions(1)) == [Parsed("good", None)]
+        assert client.ask_all(questions(1)) == [Parsed("good", None)]  # all from the cache
     assert [m["role"] for m in server.bodies[1]["messages"]] == [
         "system", "user", "assistant", "user",
     ]  # fmt: skip
-    assert outcomes(session) == ["malformed", "answered", "malformed", "answered"]
-    assert session._purse.ledger.columns()["cached"] == [0, 0, 1, 1]
+    assert outcomes(client) == ["malformed", "answered", "malformed", "answered"]
+    assert client._spending.ledger.columns()["cached"] == [0, 0, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -146,99 +144,99 @@ def test_an_unreadable_answer_gets_one_repair(open_session: OpenSession) -> None
     ids=["malformed", "empty", "refusal", "filter", "truncated"],
 )
 def test_useless_answers_are_failures_and_are_not_asked_again(
-    open_session: OpenSession, answer: Answer, outcome: str, failure: str, requests: int
+    open_client: OpenClient, answer: Answer, outcome: str, failure: str, requests: int
 ) -> None:
     with serve(lambda body, n: answer) as server:
-        session = open_session(server)
+        client = open_client(server)
         for _ in range(2):
-            [found] = session.ask_all(questions(1))
+            [found] = client.ask_all(questions(1))
             assert found.value is None
             assert (found.failure or "").startswith(failure)
     assert len(server.bodies) == requests
-    assert set(outcomes(session)) == {outcome}
+    assert set(outcomes(client)) == {outcome}
 
 
 @pytest.mark.parametrize("status", [401, 403])
 def test_a_wrong_key_stops_everything_and_is_not_shown(
-    open_session: OpenSession, status: int, tmp_path: Path
+    open_client: OpenClient, status: int, tmp_path: Path
 ) -> None:
     with serve(lambda body, n: Answer(status, ECHO)) as server:
-        session = open_session(server)
+        client = open_client(server)
         with pytest.raises(BadInputError, match="refused the key") as caught:
-            session.ask_all(questions(20))
+            client.ask_all(questions(20))
     assert len(server.bodies) == 1
     assert "TEST_API_KEY" in caught.value.why
     shown = "".join(traceback.format_exception(caught.value)) + str(caught.value.__cause__)
     assert KEY not in shown
     assert "sk-" not in shown
-    assert outcomes(session) == ["stopped"]
+    assert outcomes(client) == ["stopped"]
     for path in tmp_path.rglob("*"):
         assert path.is_dir() or KEY.encode() not in path.read_bytes()
 
 
 def test_a_missing_key_is_told_before_anything_is_sent(
-    open_session: OpenSession, monkeypatch: pytest.MonkeyPatch
+    open_client: OpenClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("TEST_API_KEY")
     monkeypatch.setenv("OPENAI_API_KEY", "sk-another-key")
     with serve(lambda body, n: label("x")) as server:
-        session = open_session(server)
+        client = open_client(server)
         with pytest.raises(BadInputError, match="TEST_API_KEY is not set"):
-            session.ask_all(questions(1))
+            client.ask_all(questions(1))
         assert not server.bodies
-        keyless = open_session(server, api_key_env=None)
+        keyless = open_client(server, api_key_env=None)
         assert keyless.ask_all(questions(1)) == [Parsed("x", None)]
     assert "sk-another" not in server.headers[0]["authorization"]
 
 
-def test_wrong_addresses_and_redirects_stop(open_session: OpenSession) -> None:
+def test_wrong_addresses_and_redirects_stop(open_client: OpenClient) -> None:
     with serve(lambda body, n: label("stolen")) as other:
         moved = Answer(302, {}, {"Location": f"{other.url}/chat/completions"})
         for answer in (Answer(404, ECHO), moved):
             with serve(lambda body, n, answer=answer: answer) as server:
-                session = open_session(server)
+                client = open_client(server)
                 with pytest.raises(BadInputError, match="no chat completions"):
-                    session.ask_all(questions(1))
+                    client.ask_all(questions(1))
         assert not other.bodies
 
 
-def test_a_server_without_schemas_is_asked_without(open_session: OpenSession) -> None:
+def test_a_server_without_schemas_is_asked_without(open_client: OpenClient) -> None:
     def behave(body: dict[str, object], n: int) -> Answer:
         return Answer(400, ECHO) if "response_format" in body else label("plain")
 
     with serve(behave) as server:
-        session = open_session(server)
-        found = session.ask_all(questions(3))
+        client = open_client(server)
+        found = client.ask_all(questions(3))
     assert found == [Parsed("plain", None)] * 3
     assert ["response_format" in body for body in server.bodies] == [True, False, False, False]
 
 
-def test_a_request_that_is_refused_fails_alone(open_session: OpenSession) -> None:
+def test_a_request_that_is_refused_fails_alone(open_client: OpenClient) -> None:
     def behave(body: dict[str, object], n: int) -> Answer:
         return Answer(400, ECHO) if "word 1" in str(body["messages"]) else label("x")
 
     with serve(behave) as server:
-        session = open_session(server, max_failed_in_a_row=2)
-        found = session.ask_all(questions(3))
+        client = open_client(server, max_failed_in_a_row=2)
+        found = client.ask_all(questions(3))
     assert [f.failure for f in found] == [None, "no answer came (rejected)", None]
 
 
-def test_settings_that_suit_no_request_stop(open_session: OpenSession) -> None:
+def test_settings_that_suit_no_request_stop(open_client: OpenClient) -> None:
     with serve(lambda body, n: Answer(400, ECHO)) as server:
-        session = open_session(server, max_failed_in_a_row=3, length_field="max_completion_tokens")
+        client = open_client(server, max_failed_in_a_row=3, length_field="max_completion_tokens")
         with pytest.raises(NoResourceError, match="length_field"):
-            session.ask_all(questions(20))
+            client.ask_all(questions(20))
     assert len(server.bodies) == 2 * 3  # with a schema and without
     assert server.bodies[0]["max_completion_tokens"] == 50
 
 
-def test_a_server_that_is_down_publishes_no_failures(open_session: OpenSession) -> None:
+def test_a_server_that_is_down_publishes_no_failures(open_client: OpenClient) -> None:
     with serve(lambda body, n: label("x")) as server:
         pass
-    session = open_session(server, max_attempts=2, max_failed_in_a_row=3, concurrency=2)
+    client = open_client(server, max_attempts=2, max_failed_in_a_row=3, concurrency=2)
     with pytest.raises(NoResourceError, match="3 requests in a row"):
-        session.ask_all(questions(50))
-    assert len(outcomes(session)) <= 2 * 5
+        client.ask_all(questions(50))
+    assert len(outcomes(client)) <= 2 * 5
 
 
 @pytest.mark.parametrize(

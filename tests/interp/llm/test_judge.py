@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 
 from rldecoder.interp.llm.backends import ChatRequest
+from rldecoder.interp.llm.client import Parsed
 from rldecoder.interp.llm.gate import Planted as PlantedFeatures
 from rldecoder.interp.llm.gate import _candidates, num_questions, plant, try_judge
-from rldecoder.interp.llm.items import Item, ItemSampler, balanced, read_exactly
-from rldecoder.interp.llm.judge import KINDS, Case, Judge, make_cases
+from rldecoder.interp.llm.items import Item, ItemSampler, balanced
+from rldecoder.interp.llm.judge import Case, Judge, make_cases
 from rldecoder.interp.llm.parsing import MalformedAnswerError
-from rldecoder.interp.llm.session import Parsed
+from rldecoder.interp.llm.tasks import KINDS, TASKS, task_counts
 from rldecoder.interp.predicate import Predicate, describe, evaluate
+from rldecoder.interp.records import JudgedScores
 from rldecoder.interp.scores import BoolArray, ScoringText
 from tests.interp.llm.conftest import CONFIG
 from tests.interp.llm.fake_server import data_of
@@ -25,12 +27,13 @@ from tests.interp.llm.fake_server import data_of
 if TYPE_CHECKING:
     from tests.interp.conftest import Planted
 
+COUNTS = task_counts(CONFIG)
 Reader = Callable[[str, str, list[str]], str]
 """From kind, label and pieces to an answer's text."""
 
 
-class ReaderSession:
-    """Stands for a session: a function answers, unreadable answers are failures."""
+class ReaderClient:
+    """Stands for a client: a function answers, unreadable answers are failures."""
 
     def __init__(self, reader: Reader) -> None:
         self.reader = reader
@@ -55,6 +58,11 @@ def asked(request: ChatRequest) -> tuple[str, str, list[str]]:
     return request.purpose.rsplit("_", 1)[-1], label["label"], [piece["text"] for piece in pieces]
 
 
+def items_of(case: Case, kind: str) -> list[Item]:
+    """Windows of detection or fuzzing."""
+    return [item for question in case.questions[kind] for item in question]
+
+
 def answers(values: list[bool]) -> str:
     return json.dumps({"answers": values})
 
@@ -72,23 +80,16 @@ def meanings(text: ScoringText, predicates: Sequence[Predicate] = ()) -> dict[st
 
 def perfect(sampler: ItemSampler, held: dict[str, BoolArray], cases: Sequence[Case]) -> Reader:
     """Reads labels without error, about the windows of some cases."""
-    items = {
-        (kind, sampler.show(item)): item
-        for case in cases for kind in KINDS for item in case.items.get(kind, ())
+    known = {
+        (kind, *TASKS[kind].show(sampler, question)): question
+        for case in cases for kind, questions in case.questions.items() for question in questions
     }  # fmt: skip
-    items |= {
-        ("intruder", sampler.show(item)): item
-        for case in cases for group in case.groups for item in group.windows
-    }  # fmt: skip
-    cells = {tuple(sampler.tokens(w.cells)): w.cells for case in cases for w in case.windows}
 
     def read(kind: str, label: str, pieces: list[str]) -> str:
-        if kind == "simulation":
-            return json.dumps({"answers": [10 * int(x) for x in held[label][cells[tuple(pieces)]]]})
-        holds = [read_exactly(items[kind, piece], held[label]) for piece in pieces]
+        answer = TASKS[kind].read(known[kind, *pieces], held[label])
         if kind == "intruder":
-            return json.dumps({"answer": 1 + (holds.index(False) if False in holds else 0)})
-        return answers(holds)
+            return json.dumps({"answer": 1 + answer})
+        return json.dumps({"answers": answer})
 
     return read
 
@@ -101,29 +102,29 @@ def reads(sampler: ItemSampler, features: PlantedFeatures) -> Reader:
 def test_windows_are_what_they_are_said_to_be(planted: Planted, sampler: ItemSampler) -> None:
     """The truth of each item, recomputed from tokens and predicates."""
     labels = ["x"] * len(planted.predicates)
-    cases = make_cases(sampler, planted.scored.firings, labels, 7)
+    cases = make_cases(sampler, planted.scored.firings, labels, 7, COUNTS)
     usable = 0
     for predicate, case in zip(planted.predicates, cases, strict=True):
         held = evaluate(predicate, planted.scored.grid.tokens, planted.vocabulary)
         fires = (held & planted.scored.grid.valid).reshape(-1)
-        for item in case.items["detection"]:
+        for item in items_of(case, "detection"):
             assert 15 <= item.cells.size <= 16  # position 0 is not valid
             assert np.unique(item.cells // 16).size == 1
             assert item.truth == fires[item.cells].any()
-        for item in case.items["fuzzing"]:
+        for item in items_of(case, "fuzzing"):
             usable += 1
             assert np.isin(item.marked, item.cells).all()
             marks = fires[item.marked]
             # Weak activations (< 0.3 of the largest) are unmarked too; the planted ones are not.
             assert marks.all() if item.truth else not marks.any()
         for kind in KINDS:
-            truths = [item.truth for item in case.items[kind]]
+            truths = [item.truth for item in items_of(case, kind)]
             assert sum(truths) in (0, CONFIG.judge_windows)
             assert len(truths) in (0, 2 * CONFIG.judge_windows)
     assert usable > 100
-    again = make_cases(sampler, planted.scored.firings.select(np.array([5])), ["x"], 7)
-    assert again[0].items["detection"][0].cells.tolist() == (
-        cases[5].items["detection"][0].cells.tolist()
+    again = make_cases(sampler, planted.scored.firings.select(np.array([5])), ["x"], 7, COUNTS)
+    assert items_of(again[0], "detection")[0].cells.tolist() == (
+        items_of(cases[5], "detection")[0].cells.tolist()
     )
 
 
@@ -139,26 +140,30 @@ def test_missing_answers_are_wrong() -> None:
 def test_a_failed_label_scores_0_and_is_not_asked_about(
     planted: Planted, sampler: ItemSampler
 ) -> None:
-    session = ReaderSession(lambda *_: "no idea")
+    client = ReaderClient(lambda *_: "no idea")
     labels: list[str | None] = [None] * len(planted.predicates)
     labels[3] = "something"
-    judge = Judge(session, CONFIG)
-    scores = judge.score(sampler, make_cases(sampler, planted.scored.firings, labels, 0))
-    assert len(session.requests) == 2
-    assert scores[0] == (0.0, 0.0, 0.0, 0, 0, 0.0, 0.0, None, None)
+    judge = Judge(client, CONFIG)
+    scores = judge.score(sampler, make_cases(sampler, planted.scored.firings, labels, 0, COUNTS))
+    assert len(client.requests) == 2
+    nothing = JudgedScores(
+        detection=0.0, fuzzing=0.0, window_precision=0.0, window_recall=0.0, window_f1=0.0,
+        questions=0, failures=0,
+    )  # fmt: skip
+    assert scores[0] == nothing
     # A silent judge is wrong about everything.
-    assert scores[3] == (0.0, 0.0, 0.0, 2, 2, 0.0, 0.0, None, None)
+    assert scores[3] == nothing.model_copy(update={"questions": 2, "failures": 2})
 
 
 def test_window_precision_is_that_of_the_whole_split(
     planted: Planted, sampler: ItemSampler
 ) -> None:
     """A judge who always says yes names every window: its precision is the base rate."""
-    yes = ReaderSession(lambda kind, label, pieces: answers([True] * len(pieces)))
+    yes = ReaderClient(lambda kind, label, pieces: answers([True] * len(pieces)))
     labels = ["x"] * len(planted.predicates)
-    cases = make_cases(sampler, planted.scored.firings, labels, 0)
+    cases = make_cases(sampler, planted.scored.firings, labels, 0, COUNTS)
     for case, scores in zip(cases, Judge(yes, CONFIG).score(sampler, cases), strict=True):
-        if case.items["detection"]:
+        if items_of(case, "detection"):
             assert scores.detection == 0.5
             assert scores.window_precision == pytest.approx(case.active_share)
             assert scores.window_recall == 1.0
@@ -176,7 +181,7 @@ def test_planted_features_are_many_and_different(
     assert features.exact_right == {"detection": 1.0, "fuzzing": 1.0}
     for right, wrong in zip(features.cases, features.wrong, strict=True):
         assert right.label != wrong.label
-        assert right.items is wrong.items
+        assert right.questions is wrong.questions
     assert abs(features.exact_wrong["detection"] - 0.5) < 0.1
     assert abs(features.exact_wrong["fuzzing"] - 0.5) < 0.1
     again = plant(sampler.text, sampler, CONFIG, 0)
@@ -184,9 +189,9 @@ def test_planted_features_are_many_and_different(
 
 
 def trial(reader: Reader, sampler: ItemSampler, features: PlantedFeatures):
-    session = ReaderSession(reader)
-    trust = try_judge(Judge(session, CONFIG), "m", sampler, features, CONFIG)
-    assert len(session.requests) == num_questions(features) == trust.questions
+    client = ReaderClient(reader)
+    trust = try_judge(Judge(client, CONFIG), "m", sampler, features, CONFIG)
+    assert len(client.requests) == num_questions(features) == trust.questions
     return trust
 
 
@@ -222,7 +227,7 @@ def test_judges_that_do_not_read_are_not_trusted(
 
     truth = {
         (kind, sampler.show(item)): item.truth
-        for case in features.cases for kind in KINDS for item in case.items[kind]
+        for case in features.cases for kind in KINDS for item in items_of(case, kind)
     }  # fmt: skip
     readers: dict[str, Reader] = {
         "yes": lambda kind, label, pieces: answers([True] * len(pieces)),
@@ -244,7 +249,7 @@ def test_judges_that_do_not_read_are_not_trusted(
 def test_too_few_planted_features_are_no_proof(sampler: ItemSampler) -> None:
     config = CONFIG.model_copy(update={"planted_features": 5})
     few = plant(sampler.text, sampler, config, 0)
-    session = ReaderSession(perfect(sampler, meanings(sampler.text), few.cases))
-    trust = try_judge(Judge(session, config), "m", sampler, few, config)
+    client = ReaderClient(perfect(sampler, meanings(sampler.text), few.cases))
+    trust = try_judge(Judge(client, config), "m", sampler, few, config)
     assert not trust.trusted
     assert "room for 5" in (trust.reason or "")

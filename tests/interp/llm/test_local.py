@@ -7,10 +7,10 @@ import torch
 
 from rldecoder.config.llm import Budget
 from rldecoder.interp.llm.backends import AttemptError, ChatRequest
+from rldecoder.interp.llm.client import ChatClient, Spending
 from rldecoder.interp.llm.local import LocalChatModel
 from rldecoder.interp.llm.parsing import ANSWERS_SCHEMA
 from rldecoder.interp.llm.prompts import Message
-from rldecoder.interp.llm.session import Purse, Session
 from rldecoder.interp.llm.storage import AnswerCache, Ledger
 from rldecoder.lm.random_model import END_OF_TEXT, make_random_model
 from tests.interp.llm.conftest import questions
@@ -41,9 +41,9 @@ def request(text: str, max_tokens: int = 12) -> ChatRequest:
 def test_nonsense_is_a_counted_failure_and_is_not_asked_again(folder: Path, tmp_path: Path) -> None:
     local = model(folder)
     ledger = Ledger(tmp_path / "ledger.sqlite")
-    session = Session(local, AnswerCache(tmp_path / "cache.sqlite"), Purse(ledger, Budget()))
+    client = ChatClient(local, AnswerCache(tmp_path / "cache.sqlite"), Spending(ledger, Budget()))
     for _ in range(2):
-        found = session.ask_all(questions(2))
+        found = client.ask_all(questions(2))
         assert [f.value for f in found] == [None, None]
         assert all(f.failure for f in found)
     columns = ledger.columns()

@@ -15,8 +15,8 @@ from scipy import sparse
 from rldecoder.config.llm import Budget, LlmConfig
 from rldecoder.errors import BudgetExceededError
 from rldecoder.interp.calibration import Acceptance
+from rldecoder.interp.control_latents import ControlLatents
 from rldecoder.interp.corpus import Firings, SplitFirings
-from rldecoder.interp.drawn import Drawn
 from rldecoder.interp.llm.backends import ChatRequest, Prices, Reply, TokenCount
 from rldecoder.interp.llm.labeler import LlmLabeler
 from rldecoder.interp.llm.procedure import LlmRun
@@ -73,7 +73,7 @@ def model() -> Clever:
 
 @pytest.fixture
 def open_run(planted: Planted, tmp_path: Path, model: Clever) -> Open:
-    def open_(controls: dict[str, Drawn] | None = None, **changes: Any) -> LlmRun:
+    def open_(controls: dict[str, ControlLatents] | None = None, **changes: Any) -> LlmRun:
         values = {"cache": tmp_path / "answers.sqlite", **changes}
         run = LlmRun(
             CONFIG.model_copy(update=values), (model, model), planted.fit, planted.scored,
@@ -85,8 +85,8 @@ def open_run(planted: Planted, tmp_path: Path, model: Clever) -> Open:
         held = meanings(run._own.sampler.text, planted.predicates)
         named = labels[: changes.get("max_features", 24)]
         cases = [*run._planted.cases, *run._cases(run._own, named)]
-        for arm in run._controls:
-            cases += run._cases(arm, ["x"] * len(arm.firings.latents))
+        for condition in run._controls:
+            cases += run._cases(condition, ["x"] * len(condition.firings.latents))
         reads = perfect(run._own.sampler, held, cases)
         seen = meanings(run._seen.text, planted.predicates)
         reads_seen = perfect(run._seen, seen, run._seen_cases(named))
@@ -246,8 +246,8 @@ def test_intruder_simulation_and_a_random_sae(
     planted: Planted, open_run: Open, model: Clever
 ) -> None:
     controls = {
-        "random_sae": Drawn(anywhere(planted.fit, 30, 0), anywhere(planted.scored, 30, 1)),
-        "drawn": Drawn(planted.fit, planted.scored).sample(20, 0),
+        "random_sae": ControlLatents(anywhere(planted.fit, 30, 0), anywhere(planted.scored, 30, 1)),
+        "drawn": ControlLatents(planted.fit, planted.scored).sample(20, 0),
     }
     asks = {"intruder_questions": 3, "simulation_windows": 2, "planted_features": 10}
     with open_run(controls, **asks, control_features=12) as run:
@@ -299,8 +299,8 @@ def test_without_being_asked_nothing_more_is_sent(open_run: Open, model: Clever)
 
 def test_failed_labels_of_a_control_count(planted: Planted, open_run: Open, model: Clever) -> None:
     controls = {
-        "random_sae": Drawn(anywhere(planted.fit, 6, 0), anywhere(planted.scored, 6, 1)),
-        "drawn": Drawn(planted.fit, planted.scored).sample(6, 0),
+        "random_sae": ControlLatents(anywhere(planted.fit, 6, 0), anywhere(planted.scored, 6, 1)),
+        "drawn": ControlLatents(planted.fit, planted.scored).sample(6, 0),
     }
     with open_run(controls, max_features=4, intruder_questions=1) as run:
         good = model.answer

@@ -56,15 +56,15 @@ class Question(NamedTuple, Generic[T]):
     parse: Callable[[str], T]
 
 
-class Session:
-    """Asks one model, from several threads, within a budget shared with other sessions.
+class ChatClient:
+    """Asks one model, from several threads, within a budget shared with other clients.
 
     Answers (useless ones too) are cached by the hash of model, sampling, prompt and schema, so a
     killed run asks nothing twice. Attempts that brought no answer are not cached.
     """
 
-    def __init__(self, model: ChatModel, cache: AnswerCache, purse: Purse) -> None:
-        self.model, self._cache, self._purse = model, cache, purse
+    def __init__(self, model: ChatModel, cache: AnswerCache, spending: Spending) -> None:
+        self.model, self._cache, self._spending = model, cache, spending
         self._prompts = prompts_digest()[:DIGEST_CHARS]
         self._lock = threading.Lock()
         self._failed_in_a_row = 0
@@ -135,7 +135,7 @@ class Session:
             read = _read(question, request, reply)
             if isinstance(read, Parsed):
                 return read
-            self._purse.ledger.change(row, outcome="malformed")
+            self._spending.ledger.change(row, outcome="malformed")
             if last:
                 return _settled(read)
             request = read.again
@@ -154,10 +154,13 @@ class Session:
         cached = self._cache.get(key)
         if cached is not None:
             free = {"tokens_in": 0, "tokens_out": 0, "cost": 0.0, "latency_seconds": 0.0}
-            row = self._purse.ledger.add(
+            row = self._spending.ledger.add(
                 **about, attempt=0, outcome=_outcome(cached), cached=1, **free
             )
             return cached, row
+
+        # Each attempt passes the budget and stands in the ledger, so the retries are ours and not
+        # those of the `openai` client.
         retrying = Retrying(
             stop=stop_after_attempt(self.model.max_attempts),
             wait=self._wait,
@@ -173,6 +176,7 @@ class Session:
         except AttemptError as error:
             self._count_failure(error)
             return f"no answer came ({error.outcome.replace('_', ' ')})", -1
+
         with self._lock:
             self._failed_in_a_row = 0
         self._cache.put(key, reply)
@@ -181,29 +185,32 @@ class Session:
     def _attempt(self, request: ChatRequest, about: dict[str, Any]) -> tuple[Reply, int]:
         if self._stopped.is_set():
             raise _StoppedError
+
+        # Counted at the most it can use before it is sent: a killed run must not forget it.
         count, prices = self.model.count_tokens(request.messages), self.model.prices
         most = Spent(
             1, count.most + request.max_tokens, prices.cost(count.most, request.max_tokens)
         )
-        row = self._purse.reserve(most, about, count.most, request.max_tokens)
+        row = self._spending.reserve(most, about, count.most, request.max_tokens)
         started = time.monotonic()
         nothing = {"tokens_in": 0, "tokens_out": 0, "cost": 0.0}
         try:
             reply = self.model.send(request)
         except AttemptError as error:
             used = {} if error.billed else nothing
-            self._purse.settle(
+            self._spending.settle(
                 row, outcome=error.outcome, latency_seconds=time.monotonic() - started, **used
             )
             raise
         except RlDecoderError:
-            self._purse.settle(
+            self._spending.settle(
                 row, outcome="stopped", latency_seconds=time.monotonic() - started, **nothing
             )
             raise
+
         tokens_in = count.most if reply.tokens_in is None else reply.tokens_in
         tokens_out = request.max_tokens if reply.tokens_out is None else reply.tokens_out
-        self._purse.settle(
+        self._spending.settle(
             row,
             outcome=_outcome(reply),
             latency_seconds=time.monotonic() - started,
@@ -258,7 +265,7 @@ class Session:
         )
 
 
-class Purse:
+class Spending:
     """Ledger and budget: an attempt is counted, at the most it can use, before it is sent."""
 
     def __init__(self, ledger: Ledger, budget: Budget) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from rich.text import Text
 
-from rldecoder.explain.text import HIDDEN_CATEGORIES, visible_text, visible_token
+from rldecoder.visible_text import HIDDEN_CATEGORIES, visible_text, visible_token
 
 
 @pytest.mark.parametrize(

@@ -1,19 +1,20 @@
 """A whole PPO training: stages of reward weights, evaluations, checkpoints, early stop.
 
-The trained decoder and the trained controls are the same session with other rewards and losses,
+The trained decoder and the trained controls are the same run with other rewards and losses,
 so that a control differs in nothing else.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from rldecoder.artifacts.checkpoints import Checkpoints, pack_optimizer, unpack_optimizer
+from rldecoder.checkpoints import Checkpoints
 from rldecoder.config.rl import PpoSettings, TrainPpoConfig
 from rldecoder.curves import Curves
 from rldecoder.decoder.distill import matmul_precision
@@ -24,15 +25,16 @@ from rldecoder.evals.prompts import TaskPrompt
 from rldecoder.evals.suite import TaskSuite, check_lengths
 from rldecoder.files import remove
 from rldecoder.lm.quiet import quiet_transformers
+from rldecoder.optimizer_state import pack_optimizer, unpack_optimizer
 from rldecoder.reporting import Reporter
 from rldecoder.rl import core
 from rldecoder.rl.collapse import CollapseWatch
-from rldecoder.rl.evaluation import EVALUATIONS, Evaluator
+from rldecoder.rl.evaluation import EVALUATIONS, EvaluationRow, Evaluator
 from rldecoder.rl.learner import Plan, PpoStep, choose_share, make_learner
 from rldecoder.rl.replay import Replay
 from rldecoder.rl.rewards import RandomReward, WeightedReward, decoder_rewards
 from rldecoder.rl.rollout import DecoderSampler
-from rldecoder.rl.rollout_log import RolloutLog
+from rldecoder.rl.rollout_log import RolloutLog, rollout_rows
 from rldecoder.schemas import JsonRecord, write_parquet
 from rldecoder.seeds import derive_seed
 
@@ -50,7 +52,7 @@ class PolicyTraining(JsonRecord):
     """One a training, in their order; controls are trained with the same."""
 
 
-class Session:
+class PpoRun:
     """One PPO training that can be killed at any time and goes on where it was.
 
     Args:
@@ -90,7 +92,7 @@ class Session:
         self.activations = activations
         self.checkpoints = Checkpoints(progress / "checkpoints", owner=owner, note=report.note)
         self.curves = Curves()
-        self.evaluations: list[list[Any]] = []
+        self.evaluations: list[EvaluationRow] = []
         self.watch = CollapseWatch(config.collapse)
         self.scale = core.RewardWeights(1.0, 1.0, 1.0)
         self.healthy = self._weights_now()
@@ -114,10 +116,11 @@ class Session:
             base.task * self.scale.task,
         )
 
-    def run(self, advance: Callable[[str], None]) -> None:
+    def train(self, advance: Callable[[str], None]) -> None:
         """Train to the end, or until the watch stops it; then the decoder holds the result."""
         if self.done == 0 and self.evaluator is not None and not self.evaluations:
             self._evaluate(stage=0)
+
         if self.done < self.total_steps and self.stopped is None:
             settings = self.settings
             sampler = DecoderSampler(
@@ -141,6 +144,8 @@ class Session:
 
             with quiet_transformers(), matmul_precision(settings.matmul_precision):
                 DecoderPPOTrainer(self.learner, plan, sampler, first_step=self.done).train()
+
+        # A run that collapsed publishes its last weights in order, for stages that it missed too.
         self.decoder.requires_grad_(False).eval()
         if self.stopped is not None:
             self._restore_healthy()
@@ -149,10 +154,10 @@ class Session:
 
     def publish(self, evaluations: Path, rollouts: Path) -> None:
         """Write both tables."""
-        columns = {
-            name: [row[i] for row in self.evaluations] for i, name in enumerate(EVALUATIONS.names)
-        }
-        write_parquet(evaluations, columns, EVALUATIONS)
+        columns = zip(*self.evaluations, strict=True)
+        write_parquet(
+            evaluations, dict(zip(EvaluationRow._fields, columns, strict=True)), EVALUATIONS
+        )
         self.rollouts.publish(rollouts)
 
     def stage_decoder(self, stage: int) -> Path:
@@ -173,25 +178,29 @@ class Session:
         return [folder for stage in stages if (folder := self.stage_decoder(stage)).is_dir()]
 
     def _after_step(self, step: PpoStep, advance: Callable[[str], None]) -> bool:
-        weights = self.weights()
-        metrics = dict(step.metrics)
-        metrics |= {f"weight_{name}": value for name, value in weights._asdict().items()}
-        if not all(torch.isfinite(torch.tensor(list(metrics.values())))):
-            bad = sorted(k for k, v in metrics.items() if not torch.isfinite(torch.tensor(v)))
+        """Keep, judge and save what a PPO step did; whether training ends here."""
+        weights = {f"weight_{name}": value for name, value in self.weights()._asdict().items()}
+        metrics = step.metrics | weights
+        if bad := sorted(name for name, value in metrics.items() if not math.isfinite(value)):
             raise NumericalError(
                 f"PPO step {step.step} of {self.name} gave NaN or infinity in {', '.join(bad)}.",
                 "Training diverged.",
                 "Lower train_ppo.ppo.lr; the last checkpoint is kept.",
             )
+
         stage = self._stage_of(step.step)
         self.done = step.step + 1
         self.curves.log(self.done, **metrics)
-        self.rollouts.add(_rollout_rows(step, stage))
+        self.rollouts.add(rollout_rows(step, stage))
         self.report.metrics(self.name, self.done, metrics)
+
         warning = self.watch.warning(step.step, metrics)
         if warning is not None and self.kind == "trained":
             self.report.alert(f"{self.name}: {warning}")
         self._stop_if(self.watch.after_step(metrics))
+
+        # The end of a stage is kept as it was, before a share of the way is chosen; what is
+        # evaluated last is what is published.
         ends_stage = self.done == self.total_steps or self._stage_of(self.done) != stage
         if ends_stage and self.kind == "trained":
             self._keep_decoder(stage)
@@ -201,6 +210,7 @@ class Session:
             ends_stage or self.done % self.config.eval_every_steps == 0
         ):
             self._evaluate(stage, effective_latents=metrics["effective_latents"])
+
         if ends_stage or self.stopped or self.done % self.checkpoint_every_steps == 0:
             self._save()
         advance(f"reward {metrics['reward']:.3f} task {metrics['task_score']:.2f}")
@@ -227,23 +237,23 @@ class Session:
 
     def _evaluate(self, stage: int, effective_latents: float = 0.0) -> None:
         assert self.evaluator is not None
-        found = self.evaluator(self.decoder)
-        rule = self.config.adaptive
+        evaluation, rule = self.evaluator(self.decoder), self.config.adaptive
+        kl = evaluation.text.kl
         if stage > 0:
             self.scale = core.adapt_weights(
                 self.scale,
-                kl=found.text.kl,
+                kl=kl,
                 num_effective_latents=effective_latents,
                 kl_target=rule.kl_target,
                 latents_target=rule.latents_target,
                 faithfulness_factor=rule.faithfulness_factor,
                 monosemanticity_factor=rule.monosemanticity_factor,
             )
-        self.evaluations += found.rows(self.done, stage, self.weights())
-        values = {"eval_kl": found.text.kl, "eval_task_score": found.tasks.score}
+        self.evaluations += evaluation.rows(self.done, stage, self.weights())
+        values = {"eval_kl": kl, "eval_task_score": evaluation.tasks.score}
         self.curves.log(self.done, **values)
         self.report.metrics(self.name, self.done, values)
-        self._stop_if(self.watch.after_evaluation(found.text.kl))
+        self._stop_if(self.watch.after_evaluation(kl))
         if self.stopped is None:
             self.healthy = self._weights_now()
 
@@ -296,9 +306,9 @@ class Session:
         # Not one task after another: a step with less than a round should have something of each.
         order = [
             name
-            for lap in range(max(turns_of.values()))
-            for name, turns in turns_of.items()
-            if lap < turns
+            for turn in range(max(turns_of.values()))
+            for name, count in turns_of.items()
+            if turn < count
         ]
         turns = self.total_steps * size // repeats
         rounds = -(-turns // len(order))
@@ -342,16 +352,17 @@ class Session:
     @torch.no_grad()
     def _resume(self) -> set[str]:
         """Go back to the newest checkpoint; the names of the parts of its rollout log."""
-        found = self.checkpoints.load()
-        known = frozenset[str]() if found is None else found.beside
+        checkpoint = self.checkpoints.load()
+        known = frozenset[str]() if checkpoint is None else checkpoint.beside
         for folder in self._kept_decoders():
             if not any(name.startswith(f"{folder.name}/") for name in known):
                 remove(folder)  # of steps that will be taken again
-        if found is None:
+        if checkpoint is None:
             return set()
-        tensors, state = found.tensors, found.state
-        self.done = found.step
-        # The reference is the decoder as the session was given it, resumed or not.
+
+        tensors, state = checkpoint.tensors, checkpoint.state
+        self.done = checkpoint.step
+        # The reference is the decoder as the run was given it, resumed or not.
         self.decoder.load_state_dict(_under("now", tensors))
         device = self.decoder.device
         self.healthy = {k: v.to(device) for k, v in tensors.items() if k.startswith("healthy.")}
@@ -359,7 +370,7 @@ class Session:
         unpack_optimizer(self.learner.optimizer, tensors, state["optimizer"])
         self.learner.normaliser.load_state(state["normaliser"])
         self.curves = Curves.from_state(state["curves"])
-        self.evaluations = state["evaluations"]
+        self.evaluations = [EvaluationRow(*row) for row in state["evaluations"]]
         self.watch.load_state(state["watch"])
         self.scale = core.RewardWeights(*state["scale"])
         self.stopped = state["stopped"]
@@ -370,41 +381,6 @@ def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors `prefix.name`, by name."""
     dot = f"{prefix}."
     return {n.removeprefix(dot): t for n, t in tensors.items() if n.startswith(dot)}
-
-
-class _Row(NamedTuple):
-    """Unweighted reward parts of one response; absent ones are 0."""
-
-    faithfulness: float
-    monosemanticity: float
-    consistency: float
-    kl_penalty: float
-
-
-def _rollout_rows(step: PpoStep, stage: int) -> list[dict[str, Any]]:
-    lengths = step.rollout.mask.sum(-1).tolist()
-    totals = step.rewards.total.sum(-1).tolist()
-    parts = step.rewards.parts
-    rows = []
-    for i, prompt in enumerate(step.rollout.prompts):
-        part = {name: float(parts[name][i]) if name in parts else 0.0 for name in _Row._fields}
-        rows.append(
-            {
-                "step": step.step,
-                "stage": stage,
-                "task": prompt.task,
-                "prompt_index": prompt.index,
-                "question": "\n".join(prompt.prompt.split("\n")[-2:]),
-                "answer": prompt.answer,
-                "completion": step.rollout.completions[i],
-                "num_tokens": lengths[i],
-                "finished": bool(step.rollout.finished[i]),
-                "task_score": float(step.task_scores[i]),
-                "reward": totals[i],
-                **part,
-            }
-        )
-    return rows
 
 
 def _settings(ppo: PpoSettings, kind: Kind) -> PpoSettings:

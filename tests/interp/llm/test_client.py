@@ -12,17 +12,17 @@ import pytest
 
 from rldecoder.config.llm import Budget
 from rldecoder.errors import BudgetExceededError, DamagedFileError
+from rldecoder.interp.llm.client import Parsed
 from rldecoder.interp.llm.estimate import add_up
-from rldecoder.interp.llm.session import Parsed
 from rldecoder.interp.llm.storage import AnswerCache
-from tests.interp.llm.conftest import OpenSession, outcomes, questions
+from tests.interp.llm.conftest import OpenClient, outcomes, questions
 from tests.interp.llm.fake_server import label, said, serve
 
 ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_answers_come_in_order_and_never_more_at_once_than_allowed(
-    open_session: OpenSession,
+    open_client: OpenClient,
 ) -> None:
     def behave(body: dict[str, object], n: int):
         number = str(body["messages"]).split("word ")[1].split('"')[0]
@@ -30,109 +30,109 @@ def test_answers_come_in_order_and_never_more_at_once_than_allowed(
 
     told: list[int] = []
     with serve(behave) as server:
-        session = open_session(server, concurrency=3)
-        found = session.ask_all(questions(12), lambda: told.append(1))
+        client = open_client(server, concurrency=3)
+        found = client.ask_all(questions(12), lambda: told.append(1))
     assert found == [Parsed(f"label {n}", None) for n in range(12)]
     assert 1 < server.most_in_flight <= 3
     assert len(told) == 12
 
 
-def test_the_second_time_nothing_is_sent_or_charged(open_session: OpenSession) -> None:
+def test_the_second_time_nothing_is_sent_or_charged(open_client: OpenClient) -> None:
     with serve(lambda body, n: label("x")) as server:
-        open_session(server, price_input=1.0).ask_all(questions(3))
-        again = open_session(server, price_input=1.0)
+        open_client(server, price_input=1.0).ask_all(questions(3))
+        again = open_client(server, price_input=1.0)
         assert again.ask_all(questions(3)) == [Parsed("x", None)] * 3
         assert len(server.bodies) == 3
-        assert open_session(server, seed=4).ask_all(questions(1))
+        assert open_client(server, seed=4).ask_all(questions(1))
         assert len(server.bodies) == 4  # another sampling is another question
-    columns = again._purse.ledger.columns()
+    columns = again._spending.ledger.columns()
     assert columns["cached"][:6] == [0, 0, 0, 1, 1, 1]
     assert columns["cost"][3:6] == [0.0] * 3
     assert columns["request"][:3] == columns["request"][3:6]
-    assert again._purse.ledger.spent().requests == 4
+    assert again._spending.ledger.spent().requests == 4
 
 
 @pytest.mark.parametrize("limit", ["max_requests", "max_tokens", "max_cost"])
 def test_a_budget_stops_before_it_is_exceeded_and_a_larger_one_goes_on(
-    open_session: OpenSession, limit: str
+    open_client: OpenClient, limit: str
 ) -> None:
     with serve(lambda body, n: label("x")) as server:
         # 110 tokens each are used; what one may use at most is known before it is sent.
         prices = {"price_input": 1e6, "price_output": 1e6}
-        probe = open_session(server, **prices)
+        probe = open_client(server, **prices)
         most = probe.model.count_tokens(questions(1)[0].request.messages).most + 50
         amount = 4 if limit == "max_requests" else 3 * 110 + most
         budget = Budget.model_validate({limit: amount})
-        session = open_session(server, budget, **prices)
+        client = open_client(server, budget, **prices)
         with pytest.raises(BudgetExceededError, match=limit):
-            session.ask_all(questions(10))
+            client.ask_all(questions(10))
         assert len(server.bodies) == 4
-        spent = session._purse.ledger.spent()
+        spent = client._spending.ledger.spent()
         used = {"max_requests": spent.requests, "max_tokens": spent.tokens, "max_cost": spent.cost}
         assert used[limit] <= amount
         # The same ledger, with room for the rest: only the rest is sent.
-        richer = open_session(server, Budget.model_validate({limit: 10 * amount}), **prices)
+        richer = open_client(server, Budget.model_validate({limit: 10 * amount}), **prices)
         assert richer.ask_all(questions(10)) == [Parsed("x", None)] * 10
         assert len(server.bodies) == 10
 
 
-def test_a_budget_holds_with_many_threads(open_session: OpenSession) -> None:
+def test_a_budget_holds_with_many_threads(open_client: OpenClient) -> None:
     with serve(lambda body, n: label("x")._replace(delay=0.01)) as server:
-        session = open_session(server, Budget(max_requests=7), concurrency=8)
+        client = open_client(server, Budget(max_requests=7), concurrency=8)
         with pytest.raises(BudgetExceededError):
-            session.ask_all(questions(40))
+            client.ask_all(questions(40))
     assert len(server.bodies) == 7
 
 
-def test_a_budget_of_nothing_sends_nothing(open_session: OpenSession) -> None:
+def test_a_budget_of_nothing_sends_nothing(open_client: OpenClient) -> None:
     with serve(lambda body, n: label("x")) as server:
         with pytest.raises(BudgetExceededError):
-            open_session(server, Budget(max_requests=0)).ask_all(questions(1))
+            open_client(server, Budget(max_requests=0)).ask_all(questions(1))
         assert not server.bodies
 
 
 def test_tokens_that_a_server_does_not_count_are_taken_at_the_most(
-    open_session: OpenSession,
+    open_client: OpenClient,
 ) -> None:
     with serve(lambda body, n: said('{"label": "x"}', usage=False)) as server:
-        session = open_session(server)
-        session.ask_all(questions(1))
+        client = open_client(server)
+        client.ask_all(questions(1))
     size = sum(len(m["content"].encode()) for m in server.bodies[0]["messages"])
-    assert session._purse.ledger.spent().tokens >= size + 50
+    assert client._spending.ledger.spent().tokens >= size + 50
 
 
-def test_the_estimate_sends_nothing_and_is_what_is_then_sent(open_session: OpenSession) -> None:
+def test_the_estimate_sends_nothing_and_is_what_is_then_sent(open_client: OpenClient) -> None:
     with serve(lambda body, n: label("x")) as server:
-        session = open_session(server, price_input=2.0, price_output=4.0)
+        client = open_client(server, price_input=2.0, price_output=4.0)
         asked = questions(5)
-        session.ask_all(asked[:2])
-        still = add_up(session, asked)
+        client.ask_all(asked[:2])
+        still = add_up(client, asked)
         assert len(server.bodies) == 2
         assert (still.requests, still.cached) == (3, 2)
         assert still.cost == pytest.approx((still.tokens_in * 2 + still.tokens_out * 4) / 1e6)
         assert still.most_cost > still.cost
-        session.ask_all(asked)
+        client.ask_all(asked)
         assert len(server.bodies) == 5
-        done = add_up(session, asked)
+        done = add_up(client, asked)
         assert (done.requests, done.cached, done.cost) == (0, 5, 0.0)
 
 
-def test_an_estimate_knows_repaired_answers(open_session: OpenSession) -> None:
+def test_an_estimate_knows_repaired_answers(open_client: OpenClient) -> None:
     with serve(lambda body, n: said("?") if len(body["messages"]) == 2 else label("x")) as server:
-        session = open_session(server)
+        client = open_client(server)
         [question] = questions(1)
-        assert session.peek(question) is None
-        session.ask_all([question])
-        assert session.peek(question) == Parsed("x", None)
+        assert client.peek(question) is None
+        client.ask_all([question])
+        assert client.peek(question) == Parsed("x", None)
         assert len(server.bodies) == 2
 
 
-def test_no_bound_is_below_what_a_repair_really_sends(open_session: OpenSession) -> None:
+def test_no_bound_is_below_what_a_repair_really_sends(open_client: OpenClient) -> None:
     with serve(lambda body, n: said("\U0001f600<|" * 400)) as server:
-        session = open_session(server)
+        client = open_client(server)
         asked = questions(1)
-        most = add_up(session, asked).most_tokens
-        session.ask_all(asked)
+        most = add_up(client, asked).most_tokens
+        client.ask_all(asked)
     sent = sum(len(m["content"].encode()) + 16 for b in server.bodies for m in b["messages"])
     assert sent + 2 * 50 <= most
 
@@ -142,19 +142,19 @@ import sys
 from pathlib import Path
 from rldecoder.config.llm import Budget, Endpoint
 from rldecoder.interp.llm.endpoint import EndpointModel
-from rldecoder.interp.llm.session import Purse, Session
+from rldecoder.interp.llm.client import Spending, ChatClient
 from rldecoder.interp.llm.storage import AnswerCache, Ledger
 from tests.interp.llm.conftest import questions
 folder = Path(sys.argv[2])
 config = Endpoint(base_url=sys.argv[1], model="fake", api_key_env="TEST_API_KEY", concurrency=2)
-purse = Purse(Ledger(folder / "progress" / "ledger.sqlite"), Budget())
-Session(EndpointModel(config, 0.0), AnswerCache(folder / "cache.sqlite"), purse).ask_all(
+spending = Spending(Ledger(folder / "progress" / "ledger.sqlite"), Budget())
+ChatClient(EndpointModel(config, 0.0), AnswerCache(folder / "cache.sqlite"), spending).ask_all(
     questions(30)
 )
 """
 
 
-def test_after_a_kill_only_the_rest_is_asked(open_session: OpenSession, tmp_path: Path) -> None:
+def test_after_a_kill_only_the_rest_is_asked(open_client: OpenClient, tmp_path: Path) -> None:
     with serve(lambda body, n: label("x")._replace(delay=0.05)) as server:
         child = subprocess.Popen(
             [sys.executable, "-c", KILLED, server.url, str(tmp_path)], cwd=ROOT
@@ -166,14 +166,14 @@ def test_after_a_kill_only_the_rest_is_asked(open_session: OpenSession, tmp_path
         child.wait()
         before = len(server.bodies)
         assert 8 <= before < 30
-        session = open_session(server)
-        assert session.ask_all(questions(30)) == [Parsed("x", None)] * 30
+        client = open_client(server)
+        assert client.ask_all(questions(30)) == [Parsed("x", None)] * 30
         # What was on its way when the process died is asked again, and nothing else.
         assert len(server.bodies) <= 30 + 2
-    seen = outcomes(session)
+    seen = outcomes(client)
     assert seen.count("sent") <= 2
     # Written before it is sent: killed in between, the ledger names one too many, never too few.
-    assert 0 <= session._purse.ledger.spent().requests - len(server.bodies) <= 2
+    assert 0 <= client._spending.ledger.spent().requests - len(server.bodies) <= 2
 
 
 def test_a_damaged_cache_is_named(tmp_path: Path) -> None:

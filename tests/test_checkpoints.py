@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from rldecoder.artifacts.checkpoints import (
+from rldecoder.checkpoints import (
     Checkpoints,
-    pack_optimizer,
     pack_rng,
-    unpack_optimizer,
     unpack_rng,
 )
+from rldecoder.optimizer_state import pack_optimizer, unpack_optimizer
 
 
 def test_newest_is_loaded_and_old_ones_are_dropped(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rldecoder.artifacts import sealed
+from rldecoder import sealed
 from rldecoder.errors import DamagedFileError
 
 

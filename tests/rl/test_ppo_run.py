@@ -1,4 +1,4 @@
-"""A session's bookkeeping: stages, weights, the adaptive rule, kinds of control."""
+"""A ppo_run's bookkeeping: stages, weights, the adaptive rule, kinds of control."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from rldecoder.artifacts.checkpoints import Checkpoints
+from rldecoder.checkpoints import Checkpoints
 from rldecoder.config.rl import AdaptiveRule, CollapseRule
 from rldecoder.config.run import load_run_config
 from rldecoder.config.tasks import FileTask
@@ -17,7 +17,7 @@ from rldecoder.errors import NumericalError
 from rldecoder.reporting import SilentReporter
 from rldecoder.rl import core
 from rldecoder.rl.learner import interpolate
-from rldecoder.rl.session import Session
+from rldecoder.rl.ppo_run import PpoRun
 from rldecoder.schemas import read_parquet
 from tests.stages.rl_inputs import small_config
 
@@ -25,73 +25,73 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
 @pytest.fixture
-def make_session(make_decoder, tiny_cache, tmp_path):
+def make_ppo_run(make_decoder, tiny_cache, tmp_path):
     def make(kind="trained", name="run", *, reporter=None, checkpoint_every_steps=1, **changes):
         reporter = reporter or SilentReporter()
-        session = Session(
+        ppo_run = PpoRun(
             name="test", kind=kind, config=small_config(**changes), decoder=make_decoder(),
             activations=tiny_cache, progress=tmp_path / name, seed=0, report=reporter,
             checkpoint_every_steps=checkpoint_every_steps,
         )  # fmt: skip
-        return session, reporter
+        return ppo_run, reporter
 
     return make
 
 
-def test_prompts_take_turns_and_fill_every_step(make_session):
-    session, _ = make_session()
-    prompts = session._prompts()
+def test_prompts_take_turns_and_fill_every_step(make_ppo_run):
+    ppo_run, _ = make_ppo_run()
+    prompts = ppo_run._prompts()
     assert len(prompts) == 3 * 4
     assert [prompt.task for prompt in prompts] == ["addition", "cloze"] * 6
     assert {prompt.split for prompt in prompts} == {"train"}
 
 
-def test_a_task_can_have_several_turns_in_a_round(make_session):
-    session, _ = make_session(task_turns={"cloze": 3})
-    prompts = session._prompts()
+def test_a_task_can_have_several_turns_in_a_round(make_ppo_run):
+    ppo_run, _ = make_ppo_run(task_turns={"cloze": 3})
+    prompts = ppo_run._prompts()
     # Three steps of four prompts, a round each.
     assert [prompt.task for prompt in prompts] == ["addition", "cloze", "cloze", "cloze"] * 3
     assert len({prompt.prompt for prompt in prompts}) == 12
 
 
-def test_prompts_are_repeated_for_their_responses(make_session):
+def test_prompts_are_repeated_for_their_responses(make_ppo_run):
     ppo = small_config().ppo.model_copy(update={"responses_per_prompt": 2})
-    session, _ = make_session(ppo=ppo)
-    prompts = session._prompts()
+    ppo_run, _ = make_ppo_run(ppo=ppo)
+    prompts = ppo_run._prompts()
     assert [prompt.task for prompt in prompts] == ["addition", "addition", "cloze", "cloze"] * 3
     assert prompts[::2] == prompts[1::2]
     assert len({prompt.prompt for prompt in prompts}) == 6
     # One prompt a step: no task may be left out for that.
-    one, _ = make_session(name="one", ppo=ppo.model_copy(update={"responses_per_prompt": 4}))
+    one, _ = make_ppo_run(name="one", ppo=ppo.model_copy(update={"responses_per_prompt": 4}))
     tasks = [prompt.task for prompt in one._prompts()]
     assert tasks == ["addition"] * 4 + ["cloze"] * 4 + ["addition"] * 4
-    session.run(lambda note: None)
-    text, _ = make_session("text_only", "text", ppo=ppo)
+    ppo_run.train(lambda note: None)
+    text, _ = make_ppo_run("text_only", "text", ppo=ppo)
     assert (text.settings.batch_size, text.settings.responses_per_prompt) == (2, 1)
 
 
-def test_a_file_is_a_task_like_the_others(make_session, tmp_path):
+def test_a_file_is_a_task_like_the_others(make_ppo_run, tmp_path):
     path = tmp_path / "task.parquet"
     questions = [f"What is {i}?" for i in range(40)]
     split = ["train"] * 20 + ["test"] * 20
     table = pa.table({"split": split, "question": questions, "answer": ["w x y z"] * 40})
     pq.write_table(table, path)
     task = FileTask(name="mine", path=path, metric="f1", max_new_tokens=3)
-    session, _ = make_session(tasks=("cloze",), file_tasks=(task,), eval_prompts=1)
-    prompts = session._prompts()
+    ppo_run, _ = make_ppo_run(tasks=("cloze",), file_tasks=(task,), eval_prompts=1)
+    prompts = ppo_run._prompts()
     assert [prompt.task for prompt in prompts] == ["cloze", "mine"] * 6
-    session.run(lambda note: None)
-    assert {row[2] for row in session.evaluations} == {"all", "cloze", "mine"}
-    session.publish(tmp_path / "evaluations.parquet", tmp_path / "rollouts.parquet")
+    ppo_run.train(lambda note: None)
+    assert {row[2] for row in ppo_run.evaluations} == {"all", "cloze", "mine"}
+    ppo_run.publish(tmp_path / "evaluations.parquet", tmp_path / "rollouts.parquet")
     rollouts = read_parquet(tmp_path / "rollouts.parquet").to_pylist()
     assert {row["num_tokens"] <= 3 for row in rollouts if row["task"] == "mine"} == {True}
     assert {row["answer"] for row in rollouts if row["task"] == "mine"} == {"w x y z"}
 
 
-def test_kinds_differ_in_rewards_and_losses_only(make_session):
-    trained, _ = make_session("trained", "a")
-    noise, _ = make_session("random_reward", "b")
-    losses, _ = make_session("losses_only", "c")
+def test_kinds_differ_in_rewards_and_losses_only(make_ppo_run):
+    trained, _ = make_ppo_run("trained", "a")
+    noise, _ = make_ppo_run("random_reward", "b")
+    losses, _ = make_ppo_run("losses_only", "c")
     assert [w.reward.name for w in trained._rewards()] == [
         "faithfulness", "monosemanticity", "consistency", "task", "kl_penalty",
     ]  # fmt: skip
@@ -106,54 +106,54 @@ def test_kinds_differ_in_rewards_and_losses_only(make_session):
 
 
 @pytest.mark.parametrize(("kind", "same"), [("losses_only", True), ("trained", False)])
-def test_a_task_left_to_the_reward_is_distilled_in_the_control(make_session, kind, same):
+def test_a_task_left_to_the_reward_is_distilled_in_the_control(make_ppo_run, kind, same):
     """`losses_only` has the KL loss on the responses of all tasks; training as it is told."""
     free = small_config().ppo.model_copy(update={"response_kl_factors": {"cloze": 0.0}})
     weights = []
     for name, changes in (("free", {"ppo": free}), ("full", {})):
-        session, _ = make_session(kind, name, **changes)
-        session.run(lambda note: None)
-        weights.append(session.decoder.W.detach().clone())
+        ppo_run, _ = make_ppo_run(kind, name, **changes)
+        ppo_run.train(lambda note: None)
+        weights.append(ppo_run.decoder.W.detach().clone())
     assert torch.equal(*weights) == same
     assert torch.allclose(*weights, atol=1e-6) == same
 
 
-def test_the_text_only_continuation_learns_from_text_alone(make_session):
-    session, _ = make_session("text_only")
-    assert session.settings.policy_coef == session.settings.sparsity_loss_coef == 0
-    session.run(lambda note: None)
-    names = {row.name for row in session.curves.rows}
+def test_the_text_only_continuation_learns_from_text_alone(make_ppo_run):
+    ppo_run, _ = make_ppo_run("text_only")
+    assert ppo_run.settings.policy_coef == ppo_run.settings.sparsity_loss_coef == 0
+    ppo_run.train(lambda note: None)
+    names = {row.name for row in ppo_run.curves.rows}
     assert "text_kl" in names
     assert not names & {"rollout_kl", "contribution_entropy", "text_entropy"}
-    text = [row.value for row in session.curves.rows if row.name == "policy_loss"]
-    assert text == [0.0] * session.total_steps
+    text = [row.value for row in ppo_run.curves.rows if row.name == "policy_loss"]
+    assert text == [0.0] * ppo_run.total_steps
 
 
-def test_the_text_only_continuation_is_the_same_with_more_responses(make_session):
+def test_the_text_only_continuation_is_the_same_with_more_responses(make_ppo_run):
     weights = []
     for name, size in (("few", 2), ("more", 8)):
-        session, _ = make_session("text_only", name)
-        assert session.settings.batch_size == 2
-        session.settings = session.settings.model_copy(update={"batch_size": size})
-        start = session.decoder.W.detach().clone()
-        session.run(lambda note: None)
-        assert not torch.equal(session.decoder.W, start)
-        weights.append(session.decoder.W.detach().clone())
+        ppo_run, _ = make_ppo_run("text_only", name)
+        assert ppo_run.settings.batch_size == 2
+        ppo_run.settings = ppo_run.settings.model_copy(update={"batch_size": size})
+        start = ppo_run.decoder.W.detach().clone()
+        ppo_run.train(lambda note: None)
+        assert not torch.equal(ppo_run.decoder.W, start)
+        weights.append(ppo_run.decoder.W.detach().clone())
     torch.testing.assert_close(*weights, rtol=0, atol=0)
 
 
-def test_stage_weights_and_adaptive_rule(make_session):
+def test_stage_weights_and_adaptive_rule(make_ppo_run):
     rule = AdaptiveRule(kl_target=1e9, latents_target=0.5)
-    session, _ = make_session(adaptive=rule)
-    assert session.weights() == pytest.approx((0.5, 0.3, 0.2))
+    ppo_run, _ = make_ppo_run(adaptive=rule)
+    assert ppo_run.weights() == pytest.approx((0.5, 0.3, 0.2))
     notes: list[str] = []
-    session.run(notes.append)
+    ppo_run.train(notes.append)
     assert len(notes) == 3
     # evaluated at the end of each of the three stages: the rule fired three times
-    assert session.scale == pytest.approx((0.95**3, 1.1**3, 1.0))
-    rows = [row for row in session.evaluations if row[2] == "all"]
+    assert ppo_run.scale == pytest.approx((0.95**3, 1.1**3, 1.0))
+    rows = [row for row in ppo_run.evaluations if row[2] == "all"]
     assert rows[1][-3:] == pytest.approx([0.4 * 0.95, 0.3 * 1.1, 0.3])
-    assert not session.decoder.W.requires_grad
+    assert not ppo_run.decoder.W.requires_grad
 
 
 def three_each():
@@ -172,7 +172,7 @@ class Recorder(SilentReporter):
         self.seen.append((stage, step, dict(values)))
 
 
-def test_evaluates_and_saves_every_n_steps_and_at_the_ends_of_stages(make_session, monkeypatch):
+def test_evaluates_and_saves_every_n_steps_and_at_the_ends_of_stages(make_ppo_run, monkeypatch):
     saved: list[int] = []
     original = Checkpoints.save
 
@@ -181,43 +181,43 @@ def test_evaluates_and_saves_every_n_steps_and_at_the_ends_of_stages(make_sessio
         original(self, step, *rest, **named)
 
     monkeypatch.setattr(Checkpoints, "save", save)
-    session, watched = make_session(
+    ppo_run, watched = make_ppo_run(
         reporter=Recorder(), stages=three_each(), eval_every_steps=2, checkpoint_every_steps=4
     )
-    session.run(lambda note: None)
-    evaluated = [row[0] for row in session.evaluations if row[2] == "all"]
+    ppo_run.train(lambda note: None)
+    evaluated = [row[0] for row in ppo_run.evaluations if row[2] == "all"]
     assert evaluated == [0, 2, 3, 4, 6, 8, 9]
-    assert [row[1] for row in session.evaluations if row[2] == "all"] == [0, 1, 1, 2, 2, 3, 3]
+    assert [row[1] for row in ppo_run.evaluations if row[2] == "all"] == [0, 1, 1, 2, 2, 3, 3]
     assert saved == [3, 4, 6, 8, 9]
     # Live metrics: each step's and each evaluation's, as in the curves.
     assert {name for name, *_ in watched.seen} == {"test"}
     steps = [(step, values) for _, step, values in watched.seen if "reward" in values]
     assert [step for step, _ in steps] == [*range(1, 10)]
     assert [step for _, step, values in watched.seen if "eval_kl" in values] == evaluated
-    logged = {(row.step, row.name): row.value for row in session.curves.rows}
+    logged = {(row.step, row.name): row.value for row in ppo_run.curves.rows}
     for _, step, values in watched.seen:
         assert {name: logged[step, name] for name in values} == values
     assert {"weight_task", "clip_fraction", "entropy"} <= set(steps[0][1])
 
 
 @pytest.mark.parametrize(("kind", "done"), [("trained", 2), ("random_reward", 9)])
-def test_the_watch_stops_training_but_no_control(make_session, make_decoder, kind, done):
+def test_the_watch_stops_training_but_no_control(make_ppo_run, make_decoder, kind, done):
     """Entropy below twice its start is collapse to this rule: two such steps end it."""
     rule = CollapseRule(min_entropy_fraction=2.0, patience=2)
-    session, watched = make_session(kind, stages=three_each(), eval_every_steps=9, collapse=rule)
-    session.run(lambda note: None)
-    assert session.done == done
+    ppo_run, watched = make_ppo_run(kind, stages=three_each(), eval_every_steps=9, collapse=rule)
+    ppo_run.train(lambda note: None)
+    assert ppo_run.done == done
     start = make_decoder()
     if kind == "trained":
-        assert session.stopped.startswith("stopped after PPO step 2: entropy")
-        assert watched.alerts[-1] == f"test {session.stopped}"
+        assert ppo_run.stopped.startswith("stopped after PPO step 2: entropy")
+        assert watched.alerts[-1] == f"test {ppo_run.stopped}"
         # What is left is the last evaluation in order: here the start.
-        assert torch.equal(session.decoder.W, start.W)
-        assert all((session.stage_decoder(stage) / "config.json").is_file() for stage in (1, 2, 3))
+        assert torch.equal(ppo_run.decoder.W, start.W)
+        assert all((ppo_run.stage_decoder(stage) / "config.json").is_file() for stage in (1, 2, 3))
     else:
-        assert session.stopped is None
+        assert ppo_run.stopped is None
         assert watched.alerts == []
-        assert not torch.equal(session.decoder.W, start.W)
+        assert not torch.equal(ppo_run.decoder.W, start.W)
 
 
 @pytest.mark.parametrize(
@@ -235,27 +235,27 @@ def test_the_seed_plan_has_its_stages_borders(path, seeds):
     config = load_run_config(path).train_ppo
     assert config.seeds == seeds
     assert [stage.steps for stage in config.stages] == [2000, 6000, 2000]
-    session = object.__new__(Session)  # the counting alone: no model, no cache
-    session.config = config
-    found = [session._stage_of(step) for step in (0, 1999, 2000, 7999, 8000, 9999)]
+    ppo_run = object.__new__(PpoRun)  # the counting alone: no model, no cache
+    ppo_run.config = config
+    found = [ppo_run._stage_of(step) for step in (0, 1999, 2000, 7999, 8000, 9999)]
     assert found == [1, 1, 2, 2, 3, 3]
 
 
-def test_a_finished_session_does_not_train_again(make_session):
-    session, _ = make_session("random_reward")
-    session.run(lambda note: None)
-    again, _ = make_session("random_reward")
+def test_a_finished_run_does_not_train_again(make_ppo_run):
+    ppo_run, _ = make_ppo_run("random_reward")
+    ppo_run.train(lambda note: None)
+    again, _ = make_ppo_run("random_reward")
     assert again.done == 3
-    again.run(lambda note: pytest.fail("trained again"))
-    assert torch.equal(again.decoder.W, session.decoder.W)
+    again.train(lambda note: pytest.fail("trained again"))
+    assert torch.equal(again.decoder.W, ppo_run.decoder.W)
 
 
-def test_the_published_weights_lie_between_start_and_end(make_session, make_decoder):
+def test_the_published_weights_lie_between_start_and_end(make_ppo_run, make_decoder):
     def trained(name, share):
         ppo = small_config().ppo.model_copy(update={"interpolation": (share,)})
-        session, _ = make_session(name=name, ppo=ppo)
-        session.run(lambda note: None)
-        return session
+        ppo_run, _ = make_ppo_run(name=name, ppo=ppo)
+        ppo_run.train(lambda note: None)
+        return ppo_run
 
     start, end, between = make_decoder(), trained("whole", 1.0), trained("part", 0.25)
     assert not torch.equal(start.W, end.decoder.W)
@@ -269,15 +269,15 @@ def test_the_published_weights_lie_between_start_and_end(make_session, make_deco
 
 
 @pytest.mark.parametrize("kind", ["trained", "losses_only"])
-def test_the_share_is_chosen_by_validation_kl(make_session, make_decoder, kind):
+def test_the_share_is_chosen_by_validation_kl(make_ppo_run, make_decoder, kind):
     """A bound that nothing passes leaves the least KL; one that all pass leaves the end."""
 
     def trained(name, bound):
         update = {"interpolation": (0.25, 0.5, 1.0), "interpolation_max_kl": bound}
-        session, _ = make_session(kind, name, ppo=small_config().ppo.model_copy(update=update))
-        session.run(lambda note: None)
-        (share,) = (row.value for row in session.curves.rows if row.name == "interpolation")
-        return session, share
+        ppo_run, _ = make_ppo_run(kind, name, ppo=small_config().ppo.model_copy(update=update))
+        ppo_run.train(lambda note: None)
+        (share,) = (row.value for row in ppo_run.curves.rows if row.name == "interpolation")
+        return ppo_run, share
 
     (end, all_of_it), (near, share) = trained("all", 100.0), trained("none", -100.0)
     assert all_of_it == 1.0
@@ -296,8 +296,8 @@ def test_the_share_is_chosen_by_validation_kl(make_session, make_decoder, kind):
         assert last == pytest.approx(kl[share], abs=1e-5)
 
 
-def test_nan_is_an_error_that_names_the_metric(make_session, monkeypatch):
-    session, _ = make_session("random_reward")
+def test_nan_is_an_error_that_names_the_metric(make_ppo_run, monkeypatch):
+    ppo_run, _ = make_ppo_run("random_reward")
     monkeypatch.setattr(core, "explained_variance", lambda *args: float("nan"))
     with pytest.raises(NumericalError, match="value_explained_variance"):
-        session.run(lambda note: None)
+        ppo_run.train(lambda note: None)

@@ -1,8 +1,8 @@
 """Checkpoints of a stage that has not finished: safetensors and JSON, written atomically.
 
 No pickle: a checkpoint is data that a later process reads back. Exact resume needs the weights,
-the optimiser, every random generator and the position in the data; the helpers below turn the
-first three into named tensors, and the position is the stage's own JSON state.
+the optimiser (`rldecoder.optimizer_state`), every random generator and the position in the data;
+the helpers below turn generators into named tensors, the position is the stage's own JSON state.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,8 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rldecoder import files, interrupts, schemas
-from rldecoder.artifacts import sealed
+from rldecoder import files, interrupts, schemas, sealed
 from rldecoder.errors import DamagedFileError
 
 _log = logging.getLogger(__name__)
@@ -144,40 +143,6 @@ class Checkpoints:
 
 def _step(folder: Path) -> int:
     return int(folder.name.removeprefix("step-"))
-
-
-def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Split an optimiser's state into tensors (`optimizer.<param>.<key>`) and JSON values."""
-    tensors: dict[str, Tensor] = {}
-    plain: dict[str, Any] = {"groups": [], "values": {}}
-    state = optimizer.state_dict()
-    for index, entries in state["state"].items():
-        for key, value in entries.items():
-            if isinstance(value, Tensor):
-                tensors[f"optimizer.{index}.{key}"] = value
-            else:
-                plain["values"].setdefault(str(index), {})[key] = value
-    for group in state["param_groups"]:
-        plain["groups"].append(dict(group))
-    return tensors, plain
-
-
-def unpack_optimizer(
-    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], state: Mapping[str, Any]
-) -> None:
-    """The inverse of `pack_optimizer`, in place."""
-    entries: dict[int, dict[str, Any]] = {}
-    for name, tensor in tensors.items():
-        if name.startswith("optimizer."):
-            _, index, key = name.split(".", 2)
-            entries.setdefault(int(index), {})[key] = tensor
-    for index_text, values in state["values"].items():
-        entries.setdefault(int(index_text), {}).update(values)
-    groups = []
-    for group in state["groups"]:
-        # JSON has no tuples, and torch compares betas by unpacking: restore the type.
-        groups.append({k: tuple(v) if k == "betas" else v for k, v in group.items()})
-    optimizer.load_state_dict({"state": entries, "param_groups": groups})
 
 
 def pack_rng() -> dict[str, Tensor]:

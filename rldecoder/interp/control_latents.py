@@ -58,7 +58,7 @@ class SplitSource(NamedTuple):
         return SplitFirings(with_documents(grid, read_token_table(self.tokens, split)), firings)
 
 
-class Drawn(NamedTuple):
+class ControlLatents(NamedTuple):
     """Some latents of one SAE on both splits, in the same rows."""
 
     fit: SplitFirings
@@ -66,12 +66,14 @@ class Drawn(NamedTuple):
     scored: SplitFirings
     """Where their labels are scored; other documents."""
 
-    def sample(self, count: int, seed: int) -> Drawn:
+    def sample(self, count: int, seed: int) -> ControlLatents:
         """At most `count` of them, drawn uniformly."""
         size = self.fit.firings.latents.size
         rng = np.random.default_rng(seed)
         rows = np.sort(rng.choice(size, min(count, size), replace=False))
-        return Drawn(*(split._replace(firings=split.firings.select(rows)) for split in self))
+        return ControlLatents(
+            *(split._replace(firings=split.firings.select(rows)) for split in self)
+        )
 
 
 def draw_latents(
@@ -82,7 +84,7 @@ def draw_latents(
     max_tokens: int,
     min_firings: int,
     rng: np.random.Generator,
-) -> Drawn:
+) -> ControlLatents:
     """Latents drawn uniformly from those that fire `min_firings` times on the `label` split.
 
     Args:
@@ -92,4 +94,4 @@ def draw_latents(
     fit = source.firings(sae, "label", None, max_tokens)
     chosen = draw_alive(fit.firings, count, min_firings, rng)
     fit = fit._replace(firings=fit.firings.select(chosen))
-    return Drawn(fit, source.firings(sae, "test", fit.firings.latents, max_tokens))
+    return ControlLatents(fit, source.firings(sae, "test", fit.firings.latents, max_tokens))

@@ -13,8 +13,8 @@ import pytest
 import rldecoder
 from rldecoder import open_run
 from rldecoder.artifacts.catalogue import Labels, TrainedSae
+from rldecoder.cli import run as cli_run
 from rldecoder.cli.export import ExportInputs
-from rldecoder.cli.main import run as cli_run
 from rldecoder.config.run import load_run_config
 from rldecoder.errors import BadInputError, DamagedFileError
 from rldecoder.explain.steering import Changes

@@ -64,7 +64,7 @@ def open_run(
         device: where models go.
 
     Raises:
-        ConfigError: the config cannot be used.
+        BadInputError: the config cannot be used.
     """
     loaded = config if isinstance(config, RunConfig) else load_run_config(Path(config))
     if not isinstance(store, ArtifactStore):

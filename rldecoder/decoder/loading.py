@@ -76,8 +76,8 @@ class AffineLens(NamedTuple):
             DamagedFileError: the file cannot be read.
         """
         try:
-            tensors = load_file(path, device=str(device))
-            return cls(tensors["A"], tensors["c"])
+            tensors = load_file(path)
+            return cls(tensors["A"].to(device), tensors["c"].to(device))
         except (SafetensorError, OSError, KeyError) as error:
             raise DamagedFileError(
                 f"The affine lens in {path} cannot be read.", str(error), "Rebuild its stage."

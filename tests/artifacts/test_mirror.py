@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.artifacts.test_store import HOSTILE, REF, manifest, publish
 
 from rldecoder.artifacts.manifests import write_manifest
 from rldecoder.artifacts.mirror import Mirror
 from rldecoder.artifacts.store import ArtifactStore, FileEntry
 from rldecoder.errors import NoResourceError
+from tests.artifacts.test_store import HOSTILE, REF, manifest, publish
 
 
 class Told:

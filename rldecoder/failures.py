@@ -23,6 +23,7 @@ from rldecoder.errors import (
     RlDecoderError,
     UnexpectedError,
 )
+from rldecoder.urls import without_credentials
 
 SHOWN_CHARACTERS = 300
 
@@ -88,7 +89,6 @@ _PARSERS = ("json", "yaml")
 # Errors of Rust libraries and of torch carry the number, or the words, in their text alone.
 _RUST_NUMBER = re.compile(r"(?:\(os error |Os \{ code: )(\d+)")
 _NO_MEMORY = re.compile(r"allocate memory|out of memory|not enough memory|can't start new thread")
-_CREDENTIALS = re.compile(r"(?<=://)[^/\s@]*@")
 
 
 @contextmanager
@@ -167,7 +167,7 @@ def unexpected(error: BaseException) -> UnexpectedError:
 def shown(error: BaseException) -> str:
     """An error of others in one line: its class and its words, without what is secret or long."""
     lines = str(error).strip().splitlines()
-    words = _CREDENTIALS.sub("***@", lines[0].strip()) if lines else ""
+    words = without_credentials(lines[0].strip()) if lines else ""
     words = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in words)
     if len(words) > SHOWN_CHARACTERS:
         words = words[:SHOWN_CHARACTERS] + "..."

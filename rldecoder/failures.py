@@ -117,11 +117,14 @@ def foreseen(error: BaseException, during: str = "") -> RlDecoderError | None:
         return error
     place = f" (in {during})" if during else ""
     text = shown(error)
+
+    # What the system refused, whichever library hands its number on.
     modules = {kind.__module__.split(".")[0] for kind in type(error).__mro__}
     rust = _RUST_NUMBER.search(str(error))
     if rust or (isinstance(error, OSError) and isinstance(error.errno, int)):
         number = int(rust[1]) if rust else getattr(error, "errno", 0)
         return _of_the_system(number, text, place)
+
     if isinstance(error, MemoryError) or _is_lack_of_memory(error):
         return NoResourceError(f"{_MEMORY[0][:-1]}{place}.", text, _MEMORY[1])
     if isinstance(error, UnicodeError):
@@ -130,6 +133,8 @@ def foreseen(error: BaseException, during: str = "") -> RlDecoderError | None:
         )
     if isinstance(error, RecursionError) and _is_in_a_parser(error):
         return BadInputError(f"A text is nested too deeply{place}.", "", "Give it fewer levels.")
+
+    # Known by who raised it alone: libraries have more classes than can be listed.
     if modules & set(_NETWORK_MODULES) or isinstance(error, OSError):
         return NoResourceError(f"{_OTHER_KIND.what}{place}.", text, _OTHER_KIND.mend)
     if isinstance(error, EOFError) or any(name.startswith(_DATA_MODULES) for name in modules):

@@ -86,6 +86,8 @@ def _run_stage(
     ref, fingerprint, seed = _ref(run, stage, refs)
     inputs = open_inputs(stage, refs, store)
     _refuse_failed_gates(run, stage, inputs)
+
+    # Under the lock, so that of two runs one builds and the other finds it built.
     with store.lock(ref, report.note):
         manifest = store.existing(ref, report.note, report.alert)
         reused = manifest is not None
@@ -99,6 +101,7 @@ def _run_stage(
                 f"{ref} is reused although its code has changed since it was built. "
                 f"If the change alters results, raise the stage's version."
             )
+
     result = StageRun(
         ref, reused, manifest.verdict, tuple(manifest.caveats), dict(manifest.metrics),
         time.monotonic() - started,

@@ -98,6 +98,8 @@ def _candidates_of_group(
 ) -> Candidates:
     lm = decoder.frozen.lm
     linear = not decoder.looks_back
+
+    # Two slopes: of log p, and of the logit, which for a linear decoder is the unembedding's row.
     with torch.enable_grad():
         resid = resid_of(decoder, latents).detach().requires_grad_()
         logits = lm.unembed(predict(resid[:, None])[:, 0])
@@ -109,6 +111,7 @@ def _candidates_of_group(
         else:
             raised = logits.gather(-1, best.indices[:, None]).sum()
             (direction,) = torch.autograd.grad(raised, resid)
+
     with torch.no_grad():
         contributions = decoder.along(latents, direction)
         attributions = decoder.along(latents, gradient)

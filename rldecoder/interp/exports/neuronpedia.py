@@ -103,6 +103,8 @@ def _metadata(
 ) -> dict[str, dict[str, Any]]:
     """The one row of each of the four tables that describe a source."""
     made = {"creatorId": names.author_id, "createdAt": created}
+
+    # Sizes are 0 and all is private: the importing account knows them, and decides who may look.
     return {
         "release": made
         | {

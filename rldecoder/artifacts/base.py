@@ -10,6 +10,7 @@ What a file holds is named by its import path, so that looking at an artifact im
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -42,7 +43,7 @@ T = TypeVar("T")
 R = TypeVar("R", bound=Saved)
 
 
-class File(Generic[T]):
+class File(ABC, Generic[T]):
     """A file of an artifact: its name, and how its content is read.
 
     Args:
@@ -60,9 +61,9 @@ class File(Generic[T]):
         """Where it is in an artifact's folder."""
         return folder / self.name
 
+    @abstractmethod
     def read(self, folder: Path) -> T:
         """Its content."""
-        raise NotImplementedError
 
     @overload
     def __get__(self, artifact: None, owner: type) -> Self: ...

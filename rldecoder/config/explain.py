@@ -91,5 +91,3 @@ class ReportConfig(StageConfig):
     """Heading of the report, normally the run's name."""
     max_feature_cards: int = Field(200, ge=1)
     """Features in the browser, most important first; the rest stay in the artifacts."""
-    contexts_per_feature: int = Field(6, ge=1)
-    """Example contexts on a card."""

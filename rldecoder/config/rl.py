@@ -42,8 +42,6 @@ class PpoSettings(Config):
     """Passes over each batch of rollouts."""
     clip_coef: float = Field(default=0.2, gt=0)
     """Half-width of the interval that the probability ratio is clipped to."""
-    value_clip_coef: float = Field(default=0.2, gt=0)
-    """The same for the critic, in normalised returns."""
     gamma: float = Field(default=0.99, gt=0, le=1)
     """Discount per token."""
     gae_lambda: float = Field(default=0.95, ge=0, le=1)

@@ -203,8 +203,6 @@ class GateSaeConfig(StageConfig):
     """Share of latents that never fire on the test tokens; the plan's target is 0.05."""
     max_near_duplicate_fraction: float = Field(0.05, ge=0, le=1)
     """Share of latents whose decoder row has a twin; the plan's target is 0.05."""
-    near_duplicate_cosine: float = Field(0.9, gt=0, le=1)
-    """Two decoder rows with a larger cosine are twins."""
     eval_tokens: int = Field(50_000, gt=1)
     """Test tokens for reconstruction and density; fewer if the cache holds fewer."""
     batch_tokens: int = free(4096, gt=0)

@@ -29,15 +29,12 @@ ALL_TASKS = "all"
 """What the controls call the rows over all tasks."""
 
 
-def build_report(
-    inputs: ReportInputs, *, title: str, max_features: int, contexts: int
-) -> ReportData:
+def build_report(inputs: ReportInputs, *, title: str, max_features: int) -> ReportData:
     """Gather everything that the page shows.
 
     Args:
         title: heading.
         max_features: features in the browser.
-        contexts: example contexts a feature.
     """
     claims = inputs.evaluation.interpretability.claims
 
@@ -67,9 +64,7 @@ def build_report(
         simulation_rows=simulation_rows(claims),
         simulation_note=simulation_note(claims),
         examples=[collect.example_view(example) for example in inputs.explainer.examples.root],
-        features=collect.features(
-            inputs.labels, inputs.clusters, max_features=max_features, contexts=contexts
-        ),
+        features=collect.features(inputs.labels, inputs.clusters, max_features=max_features),
         configs=collect.config_rows(inputs),
         figures=build_figures(inputs),
     )

@@ -28,6 +28,8 @@ from rldecoder.interp.records import (
 from rldecoder.visible_text import visible_text, visible_token
 
 SHOWN_METRICS = 6
+CONTEXTS = 6
+"""Strongest contexts on a feature's card."""
 WALL_SUFFIXES = ("_per_second", "_seconds", "_bytes")
 
 
@@ -67,13 +69,13 @@ def caveats(artifacts: Sequence[Artifact]) -> list[str]:
 
 
 def features(
-    labels: Labels, clusters: Clusters, *, max_features: int, contexts: int
+    labels: Labels, clusters: Clusters, *, max_features: int, contexts: int = CONTEXTS
 ) -> list[dict[str, Any]]:
     """The feature browser's data: the most important features with highlighted contexts.
 
     Args:
         clusters: of the same labels, for places in the review queue, clusters, absorption, flags.
-        contexts: strongest contexts a feature, at most.
+        contexts: a feature, at most.
     """
     acts = {
         (row["latent"], row["seq_id"], row["pos"]): row["acts"]

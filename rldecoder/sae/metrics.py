@@ -13,6 +13,8 @@ from rldecoder.errors import BadInputError
 from rldecoder.sae.model import Sae, SaeSpec
 
 L0_PERCENTILES = (5, 50, 95)
+TWIN_COSINE = 0.9
+"""Two decoder rows with a larger cosine are near duplicates."""
 
 
 class ReconstructionQuality(NamedTuple):
@@ -114,7 +116,9 @@ def usage_entropy(density: Tensor) -> Usage:
 
 
 @torch.inference_mode()
-def near_duplicate_fraction(W_dec: Tensor, threshold: float, chunk: int = 2048) -> float:
+def near_duplicate_fraction(
+    W_dec: Tensor, threshold: float = TWIN_COSINE, chunk: int = 2048
+) -> float:
     """Share of decoder rows [L, D] that have another row at a cosine above `threshold`."""
     rows = torch.nn.functional.normalize(W_dec.float(), dim=1)
     twins = 0

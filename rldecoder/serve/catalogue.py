@@ -12,7 +12,6 @@ from rldecoder.interp.records import Review
 from rldecoder.interp.review import ReviewLine, append_review, read_reviews, settled
 from rldecoder.serve.requests import FeatureQuery, ReviewRequest
 
-CONTEXTS = 6
 ORDERS: dict[str, Any] = {
     "importance": lambda card: card["rank"],
     "confidence": lambda card: (-card["confidence"], card["rank"]),
@@ -43,12 +42,7 @@ class Catalogue:
         self._label_of = {feature.latent: feature.label for feature in self.labels.features}
         self._audit = {feature.latent for feature in self.labels.features if feature.audit}
         self.reviews = reviews
-        self.cards = collect.features(
-            labels,
-            clusters,
-            max_features=len(self.labels.features),
-            contexts=CONTEXTS,
-        )
+        self.cards = collect.features(labels, clusters, max_features=len(self.labels.features))
         self._by_latent = {card["latent"]: card for card in self.cards}
         self._haystacks = {card["latent"]: _haystack(card) for card in self.cards}
 

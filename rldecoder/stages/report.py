@@ -22,12 +22,7 @@ SVG_HEADER = '<?xml version="1.0" encoding="utf-8" standalone="no"?>\n'
 def run(inputs: ReportInputs, config: ReportConfig, ctx: StageContext) -> Output:
     """Gather, draw, render."""
     with ctx.report.track("report", 3, "parts") as bar:
-        data = build_report(
-            inputs,
-            title=config.title,
-            max_features=config.max_feature_cards,
-            contexts=config.contexts_per_feature,
-        )
+        data = build_report(inputs, title=config.title, max_features=config.max_feature_cards)
         bar.advance(1, "gathered")
 
         # On the page and as files of their own, for papers.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from rldecoder.artifacts.catalogue import (
     FinalDecoder,
@@ -27,6 +27,27 @@ CONTENTS = (TrainedSae, SupervisedDecoder, FinalDecoder, Labels, TrainedExplaine
 """What a release is made of."""
 DIRTY = "-dirty"
 """What `git describe` appends to a commit when files differ from it."""
+
+
+class Document(NamedTuple):
+    """One document of the corpus."""
+
+    split: str
+    sha256: str
+
+
+class StageNote(NamedTuple):
+    """What the pages say of a stage's build."""
+
+    name: str
+    digest: str
+    version: int
+    seed: int
+    device: str
+    wall: str
+    memory: str
+    verdict: str | None
+    reasons: Sequence[str]
 
 
 class Check(NamedTuple):
@@ -53,7 +74,8 @@ def release_files(data: ReportData, inputs: ReportInputs) -> dict[str, str]:
         for artifact in inputs
     }
     model = inputs.model.record
-    documents = inputs.corpus.documents.select(["split", "sha256"]).to_pylist()
+    columns = inputs.corpus.documents.select(Document._fields).to_pylist()
+    documents = [Document(**row) for row in columns]
 
     # One set of values for all pages; each template takes what it shows.
     values = {
@@ -87,7 +109,7 @@ def release_files(data: ReportData, inputs: ReportInputs) -> dict[str, str]:
 
 def checklist(
     manifests: Mapping[str, Manifest],
-    documents: Sequence[Mapping[str, Any]],
+    documents: Sequence[Document],
     *,
     weights_sha256: str,
     licence: str,
@@ -96,7 +118,7 @@ def checklist(
 
     Args:
         manifests: by stage.
-        documents: split and sha256 of every document.
+        documents: of the corpus.
         weights_sha256, licence: of the frozen model; "" where not known.
     """
     commits = {manifest.git_commit for manifest in manifests.values()}
@@ -110,8 +132,8 @@ def checklist(
     num_files = sum(len(manifest.files) for manifest in manifests.values())
 
     splits: dict[str, set[str]] = {}
-    for row in documents:
-        splits.setdefault(row["sha256"], set()).add(row["split"])
+    for document in documents:
+        splits.setdefault(document.sha256, set()).add(document.split)
     shared = sum(len(of_text) > 1 for of_text in splits.values())
     return [
         Check("Every file is named by its sha256", not unnamed,
@@ -156,15 +178,15 @@ def _packages(manifests: Iterable[Manifest]) -> list[tuple[str, list[str]]]:
     return [(name, sorted(versions)) for name, versions in sorted(seen.items())]
 
 
-def _stage(manifest: Manifest) -> dict[str, Any]:
-    return {
-        "name": manifest.stage,
-        "digest": manifest.digest,
-        "version": manifest.version,
-        "seed": manifest.seed,
-        "device": manifest.device,
-        "wall": format_seconds(manifest.wall_seconds),
-        "memory": f"{manifest.peak_memory_bytes / 2**30:.1f} GiB",
-        "verdict": manifest.verdict,
-        "reasons": [visible_text(reason, 300) for reason in manifest.reasons],
-    }
+def _stage(manifest: Manifest) -> StageNote:
+    return StageNote(
+        name=manifest.stage,
+        digest=manifest.digest,
+        version=manifest.version,
+        seed=manifest.seed,
+        device=manifest.device,
+        wall=format_seconds(manifest.wall_seconds),
+        memory=f"{manifest.peak_memory_bytes / 2**30:.1f} GiB",
+        verdict=manifest.verdict,
+        reasons=[visible_text(reason, 300) for reason in manifest.reasons],
+    )

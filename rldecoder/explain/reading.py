@@ -60,6 +60,11 @@ class TokenTrace(NamedTuple):
     """The strongest; none at position 0, an attention sink that no SAE was trained on."""
     num_active: int
 
+    @property
+    def agree(self) -> bool:
+        """Whether both models would say the same."""
+        return self.frozen[0].token_id == self.decoder[0].token_id
+
 
 class Feature(NamedTuple):
     """One active feature of a position."""
@@ -77,6 +82,11 @@ class Feature(NamedTuple):
     """Of the label, quoted or not."""
     unsure_label: str | None
     """A label below the bar of confidence: a guess, to be shown as one."""
+
+    @property
+    def quoted(self) -> bool:
+        """Whether the label may be quoted as what is known of the latent."""
+        return self.label is not None
 
 
 class FeatureTable(Sequence[Feature]):

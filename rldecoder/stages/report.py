@@ -7,7 +7,6 @@ and the experiment's page are the same for the same inputs.
 
 from __future__ import annotations
 
-from rldecoder import schemas
 from rldecoder.artifacts.catalogue import Report
 from rldecoder.config.explain import ReportConfig
 from rldecoder.dashboard.build import build_report, summary
@@ -39,7 +38,7 @@ def run(inputs: ReportInputs, config: ReportConfig, ctx: StageContext) -> Output
         Report.experiment.path(ctx.out).write_text(render_markdown(data), encoding="utf-8")
         for name, text in release_files(data, inputs).items():
             (ctx.out / name).write_text(text, encoding="utf-8")
-        schemas.write_json(Report.summary.path(ctx.out), summary(data, inputs))
+        summary(data, inputs).save(Report.summary.path(ctx.out))
         bar.advance(1, "written")
     return Output(
         {

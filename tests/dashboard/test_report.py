@@ -12,6 +12,7 @@ from html.parser import HTMLParser
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rldecoder.dashboard.cards import Context
 from rldecoder.dashboard.report import (
     ReportData,
     markdown_text,
@@ -79,9 +80,9 @@ def test_the_policy_allows_one_script_and_no_request(data: ReportData) -> None:
 
 def test_missing_values_show_as_unknown(data: ReportData) -> None:
     text = re.sub(r"\s+", " ", "".join(Page(render_html(data)).text))
-    assert text.count("unknown") >= sum(row["met"] is None for row in data.targets)
+    assert text.count("unknown") >= sum(row.met is None for row in data.targets)
     for row in data.targets:
-        assert row["name"] in text
+        assert row.name in text
 
 
 def test_a_report_without_figures_claims_or_controls_renders(data: ReportData) -> None:
@@ -96,11 +97,11 @@ def test_a_report_without_figures_claims_or_controls_renders(data: ReportData) -
 
 def test_a_thousand_features_stay_below_15_megabytes(data: ReportData) -> None:
     """Six contexts of thirty-two tokens each, every token four characters and active."""
-    one = {**data.features[0], "label": "a label of usual length " * 3}
-    one["examples"] = [
-        {"tokens": [" tok"] * 32, "heat": [0.25] * 32, "act": 12.345, "focus": 20}
-    ] * 6
-    features = [{**one, "latent": latent} for latent in range(1000)]
+    window = Context(kind="top", tokens=(" tok",) * 32, heat=(0.25,) * 32, act=12.345, focus=20)
+    usual = {"label": "a label of usual length " * 3, "examples": (window,) * 6}
+    features = [
+        data.features[0].model_copy(update=usual | {"latent": latent}) for latent in range(1000)
+    ]
     html = render_html(replace(data, features=features))
     assert len(json.loads(Page(html).scripts[0][1])) == 1000
     assert len(html.encode()) < 15e6

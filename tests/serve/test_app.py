@@ -237,8 +237,8 @@ def test_a_verdict_names_the_label_and_published_ones_stay_beside_new_ones(
     catalogue = catalogue_of(folder, debug_clusters, path)
     catalogue.review(ReviewRequest(latent=feature.latent, reviewer="cem", accept=True))
     assert read_reviews(path, ours.sae_digest)[-1].shown == feature.label
-    shown = catalogue.card(feature.latent)["reviews"]
-    assert [(r["reviewer"], r["at"] is not None) for r in shown] == [
+    shown = catalogue.card(feature.latent).reviews
+    assert [(r.reviewer, r.at is not None) for r in shown] == [
         ("dan", False), ("ann", True), ("bob", True), ("cem", True),
     ]  # fmt: skip
 

@@ -54,7 +54,7 @@ def test_hostile_text_stays_text(data: ReportData) -> None:
     assert "<img src=x onerror=alert(1)>" in shown
     assert "{{7*7}}" in shown
     features = json.loads(page.scripts[0][1])
-    assert features[0]["label"] == data.features[0]["label"]
+    assert features[0]["label"] == data.features[0].label
 
 
 def test_the_policy_allows_one_script_and_no_request(data: ReportData) -> None:

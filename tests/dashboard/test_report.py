@@ -128,6 +128,6 @@ def test_script_json_round_trips_and_cannot_end_its_element(value: object) -> No
 def test_markdown_has_every_target_and_no_raw_html(data: ReportData) -> None:
     text = render_markdown(data)
     for row in data.targets:
-        assert f"| {row['name']} |" in text
+        assert f"| {row.name} |" in text
     assert "| unknown |" in text
     assert markdown_text("a|b <i> `c` [d](e)\nf") == ("a\\|b \\<i\\> \\`c\\` \\[d\\](e)↵f")

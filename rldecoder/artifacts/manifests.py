@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rldecoder import files, schemas
 from rldecoder.config.base import StageConfig, hash_json
+from rldecoder.devices import Machine
 from rldecoder.errors import DamagedFileError
 
 MANIFEST = "manifest.json"
@@ -78,8 +79,8 @@ class Manifest(BaseModel):
     packages: dict[str, str]
     device: str
     device_name: str
-    devices: dict[str, Any] = {}
-    """Cores and accelerators of the machine when the stage began (`rldecoder.devices.snapshot`)."""
+    devices: Machine = Machine()
+    """The machine when the stage began."""
     threads: int
     wall_seconds: float
     peak_memory_bytes: int

@@ -36,12 +36,16 @@ _SECRET = re.compile(r"://([^/@\s]+)@")
 class Mirror:
     """Artifacts under an fsspec URL such as `s3://bucket/rldecoder` or `file:///mnt/share`.
 
+    Args:
+        url: that URL.
+        store: the folder of the store that it mirrors.
+
     Raises:
         NoResourceError: there is no backend for the URL's protocol.
     """
 
-    def __init__(self, url: str) -> None:
-        self.url = url
+    def __init__(self, url: str, store: Path) -> None:
+        self.url, self._store = url, store
         self.name = without_credentials(url)
         """The URL as it may be shown."""
         self._place: tuple[Any, str] | None = None
@@ -61,7 +65,7 @@ class Mirror:
             data = self._read_manifest(ref)
             if data is None:
                 return False
-            parse_manifest(data, ref, self._named(ref))
+            parse_manifest(data, ref, self._named(ref), self._store)
         except DamagedFileError:
             return False
         except Exception as error:
@@ -100,7 +104,7 @@ class Mirror:
             if data is None:
                 return None
             note(f"{ref} is fetched from {self.name}.")
-            manifest = parse_manifest(data, ref, self._named(ref))
+            manifest = parse_manifest(data, ref, self._named(ref), self._store)
             for name, entry in manifest.files.items():
                 self._fetch(ref, name, entry, folder / name)
         except DamagedFileError as error:

@@ -69,9 +69,8 @@ class Endpoint(Config):
     timeout_seconds: float = free(60.0, gt=0)
     """How long one attempt may take."""
     max_attempts: int = free(5, ge=1, le=20)
-    """Attempts at one request: rate limits, server errors and timeouts are tried again."""
-    max_wait_seconds: float = free(60.0, ge=0)
-    """Longest wait between two attempts, whatever the server's Retry-After says."""
+    """Attempts at one request: rate limits, server errors and timeouts are tried again, after the
+    server's Retry-After (one of more than two minutes: not at all), else 0.5, 1, 2, ... seconds."""
     concurrency: int = free(4, ge=1, le=256)
     """Requests on their way at once."""
     max_failed_in_a_row: int = free(8, ge=1)
@@ -182,4 +181,5 @@ class LlmConfig(Config):
     control_tolerance: float = Field(default=0.1, ge=0, le=0.5)
     """How far from 0.5 its means on wrong labels may lie."""
     cache: Path | None = free(None)
-    """The file that keeps answers (SQLite); null: `llm_answers.sqlite` in the user's cache."""
+    """The file that keeps answers and counts attempts (SQLite); null: `llm_answers.sqlite` in the
+    user's cache."""

@@ -156,5 +156,5 @@ def test_a_mirror_that_fails_is_an_alert_that_names_it(
 
 def test_an_unknown_protocol_is_refused_without_its_password() -> None:
     with pytest.raises(NoResourceError, match=r"nope://\*\*\*@x/y") as found:
-        Mirror("nope://user:hunter2@x/y")
+        Mirror("nope://user:hunter2@x/y", Path())
     assert "hunter2" not in str(found.value)

@@ -18,6 +18,7 @@ from rldecoder.failures import explained
 from rldecoder.reporting import Interruptible, Reporter
 from rldecoder.schemas import Scalar
 from rldecoder.seeds import derive_seed, seed_everything
+from rldecoder.stages import preflight
 from rldecoder.stages.context import Output, Stage, StageContext
 from rldecoder.stages.table import STAGES, stage_named
 
@@ -37,7 +38,12 @@ class StageRun(NamedTuple):
 
 
 def plan(run: RunConfig) -> dict[str, ArtifactRef]:
-    """The address of every stage's artifact, in order, without running anything."""
+    """The address of every stage's artifact, in order, without running anything.
+
+    Raises:
+        BadInputError: what the run reads from outside the store is missing, or does not fit it.
+    """
+    preflight.check(run)
     refs: dict[str, ArtifactRef] = {}
     for stage in STAGES:
         refs[stage.name] = _ref(run, stage, refs)[0]
@@ -92,6 +98,8 @@ def _run_stage(
         manifest = store.existing(ref, report.note, report.alert)
         reused = manifest is not None
         if manifest is None:
+            if "model" in stage.reads and "sae" not in stage.reads:
+                preflight.check(run, inputs.model)
             manifest = _build(
                 run, stage, ref, fingerprint, seed, inputs,
                 store=store, report=report, device=device, refs=refs,
@@ -124,6 +132,7 @@ def run_pipeline(
     """Run all stages in order, up to and including `until`."""
     if until is not None:
         stage_named(until)
+    preflight.check(run)
     refs: dict[str, ArtifactRef] = {}
     results = []
     for stage in STAGES:

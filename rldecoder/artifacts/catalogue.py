@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from rldecoder.rl.freeze import Freeze
     from rldecoder.rl.ppo_run import PolicyTraining
     from rldecoder.sae.model import Sae
+    from rldecoder.sae.pretrained import SaeSource
     from rldecoder.sae.sweep import Setting, SweepVerdict
     from rldecoder.sae.training import BestSae
 
@@ -156,6 +157,7 @@ class TrainedSae(Artifact):
     sae = Plain("sae")
     curves = Table("curves.parquet", CURVES)
     best: Record[BestSae] = Record("best.json", "rldecoder.sae.training:BestSae")
+    source: Maybe[SaeSource] = Maybe(Record("source.json", "rldecoder.sae.pretrained:SaeSource"))
 
     def load(self, device: torch.device | str = "cpu") -> Sae:
         """The SAE."""

@@ -127,12 +127,18 @@ def summary(data: ReportData, artifacts: Sequence[Artifact]) -> Summary:
 def _subtitle(inputs: ReportInputs) -> str:
     meta = inputs.cache.meta
     name = visible_text(inputs.model.record.name or meta.model_name, 80)
-    tokens = meta.tokens.get("train")
+    return f"{name}, hook layer {meta.hook_layer} of {meta.num_layers}, {_sae_words(inputs)}."
+
+
+def _sae_words(inputs: ReportInputs) -> str:
+    """Which SAE it is, and on what it was trained."""
+    source = inputs.sae.source
+    if source is not None:
+        of = visible_text(source.model_name, 80) or "a model that it does not name"
+        return f"pretrained {source.architecture} SAE of {of}, {visible_text(source.hook_name, 80)}"
+    tokens = inputs.cache.meta.tokens.get("train")
     trained = f", SAE trained on {tokens:,} cached tokens" if tokens else ""
-    return (
-        f"{name}, hook layer {meta.hook_layer} of {meta.num_layers}, "
-        f"{inputs.sae.config.get('architecture', '')} SAE{trained}."
-    )
+    return f"{inputs.sae.config.get('architecture', '')} SAE{trained}"
 
 
 def _facts(inputs: ReportInputs) -> list[Fact]:

@@ -21,7 +21,7 @@ from rldecoder.sae.architectures import ARCHITECTURES, Step, Thresholds
 from rldecoder.sae.autoencode import autoencode
 from rldecoder.sae.losses import reconstruction_loss
 from rldecoder.sae.metrics import reconstruction_quality
-from rldecoder.sae.model import Sae, SaeSpec, fold_input_scale
+from rldecoder.sae.model import Sae, SaeSpec, fold_input_scale, subtract_b_dec
 from rldecoder.sae.parallel import Group
 from rldecoder.sae.resampling import resample_dead
 from rldecoder.sae.schedule import learning_rate, learning_rate_scale
@@ -83,7 +83,8 @@ class StepResult(NamedTuple):
 
 
 class BestSae(JsonRecord):
-    """The published weights: those with the least held-out fvu of a training."""
+    """The published weights: those with the least held-out fvu of a training, or pretrained ones
+    (then steps, tokens and epochs are 0)."""
 
     split: str
     """The split that chose them."""
@@ -98,7 +99,8 @@ class BestSae(JsonRecord):
     epochs: float
     """The same in passes over the training text."""
     dead_fraction: float
-    """Share of latents that did not fire for long, at the end."""
+    """Share of latents that did not fire for long, at the end; of pretrained ones, that never did
+    on the held-out tokens."""
 
     @property
     def headline(self) -> dict[str, Scalar]:
@@ -236,7 +238,7 @@ class SaeTrainer:
                 "The flags belong to another SAE.",
                 "Correct `train_sae.retrain.clusters`.",
             )
-        scaled = fold_input_scale(sae, 1 / self.scale).to(self.weights.dec.device)
+        scaled = fold_input_scale(subtract_b_dec(sae), 1 / self.scale).to(self.weights.dec.device)
         for parameter, value in zip(
             self.weights, (scaled.W_enc.T, scaled.b_enc, scaled.W_dec, scaled.b_dec), strict=True
         ):

@@ -25,6 +25,8 @@ from rldecoder.errors import BadInputError
 from rldecoder.interp.llm.prompts import prompts_digest
 from rldecoder.lm.model_sources import locate
 from rldecoder.lm.registry import choose_model
+from rldecoder.lm.user_cache import sha256_file
+from rldecoder.sae.releases import find
 
 SAE_FILES = ("cfg.json", "sae_weights.safetensors")
 
@@ -87,11 +89,17 @@ def label_features(config: LabelFeaturesConfig) -> dict[str, str]:
 
 
 def train_sae(config: TrainSaeConfig) -> dict[str, str]:
-    """The content of the SAE that training goes on from, and of the flags over it.
+    """The content of the SAE that is taken, or that training goes on from, and of flags over it.
 
     Raises:
         BadInputError: a file is missing.
     """
+    if config.pretrained is not None:
+        found = find(config.pretrained)
+        return {
+            "pretrained_config": hash_json(found.config),
+            "pretrained_weights": sha256_file(found.weights),
+        }
     if config.retrain is None:
         return {}
     files = {f"retrain_{name}": config.retrain.sae / name for name in SAE_FILES}

@@ -57,8 +57,8 @@ def build_report(
             {**row, "model": MODEL_NAMES[row["model"]]}
             for row in inputs.evaluation.tasks.to_pylist()
         ],
-        freeze_note=_freeze_note(inputs.final.freeze),
-        controls=_controls(inputs.controls),
+        freeze_note=freeze_note(inputs.final.freeze),
+        controls=controls_table(inputs.controls),
         label_columns=label_columns(),
         label_methods=label_rows(inputs.labels.controls),
         claim_methods=precision_rows(claims),
@@ -153,7 +153,8 @@ def _faithfulness_rows(faithfulness: FaithfulnessTable) -> list[dict[str, Any]]:
     ]
 
 
-def _freeze_note(freeze: Freeze) -> str:
+def freeze_note(freeze: Freeze) -> str:
+    """Which decoder is final, and whether it is good enough to be called frozen."""
     which = {"ppo": "the RL decoder", "supervised": "the supervised decoder"}[freeze.which]
     if freeze.frozen:
         return f"Frozen: {which} is final."
@@ -161,7 +162,8 @@ def _freeze_note(freeze: Freeze) -> str:
     return f"Not frozen. {which[0].upper()}{which[1:]} is published as final, because {reasons}."
 
 
-def _controls(controls: Controls) -> Mapping[str, Any]:
+def controls_table(controls: Controls) -> Mapping[str, Any]:
+    """PPO beside its controls: columns, rows, verdict, reasons."""
     shown = [
         (
             row["system"].replace("_", " ") + (" (control)" if row["gates"] else ""),

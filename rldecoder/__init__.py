@@ -16,19 +16,31 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
     from rldecoder.lm.frozen import FrozenLM
+    from rldecoder.release.opening import Release, open_release
     from rldecoder.run import Run, open_run
     from rldecoder.sae.model import Sae
 
 __version__ = "0.1.0"
 
-__all__ = ["FrozenLM", "Run", "Sae", "SaeDecoderForCausalLM", "__version__", "open_run"]
+__all__ = [
+    "FrozenLM",
+    "Release",
+    "Run",
+    "Sae",
+    "SaeDecoderForCausalLM",
+    "__version__",
+    "open_release",
+    "open_run",
+]
 
 # Imported when first asked for: the command line starts without torch, an SAE without transformers.
 _HOMES = {
     "FrozenLM": "rldecoder.lm.frozen",
+    "Release": "rldecoder.release.opening",
     "Run": "rldecoder.run",
     "Sae": "rldecoder.sae.model",
     "SaeDecoderForCausalLM": "rldecoder.decoder.modeling_sae_decoder",
+    "open_release": "rldecoder.release.opening",
     "open_run": "rldecoder.run",
 }
 

@@ -5,47 +5,22 @@ Notebooks, the server and the commands open models, labels and tables through it
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints, overload
+from typing import TYPE_CHECKING
 
-from rldecoder.artifacts.base import Artifact
-from rldecoder.artifacts.catalogue import (
-    Clusters,
-    FinalDecoder,
-    Labels,
-    ModelFolder,
-    TrainedExplainer,
-    TrainedSae,
-)
+from rldecoder.artifacts.catalogue import Report
 from rldecoder.artifacts.store import ArtifactRef, ArtifactStore
 from rldecoder.config.run import RunConfig, load_run_config
-from rldecoder.errors import BadInputError
+from rldecoder.errors import BadInputError, DamagedFileError
+from rldecoder.opened import A, Named, Opened, stage_name
 from rldecoder.runner import open_artifact, plan, store_for
-from rldecoder.stages.table import STAGES, stage_named
+from rldecoder.stages.table import STAGES
 
 if TYPE_CHECKING:
     import torch
-
-    from rldecoder.dashboard.notebook import ShownExplanation, ShownReading
-    from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
-    from rldecoder.explain.explainer import Explainer
-    from rldecoder.explain.reading import PromptReader
-    from rldecoder.explain.steering import Steering
-    from rldecoder.interp.records import FeatureLabel
-    from rldecoder.lm.frozen import FrozenLM
-    from rldecoder.sae.model import Sae
-
-A = TypeVar("A", bound=Artifact)
-Opened = TypeVar("Opened", bound=tuple[Any, ...])
-Named = str | type[Artifact]
-"""A stage's name, or the class of what it publishes."""
-
-EXPLAINING: tuple[type[Artifact], ...] = (
-    ModelFolder, TrainedSae, FinalDecoder, Labels, Clusters, TrainedExplainer,
-)  # fmt: skip
-"""What explanations and the server read."""
 
 
 def open_run(
@@ -72,7 +47,7 @@ def open_run(
     return Run(loaded, store, device=device)
 
 
-class Run:
+class Run(Opened):
     """A run's artifacts, models and labels; each is verified and loaded once, when asked for.
 
     Args:
@@ -90,9 +65,9 @@ class Run:
         device: torch.device | str = "cpu",
         refs: Mapping[str, ArtifactRef] | None = None,
     ) -> None:
-        self.config, self.store, self.device = config, store, device
+        super().__init__(device)
+        self.config, self.store = config, store
         self._refs = refs
-        self._artifacts: dict[str, Artifact] = {}
 
     def __repr__(self) -> str:
         there = len(STAGES) - len(self.missing())
@@ -103,50 +78,13 @@ class Run:
         """The address of every stage's artifact, published or not."""
         return plan(self.config) if self._refs is None else self._refs
 
-    @overload
-    def artifact(self, which: type[A]) -> A: ...
-
-    @overload
-    def artifact(self, which: str) -> Any: ...
-
-    def artifact(self, which: Named) -> Any:
-        """A stage's published artifact, its files verified.
-
-        Args:
-            which: the stage's name, such as `train_sae`, or the artifact's class.
-
-        Raises:
-            BadInputError: there is no such stage, or it has not published yet.
-            DamagedFileError: the artifact is not what was published.
-        """
-        name = _stage_name(which)
-        if name not in self._artifacts:
-            self.require([name])
-            kind = stage_named(name).artifact
-            self._artifacts[name] = open_artifact(kind, self.refs[name], self.store)
-        return self._artifacts[name]
-
-    def inputs(self, kinds: type[Opened], purpose: str = "") -> Opened:
-        """Several artifacts: an instance of a NamedTuple of artifact classes.
-
-        Args:
-            kinds: such as those of `rldecoder.stages.inputs`.
-            purpose: what they are needed for, such as `to explain`.
-
-        Raises:
-            BadInputError: one is missing.
-        """
-        hints: dict[str, type[Artifact]] = get_type_hints(kinds)
-        self.require(hints.values(), purpose)
-        return kinds(**{field: self.artifact(kind) for field, kind in hints.items()})
-
     def missing(self, which: Iterable[Named] | None = None) -> list[str]:
         """Names of the stages that have not published yet.
 
         Args:
             which: those to ask about; None: all.
         """
-        names = [stage.name for stage in STAGES] if which is None else map(_stage_name, which)
+        names = [stage.name for stage in STAGES] if which is None else map(stage_name, which)
         return [name for name in names if not self.store.is_published(self.refs[name])]
 
     def require(self, which: Iterable[Named] | None = None, purpose: str = "") -> None:
@@ -168,101 +106,39 @@ class Run:
                 f"Run `rldecoder run CONFIG --until {last}`, with the same --store and --set.",
             )
 
-    def lm(self) -> FrozenLM:
-        """The frozen model, in float32 whatever the stages computed in: an effect is a small
-        difference, which a residual rounded to bfloat16 after its edit would lose."""
-        return self._lm
+    @property
+    def name(self) -> str:
+        """The config's name."""
+        return self.config.name
 
-    def sae(self) -> Sae:
-        """The SAE."""
-        return self._sae
+    @property
+    def threads(self) -> int | None:
+        """As the config says."""
+        return self.config.threads
 
-    def decoder(self) -> SaeDecoderForCausalLM:
-        """The final decoder, attached to `lm()` and `sae()`."""
-        return self._decoder
+    @property
+    def reviews(self) -> Path:
+        """The config's file of verdicts, or the store's."""
+        from rldecoder.interp.review import REVIEWS_FILE
 
-    def explainer(self) -> Explainer:
-        """What makes the claims of Method B."""
-        return self._explainer
+        return self.config.label_features.reviews or self.store.root / REVIEWS_FILE
 
-    @cached_property
-    def labels(self) -> Mapping[int, FeatureLabel]:
-        """What is known of each labelled latent, by its number; most important first."""
-        return {feature.latent: feature for feature in self.artifact(Labels).labels.features}
+    def report(self, say: Callable[[str], None]) -> bytes | None:
+        """The report as it was published, read once; None where there is none to trust."""
+        if self.missing([Report]):
+            return None
+        ref = self.refs[Report.stage]
+        try:
+            entry = self.store.verify(ref).files[Report.page.name]
+            content = Report.page.path(self.store.path(ref)).read_bytes()
+        except (DamagedFileError, KeyError, OSError) as error:
+            say(f"The report is not served: {error}")
+            return None
+        # Of these bytes, not of what lay there when the store last looked.
+        if hashlib.sha256(content).hexdigest() != entry.sha256:
+            say("The report is not served: it was changed after it was published.")
+            return None
+        return content
 
-    def reader(self) -> PromptReader:
-        """The models that read prompts, as server and commands use them."""
-        return self._reader
-
-    def read(self, prompt: str) -> ShownReading:
-        """Run a prompt through the frozen model, once, and through SAE and decoder.
-
-        Raises:
-            BadInputError: it is empty or too long, or the run has not come so far.
-        """
-        from rldecoder.dashboard.notebook import ShownReading
-        from rldecoder.explain.prompts import encode_prompt
-
-        reader = self._reader
-        return ShownReading(reader, encode_prompt(reader.lm, prompt).tolist(), prompt)
-
-    def explain(self, prompt: str) -> ShownExplanation:
-        """Explain the next token after a prompt, in claims tested by intervention.
-
-        Raises:
-            BadInputError: as in `read`.
-        """
-        return self.read(prompt).explain()
-
-    def steer(
-        self,
-        scale: Mapping[int, float] | None = None,
-        *,
-        set: Mapping[int, float] | None = None,
-        start: int = 1,
-    ) -> Steering:
-        """Both models with some latents changed, for `.generate(prompt)`.
-
-        Args:
-            scale: factors by latent; an inactive latent stays inactive.
-            set: activations by latent, in the SAE's units, active or not.
-            start: the first position that is changed; those after it are, too.
-
-        Raises:
-            BadInputError: no such latent, a value that cannot be meant, or the run has no SAE yet.
-        """
-        from rldecoder.explain.steering import Changes, Steering
-
-        changes = Changes(dict(scale or {}), dict(set or {}))
-        return Steering(self.lm(), self.sae(), self.decoder, changes, start)
-
-    @cached_property
-    def _lm(self) -> FrozenLM:
-        import torch
-
-        return self.artifact(ModelFolder).load(self.device, torch.float32)
-
-    @cached_property
-    def _sae(self) -> Sae:
-        return self.artifact(TrainedSae).load(self.device)
-
-    @cached_property
-    def _decoder(self) -> SaeDecoderForCausalLM:
-        return self.artifact(FinalDecoder).load(self.lm(), self.sae())
-
-    @cached_property
-    def _explainer(self) -> Explainer:
-        return self.artifact(TrainedExplainer).load(self.device)
-
-    @cached_property
-    def _reader(self) -> PromptReader:
-        self.require(EXPLAINING, "to explain")
-        from rldecoder.explain.inputs import label_texts
-        from rldecoder.explain.reading import PromptReader
-
-        texts = label_texts(self.artifact(Labels).labels)
-        return PromptReader(self.lm(), self.sae(), self.decoder(), texts, self.explainer())
-
-
-def _stage_name(which: Named) -> str:
-    return stage_named(which if isinstance(which, str) else which.stage).name
+    def _open(self, kind: type[A]) -> A:
+        return open_artifact(kind, self.refs[kind.stage], self.store)

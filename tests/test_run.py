@@ -18,7 +18,8 @@ from rldecoder.cli.export import ExportInputs
 from rldecoder.config.run import load_run_config
 from rldecoder.errors import BadInputError, DamagedFileError
 from rldecoder.explain.steering import Changes
-from rldecoder.run import EXPLAINING, Run
+from rldecoder.opened import EXPLAINING
+from rldecoder.run import Run
 from tests.conftest import ROOT
 
 CONFIG = ROOT / "configs" / "debug.yaml"

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -28,7 +28,9 @@ MOST_BYTES = 64 * 2**20
 """No manifest is larger; one of a mirror is not read further."""
 _BLANK = "0" * 64
 _MEND = "Run again with the config that built it: it is moved aside and built anew."
-_Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+"""A SHA-256."""
+Sealed = TypeVar("Sealed", bound=BaseModel)
 
 
 class ArtifactRef(BaseModel):
@@ -50,7 +52,7 @@ class FileEntry(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     size: Annotated[int, Field(ge=0)]
-    sha256: _Hex
+    sha256: Hex
 
 
 class Manifest(BaseModel):
@@ -89,7 +91,7 @@ class Manifest(BaseModel):
     resumed: bool
     """Whether an interrupted run's checkpoint was found; wall_seconds is then the last part's."""
     created_at: str
-    seal: _Hex | None = None
+    seal: Hex | None = None
     """SHA-256 of the manifest's bytes, these digits taken as zeros."""
 
 
@@ -117,13 +119,23 @@ def artifact_digest(
 
 def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
     """Seal a manifest and write it; returns it with its seal."""
-    path = folder / MANIFEST
+    return write_sealed(folder / MANIFEST, manifest)
+
+
+def write_sealed(path: Path, record: Sealed) -> Sealed:
+    """Write a record with a field `seal` under the hash of its own bytes; returns it with it."""
     blank = schemas.to_json(
-        path, manifest.model_copy(update={"seal": _BLANK}).model_dump(mode="json")
+        path, record.model_copy(update={"seal": _BLANK}).model_dump(mode="json")
     )
     seal = hashlib.sha256(blank).hexdigest()
     files.write_bytes(path, _with_seal(blank, _BLANK, seal))
-    return manifest.model_copy(update={"seal": seal})
+    return record.model_copy(update={"seal": seal})
+
+
+def keeps_seal(data: bytes, seal: str) -> bool:
+    """Whether the bytes of a sealed record are those that were sealed."""
+    blank = _with_seal(data, seal, _BLANK)
+    return hashlib.sha256(blank).hexdigest() == seal
 
 
 def read_manifest(path: Path, ref: ArtifactRef) -> Manifest:
@@ -162,10 +174,8 @@ def parse_manifest(data: bytes, ref: ArtifactRef, source: object, store: Path) -
     if manifest.seal is None:
         if hashlib.sha256(data).hexdigest() not in unsealed.listed(store):
             _refuse(source, "It has no seal, and is not one of the store's manifests of before")
-    else:
-        blank = _with_seal(data, manifest.seal, _BLANK)
-        if hashlib.sha256(blank).hexdigest() != manifest.seal:
-            _refuse(source, "It was changed after it was sealed")
+    elif not keeps_seal(data, manifest.seal):
+        _refuse(source, "It was changed after it was sealed")
     if (manifest.kind, manifest.stage, manifest.digest) != (ref.kind, ref.stage, ref.digest):
         _refuse(source, f"It is of {manifest.stage}/{manifest.digest} ({manifest.kind})")
     if _own_digest(manifest) not in (None, manifest.digest):

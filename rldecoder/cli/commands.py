@@ -12,6 +12,7 @@ from rldecoder.errors import BadInputError
 from rldecoder.terminal import Terminal
 
 if TYPE_CHECKING:
+    from rldecoder.opened import Opened
     from rldecoder.run import Run
 
 TYPER_INTERRUPTED = 130
@@ -35,6 +36,26 @@ StoreOption = Annotated[
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", help="Change one setting: --set train_sae.k=32 (repeatable)."),
+]
+
+
+MaybeConfig = Annotated[
+    str | None,
+    typer.Argument(metavar="[CONFIG]", help="A run's YAML; not with --release.", show_default=False),
+]
+ReleaseOption = Annotated[
+    str | None,
+    typer.Option(
+        "--release",
+        metavar="DIR",
+        help="A release in place of a run: its folder, or owner/name[@revision] on the hub.",
+    ),
+]
+ModelOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="With --release: the folder of the frozen model, where the release cannot fetch it."
+    ),
 ]
 
 
@@ -68,10 +89,17 @@ def status(config: ConfigPath, store: StoreOption = None, overrides: SetOption =
 
 @app.command()
 def explain(
-    config: ConfigPath,
-    prompt: Annotated[str, typer.Argument(help="The text whose next token is explained.")],
+    config: MaybeConfig = None,
+    prompt: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="PROMPT", help="The text whose next token is explained.", show_default=False
+        ),
+    ] = None,
     store: StoreOption = None,
     overrides: SetOption = None,
+    release: ReleaseOption = None,
+    model: ModelOption = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object and nothing else.")
     ] = False,
@@ -79,8 +107,18 @@ def explain(
         Path | None, typer.Option("--html", help="Write a self-contained page to this file.")
     ] = None,
 ) -> None:
-    """Explain the next-token prediction for a prompt, in claims tested by intervention."""
-    opened = _open(config, store, overrides)
+    """Explain the next-token prediction for a prompt, in claims tested by intervention.
+
+    Examples: rldecoder explain configs/quickstart.yaml "The hat is in the";
+    rldecoder explain --release my-release/ "The hat is in the".
+    """
+    if release is not None and prompt is None:
+        config, prompt = None, config  # the only text is the prompt
+    if prompt is None:
+        raise BadInputError(
+            "Missing argument 'PROMPT'.", "", 'Example: rldecoder explain CONFIG "The hat is in the"'
+        )
+    opened = _open_any(config, store, overrides, release, model)
     from rldecoder.cli.show import show_explanation
 
     show_explanation(opened, prompt, console, as_json=as_json, html=html)
@@ -94,12 +132,15 @@ def explain(
     "of an explanation are predictions; each is then tested in the same way. Search features; "
     "review labels by keyboard. Works offline; Ctrl-C stops it."
     "\n\n"
-    "Example: rldecoder serve configs/quickstart.yaml --port 8760"
+    "Examples: rldecoder serve configs/quickstart.yaml --port 8760; "
+    "rldecoder serve --release my-release/"
 )
 def serve(
-    config: ConfigPath,
+    config: MaybeConfig = None,
     store: StoreOption = None,
     overrides: SetOption = None,
+    release: ReleaseOption = None,
+    model: ModelOption = None,
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="TCP port; 0 takes any that is free.")
     ] = 8760,
@@ -110,7 +151,7 @@ def serve(
         Path | None,
         typer.Option(
             help="JSONL file for verdicts on labels; default: `label_features.reviews`, or "
-            "reviews.jsonl in the store."
+            "reviews.jsonl in the store (of a release: in the current folder)."
         ),
     ] = None,
     host: Annotated[
@@ -129,7 +170,7 @@ def serve(
     ] = None,
 ) -> None:
     """Serve a finished run on this machine: live prompts, exact ablations, label review."""
-    opened = _open(config, store, overrides)
+    opened = _open_any(config, store, overrides, release, model)
     from rldecoder.cli.serve import serve_run
 
     serve_run(
@@ -159,32 +200,103 @@ def estimate_labels(
     show_estimate(opened, console)
 
 
-@app.command()
+@app.command(
+    help="Write a run for others: a release folder, or its features for other tools."
+    "\n\n"
+    "`release` writes SAE, decoder, labels with examples, importance, settings and a model card "
+    "into one folder that `rldecoder.open_release(DIR)`, `explain --release DIR` and `serve "
+    "--release DIR` open without the run's store. `neuronpedia` and `saedashboard` write labelled "
+    "features, `delphi` activations."
+    "\n\n"
+    "Examples: rldecoder export configs/quickstart.yaml release my-release/; "
+    "rldecoder export release my-release/ --push owner/name --dry-run"
+)
 def export(
-    config: ConfigPath,
-    tool: Annotated[str, typer.Argument(help="Who reads it: neuronpedia, saedashboard or delphi.")],
-    out: Annotated[Path, typer.Argument(help="A folder that does not exist yet.")],
+    config: Annotated[
+        Path,
+        typer.Argument(
+            help="A run's YAML. Left out, a release that is there already can be pushed."
+        ),
+    ],
+    tool: Annotated[
+        str,
+        typer.Argument(help="What is written: release, neuronpedia, saedashboard or delphi."),
+    ],
+    out: Annotated[
+        Path | None, typer.Argument(help="A folder that does not exist yet.", show_default=False)
+    ] = None,
     store: StoreOption = None,
     overrides: SetOption = None,
-    model_id: Annotated[
-        str | None, typer.Option(help="The model's name there; default: its name here.")
+    push: Annotated[
+        str | None,
+        typer.Option(
+            metavar="OWNER/NAME",
+            help="release: upload it to this repository of the Hugging Face hub, private unless "
+            "--public; the token is read from HF_TOKEN alone.",
+        ),
     ] = None,
-    source_set: Annotated[str, typer.Option(help="The SAE's name there.")] = "rl-decoder",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="With --push: only list what would be uploaded.")
+    ] = False,
+    public: Annotated[
+        bool, typer.Option("--public", help="With --push: everybody may read it.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="release: replace an older release in the folder.")
+    ] = False,
+    supervised: Annotated[
+        bool, typer.Option("--supervised", help="release: with the supervised decoder, too.")
+    ] = False,
+    licence: Annotated[
+        str | None,
+        typer.Option(
+            "--licence", "--license", help="release: of what is yours in it, such as cc-by-4.0."
+        ),
+    ] = None,
+    model_id: Annotated[
+        str | None,
+        typer.Option(help="Other tools: the model's name there; default: its name here."),
+    ] = None,
+    source_set: Annotated[
+        str, typer.Option(help="Other tools: the SAE's name there.")
+    ] = "rl-decoder",
     author: Annotated[str, typer.Option(help="Your name (Neuronpedia).")] = "RL-Decoder",
     author_id: Annotated[
         str | None,
         typer.Option(help="The site's id of the account that imports (Neuronpedia asks for it)."),
     ] = None,
 ) -> None:
-    """Write labelled features for Neuronpedia or SAEDashboard, or activations for delphi."""
+    """Write a run for others: a release folder, or its features for other tools."""
     from rldecoder.cli.export import Names, Tool, export_features
+    from rldecoder.cli.release import RELEASE, Publishing, export_release, push_folder
 
+    publishing = Publishing(push, dry_run, public)
+    if out is None:
+        if str(config) != RELEASE:
+            raise BadInputError(
+                "Missing argument 'OUT'.",
+                "An export is written into a folder.",
+                "Example: rldecoder export configs/quickstart.yaml release my-release/",
+            )
+        given = {
+            "--store": store, "--set": overrides, "--overwrite": overwrite,
+            "--supervised": supervised, "--licence": licence,
+        }  # fmt: skip
+        push_folder(Path(tool), publishing, console, [name for name, v in given.items() if v])
+        return
+    if tool == RELEASE:
+        export_release(
+            _open(config, store, overrides), out, publishing, console,
+            supervised=supervised, overwrite=overwrite, licence=licence,
+        )  # fmt: skip
+        return
     if tool not in list(Tool):
         raise BadInputError(
             f"Nothing is known of the tool {tool!r}.",
-            f"Features can be written for {', '.join(Tool)}.",
+            f"Features can be written for {', '.join(Tool)}; a whole run as a {RELEASE}.",
             "Example: rldecoder export configs/quickstart.yaml saedashboard features/",
         )
+    publishing.require_release(tool, overwrite or supervised or licence is not None)
     opened = _open(config, store, overrides)
     names = Names(model_id, source_set, author, author_id)
     export_features(opened, Tool(tool), out, names, console)
@@ -262,6 +374,43 @@ def run_command_line() -> int:
     if code == TYPER_INTERRUPTED:
         raise KeyboardInterrupt
     return code if isinstance(code, int) else 0
+
+
+def _open_any(
+    config: str | None,
+    store: Path | None,
+    overrides: list[str] | None,
+    release: str | None,
+    model: Path | None,
+) -> Opened:
+    """A run or a release, whichever is named."""
+    if release is None:
+        if config is None:
+            raise BadInputError(
+                "Missing argument 'CONFIG'.", "", "Name a run's YAML, or a release with --release."
+            )
+        if model is not None:
+            raise BadInputError(
+                "--model is for releases.",
+                "A run has the model in its store.",
+                "Add --release DIR, or leave it out.",
+            )
+        return _open(Path(config), store, overrides)
+    given = {"CONFIG": config, "--store": store, "--set": overrides}
+    superfluous = [name for name, value in given.items() if value]
+    if superfluous:
+        raise BadInputError(
+            f"{', '.join(superfluous)} cannot go with --release.",
+            "A release is complete: it needs neither a run's config nor its store.",
+            "Leave one of them out.",
+        )
+    from rldecoder.release.opening import open_release
+
+    # Not among the answer's lines: they may be JSON.
+    said = Terminal(stderr=True)
+    return open_release(
+        release, model=model, note=lambda text: said.print(text, markup=False, highlight=False)
+    )
 
 
 def _open(config: Path, store: Path | None, overrides: list[str] | None) -> Run:

@@ -31,7 +31,7 @@ def export_pairs(run: Run, out: Path, console: Console, *, count: int, seed: int
         BadInputError: the run has no explainer yet, or `out` holds something already.
     """
     require_empty(out, "A new key would not fit files that judges already have.")
-    from rldecoder.run import EXPLAINING
+    from rldecoder.opened import EXPLAINING
 
     # Refused before seconds of imports.
     run.require((*EXPLAINING, ActivationCache), "to explain")

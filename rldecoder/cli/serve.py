@@ -1,9 +1,8 @@
-"""The command `serve`: open a run's artifacts and serve them until Ctrl-C."""
+"""The command `serve`: open a run's artifacts, or a release, and serve them until Ctrl-C."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import ipaddress
 import socket
 from collections.abc import Callable, Sequence
@@ -14,9 +13,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from rldecoder import interrupts
-from rldecoder.artifacts.catalogue import Clusters, Labels, Report, TrainedExplainer
-from rldecoder.errors import BadInputError, DamagedFileError
-from rldecoder.run import EXPLAINING, Run
+from rldecoder.artifacts.catalogue import Clusters, Labels, TrainedExplainer
+from rldecoder.errors import BadInputError
+from rldecoder.opened import EXPLAINING, Opened
 from rldecoder.serve.guard import LOOPBACK
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ WARM_UP = "The first answer should not wait for anything."
 
 
 def serve_run(
-    run: Run,
+    run: Opened,
     console: Console,
     *,
     host: str,
@@ -53,7 +52,7 @@ def serve_run(
         from rldecoder.serve.patience import MAX_CONNECTIONS
         from rldecoder.serve.server import make_server
 
-        console.print(f"loading {escape(run.config.name)} ...", highlight=False)
+        console.print(f"loading {escape(run.name)} ...", highlight=False)
         served = open_served(run, max_tokens=max_tokens, reviews=reviews, say=warn)
         app = make_app(served, hosts=hosts)
         server = make_server(app)
@@ -61,7 +60,7 @@ def serve_run(
         shown = f"[{host}]" if ":" in host else host
         address = f"http://{shown}:{listener.getsockname()[1]}/"
         console.print(
-            f"serving {escape(run.config.name)} at {address}   (Ctrl-C stops)", highlight=False
+            f"serving {escape(run.name)} at {address}   (Ctrl-C stops)", highlight=False
         )
         if allow_remote:
             warn("Other machines may connect, and there is no login.")
@@ -73,13 +72,13 @@ def serve_run(
 
 
 def open_served(
-    run: Run,
+    run: Opened,
     *,
     max_tokens: int,
     reviews: Path | None,
     say: Callable[[str], None] = lambda message: None,
 ) -> Served:
-    """Load a run's models and labels, and answer one question, so that the next is fast.
+    """Load models and labels, and answer one question, so that the next is fast.
 
     Args:
         say: told what is left out, and why.
@@ -88,17 +87,15 @@ def open_served(
 
     from rldecoder.explain.prompts import tokenize_prompt
     from rldecoder.explain.reading import Reading
-    from rldecoder.interp.review import REVIEWS_FILE
     from rldecoder.serve.app import Served
     from rldecoder.serve.catalogue import Catalogue
     from rldecoder.serve.pages import PageFacts
     from rldecoder.serve.workbench import Workbench
 
-    config = run.config
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    if run.threads is not None:
+        torch.set_num_threads(run.threads)
     bench = Workbench(run.reader(), max_tokens=max_tokens)
-    file = reviews or config.label_features.reviews or run.store.root / REVIEWS_FILE
+    file = reviews or run.reviews
     catalogue = Catalogue(run.artifact(Labels), run.artifact(Clusters), file)
 
     # Kernels are chosen and memory is taken when they are first used.
@@ -106,10 +103,10 @@ def open_served(
     reading = Reading(bench.reader, ids.tolist())
     _ = reading.predictions, reading.features()
 
-    report = _read_report(run, say)
+    report = run.report(say)
     labels = catalogue.labels
     facts = PageFacts(
-        run_name=config.name,
+        run_name=run.name,
         model_name=labels.model_name,
         dtype=str(bench.reader.lm.dtype).removeprefix("torch."),
         hook_layer=labels.hook_layer,
@@ -121,23 +118,6 @@ def open_served(
         has_report=report is not None,
     )
     return Served(bench, catalogue, facts, report)
-
-
-def _read_report(run: Run, say: Callable[[str], None]) -> bytes | None:
-    """The run's report as it was published, read once; None where there is none to trust."""
-    if run.missing([Report]):
-        return None
-    ref = run.refs[Report.stage]
-    try:
-        entry = run.store.verify(ref).files[Report.page.name]
-        content = Report.page.path(run.store.path(ref)).read_bytes()
-    except (DamagedFileError, KeyError, OSError) as error:
-        say(f"The report is not served: {error}")
-        return None
-    if hashlib.sha256(content).hexdigest() != entry.sha256:  # of these bytes, not of earlier ones
-        say("The report is not served: it was changed after it was published.")
-        return None
-    return content
 
 
 def allowed_hosts(host: str, allow_remote: bool, host_names: Sequence[str]) -> list[str]:

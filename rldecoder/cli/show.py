@@ -15,6 +15,7 @@ from rldecoder.artifacts.store import ArtifactRef, ArtifactStore
 from rldecoder.errors import BadInputError, DamagedFileError
 
 if TYPE_CHECKING:
+    from rldecoder.opened import Opened
     from rldecoder.run import Run
 
 
@@ -47,7 +48,7 @@ def _state(store: ArtifactStore, ref: ArtifactRef) -> tuple[str, str, str]:
 
 
 def show_explanation(
-    run: Run,
+    run: Opened,
     prompt: str,
     console: Console,
     *,
@@ -74,7 +75,7 @@ def show_explanation(
             f"Character {error.start + 1} is none.",
             "Write the prompt as UTF-8.",
         ) from error
-    from rldecoder.run import EXPLAINING
+    from rldecoder.opened import EXPLAINING
 
     run.require(EXPLAINING, "to explain")
     artifacts = {kind.stage: run.artifact(kind) for kind in EXPLAINING}
@@ -86,7 +87,7 @@ def show_explanation(
     explanation = run.reader().explain(prompt)
     if html is not None:
         try:
-            page = explanation_page(explanation, run.config.name, caveats)
+            page = explanation_page(explanation, run.name, caveats)
             html.write_text(page, encoding="utf-8", errors="backslashreplace")
         except OSError as error:
             raise BadInputError(
@@ -95,7 +96,7 @@ def show_explanation(
     if as_json:
         digests = {name: artifact.digest for name, artifact in artifacts.items()}
         value = {
-            "run": run.config.name, "artifacts": digests, "caveats": list(caveats),
+            "run": run.name, "artifacts": digests, "caveats": list(caveats),
             **explanation.to_json(),
         }  # fmt: skip
         console.out(json.dumps(value, indent=2), highlight=False)

@@ -92,9 +92,14 @@ def problem_lines(error: ValidationError, root: type[BaseModel] | None = None) -
     return lines
 
 
+def looks_like_a_key(text: str) -> bool:
+    """Whether a text holds what can only be a service's key."""
+    return _KEY_OF_A_SERVICE.search(text) is not None
+
+
 def pasted_keys(values: Any, place: str = "") -> Iterator[str]:
     """Places of a config's values at which a service's key seems to have been pasted."""
-    if isinstance(values, str) and _KEY_OF_A_SERVICE.search(values):
+    if isinstance(values, str) and looks_like_a_key(values):
         yield place
     elif isinstance(values, Mapping):
         for key, value in values.items():

@@ -65,8 +65,8 @@ def build_report(inputs: ReportInputs, *, title: str, max_features: int) -> Repo
         pipeline=collect.pipeline(inputs),
         faithfulness=_faithfulness_rows(inputs.evaluation.faithfulness),
         tasks=tasks,
-        freeze_note=_freeze_note(inputs.final.freeze),
-        controls=_controls(inputs.controls),
+        freeze_note=freeze_note(inputs.final.freeze),
+        controls=controls_table(inputs.controls),
         label_columns=label_columns(),
         label_methods=label_rows(inputs.labels.controls),
         claim_methods=precision_rows(claims),
@@ -181,7 +181,8 @@ def _faithfulness_rows(faithfulness: FaithfulnessTable) -> list[FaithfulnessRow]
     ]
 
 
-def _freeze_note(freeze: Freeze) -> str:
+def freeze_note(freeze: Freeze) -> str:
+    """Which decoder is final, and whether it is good enough to be called frozen."""
     which = {"ppo": "the RL decoder", "supervised": "the supervised decoder"}[freeze.which]
     if freeze.frozen:
         return f"Frozen: {which} is final."
@@ -189,7 +190,8 @@ def _freeze_note(freeze: Freeze) -> str:
     return f"Not frozen. {which[0].upper()}{which[1:]} is published as final, because {reasons}."
 
 
-def _controls(controls: Controls) -> ControlsShown:
+def controls_table(controls: Controls) -> ControlsShown:
+    """PPO beside its controls: columns, rows, verdict, reasons."""
     shown = [
         (
             row["system"].replace("_", " ") + (" (control)" if row["gates"] else ""),

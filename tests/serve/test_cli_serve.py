@@ -17,7 +17,7 @@ import pytest
 from rldecoder import open_run
 from rldecoder.artifacts.catalogue import Report
 from rldecoder.artifacts.store import ArtifactStore
-from rldecoder.cli.serve import _read_report, allowed_hosts, listen
+from rldecoder.cli.serve import allowed_hosts, listen
 from rldecoder.errors import BadInputError
 from tests.conftest import ROOT
 
@@ -67,19 +67,19 @@ def test_a_report_is_served_only_as_it_was_published(debug_store: Path, tmp_path
     run = open_run(ROOT / "configs" / "debug.yaml", tmp_path)
     ref = run.refs[Report.stage]
     said: list[str] = []
-    assert _read_report(run, said.append) is None
+    assert run.report(said.append) is None
     assert said == []  # there is none yet
     shutil.copytree(ArtifactStore(debug_store).path(ref), run.store.path(ref))
     page = Report.page.path(run.store.path(ref))
     published, before = page.read_bytes(), page.stat()
-    assert _read_report(run, said.append) == published
+    assert run.report(said.append) == published
     run.store.verify(ref)
     # As long and as old as what this store has verified already.
     page.write_bytes(published.replace(b"Targets", b"targets", 1))
     os.utime(page, ns=(before.st_atime_ns, before.st_mtime_ns))
     for opened in (run, open_run(run.config, tmp_path)):
         said.clear()
-        assert _read_report(opened, said.append) is None
+        assert opened.report(said.append) is None
         assert "The report is not served" in said[0]
 
 

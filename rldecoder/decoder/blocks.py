@@ -25,7 +25,7 @@ from transformers.cache_utils import DynamicLayer
 
 from rldecoder.decoder.configuration_sae_decoder import SaeDecoderConfig
 from rldecoder.decoder.copies import compare_copies
-from rldecoder.decoder.masks import given_mask
+from rldecoder.lm.masks import given_mask
 from rldecoder.decoder.upper import UpperPart
 from rldecoder.lm.cut import (
     NumberedCache,

@@ -17,7 +17,7 @@ from transformers import DynamicCache
 
 from rldecoder.decoder.blocks import BlockDecoder
 from rldecoder.decoder.distill import matmul_precision
-from rldecoder.decoder.masks import allowed_by, seen_masks
+from rldecoder.lm.masks import allowed_by, seen_masks
 from rldecoder.errors import BadInputError
 from rldecoder.seeds import torch_generator
 

@@ -10,6 +10,7 @@ from rldecoder.artifacts.catalogue import Controls
 from rldecoder.dashboard import collect
 from rldecoder.dashboard.build_figures import MODEL_NAMES, build_figures
 from rldecoder.dashboard.claims import (
+    precision_columns,
     precision_note,
     precision_rows,
     simulation_columns,
@@ -61,6 +62,7 @@ def build_report(
         controls=_controls(inputs.controls),
         label_columns=label_columns(),
         label_methods=label_rows(inputs.labels.controls),
+        claim_columns=precision_columns(),
         claim_methods=precision_rows(claims),
         claim_note=precision_note(claims),
         simulation_columns=simulation_columns(),

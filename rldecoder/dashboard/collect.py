@@ -8,7 +8,6 @@ template and to `script_json`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from rldecoder.artifacts.base import Artifact
@@ -16,6 +15,7 @@ from rldecoder.artifacts.catalogue import PHASES, Clusters, Labels
 from rldecoder.dashboard.relations import Relations
 from rldecoder.explain.claims import CheckedClaim, claim_sentence
 from rldecoder.explain.explanation import Explanation, Prediction
+from rldecoder.explain.ranking import ranking_rows
 from rldecoder.interp.predicate import Predicate
 from rldecoder.interp.records import (
     Example,
@@ -180,7 +180,7 @@ def _predicate(predicate: Predicate | None) -> str | None:
 
 def example_view(explanation: Explanation) -> dict[str, Any]:
     """One explanation with all its texts made visible."""
-    prompt, sanity = explanation.prompt, explanation.sanity
+    prompt = explanation.prompt
     return {
         "prompt": visible_text(prompt[-700:], 720),
         "cut": len(prompt) > 700,
@@ -188,10 +188,13 @@ def example_view(explanation: Explanation) -> dict[str, Any]:
         "frozen": _prediction(explanation.frozen),
         "decoder": _prediction(explanation.decoder),
         "agree": explanation.frozen.token_id == explanation.decoder.token_id,
-        "method_a": visible_text(explanation.method_a, 2000),
+        "active": [
+            tuple(visible_text(cell, 200) for cell in row)
+            for row in ranking_rows(explanation.ranked)
+        ],
+        "tested": visible_text(explanation.tested, 600),
         "method_b": visible_text(explanation.method_b, 2000),
         "claims": [_claim(checked) for checked in explanation.claims],
-        "sanity": None if sanity is None else asdict(sanity),
     }
 
 
@@ -208,10 +211,9 @@ def _claim(checked: CheckedClaim) -> dict[str, Any]:
         "sentence": visible_text(claim_sentence(checked.claim), 800),
         "verdict": checked.verdict,
         "css": checked.verdict.replace(" ", "-"),
-        "effect": checked.effect,
-        "frozen_effect": checked.frozen_effect,
-        "frozen_noise": checked.frozen_noise,
+        "change": -checked.effect,
         "noise": checked.claim.noise,
+        "decoder_change": -checked.decoder_effect,
     }
 
 

@@ -62,6 +62,7 @@ class ReportData:
     """columns, rows, verdict and reasons of the PPO controls."""
     label_columns: Sequence[str]
     label_methods: Sequence[Sequence[str]]
+    claim_columns: Sequence[str]
     claim_methods: Sequence[Sequence[str]]
     claim_note: str
     simulation_columns: Sequence[str]

@@ -29,7 +29,7 @@ class TrainExplainerConfig(StageConfig):
     max_claims: int = Field(5, ge=1, le=16)
     """Most claims an explanation makes."""
     interventions_per_position: int = Field(4, ge=1)
-    """Random interventions of each kind at a test position; joint removals of a training pair."""
+    """Random interventions of each kind at a test position."""
     width: int = Field(96, ge=8, multiple_of=4)
     """Hidden width of the set encoder."""
     num_layers: int = Field(2, ge=1)

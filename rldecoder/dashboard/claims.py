@@ -151,10 +151,10 @@ def simulation_note(claims: ClaimEvaluation) -> str:
         return ""
     return (
         "Can a reader of the claims tell which interventions change the frozen model's first "
-        f"choice? {claims.simulatability.interventions_per_kind:,} random interventions of each kind; "
-        f"{100 * everywhere.changed:.0f} % change it. All methods have one reader, who adds up "
-        "what the claims say of the features that an intervention hits. With context, that sum is "
-        "read together with log p and the size of the intervention (fitted on removals at other "
+        f"choice? {claims.simulatability.interventions_per_kind:,} random interventions of each "
+        f"kind; {100 * everywhere.changed:.0f} % change it. All methods have one reader, who adds "
+        "up what the claims say of the features that an intervention hits. With context, that sum "
+        "is read together with log p and the size of the intervention (fitted on removals at other "
         "positions), so that only the claims differ. "
         "One-sided p by a paired bootstrap over positions."
     )

@@ -53,6 +53,8 @@ from rldecoder.stages.inputs import ExplainerInputs
 LOG_EVERY = 10
 TASK_SHARE = 0.1
 """Of the pairs that come from task prompts."""
+TRAIN_REMOVALS = 2
+"""Joint removals of a training pair."""
 PER_TEXT = {"train": 64, "test": 4}
 """Positions of one sequence, on average: training saves passes, a test wants many documents."""
 
@@ -142,7 +144,7 @@ def _make_pairs(
 
     settings = PairSettings(
         candidates=config.max_candidates,
-        interventions=config.interventions_per_position,
+        interventions=TRAIN_REMOVALS if split == "train" else config.interventions_per_position,
         # Training pairs have the noise floor of the first order, which costs nothing more.
         probes=0 if split == "train" else PROBES,
         seed=derive_seed(ctx.seed, "removals", split),

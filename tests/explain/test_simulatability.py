@@ -92,8 +92,9 @@ def test_claims_that_know_are_ahead_and_wrong_ones_behind(
         **baselines,
     }
     found = evaluate_simulatability(
-        decoder.frozen, train, test, methods, count=4, generator=torch_generator(1), resamples=200, seed=0
-    )
+        decoder.frozen, train, test, methods,
+        count=4, generator=torch_generator(1), resamples=200, seed=0,
+    )  # fmt: skip
     assert found.interventions_per_kind == 240
     assert set(found.kinds) == {*KINDS, "all"}
     assert [kind for kind, entry in found.kinds.items() if entry.seen_in_training] == ["removal"]

@@ -11,6 +11,7 @@ from rldecoder.dashboard import collect
 from rldecoder.dashboard.build_figures import MODEL_NAMES, build_figures
 from rldecoder.dashboard.cards import feature_cards
 from rldecoder.dashboard.claims import (
+    precision_columns,
     precision_note,
     precision_rows,
     simulation_columns,
@@ -69,6 +70,7 @@ def build_report(inputs: ReportInputs, *, title: str, max_features: int) -> Repo
         controls=controls_table(inputs.controls),
         label_columns=label_columns(),
         label_methods=label_rows(inputs.labels.controls),
+        claim_columns=precision_columns(),
         claim_methods=precision_rows(claims),
         claim_note=precision_note(claims),
         simulation_columns=simulation_columns(),

@@ -106,6 +106,7 @@ class ReportData:
     controls: ControlsShown | None
     label_columns: Sequence[str]
     label_methods: Sequence[Sequence[str]]
+    claim_columns: Sequence[str]
     claim_methods: Sequence[Sequence[str]]
     claim_note: str
     simulation_columns: Sequence[str]

@@ -12,7 +12,8 @@ from typing import Annotated
 from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field
 
 from rldecoder.explain.claims import CheckedClaim, Verdict, claim_sentence
-from rldecoder.explain.explanation import Explanation, Sanity
+from rldecoder.explain.explanation import Explanation
+from rldecoder.explain.ranking import ranking_rows
 from rldecoder.visible_text import visible_text, visible_token
 
 PROMPT_SHOWN = 700
@@ -97,10 +98,12 @@ class ClaimShown(Shown):
     verdict: Verdict
     css: str
     """The verdict as the name of a style."""
-    effect: float
-    frozen_effect: float | None
-    frozen_noise: float | None
+    change: float
+    """Of the frozen model's log p when the feature is taken out, nats."""
     noise: float
+    """What chance explains of it."""
+    decoder_change: float
+    """The same, of the decoder."""
 
     @classmethod
     def of(cls, checked: CheckedClaim) -> ClaimShown:
@@ -109,15 +112,14 @@ class ClaimShown(Shown):
             sentence=claim_sentence(checked.claim),
             verdict=checked.verdict,
             css=checked.verdict.replace(" ", "-"),
-            effect=checked.effect,
-            frozen_effect=checked.frozen_effect,
-            frozen_noise=checked.frozen_noise,
+            change=-checked.effect,
             noise=checked.claim.noise,
+            decoder_change=-checked.decoder_effect,
         )
 
 
 class ExampleShown(Shown):
-    """One explanation: both predictions, Method A, the claims of Method B."""
+    """One explanation: both predictions, Method A's table, the claims of Method B."""
 
     prompt: Annotated[str, up_to(PROMPT_SHOWN)]
     """Its end."""
@@ -128,10 +130,12 @@ class ExampleShown(Shown):
     decoder: PredictionShown
     agree: bool
     """Whether both say the same."""
-    method_a: Paragraph
+    active: tuple[tuple[Label, Label, Label], ...]
+    """Method A: feature, share of its usual high, what it is."""
+    tested: Annotated[str, up_to(600)]
+    """What was tested, in a sentence."""
     method_b: Paragraph
     claims: tuple[ClaimShown, ...]
-    sanity: Sanity | None
 
     @classmethod
     def of(cls, explanation: Explanation) -> ExampleShown:
@@ -144,8 +148,8 @@ class ExampleShown(Shown):
             frozen=PredictionShown.model_validate(frozen),
             decoder=PredictionShown.model_validate(decoder),
             agree=frozen.token_id == decoder.token_id,
-            method_a=explanation.method_a,
+            active=tuple(ranking_rows(explanation.ranked)),
+            tested=explanation.tested,
             method_b=explanation.method_b,
             claims=tuple(map(ClaimShown.of, explanation.claims)),
-            sanity=explanation.sanity,
         )

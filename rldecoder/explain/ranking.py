@@ -104,23 +104,28 @@ def rank_active(
 
 
 def ranking_text(ranked: Sequence[RankedFeature]) -> str:
-    """Method A's words. Says what is active and how strongly; draws no conclusion from it.
+    """Method A's words: a short table of what is active, and how strongly; it draws no conclusion.
 
     A label below the bar of confidence is not quoted.
     """
     if not ranked:
         return "No feature is active at this position."
-    parts = []
-    for place, feature in enumerate(ranked, start=1):
-        label, sure = UNLABELLED if feature.unsure_label is None else NOT_ACCEPTED, ""
+    rows = [("feature", "of its usual high", ""), *ranking_rows(ranked)]
+    widths = [max(len(row[column]) for row in rows) for column in range(2)]
+    lines = [
+        f"{feature:<{widths[0]}}  {high:<{widths[1]}}  {what}".rstrip()
+        for feature, high, what in rows
+    ]
+    return "\n".join(["Active at this position, strongest first:", *lines])
+
+
+def ranking_rows(ranked: Sequence[RankedFeature]) -> list[tuple[str, str, str]]:
+    """Method A's table: the feature, its activation over its usual high, and what it is."""
+    rows = []
+    for feature in ranked:
+        what = UNLABELLED if feature.unsure_label is None else NOT_ACCEPTED
         if feature.label is not None:
-            label = f"“{visible_text(feature.label, 120)}”"
-            if feature.confidence is not None:
-                sure = f", label confidence {feature.confidence:.2f}"
-        high = (
-            f"{feature.normalised:.2f} of its usual high"
-            if feature.normalised > 0
-            else "first seen"
-        )
-        parts.append(f"{place}. #{feature.latent} {label} ({high}{sure})")
-    return "Active at this position, strongest first: " + "; ".join(parts) + "."
+            what = f"“{visible_text(feature.label, 120)}”"
+        high = f"{feature.normalised:.2f}" if feature.normalised > 0 else "first seen"
+        rows.append((f"#{feature.latent}", high, what))
+    return rows

@@ -19,12 +19,13 @@ import torch
 from torch import Tensor
 
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
+from rldecoder.decoder.places import last_of_text
 from rldecoder.errors import BadInputError
 from rldecoder.explain.checking import TextStates, explain_last
-from rldecoder.explain.claims import verify_on_decoder
 from rldecoder.explain.explainer import Explainer
 from rldecoder.explain.explanation import Explanation
 from rldecoder.explain.inputs import LabelText
+from rldecoder.explain.patching import decoder_effects
 from rldecoder.explain.prompts import encode_prompt, token_text
 from rldecoder.explain.ranking import RankedFeature, rank_active
 from rldecoder.explain.steering import Changes
@@ -179,7 +180,7 @@ class PromptReader:
         return Reading(self, encode_prompt(self.lm, prompt).tolist(), prompt)
 
     def explain(self, prompt: str) -> Explanation:
-        """Explain the decoder's next token after the prompt.
+        """Explain the frozen model's next token after the prompt.
 
         Raises:
             BadInputError: it is empty or longer than the model's context.
@@ -256,8 +257,9 @@ class Reading:
         token = self._choices(logits.log_softmax(-1))[0]
 
         ranked = self._ranked(at, acts.shape[1])
-        named = [feature.latent for feature in ranked]
-        effects = verify_on_decoder(decoder, text.latents, token.token_id, named)
+        named = torch.tensor([[one.latent for one in ranked]], dtype=torch.long, device=acts.device)
+        about = torch.tensor([token.token_id], device=acts.device)
+        effects = decoder_effects(decoder, last_of_text(text.latents), about, named)[0].tolist()
         rows = [
             Feature(
                 one.latent, one.label, one.act, effect, one.normalised, one.confidence,

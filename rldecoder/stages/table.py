@@ -30,9 +30,9 @@ STAGES: tuple[Stage, ...] = (
     Stage(catalogue.Importance, 4, inputs.RankInputs),
     Stage(catalogue.Labels, 5, inputs.LabelInputs, fingerprints.label_features),
     Stage(catalogue.Clusters, 3, inputs.ClusterInputs),
-    Stage(catalogue.TrainedExplainer, 5, inputs.ExplainerInputs),
-    Stage(catalogue.Evaluation, 5, inputs.EvaluateInputs, fingerprints.evaluate),
-    Stage(catalogue.Report, 7, inputs.ReportInputs),
+    Stage(catalogue.TrainedExplainer, 6, inputs.ExplainerInputs),
+    Stage(catalogue.Evaluation, 6, inputs.EvaluateInputs, fingerprints.evaluate),
+    Stage(catalogue.Report, 8, inputs.ReportInputs),
 )
 
 

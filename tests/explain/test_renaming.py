@@ -50,7 +50,7 @@ def test_renamed_labels_change_words_and_nothing_causal(
     explainer: Explainer,
     labels: dict[int, LabelText],
 ) -> None:
-    torch.nn.init.constant_(explainer.gate_bias, 50.0)
+    explainer.heads.bias.data[1] = 50.0  # sure of everything
     explainer.scales.fill_(1.0)
     explainer.requires_grad_(False)
     total = 0

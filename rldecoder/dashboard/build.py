@@ -179,5 +179,7 @@ def _controls(controls: Controls) -> Mapping[str, Any]:
         "columns": ("system", "task score", "95 %", "prompts", "KL, nats/token", "95 %"),
         "rows": shown,
         "verdict": verdict.verdict,
-        "reasons": "; ".join(visible_text(reason, 300) for reason in verdict.reasons),
+        "reasons": "; ".join(
+            visible_text(reason, 300) for reason in (*verdict.reasons, *verdict.beside)
+        ),
     }

@@ -82,6 +82,24 @@ class PysourceSource(Config):
     """Names this kind of source."""
 
 
+class ReaderSource(Config):
+    """Original prose that comes with the project: some 210 short pieces, 66,000 tokens."""
+
+    type: Literal["reader"] = "reader"
+    """Names this kind of source."""
+
+
+class TasksSource(Config):
+    """Solved training prompts of the generated tasks; all of them go to the split `train`."""
+
+    type: Literal["tasks"] = "tasks"
+    """Names this kind of source."""
+    tasks: tuple[Literal["addition", "cloze"], ...] = Field(("addition", "cloze"), min_length=1)
+    """Tasks whose prompts are told."""
+    documents_per_task: PositiveInt = 40
+    """Documents of each task, six prompts each."""
+
+
 class LocalSource(Config):
     """Local files: a .txt, .md or .rst file is a document, or a row of .jsonl, .json, .csv, .tsv
     or .parquet; all but Parquet also packed (.gz, .bz2, .zst)."""
@@ -132,7 +150,8 @@ class DatasetSource(Config):
 
 
 Source = Annotated[
-    PydocsSource | PysourceSource | LocalSource | DatasetSource, Field(discriminator="type")
+    PydocsSource | PysourceSource | ReaderSource | TasksSource | LocalSource | DatasetSource,
+    Field(discriminator="type"),
 ]
 
 

@@ -205,9 +205,9 @@ class ControlPpoConfig(StageConfig):
     test_tokens: int = Field(default=1024, ge=1)
     """Cached test tokens for held-out KL."""
     supervised_continuation: bool = True
-    """Also train as long with the differentiable losses alone, at their full weight on all
-    responses (what does the reward add to distillation?), and with the KL loss on text alone (what
-    does more supervised training?)."""
+    """Also train as long with the KL loss on text alone (more supervised training, which gates),
+    and with the differentiable losses alone, at their full weight on all responses (what does the
+    reward add to distillation? measured beside the verdict)."""
     max_kl_increase: float = Field(default=0.05, ge=0)
     """Held-out KL above the supervised decoder's, nats per token, that the verdict allows."""
     checkpoint_every_steps: int = free(4, ge=1)

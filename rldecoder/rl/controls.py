@@ -1,5 +1,7 @@
 """Is the trained decoder better than chance, and than more supervised training?
 
+What the reward adds to distillation is measured by the same comparison, and does not decide.
+
 A random reward is not inert: whitened noise sharpens the policy (entropy 2.46 -> 1.30 in RL.md)
 while nothing is learned. So controls are compared on task score and held-out KL only, on the same
 test prompts and the same test text, by paired bootstrap.
@@ -130,6 +132,15 @@ class Comparison(JsonRecord):
             f"(allowed {bound:g})"
         )
 
+    def beside_distillation(self) -> str:
+        """What the reward adds to distillation, as a sentence; it decides nothing."""
+        return (
+            f"the reward adds {self.score_difference:+.2f} [{self.score_low:+.2f}, "
+            f"{self.score_high:+.2f}] of task score to distillation on own responses, which has "
+            f"held-out KL {'higher' if self.kl_difference > 0 else 'lower'} by "
+            f"{abs(self.kl_difference):.3f} nats (measured beside the verdict, no part of it)"
+        )
+
     def _numbers(self) -> str:
         return (
             f"task score of the trained one higher by {self.score_difference:+.2f} "
@@ -185,6 +196,8 @@ class ControlVerdict(JsonRecord):
     """Whether all gating controls are clearly beaten and held-out KL did not rise too far."""
     reasons: tuple[str, ...]
     """Why not, and what a reader must know."""
+    beside: tuple[str, ...] = ()
+    """What was measured beside the verdict and is no part of it, in sentences."""
     comparisons: tuple[Comparison, ...]
     """The trained decoder against each other system but the frozen model."""
     systems: dict[str, SystemRow]

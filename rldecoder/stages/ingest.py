@@ -14,15 +14,16 @@ from typing import NamedTuple
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from rldecoder.artifacts.catalogue import Corpus
-from rldecoder.config.data import IngestConfig
+from rldecoder.config.data import IngestConfig, TasksSource
 from rldecoder.data.admission import Admission, Admitted
-from rldecoder.data.documents import assign_split
+from rldecoder.data.documents import Candidate, assign_split
 from rldecoder.data.folders import told
 from rldecoder.data.packing import SequencePacker, TokenShardWriter
 from rldecoder.data.provenance import Provenance, SourceProvenance, SplitProvenance
 from rldecoder.data.shards import SPLITS, DocumentRow
 from rldecoder.data.sources import candidates, fingerprint, left_out_files
 from rldecoder.errors import BadInputError
+from rldecoder.evals.task_text import task_candidates
 from rldecoder.lm.specs import stated_context_length
 from rldecoder.lm.text_tokens import encode_documents, tokens_in_front
 from rldecoder.reporting import Bar
@@ -55,6 +56,9 @@ def run(inputs: IngestInputs, config: IngestConfig, ctx: StageContext) -> Output
     def in_domain(key: str) -> str:
         return assign_split(key, ctx.seed, config.fractions.model_dump())
 
+    def solved_prompts(source: TasksSource) -> Iterator[Candidate]:
+        return task_candidates(source.tasks, source.documents_per_task, ctx.seed)
+
     # In-domain text first: should a document be in both, it is out-of-domain text that goes.
     parts = [(config.sources, in_domain), (config.ood_sources, lambda key: "ood")]
     total = sum(getattr(config.budget_tokens, name) for name in sinks)
@@ -70,6 +74,7 @@ def run(inputs: IngestInputs, config: IngestConfig, ctx: StageContext) -> Output
                     shuffle_buffer=config.shuffle_buffer_documents,
                     # What is no text is counted once, not at each reading.
                     dropped=admission.dropped if first else None,
+                    made=solved_prompts,
                 )
                 admit = admission.beginnings if first else admission.rests
                 _pack(admit(stream, choose_split), sinks, tokenizer, rows, bar)

@@ -14,7 +14,7 @@ from rldecoder.artifacts.base import Artifact
 from rldecoder.artifacts.store import ArtifactRef, ArtifactStore, Manifest, artifact_digest
 from rldecoder.config.run import RunConfig
 from rldecoder.errors import BadInputError, GateFailedError, NumericalError
-from rldecoder.failures import explained
+from rldecoder.failures import translated
 from rldecoder.reporting import Interruptible, Reporter
 from rldecoder.schemas import Scalar
 from rldecoder.seeds import derive_seed, seed_everything
@@ -71,7 +71,7 @@ def run_stage(
         RlDecoderError: anything that can be foreseen, such as a full disk, as one of our own.
         KeyboardInterrupt: the process was asked to stop; nothing computed since is published.
     """
-    with explained(stage_name):
+    with translated(stage_name):
         return _run_stage(
             run, stage_named(stage_name), refs,
             store=store, report=Interruptible(report), device=device,

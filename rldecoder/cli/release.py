@@ -81,9 +81,7 @@ def export_release(
     publishing.check()
     from rldecoder.release.writing import write_release
 
-    manifest = write_release(
-        run, out, supervised=supervised, overwrite=overwrite, licence=licence
-    )
+    manifest = write_release(run, out, supervised=supervised, overwrite=overwrite, licence=licence)
     size = sum(entry.size for entry in manifest.files.values())
     console.print(
         f"written: {escape(str(out))}   {len(manifest.files)} files, {size / 1e6:,.1f} MB",
@@ -132,9 +130,7 @@ def _upload(root: Path, publishing: Publishing, console: Console) -> None:
         return
     from rldecoder.release.hub import push_release
 
-    done = push_release(
-        root, publishing.push, public=publishing.public, dry_run=publishing.dry_run
-    )
+    done = push_release(root, publishing.push, public=publishing.public, dry_run=publishing.dry_run)
     seen = "private" if done.private else "public"
     if done.commit is not None:
         console.print(f"uploaded to {escape(done.commit)} ({seen})", highlight=False)

@@ -289,6 +289,7 @@ def export(
         push_folder(Path(tool), publishing, console, [name for name, v in given.items() if v])
         return
     if tool == RELEASE:
+        publishing.check()
         export_release(
             _open(config, store, overrides), out, publishing, console,
             supervised=supervised, overwrite=overwrite, licence=licence,

@@ -75,10 +75,12 @@ def export_release(
 ) -> None:
     """Write a run's release, and upload it where that was asked for.
 
+    Args:
+        publishing: checked.
+
     Raises:
         BadInputError: the run has not come so far, `out` holds something, or see `push_release`.
     """
-    publishing.check()
     from rldecoder.release.writing import write_release
 
     manifest = write_release(run, out, supervised=supervised, overwrite=overwrite, licence=licence)

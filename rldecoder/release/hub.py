@@ -1,4 +1,4 @@
-"""Releases on the Hugging Face hub. A token is taken from the environment, and from nowhere else."""
+"""Releases on the Hugging Face hub. A token is the environment's, and never a stored one."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ def _needles(places: Iterable[Path | str]) -> dict[bytes, str]:
 
 
 def _contents(path: Path) -> Iterator[bytes]:
-    """Where a file can hold text: its bytes, of tensors the header alone, and what Parquet packs."""
+    """Where a file can hold text: its bytes, of tensors the header, and what Parquet packs."""
     if path.suffix == ".safetensors":
         with safe_open(path, framework="numpy") as tensors:
             yield json.dumps(tensors.metadata()).encode()

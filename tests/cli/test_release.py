@@ -42,7 +42,7 @@ def test_it_is_written_and_listed_and_nothing_is_sent(
     assert all(name in said for name in manifest.files)
     assert "would go to ann/toy (private); nothing was sent" in said
 
-    with pytest.raises(BadInputError, match="is a release already.*--overwrite"):
+    with pytest.raises(BadInputError, match=r"is a release already.*--overwrite"):
         rldecoder("export", CONFIG, "release", release, "--store", debug_store)
     rldecoder(
         "export", CONFIG, "release", release, "--store", debug_store, "--overwrite",
@@ -106,5 +106,5 @@ def test_spoilt_ones_are_not_served(release: Path, tmp_path: Path) -> None:
     spoilt = Path(shutil.copytree(release, tmp_path / "spoilt"))
     (spoilt / "settings.json").write_text("{}")
     for command in (["serve", "--port", "0"], ["explain", "The"]):
-        with pytest.raises(Exception, match="settings.json of the release cannot be trusted"):
+        with pytest.raises(Exception, match=r"settings.json of the release cannot be trusted"):
             rldecoder(*command, "--release", spoilt)

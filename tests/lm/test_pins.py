@@ -77,7 +77,7 @@ def test_a_random_model_is_made_again_and_kept(pin: ModelPin, folder: Path) -> N
 
 def test_another_seed_is_refused(pin: ModelPin) -> None:
     other = pin.model_copy(update={"sources": (RandomSource(seed=4, sizes=SIZES),)})
-    with pytest.raises(BadInputError, match="toy was not found.*another one here.*SHA-256"):
+    with pytest.raises(BadInputError, match=r"toy was not found.*another one here.*SHA-256"):
         find_model(other, silent)
 
 
@@ -113,9 +113,7 @@ def test_a_given_folder_is_compared_in_every_file(
     assert find_model(pin, silent, own) == own
 
     def refused(why: str) -> None:
-        with pytest.raises(
-            BadInputError, match=f"is not toy, as it was pinned. The difference: {why}"
-        ):
+        with pytest.raises(BadInputError, match=rf"is not toy, .*The difference: {why}"):
             find_model(pin, silent, own)
 
     config.write_text(json.dumps({**settings, "n_head": 1}))
@@ -157,7 +155,7 @@ def test_sources_are_tried_in_order_and_each_says_why_not(
     assert find_model(both, silent) == folder
     assert fetched == ["the hub (a/there)"]
     wrong = both.model_copy(update={"weights": {"model.safetensors": "0" * 64}})
-    with pytest.raises(BadInputError, match="no reachable a/here; the hub .* has another model"):
+    with pytest.raises(BadInputError, match=r"no reachable a/here; the hub .* has another model"):
         find_model(wrong, silent)
-    with pytest.raises(BadInputError, match="a folder on the machine of the run.*--model FOLDER"):
+    with pytest.raises(BadInputError, match=r"a folder on the machine of the run.*--model FOLDER"):
         find_model(pin.model_copy(update={"sources": ()}), silent)

@@ -86,7 +86,7 @@ def test_a_release_of_the_hub_is_checked_as_any_other(
     opened = open_release(REPO)  # what is not listed is not even fetched
     assert not (opened.root / "malware.py").exists()
     hub.commit({**files, "sae/sae/cfg.json": files["sae/sae/cfg.json"] + b" "})
-    with pytest.raises(DamagedFileError, match="sae/sae/cfg.json of the release"):
+    with pytest.raises(DamagedFileError, match=r"sae/sae/cfg.json of the release"):
         open_release(REPO)
     reseal(copied, schema_version=9)
     hub.commit({**files, MANIFEST: (copied / MANIFEST).read_bytes()})

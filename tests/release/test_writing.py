@@ -171,11 +171,11 @@ def test_what_was_changed_in_the_store_is_not_released(debug_store: Path, tmp_pa
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
-    with pytest.raises(DamagedFileError, match="model.safetensors"):
+    with pytest.raises(DamagedFileError, match=r"model.safetensors"):
         write_release(run, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
     shutil.rmtree(store / "evaluate")
-    with pytest.raises(BadInputError, match="not come far enough to be released.*"):
+    with pytest.raises(BadInputError, match=r"not come far enough to be released.*"):
         write_release(rldecoder.open_run(CONFIG, store), tmp_path / "out")
 
 

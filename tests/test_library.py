@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from rldecoder import open_run
+from rldecoder.release.writing import write_release
 from tests.conftest import ROOT
 
 OPENED = 'rldecoder.open_run("configs/quickstart.yaml")'
+RELEASE = '"my-release/"'
 
 
 def python_of(page: str) -> str:
@@ -24,10 +27,15 @@ def test_the_pages_python_runs(
     debug_store: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
 ) -> None:
     code = python_of(page)
     assert code.count(OPENED) == 1
     monkeypatch.chdir(ROOT)
+    if RELEASE in code:
+        monkeypatch.setenv("RLDECODER_CACHE", str(tmp_path / "cache"))
+        write_release(open_run("configs/debug.yaml", debug_store), tmp_path / "release")
+        code = code.replace(RELEASE, repr(str(tmp_path / "release")))
     opened = f'rldecoder.open_run("configs/debug.yaml", {str(debug_store)!r})'
     exec(compile(code.replace(OPENED, opened), page, "exec"), {})
     assert len(capsys.readouterr().out.splitlines()) >= code.count("print(")
@@ -36,6 +44,13 @@ def test_the_pages_python_runs(
 def test_the_first_ten_lines_are_ten() -> None:
     first = python_of("library.md").split("steering =")[0]
     assert len([line for line in first.splitlines() if line.strip()]) <= 11
+
+
+def test_a_releases_three_lines_are_three() -> None:
+    code = python_of("library.md")
+    lines = [line for line in code[code.rindex("import rldecoder") :].splitlines() if line.strip()]
+    assert len(lines) == 3
+    assert RELEASE in lines[1]
 
 
 @pytest.mark.slow

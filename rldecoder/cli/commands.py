@@ -41,7 +41,9 @@ SetOption = Annotated[
 
 MaybeConfig = Annotated[
     str | None,
-    typer.Argument(metavar="[CONFIG]", help="A run's YAML; not with --release.", show_default=False),
+    typer.Argument(
+        metavar="[CONFIG]", help="A run's YAML; not with --release.", show_default=False
+    ),
 ]
 ReleaseOption = Annotated[
     str | None,
@@ -116,7 +118,9 @@ def explain(
         config, prompt = None, config  # the only text is the prompt
     if prompt is None:
         raise BadInputError(
-            "Missing argument 'PROMPT'.", "", 'Example: rldecoder explain CONFIG "The hat is in the"'
+            "Missing argument 'PROMPT'.",
+            "",
+            'Example: rldecoder explain CONFIG "The hat is in the"',
         )
     opened = _open_any(config, store, overrides, release, model)
     from rldecoder.cli.show import show_explanation
@@ -285,6 +289,7 @@ def export(
         push_folder(Path(tool), publishing, console, [name for name, v in given.items() if v])
         return
     if tool == RELEASE:
+        publishing.check()
         export_release(
             _open(config, store, overrides), out, publishing, console,
             supervised=supervised, overwrite=overwrite, licence=licence,

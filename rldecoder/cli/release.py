@@ -75,15 +75,15 @@ def export_release(
 ) -> None:
     """Write a run's release, and upload it where that was asked for.
 
+    Args:
+        publishing: checked.
+
     Raises:
         BadInputError: the run has not come so far, `out` holds something, or see `push_release`.
     """
-    publishing.check()
     from rldecoder.release.writing import write_release
 
-    manifest = write_release(
-        run, out, supervised=supervised, overwrite=overwrite, licence=licence
-    )
+    manifest = write_release(run, out, supervised=supervised, overwrite=overwrite, licence=licence)
     size = sum(entry.size for entry in manifest.files.values())
     console.print(
         f"written: {escape(str(out))}   {len(manifest.files)} files, {size / 1e6:,.1f} MB",
@@ -132,9 +132,7 @@ def _upload(root: Path, publishing: Publishing, console: Console) -> None:
         return
     from rldecoder.release.hub import push_release
 
-    done = push_release(
-        root, publishing.push, public=publishing.public, dry_run=publishing.dry_run
-    )
+    done = push_release(root, publishing.push, public=publishing.public, dry_run=publishing.dry_run)
     seen = "private" if done.private else "public"
     if done.commit is not None:
         console.print(f"uploaded to {escape(done.commit)} ({seen})", highlight=False)

@@ -59,9 +59,7 @@ def serve_run(
         listener.listen(MAX_CONNECTIONS)  # who follows the address at once waits, is not refused
         shown = f"[{host}]" if ":" in host else host
         address = f"http://{shown}:{listener.getsockname()[1]}/"
-        console.print(
-            f"serving {escape(run.name)} at {address}   (Ctrl-C stops)", highlight=False
-        )
+        console.print(f"serving {escape(run.name)} at {address}   (Ctrl-C stops)", highlight=False)
         if allow_remote:
             warn("Other machines may connect, and there is no login.")
         # uvicorn shuts down by itself on Ctrl-C and passes the signal on when it is done.

@@ -106,9 +106,7 @@ def pin_model(
     )
 
 
-def find_model(
-    pin: ModelPin, note: Callable[[str], None], given: Path | str | None = None
-) -> Path:
+def find_model(pin: ModelPin, note: Callable[[str], None], given: Path | str | None = None) -> Path:
     """The folder of the pinned model, every file of it compared.
 
     Args:
@@ -121,12 +119,12 @@ def find_model(
     """
     if given is not None:
         folder = Path(given).expanduser()
-        why = _difference(folder, pin) if folder.is_dir() else "there is no such folder"
+        why = _difference(folder, pin) if folder.is_dir() else "no such folder"
         if why is None:
             return folder
         raise BadInputError(
             f"The model in {folder} is not {pin.name}, as it was pinned.",
-            f"{why[0].upper()}{why[1:]}.",
+            f"The difference: {why}.",
             "Give the folder that the run read.",
         )
 

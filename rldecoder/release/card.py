@@ -1,4 +1,4 @@
-"""The card of a release, README.md as the Hugging Face hub shows it: numbers with their controls."""
+"""The card of a release, README.md as the hub shows it: numbers with their controls."""
 
 from __future__ import annotations
 
@@ -31,9 +31,12 @@ if TYPE_CHECKING:
 LIBRARY = "rl-decoder"
 TAGS = ["sparse-autoencoder", "mechanistic-interpretability", "interpretability", LIBRARY]
 HUB_LICENCES = frozenset(
-    "apache-2.0 mit bsd-2-clause bsd-3-clause cc0-1.0 cc-by-4.0 cc-by-sa-4.0 gpl-3.0 lgpl-3.0 "
-    "mpl-2.0 unlicense openrail gemma llama2 llama3 llama3.1 llama3.2 llama3.3".split()
-)
+    (
+        "apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-4.0",
+        "cc-by-sa-4.0", "gpl-3.0", "lgpl-3.0", "mpl-2.0", "unlicense", "openrail", "gemma",
+        "llama2", "llama3", "llama3.1", "llama3.2", "llama3.3",
+    )
+)  # fmt: skip
 """Identifiers that the hub knows; any other licence is `other` there, with its name."""
 TEMPLATE = "model_card.md.j2"
 NONE = "–"

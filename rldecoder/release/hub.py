@@ -1,16 +1,17 @@
-"""Releases on the Hugging Face hub. A token is taken from the environment, and from nowhere else."""
+"""Releases on the Hugging Face hub. A token is the environment's, and never a stored one."""
 
 from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import huggingface_hub.constants
 from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from huggingface_hub.utils import disable_progress_bars
 from pydantic import TypeAdapter, ValidationError
 
@@ -21,13 +22,17 @@ from rldecoder.release.leaks import require_no_leaks
 from rldecoder.release.manifest import ReleaseManifest, read_release, verify_release
 
 TOKEN = "HF_TOKEN"
-_PLACE = re.compile(r"(?P<repo>[^/@\s]+/[^/@\s]+)(?:@(?P<revision>\S+))?")
+# Neither `./release` nor `../release`: they are folders, there or not.
+_PLACE = re.compile(r"(?P<repo>[A-Za-z0-9_][^/@\s]*/[^/@\s]+)(?:@(?P<revision>\S+))?")
 _TIMEOUT_SECONDS = 20.0
 # The hub's error derives from its HTTP client's and from OSError; a failed connection raises the
-# client's own, a bad name a ValueError.
+# client's own, a bad name a ValueError, a large file that cannot be sent a RuntimeError.
 _HUB_ERRORS: tuple[type[Exception], ...] = (
-    *HfHubHTTPError.__bases__, LocalEntryNotFoundError, ValueError, OSError,
-)  # type: ignore[assignment]  # fmt: skip
+    *HfHubHTTPError.__bases__,  # type: ignore[arg-type]
+    OSError,
+    ValueError,
+    RuntimeError,
+)
 
 
 class Upload(NamedTuple):
@@ -115,7 +120,8 @@ def download_release(repo: str, revision: str, note: Callable[[str], None]) -> t
         raise BadInputError(
             f"The release {repo} ({revision}) could not be downloaded.",
             _first_line(error),
-            f"Check the name and the network; a private one needs its token in {TOKEN}.",
+            f"There is no such folder, so the hub was asked. Check the name and the network; a "
+            f"private one needs its token in {TOKEN}.",
         ) from None
     return root, cache
 
@@ -154,13 +160,15 @@ def push_release(root: Path, repo: str, *, public: bool = False, dry_run: bool =
         if not public:
             _refuse_public(api, repo)
         api.create_repo(repo, private=not public, exist_ok=True)
-        commit = api.upload_folder(
-            repo_id=repo,
-            folder_path=root,
-            allow_patterns=sorted(upload.files),
-            delete_patterns="*",
-            commit_message=f"RL-Decoder release of {manifest.name}",
-        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*commit a data file")  # they belong here
+            commit = api.upload_folder(
+                repo_id=repo,
+                folder_path=root,
+                allow_patterns=sorted(upload.files),
+                delete_patterns="*",
+                commit_message=f"RL-Decoder release of {manifest.name}",
+            )
     except _HUB_ERRORS as error:
         raise BadInputError(
             f"The release could not be uploaded to {repo}.",

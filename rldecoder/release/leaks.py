@@ -23,6 +23,10 @@ _SECRET_NAME = re.compile(r"(?i)(?:key|token|secret|passw(?:or)?d|credential)")
 _SHORTEST_SECRET = 8
 # `/...`, `~/...`, `C:\...`, `\\server\...`, `file:...`
 _LOCAL = re.compile(r"(?:/|~[^/\s]*/|[A-Za-z]:[\\/]|\\\\|file:)")
+# On every machine, and in many texts.
+_EVERYWHERE = frozenset(
+    map(Path, ("/usr/local", "/usr/lib", "/usr/bin", "/usr/share", "/var/lib", "/var/tmp"))
+)
 _LAST_PART = re.compile(r"[^/\\]+(?=[/\\]*$)")
 
 
@@ -81,11 +85,10 @@ def require_no_leaks(root: Path, names: Iterable[str], places: Iterable[Path | s
 
 def _needles(places: Iterable[Path | str]) -> dict[bytes, str]:
     """What to look for, by the bytes that give a place away."""
-    common = (Path.cwd(), Path.home(), sys.prefix, user_cache(), *places)
     found: dict[bytes, str] = {}
-    for place in common:
+    for place in (Path.cwd(), Path.home(), sys.prefix, user_cache(), *places):
         for path in {Path(place), Path(place).expanduser().absolute(), Path(place).resolve()}:
-            if not path.is_absolute() or len(path.parts) < 2:
+            if not path.is_absolute() or len(path.parts) < 2 or path in _EVERYWHERE:
                 continue
             # `/root` or `/data` are words as well: only a text that begins there is a path.
             text = f'"{path}/' if len(path.parts) == 2 else str(path)
@@ -94,7 +97,7 @@ def _needles(places: Iterable[Path | str]) -> dict[bytes, str]:
 
 
 def _contents(path: Path) -> Iterator[bytes]:
-    """Where a file can hold text: its bytes, of tensors the header alone, and what Parquet packs."""
+    """Where a file can hold text: its bytes, of tensors the header, and what Parquet packs."""
     if path.suffix == ".safetensors":
         with safe_open(path, framework="numpy") as tensors:
             yield json.dumps(tensors.metadata()).encode()

@@ -134,7 +134,9 @@ def read_release(root: Path, *, links_into: Path | None = None) -> ReleaseManife
     return manifest
 
 
-def verify_release(root: Path, manifest: ReleaseManifest, *, links_into: Path | None = None) -> None:
+def verify_release(
+    root: Path, manifest: ReleaseManifest, *, links_into: Path | None = None
+) -> None:
     """Compare every file of a release with its hash.
 
     Args:
@@ -216,5 +218,7 @@ def _unreadable(root: Path, name: str, error: OSError) -> RlDecoderError:
 
 def _refuse(name: str, why: str, error: Exception | None = None) -> NoReturn:
     raise DamagedFileError(
-        f"{name} of the release cannot be trusted.", f"{why[0].upper()}{why[1:].rstrip('.')}.", _MEND
+        f"{name} of the release cannot be trusted.",
+        f"{why[0].upper()}{why[1:].rstrip('.')}.",
+        _MEND,
     ) from error

@@ -61,7 +61,7 @@ def open_release(
 
 @dataclass(frozen=True)
 class ReleasedModel(ModelFolder):
-    """The frozen model of a release: its records are here, its files wherever its pin finds them."""
+    """The frozen model of a release: its records are here, its files where the pin finds them."""
 
     given: Path | str | None = None
     """Where the caller says that they are."""

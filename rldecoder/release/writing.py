@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -187,9 +187,7 @@ def _settings(config: RunConfig) -> Settings:
     return Settings(name=config.name, seed=config.seed, stages=without_places(stages))
 
 
-def _manifest(
-    name: str, inputs: ReleaseInputs, manifests: dict[str, Manifest]
-) -> ReleaseManifest:
+def _manifest(name: str, inputs: ReleaseInputs, manifests: dict[str, Manifest]) -> ReleaseManifest:
     last = max(manifests.values(), key=lambda manifest: manifest.created_at)
     return ReleaseManifest(
         format=FORMAT,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from jaxtyping import Float
 
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
 from rldecoder.decoder.places import at_once, last_of_text, resid_of
@@ -148,7 +149,7 @@ def verify_on_decoder(
 @torch.no_grad()
 def verify_on_frozen(
     decoder: SaeDecoderForCausalLM,
-    resid: torch.Tensor,
+    resid: Float[torch.Tensor, "length d_model"],
     latents: SparseLatents,
     token: int,
     claimed: Sequence[int],
@@ -181,7 +182,7 @@ def verify_on_frozen(
 
 def noise_on_frozen(
     decoder: SaeDecoderForCausalLM,
-    resid: torch.Tensor,
+    resid: Float[torch.Tensor, "length d_model"],
     latents: SparseLatents,
     token: int,
     claimed: Sequence[int],

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Bool, Float
 from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -136,7 +137,9 @@ class Explainer(nn.Module):
             slots.noise,
         )
 
-    def choose(self, pointers: Pointers, *, gated: bool = True) -> Tensor:
+    def choose(
+        self, pointers: Pointers, *, gated: bool = True
+    ) -> Bool[Tensor, "places candidates"]:
         """Which candidates become claims: bool [B, C], at most `max_claims` a row.
 
         A claim needs an open gate, a rank among the first, and a predicted effect that chance
@@ -219,7 +222,11 @@ class Reconstructor(nn.Module):
             self.change.bias.fill_(-math.log(2))
 
     def forward(
-        self, claimed: Tensor, effects: Tensor, removals: Tensor, logprobs: Tensor
+        self,
+        claimed: Float[Tensor, "places candidates"],
+        effects: Float[Tensor, "places candidates"],
+        removals: Float[Tensor, "places interventions candidates"],
+        logprobs: Float[Tensor, " places"],
     ) -> Reading:
         """Predicted effects, in the unit of `effects`, and log odds of a change, [B, M] each.
 
@@ -296,9 +303,16 @@ def make_slots(
 
 
 def losses(
-    explainer: Explainer, slots: Slots, logprobs: Tensor, single: Tensor, removals: Tensor,
-    joint: Tensor, changed: Tensor, *, regularised: bool = True,
-) -> LossParts:  # fmt: skip
+    explainer: Explainer,
+    slots: Slots,
+    logprobs: Float[Tensor, " places"],
+    single: Float[Tensor, "places candidates"],
+    removals: Float[Tensor, "places interventions candidates"],
+    joint: Float[Tensor, "places interventions"],
+    changed: Bool[Tensor, "places interventions"],
+    *,
+    regularised: bool = True,
+) -> LossParts:
     """The loss terms of B positions.
 
     Args:

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 import torch.nn.functional as F
+from jaxtyping import Bool
 from pydantic import RootModel
 from torch import Tensor
 
@@ -189,7 +190,7 @@ def make_pairs(
     max_candidates: int,
     interventions: int,
     generator: torch.Generator,
-    excluded: Tensor | None = None,
+    excluded: Bool[Tensor, " latents"] | None = None,
 ) -> Pairs:
     """Find the candidates of each position and measure what removing them does.
 
@@ -208,7 +209,9 @@ class HeldOutFeatures(JsonFile, RootModel[tuple[int, ...]]):
     """The latents that no training pair shows, in ascending order."""
 
 
-def held_out_latents(num_latents: int, share: float, generator: torch.Generator) -> Tensor:
+def held_out_latents(
+    num_latents: int, share: float, generator: torch.Generator
+) -> Bool[Tensor, " latents"]:
     """[L] bool: a random `share` of the dictionary, whose effects no training pair may show."""
     held_out = torch.zeros(num_latents, dtype=torch.bool)
     held_out[torch.randperm(num_latents, generator=generator)[: round(share * num_latents)]] = True

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
@@ -69,7 +70,7 @@ def find_candidates(
     decoder: SaeDecoderForCausalLM,
     places: Places,
     count: int,
-    excluded: Tensor | None = None,
+    excluded: Bool[Tensor, " latents"] | None = None,
 ) -> Candidates:
     """The `count` active latents of each place with the largest |contribution|.
 
@@ -181,7 +182,7 @@ def measure(
     decoder: SaeDecoderForCausalLM,
     places: Places,
     candidates: Candidates,
-    removals: Tensor | None = None,
+    removals: Float[Tensor, "places interventions candidates"] | None = None,
 ) -> Measured:
     """Exact effects of removing each candidate alone, and of joint interventions.
 
@@ -300,7 +301,10 @@ class Outcomes(NamedTuple):
 
 @torch.no_grad()
 def run_patched(
-    decoder: SaeDecoderForCausalLM, places: Places, shares: Tensor, candidates: Candidates
+    decoder: SaeDecoderForCausalLM,
+    places: Places,
+    shares: Float[Tensor, "places interventions active"],
+    candidates: Candidates,
 ) -> Outcomes:
     """Run the decoder on patched places, without the shortcuts of `measure`.
 
@@ -329,13 +333,15 @@ def run_patched(
     return Outcomes(effects, changed)
 
 
-def ablate(latents: SparseLatents, latent: Tensor) -> SparseLatents:
+def ablate(latents: SparseLatents, latent: Int[Tensor, " places"]) -> SparseLatents:
     """The same positions with one latent each set to zero; `latent` is [N]."""
     keep = latents.indices != latent[:, None]
     return SparseLatents(latents.acts * keep, latents.indices)
 
 
-def noise_floor(candidates: Candidates, row_norms: Tensor) -> Tensor:
+def noise_floor(
+    candidates: Candidates, row_norms: Float[Tensor, "places candidates"]
+) -> Float[Tensor, "places candidates"]:
     """How large an effect chance gives each candidate: [N, C], nats.
 
     Removing a random direction of the candidate's own length r = |act W[latent]| at the same
@@ -354,8 +360,11 @@ def noise_floor(candidates: Candidates, row_norms: Tensor) -> Tensor:
 
 
 def random_removals(
-    acts: Tensor, count: int, generator: torch.Generator, share: float = 1.0
-) -> Tensor:
+    acts: Float[Tensor, "places candidates"],
+    count: int,
+    generator: torch.Generator,
+    share: float = 1.0,
+) -> Float[Tensor, "places interventions candidates"]:
     """[N, count, C] interventions: random sets of active candidates, each removed by `share`.
 
     The set's size is uniform from 1 to the number of active candidates, so that small and

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold
 from sklearn.pipeline import make_pipeline
@@ -48,7 +49,9 @@ NO_CLAIMS = "no_claims"
 FOLDS = 5
 
 
-def hit_shares(latents: SparseLatents, shares: Tensor, claims: ClaimSet) -> Tensor:
+def hit_shares(
+    latents: SparseLatents, shares: Float[Tensor, "places interventions active"], claims: ClaimSet
+) -> Float[Tensor, "places interventions claims"]:
     """[N, M, n]: the share that each intervention takes from each claimed latent; 0 if not hit."""
     same = latents.indices[:, :, None] == claims.latents[:, None, :]
     active = same & (latents.acts > 0)[:, :, None] & claims.mask[:, None, :]
@@ -56,8 +59,11 @@ def hit_shares(latents: SparseLatents, shares: Tensor, claims: ClaimSet) -> Tens
 
 
 def read_claims(
-    hit: Tensor, claims: ClaimSet, logprobs: Tensor, reader: Explainer | None = None
-) -> Tensor:
+    hit: Float[Tensor, "places interventions claims"],
+    claims: ClaimSet,
+    logprobs: Float[Tensor, " places"],
+    reader: Explainer | None = None,
+) -> Float[Tensor, "places interventions"]:
     """[N, M]: the score of each intervention; higher where the claims make a change likelier.
 
     Args:

@@ -211,5 +211,7 @@ def controls_table(controls: Controls) -> ControlsShown:
         columns=("system", "task score", "95 %", "prompts", "KL, nats/token", "95 %"),
         rows=shown,
         verdict=verdict.verdict,
-        reasons="; ".join(visible_text(reason, 300) for reason in (*verdict.reasons, *verdict.beside)),
+        reasons="; ".join(
+            visible_text(reason, 300) for reason in (*verdict.reasons, *verdict.beside)
+        ),
     )

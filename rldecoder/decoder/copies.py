@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -23,7 +24,10 @@ _COARSE_ROUNDING = 1e-2
 
 @torch.no_grad()
 def compare_copies(
-    body: PreTrainedModel, numbers: Sequence[int], base: PreTrainedModel, input_ids: Tensor | None
+    body: PreTrainedModel,
+    numbers: Sequence[int],
+    base: PreTrainedModel,
+    input_ids: Int[Tensor, "batch length"] | None,
 ) -> None:
     """Run the same input through each frozen block, where it is, and through its copy.
 

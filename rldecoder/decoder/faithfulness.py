@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import pyarrow as pa
 import torch
+from jaxtyping import Float
 from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
@@ -128,7 +129,7 @@ def decoder_predictor(decoder: SaeDecoderForCausalLM) -> Predictor:
     return predict
 
 
-def lens_predictor(A: Tensor, c: Tensor) -> Predictor:
+def lens_predictor(A: Float[Tensor, "d_model d_model"], c: Float[Tensor, " d_model"]) -> Predictor:
     """An affine lens on the raw residual, SAE left out: `resid @ A + c`."""
 
     def predict(batch: ActivationBatch) -> Tensor:
@@ -270,7 +271,9 @@ def _sequence_bootstrap(
 
 
 def expected_calibration_error(
-    confidence: NDArray[np.float64], correct: NDArray[np.float64], num_bins: int = NUM_ECE_BINS
+    confidence: Float[np.ndarray, " tokens"],
+    correct: Float[np.ndarray, " tokens"],
+    num_bins: int = NUM_ECE_BINS,
 ) -> float:
     """Mean |accuracy - confidence| over equal-width bins, weighted by their size (1706.04599)."""
     if not len(confidence):

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from transformers import (
     AutoModel,
@@ -99,10 +100,10 @@ class SaeDecoderModel(PreTrainedModel):
     def forward(
         self,
         latents: SparseLatents,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
+        attention_mask: Shaped[Tensor, "batch seen"] | None = None,
+        position_ids: Int[Tensor, "#batch length"] | None = None,
         past_key_values: Cache | None = None,
-    ) -> Tensor:
+    ) -> Float[Tensor, "*places d_model"]:
         """Predicted final hidden states [..., D] from latents [..., K].
 
         Args:
@@ -231,9 +232,9 @@ class SaeDecoderForCausalLM(PreTrainedModel, GenerationMixin):
     @torch.no_grad()
     def features(
         self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
+        input_ids: Int[Tensor, "batch length"],
+        attention_mask: Shaped[Tensor, "batch seen"] | None = None,
+        position_ids: Int[Tensor, "#batch length"] | None = None,
         past_key_values: Cache | None = None,
         use_cache: bool = False,
     ) -> FeaturesOutput:
@@ -266,19 +267,21 @@ class SaeDecoderForCausalLM(PreTrainedModel, GenerationMixin):
     def hidden(
         self,
         latents: SparseLatents,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
+        attention_mask: Shaped[Tensor, "batch seen"] | None = None,
+        position_ids: Int[Tensor, "#batch length"] | None = None,
         past_key_values: Cache | None = None,
-    ) -> Tensor:
+    ) -> Float[Tensor, "*places d_model"]:
         """Predicted final (normed) hidden state [..., D]; see `SaeDecoderModel.forward`."""
         predicted: Tensor = self.model(latents, attention_mask, position_ids, past_key_values)
         return predicted
 
-    def logits(self, latents: SparseLatents) -> Tensor:
+    def logits(self, latents: SparseLatents) -> Float[Tensor, "*places vocab"]:
         """Next-token logits [..., V], float32, from latents [..., K] ([B, T, K] with blocks)."""
         return self.frozen.lm.unembed(self.hidden(latents))
 
-    def contributions(self, latents: SparseLatents, token_ids: Tensor) -> Tensor:
+    def contributions(
+        self, latents: SparseLatents, token_ids: Int[Tensor, " *places"]
+    ) -> Float[Tensor, "*places active"]:
         """What each active latent adds to the logit of one token a position: [..., K].
 
         act_k * (W[index_k] . U[token]): with the bias part `b . U[token]` they sum to the
@@ -301,7 +304,7 @@ class SaeDecoderForCausalLM(PreTrainedModel, GenerationMixin):
             )
         return self.along(latents, self.frozen.lm.unembedding[token_ids].to(self.W.dtype))
 
-    def direct(self, latents: Tensor) -> Tensor:
+    def direct(self, latents: Int[Tensor, " some"]) -> Float[Tensor, "some d_model"]:
         """What one unit of each latent [n] adds by itself to the final hidden state: [n, D].
 
         `linear`: its row, exactly. With blocks: its row's own way past them, of unit length at
@@ -309,7 +312,9 @@ class SaeDecoderForCausalLM(PreTrainedModel, GenerationMixin):
         """
         return self.upper.direct(self.W[latents])
 
-    def along(self, latents: SparseLatents, directions: Tensor) -> Tensor:
+    def along(
+        self, latents: SparseLatents, directions: Float[Tensor, "*places d_model"]
+    ) -> Float[Tensor, "*places active"]:
         """act_k * (W[index_k] . direction): [..., K], differentiable with respect to `W`.
 
         Args:
@@ -321,8 +326,11 @@ class SaeDecoderForCausalLM(PreTrainedModel, GenerationMixin):
 
     @torch.enable_grad()
     def attributions(
-        self, latents: SparseLatents, token_ids: Tensor, attention_mask: Tensor | None = None
-    ) -> Tensor:
+        self,
+        latents: SparseLatents,
+        token_ids: Int[Tensor, " batch"],
+        attention_mask: Shaped[Tensor, "batch length"] | None = None,
+    ) -> Float[Tensor, "batch length active"]:
         """What each latent of every position adds to the logit after the last one: [B, T, K].
 
         Activation times gradient (Simonyan et al. 2013, arXiv 1312.6034): for `linear` exact, and
@@ -342,13 +350,13 @@ class SaeDecoderForCausalLM(PreTrainedModel, GenerationMixin):
 
     def forward(
         self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
+        input_ids: Int[Tensor, "batch length"] | None = None,
+        attention_mask: Shaped[Tensor, "batch seen"] | None = None,
+        position_ids: Int[Tensor, "#batch length"] | None = None,
         past_key_values: Cache | None = None,
         use_cache: bool | None = None,
         latents: SparseLatents | None = None,
-        logits_to_keep: int | Tensor = 0,
+        logits_to_keep: int | Int[Tensor, " some"] = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits [B, T or fewer, V] of the next token.

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM, new_decoder
@@ -45,7 +46,7 @@ def decoder_from_blocks(
     lm: FrozenLM,
     sae: Sae,
     blocks: Sequence[int],
-    input_ids: Tensor,
+    input_ids: Int[Tensor, "sequences length"],
     *,
     init: Init = "base",
     strengths: Sequence[float] = RIDGE_STRENGTHS,

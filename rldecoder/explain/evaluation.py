@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from rldecoder.decoder.modeling_sae_decoder import FrozenParts, SaeDecoderForCausalLM
@@ -143,7 +144,7 @@ def evaluate_explainer(
     explainer: Explainer,
     train: Pairs,
     test: Pairs,
-    held_out: Tensor,
+    held_out: Bool[Tensor, " latents"],
     generator: torch.Generator,
     settings: Settings,
     *,
@@ -191,7 +192,7 @@ def evaluate_claims(
     explainer: Explainer,
     test: Pairs,
     methods: dict[str, ClaimSet],
-    held_out: Tensor,
+    held_out: Bool[Tensor, " latents"],
     settings: Settings,
 ) -> MethodComparison:
     """The comparison table of all methods, with paired bootstrap tests against Method B.
@@ -243,7 +244,9 @@ def count_verdicts(examples: Sequence[Explanation]) -> dict[Verdict, int]:
     return {verdict: verdicts[verdict] for verdict in get_args(Verdict)}
 
 
-def per_position(holds: Tensor, mask: Tensor) -> FloatArray:
+def per_position(
+    holds: Bool[Tensor, "places claims"], mask: Bool[Tensor, "places claims"]
+) -> Float[np.ndarray, " places"]:
     """[N]: share of each position's claims that hold; 0 where there is none."""
     return ((holds & mask).sum(-1) / mask.sum(-1).clamp_min(1)).double().cpu().numpy()
 

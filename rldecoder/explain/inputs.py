@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from rldecoder.interp.records import FeatureLabels
@@ -42,7 +43,9 @@ def label_texts(labels: FeatureLabels) -> dict[int, LabelText]:
     }
 
 
-def mean_importance(table: pa.Table, num_latents: int, target: str = "decoder") -> Tensor:
+def mean_importance(
+    table: pa.Table, num_latents: int, target: str = "decoder"
+) -> Float[Tensor, " latents"]:
     """Mean |importance| of each latent over the domains, nats a position: float32 [L].
 
     A latent without a row never fired and counts 0.

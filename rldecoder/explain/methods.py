@@ -13,6 +13,7 @@ from collections import defaultdict
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rldecoder.explain.explainer import Explainer, Pointers, Slots, make_slots
@@ -66,8 +67,8 @@ def claims_of_baselines(
     explainer: Explainer,
     train: Pairs,
     test: Pairs,
-    mask: Tensor,
-    noise: Tensor,
+    mask: Bool[Tensor, "places claims"],
+    noise: Float[Tensor, "places candidates"],
     generator: torch.Generator,
 ) -> dict[str, ClaimSet]:
     """What the simpler methods claim, as many a position as `mask` [N, n] allows.
@@ -187,7 +188,9 @@ def _distinct(rows: list[_Average]) -> list[_Average]:
     return list(first.values())
 
 
-def acts_of(latents: SparseLatents, named: Tensor) -> Tensor:
+def acts_of(
+    latents: SparseLatents, named: Int[Tensor, "places claims"]
+) -> Float[Tensor, "places claims"]:
     """[N, n]: activation of each named latent [N, n]; 0 for those that are not active."""
     same = latents.indices[:, None, :] == named[:, :, None]
     return (latents.acts[:, None, :] * same).sum(-1)

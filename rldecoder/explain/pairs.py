@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 import torch.nn.functional as F
+from jaxtyping import Bool
 from pydantic import RootModel
 from torch import Tensor
 
@@ -71,7 +72,9 @@ class HeldOutFeatures(JsonFile, RootModel[tuple[int, ...]]):
     """The latents that no training pair shows, in ascending order."""
 
 
-def held_out_latents(num_latents: int, share: float, generator: torch.Generator) -> Tensor:
+def held_out_latents(
+    num_latents: int, share: float, generator: torch.Generator
+) -> Bool[Tensor, " latents"]:
     """[L] bool: a random `share` of the dictionary, whose effects no training pair may show."""
     held_out = torch.zeros(num_latents, dtype=torch.bool)
     held_out[torch.randperm(num_latents, generator=generator)[: round(share * num_latents)]] = True

@@ -106,7 +106,9 @@ def decoder_effects(
     return effects
 
 
-def noise_floor(candidates: Candidates, row_norms: Tensor) -> Tensor:
+def noise_floor(
+    candidates: Candidates, row_norms: Float[Tensor, "places candidates"]
+) -> Float[Tensor, "places candidates"]:
     """How large an effect chance gives each candidate: [N, C], nats.
 
     Removing a random direction of the candidate's own length r = |act W_dec[latent]| at the same
@@ -125,8 +127,11 @@ def noise_floor(candidates: Candidates, row_norms: Tensor) -> Tensor:
 
 
 def random_removals(
-    acts: Tensor, count: int, generator: torch.Generator, share: float = 1.0
-) -> Tensor:
+    acts: Float[Tensor, "places candidates"],
+    count: int,
+    generator: torch.Generator,
+    share: float = 1.0,
+) -> Float[Tensor, "places interventions candidates"]:
     """[N, count, C] interventions: random sets of active candidates, each removed by `share`.
 
     The set's size is uniform from 1 to the number of active candidates, so that small and

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from rldecoder.explain.inputs import LabelText
@@ -41,7 +42,9 @@ class RankedFeature:
         return self.label is not None
 
 
-def activation_scales(indices: Tensor, acts: Tensor, num_latents: int) -> Tensor:
+def activation_scales(
+    indices: Int[Tensor, " *axes"], acts: Float[Tensor, " *axes"], num_latents: int
+) -> Float[Tensor, " latents"]:
     """Each latent's usual high: the 99th percentile of its non-zero activations.
 
     Args:
@@ -68,9 +71,9 @@ def activation_scales(indices: Tensor, acts: Tensor, num_latents: int) -> Tensor
 
 
 def rank_active(
-    acts: Tensor,
-    indices: Tensor,
-    scales: Tensor,
+    acts: Float[Tensor, " active"],
+    indices: Int[Tensor, " active"],
+    scales: Float[Tensor, " latents"],
     labels: Mapping[int, LabelText],
     top: int = 5,
 ) -> list[RankedFeature]:

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold
 from sklearn.pipeline import make_pipeline
@@ -46,7 +47,9 @@ NO_CLAIMS = "no_claims"
 FOLDS = 5
 
 
-def hit_shares(latents: SparseLatents, shares: Tensor, claims: ClaimSet) -> Tensor:
+def hit_shares(
+    latents: SparseLatents, shares: Float[Tensor, "places interventions active"], claims: ClaimSet
+) -> Float[Tensor, "places interventions claims"]:
     """[N, M, n]: the share that each intervention takes from each claimed latent; 0 if not hit."""
     same = latents.indices[:, :, None] == claims.latents[:, None, :]
     active = same & (latents.acts > 0)[:, :, None] & claims.mask[:, None, :]

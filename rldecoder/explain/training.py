@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from rldecoder.config.explain import TrainExplainerConfig
@@ -34,7 +35,7 @@ class Learner:
             ),
         )
 
-    def step(self, slots: Slots, train: Pairs, rows: Tensor) -> dict[str, float]:
+    def step(self, slots: Slots, train: Pairs, rows: Int[Tensor, " places"]) -> dict[str, float]:
         """One step on some positions; returns the loss and its parts.
 
         Args:

@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import numpy as np
 import pyarrow as pa
 import torch
+from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -78,12 +79,12 @@ class System(NamedTuple):
     """One a training, on the test sequences; none for systems without latents."""
 
     @property
-    def scores(self) -> NDArray[np.float64]:
+    def scores(self) -> Float[np.ndarray, "seeds prompts"]:
         """[S, prompts]"""
         return np.array([result.scores for result in self.tasks])
 
     @property
-    def entropy(self) -> NDArray[np.float64]:
+    def entropy(self) -> Float[np.ndarray, "seeds sequences"]:
         """[S, sequences] contribution entropy."""
         return np.array([spread.entropy for spread in self.spread])
 
@@ -279,7 +280,7 @@ def uniform_predictor(lm: FrozenLM) -> Predictor:
 @torch.no_grad()
 def sequence_kl(
     predictors: Mapping[Key, Predictor], reader: ActivationReader, lm: FrozenLM, num_tokens: int
-) -> dict[Key, NDArray[np.float64]]:
+) -> dict[Key, Float[np.ndarray, " sequences"]]:
     """Mean KL(frozen || predictor) of each sequence, nats per token, on the first rows of a split.
 
     All predictors see the same rows, so that differences can be paired.

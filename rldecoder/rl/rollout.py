@@ -17,6 +17,7 @@ from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import Cache
@@ -255,7 +256,7 @@ class DecoderSampler:
         return answer_texts(self.tokenizer, rows, self.end_ids)
 
 
-def draw(probs: Tensor, generator: torch.Generator) -> Tensor:
+def draw(probs: Float[Tensor, "batch vocab"], generator: torch.Generator) -> Int[Tensor, " batch"]:
     """One token id [B] from each row of `probs` [B, V], by inversion (Devroye 1986, chapter III.2).
 
     One number a row comes from the CPU's `generator`, so that a seed means the same on every

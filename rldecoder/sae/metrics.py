@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from rldecoder.errors import BadInputError
@@ -47,7 +48,9 @@ class ReconstructionQuality(NamedTuple):
 
 
 @torch.inference_mode()
-def reconstruction_quality(sae: Sae, batches: Iterable[Tensor]) -> ReconstructionQuality:
+def reconstruction_quality(
+    sae: Sae, batches: Iterable[Float[Tensor, "tokens d_model"]]
+) -> ReconstructionQuality:
     """Measure an SAE on batches [N, D] of raw residuals in any float dtype.
 
     Raises:
@@ -105,7 +108,7 @@ class Usage(NamedTuple):
     """exp(entropy)."""
 
 
-def usage_entropy(density: Tensor) -> Usage:
+def usage_entropy(density: Float[Tensor, " latents"]) -> Usage:
     """Entropy of the share of all firings that each latent has; 0 when nothing fires."""
     total = density.sum()
     if float(total) == 0 or len(density) < 2:
@@ -117,7 +120,7 @@ def usage_entropy(density: Tensor) -> Usage:
 
 @torch.inference_mode()
 def near_duplicate_fraction(
-    W_dec: Tensor, threshold: float = TWIN_COSINE, chunk: int = 2048
+    W_dec: Float[Tensor, "latents d_model"], threshold: float = TWIN_COSINE, chunk: int = 2048
 ) -> float:
     """Share of decoder rows [L, D] that have another row at a cosine above `threshold`."""
     rows = torch.nn.functional.normalize(W_dec.float(), dim=1)
@@ -132,7 +135,9 @@ def near_duplicate_fraction(
 
 
 @torch.no_grad()
-def random_control(spec: SaeSpec, seed: int, sample: Tensor, l0: float) -> Sae:
+def random_control(
+    spec: SaeSpec, seed: int, sample: Float[Tensor, "tokens d_model"], l0: float
+) -> Sae:
     """A random-init SAE that fires as often as the measured one, at its best single gain.
 
     Its b_dec is the sample's mean. For relu one bias, for jumprelu one threshold, is set for all

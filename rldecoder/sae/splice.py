@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -47,7 +48,7 @@ class SpliceReport(NamedTuple):
 @torch.inference_mode()
 def splice_quality(
     lm: FrozenLM,
-    input_ids: Tensor,
+    input_ids: Int[Tensor, "sequences length"],
     layer: int,
     replacements: Mapping[str, Callable[[Tensor], Tensor]],
     *,

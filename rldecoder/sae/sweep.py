@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from rldecoder.config.sae import SweepSaeConfig, TrainSaeConfig
@@ -144,7 +145,7 @@ class SweepVerdict(JsonRecord):
 
 def collect(
     lm: FrozenLM,
-    input_ids: Tensor,
+    input_ids: Int[Tensor, "sequences length"],
     layers: Sequence[int],
     micro_batch: int,
     advance: Callable[[int], None],
@@ -171,7 +172,7 @@ def collect(
 
 
 def train_small(
-    data: Tensor,
+    data: Float[Tensor, "tokens d_model"],
     config: TrainSaeConfig,
     seed: int,
     *,
@@ -202,7 +203,7 @@ def measure(
     sae: Sae,
     train: LayerData,
     test: LayerData,
-    sequences: Tensor,
+    sequences: Int[Tensor, "sequences length"],
     seed: int,
 ) -> Quality:
     """Quality of one SAE, and what an affine decoder of its reconstructions reaches.

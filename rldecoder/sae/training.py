@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from rldecoder.config.sae import TrainSaeConfig
@@ -39,7 +40,7 @@ class InputStatistics(NamedTuple):
     """Factor that brings the mean squared norm of centred inputs to D."""
 
 
-def input_statistics(x: Tensor) -> InputStatistics:
+def input_statistics(x: Float[Tensor, "tokens d_model"]) -> InputStatistics:
     """Mean and scale of a sample [N, D].
 
     Raises:
@@ -150,7 +151,7 @@ class SaeTrainer:
         self.best_fvu, self.best_step = math.inf, -1
         self._started, self._flagged = False, torch.empty(0, dtype=torch.int64)
 
-    def step(self, raw: Tensor) -> StepResult:
+    def step(self, raw: Float[Tensor, "tokens d_model"]) -> StepResult:
         """Train on one batch of raw residuals [N, D]; every process of a group is given all of it.
 
         Raises:
@@ -213,7 +214,7 @@ class SaeTrainer:
         )
 
     @torch.no_grad()
-    def start_from(self, sae: Sae, flagged: Tensor) -> None:
+    def start_from(self, sae: Sae, flagged: Int[Tensor, " some"]) -> None:
         """Take the weights of a published SAE; call it before the first step.
 
         Args:
@@ -293,7 +294,7 @@ class SaeTrainer:
         dec = self.weights.dec
         dec /= dec.norm(dim=1, keepdim=True).clamp_min(1e-12)
 
-    def evaluate(self, batches: Iterable[Tensor]) -> tuple[float, float]:
+    def evaluate(self, batches: Iterable[Float[Tensor, "tokens d_model"]]) -> tuple[float, float]:
         """Held-out (fvu, mean L0) on raw residuals; the weights are kept if they are the best."""
         quality = reconstruction_quality(self.sae(), batches)
         if not math.isfinite(quality.fvu):

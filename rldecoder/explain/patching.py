@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM

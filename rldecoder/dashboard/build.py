@@ -16,7 +16,7 @@ from rldecoder.dashboard.claims import (
     simulation_note,
     simulation_rows,
 )
-from rldecoder.dashboard.label_table import label_columns, label_rows
+from rldecoder.dashboard.label_table import imported_rows, label_columns, label_rows
 from rldecoder.dashboard.report import ReportData
 from rldecoder.evals.comparison import RL, SUPERVISED, FaithfulnessTable
 from rldecoder.rl.freeze import Freeze
@@ -60,7 +60,7 @@ def build_report(
         freeze_note=_freeze_note(inputs.final.freeze),
         controls=_controls(inputs.controls),
         label_columns=label_columns(),
-        label_methods=label_rows(inputs.labels.controls),
+        label_methods=label_rows(inputs.labels.controls) + imported_rows(inputs.labels.imported),
         claim_methods=precision_rows(claims),
         claim_note=precision_note(claims),
         simulation_columns=simulation_columns(),

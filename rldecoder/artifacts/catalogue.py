@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from rldecoder.explain.pairs import HeldOutFeatures
     from rldecoder.gates import GateReport
     from rldecoder.interp.cluster_record import ClusterRecord
+    from rldecoder.interp.imported_labels import ImportedLabels
     from rldecoder.interp.label_controls import LabelControls
     from rldecoder.interp.records import FeatureLabels
     from rldecoder.interp.review_queue import ReviewQueue
@@ -281,6 +282,12 @@ class Labels(Artifact):
         "controls.json", "rldecoder.interp.label_controls:LabelControls"
     )
     ledger = Maybe(Table("llm_ledger.parquet", "rldecoder.interp.llm.storage:LEDGER"))
+    imported: Maybe[ImportedLabels] = Maybe(
+        Record("imported_labels.json", "rldecoder.interp.imported_labels:ImportedLabels")
+    )
+    imported_rows = Maybe(
+        Table("imported_labels.parquet", "rldecoder.interp.imported_labels:IMPORTED")
+    )
 
 
 class Clusters(Artifact):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, NonPositiveInt, model_validator
+from pydantic import AliasChoices, Field, NonPositiveInt, model_validator
 
 from rldecoder.config.base import Config, StageConfig, free
 from rldecoder.config.llm import LlmConfig, simulation_tokens
@@ -140,6 +140,10 @@ class LabelFeaturesConfig(StageConfig):
     reviews: Path | None = free(None)
     """A JSONL file with people's verdicts (docs/metrics/interp.md). Its content, not its place, is
     part of the stage's fingerprint."""
+    imported: Path | None = free(None, validation_alias=AliasChoices("import", "imported"))
+    """`import: neuronpedia.jsonl`: labels of others for the same SAE, a file of Neuronpedia's
+    explanations (.jsonl, .jsonl.gz) or a folder of their batches. They are kept beside ours and
+    scored by the same tests. Its content, not its place, is part of the stage's fingerprint."""
     batch_tokens: int = free(4096, ge=1)
     """Tokens encoded at once; changes memory only."""
 

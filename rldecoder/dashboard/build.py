@@ -18,7 +18,7 @@ from rldecoder.dashboard.claims import (
     simulation_note,
     simulation_rows,
 )
-from rldecoder.dashboard.label_table import label_columns, label_rows
+from rldecoder.dashboard.label_table import imported_rows, label_columns, label_rows
 from rldecoder.dashboard.report import (
     ControlsShown,
     Fact,
@@ -69,7 +69,7 @@ def build_report(inputs: ReportInputs, *, title: str, max_features: int) -> Repo
         freeze_note=freeze_note(inputs.final.freeze),
         controls=controls_table(inputs.controls),
         label_columns=label_columns(),
-        label_methods=label_rows(inputs.labels.controls),
+        label_methods=label_rows(inputs.labels.controls) + imported_rows(inputs.labels.imported),
         claim_columns=precision_columns(),
         claim_methods=precision_rows(claims),
         claim_note=precision_note(claims),

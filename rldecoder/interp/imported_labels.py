@@ -21,7 +21,8 @@ from rldecoder.interp.calibration import Acceptance
 from rldecoder.interp.corpus import SplitFirings
 from rldecoder.interp.neuronpedia_labels import Explanation, Explanations
 from rldecoder.interp.predicate import NgramIn, Predicate, TokenIn, disjunction
-from rldecoder.interp.scores import LabelScores, ScoringText, derangement, means, score_all
+from rldecoder.interp.records import Scores
+from rldecoder.interp.scores import ScoringText, derangement, means, score_all
 from rldecoder.interp.vocabulary import Vocabulary
 from rldecoder.schemas import JsonRecord, Scalar
 
@@ -131,7 +132,7 @@ class Ours(NamedTuple):
     """This run's label of a latent."""
 
     text: str | None
-    scores: LabelScores
+    scores: Scores
 
 
 def read_label(text: str) -> Reading:
@@ -237,7 +238,7 @@ def score_imported(
     predicates: list[Predicate | None] = [pair.predicate for pair in pairs]
     of_rows = scored.firings.select(np.array([pair.row for pair in pairs], np.int64))
     scores = score_all(text, predicates, of_rows, rng)
-    methods = {"imported": scores}
+    methods: dict[str, Sequence[Scores]] = {"imported": scores}
 
     # The same labels on other latents, and on latents that stand for nothing.
     methods["shuffled"] = []
@@ -275,10 +276,17 @@ def score_imported(
     return rows, summary
 
 
-def _summary(scores: Sequence[LabelScores], acceptance: Acceptance) -> OthersSummary:
+def _passes(scores: Scores, acceptance: Acceptance) -> bool:
+    """The bars that labels read as predicates must reach."""
+    if scores.detection is None or scores.precision is None:
+        return False
+    return scores.detection >= acceptance.detection and scores.precision >= acceptance.precision
+
+
+def _summary(scores: Sequence[Scores], acceptance: Acceptance) -> OthersSummary:
     return OthersSummary(
         latents=len(scores),
-        accepted=sum(acceptance.accepts(found) for found in scores),
+        accepted=sum(_passes(found, acceptance) for found in scores),
         means=means(scores, SCORES),
     )
 
@@ -287,7 +295,7 @@ def _table_row(
     row: Explanation,
     reading: Reading,
     why_not: str | None,
-    scores: LabelScores | None,
+    scores: Scores | None,
     ours: Mapping[int, Ours],
     acceptance: Acceptance,
 ) -> dict[str, Any]:
@@ -302,7 +310,7 @@ def _table_row(
         "unscored": why_not,
         "firings": None if scores is None else scores.firings,
         **{name: None if scores is None else getattr(scores, name) for name in SCORES},
-        "accepted": None if scores is None else acceptance.accepts(scores),
+        "accepted": None if scores is None else _passes(scores, acceptance),
         "our_label": None if own is None else own.text,
         "our_detection": None if own is None else own.scores.detection,
     }

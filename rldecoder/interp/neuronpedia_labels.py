@@ -130,30 +130,55 @@ def read_explanations(path: Path) -> Explanations:
     return Explanations(source, model, rows, empty)
 
 
-def check_source(found: Explanations, hook_layer: int, num_latents: int) -> None:
-    """Refuse explanations that cannot be of the run's SAE.
+def check_source(source: str, hook_layer: int) -> None:
+    """Refuse explanations that cannot be of the SAE at the run's hook layer.
+
+    Args:
+        source: Neuronpedia's name of their SAE.
 
     Raises:
-        BadInputError: they are of another layer, of no residual stream, or of a larger SAE.
+        BadInputError: they are of another layer, or of no residual stream.
     """
-    parts = found.source.lower().split("-")
+    parts = source.lower().split("-")
+    mend = "Set `label_features.import` to the explanations of the run's SAE."
     layer = int(parts[0]) if parts[0].isdigit() else None
     # The site counts blocks: 12 is the output of block 12 (or, in old sets, its input).
     if layer is not None and hook_layer not in (layer, layer + 1):
         raise BadInputError(
-            f"The explanations are of {found.source}, block {layer}, and the run's SAE reads "
-            f"layer {hook_layer}.",
+            f"The explanations are of {source}, block {layer}, and the run's SAE reads layer "
+            f"{hook_layer}.",
             "Neuronpedia counts blocks from 0; the output of block 12 is layer 13 here.",
-            "Set `label_features.import` to the explanations of the run's SAE.",
+            mend,
         )
     for name in ("mlp", "att", "attn", "transcoder", "clt"):
         if name in parts:
             raise BadInputError(
-                f"The explanations are of {found.source}, and the run's SAE reads the residual "
-                "stream.",
+                f"The explanations are of {source}, and the run's SAE reads the residual stream.",
                 f"{name!r} is another place of the model.",
-                "Set `label_features.import` to the explanations of the run's SAE.",
+                mend,
             )
+
+
+def check_first(path: Path, hook_layer: int) -> None:
+    """`check_source` of the first line: what can be known to be wrong without reading it all.
+
+    Raises:
+        BadInputError: there are no explanations, or they are of another SAE.
+        DamagedFileError: the first line is no explanation.
+    """
+    for place, value in _values(explanation_files(path)[0]):
+        if not isinstance(value, dict):
+            raise _damaged(place, "it is no object")
+        check_source(_text(value, "layer", place), hook_layer)
+        return
+
+
+def check_latents(found: Explanations, num_latents: int) -> None:
+    """Refuse explanations of a larger SAE.
+
+    Raises:
+        BadInputError: a latent does not exist.
+    """
     largest = found.rows[-1].latent
     if largest >= num_latents:
         raise BadInputError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from rldecoder.interp.control_latents import ControlLatents, SplitSource, draw_l
 from rldecoder.interp.corpus import SplitFirings, TokenGrid, sample_sequences
 from rldecoder.interp.example_pass import ExamplePass
 from rldecoder.interp.examples import ExampleSettings, contrasts, token_effects, top_examples
+from rldecoder.interp.imported_labels import Ours, TokenReader, score_imported
 from rldecoder.interp.label_controls import label_controls
 from rldecoder.interp.labelers import PredicateLabeler
 from rldecoder.interp.labelling import (
@@ -32,6 +33,7 @@ from rldecoder.interp.llm.models import FrozenModel, open_models
 from rldecoder.interp.llm.procedure import LlmRun
 from rldecoder.interp.llm.results import as_records, llm_summary
 from rldecoder.interp.llm.storage import LEDGER, Spent
+from rldecoder.interp.neuronpedia_labels import check_latents, check_source, read_explanations
 from rldecoder.interp.recalibration import recalibrated
 from rldecoder.interp.records import (
     SCHEMA_MINOR,
@@ -42,7 +44,7 @@ from rldecoder.interp.review import merge_reviews, read_reviews
 from rldecoder.interp.review_queue import draw_audit
 from rldecoder.interp.vocabulary import Vocabulary
 from rldecoder.sae.model import SparseLatents
-from rldecoder.schemas import write_parquet
+from rldecoder.schemas import Scalar, write_parquet
 from rldecoder.seeds import derive_seed, seed_everything
 from rldecoder.stages.context import Output, StageContext
 from rldecoder.stages.inputs import LabelInputs
@@ -166,6 +168,7 @@ def run(inputs: LabelInputs, config: LabelFeaturesConfig, ctx: StageContext) -> 
     Labels.scores.save_rows(ctx.out, score_rows(methods))
     if answered is not None:
         write_parquet(Labels.ledger.path(ctx.out), answered.ledger, LEDGER)
+    imported = task.score_imported(scored, drawn["random_sae"][0].scored, features)
 
     reasons: tuple[str, ...] = () if in_words is None else in_words.reasons
     if len(features) < config.num_features:
@@ -174,7 +177,7 @@ def run(inputs: LabelInputs, config: LabelFeaturesConfig, ctx: StageContext) -> 
             "above 0."
         )
         reasons = (few, *reasons)
-    return Output(labels.headline | controls.headline, reasons=reasons)
+    return Output(labels.headline | controls.headline | imported, reasons=reasons)
 
 
 def estimate(
@@ -257,6 +260,33 @@ class _Labelling:
             )
             found[name] = drawn, rng
         return found
+
+    def score_imported(
+        self, scored: SplitFirings, untrained: SplitFirings, features: Sequence[FeatureLabel]
+    ) -> dict[str, Scalar]:
+        """Publish labels of others beside ours, if there are any; returns their headline."""
+        if self.config.imported is None:
+            return {}
+        found = read_explanations(self.config.imported)
+        check_source(found.source, self.sae.spec.hook_layer)
+        check_latents(found, self.sae.num_latents)
+        tokenizer = self.lm.tokenizer
+        rows, summary = score_imported(
+            found,
+            scored,
+            untrained,
+            {feature.latent: Ours(feature.label, feature.scores) for feature in features},
+            TokenReader(
+                self.vocabulary, lambda text: tokenizer.encode(text, add_special_tokens=False)
+            ),
+            self.vocabulary,
+            window_tokens=self.config.window_tokens,
+            acceptance=self.acceptance,
+            rng=np.random.default_rng(derive_seed(self.ctx.seed, "imported")),
+        )
+        Labels.imported_rows.save_rows(self.ctx.out, rows)
+        summary.save(Labels.imported.path(self.ctx.out))
+        return summary.headline
 
     def for_words(
         self, drawn: Mapping[str, tuple[ControlLatents, np.random.Generator]]

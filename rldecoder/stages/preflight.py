@@ -1,4 +1,4 @@
-"""What can be known to be wrong before any work: an SAE of others that does not fit the run.
+"""What can be known to be wrong before any work: an SAE or labels of others that do not fit.
 
 Without a model it is known from the config and the SAE's folder; the rest when the model is there,
 before any text is read.
@@ -10,12 +10,13 @@ from pathlib import Path
 
 from rldecoder.artifacts.catalogue import ModelFolder
 from rldecoder.config.run import RunConfig
+from rldecoder.interp.neuronpedia_labels import check_first
 from rldecoder.sae.fit import Surroundings, check_fit, described
 from rldecoder.sae.releases import find
 
 
 def check(run: RunConfig, model: ModelFolder | None = None) -> None:
-    """Refuse a run whose pretrained SAE does not fit it.
+    """Refuse a run whose pretrained SAE, or imported labels, do not fit it.
 
     Args:
         model: the frozen model, once it is published.
@@ -23,6 +24,8 @@ def check(run: RunConfig, model: ModelFolder | None = None) -> None:
     Raises:
         BadInputError: it does not fit, or cannot be read; the setting to change is named.
     """
+    if run.label_features.imported is not None:
+        check_first(run.label_features.imported, run.cache_activations.hook_layer)
     config = run.train_sae.pretrained
     if config is None:
         return

@@ -12,7 +12,8 @@ import pytest
 from rldecoder.errors import BadInputError, DamagedFileError
 from rldecoder.interp.neuronpedia_labels import (
     Explanation,
-    check_source,
+    check_first,
+    check_latents,
     explanations_digest,
     read_explanations,
 )
@@ -124,9 +125,14 @@ def test_explanations_of_another_sae_are_refused(
     source: str, hook_layer: int, num_latents: int, said: str | None, tmp_path: Path
 ) -> None:
     (tmp_path / "x.jsonl").write_bytes(lines({"layer": source}))
-    found = read_explanations(tmp_path / "x.jsonl")
+    path = tmp_path / "x.jsonl"
+
+    def check() -> None:
+        check_first(path, hook_layer)
+        check_latents(read_explanations(path), num_latents)
+
     if said is None:
-        check_source(found, hook_layer, num_latents)
+        check()
         return
     with pytest.raises(BadInputError, match=said):
-        check_source(found, hook_layer, num_latents)
+        check()

@@ -25,7 +25,7 @@ from rldecoder.artifacts.manifests import (
     Manifest,
     parse_manifest,
 )
-from rldecoder.errors import DamagedFileError, NoResourceError
+from rldecoder.errors import BadInputError, DamagedFileError, NoResourceError
 from rldecoder.urls import without_credentials
 
 CHUNK_BYTES = 2**24
@@ -42,6 +42,7 @@ class Mirror:
 
     Raises:
         NoResourceError: there is no backend for the URL's protocol.
+        BadInputError: it names no folder.
     """
 
     def __init__(self, url: str, store: Path) -> None:
@@ -50,8 +51,15 @@ class Mirror:
         """The URL as it may be shown."""
         self._place: tuple[Any, str] | None = None
         self._left_alone = False
+        protocol, path = fsspec.core.split_protocol(url)
+        if not path.strip("/ "):
+            raise BadInputError(
+                f"The mirror {self.name!r} names no folder.",
+                "It is a whole disk, or nothing at all.",
+                "Name one, such as file:///mnt/share/rldecoder; `mirror: null` is none.",
+            )
         try:
-            fsspec.get_filesystem_class(fsspec.core.split_protocol(url)[0] or "file")
+            fsspec.get_filesystem_class(protocol or "file")
         except (ImportError, ValueError) as error:
             raise NoResourceError(
                 f"The mirror {self.name} cannot be used.",

@@ -13,7 +13,7 @@ import pytest
 from rldecoder.artifacts.manifests import write_manifest
 from rldecoder.artifacts.mirror import Mirror
 from rldecoder.artifacts.store import ArtifactStore, FileEntry
-from rldecoder.errors import NoResourceError
+from rldecoder.errors import BadInputError, NoResourceError
 from tests.artifacts.test_store import HOSTILE, REF, manifest, publish
 
 
@@ -152,6 +152,12 @@ def test_a_mirror_that_fails_is_an_alert_that_names_it(
     assert 1 <= len(told.alerts) <= 2  # one a run: a server that is down costs one time-out
     shown = url.replace("user:hunter2", "***")
     assert all(shown in alert and "hunter2" not in alert for alert in told.alerts)
+
+
+@pytest.mark.parametrize("url", ["/", "file://", "file:///", " ", "s3://", "memory://"])
+def test_a_mirror_is_no_whole_disk(tmp_path: Path, url: str) -> None:
+    with pytest.raises(BadInputError, match="names no folder"):
+        ArtifactStore(tmp_path, mirror=url)
 
 
 def test_an_unknown_protocol_is_refused_without_its_password() -> None:

@@ -39,8 +39,6 @@ def write_parquet(
     path: Path,
     columns: Mapping[str, np.ndarray[Any, Any] | pa.Array | Sequence[Any]],
     schema: pa.Schema,
-    *,
-    compression: str = "zstd",
 ) -> None:
     """Write one Parquet file with exactly `schema`: whole or not at all.
 
@@ -67,7 +65,7 @@ def write_parquet(
             ) from error
     table = pa.Table.from_arrays(arrays, schema=schema)
     with files.aside(path) as draft:
-        pq.write_table(table, draft, compression=compression)
+        pq.write_table(table, draft, compression="zstd")
 
 
 def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:

@@ -18,8 +18,6 @@ SPLITS = ("train", "validation", "label", "test", "ood")
 """train fits; validation chooses checkpoints; labels are fitted on label; gates and evaluations
 read test; ood is another kind of text."""
 
-IN_DOMAIN_SPLITS = SPLITS[:-1]
-
 DOCUMENTS = pa.schema(
     [
         ("doc_id", pa.int32()),

@@ -270,11 +270,11 @@ def _sequence_bootstrap(
 
 
 def expected_calibration_error(
-    confidence: NDArray[np.float64], correct: NDArray[np.float64], num_bins: int = NUM_ECE_BINS
+    confidence: NDArray[np.float64], correct: NDArray[np.float64]
 ) -> float:
     """Mean |accuracy - confidence| over equal-width bins, weighted by their size (1706.04599)."""
     if not len(confidence):
         return 0.0
-    bins = np.minimum((confidence * num_bins).astype(int), num_bins - 1)
-    gaps = np.bincount(bins, weights=correct - confidence, minlength=num_bins)
+    bins = np.minimum((confidence * NUM_ECE_BINS).astype(int), NUM_ECE_BINS - 1)
+    gaps = np.bincount(bins, weights=correct - confidence, minlength=NUM_ECE_BINS)
     return float(np.abs(gaps).sum() / len(confidence))

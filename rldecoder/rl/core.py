@@ -83,11 +83,11 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     return inside.sum() / mask.sum().clamp_min(1)
 
 
-def masked_whiten(values: Tensor, mask: Tensor, eps: float = 1e-8) -> Tensor:
+def masked_whiten(values: Tensor, mask: Tensor) -> Tensor:
     """Shift and scale to mean 0 and (population) variance 1 over the mask; 0 on padding."""
     mean = masked_mean(values, mask)
     variance = masked_mean((values - mean) ** 2, mask)
-    return torch.where(mask.bool(), (values - mean) * torch.rsqrt(variance + eps), 0.0)
+    return torch.where(mask.bool(), (values - mean) * torch.rsqrt(variance + 1e-8), 0.0)
 
 
 class PolicyLoss(NamedTuple):
@@ -148,11 +148,6 @@ def ppo_value_loss(
 def k1(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     """log pi(a) - log ref(a): the unbiased estimator of KL(pi || ref) for a ~ pi, for rewards."""
     return logprobs - ref_logprobs
-
-
-def k2(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
-    """Half the squared log ratio: low variance, biased; its gradient is that of KL(pi || ref)."""
-    return 0.5 * (logprobs - ref_logprobs) ** 2
 
 
 def k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:

@@ -19,15 +19,9 @@ from rldecoder.dashboard.claims import (
     simulation_rows,
 )
 from rldecoder.dashboard.label_table import imported_rows, label_columns, label_rows
-from rldecoder.dashboard.report import (
-    ControlsShown,
-    Fact,
-    FaithfulnessRow,
-    ReportData,
-    TaskRow,
-)
+from rldecoder.dashboard.report import ControlsShown, Fact, FaithfulnessRow, ReportData
 from rldecoder.dashboard.shown import ExampleShown
-from rldecoder.evals.comparison import RL, SUPERVISED, FaithfulnessTable
+from rldecoder.evals.comparison import RL, SUPERVISED, FaithfulnessTable, TaskScore
 from rldecoder.evals.targets import TargetRow
 from rldecoder.rl.freeze import Freeze
 from rldecoder.schemas import JsonRecord, Scalar
@@ -49,7 +43,7 @@ def build_report(inputs: ReportInputs, *, title: str, max_features: int) -> Repo
     """
     claims = inputs.evaluation.interpretability.claims
     tasks = [
-        TaskRow.model_validate(row | {"model": MODEL_NAMES[row["model"]]})
+        TaskScore.model_validate(row | {"model": MODEL_NAMES[row["model"]]})
         for row in inputs.evaluation.tasks.to_pylist()
     ]
 
@@ -99,7 +93,7 @@ class Summary(JsonRecord):
     targets: tuple[TargetRow, ...]
     caveats: tuple[str, ...]
     faithfulness: tuple[FaithfulnessRow, ...]
-    tasks: tuple[TaskRow, ...]
+    tasks: tuple[TaskScore, ...]
     stages: dict[str, StageSummary]
 
 

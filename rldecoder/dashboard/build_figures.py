@@ -13,9 +13,9 @@ from rldecoder.dashboard.architecture import Sizes, architecture_plot
 from rldecoder.dashboard.claims import METHOD_NAMES
 from rldecoder.dashboard.collect import format_value
 from rldecoder.dashboard.figures import Dot, Line, Style
-from rldecoder.dashboard.report import FigureEntry, TaskRow
+from rldecoder.dashboard.report import FigureEntry
 from rldecoder.decoder.frontier import FrontierCell
-from rldecoder.evals.comparison import FROZEN, RL, SUPERVISED
+from rldecoder.evals.comparison import FROZEN, RL, SUPERVISED, TaskScore
 from rldecoder.explain.claim_scores import ClaimEvaluation
 from rldecoder.explain.interpretability import DeletionBenchmark
 from rldecoder.explain.plan_values import TOP_K
@@ -36,7 +36,7 @@ FRONTIER_STYLES: tuple[tuple[Style, Style, str], ...] = (
 PLAN_KL = {SUPERVISED: 1.5, RL: 0.5}
 
 
-def build_figures(inputs: ReportInputs, tasks: Sequence[TaskRow]) -> dict[str, FigureEntry]:
+def build_figures(inputs: ReportInputs, tasks: Sequence[TaskScore]) -> dict[str, FigureEntry]:
     """All figures by name, those that the run has data for.
 
     Args:
@@ -274,7 +274,7 @@ def _curves(
     return FigureEntry(drawn, title, caption)
 
 
-def _tasks(tasks: Sequence[TaskRow]) -> FigureEntry | None:
+def _tasks(tasks: Sequence[TaskScore]) -> FigureEntry | None:
     groups = {
         name: [
             Dot(row.task, row.score, row.ci_low, row.ci_high) for row in tasks if row.model == name

@@ -20,8 +20,8 @@ from rldecoder.dashboard.collect import ConfigShown, PhaseShown
 from rldecoder.dashboard.figures import Drawing
 from rldecoder.dashboard.shown import ExampleShown
 from rldecoder.decoder.faithfulness import Faithfulness
+from rldecoder.evals.comparison import TaskScore
 from rldecoder.evals.targets import TargetRow
-from rldecoder.schemas import JsonRecord
 from rldecoder.visible_text import visible_text
 
 SECTIONS = (
@@ -58,21 +58,6 @@ class FaithfulnessRow(Faithfulness):
     """`test` or `ood`."""
 
 
-class TaskRow(JsonRecord):
-    """A model on all prompts of a task, with 95 % intervals: see `TaskScore`."""
-
-    task: str
-    model: str
-    """Named for people."""
-    n: int
-    score: float
-    ci_low: float
-    ci_high: float
-    drop: float
-    drop_low: float
-    drop_high: float
-
-
 class ControlsShown(NamedTuple):
     """The table of PPO's controls, and the verdict."""
 
@@ -101,7 +86,8 @@ class ReportData:
     targets: Sequence[TargetRow]
     pipeline: Sequence[PhaseShown]
     faithfulness: Sequence[FaithfulnessRow]
-    tasks: Sequence[TaskRow]
+    tasks: Sequence[TaskScore]
+    """Models named for people."""
     freeze_note: str
     controls: ControlsShown | None
     label_columns: Sequence[str]

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
-import pyarrow as pa
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
@@ -30,7 +29,7 @@ from rldecoder.evals.tasks import TaskResult, summarise, task_row
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.rl.policy import token_stats
 from rldecoder.rl.spread import Spread, sequence_means
-from rldecoder.schemas import JsonRecord, Scalar
+from rldecoder.schemas import JsonRecord, Scalar, table_schema
 from rldecoder.seeds import torch_generator
 
 Key = TypeVar("Key")
@@ -40,29 +39,6 @@ TRAINED_END = "trained_end"
 """The trained decoder at the end of its training, where the published one lies short of it."""
 SUPERVISED = "supervised"
 FROZEN = "frozen"
-
-CONTROLS = pa.schema(
-    [
-        ("system", pa.string()),
-        ("gates", pa.bool_()),
-        ("task", pa.string()),
-        ("score", pa.float64()),
-        ("score_low", pa.float64()),
-        ("score_high", pa.float64()),
-        ("num_prompts", pa.int32()),
-        ("num_trainings", pa.int32()),
-        ("kl", pa.float64()),
-        ("kl_low", pa.float64()),
-        ("kl_high", pa.float64()),
-        ("contribution_entropy", pa.float64()),
-        ("contribution_entropy_low", pa.float64()),
-        ("contribution_entropy_high", pa.float64()),
-        ("effective_latents", pa.float64()),
-    ]
-)
-"""One row a system and task (and `all`), on the test split. `gates`: a control that the verdict
-depends on. `kl` is KL(frozen || system) in nats per token. The last four are of the contributions
-to first choices on test text, null for systems without latents. Intervals are 95 %."""
 
 
 class System(NamedTuple):
@@ -179,6 +155,12 @@ class SystemRow(JsonRecord):
     contribution_entropy_high: float | None
     effective_latents: float | None
     """Effective number of latents that carry a first choice; None as above."""
+
+
+CONTROLS = table_schema(SystemRow)
+"""One row a system and task (and `all`), on the test split. `gates`: a control that the verdict
+depends on. `kl` is KL(frozen || system) in nats per token. The last four are of the contributions
+to first choices on test text, null for systems without latents. Intervals are 95 %."""
 
 
 class TrainingScore(JsonRecord):

@@ -87,12 +87,12 @@ def masked_mean(
 
 
 def masked_whiten(
-    values: Float[Tensor, " *axes"], mask: Shaped[Tensor, " *axes"], eps: float = 1e-8
+    values: Float[Tensor, " *axes"], mask: Shaped[Tensor, " *axes"]
 ) -> Float[Tensor, " *axes"]:
     """Shift and scale to mean 0 and (population) variance 1 over the mask; 0 on padding."""
     mean = masked_mean(values, mask)
     variance = masked_mean((values - mean) ** 2, mask)
-    return torch.where(mask.bool(), (values - mean) * torch.rsqrt(variance + eps), 0.0)
+    return torch.where(mask.bool(), (values - mean) * torch.rsqrt(variance + 1e-8), 0.0)
 
 
 class PolicyLoss(NamedTuple):
@@ -160,13 +160,6 @@ def k1(
 ) -> Float[Tensor, " *axes"]:
     """log pi(a) - log ref(a): the unbiased estimator of KL(pi || ref) for a ~ pi, for rewards."""
     return logprobs - ref_logprobs
-
-
-def k2(
-    logprobs: Float[Tensor, " *axes"], ref_logprobs: Float[Tensor, " *axes"]
-) -> Float[Tensor, " *axes"]:
-    """Half the squared log ratio: low variance, biased; its gradient is that of KL(pi || ref)."""
-    return 0.5 * (logprobs - ref_logprobs) ** 2
 
 
 def k3(

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import pyarrow as pa
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -28,25 +27,8 @@ from rldecoder.sae.metrics import random_control, reconstruction_quality
 from rldecoder.sae.model import Sae
 from rldecoder.sae.splice import splice_quality
 from rldecoder.sae.training import SaeTrainer, input_statistics, published_spec
-from rldecoder.schemas import JsonRecord, Scalar, optional
+from rldecoder.schemas import JsonRecord, Scalar, optional, table_schema
 from rldecoder.seeds import derive_seed, torch_generator
-
-CELLS = pa.schema(
-    [
-        ("layer", pa.int32()),
-        ("k", pa.int32()),
-        ("expansion", pa.float64()),
-        ("fvu", pa.float64()),
-        ("l0", pa.float64()),
-        ("dead_fraction", pa.float64()),
-        ("splice_kl", pa.float64()),
-        ("decoder_kl", pa.float64()),
-        ("decoder_agreement", pa.float64()),
-        ("residual_lens_kl", pa.float64()),
-        ("random_sae_kl", pa.float64()),
-    ]
-)
-"""A `SweepCell` a row."""
 
 _CHUNK_TOKENS = 256
 _ENCODE_TOKENS = 4096
@@ -105,9 +87,7 @@ class Quality(JsonRecord):
     """KL of the same lens on a random SAE of the same L0."""
 
 
-class SweepCell(Quality):
-    """One setting, and the quality of its SAE."""
-
+class _Varied(JsonRecord):
     layer: int
     """Whose residual stream is read."""
     k: int
@@ -115,10 +95,18 @@ class SweepCell(Quality):
     expansion: float
     """Latents per dimension of the residual."""
 
+
+class SweepCell(Quality, _Varied):
+    """One setting, and the quality of its SAE; the setting is the first columns of CELLS."""
+
     @property
     def setting(self) -> Setting:
         """What was set."""
         return Setting(self.layer, self.k, self.expansion)
+
+
+CELLS = table_schema(SweepCell)
+"""A `SweepCell` a row."""
 
 
 class SweepVerdict(JsonRecord):

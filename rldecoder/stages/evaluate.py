@@ -69,7 +69,7 @@ def run(inputs: EvaluateInputs, config: EvaluateConfig, ctx: StageContext) -> Ou
 
     answers, missing = _answer_tasks(lm, decoders, config, ctx)
     scores = score_tasks(answers, config.bootstrap_resamples, ctx.seed)
-    Evaluation.tasks.save_rows(ctx.out, [score._asdict() for score in scores])
+    Evaluation.tasks.save_rows(ctx.out, [score.model_dump() for score in scores])
     Evaluation.answers.save_rows(ctx.out, [answer._asdict() for answer in answers])
 
     predictors = {name: decoder_predictor(decoder) for name, decoder in decoders.items()}

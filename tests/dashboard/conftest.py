@@ -13,9 +13,9 @@ from rldecoder.dashboard.report import (
     FaithfulnessRow,
     FigureEntry,
     ReportData,
-    TaskRow,
 )
 from rldecoder.dashboard.shown import ExampleShown
+from rldecoder.evals.comparison import TaskScore
 from rldecoder.evals.targets import TARGETS, Measurement, fill_targets
 from rldecoder.explain.explanation import Prediction, Sanity
 from rldecoder.interp.records import LabelConfidence
@@ -86,7 +86,7 @@ def data() -> ReportData:
         agreement=0.7, accuracy=0.3, frozen_accuracy=0.4, ece=0.1, num_tokens=1000,
         num_labels=990, num_sequences=10,
     )  # fmt: skip
-    task = TaskRow(
+    task = TaskScore(
         task="addition", model=text, score=0.5, ci_low=0.4, ci_high=0.6, n=9, drop=0.0,
         drop_low=0.0, drop_high=0.0,
     )  # fmt: skip

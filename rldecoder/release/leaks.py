@@ -19,7 +19,7 @@ from rldecoder.config.problems import looks_like_a_key
 from rldecoder.errors import BadInputError
 from rldecoder.lm.user_cache import user_cache
 
-_SECRET_NAME = re.compile(r"(?i)(?:key|token|secret|passw(?:or)?d|credential)")
+_SECRET_NAME = re.compile(r"(?i)(?:^|_)(?:api_?key|key|token|secret|passw(?:or)?d|credentials?)$")
 _SHORTEST_SECRET = 8
 # `/...`, `~/...`, `C:\...`, `\\server\...`, `file:...`
 _LOCAL = re.compile(r"(?:/|~[^/\s]*/|[A-Za-z]:[\\/]|\\\\|file:)")

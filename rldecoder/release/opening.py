@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -47,13 +48,13 @@ def open_release(
         BadInputError: there is no release, or it was written by a newer program.
         DamagedFileError: a file is not what was released.
     """
-    from rldecoder.release.hub import download_release, hub_place
+    root, links_into = Path(place).expanduser(), None
+    if revision is not None or not os.path.lexists(root):
+        from rldecoder.release.hub import download_release, hub_place
 
-    found = hub_place(str(place), revision)
-    if found is None:
-        root, links_into = Path(place).expanduser(), None
-    else:
-        root, links_into = download_release(*found, note)
+        found = hub_place(str(place), revision)
+        if found is not None:
+            root, links_into = download_release(*found, note)
     manifest = read_release(root, links_into=links_into)
     verify_release(root, manifest, links_into=links_into)
     return Release(root, manifest, device=device, model=model, note=note)
@@ -134,6 +135,13 @@ class Release(Opened):
         return Path(REVIEWS_FILE)
 
     @cached_property
+    def _released(self) -> frozenset[str]:
+        """Stages of which there are files; of others the manifest has no more than the digest."""
+        folders = {name.partition("/")[0] for name in self.manifest.files}
+        artifacts = self.manifest.artifacts.items()
+        return frozenset(stage for stage, one in artifacts if one.kind in folders)
+
+    @cached_property
     def settings(self) -> Settings:
         """The settings that the released artifacts were built with."""
         return Settings.load(self.root / SETTINGS)
@@ -145,7 +153,7 @@ class Release(Opened):
             which: those to ask about; None: all.
         """
         names = [kind.stage for kind in CATALOGUE] if which is None else map(stage_name, which)
-        return [name for name in names if name not in self.manifest.artifacts]
+        return [name for name in names if name not in self._released]
 
     def require(self, which: Iterable[Named] | None = None, purpose: str = "") -> None:
         """Refuse to go on without some artifacts.

@@ -96,7 +96,8 @@ def shared_data() -> Path:
 def no_proof() -> Iterator[None]:
     """For tests that count or spoil forward passes: those that prove a model are none of them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("rldecoder.lm.frozen.prove", lambda lm, brief: None)
+        for place in ("lm.frozen", "stages.cache_activations"):
+            patch.setattr(f"rldecoder.{place}.prove", lambda lm, **_: None)
         yield
 
 

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from rldecoder.interp.tally import ImportanceMass
     from rldecoder.interp.validation import EstimatorValidation
     from rldecoder.lm.baselines import BaselineRecord, Timing
+    from rldecoder.lm.bos_proof import BosRecord
     from rldecoder.lm.frozen import FrozenLM
     from rldecoder.lm.specs import ModelRecord
     from rldecoder.lm.tokenizer_parity import ParityRecord, TokenizerHashes
@@ -61,6 +62,7 @@ class ModelFolder(Artifact):
     parity: Record[ParityRecord] = Record(
         "parity.json", "rldecoder.lm.tokenizer_parity:ParityRecord"
     )
+    bos: Maybe[BosRecord] = Maybe(Record("bos.json", "rldecoder.lm.bos_proof:BosRecord"))
     hashes: Record[TokenizerHashes] = Record(
         "tokenizer_hashes.json", "rldecoder.lm.tokenizer_parity:TokenizerHashes"
     )

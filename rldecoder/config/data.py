@@ -15,6 +15,9 @@ from pydantic import (
 
 from rldecoder.config.base import Config, Revision, StageConfig, free
 
+Bos = Literal["auto", "always", "never"]
+"""Whether texts begin with the tokenizer's BOS token; `auto`: as the tokenizer does by itself."""
+
 
 class SplitTokens(Config):
     """A number of tokens for each split."""
@@ -164,6 +167,11 @@ class IngestConfig(StageConfig):
     """Out-of-domain text, for the split `ood`."""
     context_length: int = Field(256, ge=8)
     """Tokens per sequence."""
+    bos: Bos = free("auto")
+    """The beginning-of-text token before every document, sequence and prompt, in all stages, in
+    explanations and in the server: `auto` as the tokenizer puts it before a plain text, `always`,
+    or `never`. `sync_tokenizer` measures both and warns if the setting is the worse one. (It is
+    in the digest of `sync_tokenizer`, which every stage rests on.)"""
     budget_tokens: SplitTokens = SplitTokens()
     """Tokens to keep per split, rounded down to whole sequences. A split of 0 is left out."""
     fractions: SplitFractions = SplitFractions()

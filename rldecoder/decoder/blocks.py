@@ -32,9 +32,11 @@ from rldecoder.lm.cut import (
     config_with_blocks,
     find_parts,
     replaced_input,
+    with_block_list,
     with_blocks,
 )
 from rldecoder.lm.masks import given_mask
+from rldecoder.lm.placement import require_whole_weights
 
 
 class _NoEmbedding(nn.Module):
@@ -198,6 +200,7 @@ class BlockDecoder(UpperPart):
         Raises:
             BadInputError: a copy does not compute what the frozen block does.
         """
+        require_whole_weights(base, "A decoder with blocks copies them and trains the copies")
         blocks_name, norm_name = find_parts(base)
         theirs = base.get_submodule(blocks_name)
         for number, block in zip(self.numbers, self.blocks, strict=True):
@@ -253,9 +256,9 @@ def _body(config: SaeDecoderConfig) -> PreTrainedModel:
     whole.pad_token_id = whole.bos_token_id = whole.eos_token_id = 0  # within the vocabulary
     # The configuration names the dtype of the frozen weights; these are to be trained.
     fewer = config_with_blocks(whole, config.blocks)
-    body: PreTrainedModel = AutoModel.from_config(fewer, dtype=torch.float32)
+    body = with_block_list(AutoModel.from_config(fewer, dtype=torch.float32))
     with torch.device("meta"):
-        source = AutoModel.from_config(whole, dtype=torch.float32)
+        source = with_block_list(AutoModel.from_config(whole, dtype=torch.float32))
     blocks_name, _ = find_parts(source)
     numbered = nn.ModuleList(source.get_submodule(f"{blocks_name}.{n}") for n in config.blocks)
     device = torch.empty(0).device

@@ -40,6 +40,10 @@ def compare_copies(
     Raises:
         BadInputError: they differ by more than rounding, or the copy cannot be run.
     """
+    kinds = getattr(body.config, "layer_types", None) or []
+    for number, kind in zip(numbers, kinds, strict=False):
+        if "attention" not in kind or kind == "linear_attention":
+            raise _refusal(base, number, f"It is no attention over positions (`{kind}`).")
     if input_ids is None:
         table = base.get_input_embeddings()
         assert isinstance(table, nn.Embedding)

@@ -21,7 +21,6 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     Cache,
-    DynamicCache,
     GenerationConfig,
     GenerationMixin,
     PreTrainedModel,
@@ -33,7 +32,6 @@ from rldecoder.decoder.blocks import BlockDecoder, own_layers
 from rldecoder.decoder.configuration_sae_decoder import SaeDecoderConfig
 from rldecoder.decoder.upper import LinearDecoder, UpperPart
 from rldecoder.errors import BadInputError
-from rldecoder.lm.cut import WholeCache
 from rldecoder.lm.frozen import FrozenLM, count_positions
 from rldecoder.sae.model import Sae
 from rldecoder.sae.selection import SparseLatents
@@ -249,10 +247,6 @@ class SaeDecoderForCausalLM(PreTrainedModel, GenerationMixin):
         """
         lm, sae = self.frozen.lm, self.frozen.sae
         position_ids = count_positions(attention_mask, position_ids, input_ids.shape[1])
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
-        if past_key_values is not None and not past_key_values.get_seq_length():
-            WholeCache(lm.model.config)  # refuses models that keep more than keys and values
         trunk = lm.trunk(
             input_ids,
             self.config.hook_layer,

@@ -120,7 +120,8 @@ def _read(
         recons.append(sae(resid.flatten(0, 1).float()).recon.view_as(resid).to(lm.dtype))
         doors.append(torch.stack([seen[number] for number in blocks]))
         finals.append(final)
-        kept = ~is_sink(resid.flatten(0, 1)).view(resid.shape[:2])
+        sinks = is_sink(resid.flatten(0, 1), ids.to(lm.device).flatten(), lm.front)
+        kept = ~sinks.view(resid.shape[:2])
         kept[:, 0] = False
         usual.append(kept)
         advance(ids.numel())

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rldecoder.lm.cut import repeat_rows
+
 GenerateFunction = Callable[..., Tensor]
 """Takes the keywords of `transformers` generate, returns [B, prompt + new] token ids."""
 
@@ -99,7 +101,7 @@ def _prefix_cache(model: PreTrainedModel, batch: PrefixedBatch) -> Any:
     if batch.prefix.shape[1] == 0:
         return None
     past = model(input_ids=batch.prefix, use_cache=True, logits_to_keep=1).past_key_values
-    past.batch_repeat_interleave(len(batch.suffix))
+    repeat_rows(past, len(batch.suffix))
     return past
 
 

@@ -30,6 +30,7 @@ from rldecoder.evals.generation import (
     split_prefix,
 )
 from rldecoder.evals.prompts import TaskPrompt
+from rldecoder.lm.cut import repeat_rows
 from rldecoder.lm.text_tokens import answer_texts, encode_prompts
 from rldecoder.sae.model import SparseLatents
 
@@ -199,7 +200,7 @@ class DecoderSampler:
             self.decoder.hidden(latents, past_key_values=past)
         for cache in (past, tail_past):
             if cache is not None:
-                cache.batch_repeat_interleave(len(batch.suffix))
+                repeat_rows(cache, len(batch.suffix))
         return latents, past, tail_past
 
     def _read_prefix(self, token_ids: tuple[int, ...]) -> tuple[SparseLatents, Cache, Cache | None]:

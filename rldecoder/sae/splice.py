@@ -93,7 +93,8 @@ def splice_quality(
         num_ce += int((targets >= 0).sum())
 
         # Sinks stay as they are: no SAE has learnt them, and all later positions read them.
-        kept = is_sink(resid[:, 1:].flatten(0, 1)).view(len(ids), -1, 1)
+        read = resid[:, 1:].flatten(0, 1)
+        kept = is_sink(read, ids[:, 1:].flatten(), lm.front).view(len(ids), -1, 1)
         for name, replace in replacements.items():
             replaced = torch.where(kept, resid[:, 1:], replace(resid[:, 1:]).to(resid.dtype))
             changed = torch.cat([resid[:, :1], replaced], dim=1)

@@ -145,7 +145,7 @@ def collect(
         seen, final = lm.residuals(here)
         for layer in layers:
             resid = seen[layer][:, SKIP_FIRST:-1].flatten(0, 1)
-            usual = ~is_sink(resid)
+            usual = ~is_sink(resid, here[:, SKIP_FIRST:-1].flatten(), lm.front)
             kept = LayerData(
                 resid[usual].to("cpu", torch.bfloat16),
                 final[:, SKIP_FIRST:-1].flatten(0, 1)[usual].to("cpu", torch.bfloat16),

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from rldecoder.artifacts.catalogue import Corpus
+from rldecoder.artifacts.catalogue import Corpus, ModelFolder
 from rldecoder.config.data import IngestConfig, TasksSource
 from rldecoder.data.admission import Admission, Admitted
 from rldecoder.data.documents import Candidate, assign_split
@@ -24,8 +24,8 @@ from rldecoder.data.shards import SPLITS, DocumentRow
 from rldecoder.data.sources import candidates, fingerprint, left_out_files
 from rldecoder.errors import BadInputError
 from rldecoder.evals.task_text import task_candidates
-from rldecoder.lm.specs import stated_context_length
-from rldecoder.lm.text_tokens import encode_documents, tokens_in_front
+from rldecoder.lm.specs import ModelRecord, stated_context_length
+from rldecoder.lm.text_tokens import encode_documents, set_bos, tokens_in_front
 from rldecoder.reporting import Bar
 from rldecoder.schemas import read_json
 from rldecoder.stages.context import Output, StageContext
@@ -47,7 +47,8 @@ def run(inputs: IngestInputs, config: IngestConfig, ctx: StageContext) -> Output
     """Publish token shards per split, and where their documents came from."""
     _check_budgets(config)
     _check_context_length(config.context_length, inputs.model.model)
-    tokenizer = load_tokenizer(inputs.model.model)
+    record = ModelFolder.record.path(inputs.model.folder)
+    tokenizer = load_tokenizer(inputs.model.model, record)
     sinks = _open_sinks(config, tokenizer, ctx.out)
     admission = Admission({name: sink.packer for name, sink in sinks.items()}, config)
     rows: list[DocumentRow] = []
@@ -98,8 +99,8 @@ def run(inputs: IngestInputs, config: IngestConfig, ctx: StageContext) -> Output
     return Output(provenance.headline | {"tokens_per_second": total / max(seconds, 1e-9)})
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The fast tokenizer of a model folder.
+def load_tokenizer(folder: Path, record: Path | None = None) -> PreTrainedTokenizerBase:
+    """The fast tokenizer of a model folder; with its `ModelRecord`, as the run has it.
 
     Raises:
         BadInputError: if there is none, or it has no end-of-text token.
@@ -120,6 +121,8 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
             "Documents are separated by it.",
             "Set `eos_token` in tokenizer_config.json.",
         )
+    if record is not None and record.is_file():
+        set_bos(tokenizer, ModelRecord.load(record).bos)
     return tokenizer
 
 
@@ -142,6 +145,7 @@ def _check_budgets(config: IngestConfig) -> None:
 
 def _check_context_length(context_length: int, model_folder: Path) -> None:
     constants = read_json(model_folder / "config.json")
+    constants = constants.get("text_config") or constants  # of a model of several media
     limit = stated_context_length(SimpleNamespace(**constants))
     if limit is not None and context_length > limit:
         raise BadInputError(

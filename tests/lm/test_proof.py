@@ -31,8 +31,11 @@ SAMPLE = {
     **dict.fromkeys(
         (
             *SCALED, "bloom", "cohere2", "deepseek_v3", "gemma2", "gemma3_text", "gpt2, inverse",
-            "gpt_neo", "gptj", "granite 4, dense", "llama", "mixtral", "olmo2", "phi3",
-            "qwen2, windows", "smollm3",
+            "gemma4, plain", "gpt_neo", "gptj", "granite 4, dense", "lfm2", "llama",
+            "llama4_text", "mixtral", "olmo2", "opt", "phi3", "qwen2, windows", "qwen3_5_text",
+            "smollm3",
+            # The text part of a model of several media.
+            "gemma3", "gemma4", "llama4", "mistral3", "qwen3_5",
         ),
         "exact",
     ),
@@ -40,8 +43,8 @@ SAMPLE = {
     # stream between blocks, states instead of keys, indexers, parts of other media, encoders.
     **dict.fromkeys(
         (
-            "axk2", "bamba", "bart", "bert", "falcon, alibi", "gemma3", "gemma4_text",
-            "gemma4, shared keys", "jamba", "mamba", "nanochat", "opt", "qwen3_next",
+            "axk2", "bamba", "bart", "bert", "falcon, alibi", "gemma3, capped", "gemma4_text",
+            "gemma4, shared keys", "jamba", "mamba", "nanochat", "paligemma", "qwen3_vl",
         ),
         "refused",
     ),

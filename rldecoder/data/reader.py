@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from rldecoder.data.documents import Candidate, Document
@@ -22,7 +22,7 @@ def reader_candidates() -> Iterator[Candidate]:
     """The pieces as documents, in the order of their names."""
     for path in _pieces():
         name = path.relative_to(_FOLDER).with_suffix("").as_posix()
-        yield Candidate(f"reader:{name}", lambda path=path, name=name: _document(path, name))
+        yield Candidate(f"reader:{name}", partial(_document, path, name))
 
 
 def reader_fingerprint() -> dict[str, str]:

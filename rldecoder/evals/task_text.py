@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from functools import partial
 
 from rldecoder.data.documents import Candidate, Document
 from rldecoder.evals.prompts import Task, TaskPrompt, make_prompts
 
 QUESTIONS_PER_DOCUMENT = 6
+LICENCE = "Apache-2.0"
 
 
 def task_candidates(tasks: Iterable[Task], num_documents: int, seed: int) -> Iterator[Candidate]:
@@ -29,8 +31,9 @@ def task_candidates(tasks: Iterable[Task], num_documents: int, seed: int) -> Ite
     for number in range(num_documents):
         first = number * QUESTIONS_PER_DOCUMENT
         for task, made in prompts.items():
-            document = _document(task, number, made[first : first + QUESTIONS_PER_DOCUMENT])
-            yield Candidate(document.key, lambda document=document: document, split="train")
+            solved = made[first : first + QUESTIONS_PER_DOCUMENT]
+            load = partial(_document, task, number, solved)
+            yield Candidate(_key(task, number), load, split="train")
 
 
 def _document(task: Task, number: int, prompts: list[TaskPrompt]) -> Document:
@@ -40,8 +43,11 @@ def _document(task: Task, number: int, prompts: list[TaskPrompt]) -> Document:
         question = prompt.prompt.split("\n\n")[-1]
         texts.append(question + _solution(prompt))
     text = "\n\n".join(texts) + "\n"
-    key = f"tasks:{task}:{number}"
-    return Document(key, f"{task} {number}", "rldecoder tasks", "Apache-2.0", text)
+    return Document(_key(task, number), f"{task} {number}", "rldecoder tasks", LICENCE, text)
+
+
+def _key(task: Task, number: int) -> str:
+    return f"tasks:{task}:{number}"
 
 
 def _solution(prompt: TaskPrompt) -> str:

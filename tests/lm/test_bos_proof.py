@@ -99,7 +99,7 @@ def test_both_ways_are_measured(model_dir: Path, setting: Bos) -> None:
     assert found.in_front == lm.front
     assert (found.windows, found.tokens) == (4, 4 * 127)
     # The same predictions with and without, by the plain definition.
-    text_ids = [row for row in _windows_of(lm.tokenizer)]
+    text_ids = list(_windows_of(lm.tokenizer))
     for front, said in (([BOS], found.cross_entropy_with), ([], found.cross_entropy_without)):
         losses = []
         for row in text_ids:

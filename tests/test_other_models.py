@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rldecoder.artifacts.store import ArtifactStore
@@ -18,7 +17,7 @@ from rldecoder.reporting import SilentReporter
 from rldecoder.runner import run_pipeline
 from rldecoder.stages.table import STAGES
 from tests.lm.causal_architectures import tiny_config
-from tests.tiny_models import BOS, with_tokens_around
+from tests.tiny_models import with_tokens_around
 
 pytestmark = pytest.mark.slow
 

@@ -15,7 +15,6 @@ from pydantic import (
 
 from rldecoder.config.base import Config, Revision, StageConfig, free
 
-
 Bos = Literal["auto", "always", "never"]
 """Whether texts begin with the tokenizer's BOS token; `auto`: as the tokenizer does by itself."""
 

@@ -73,7 +73,7 @@ def test_all_of_the_text_model_must_be_there(whole_dir: Path, tmp_path: Path) ->
 
 def test_what_is_not_proven_is_refused(whole_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rldecoder.lm.text_part.PROVEN", frozenset())
-    with pytest.raises(BadInputError, match="'gemma3' are not supported.*not proven"):
+    with pytest.raises(BadInputError, match=r"'gemma3' are not supported.*not proven"):
         text_part(read_config(whole_dir))
 
 

@@ -7,10 +7,10 @@ here as long as it uses the common ones.
 
 from __future__ import annotations
 
+import functools
 import tempfile
 import time
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ def _classes() -> dict[str, str]:
     return found
 
 
-@cache
+@functools.cache
 def has_text_part(model_type: str) -> bool:
     """Whether it is made of several parts, of which one is a text model."""
     try:

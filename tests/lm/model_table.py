@@ -24,9 +24,10 @@ def row(found: Outcome) -> str:
     if found.status == "exact":
         result = "exact (its text part)" if has_text_part(found.name) else "exact"
         return f"| `{found.name}` | {result} | |"
+    if found.status == "not made":
+        return f"| `{found.name}` | not tried | |"
     why = _NUMBER.sub("", found.why).replace("|", "/").replace("\n", " ").strip()
-    result = "not tried" if found.status == "not made" else found.status
-    return f"| `{found.name}` | {result} | {why} |"
+    return f"| `{found.name}` | {found.status} | {why} |"
 
 
 def rows() -> dict[str, str]:

@@ -99,7 +99,7 @@ def test_both_ways_are_measured(model_dir: Path, setting: Bos) -> None:
     assert found.in_front == lm.front
     assert (found.windows, found.tokens) == (4, 4 * 127)
     # The same predictions with and without, by the plain definition.
-    text_ids = list(_windows_of(lm.tokenizer))
+    text_ids = windows_of(lm.tokenizer)
     for front, said in (([BOS], found.cross_entropy_with), ([], found.cross_entropy_without)):
         losses = []
         for row in text_ids:
@@ -110,7 +110,7 @@ def test_both_ways_are_measured(model_dir: Path, setting: Bos) -> None:
         assert said == pytest.approx(float(torch.stack(losses).mean()), abs=1e-4)
 
 
-def _windows_of(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+def windows_of(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     import pydoc_data.topics
 
     topics = pydoc_data.topics.topics

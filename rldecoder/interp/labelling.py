@@ -29,9 +29,12 @@ from rldecoder.interp.scores import (
     score_all,
 )
 from rldecoder.interp.vocabulary import Vocabulary
-from rldecoder.sae.model import Sae, SaeSpec
+from rldecoder.sae.metrics import match_l0
+from rldecoder.sae.model import Sae
 
 NUM_FEATURES = 6
+SPARSITY_TOKENS = 1024
+"""Residuals on which a random SAE is made to fire as often as the trained one."""
 
 
 class Labelled(NamedTuple):
@@ -162,12 +165,17 @@ def shuffled_control(
     return Labelled(kept, scores)
 
 
-def random_sae(spec: SaeSpec, reader: ActivationReader, num_tokens: int, seed: int) -> Sae:
-    """An untrained SAE of the same shape, centred on the mean of the split's first residuals."""
+def random_sae(trained: Sae, reader: ActivationReader, num_tokens: int, seed: int) -> Sae:
+    """An untrained SAE of the same shape and sparsity, centred on the split's first residuals."""
     batch = next(iter(reader.ordered(num_tokens, columns=("resid",), max_tokens=num_tokens)))
     assert batch.resid is not None
-    mean = batch.resid.float().mean(0)
-    return Sae.random_init(spec, seed, mean=mean).eval().requires_grad_(False)
+    x = batch.resid.float()
+    control = Sae.random_init(trained.spec, seed, mean=x.mean(0))
+    if trained.spec.k is None:
+        sample = x[:SPARSITY_TOKENS]
+        l0 = (trained.encode(sample.to(trained.W_enc.device)).acts > 0).sum(1).float().mean()
+        match_l0(control, sample, float(l0))
+    return control.eval().requires_grad_(False)
 
 
 def draw_alive(firings: Firings, count: int, min_firings: int, rng: np.random.Generator) -> Any:

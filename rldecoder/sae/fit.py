@@ -14,6 +14,9 @@ from rldecoder.errors import BadInputError
 from rldecoder.sae.folders import SaeFolder, headers
 from rldecoder.sae.foreign import Description, describe
 
+_RMS_NORM = ("gemma", "llama", "mistral", "mixtral", "qwen", "olmo2", "deepseek", "smollm")
+"""Families of models without a mean to take out."""
+
 
 class Surroundings(NamedTuple):
     """What a run reads an SAE with; None where that is not yet known."""
@@ -54,8 +57,8 @@ def described(found: SaeFolder) -> Description:
         raise BadInputError(
             f"The SAE of {description.model_name} does not say whether its model's weights were "
             f"centred. {where}",
-            "Old SAEs of GPT-2 were trained with TransformerLens, which centred them unless told "
-            "otherwise; gpt2-small-res-jb was, and reads other residuals than the model's own.",
+            "SAEs from before sae_lens 6 were trained with TransformerLens, which centred them "
+            "unless told otherwise, as for gpt2-small-res-jb: it reads other residuals than ours.",
             "If you know that they were not, set "
             "`train_sae.pretrained.center_writing_weights: false`.",
         )
@@ -126,12 +129,12 @@ def _bos_differs(description: Description, around: Surroundings) -> tuple[str, s
         return (
             "The SAE was trained on text that begins with the BOS token, and this run's text does "
             "not.",
-            "Take a tokenizer that puts BOS in front of every text",
+            "Set `ingest.bos: always`",
         )
     return (
         "The SAE was trained on text without a BOS token in front, and this run's text begins with "
         "one.",
-        "Take an SAE that was trained with it",
+        "Set `ingest.bos: never`",
     )
 
 
@@ -147,17 +150,22 @@ def _context_differs(description: Description, around: Surroundings) -> tuple[st
 
 
 def _may_be_centred(found: SaeFolder, description: Description) -> bool:
-    """Before sae_lens 6 a config may leave it open, and for GPT-2 the default was to centre."""
+    """Before sae_lens 6 a config may leave it open, and the default was to centre.
+
+    Models with RMSNorm cannot be centred; TransformerLens leaves them as they are.
+    """
     metadata = found.config.get("metadata")
     places = [found.config, metadata if isinstance(metadata, dict) else {}]
-    says = ("model_from_pretrained_kwargs", "center_writing_weights")
-    if any(place.get(key) is not None for place in places for key in says):
-        return False
-    version = next(
-        (place["sae_lens_version"] for place in places if "sae_lens_version" in place), ""
-    )
-    old = found.form == "sae_lens" and not re.match(r"([6-9]|\d\d)\.", str(version))
-    return old and "gpt2" in _plain(description.model_name)
+    for place in places:
+        kwargs = place.get("model_from_pretrained_kwargs")
+        if isinstance(kwargs, dict) and kwargs.get("center_writing_weights") is not None:
+            return False
+        if place.get("center_writing_weights") is not None:
+            return False
+    versions = [str(place.get("sae_lens_version")) for place in places]
+    new = any(re.match(r"([6-9]|\d\d)\.", version) for version in versions)
+    rms = any(family in _plain(description.model_name) for family in _RMS_NORM)
+    return found.form == "sae_lens" and not new and not rms
 
 
 def _check_shapes(found: SaeFolder) -> None:

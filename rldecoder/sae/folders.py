@@ -126,12 +126,14 @@ def _none_here(folder: Path, several: list[str]) -> BadInputError:
         what,
         f"It has neither {_LENS_WEIGHTS} (sae_lens), {' nor '.join(_GEMMA_WEIGHTS)} (Gemma "
         f"Scope), nor {_SPARSIFY_WEIGHTS} (sparsify).",
-        "Check the path; `train_sae.pretrained` wants the folder of one SAE.",
+        "Check the path: it is the folder of one SAE. sae_lens reads more forms, by name: "
+        "`train_sae.pretrained: {release: ..., id: ...}`.",
     )
 
 
 def _sae_lens(folder: Path, stated: Settings) -> SaeFolder:
-    config = renamed(_read(folder / _CONFIG, {"architecture", "d_in", "d_sae"}))
+    config = renamed(_read(folder / _CONFIG, {"d_in", "d_sae"}))
+    config.setdefault("architecture", "standard")  # the only one at first, and not written
 
     # A checkpoint from the middle of training: the factor lies beside it, not yet folded in.
     if (folder / _LENS_SCALER).is_file() and SCALE not in config:

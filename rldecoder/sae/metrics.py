@@ -153,16 +153,26 @@ def random_control(
     """
     x = sample.float()
     control = Sae.random_init(spec, seed, x.mean(0).cpu()).to(x.device)
-    if spec.architecture != "topk":
-        pre_acts = control.pre_acts(x).flatten()
-        rank = max(1, min(len(pre_acts), round(l0 * len(x))))
-        smallest = pre_acts.kthvalue(len(pre_acts) - rank + 1).values
-        if spec.architecture == "relu":
-            control.b_enc.sub_(smallest)
-        else:
-            control.threshold.fill_(smallest.clamp_min(0.0))
+    match_l0(control, x, l0)
     recon = control(x).recon - control.b_dec
     centred = x - control.b_dec
     gain = (recon * centred).sum() / recon.square().sum().clamp_min(1e-12)
     control.W_dec.mul_(gain)
     return control.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def match_l0(control: Sae, x: Tensor, l0: float) -> None:
+    """Make an untrained SAE fire on `l0` latents a token, on average over residuals [N, D].
+
+    One bias is set for all latents of relu, one threshold for all of jumprelu; topk fires on its k.
+    """
+    if control.spec.k is not None:
+        return
+    pre_acts = control.pre_acts(x).flatten()
+    rank = max(1, min(len(pre_acts), round(l0 * len(x))))
+    smallest = pre_acts.kthvalue(len(pre_acts) - rank + 1).values
+    if control.spec.architecture == "relu":
+        control.b_enc.sub_(smallest)
+    else:
+        control.threshold.fill_(smallest.clamp_min(0.0))

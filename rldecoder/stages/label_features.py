@@ -242,7 +242,7 @@ class _Labelling:
         """Latents of an untrained SAE and of the trained one, drawn alike, each with the generator
         that its scores go on with."""
         seed = derive_seed(self.ctx.seed, "random-sae")
-        untrained = random_sae(self.sae.spec, self.source.reader("label"), MEAN_TOKENS, seed)
+        untrained = random_sae(self.sae, self.source.reader("label"), MEAN_TOKENS, seed)
         kinds = {
             "random_sae": (untrained.to(self.ctx.device), seed),
             "drawn": (self.sae, derive_seed(self.ctx.seed, "drawn")),

@@ -6,8 +6,6 @@ before any text is read.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from rldecoder.artifacts.catalogue import ModelFolder
 from rldecoder.config.run import RunConfig
 from rldecoder.interp.neuronpedia_labels import check_first
@@ -41,20 +39,19 @@ def with_model(around: Surroundings, model: ModelFolder) -> Surroundings:
     record = model.record
     sources = [value for key, value in record.source.items() if key in ("hub", "repo")]
     return around._replace(
-        bos=text_begins_with_bos(model.model),
+        bos=text_begins_with_bos(model),
         d_model=record.d_model,
         num_layers=record.num_layers,
         model_names=(record.name, record.title, *sources),
     )
 
 
-def text_begins_with_bos(model: Path) -> bool:
+def text_begins_with_bos(model: ModelFolder) -> bool:
     """Whether documents of this run begin with the model's BOS token."""
     from transformers import AutoTokenizer  # here, because planning imports none of it
 
     from rldecoder.lm.text_tokens import tokens_in_front
 
-    tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
-    return tokenizer.bos_token_id is not None and tokenizer.bos_token_id in tokens_in_front(
-        tokenizer
-    )
+    tokenizer = AutoTokenizer.from_pretrained(model.model, local_files_only=True)
+    start = tokenizer.bos_token_id
+    return start is not None and start in tokens_in_front(tokenizer)

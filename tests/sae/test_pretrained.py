@@ -257,15 +257,43 @@ def test_a_stated_k_must_mean_something(tmp_path: Path) -> None:
         described(recognise(foreign("sae_lens", tmp_path).folder, {"k": 5}))
 
 
-def test_gpt2_of_old_must_say_that_it_was_not_centred(tmp_path: Path) -> None:
+@pytest.mark.parametrize("model", ["gpt2-small", "pythia-70m", "tiny-stories-1L-21M"])
+def test_old_saes_must_say_that_nothing_was_centred(model: str, tmp_path: Path) -> None:
     """gpt2-small-res-jb reads a centred residual stream, and its folder does not say so."""
     folder = foreign("sae_lens", tmp_path).folder
-    changed_config(folder, metadata={"model_name": "gpt2-small", "sae_lens_version": "3.9.0"})
-    with pytest.raises(BadInputError, match="center_writing_weights"):
+    old = {"model_name": model, "sae_lens_version": "3.9.0"}
+    changed_config(folder, metadata=old | {"model_from_pretrained_kwargs": {"n_devices": 1}})
+    with pytest.raises(BadInputError, match="center_writing_weights: false"):
         described(recognise(folder, {}))
     assert described(recognise(folder, {"center_writing_weights": False})).hook_layer == 3
     with pytest.raises(BadInputError, match="center_writing_weights"):
         described(recognise(folder, {"center_writing_weights": True}))
+
+    # Said in the config, or of a model that has no mean: fine.
+    kwargs = {"model_from_pretrained_kwargs": {"center_writing_weights": False}}
+    changed_config(folder, metadata=old | kwargs)
+    assert described(recognise(folder, {})).hook_layer == 3
+    changed_config(
+        folder, metadata=old | {"model_name": "gemma-2b", "model_from_pretrained_kwargs": {}}
+    )
+    assert described(recognise(folder, {})).hook_layer == 3
+
+
+def test_the_first_configs_of_sae_lens(tmp_path: Path) -> None:
+    """Without an architecture, and with the names of old, beside what the user says."""
+    folder = foreign("sae_lens", tmp_path).folder
+    tensors = load_file(folder / "sae_weights.safetensors")
+    del tensors["threshold"]
+    save_file(tensors, folder / "sae_weights.safetensors")
+    write_config(folder, {
+        "d_in": D_MODEL, "d_sae": NUM_LATENTS, "model_name": "gpt2-small", "context_size": 128,
+        "hook_point": "blocks.2.hook_resid_pre", "hook_point_layer": 2, "prepend_bos": True,
+    })  # fmt: skip
+    stated = {"center_writing_weights": False}
+    found = described(recognise(folder, stated))
+    assert (found.architecture, found.hook_layer, found.prepend_bos) == ("relu", 2, True)
+    with pytest.raises(BadInputError, match="not overruled"):
+        recognise(folder, stated | {"hook_name": "blocks.3.hook_resid_pre"})
 
 
 def test_pickles_are_refused_with_a_way_out(tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ from typing import NamedTuple
 import huggingface_hub.constants
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
-from huggingface_hub.utils import disable_progress_bars
 from pydantic import TypeAdapter, ValidationError
 
 from rldecoder.artifacts.manifests import MANIFEST
@@ -94,7 +93,6 @@ def download_release(repo: str, revision: str, note: Callable[[str], None]) -> t
         BadInputError: there is none, or it cannot be reached.
         DamagedFileError: its manifest cannot be trusted.
     """
-    disable_progress_bars()
 
     def fetch(names: list[str], at: str) -> Path:
         return Path(
@@ -154,7 +152,6 @@ def push_release(root: Path, repo: str, *, public: bool = False, dry_run: bool =
             f"It is read from {TOKEN} in the environment, and from nowhere else.",
             f"Make one that may write at huggingface.co/settings/tokens, and export {TOKEN}=...",
         )
-    disable_progress_bars()
     api = HfApi(endpoint=huggingface_hub.constants.ENDPOINT, token=token)
     try:
         if not public:

@@ -48,7 +48,8 @@ def open_release(
         BadInputError: there is no release, or it was written by a newer program.
         DamagedFileError: a file is not what was released.
     """
-    root, links_into = Path(place).expanduser(), None
+    root = Path(place).expanduser()
+    links_into: Path | None = None
     if revision is not None or not os.path.lexists(root):
         from rldecoder.release.hub import download_release, hub_place
 

@@ -193,7 +193,7 @@ def example_view(explanation: Explanation) -> dict[str, Any]:
             for row in ranking_rows(explanation.ranked)
         ],
         "tested": visible_text(explanation.tested, 600),
-        "method_b": visible_text(explanation.method_b, 2000),
+        "says": visible_text(explanation.says, 600),
         "claims": [_claim(checked) for checked in explanation.claims],
     }
 

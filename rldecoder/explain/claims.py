@@ -68,8 +68,8 @@ def claim_sentence(claim: Claim) -> str:
     )
 
 
-def explanation_text(token: str, probability: float, claims: Sequence[Claim]) -> str:
-    """The prediction and its reasons; says so when there is nothing to claim.
+def prediction_text(token: str, probability: float, claims: Sequence[Claim]) -> str:
+    """What is expected, and how many reasons there are; says so when there is nothing to claim.
 
     Args:
         token: the frozen model's most likely next token, raw.
@@ -88,10 +88,13 @@ def explanation_text(token: str, probability: float, claims: Sequence[Claim]) ->
         for count, side in ((speaks, "for"), (len(claims) - speaks, "against"))
         if count
     ]
-    sentences = " ".join(
-        f"({place}) {claim_sentence(claim)}" for place, claim in enumerate(claims, 1)
-    )
-    return f"{start}; {', '.join(sides)}. {sentences}"
+    return f"{start}; {', '.join(sides)}."
+
+
+def explanation_text(token: str, probability: float, claims: Sequence[Claim]) -> str:
+    """The prediction and all its reasons, numbered; arguments as for `prediction_text`."""
+    sentences = [f"({place}) {claim_sentence(claim)}" for place, claim in enumerate(claims, 1)]
+    return " ".join([prediction_text(token, probability, claims), *sentences])
 
 
 def _number(count: int) -> str:

@@ -51,9 +51,9 @@ from rldecoder.stages.context import Output, StageContext
 from rldecoder.stages.inputs import ExplainerInputs
 
 LOG_EVERY = 10
-TASK_SHARE = 0.1
-"""Of the pairs that come from task prompts."""
-TRAIN_REMOVALS = 2
+TASK_SHARE = {"train": 0.02, "test": 0.1}
+"""Of the positions that end a task prompt: each costs a run of its own, a text gives dozens."""
+TRAIN_REMOVALS = 1
 """Joint removals of a training pair."""
 PER_TEXT = {"train": 64, "test": 4}
 """Positions of one sequence, on average: training saves passes, a test wants many documents."""
@@ -120,7 +120,7 @@ def _make_pairs(
     """Positions of cached text and of task prompts, with their exact ablations."""
     count = config.num_pairs if split == "train" else config.num_test_positions
     text_split = "label" if split == "train" else "test"
-    num_prompts = math.ceil(count * TASK_SHARE / len(TASKS))
+    num_prompts = math.ceil(count * TASK_SHARE[split] / len(TASKS))
     if split == "test":
         num_prompts = min(num_prompts, MAX_TASK_TEXTS)
 

@@ -17,14 +17,14 @@ def example(text: str) -> dict[str, Any]:
     prediction = {"token": text, "p": 0.5, "then": [(text, 0.25)]}
     return {
         "prompt": text, "cut": True, "kl": 0.3, "frozen": prediction,
-        "decoder": prediction, "agree": True, "method_a": text, "method_b": text,
+        "decoder": prediction, "agree": True, "active": [(text, "0.75", text)], "says": text,
         "claims": [
-            {"sentence": text, "verdict": "supported", "css": "supported", "effect": 0.5,
-             "frozen_effect": -0.1, "frozen_noise": 0.15, "noise": 0.1},
+            {"sentence": text, "verdict": "supported", "css": "supported", "change": -0.5,
+             "decoder_change": 0.1, "noise": 0.1},
             {"sentence": text, "verdict": "too small to tell", "css": "too-small-to-tell",
-             "effect": 0.0, "frozen_effect": None, "frozen_noise": None, "noise": 0.1},
+             "change": 0.0, "decoder_change": 0.0, "noise": 0.1},
         ],
-        "sanity": {"claimed_removed": 1.0, "claimed_predicted": 0.9, "others_removed": 0.1},
+        "tested": text,
     }  # fmt: skip
 
 
@@ -91,7 +91,8 @@ def data() -> ReportData:
                   "reasons": text},
         label_columns=[text] * 12,
         label_methods=[[text] * 12],
-        claim_methods=[[text] * 8],
+        claim_columns=[text] * 9,
+        claim_methods=[[text] * 9],
         claim_note=text,
         simulation_columns=[text] * 3,
         simulation_rows=[[text] * 3],

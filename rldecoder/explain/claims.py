@@ -38,6 +38,8 @@ class Claim:
     """Predicted probability that the intervention bears the claim out."""
     label_confidence: float | None = None
     """Of the latent's label, quoted or not."""
+    description: str | None = None
+    """What is known of a latent without a label that may be quoted."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,11 @@ class CheckedClaim:
 
 def claim_sentence(claim: Claim) -> str:
     """The claim in words, always by the same grammar."""
-    label = "" if claim.label is None else f" “{visible_text(claim.label, 120)}”"
+    label = ""
+    if claim.label is not None:
+        label = f" “{visible_text(claim.label, 120)}”"
+    elif claim.description is not None:
+        label = f" ({visible_text(claim.description, 160)})"
     supports = claim.direction == "supports"
     effect = claim.strength if supports else -claim.strength
     without = min(1.0, claim.probability * math.exp(-effect))

@@ -22,7 +22,7 @@ from rldecoder.evals.prompts import TASKS, make_prompts
 from rldecoder.explain.evaluation import Settings, count_verdicts, evaluate_explainer
 from rldecoder.explain.explainer import Explainer, ExplainerSpec, make_slots
 from rldecoder.explain.explanation import ExampleExplanations, Explanation
-from rldecoder.explain.frozen_effects import PROBES
+from rldecoder.explain.frozen_effects import PROBES, why_slow
 from rldecoder.explain.held_out_texts import MAX_TASK_TEXTS, PROSE, TOKENS_PER_BATCH
 from rldecoder.explain.inputs import label_texts, mean_importance
 from rldecoder.explain.pairs import (
@@ -142,6 +142,9 @@ def _make_pairs(
         parts.append(positions_from_prompts(decoder, prompts, task))
     positions = join_positions(parts)
 
+    slow = why_slow(decoder.frozen, positions.frozen_places)
+    if slow is not None:
+        ctx.report.note(f"Every ablation runs a whole text, which is slow: {slow}.")
     settings = PairSettings(
         candidates=config.max_candidates,
         interventions=TRAIN_REMOVALS if split == "train" else config.interventions_per_position,

@@ -134,7 +134,8 @@ class ExampleShown(Shown):
     """Method A: feature, share of its usual high, what it is."""
     tested: Annotated[str, up_to(600)]
     """What was tested, in a sentence."""
-    method_b: Paragraph
+    says: Annotated[str, up_to(600)]
+    """Method B in sentences."""
     claims: tuple[ClaimShown, ...]
 
     @classmethod
@@ -150,6 +151,6 @@ class ExampleShown(Shown):
             agree=frozen.token_id == decoder.token_id,
             active=tuple(ranking_rows(explanation.ranked)),
             tested=explanation.tested,
-            method_b=explanation.method_b,
+            says=explanation.says,
             claims=tuple(map(ClaimShown.of, explanation.claims)),
         )

@@ -134,6 +134,7 @@ def _checked_claims(
             latent=latent,
             label=label.quoted,
             label_confidence=label.confidence,
+            description=None if label.quoted is not None else label.description,
             evidence_position=position,
             evidence_text=text.tokens[position],
             direction="supports" if predicted > 0 else "opposes",

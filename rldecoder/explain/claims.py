@@ -38,6 +38,8 @@ class Claim:
     """Predicted probability that the intervention bears the claim out."""
     label_confidence: float | None = None
     """Of the latent's label, quoted or not."""
+    description: str | None = None
+    """What is known of a latent without a label that may be quoted."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,11 @@ class CheckedClaim:
 
 def claim_sentence(claim: Claim) -> str:
     """The claim in words, always by the same grammar."""
-    label = "" if claim.label is None else f" “{visible_text(claim.label, 120)}”"
+    label = ""
+    if claim.label is not None:
+        label = f" “{visible_text(claim.label, 120)}”"
+    elif claim.description is not None:
+        label = f" ({visible_text(claim.description, 160)})"
     supports = claim.direction == "supports"
     effect = claim.strength if supports else -claim.strength
     without = min(1.0, claim.probability * math.exp(-effect))
@@ -68,8 +74,8 @@ def claim_sentence(claim: Claim) -> str:
     )
 
 
-def explanation_text(token: str, probability: float, claims: Sequence[Claim]) -> str:
-    """The prediction and its reasons; says so when there is nothing to claim.
+def prediction_text(token: str, probability: float, claims: Sequence[Claim]) -> str:
+    """What is expected, and how many reasons there are; says so when there is nothing to claim.
 
     Args:
         token: the frozen model's most likely next token, raw.
@@ -88,10 +94,13 @@ def explanation_text(token: str, probability: float, claims: Sequence[Claim]) ->
         for count, side in ((speaks, "for"), (len(claims) - speaks, "against"))
         if count
     ]
-    sentences = " ".join(
-        f"({place}) {claim_sentence(claim)}" for place, claim in enumerate(claims, 1)
-    )
-    return f"{start}; {', '.join(sides)}. {sentences}"
+    return f"{start}; {', '.join(sides)}."
+
+
+def explanation_text(token: str, probability: float, claims: Sequence[Claim]) -> str:
+    """The prediction and all its reasons, numbered; arguments as for `prediction_text`."""
+    sentences = [f"({place}) {claim_sentence(claim)}" for place, claim in enumerate(claims, 1)]
+    return " ".join([prediction_text(token, probability, claims), *sentences])
 
 
 def _number(count: int) -> str:

@@ -12,7 +12,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from rldecoder.explain.claims import CheckedClaim, Verdict, claim_sentence
+from rldecoder.explain.claims import CheckedClaim, Verdict, claim_sentence, prediction_text
 from rldecoder.explain.ranking import RankedFeature, ranking_rows
 from rldecoder.schemas import JsonFile, write_json
 from rldecoder.visible_text import visible_text, visible_token
@@ -64,6 +64,12 @@ class Explanation:
     method_b: str
     sanity: Sanity | None
     """None when no claim is made."""
+
+    @property
+    def says(self) -> str:
+        """Method B's first sentence: what is expected, and how many reasons there are."""
+        claims = [checked.claim for checked in self.claims]
+        return prediction_text(self.frozen.token, self.frozen.probability, claims)
 
     @property
     def tested(self) -> str:
@@ -134,10 +140,8 @@ def render_explanation(explanation: Explanation) -> RenderableType:
         Text(),
         active if explanation.ranked else Text.assemble(("A  ", "bold"), explanation.method_a),
         Text(),
+        Text.assemble(("B  ", "bold"), explanation.says),
     ]
-    # Method B says so where it makes no claim.
-    if not explanation.claims:
-        lines.append(Text.assemble(("B  ", "bold"), explanation.method_b))
     for place, checked in enumerate(explanation.claims, start=1):
         lines.append(_claim_line(place, checked))
     if explanation.tested:

@@ -61,6 +61,15 @@ def text_by_text(
             yield rows, read
 
 
+def why_slow(frozen: FrozenParts, places: FrozenPlaces) -> str | None:
+    """Why every intervention takes a run over its whole text; None where it is one token."""
+    reader = PlaceReader(frozen.lm, frozen.sae.spec.hook_layer)
+    text = reader.sequence(places.texts.resid[0])
+    with torch.no_grad():
+        text.hidden(text.resid[-1:], torch.tensor([len(text.resid) - 1]))
+    return reader.slow_because
+
+
 def find_candidates(
     decoder: SaeDecoderForCausalLM,
     places: FrozenPlaces,

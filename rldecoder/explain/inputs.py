@@ -23,6 +23,9 @@ class LabelText(NamedTuple):
     accepted: bool = False
     """Of high confidence, or accepted by a person: only such a label may be quoted as what is
     known of the latent."""
+    description: str | None = None
+    """What is known of a latent without a label that may be quoted, such as the tokens that it
+    raises; to be shown as no label."""
 
     @property
     def quoted(self) -> str | None:

@@ -99,7 +99,7 @@ def blind_pairs(
         item = JudgeItem(
             id=f"{number:04d}",
             text=visible_text(explanation.prompt, SHOWN_CHARACTERS),
-            predicted=visible_token(explanation.decoder.token),
+            predicted=visible_token(explanation.frozen.token),
             explanation_1=_lines_of(texts[first]),
             explanation_2=_lines_of(texts[second]),
         )

@@ -35,6 +35,8 @@ class RankedFeature:
     """Of the label, quoted or not."""
     unsure_label: str | None = None
     """A label below the bar of confidence: a guess, to be shown as one."""
+    description: str | None = None
+    """What is known of a latent without a label that may be quoted."""
 
     @property
     def quoted(self) -> bool:
@@ -100,6 +102,7 @@ def rank_active(
                 label.quoted,
                 label.confidence,
                 label.unsure,
+                None if label.quoted is not None else label.description,
             )
         )
     ranked.sort(key=lambda feature: (-feature.normalised, feature.latent))
@@ -129,6 +132,8 @@ def ranking_rows(ranked: Sequence[RankedFeature]) -> list[tuple[str, str, str]]:
         what = UNLABELLED if feature.unsure_label is None else NOT_ACCEPTED
         if feature.label is not None:
             what = f"“{visible_text(feature.label, 120)}”"
+        elif feature.description is not None:
+            what = visible_text(feature.description, 160)
         high = f"{feature.normalised:.2f}" if feature.normalised > 0 else "first seen"
         rows.append((f"#{feature.latent}", high, what))
     return rows

@@ -22,7 +22,7 @@ from rldecoder.evals.prompts import TASKS, make_prompts
 from rldecoder.explain.evaluation import Settings, count_verdicts, evaluate_explainer
 from rldecoder.explain.explainer import Explainer, ExplainerSpec, make_slots
 from rldecoder.explain.explanation import ExampleExplanations, Explanation
-from rldecoder.explain.frozen_effects import PROBES
+from rldecoder.explain.frozen_effects import PROBES, why_slow
 from rldecoder.explain.held_out_texts import MAX_TASK_TEXTS, PROSE, TOKENS_PER_BATCH
 from rldecoder.explain.inputs import label_texts, mean_importance
 from rldecoder.explain.pairs import (
@@ -51,9 +51,9 @@ from rldecoder.stages.context import Output, StageContext
 from rldecoder.stages.inputs import ExplainerInputs
 
 LOG_EVERY = 10
-TASK_SHARE = 0.1
-"""Of the pairs that come from task prompts."""
-TRAIN_REMOVALS = 2
+TASK_SHARE = {"train": 0.02, "test": 0.1}
+"""Of the positions that end a task prompt: each costs a run of its own, a text gives dozens."""
+TRAIN_REMOVALS = 1
 """Joint removals of a training pair."""
 PER_TEXT = {"train": 64, "test": 4}
 """Positions of one sequence, on average: training saves passes, a test wants many documents."""
@@ -120,7 +120,7 @@ def _make_pairs(
     """Positions of cached text and of task prompts, with their exact ablations."""
     count = config.num_pairs if split == "train" else config.num_test_positions
     text_split = "label" if split == "train" else "test"
-    num_prompts = math.ceil(count * TASK_SHARE / len(TASKS))
+    num_prompts = math.ceil(count * TASK_SHARE[split] / len(TASKS))
     if split == "test":
         num_prompts = min(num_prompts, MAX_TASK_TEXTS)
 
@@ -142,6 +142,9 @@ def _make_pairs(
         parts.append(positions_from_prompts(decoder, prompts, task))
     positions = join_positions(parts)
 
+    slow = why_slow(decoder.frozen, positions.frozen_places)
+    if slow is not None:
+        ctx.report.note(f"Every ablation runs a whole text, which is slow: {slow}.")
     settings = PairSettings(
         candidates=config.max_candidates,
         interventions=TRAIN_REMOVALS if split == "train" else config.interventions_per_position,

@@ -17,7 +17,7 @@ from rldecoder.dashboard.report import (
 from rldecoder.dashboard.shown import ExampleShown
 from rldecoder.evals.comparison import TaskScore
 from rldecoder.evals.targets import TARGETS, Measurement, fill_targets
-from rldecoder.explain.explanation import Prediction, Sanity
+from rldecoder.explain.explanation import Prediction
 from rldecoder.interp.records import LabelConfidence
 
 HOSTILE = "</script><img src=x onerror=alert(1)>\"'&amp;{{7*7}}"
@@ -27,14 +27,14 @@ def example(text: str) -> ExampleShown:
     prediction = Prediction(text, 1, 0.5, ((text, 0.5), (text, 0.25)))
     values = {
         "prompt": text, "cut": True, "kl": 0.3, "frozen": prediction,
-        "decoder": prediction, "agree": True, "method_a": text, "method_b": text,
+        "decoder": prediction, "agree": True, "active": [(text, "0.75", text)], "says": text,
         "claims": [
-            {"sentence": text, "verdict": "supported", "css": "supported", "effect": 0.5,
-             "frozen_effect": -0.1, "frozen_noise": 0.15, "noise": 0.1},
+            {"sentence": text, "verdict": "supported", "css": "supported", "change": -0.5,
+             "decoder_change": 0.1, "noise": 0.1},
             {"sentence": text, "verdict": "too small to tell", "css": "too-small-to-tell",
-             "effect": 0.0, "frozen_effect": None, "frozen_noise": None, "noise": 0.1},
+             "change": 0.0, "decoder_change": 0.0, "noise": 0.1},
         ],
-        "sanity": Sanity(1.0, 0.9, 0.1),
+        "tested": text,
     }  # fmt: skip
     return ExampleShown.model_validate(values)
 
@@ -103,7 +103,8 @@ def data() -> ReportData:
         controls=ControlsShown(("a", "b"), [(text, text)], "pass", text),
         label_columns=[text] * 12,
         label_methods=[[text] * 12],
-        claim_methods=[[text] * 8],
+        claim_columns=[text] * 9,
+        claim_methods=[[text] * 9],
         claim_note=text,
         simulation_columns=[text] * 3,
         simulation_rows=[[text] * 3],

@@ -112,11 +112,11 @@ def test_hostile_text_of_artifacts_is_gone_or_visible(data: ReportData, tmp_path
     artifacts = saved(tmp_path, label(3, 1, HIDDEN, [window]), label(7, 2, None, []))
     features = feature_cards(*artifacts, max_features=9, contexts=9)
     prediction = Prediction(HIDDEN, 1, 0.5, ((HIDDEN, 0.5),) * 3)
-    claim = Claim(3, HIDDEN, 1, HIDDEN, "supports", 0.4, 0.1, HIDDEN, 0.5)
+    claim = Claim(3, HIDDEN, 1, HIDDEN, "supports", 0.4, 0.1, HIDDEN, 0.5, 0.9)
     explanation = Explanation(
         prompt=HIDDEN, tokens=(HIDDEN,), frozen=prediction, decoder=prediction, kl=0.1,
         method_a=HIDDEN, ranked=(), method_b=HIDDEN, sanity=None,
-        claims=(CheckedClaim(claim, 0.5, "supported", -0.1, 0.15),),
+        claims=(CheckedClaim(claim, 0.5, "supported", -0.1),),
     )  # fmt: skip
     example = ExampleShown.of(explanation)
     path = tmp_path / "report.html"

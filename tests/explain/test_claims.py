@@ -25,6 +25,8 @@ def test_sentence() -> None:
     assert "#12, most active" in against
     assert "speaks against “␣5”" in against
     assert "p would rise from 0.40 to 0.42 (+0.05 nats" in against
+    unnamed = claim_sentence(make_claim(label=None, description="raises “a”\u202e"))
+    assert unnamed.startswith("Feature #12 (raises “a”⟨U+202E⟩), most active at")
     # No probability is above one.
     assert "to 1.00 (+2.00" in claim_sentence(make_claim(direction="opposes", strength=2.0))
 

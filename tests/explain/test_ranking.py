@@ -84,6 +84,15 @@ def test_a_label_below_the_bar_is_not_quoted() -> None:
     assert [row[2] for row in ranking_rows(ranked)] == ["no accepted label", "no label"]
 
 
+def test_a_description_stands_where_there_is_no_label_to_quote() -> None:
+    labels = {
+        0: LabelText("months", 0.9, True, "raises “a”"),
+        1: LabelText(None, None, False, "raises “b”"),
+    }
+    ranked = rank_active(torch.tensor([5.0, 1.0]), torch.tensor([0, 1]), torch.ones(2), labels)
+    assert [row[2] for row in ranking_rows(ranked)] == ["“months”", "raises “b”"]
+
+
 def test_nothing_active() -> None:
     assert rank_active(torch.zeros(3), torch.arange(3), torch.ones(3), {}) == []
     assert ranking_text([]) == "No feature is active at this position."

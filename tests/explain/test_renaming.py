@@ -15,7 +15,12 @@ from rldecoder.sae.model import Sae
 
 PROMPTS = ("The import statement finds a module and then", "for x in range(10):", "a")
 LABELS = {
-    latent: LabelText(None if latent % 5 == 0 else f"label {latent}", latent / 160, latent % 3 == 0)
+    latent: LabelText(
+        None if latent % 5 == 0 else f"label {latent}",
+        latent / 160,
+        latent % 3 == 0,
+        None if latent % 3 == 0 else f"raises {latent}",
+    )
     for latent in range(150)
 }
 

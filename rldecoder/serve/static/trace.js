@@ -188,8 +188,8 @@ const Trace = (() => {
     return table;
   };
   const explanation = (found) => {
-    const parts = [ranking(found.active)];
-    if (!found.claims.length) return [...parts, tagged("B", found.method_b)];
+    const parts = [ranking(found.active), tagged("B", found.says)];
+    if (!found.claims.length) return parts;
     const list = element("ul", "claims");
     found.claims.forEach((claim, place) => {
       const item = element("li");

@@ -29,7 +29,6 @@ Name = Annotated[str, up_to(60)]
 Model = Annotated[str, up_to(120)]
 Label = Annotated[str, up_to(200)]
 """A label, or why there is none."""
-Paragraph = Annotated[str, up_to(2000)]
 Token = Annotated[str, AfterValidator(visible_token)]
 ShortToken = Annotated[str, AfterValidator(partial(visible_token, limit=24))]
 Rounded = Annotated[float, AfterValidator(partial(round, ndigits=3))]

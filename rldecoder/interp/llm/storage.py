@@ -157,8 +157,9 @@ class Database:
             connection.execute("INSERT OR IGNORE INTO answers VALUES (?, ?)", [key, text])
 
     def close(self) -> None:
-        """Let go of the file."""
-        self._connection.close()
+        """Let go of the file; a thread that nobody waits for gets an error from now on."""
+        with self._lock:
+            self._connection.close()
 
 
 class Ledger:

@@ -417,10 +417,8 @@ class FrozenLM:
         if self._offloaded and torch.is_grad_enabled() and resid.requires_grad:
             raise BadInputError(
                 "This stage sends gradients through the frozen model's blocks.",
-                f"Some blocks of the model in {self.folder} are offloaded "
-                "(`sync_tokenizer.device_map: auto`): their weights are gone once they have run.",
-                "Use a device that holds the model, `sync_tokenizer.quantization: 4bit`, or a "
-                "smaller model.",
+                "Some are offloaded (`sync_tokenizer.device_map: auto`): gone once they have run.",
+                "Use a device that holds the model, `quantization: 4bit`, or a smaller model.",
             )
 
     def part_after(self, layer: int) -> nn.Module:

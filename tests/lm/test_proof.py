@@ -12,7 +12,10 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from rldecoder.decoder.blocks import BlockDecoder
+from rldecoder.decoder.configuration_sae_decoder import SaeDecoderConfig
 from rldecoder.errors import BadInputError, NumericalError
+from rldecoder.evals.generation import prefix_generate
 from rldecoder.lm import unembedding
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.lm.proof import prove
@@ -157,6 +160,70 @@ def test_every_part_is_compared(tiny_llama_dir: Path, monkeypatch: pytest.Monkey
             prove(lm)
         monkeypatch.undo()
     prove(lm)
+
+
+def test_the_hook_layer_in_use_is_proven(
+    tiny_llama_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = FrozenLM.load(tiny_llama_dir)
+    whole = FrozenLM.tail
+
+    def off_at_three(self: FrozenLM, resid: Tensor, layer: int, **how: Any) -> Tensor:
+        found = whole(self, resid, layer, **how)
+        return 1.1 * found if layer == 3 and how.get("past_key_values") is not None else found
+
+    monkeypatch.setattr(FrozenLM, "tail", off_at_three)
+    prove(lm, brief=True)
+    prove(lm, hook_layer=1)
+    with pytest.raises(BadInputError, match="final hidden states from layer 3 with a cache differ"):
+        prove(lm, hook_layer=3)
+
+
+def hybrid(folder: Path) -> FrozenLM:
+    """Linear attention and full attention in turns."""
+    torch.manual_seed(0)
+    config = tiny_config("qwen3_5_text")
+    config.layer_types = ["linear_attention", "full_attention"] * 2
+    model = AutoModelForCausalLM.from_config(config)
+    return FrozenLM(model, AutoTokenizer.from_pretrained(folder), folder)
+
+
+@torch.no_grad()
+def test_states_of_linear_attention_are_kept_row_by_row(tiny_lm_dir: Path) -> None:
+    lm = hybrid(tiny_lm_dir)
+    prove(lm, hook_layer=2)
+    common, ends = [7, 8, 9, 10, 11], ([3, 4], [5], [6, 2, 1])
+    rows = [torch.tensor([[*common, *end]]) for end in ends]
+    longest = max(row.shape[1] for row in rows)
+    ids = torch.cat([torch.nn.functional.pad(row, (longest - row.shape[1], 0)) for row in rows])
+    mask = torch.stack([(torch.arange(longest) >= longest - row.shape[1]).long() for row in rows])
+    said = prefix_generate(lm.model)(
+        input_ids=ids, attention_mask=mask, max_new_tokens=4, eos_token_id=[], pad_token_id=0
+    )[:, longest:]
+    for row, answer in zip(rows, said.tolist(), strict=True):
+        for token in answer:  # the plain way: the whole text again for every token
+            expected = int(lm.model(input_ids=row, use_cache=False).logits[0, -1].argmax())
+            assert token == expected
+            row = torch.cat([row, torch.tensor([[token]])], dim=1)
+
+
+def test_blocks_that_all_keep_states_have_no_cache(tiny_lm_dir: Path) -> None:
+    lm = hybrid(tiny_lm_dir)
+    assert [lm.has_caches(layer) for layer in range(1, 5)] == [False, True, True, True]
+    with pytest.raises(BadInputError, match="a `hook_layer` with a block of full attention before"):
+        lm.trunk(torch.tensor([[1, 2]]), 1, use_cache=True)
+    with pytest.raises(BadInputError, match="no attention over positions"):
+        BlockDecoder.copy_from(block_decoder(lm, 2), lm.base)
+    BlockDecoder.copy_from(block_decoder(lm, 3), lm.base)
+
+
+def block_decoder(lm: FrozenLM, number: int) -> BlockDecoder:
+    """A decoder with a copy of one block."""
+    config = SaeDecoderConfig(
+        kind="transformer", d_model=lm.d_model, vocab_size=lm.vocab_size, num_latents=64,
+        hook_layer=2, blocks=[number], block_config=lm.model.config.to_dict(),
+    )  # fmt: skip
+    return BlockDecoder(config)
 
 
 def test_numbers_that_do_not_fit_the_dtype_are_no_support_problem(tiny_llama_dir: Path) -> None:

@@ -16,7 +16,12 @@ from rldecoder.decoder.places import last_of_text
 from rldecoder.explain.claims import CheckedClaim, Claim, explanation_text, judge
 from rldecoder.explain.explainer import Explainer, make_slots
 from rldecoder.explain.explanation import Explanation, Prediction, Sanity
-from rldecoder.explain.frozen_effects import FrozenPlaces, find_candidates, measure
+from rldecoder.explain.frozen_effects import (
+    FrozenPlaces,
+    TextReader,
+    find_candidates,
+    measure,
+)
 from rldecoder.explain.inputs import LabelText
 from rldecoder.explain.patching import decoder_effects
 from rldecoder.explain.prompts import token_text
@@ -105,7 +110,8 @@ def _checked_claims(
     """Method B at the last position, its claims tested in the frozen model."""
     last = SparseLatents(text.latents.acts[-1:], text.latents.indices[-1:])
     here = FrozenPlaces(last, last_of(text.resid))
-    candidates = find_candidates(decoder, here, explainer.spec.max_candidates)
+    reader = TextReader(decoder.frozen)
+    candidates = find_candidates(decoder, here, explainer.spec.max_candidates, reader=reader)
     pointers = explainer(make_slots(explainer, decoder.frozen.sae, candidates))
     chosen = explainer.choose(pointers)[0]
     if not bool(chosen.any()):
@@ -118,7 +124,7 @@ def _checked_claims(
     others = ordered[~chosen & (candidates.acts[0] > 0)][: len(slots)]
     removals = torch.zeros(1, 2, len(chosen), device=chosen.device)
     removals[0, 0, slots], removals[0, 1, others] = 1.0, 1.0
-    measured = measure(decoder.frozen, here, candidates, removals)
+    measured = measure(decoder.frozen, here, candidates, removals, reader)
     named = candidates.indices[:, slots]
     on_decoder = decoder_effects(decoder, last_of_text(text.latents), candidates.tokens, named)[0]
 

@@ -46,18 +46,35 @@ class FrozenPlaces(NamedTuple):
         return FrozenPlaces(SparseLatents(acts[chosen], indices[chosen]), self.texts.of(chosen))
 
 
+class TextReader:
+    """Reads texts in the frozen model; the last one is kept, since it is often asked for again."""
+
+    def __init__(self, frozen: FrozenParts) -> None:
+        self._reader = PlaceReader(frozen.lm, frozen.sae.spec.hook_layer)
+        self._resid: Tensor | None = None
+        self._read: ReadSequence | None = None
+
+    def read(self, resid: Tensor) -> ReadSequence:
+        """A text [T, D] with its key-value cache."""
+        if self._read is None or self._resid is not resid:
+            self._resid, self._read = resid, self._reader.sequence(resid)
+        return self._read
+
+
 def text_by_text(
-    frozen: FrozenParts, places: FrozenPlaces, size: int
+    frozen: FrozenParts, places: FrozenPlaces, size: int, reader: TextReader | None = None
 ) -> Iterator[tuple[Tensor, ReadSequence]]:
-    """Groups of at most `size` places of one text, as an index [n], and the text read."""
-    reader = PlaceReader(frozen.lm, frozen.sae.spec.hook_layer)
-    text, position = places.texts.text, places.texts.position
+    """Groups of at most `size` places of one text, as an index [n], and the text read.
+
+    Args:
+        reader: one that may have read the text before.
+    """
+    reader = TextReader(frozen) if reader is None else reader
+    text = places.texts.text
     everything = torch.arange(len(text), device=text.device)
     for number in text.unique().tolist():
-        inside = everything[text == number]
-        resid = places.texts.resid[number][: int(position[inside].max()) + 1]
-        read = reader.sequence(resid)
-        for rows in inside.split(size):
+        read = reader.read(places.texts.resid[number])
+        for rows in everything[text == number].split(size):
             yield rows, read
 
 
@@ -76,6 +93,7 @@ def find_candidates(
     count: int,
     excluded: Tensor | None = None,
     probes: int = PROBES,
+    reader: TextReader | None = None,
 ) -> Candidates:
     """The `count` active latents of each place with the largest |attribution|, in that order.
 
@@ -87,11 +105,12 @@ def find_candidates(
             a place with too few others is padded.
         probes: random directions for the curvature in `Candidates.sensitivity`; with 0 it is 0,
             and the noise floor is that of the first order.
+        reader: as in `text_by_text`.
     """
     count = min(count, places.latents.acts.shape[-1])
     found = [
         (rows, _candidates(decoder, places.of(rows), read, count, excluded, probes))
-        for rows, read in text_by_text(decoder.frozen, places, ROWS_AT_ONCE)
+        for rows, read in text_by_text(decoder.frozen, places, ROWS_AT_ONCE, reader)
     ]
     order = torch.cat([rows for rows, _ in found]).argsort()
     columns = zip(*(part for _, part in found), strict=True)
@@ -185,6 +204,7 @@ def measure(
     places: FrozenPlaces,
     candidates: Candidates,
     removals: Tensor | None = None,
+    reader: TextReader | None = None,
 ) -> Measured:
     """Exact effects of removing each candidate alone, and of joint interventions.
 
@@ -192,6 +212,7 @@ def measure(
         places: N of them, unpatched.
         candidates: of the same places.
         removals: [N, M, C], the removed share of each candidate, 0 to 1.
+        reader: as in `text_by_text`.
     """
     num_places, num_candidates = candidates.acts.shape
     if removals is None:
@@ -199,7 +220,7 @@ def measure(
     single = torch.eye(num_candidates, device=removals.device).expand(num_places, -1, -1)
     latents = SparseLatents(candidates.acts, candidates.indices)
     shares = torch.cat([single, removals], dim=1)
-    effects, margins = _run(frozen, places, latents, shares, candidates)
+    effects, margins = _run(frozen, places, latents, shares, candidates, reader)
     return Measured(
         effects[:, :num_candidates], effects[:, num_candidates:], margins[:, num_candidates:]
     )
@@ -226,11 +247,12 @@ def _run(
     latents: SparseLatents,
     shares: Tensor,
     candidates: Candidates,
+    reader: TextReader | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Effects and margins [N, M] of interventions that take shares [N, M, K] of latents [N, K]."""
     effects, margins = shares.new_zeros(2, *shares.shape[:2])
     few = max(1, ROWS_AT_ONCE // max(shares.shape[1], 1))
-    for rows, read in text_by_text(frozen, places, few):
+    for rows, read in text_by_text(frozen, places, few, reader):
         directions = F.embedding(latents.indices[rows], frozen.sae.W_dec)
         taken = shares[rows] * latents.acts[rows, None]
         removed = torch.einsum("nmk,nkd->nmd", taken, directions).flatten(0, 1)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from rldecoder import interrupts, sealed
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
-from rldecoder.explain.frozen_effects import find_candidates, measure
+from rldecoder.explain.frozen_effects import TextReader, find_candidates, measure
 from rldecoder.explain.patching import Candidates, Measured, random_removals
 from rldecoder.explain.positions import Positions
 from rldecoder.reporting import Bar, SilentBar
@@ -166,17 +166,28 @@ def _measured(
     excluded: Tensor | None,
     generator: torch.Generator,
 ) -> Pairs:
-    places = positions.frozen_places
-    candidates = find_candidates(decoder, places, settings.candidates, excluded, settings.probes)
-    # As many columns everywhere: what a shard holds does not depend on who else is in it.
-    missing = settings.candidates - candidates.acts.shape[1]
-    wide = {name: F.pad(getattr(candidates, name), (0, missing)) for name in PER_CANDIDATE}
-    candidates = candidates._replace(**wide)
-    # What is no candidate has no act, and comes last: its other numbers are of no use.
-    removals = random_removals(candidates.acts, settings.interventions, generator)
-    measured = measure(decoder.frozen, places, candidates, removals)
-    single = measured.single * (candidates.acts > 0)
-    return Pairs(positions, candidates, measured._replace(single=single), removals)
+    """Pairs of whole texts; each text is read once for its candidates and their effects."""
+    reader, parts = TextReader(decoder.frozen), []
+    for rows in _whole_texts(positions, 1):
+        places = positions.of(rows).frozen_places
+        candidates = find_candidates(
+            decoder, places, settings.candidates, excluded, settings.probes, reader
+        )
+        # As many columns everywhere: a shard does not depend on how many are active in it.
+        missing = settings.candidates - candidates.acts.shape[1]
+        wide = {name: F.pad(getattr(candidates, name), (0, missing)) for name in PER_CANDIDATE}
+        candidates = candidates._replace(**wide)
+        removals = random_removals(candidates.acts, settings.interventions, generator)
+        measured = measure(decoder.frozen, places, candidates, removals, reader)
+        single = measured.single * (candidates.acts > 0)
+        parts.append((candidates, measured._replace(single=single), removals))
+    found, effects, removed = zip(*parts, strict=True)
+    return Pairs(
+        positions,
+        Candidates(*map(torch.cat, zip(*found, strict=True))),
+        Measured(*map(torch.cat, zip(*effects, strict=True))),
+        torch.cat(removed),
+    )
 
 
 def _whole_texts(positions: Positions, size: int) -> Iterator[slice]:

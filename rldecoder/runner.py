@@ -15,7 +15,7 @@ from rldecoder.artifacts.store import ArtifactRef, ArtifactStore, Manifest, arti
 from rldecoder.config.run import RunConfig
 from rldecoder.errors import BadInputError, GateFailedError, NumericalError
 from rldecoder.failures import translated
-from rldecoder.reporting import Interruptible, Reporter
+from rldecoder.reporting import Reporter, interruptible
 from rldecoder.schemas import Scalar
 from rldecoder.seeds import derive_seed, seed_everything
 from rldecoder.stages import preflight
@@ -74,7 +74,7 @@ def run_stage(
     with translated(stage_name):
         return _run_stage(
             run, stage_named(stage_name), refs,
-            store=store, report=Interruptible(report), device=device,
+            store=store, report=interruptible(report), device=device,
         )  # fmt: skip
 
 

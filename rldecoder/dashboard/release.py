@@ -14,7 +14,6 @@ from rldecoder.artifacts.catalogue import (
     TrainedSae,
 )
 from rldecoder.artifacts.manifests import MANIFEST, ArtifactRef, Manifest, read_manifest
-from rldecoder.dashboard.collect import format_seconds
 from rldecoder.dashboard.report import ReportData, environment
 from rldecoder.visible_text import visible_text
 
@@ -34,20 +33,6 @@ class Document(NamedTuple):
 
     split: str
     sha256: str
-
-
-class StageNote(NamedTuple):
-    """What the pages say of a stage's build."""
-
-    name: str
-    digest: str
-    version: int
-    seed: int
-    device: str
-    wall: str
-    memory: str
-    verdict: str | None
-    reasons: Sequence[str]
 
 
 class Check(NamedTuple):
@@ -93,9 +78,9 @@ def release_files(data: ReportData, inputs: ReportInputs) -> dict[str, str]:
         "model": {name: visible_text(str(value), 200) for name, value in model},
         "tokens": inputs.cache.meta.tokens,
         "packages": _packages(manifests.values()),
-        "stages": [_stage(manifest) for manifest in manifests.values()],
+        "manifests": list(manifests.values()),
         "started": min(manifest.created_at for manifest in manifests.values())[:10],
-        "wall": format_seconds(sum(manifest.wall_seconds for manifest in manifests.values())),
+        "wall": sum(manifest.wall_seconds for manifest in manifests.values()),
         "machines": sorted({manifest.device_name for manifest in manifests.values()}),
         "freeze_note": data.freeze_note,
     }
@@ -176,17 +161,3 @@ def _packages(manifests: Iterable[Manifest]) -> list[tuple[str, list[str]]]:
         for name, version in manifest.packages.items():
             seen.setdefault(name, set()).add(version)
     return [(name, sorted(versions)) for name, versions in sorted(seen.items())]
-
-
-def _stage(manifest: Manifest) -> StageNote:
-    return StageNote(
-        name=manifest.stage,
-        digest=manifest.digest,
-        version=manifest.version,
-        seed=manifest.seed,
-        device=manifest.device,
-        wall=format_seconds(manifest.wall_seconds),
-        memory=f"{manifest.peak_memory_bytes / 2**30:.1f} GiB",
-        verdict=manifest.verdict,
-        reasons=[visible_text(reason, 300) for reason in manifest.reasons],
-    )

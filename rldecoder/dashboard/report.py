@@ -16,7 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from rldecoder.dashboard.cards import FeatureCard
-from rldecoder.dashboard.collect import ConfigShown, PhaseShown
+from rldecoder.dashboard.collect import ConfigShown, PhaseShown, format_seconds
 from rldecoder.dashboard.figures import Drawing
 from rldecoder.dashboard.shown import ExampleShown
 from rldecoder.decoder.faithfulness import Faithfulness
@@ -159,12 +159,12 @@ def markdown_text(text: str) -> str:
 
 @lru_cache(maxsize=2)
 def environment(*, autoescape: bool) -> Environment:
-    """The page templates; `md` escapes for Markdown."""
+    """The page templates; `md` escapes for Markdown, `duration` writes seconds."""
     environment = Environment(
         loader=PackageLoader("rldecoder.dashboard", "templates"),
         autoescape=autoescape,
         undefined=StrictUndefined,
         trim_blocks=False,
     )
-    environment.filters["md"] = markdown_text
+    environment.filters |= {"md": markdown_text, "duration": format_seconds}
     return environment

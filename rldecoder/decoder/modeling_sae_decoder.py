@@ -162,6 +162,11 @@ class SaeDecoderForCausalLM(PreTrainedModel, GenerationMixin):
         return self.model.blocks
 
     @property
+    def trunk_config(self) -> Any:
+        """The frozen model's own configuration."""
+        return self.frozen.lm.model.config
+
+    @property
     def looks_back(self) -> bool:
         """Whether latents of earlier positions move a prediction: not for `linear`."""
         return self.upper.looks_back

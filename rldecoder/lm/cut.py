@@ -16,6 +16,7 @@ from transformers.cache_utils import (
     DynamicLayer,
     DynamicSlidingWindowLayer,
     LinearAttentionAndFullAttentionLayer,
+    LinearAttentionCacheLayerMixin,
     LinearAttentionLayer,
 )
 
@@ -164,6 +165,17 @@ _KEPT: dict[type, type[DynamicLayer] | None] = {
     DummyLayer: None,
 }
 """What a block keeps, and what keeps all of it; None: as it is."""
+
+
+def keeps_states(config: PreTrainedConfig) -> bool:
+    """Whether some blocks keep a state that every position runs through, padding too.
+
+    Padding before a text leaves it at zero; padding within one, after a shared beginning, does not.
+    """
+    return any(
+        isinstance(layer, LinearAttentionCacheLayerMixin)
+        for layer in DynamicCache(config=config).layers
+    )
 
 
 def fit_cache(cache: Cache, config: PreTrainedConfig) -> None:

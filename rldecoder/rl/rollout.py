@@ -30,7 +30,7 @@ from rldecoder.evals.generation import (
     split_prefix,
 )
 from rldecoder.evals.prompts import TaskPrompt
-from rldecoder.lm.cut import repeat_rows
+from rldecoder.lm.cut import keeps_states, repeat_rows
 from rldecoder.lm.text_tokens import answer_texts, encode_prompts
 from rldecoder.sae.model import SparseLatents
 
@@ -129,7 +129,10 @@ class DecoderSampler:
     ) -> _Group:
         """Responses to prompts that share a prefix; `rows` are their places in the batch."""
         decoder, lm = self.decoder, self.decoder.frozen.lm
-        batch = split_prefix(prompt_ids, self.pad_token_id, decoder.device)
+        batch = split_prefix(
+            prompt_ids, self.pad_token_id, decoder.device,
+            share=not keeps_states(decoder.trunk_config),
+        )  # fmt: skip
         # What one prompt alone "shares" is the prompt itself, which may never be asked again.
         keep_prefix = len(set(map(tuple, prompt_ids))) > 1
         prefix, past, tail_past = self._start(batch, keep_prefix)

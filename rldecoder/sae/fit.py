@@ -82,13 +82,13 @@ def check_fit(
         raise BadInputError(
             f"The SAE reads residuals of width {width}, and the model's have {around.d_model}.",
             f"It was trained on {description.model_name or 'another model'}.",
-            "Set `sync_tokenizer` to the SAE's model, or take an SAE of this one.",
+            "Set `sync_tokenizer.model` to the SAE's model, or take an SAE of this one.",
         )
     if around.num_layers is not None and description.hook_layer > around.num_layers:
         raise BadInputError(
             f"The SAE reads {description.hook_name}, and the model has {around.num_layers} blocks.",
             f"It was trained on {description.model_name or 'another model'}.",
-            "Set `sync_tokenizer` to the SAE's model, or take an SAE of this one.",
+            "Set `sync_tokenizer.model` to the SAE's model, or take an SAE of this one.",
         )
     if description.hook_layer != around.hook_layer:
         raise BadInputError(

@@ -25,6 +25,7 @@ from rldecoder.interp.records import (
     Review,
     Scores,
 )
+from rldecoder.interp.shown import shown
 from rldecoder.visible_text import visible_text, visible_token
 
 SHOWN_METRICS = 6
@@ -94,9 +95,14 @@ def features(
 def _feature(
     feature: FeatureLabel, acts: Mapping[tuple[int, int, int], list[float]], contexts: int
 ) -> dict[str, Any]:
-    shown = [*feature.examples[:contexts], *(feature.contrasts if contexts else ())]
+    contexts_shown = [*feature.examples[:contexts], *(feature.contrasts if contexts else ())]
+    said = shown(feature)
     return {
         "latent": feature.latent,
+        "shown": visible_text(said.text, 300),
+        "is_label": said.is_label,
+        "kind": feature.kind,
+        "tried": _tried(feature),
         "label": None if feature.label is None else visible_text(feature.label, 200),
         "failure": None if feature.failure is None else visible_text(feature.failure, 200),
         "predicate": _predicate(feature.predicate),
@@ -112,9 +118,38 @@ def _feature(
         "others": [_other(label) for label in feature.other_labels],
         "promoted": [visible_token(effect.token, 24) for effect in feature.promoted],
         "suppressed": [visible_token(effect.token, 24) for effect in feature.suppressed],
-        "examples": [_context(feature.latent, example, acts) for example in shown],
+        "examples": [_context(feature.latent, example, acts) for example in contexts_shown],
         "reviews": [review_view(review) for review in feature.reviews],
     }
+
+
+def _tried(feature: FeatureLabel) -> list[list[str]]:
+    """Both labels of a latent with what came of them, one a line."""
+    lines = []
+    if feature.input is not None:
+        words = feature.input.text or f"no input label: {feature.input.failure}"
+        facts = [] if feature.input.text is None else [_passes(feature.input.accepted)]
+        weak = feature.input.weak.f1
+        if feature.input.text is not None and weak is not None:
+            facts.append(f"F1 {weak:.2f} of all its firings, the weak ones too")
+        lines.append([words, *facts])
+    if feature.output is not None:
+        words = feature.output.text or f"no output label: {feature.output.failure}"
+        facts, scores = [], feature.output.scores
+        if feature.output.text is not None:
+            facts = [
+                _passes(feature.output.accepted),
+                f"AUROC {scores.auroc:.2f}",
+                f"log p of the set falls by {scores.drop:.2f} nats without it, by "
+                f"{scores.other_drop:.2f} without another of the same length",
+                f"{scores.share:.0%} of what moves",
+            ]
+        lines.append([words, *facts])
+    return [[visible_text(part, 300) for part in line] for line in lines]
+
+
+def _passes(accepted: bool) -> str:
+    return "passes on unseen text" if accepted else "does not pass on unseen text"
 
 
 def _context(

@@ -11,6 +11,7 @@ from markupsafe import Markup
 from rldecoder.dashboard.collect import example_view
 from rldecoder.dashboard.report import environment
 from rldecoder.explain.explanation import Explanation
+from rldecoder.interp.shown import UNKNOWN
 from rldecoder.visible_text import visible_text
 
 
@@ -29,6 +30,7 @@ def explanation_page(explanation: Explanation, run_name: str, caveats: Sequence[
             "unsure_label": (
                 None if feature.unsure_label is None else visible_text(feature.unsure_label, 200)
             ),
+            "description": visible_text(feature.description or UNKNOWN.text, 200),
         }
         for feature in explanation.ranked
     ]

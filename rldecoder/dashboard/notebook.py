@@ -12,6 +12,7 @@ from rldecoder.dashboard.collect import example_view
 from rldecoder.dashboard.report import environment
 from rldecoder.explain.explanation import Explanation
 from rldecoder.explain.reading import FeatureTable, Reading
+from rldecoder.interp.shown import UNKNOWN
 from rldecoder.visible_text import visible_text, visible_token
 
 SHOWN_TOKENS = 200
@@ -34,6 +35,7 @@ class ShownFeatures(FeatureTable):
                 "latent": row.latent,
                 "label": None if row.label is None else visible_text(row.label, 200),
                 "unsure": None if row.unsure_label is None else visible_text(row.unsure_label, 200),
+                "description": visible_text(row.description or UNKNOWN.text, 200),
                 "activation": row.activation,
                 "effect": row.effect,
             }
@@ -69,7 +71,7 @@ class ShownReading(Reading):
                 "agree": trace.frozen[0].token_id == trace.decoder[0].token_id,
                 "kl": trace.kl,
                 "features": [
-                    (f.latent, "" if f.label is None else visible_text(f.label, 60))
+                    (f.latent, visible_text(f.label or f.description or UNKNOWN.text, 60))
                     for f in trace.features[:3]
                 ],
             }

@@ -25,7 +25,6 @@ from transformers.cache_utils import DynamicLayer
 
 from rldecoder.decoder.configuration_sae_decoder import SaeDecoderConfig
 from rldecoder.decoder.copies import compare_copies
-from rldecoder.lm.masks import given_mask
 from rldecoder.decoder.upper import UpperPart
 from rldecoder.lm.cut import (
     NumberedCache,
@@ -34,6 +33,7 @@ from rldecoder.lm.cut import (
     replaced_input,
     with_blocks,
 )
+from rldecoder.lm.masks import given_mask
 
 
 class _NoEmbedding(nn.Module):

@@ -17,8 +17,8 @@ from transformers import DynamicCache
 
 from rldecoder.decoder.blocks import BlockDecoder
 from rldecoder.decoder.distill import matmul_precision
-from rldecoder.lm.masks import allowed_by, seen_masks
 from rldecoder.errors import BadInputError
+from rldecoder.lm.masks import allowed_by, seen_masks
 from rldecoder.seeds import torch_generator
 
 _LEAST = 64

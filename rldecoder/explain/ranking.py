@@ -34,6 +34,8 @@ class RankedFeature:
     """Of the label, quoted or not."""
     unsure_label: str | None = None
     """A label below the bar of confidence: a guess, to be shown as one."""
+    description: str | None = None
+    """What is known of a latent without a label that may be quoted."""
 
     @property
     def quoted(self) -> bool:
@@ -97,6 +99,7 @@ def rank_active(
                 label.quoted,
                 label.confidence,
                 label.unsure,
+                None if label.quoted is not None else label.description,
             )
         )
     ranked.sort(key=lambda feature: (-feature.normalised, feature.latent))

@@ -16,6 +16,7 @@ from rldecoder.explain.reading import (
     Intervention,
     TokenTrace,
 )
+from rldecoder.interp.shown import UNKNOWN
 from rldecoder.visible_text import visible_text, visible_token
 
 
@@ -57,9 +58,10 @@ def intervention_view(result: Intervention, latent: int) -> dict[str, Any]:
     }
 
 
-def row_view(raised: Sequence[str], lowered: Sequence[str]) -> dict[str, Any]:
-    """What a latent without a card does to logits."""
+def row_view(said: str, raised: Sequence[str], lowered: Sequence[str]) -> dict[str, Any]:
+    """What is known of a latent without a card, and what it does to logits."""
     return {
+        "shown": _text(said),
         "promoted": [visible_token(token, 24) for token in raised],
         "suppressed": [visible_token(token, 24) for token in lowered],
     }
@@ -96,6 +98,7 @@ def _feature(feature: RankedFeature | Feature, act: float) -> dict[str, Any]:
         "normalised": feature.normalised,
         "label": _text(feature.label),
         "unsure_label": _text(feature.unsure_label),
+        "description": _text(feature.description or UNKNOWN.text),
         "quoted": feature.label is not None,
         "confidence": feature.confidence,
     }

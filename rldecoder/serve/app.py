@@ -163,7 +163,7 @@ def _add_features(app: FastAPI, catalogue: Catalogue, bench: Workbench, model: O
         # Only the most important latents are labelled; of the others the decoder's row is known.
         if not catalogue.has(latent):
             raised, lowered = await model.run(lambda: bench.reader.row_effects(latent))
-            return {"card": None, **answers.row_view(raised, lowered)}
+            return {"card": None, **answers.row_view(catalogue.said(latent), raised, lowered)}
         return {"card": await anyio.to_thread.run_sync(catalogue.card, latent)}
 
     @app.get("/api/queue")

@@ -10,6 +10,7 @@ from rldecoder.dashboard import collect
 from rldecoder.errors import BadInputError
 from rldecoder.interp.records import Review
 from rldecoder.interp.review import ReviewLine, append_review, read_reviews, settled
+from rldecoder.interp.shown import ShownLatents
 from rldecoder.serve.requests import FeatureQuery, ReviewRequest
 
 CONTEXTS = 6
@@ -23,8 +24,8 @@ ORDERS: dict[str, Any] = {
 ONLY: dict[str, Any] = {
     "all": lambda card: True,
     "high": lambda card: card["high"],
-    "low": lambda card: card["label"] is not None and not card["high"],
-    "failed": lambda card: card["label"] is None,
+    "low": lambda card: card["is_label"] and not card["high"],
+    "failed": lambda card: not card["is_label"],
 }
 
 
@@ -39,6 +40,7 @@ class Catalogue:
 
     def __init__(self, labels: Labels, clusters: Clusters, reviews: Path) -> None:
         self.labels = labels.labels
+        self._said = ShownLatents(self.labels, labels.descriptions)
         self._queue = clusters.load_queue(self.labels)
         self._label_of = {feature.latent: feature.label for feature in self.labels.features}
         self._audit = {feature.latent for feature in self.labels.features if feature.audit}
@@ -66,6 +68,10 @@ class Catalogue:
     def has(self, latent: int) -> bool:
         """Whether the latent was among those to label."""
         return latent in self._by_latent
+
+    def said(self, latent: int) -> str:
+        """What is said of any latent."""
+        return self._said.of(latent).text
 
     def card(self, latent: int) -> dict[str, Any]:
         """The card of a latent that there is one of (`has`), with the verdicts on it."""
@@ -133,7 +139,14 @@ def _haystack(card: dict[str, Any]) -> str:
     fired = (example for example in card["examples"] if example["kind"] != "near_miss")
     contexts = ("".join(example["tokens"]) for example in fired)
     others = (other["label"] or "" for other in card["others"])
-    parts = (card["label"] or "", card["failure"] or "", *others, *card["promoted"], *contexts)
+    parts = (
+        card["shown"],
+        card["label"] or "",
+        card["failure"] or "",
+        *others,
+        *card["promoted"],
+        *contexts,
+    )
     return "\n".join(parts).lower()
 
 

@@ -83,7 +83,9 @@ def run(inputs: ExplainerInputs, config: TrainExplainerConfig, ctx: StageContext
         learner.explainer.eval().requires_grad_(False)
     explainer.save(ctx.out)
 
-    reader = PromptReader(lm, sae, decoder, label_texts(inputs.labels.labels), explainer)
+    reader = PromptReader(
+        lm, sae, decoder, label_texts(inputs.labels.labels, inputs.labels.descriptions), explainer
+    )
     examples = _explain_examples(reader, inputs.cache, config, ctx)
     TrainedExplainer.examples.save(ctx.out, ExampleExplanations(tuple(examples)))
     # The same examples under other labels: nothing but words may differ.

@@ -25,6 +25,7 @@ from rldecoder.errors import BadInputError
 from rldecoder.interp.exports import saedashboard
 from rldecoder.interp.exports.material import ExportMaterial
 from rldecoder.interp.records import FeatureLabel
+from rldecoder.interp.shown import shown
 
 
 class Publication(NamedTuple):
@@ -92,7 +93,6 @@ def write(folder: Path, material: ExportMaterial, names: Publication) -> Path:
             (
                 _explanation(record, common | {"authorId": names.author_id})
                 for record in (records[feature["feature_index"]] for feature in features)
-                if record.label is not None
             ),
         )
     return target
@@ -196,17 +196,24 @@ def _activation(
 
 
 def _explanation(record: FeatureLabel, common: dict[str, Any]) -> dict[str, Any]:
+    said = shown(record)
+    output = record.output
     notes = {
+        "kind": record.kind,
+        "is_label": said.is_label,
         "labeler": record.labeler,
         "confidence": record.confidence,
         "confidence_interval": [record.confidence_low, record.confidence_high],
         "high_confidence": record.high_confidence,
         "scores": record.scores.model_dump(mode="json"),
+        "raises": [] if output is None else [gain.token for gain in output.raised],
+        "lowers": [] if output is None else [gain.token for gain in output.lowered],
+        "output_scores": None if output is None else output.scores.model_dump(mode="json"),
     }
     return common | {
         "id": _id(common["modelId"], common["layer"], record.latent, "explanation", 0),
         "index": str(record.latent),
-        "description": record.label,
+        "description": said.text,
         "typeName": None,
         "explanationModelName": None,
         "notes": json.dumps(notes),

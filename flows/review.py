@@ -45,6 +45,7 @@ from rldecoder.interp.review import (
     settled,
 )
 from rldecoder.interp.review_queue import ReviewQueue
+from rldecoder.interp.shown import shown
 from rldecoder.runner import plan
 
 POLL_SECONDS = 2
@@ -119,12 +120,16 @@ class LabelsToReview(NamedTuple):
 def as_markdown(feature: FeatureLabel) -> str:
     """One label with its evidence. All text of the corpus is shown as quoted JSON strings in
     code blocks: it is data, and may hold markup or invisible characters."""
-    shown = feature.label if feature.label is not None else f"(none: {feature.failure})"
+    said = shown(feature)
+    draft = []
+    if not said.is_label and feature.label is not None:
+        draft = ["A draft that passed no test, to be judged:", "", _code(feature.label), ""]
     lines = [
         f"# Latent {feature.latent}",
         "",
-        _code(shown),
+        _code(said.text),
         "",
+        *draft,
         f"Confidence {feature.confidence:.2f}, importance {feature.importance:.3g} nats "
         f"(rank {feature.importance_rank}), fires on {feature.density:.2%} of tokens.",
         "",

@@ -280,6 +280,10 @@ class Labels(Artifact):
     )
     examples = Table("examples.parquet", "rldecoder.interp.examples:EXAMPLES")
     scores = Table("scores.parquet", "rldecoder.interp.scores:SCORES")
+    output_scores = Maybe(Table("output_scores.parquet", "rldecoder.interp.kinds:OUTPUT_SCORES"))
+    descriptions = Maybe(
+        Table("descriptions.parquet", "rldecoder.interp.descriptions:DESCRIPTIONS")
+    )
     controls: Record[LabelControls] = Record(
         "controls.json", "rldecoder.interp.label_controls:LabelControls"
     )

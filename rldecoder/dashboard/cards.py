@@ -10,7 +10,8 @@ from pydantic import BeforeValidator, Field
 from rldecoder.artifacts.catalogue import Clusters, Labels
 from rldecoder.dashboard.relations import Related, Relations
 from rldecoder.dashboard.shown import Label, Model, Name, Rounded, ShortToken, Shown, up_to
-from rldecoder.interp.records import Example, FeatureLabel, LabelConfidence
+from rldecoder.interp.records import Example, FeatureLabel, Kind, LabelConfidence
+from rldecoder.interp.shown import shown
 
 CONTEXTS = 6
 """Strongest contexts on a card."""
@@ -76,6 +77,14 @@ class FeatureCard(Shown):
     """One of the most important latents."""
 
     latent: int
+    shown: Annotated[str, up_to(300)]
+    """What is said of it: its label, or a description that says it is none."""
+    is_label: bool
+    """Whether that is a label."""
+    kind: Kind
+    """Of which kind its label is."""
+    tried: tuple[tuple[Annotated[str, up_to(300)], ...], ...]
+    """Both labels with what came of them, one a row."""
     label: Label | None
     failure: Label | None
     predicate: Annotated[str, up_to(400)] | None
@@ -128,9 +137,14 @@ def _card(
     feature: FeatureLabel, acts: Activations, contexts: int, queue: int, relations: Related
 ) -> FeatureCard:
     predicate = feature.predicate
-    shown = [*feature.examples[:contexts], *(feature.contrasts if contexts else ())]
+    said = shown(feature)
+    examples = [*feature.examples[:contexts], *(feature.contrasts if contexts else ())]
     return FeatureCard(
         latent=feature.latent,
+        shown=said.text,
+        is_label=said.is_label,
+        kind=feature.kind,
+        tried=_tried(feature),
         label=feature.label,
         failure=feature.failure,
         predicate=None if predicate is None else predicate.model_dump_json(),
@@ -146,11 +160,40 @@ def _card(
         others=feature.other_labels,
         promoted=[effect.token for effect in feature.promoted],
         suppressed=[effect.token for effect in feature.suppressed],
-        examples=[_context(example, acts, feature.latent) for example in shown],
+        examples=[_context(example, acts, feature.latent) for example in examples],
         reviews=feature.reviews,
         queue=queue,
         relations=relations,
     )
+
+
+def _tried(feature: FeatureLabel) -> list[list[str]]:
+    """Both labels of a latent with what came of them, one a row."""
+    rows = []
+    if feature.input is not None:
+        words = feature.input.text or f"no input label: {feature.input.failure}"
+        facts = [] if feature.input.text is None else [_passes(feature.input.accepted)]
+        weak = feature.input.weak.f1
+        if feature.input.text is not None and weak is not None:
+            facts.append(f"F1 {weak:.2f} of all its firings, the weak ones too")
+        rows.append([words, *facts])
+    if feature.output is not None:
+        words = feature.output.text or f"no output label: {feature.output.failure}"
+        facts, scores = [], feature.output.scores
+        if feature.output.text is not None:
+            facts = [
+                _passes(feature.output.accepted),
+                f"AUROC {scores.auroc:.2f}",
+                f"log p of the set falls by {scores.drop:.2f} nats without it, by "
+                f"{scores.other_drop:.2f} without another of the same length",
+                f"{scores.share:.0%} of what moves",
+            ]
+        rows.append([words, *facts])
+    return rows
+
+
+def _passes(accepted: bool) -> str:
+    return "passes on unseen text" if accepted else "does not pass on unseen text"
 
 
 def _context(example: Example, acts: Activations, latent: int) -> Context:

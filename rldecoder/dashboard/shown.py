@@ -9,11 +9,12 @@ from __future__ import annotations
 from functools import partial
 from typing import Annotated
 
-from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 
 from rldecoder.explain.claims import CheckedClaim, Verdict, claim_sentence
 from rldecoder.explain.explanation import Explanation
 from rldecoder.explain.ranking import ranking_rows
+from rldecoder.interp.shown import UNKNOWN
 from rldecoder.visible_text import visible_text, visible_token
 
 PROMPT_SHOWN = 700
@@ -29,6 +30,7 @@ Name = Annotated[str, up_to(60)]
 Model = Annotated[str, up_to(120)]
 Label = Annotated[str, up_to(200)]
 """A label, or why there is none."""
+Described = Annotated[Label, BeforeValidator(lambda text: text or UNKNOWN.text)]
 Token = Annotated[str, AfterValidator(visible_token)]
 ShortToken = Annotated[str, AfterValidator(partial(visible_token, limit=24))]
 Rounded = Annotated[float, AfterValidator(partial(round, ndigits=3))]
@@ -58,6 +60,8 @@ class FeatureShown(Shown):
     normalised: float
     label: Label | None
     unsure_label: Label | None
+    description: Described
+    """What is known of it without a label that may be quoted."""
     quoted: bool
     confidence: float | None
 

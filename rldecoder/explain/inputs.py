@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rldecoder.interp.records import FeatureLabels
+from rldecoder.interp.shown import Shown, ShownLatents
 
 
 class LabelText(NamedTuple):
@@ -38,12 +39,23 @@ class LabelText(NamedTuple):
         return None if self.accepted else self.text
 
 
-def label_texts(labels: FeatureLabels) -> dict[int, LabelText]:
-    """Labels by latent, failed ones included (without text)."""
-    return {
-        feature.latent: LabelText(feature.label, feature.confidence, feature.high_confidence)
-        for feature in labels.features
-    }
+def label_texts(
+    labels: FeatureLabels, descriptions: pa.Table | None = None
+) -> dict[int, LabelText]:
+    """What is said of latents, by latent: see `interp.shown`.
+
+    Args:
+        descriptions: of the latents that were not to be labelled; None: an older program wrote
+            none.
+    """
+    said = ShownLatents(labels, descriptions)
+    return {latent: _label_text(said.of(latent)) for latent in said.latents}
+
+
+def _label_text(said: Shown) -> LabelText:
+    if said.is_label:
+        return LabelText(said.text, said.confidence, said.sure)
+    return LabelText(None, None, description=said.text)
 
 
 def mean_importance(

@@ -83,6 +83,8 @@ class Feature(NamedTuple):
     """Of the label, quoted or not."""
     unsure_label: str | None
     """A label below the bar of confidence: a guess, to be shown as one."""
+    description: str | None = None
+    """What is known of a latent without a label that may be quoted."""
 
     @property
     def quoted(self) -> bool:
@@ -115,7 +117,8 @@ class FeatureTable(Sequence[Feature]):
     def __repr__(self) -> str:
         lines = [f"features at {self.at}; effects on {self.token.token!r}, nats"]
         lines += [
-            f"#{row.latent:<7} {row.activation:9.3f} {row.effect:+8.3f}  {row.label!r}"
+            f"#{row.latent:<7} {row.activation:9.3f} {row.effect:+8.3f}  "
+            f"{row.label or row.description}"
             for row in self._rows
         ]
         return "\n".join(lines)
@@ -263,7 +266,7 @@ class Reading:
         rows = [
             Feature(
                 one.latent, one.label, one.act, effect, one.normalised, one.confidence,
-                one.unsure_label,
+                one.unsure_label, one.description,
             )
             for one, effect in zip(ranked, effects, strict=True)
         ]  # fmt: skip

@@ -91,6 +91,19 @@ def label_and_score(
     return Labelled(drafts, score_all(text, predicates, scored.firings, rng, levels))
 
 
+def score_weak(
+    labelled: Labelled,
+    scored: SplitFirings,
+    vocabulary: Vocabulary,
+    window_tokens: int,
+    rng: np.random.Generator,
+) -> list[LabelScores]:
+    """The same labels against all firings of `scored`, the weakest too."""
+    text = ScoringText(scored.grid, vocabulary, window_tokens)
+    predicates = [draft.predicate for draft in labelled.drafts]
+    return score_all(text, predicates, scored.firings, rng)
+
+
 def calibrate(
     labeler: Labeler,
     fit: SplitFirings,
@@ -112,6 +125,7 @@ def calibrate(
     features: list[list[float]] = []
     accepted: list[bool] = []
     latents: list[int] = []
+    rotations: list[int] = []
     measured: list[list[LabelScores]] = [[] for _ in final]
     # Fitted on one fold, measured on the next, judged on the third: no text is used twice.
     for rotation, grid in enumerate(grids):
@@ -127,11 +141,13 @@ def calibrate(
             features.append(_features(draft, held_out[row]))
             accepted.append(acceptance.accepts(outcome[row]))
             latents.append(draft.latent)
+            rotations.append(rotation)
 
     data = Calibration(
         np.array(features).reshape(-1, NUM_FEATURES),
         np.array(accepted, bool),
         np.array(latents, np.int64),
+        np.array(rotations, np.int64),
     )
     model = ConfidenceModel(data, seed=seed)
     rows = [_features(draft, _mean_scores(measured[row])) for row, draft in enumerate(final)]

@@ -61,7 +61,9 @@ class PlaceReader:
         """
         size = len(text.resid) + variants
         if self.slow_because is None and size > self._compared:
-            self.slow_because = text.difference(variants)
+            # More than is needed, so that few sequences need another comparison.
+            size = max(64, 1 << (size - 1).bit_length())
+            self.slow_because = text.difference(size - len(text.resid))
             self._compared = size
 
 
@@ -91,6 +93,14 @@ class ReadSequence:
         except BadInputError as error:
             reader.slow_because = reader.slow_because or error.what
             self.final = lm.tail(resid[None], layer)[0]
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that it takes, nearly."""
+        kept = [self.resid, self.final, *set(self._masks)]
+        for layer in [] if self._cache is None else self._cache.layers:
+            kept += [tensor for tensor in (layer.keys, layer.values) if tensor is not None]
+        return sum(tensor.numel() * tensor.element_size() for tensor in kept)
 
     def hidden(self, resid: Tensor, position: Tensor) -> Tensor:
         """Final hidden states [n, D] of variants of positions; differentiable.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rldecoder.dashboard.cards import FeatureCard
 from rldecoder.dashboard.shown import (
     ChoiceShown,
+    Label,
     MeasuredShown,
     ShortToken,
     Shown,
@@ -74,9 +75,10 @@ class InterventionAnswer(Shown):
 
 
 class FeatureAnswer(Shown):
-    """A latent's card; of one without, what its row of the decoder does to logits."""
+    """A latent's card; of one without, what is known of it and what it does to logits."""
 
     card: FeatureCard | None = None
+    shown: Label | None = optional()
     promoted: tuple[ShortToken, ...] | None = optional()
     suppressed: tuple[ShortToken, ...] | None = optional()
 

@@ -173,7 +173,8 @@ def _add_features(app: FastAPI, catalogue: Catalogue, bench: Workbench, model: O
         # Only the most important latents are labelled; of the others the decoder's row is known.
         if not catalogue.has(latent):
             raised, lowered = await model.run(lambda: bench.reader.row_effects(latent))
-            return FeatureAnswer(promoted=raised, suppressed=lowered)
+            said = catalogue.said(latent)
+            return FeatureAnswer(shown=said, promoted=raised, suppressed=lowered)
         return FeatureAnswer(card=await anyio.to_thread.run_sync(catalogue.card, latent))
 
     @app.get("/api/queue")

@@ -10,6 +10,7 @@ from rldecoder.dashboard.cards import FeatureCard, ReviewShown, feature_cards
 from rldecoder.errors import BadInputError
 from rldecoder.interp.records import Review
 from rldecoder.interp.review import ReviewLine, append_review, read_reviews, settled
+from rldecoder.interp.shown import ShownLatents
 from rldecoder.serve.answers import QueueAnswer, SearchAnswer
 from rldecoder.serve.requests import FeatureQuery, ReviewRequest
 
@@ -23,8 +24,8 @@ ORDERS: dict[str, Callable[[FeatureCard], tuple[float, ...]]] = {
 ONLY: dict[str, Callable[[FeatureCard], bool]] = {
     "all": lambda card: True,
     "high": lambda card: card.high,
-    "low": lambda card: card.label is not None and not card.high,
-    "failed": lambda card: card.label is None,
+    "low": lambda card: card.is_label and not card.high,
+    "failed": lambda card: not card.is_label,
 }
 
 
@@ -39,6 +40,7 @@ class Catalogue:
 
     def __init__(self, labels: Labels, clusters: Clusters, reviews: Path) -> None:
         self.labels = labels.labels
+        self._said = ShownLatents(self.labels, labels.descriptions)
         self._queue = clusters.load_queue(self.labels)
         self._label_of = {feature.latent: feature.label for feature in self.labels.features}
         self._audit = {feature.latent for feature in self.labels.features if feature.audit}
@@ -61,6 +63,10 @@ class Catalogue:
     def has(self, latent: int) -> bool:
         """Whether the latent was among those to label."""
         return latent in self._by_latent
+
+    def said(self, latent: int) -> str:
+        """What is said of any latent."""
+        return self._said.of(latent).text
 
     def card(self, latent: int) -> FeatureCard:
         """The card of a latent that there is one of (`has`), with the verdicts on it."""
@@ -128,7 +134,7 @@ def _haystack(card: FeatureCard) -> str:
     fired = (example for example in card.examples if example.kind != "near_miss")
     contexts = ("".join(example.tokens) for example in fired)
     others = (other.label or "" for other in card.others)
-    parts = (card.label or "", card.failure or "", *others, *card.promoted, *contexts)
+    parts = (card.shown, card.label or "", card.failure or "", *others, *card.promoted, *contexts)
     return "\n".join(parts).lower()
 
 

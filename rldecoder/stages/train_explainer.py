@@ -83,7 +83,8 @@ def run(inputs: ExplainerInputs, config: TrainExplainerConfig, ctx: StageContext
     explainer.eval().requires_grad_(False)
     explainer.save(ctx.out)
 
-    reader = PromptReader(lm, sae, decoder, label_texts(inputs.labels.labels), explainer)
+    texts = label_texts(inputs.labels.labels, inputs.labels.descriptions)
+    reader = PromptReader(lm, sae, decoder, texts, explainer)
     examples = _explain_examples(reader, ctx)
     TrainedExplainer.examples.save(ctx.out, ExampleExplanations(tuple(examples)))
     # The same examples under other labels: nothing but words may differ.

@@ -27,6 +27,7 @@ from rldecoder.files import write_bytes
 from rldecoder.interp.exports import saedashboard
 from rldecoder.interp.exports.material import ExportExample, ExportFeature, ExportMaterial
 from rldecoder.interp.records import FeatureLabel
+from rldecoder.interp.shown import shown
 
 
 class Publication(NamedTuple):
@@ -195,11 +196,8 @@ def write(folder: Path, material: ExportMaterial, names: Publication) -> Path:
                 for rank, example in enumerate(feature.examples)
             ),
             "explanations": (
-                _explanation(
-                    feature.record, feature.record.label, common | {"authorId": names.author_id}
-                )
+                _explanation(feature.record, common | {"authorId": names.author_id})
                 for feature in features
-                if feature.record.label is not None
             ),
         }
         for kind, lines in rows.items():
@@ -284,19 +282,26 @@ def _activation(
     )
 
 
-def _explanation(record: FeatureLabel, label: str, common: dict[str, str]) -> ExplanationRow:
+def _explanation(record: FeatureLabel, common: dict[str, str]) -> ExplanationRow:
+    said = shown(record)
+    output = record.output
     notes = {
+        "kind": record.kind,
+        "is_label": said.is_label,
         "labeler": record.labeler,
         "confidence": record.confidence,
         "confidence_interval": [record.confidence_low, record.confidence_high],
         "high_confidence": record.high_confidence,
         "scores": record.scores.model_dump(mode="json"),
+        "raises": [] if output is None else [gain.token for gain in output.raised],
+        "lowers": [] if output is None else [gain.token for gain in output.lowered],
+        "output_scores": None if output is None else output.scores.model_dump(mode="json"),
     }
     return ExplanationRow(
         **common,
         id=_id(common["modelId"], common["layer"], record.latent, "explanation", 0),
         index=str(record.latent),
-        description=label,
+        description=said.text,
         notes=json.dumps(notes),
     )
 

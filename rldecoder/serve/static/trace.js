@@ -102,7 +102,7 @@ const Trace = (() => {
   };
 
   // A label below the bar of confidence is shown as a guess.
-  const labelText = (feature) => feature.label || (feature.unsure_label ? "unsure: " + feature.unsure_label : "no label");
+  const labelText = (feature) => feature.label || (feature.unsure_label ? "unsure: " + feature.unsure_label : feature.description);
   const featureRow = (feature) => {
     const row = element("tr");
     const name = element("td");

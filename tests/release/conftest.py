@@ -50,12 +50,16 @@ def copied(released: Released, tmp_path: Path) -> Path:
     return Path(shutil.copytree(released.root, tmp_path / "release"))
 
 
-@pytest.fixture(autouse=True, scope="session")
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where these tests find the model again."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever a release fetches or makes goes nowhere else."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RLDECODER_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
+    monkeypatch.setenv("RLDECODER_CACHE", str(cache))
 
 
 def reseal(root: Path, **changes: Any) -> ReleaseManifest:

@@ -22,6 +22,8 @@ from rldecoder.stages.table import STAGES
 if TYPE_CHECKING:
     import torch
 
+    from rldecoder.artifacts.base import Artifact
+
 
 def open_run(
     config: Path | str | RunConfig,

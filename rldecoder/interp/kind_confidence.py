@@ -51,15 +51,15 @@ def output_confidences(found: OutputLabelled, bars: Acceptance, seed: int) -> Co
         ),
         seed=seed,
     )
-    final = [
-        np.mean([_features(rotation, row) for rotation in found.rotations], axis=0)
-        if found.rotations
-        else np.zeros(width)
-        for row in range(len(found.sets))
-    ]
+    # The final set by the means of what its rotations measured. Where no fold gave a set, nothing
+    # is known of the one of all folds.
+    final, known = [], []
+    for row, whole in enumerate(found.sets):
+        rows = [_features(r, row) for r in found.rotations if not r.sets[row].failure]
+        final.append(np.mean(rows, axis=0) if rows else np.zeros(width))
+        known.append(bool(rows) and not whole.failure)
     p, low, high = model.predict(np.array(final).reshape(-1, width))
-    has = np.array([not held.failure for held in found.sets], bool)
-    return Confidences(*(np.where(has, values, 0.0) for values in (p, low, high)), model)
+    return Confidences(*(np.where(known, values, 0.0) for values in (p, low, high)), model)
 
 
 class Picked(NamedTuple):
@@ -111,11 +111,7 @@ def pick(inputs: Confidences, outputs: Confidences, latents: Sequence[int]) -> P
 
 
 def _features(rotation: Rotation, row: int) -> list[float]:
-    """What is known before the outcome: the mean over what was measured."""
-    rows = [
-        _of_scores(sum(found.sets[row].gains[:1]), found.scores[row]) for found in rotation.measured
-    ]
-    return [float(value) for value in np.mean(rows, axis=0)]
+    return _of_scores(sum(rotation.sets[row].gains[:1]), rotation.held_out[row])
 
 
 def _of_scores(top: float, scores: OutputScores) -> list[float]:

@@ -46,6 +46,8 @@ def feature(latent: int, text: str, label: str | None) -> dict[str, Any]:
     )  # fmt: skip
     scores = {name: n / 100 for n, name in enumerate(names, start=11)} | {"fuzzing": None}
     return {
+        "shown": label or f"not labelled; {text}", "is_label": label is not None,
+        "kind": "output" if label else "none", "tried": [[text, text]],
         "latent": latent, "label": label, "failure": None if label else text,
         "predicate": text, "labeler": text, "confidence": 0.4, "high": latent == 2,
         "importance": 0.1, "rank": latent + 1, "queue": 9 - latent, "density": 0.01,

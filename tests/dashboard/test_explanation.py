@@ -46,7 +46,7 @@ def test_the_page_says_all_and_nothing_in_it_acts(page: str) -> None:
     assert page.count("</style>") == 1
     assert not set(page) & set("\u202e\u200b\x1b")
     assert "default-src 'none'; style-src 'unsafe-inline'; img-src data:;" in page
-    for text in ("#7", "#8", "no label", "first seen", "decoder only", "KL 0.10 nats", "0.30",
+    for text in ("#7", "#8", "not labelled; ", "first seen", "decoder only", "KL 0.10 nats", "0.30",
                  "no accepted label; unsure: a guess", "-0.10 (chance 0.20)"):  # fmt: skip
         assert text in page
     assert "W" * 100 not in page

@@ -59,7 +59,8 @@ def output_confidences(found: OutputLabelled, bars: Acceptance, seed: int) -> Co
         final.append(np.mean(rows, axis=0) if rows else np.zeros(width))
         known.append(bool(rows) and not whole.failure)
     p, low, high = model.predict(np.array(final).reshape(-1, width))
-    return Confidences(*(np.where(known, values, 0.0) for values in (p, low, high)), model)
+    p, low, high = (np.where(known, values, 0.0) for values in (p, low, high))
+    return Confidences(p, low, high, model)
 
 
 class Picked(NamedTuple):
@@ -101,10 +102,9 @@ def pick(inputs: Confidences, outputs: Confidences, latents: Sequence[int]) -> P
     rows = np.array([row for row, _ in keys], np.int64)
     return Picked(
         output,
-        *(
-            np.where(output, second, first)
-            for first, second in zip(inputs[:3], outputs[:3], strict=True)
-        ),
+        np.where(output, outputs.p, inputs.p),
+        np.where(output, outputs.low, inputs.low),
+        np.where(output, outputs.high, inputs.high),
         thresholds(found, passed_best, rows),
         reliability(found, passed_best),
     )

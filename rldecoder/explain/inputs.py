@@ -54,7 +54,7 @@ def label_texts(
 
 def _label_text(said: Shown) -> LabelText:
     if said.is_label:
-        return LabelText(said.text, said.confidence, said.sure)
+        return LabelText(said.text, said.confidence, said.sure, said.instead)
     return LabelText(None, None, description=said.text)
 
 

@@ -11,12 +11,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rldecoder.explain.inputs import LabelText
+from rldecoder.interp.shown import UNKNOWN
 from rldecoder.visible_text import visible_text
 
 MIN_COUNT_FOR_P99 = 100
 HIGH_QUANTILE = 0.99
-UNLABELLED = "no label"
-NOT_ACCEPTED = "no accepted label"
 
 
 @dataclass(frozen=True)
@@ -129,11 +128,9 @@ def ranking_rows(ranked: Sequence[RankedFeature]) -> list[tuple[str, str, str]]:
     """Method A's table: the feature, its activation over its usual high, and what it is."""
     rows = []
     for feature in ranked:
-        what = UNLABELLED if feature.unsure_label is None else NOT_ACCEPTED
+        what = visible_text(feature.description or UNKNOWN.text, 160)
         if feature.label is not None:
             what = f"“{visible_text(feature.label, 120)}”"
-        elif feature.description is not None:
-            what = visible_text(feature.description, 160)
         high = f"{feature.normalised:.2f}" if feature.normalised > 0 else "first seen"
         rows.append((f"#{feature.latent}", high, what))
     return rows

@@ -16,6 +16,8 @@ from rldecoder.interp.records import FeatureLabel, FeatureLabels
 
 MARK = "not labelled; "
 """What a description begins with."""
+UNSURE = "no sure label; "
+"""The same, of a latent whose label is below the bar of confidence."""
 
 
 class Shown(NamedTuple):
@@ -29,6 +31,8 @@ class Shown(NamedTuple):
     """Whether it may be quoted as what is known: of high confidence, or accepted by a person."""
     confidence: float | None
     """p(accept) of the label; None of a description."""
+    instead: str | None = None
+    """Of a label that is not sure: a description, for where only what is known may be quoted."""
 
 
 UNKNOWN = Shown(MARK + "fires on none of the text that was read", False, False, None)
@@ -38,7 +42,9 @@ def shown(feature: FeatureLabel) -> Shown:
     """What is said of a latent that was to be labelled."""
     stands = feature.kind != "none" or feature.by_person or _accepted_by_person(feature)
     if feature.label is not None and stands:
-        return Shown(feature.label, True, feature.high_confidence, feature.confidence)
+        sure = feature.high_confidence
+        instead = None if sure else UNSURE + description(feature)
+        return Shown(feature.label, True, sure, feature.confidence, instead)
     return Shown(MARK + description(feature), False, False, None)
 
 

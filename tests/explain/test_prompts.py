@@ -20,6 +20,7 @@ from rldecoder.explain.explainer import Explainer
 from rldecoder.explain.explanation import Explanation, render_explanation
 from rldecoder.explain.inputs import LabelText
 from rldecoder.explain.reading import PromptReader
+from rldecoder.interp.shown import UNKNOWN
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.sae.model import Sae, SparseLatents
 from rldecoder.schemas import read_json, write_json
@@ -115,7 +116,7 @@ def test_a_label_below_the_bar_is_quoted_nowhere(
         assert feature["unsure_label"] == f"a guess {feature['latent']}"
         del feature["unsure_label"]
     assert "a guess" not in json.dumps(value)
-    assert value["method_a"].count("no accepted label") == len(value["ranked"])
+    assert value["method_a"].count(UNKNOWN.text) == len(value["ranked"])
     console = Console(width=4000)
     with console.capture() as capture:
         console.print(render_explanation(found))

@@ -14,6 +14,7 @@ from rldecoder.explain.ranking import (
     ranking_rows,
     ranking_text,
 )
+from rldecoder.interp.shown import UNKNOWN
 
 CAUSAL_WORDS = ("because", "cause", "due to", "leads to", "so that", "therefore", "since")
 
@@ -71,17 +72,18 @@ def test_a_weak_activation_of_a_rare_feature_can_rank_first() -> None:
         "Active at this position, strongest first:",
         "feature  of its usual high",
         "#1       1.00               “closing⟨U+202E⟩ quote”",
-        "#0       0.50               no label",
+        f"#0       0.50               {UNKNOWN.text}",
     ]
 
 
 def test_a_label_below_the_bar_is_not_quoted() -> None:
     acts, indices, scales = torch.tensor([5.0, 1.0]), torch.tensor([0, 1]), torch.ones(2)
-    ranked = rank_active(acts, indices, scales, {0: LabelText("a guess", 0.97)})
+    known = LabelText("a guess", 0.97, description="raises “a”")
+    ranked = rank_active(acts, indices, scales, {0: known})
     assert (ranked[0].label, ranked[0].unsure_label, ranked[0].quoted) == (None, "a guess", False)
     text = ranking_text(ranked)
     assert "a guess" not in text
-    assert [row[2] for row in ranking_rows(ranked)] == ["no accepted label", "no label"]
+    assert [row[2] for row in ranking_rows(ranked)] == ["raises “a”", UNKNOWN.text]
 
 
 def test_a_description_stands_where_there_is_no_label_to_quote() -> None:

@@ -20,8 +20,9 @@ WEAK = {"label": "token is made of letters", "kind": "none", "confidence": 0.0,
 
 def test_a_label_that_passed_is_shown() -> None:
     said = shown(feature(kind="output", high_confidence=True))
-    assert said == ("token is a number", True, True, 0.7)
-    assert not shown(feature(kind="input")).sure
+    assert said == ("token is a number", True, True, 0.7, None)
+    unsure = shown(feature(kind="input", description='raises "b"'))
+    assert (unsure.sure, unsure.instead) == (False, 'no sure label; raises "b"')
 
 
 @pytest.mark.parametrize(

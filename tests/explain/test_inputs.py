@@ -31,8 +31,11 @@ def test_labels_by_latent_failures_without_text() -> None:
         4: LabelText("digits", 0.5, True),
         7: LabelText(
             None, None, description="not labelled; fires on none of the text that was read"
-        ), 8: LabelText("unsure", 0.5),
-    }  # fmt: skip
+        ),
+        8: LabelText(
+            "unsure", 0.5, description="no sure label; fires on none of the text that was read"
+        ),
+    }
     assert label_texts(labels) == expected
     assert (expected[8].quoted, expected[8].unsure) == (None, "unsure")
     assert (expected[4].quoted, expected[4].unsure) == ("digits", None)

@@ -172,7 +172,9 @@ def run(inputs: LabelInputs, config: LabelFeaturesConfig, ctx: StageContext) -> 
     Labels.descriptions.save_rows(ctx.out, descriptions)
     if answered is not None:
         write_parquet(Labels.ledger.path(ctx.out), answered.ledger, LEDGER)
-    imported = task.score_imported(scored, drawn["random_sae"][1].scored, features)
+    # Labels of others are held to the event that ours are about: strong firing.
+    untrained = task.strong(*drawn["random_sae"][1])
+    imported = task.score_imported(task.strong(fit, scored), untrained, features)
 
     reasons: tuple[str, ...] = () if in_words is None else in_words.reasons
     if len(features) < config.num_features:

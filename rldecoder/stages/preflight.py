@@ -50,8 +50,9 @@ def text_begins_with_bos(model: ModelFolder) -> bool:
     """Whether documents of this run begin with the model's BOS token."""
     from transformers import AutoTokenizer  # here, because planning imports none of it
 
-    from rldecoder.lm.text_tokens import tokens_in_front
+    from rldecoder.lm.text_tokens import set_bos, tokens_in_front
 
     tokenizer = AutoTokenizer.from_pretrained(model.model, local_files_only=True)
+    set_bos(tokenizer, model.record.bos)
     start = tokenizer.bos_token_id
     return start is not None and start in tokens_in_front(tokenizer)

@@ -152,6 +152,7 @@ def train(
             trainer = DecoderTrainer(make_decoder(lm, layer, depth), reader, config, 0)
             contenders[f"rldecoder, {name}"] = trainer.step
         contenders["plain dense, float32"] = Plain(make_decoder(lm, layer, depth), trainer).step
+
         batches = list(trainer.rest_of_epoch())[: steps + 2]
         seconds: dict[str, list[float]] = {name: [] for name in contenders}
         for index, batch in enumerate(batches):
@@ -160,6 +161,7 @@ def train(
                 step(batch)
                 if index >= 2:  # warm-up
                     seconds[name].append(time.perf_counter() - started)
+
     plain = statistics.median(seconds["plain dense, float32"])
     table = Table(title=f"layer {layer}, depth {depth}, batch {batch_tokens}, {threads} threads")
     for column in ("trainer", "ms a step", "tokens/s", "x plain"):

@@ -137,6 +137,8 @@ def main(
     latents = np.arange(labelled)
     rng = np.random.default_rng(0)
     peak("imports and vocabulary")
+
+    # One pass over all tokens, which keeps the firings and looks for examples meanwhile.
     found = ExamplePass(num_latents, ExampleSettings(16, 10, 10, 10), context, 0, latents)
     ids = pa.table({"seq_id": np.arange(-(-tokens // (context - 1)))})
     chosen = sample_sequences(ids, context - 1, of=tokens, size=fit_tokens, seed=0)
@@ -145,12 +147,16 @@ def main(
         observe=found.add if examples else None,
     )  # fmt: skip
     peak(f"{tokens:,} tokens read, {whole.firings.matrix.nnz:,} firings kept")
+
+    # Labels are fitted on a sample of them, and scored on other text.
     fit = whole if chosen is None else whole.only(chosen)
     scored = read(source, "test", latents, score_tokens)
     peak(f"sample of {fit.grid.cells.size:,} tokens taken, {score_tokens:,} more read for scores")
     settings = PredicateSettings()
     find_candidates(fit.grid, fit.firings, vocabulary, settings)
     peak(f"candidates of {labelled:,} latents counted")
+
+    # Searching every latent would take hours and, one after the other, no more memory than a few.
     some = np.arange(searched)
     short_fit, short_scored = (
         split._replace(firings=split.firings.select(some)) for split in (fit, scored)
@@ -160,6 +166,8 @@ def main(
     )
     done = sum(draft.predicate is not None for draft in result.drafts)
     peak(f"{done} of {searched} predicates found and scored")
+
+    # The examples are written at the end of the stage, while the firings are still there.
     if examples:
         table = found.finish(whole.grid).table
         peak(f"{table.num_rows:,} examples of {labelled:,} latents")

@@ -142,6 +142,7 @@ def server(
     finally:
         process.terminate()
         process.wait()
+
     console.print(f"{_machine()}; frozen model in {client.dtype}; limit {client.max_tokens} tokens")
     table = Table("question", "tokens", "median, s", "worst, s", "answers")
     for (name, is_long), all_taken in sorted(times.items(), key=lambda item: item[0][1]):

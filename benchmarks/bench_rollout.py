@@ -104,6 +104,8 @@ def plain(
     tokenizer.padding_side = "left"
     tokenizer.pad_token_id = lm.pad_token_id
     count = 0
+
+    # A task at a time, as `max_new_tokens` is the task's.
     for task in dict.fromkeys(prompt.task for prompt in prompts):
         asked = [prompt for prompt in prompts if prompt.task == task]
         texts = [prompt.prompt for prompt in asked]
@@ -115,11 +117,15 @@ def plain(
             top_p=1.0, max_new_tokens=asked[0].max_new_tokens, eos_token_id=stops.tolist(),
             pad_token_id=lm.pad_token_id,
         )  # fmt: skip
+
+        # `generate` pads what has ended; the stop token itself still counts.
         response = full[:, ids.shape[1] :]
         ended = torch.isin(response, stops).cumsum(-1)
         keep = (ended - torch.isin(response, stops).long()) == 0
         seen = torch.cat([mask, keep.long()], dim=1)
         last = response.shape[1] + 1
+
+        # PPO wants the log-probabilities of both models, which sampling does not keep.
         for scorer in (decoder, model):
             logits = scorer(full, attention_mask=seen, use_cache=False, logits_to_keep=last).logits
             logprobs = logits[:, :-1].float().log_softmax(-1)
@@ -170,6 +176,7 @@ def rollout(
         else:
             lm = FrozenLM.load(model, dtype=dtype)
         nn.Module.to(lm.model, device)
+
         prompts = [
             prompt
             for task in ("addition", "cloze")
@@ -180,6 +187,7 @@ def rollout(
             f"layer {layer}, {batch} prompts of {min(lengths)} to {max(lengths)} tokens, "
             f"{lm.device}, {dtype}, {threads} threads"
         )
+
         table = Table()
         for column in ("blocks", "ms ours", "ms plain", "rollout tokens/s ours", "plain", "ratio"):
             table.add_column(column, justify="right")
@@ -192,6 +200,8 @@ def rollout(
                 "ours": partial(ours, sampler, prompts),
                 "plain": partial(plain, decoder, prompts, sampler.stop_ids),
             }
+
+            # In turn: what else the machine does slows both alike.
             seconds: dict[str, list[float]] = {name: [] for name in contenders}
             speeds: dict[str, list[float]] = {name: [] for name in contenders}
             for turn in range(turns + 1):
@@ -202,6 +212,7 @@ def rollout(
                     if turn:  # warm-up
                         seconds[name].append(spent)
                         speeds[name].append(count / spent)
+
             medians = {name: statistics.median(values) for name, values in seconds.items()}
             rates = {name: statistics.median(values) for name, values in speeds.items()}
             table.add_row(

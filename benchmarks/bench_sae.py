@@ -121,6 +121,8 @@ def speed(
     where = torch.device(device)
     made = itertools.islice(Synthetic(d_model).batches(batch_tokens), steps + 2)
     batches = [x.to(where) for x in made]
+
+    # In turn on the same batch: what else the machine does slows all of them alike.
     problem = Problem(d_model, num_latents, k, batch_tokens, 1000, batches[0], device=device)
     running = {
         name: make(problem)
@@ -134,12 +136,16 @@ def speed(
             contender.step(x)
             if index >= 2:  # warm-up
                 seconds[name].append(clock(where) - started)
+
+    # Useful arithmetic: one dense product, and the rest for the active latents alone. A plain
+    # product on the same device is the peak that it is held against.
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     reference = medians.get("sae_lens float32")
     flops = 2.0 * batch_tokens * d_model * (num_latents + 6 * k)
     gib = peak_memory_bytes(where) / (1 << 30)
     dtype = fast_dtype("bfloat16", where)
     peak = _matmul_rate(where, dtype)
+
     table = Table(
         title=f"{architecture}: d_model {d_model}, {num_latents} latents, k {k}, "
         f"batch {batch_tokens}, {device}, {threads} threads, median of {steps}"
@@ -190,6 +196,8 @@ def quality(
     if set(starts.split(",")) - {"mean", "zero"}:
         raise typer.BadParameter(f"--starts is mean, zero or mean,zero, not {starts!r}")
     torch.set_num_threads(threads)
+
+    # All trainers read the same batches in the same order.
     data: Synthetic | Cached
     if activations is None:
         data = Synthetic(d_model, directions, active)
@@ -200,12 +208,14 @@ def quality(
     where = torch.device(device)
     batches = [x.to(where) for x in itertools.islice(data.batches(batch_tokens), num_steps)]
     sample = torch.cat(batches)[:16_384]
+
     table = Table(title=f"{architecture} after {tokens:,} tokens, batch {batch_tokens}, k {k}")
     for column in ("trainer", "b_dec start", "lr", "validation fvu", "test fvu", "L0", "recovery"):
         table.add_column(column, justify="left" if column == "trainer" else "right")
     for name, make in contenders(architecture, device).items():
         if not _asked_for(name, only) or "autocast" in name:
             continue
+        # Where a library leaves b_dec at zero, it is also given the mean that others start from.
         leaves_zero = name.startswith(("sae_lens", "sparsify"))
         for start in starts.split(",") if leaves_zero else ["mean"]:
             best: tuple[float, list[str]] | None = None
@@ -218,6 +228,8 @@ def quality(
                 contender = make(problem)
                 for x in batches:
                     contender.step(x)
+
+                # The rate is chosen on one split and reported on another.
                 chosen_by, _ = _fvu(contender, data.validation.to(where))
                 fvu, l0 = _fvu(contender, data.held_out.to(where))
                 row = [name, start, f"{rate:g}", f"{chosen_by:.4f}",
@@ -246,6 +258,7 @@ def spec(
     """
     torch.set_num_threads(threads)
     where = torch.device(device)
+
     config = TrainSaeConfig(
         architecture="relu", expansion=num_latents / d_model, batch_tokens=batch_tokens,
         lr=1e-4, lr_final=1e-5,
@@ -256,7 +269,9 @@ def spec(
         table.add_column(column, justify="right")
     x = torch.randn(batch_tokens, d_model, generator=torch_generator(0, "spec"))
     trainer = SaeTrainer(shape, config, 50_000, input_statistics(x), 0, where)
+
     for phase in ("dense", "sparse"):
+        # No run of some steps gets there by itself: the biases are set as if it had.
         if phase == "sparse":
             with torch.no_grad():
                 pre_acts = (x[:256].to(where) * trainer.scale) @ trainer.weights.enc.T
@@ -266,6 +281,7 @@ def spec(
             started = time.perf_counter()
             result = trainer.step(x)  # ends with numbers on the host, so it is synchronous
             seconds.append(time.perf_counter() - started)
+
         median = statistics.median(seconds[1:])
         # Encoder and decoder, forward and two backward products each, none for the inputs.
         flops = 2.0 * 5 * batch_tokens * d_model * num_latents
@@ -298,15 +314,20 @@ def crossover(
         spec, TrainSaeConfig(architecture="relu"), 100, input_statistics(x), 0, torch.device("cpu")
     )
     weights, architecture = trainer.weights, trainer.architecture
+
+    # The sparse way must be timed also where the trainer would have left it.
     limit, architectures.DENSE_ABOVE = architectures.DENSE_ABOVE, math.inf
     table = Table(title=f"relu {d_model} -> {num_latents}, batch {batch_tokens}, {threads} threads")
     for column in ("share that fires", "sparse, ms", "dense, ms", "dense / sparse"):
         table.add_column(column, justify="right")
+
     for share in (float(text) for text in shares.split(",")):
         with torch.no_grad():
             weights.b_enc.zero_()
             pre_acts = (x[:256] - weights.b_dec) @ weights.enc.T
             weights.b_enc.sub_(_exceeded(pre_acts, share))
+
+        # One more round than is counted: the first one warms up.
         seconds: dict[str, list[float]] = {"sparse": [], "dense": []}
         for _ in range(steps + 1):
             for name, way in (("sparse", autoencode), ("dense", autoencode_dense)):
@@ -314,6 +335,7 @@ def crossover(
                 loss = (way(x, weights, architecture).levels - x[:, None]).square().mean()
                 torch.autograd.grad(loss, list(weights))
                 seconds[name].append(time.perf_counter() - started)
+
         sparse, dense = (statistics.median(values[1:]) for values in seconds.values())
         table.add_row(
             f"{share:.3f}", f"{1e3 * sparse:.0f}", f"{1e3 * dense:.0f}", f"{dense / sparse:.2f}"

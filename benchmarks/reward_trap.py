@@ -154,12 +154,16 @@ def main(
     """Train four kinds of decoder and print their held-out KL, one column a seed."""
     with tempfile.TemporaryDirectory() as temporary, Progress(console=console) as progress:
         folder = Path(temporary)
+
+        # The final norm's weight scales all logits.
         lm = FrozenLM.load(make_random_model(folder / "model"))
         with torch.no_grad():
             lm.model.get_parameter("transformer.ln_f.weight").mul_(SHARPER)
         spec = SaeSpec(d_model=lm.d_model, num_latents=256, k=32, hook_layer=HOOK_LAYER)
         sae = Sae.random_init(spec, seed=1)
         states = held_out(lm, sae)
+
+        # Within a seed all kinds start from the same weights, whose own KL is noted once.
         bar = progress.add_task("training", total=len(KINDS) * seeds)
         found: dict[str, list[float]] = {name: [] for name in ("start", *KINDS)}
         for seed in range(seeds):
@@ -172,6 +176,7 @@ def main(
                 train(kind, decoder, steps, seed, folder)
                 found[name].append(held_out_kl(decoder, states))
                 progress.advance(bar)
+
     table = Table(title=f"held-out KL(frozen || decoder), nats, after {steps} steps")
     for heading in ("faithfulness enters as", *(f"seed {i}" for i in range(seeds)), "mean"):
         table.add_column(heading)

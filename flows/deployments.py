@@ -13,9 +13,9 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import yaml
+from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from flows.api import Api
 from rldecoder.errors import NoResourceError
@@ -25,9 +25,36 @@ APPLIED_FILE = "applied-deployments.json"
 """What prefect.yaml said when it was last applied; in the Prefect home."""
 
 _FILE = "deployments.yaml"
-_UNSAID: Mapping[str, Any] = {"parameters": {}, "description": None, "tags": [], "paused": False}
-"""What `prefect deploy` makes of settings that prefect.yaml leaves out."""
 _TAIL_CHARACTERS = 1500
+
+
+class Settings(BaseModel):
+    """What people may change in the UI. The defaults are what `prefect deploy` makes of settings
+    that prefect.yaml leaves out."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    parameters: object = {}
+    description: str | None = None
+    tags: list[str] = []
+    paused: bool = False
+    concurrency_limit: object = None
+
+
+class Entry(Settings):
+    """A deployment in prefect.yaml."""
+
+    name: str
+    entrypoint: str
+    schedules: object = None
+
+
+class Found(Settings):
+    """A deployment on the server."""
+
+    id: str
+    name: str
+    entrypoint: str | None
 
 
 def deploy(api: Api, home: Path, env: Mapping[str, str]) -> None:
@@ -41,48 +68,53 @@ def deploy(api: Api, home: Path, env: Mapping[str, str]) -> None:
         NoResourceError: it cannot be applied.
     """
     project = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))
-    wanted = {entry["name"]: entry for entry in project["deployments"]}
+    wanted = [Entry.model_validate(entry) for entry in project["deployments"]]
     before = _applied(home)
-    there = {found["name"]: found for found in api.send("POST", "/deployments/filter", {})}
+    there = {found.name: found for found in _on_server(api)}
 
-    kept: list[tuple[str, dict[str, Any]]] = []
-    entries = []
-    for name, entry in wanted.items():
-        found = there.get(name)
-        if found is None or found["entrypoint"] != entry["entrypoint"]:
-            entries.append(entry)
+    entries, kept = [], []
+    for entry in wanted:
+        found = there.get(entry.name)
+        if found is None or found.entrypoint != entry.entrypoint:
+            entries.append(entry.model_dump(exclude_unset=True))
             continue
 
-        last = before.get(name, entry)  # a home of an older version has no record
-        if entry.get("schedules") == last.get("schedules"):
-            # Without the key, `prefect deploy` leaves the schedules of a deployment alone.
-            entry = {key: value for key, value in entry.items() if key != "schedules"}
-        entries.append(entry)
-        limit = found.get("global_concurrency_limit") or {}
-        now = {**{key: found[key] for key in _UNSAID}, "concurrency_limit": limit.get("limit")}
-        mine = {key: value for key, value in now.items() if entry.get(key) == last.get(key)}
-        kept.append((found["id"], _beyond(mine, entry)))
+        # Without the key, `prefect deploy` leaves the schedules of a deployment alone.
+        last = before.get(entry.name, entry)  # a home of an older version has no record
+        left_out = {"schedules"} if entry.schedules == last.schedules else set()
+        entries.append(entry.model_dump(exclude_unset=True, exclude=left_out))
+        mine = {
+            key: value
+            for key in Settings.model_fields
+            if getattr(entry, key) == getattr(last, key)
+            and (value := getattr(found, key)) != getattr(entry, key)
+        }
+        if mine:
+            kept.append((found.id, mine))
     _apply({**project, "deployments": entries}, home, env)
     for identity, mine in kept:
-        if mine:
-            api.send("PATCH", f"/deployments/{identity}", mine)
-    (home / APPLIED_FILE).write_text(json.dumps(wanted, indent=1), encoding="utf-8")
+        api.send("PATCH", f"/deployments/{identity}", mine)
+    said = {entry.name: entry.model_dump(exclude_unset=True) for entry in wanted}
+    (home / APPLIED_FILE).write_text(json.dumps(said, indent=1), encoding="utf-8")
 
 
-def _beyond(mine: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Those settings that the file does not give by itself."""
-    return {k: v for k, v in mine.items() if v != entry.get(k, _UNSAID.get(k))}
+def _on_server(api: Api) -> list[Found]:
+    found = api.send("POST", "/deployments/filter", {})
+    limits = [one.get("global_concurrency_limit") or {} for one in found]
+    return [
+        Found.model_validate({**one, "concurrency_limit": limit.get("limit")})
+        for one, limit in zip(found, limits, strict=True)
+    ]
 
 
-def _applied(home: Path) -> dict[str, Any]:
+def _applied(home: Path) -> dict[str, Entry]:
     try:
-        applied = json.loads((home / APPLIED_FILE).read_text(encoding="utf-8"))
+        return TypeAdapter(dict[str, Entry]).validate_json((home / APPLIED_FILE).read_bytes())
     except (OSError, ValueError):  # never applied, or killed while it was written
         return {}
-    return applied if isinstance(applied, dict) else {}
 
 
-def _apply(project: Mapping[str, Any], home: Path, env: Mapping[str, str]) -> None:
+def _apply(project: object, home: Path, env: Mapping[str, str]) -> None:
     path = home / _FILE
     path.write_text(yaml.safe_dump(project), encoding="utf-8")
     done = subprocess.run(

@@ -8,33 +8,44 @@ sends it in a header. Prefect checks the password again behind the guard, its CS
 
 What is let in by all this may still not say what the worker executes: see `flows.commands`.
 
-`LocalServer` runs `create_app` with uvicorn.
+`LocalServer` runs this module: uvicorn, with limits on how long a client may take.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
 import json
 import os
 import secrets
+import sys
 import time
 from base64 import b64encode
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import uvicorn
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from flows.commands import Pairs, foreign_command
+from flows.listening import is_deaf
 from flows.password import authorization
+from rldecoder.serve.patience import PatientProtocol
 
 MAX_BODY_BYTES = 32 * 1024 * 1024
-BODY_SECONDS = 60.0
+BODY_SECONDS = 25.0
 """How long a request's body, or a websocket's first message, may take."""
+REQUEST_SECONDS = 30.0
+"""How long a whole request may take, from the connection, or its first byte, to its last; one
+that is slower than that is dropped without an answer."""
+MAX_CONNECTIONS = 512
+"""One more takes the place of the one that has been without a question for longest. (1,024 open
+files are the usual limit.)"""
 LOGIN_PATH = "/rldecoder/login"
 CODE_PATH = "/rldecoder/code"
 CODE_SECONDS = 900.0
@@ -254,6 +265,13 @@ class Guard:
             return JSONResponse({"password": given}, headers={"cache-control": "no-store"})
         if scope["path"] == CODE_PATH:
             return JSONResponse({"code": self._codes.new()}, headers={"cache-control": "no-store"})
+        if _answers_the_deaf(scope["path"]):
+            return refused(
+                409,
+                "Nobody would hear this answer.",
+                "The review was started from Python, and its process is gone.",
+                "Start the review again: it asks this question anew.",
+            )
         try:
             complaint = foreign_command(scope["path"], content)
         except RecursionError:
@@ -266,6 +284,12 @@ class Guard:
             "This server runs the flows of prefect.yaml, as they are, and no other command.",
             "Change settings with the form's `overrides`, or start your own command yourself.",
         )
+
+
+def _answers_the_deaf(path: str) -> bool:
+    """Whether this is the answer to a form whose process is gone."""
+    parts = path.strip("/").split("/")
+    return parts[:2] == ["api", "flow_runs"] and parts[3:] == ["resume"] and is_deaf(parts[2])
 
 
 def _parsed(body: bytes) -> Any:
@@ -329,10 +353,40 @@ def _first_message_in_time(receive: Receive) -> Receive:
     return timed
 
 
-def create_app() -> ASGIApp:
-    """Prefect's application behind the guard; port and password come from its own settings."""
+class PrefectProtocol(PatientProtocol):
+    """HTTP/1.1 for Prefect's clients, pages and websockets; none of them may take for ever."""
+
+    request_seconds = REQUEST_SECONDS
+    max_connections = MAX_CONNECTIONS
+
+
+def make_server(app: ASGIApp, port: int) -> uvicorn.Server:
+    """A server of 127.0.0.1 for an application behind the guard."""
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            host="127.0.0.1",
+            port=port,
+            http=PrefectProtocol,
+            log_level="warning",
+            server_header=False,
+            proxy_headers=False,
+        )
+    )
+
+
+def main() -> None:
+    """Serve Prefect's application behind the guard; port and password come from its settings."""
     from prefect.server.api.server import create_app as create_prefect
 
     port = int(os.environ["PREFECT_SERVER_API_PORT"])
     password = os.environ["PREFECT_SERVER_API_AUTH_STRING"]
-    return Guard(create_prefect(), port=port, password=password)
+    server = make_server(Guard(create_prefect(), port=port, password=password), port)
+    with contextlib.suppress(KeyboardInterrupt):
+        server.run()
+    if not server.started:
+        sys.exit(3)  # as uvicorn's own command does
+
+
+if __name__ == "__main__":
+    main()

@@ -153,15 +153,11 @@ class LocalServer:
         if not ui:
             env["PREFECT__SERVER_EPHEMERAL"] = "1"
 
-        command = [
-            sys.executable, "-m", "uvicorn", "--app-dir", str(_ROOT),
-            "--factory", "flows.guarded_server:create_app",
-            "--host", "127.0.0.1", "--port", str(port), "--log-level", "warning",
-            "--no-server-header", "--no-proxy-headers",
-        ]  # fmt: skip
+        command = [sys.executable, "-m", "flows.guarded_server"]
         with self._log.open("wb") as log:
             self.process = tied.start(
                 command,
+                cwd=_ROOT,
                 env=env,
                 death_signal=signal.SIGTERM,
                 stdin=subprocess.DEVNULL,

@@ -46,7 +46,8 @@ class RunParameters(BaseModel):
         path, allowed = _find(self.config), allowed_here()
         root = None if self.store is None else Path(self.store)
         if allowed is None:
-            return self._opened(load_run_config(path, self.overrides), root)
+            run = load_run_config(path, self.overrides)
+            return run, store_for(run, root)
         check_config(path, allowed)
         own = load_run_config(path)
         if root is not None:
@@ -55,15 +56,11 @@ class RunParameters(BaseModel):
             check_place(what, place, allowed, own)
         run = load_run_config(path, self.overrides)
         check_overrides(run, own, allowed)
-        return self._opened(run, root)
+        return run, store_for(run, root)
 
     def named_files(self) -> dict[str, Path]:
         """Further files that the form names."""
         return {}
-
-    @staticmethod
-    def _opened(run: RunConfig, root: Path | None) -> tuple[RunConfig, ArtifactStore]:
-        return run, store_for(run, root)
 
 
 class PipelineParameters(RunParameters):

@@ -8,7 +8,8 @@ appended to a JSONL file as they come, so that nothing is lost when the reviewer
 A suspended flow run leaves its process, and starts anew from the top when it is resumed; so does a
 paused one whose process ended with `make ui` (`flows.ghosts`). What it asked already is in the
 names of its pauses, which the server keeps: the latent, and the artifacts that the form was made
-of. The answers are there too.
+of. The answers are there too. A review that was called from Python has no deployment that could
+take it up again: see `flows.listening`.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from prefect.input.run_input import keyset_from_base_key
 from prefect.logging import get_run_logger
 from pydantic import ConfigDict, Field, model_validator
 
+from flows.listening import listening
 from flows.parameters import PipelineParameters, RunParameters
 from flows.pipeline import run_from_parameters
 from rldecoder.artifacts.catalogue import Clusters, Labels
@@ -43,6 +45,7 @@ from rldecoder.interp.review import (
     settled,
 )
 from rldecoder.interp.review_queue import ReviewQueue
+from rldecoder.interp.shown import shown
 from rldecoder.runner import plan
 
 POLL_SECONDS = 2
@@ -117,12 +120,16 @@ class LabelsToReview(NamedTuple):
 def as_markdown(feature: FeatureLabel) -> str:
     """One label with its evidence. All text of the corpus is shown as quoted JSON strings in
     code blocks: it is data, and may hold markup or invisible characters."""
-    shown = feature.label if feature.label is not None else f"(none: {feature.failure})"
+    said = shown(feature)
+    draft = []
+    if not said.is_label and feature.label is not None:
+        draft = ["A draft that passed no test, to be judged:", "", _code(feature.label), ""]
     lines = [
         f"# Latent {feature.latent}",
         "",
-        _code(shown),
+        _code(said.text),
         "",
+        *draft,
         f"Confidence {feature.confidence:.2f}, importance {feature.importance:.3g} nats "
         f"(rank {feature.importance_rank}), fires on {feature.density:.2%} of tokens.",
         "",
@@ -158,6 +165,15 @@ def ask(parameters: ReviewParameters) -> int:
     Raises:
         BadInputError: the run has no labels yet.
     """
+    context = FlowRunContext.get()
+    flow_run = None if context is None else context.flow_run
+    if flow_run is None or flow_run.deployment_id is not None:
+        return _ask(parameters)
+    with listening(flow_run.id):
+        return _ask(parameters)
+
+
+def _ask(parameters: ReviewParameters) -> int:
     run, store = parameters.load()
     path = Path(parameters.file or run.label_features.reviews or store.root / REVIEWS_FILE)
     keys = _pause_keys()

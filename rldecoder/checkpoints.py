@@ -1,21 +1,18 @@
 """Checkpoints of a stage that has not finished: safetensors and JSON, written atomically.
 
 No pickle: a checkpoint is data that a later process reads back. Exact resume needs the weights,
-the optimiser (`rldecoder.optimizer_state`), every random generator and the position in the data;
-the helpers below turn generators into named tensors, the position is the stage's own JSON state.
+the optimiser (`rldecoder.optimizer_state`) and the position in the data, which is the stage's own
+JSON state; random numbers follow from the seed and the position.
 """
 
 from __future__ import annotations
 
 import logging
-import random
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -143,37 +140,3 @@ class Checkpoints:
 
 def _step(folder: Path) -> int:
     return int(folder.name.removeprefix("step-"))
-
-
-def pack_rng() -> dict[str, Tensor]:
-    """The global generators of torch (CPU and CUDA), NumPy and Python as tensors."""
-    _, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)  # noqa: NPY002
-    version, python_state, next_gauss = random.getstate()
-    out = {
-        "rng.torch": torch.get_rng_state(),
-        "rng.numpy_keys": torch.from_numpy(np.asarray(keys, dtype=np.int64)),
-        "rng.numpy_rest": torch.tensor([position, has_gauss, gauss], dtype=torch.float64),
-        "rng.python": torch.tensor([version, *python_state], dtype=torch.int64),
-        "rng.python_gauss": torch.tensor(
-            [float("nan") if next_gauss is None else next_gauss], dtype=torch.float64
-        ),
-    }
-    for index in range(torch.cuda.device_count()):
-        out[f"rng.cuda.{index}"] = torch.cuda.get_rng_state(index)
-    return out
-
-
-def unpack_rng(tensors: dict[str, Tensor]) -> None:
-    """Restore what `pack_rng` saved."""
-    torch.set_rng_state(tensors["rng.torch"])
-    position, has_gauss, gauss = tensors["rng.numpy_rest"].tolist()
-    keys = tensors["rng.numpy_keys"].numpy().astype(np.uint32)
-    np.random.set_state(("MT19937", keys, int(position), int(has_gauss), gauss))  # noqa: NPY002
-    version, *python_state = tensors["rng.python"].tolist()
-    next_gauss = float(tensors["rng.python_gauss"][0])
-    random.setstate(
-        (version, tuple(python_state), None if next_gauss != next_gauss else next_gauss)
-    )
-    for index in range(torch.cuda.device_count()):
-        if f"rng.cuda.{index}" in tensors:
-            torch.cuda.set_rng_state(tensors[f"rng.cuda.{index}"], index)

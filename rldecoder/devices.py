@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict
+
 from rldecoder.errors import BadInputError, NoResourceError
 from rldecoder.lease_files import LEASE_FOLDER as LEASE_FOLDER
 from rldecoder.lease_files import default_lease_folder, holder, make_folder, try_lock
@@ -43,6 +45,27 @@ class DeviceInfo:
     utilisation_percent: int | None
     """Share of the last sampling period in which a kernel ran; None where it is not reported."""
     fake: bool = False
+
+
+class DeviceSeen(BaseModel):
+    """What a manifest says of an accelerator: see `DeviceInfo`."""
+
+    model_config = ConfigDict(frozen=True, from_attributes=True)
+
+    uuid: str
+    name: str
+    memory_total_bytes: int
+    memory_free_bytes: int
+    utilisation_percent: int | None
+
+
+class Machine(BaseModel):
+    """Cores and accelerators."""
+
+    model_config = ConfigDict(frozen=True)
+
+    cpu_count: int | None = None
+    devices: tuple[DeviceSeen, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -143,21 +166,10 @@ def _text(value: bytes | str) -> str:
     return value.decode() if isinstance(value, bytes) else value
 
 
-def snapshot(lister: Callable[[], Sequence[DeviceInfo]] = list_devices) -> dict[str, Any]:
-    """The machine's devices as plain JSON values, for manifests and reports."""
-    return {
-        "cpu_count": os.cpu_count(),
-        "devices": [
-            {
-                "uuid": d.uuid,
-                "name": d.name,
-                "memory_total_bytes": d.memory_total_bytes,
-                "memory_free_bytes": d.memory_free_bytes,
-                "utilisation_percent": d.utilisation_percent,
-            }
-            for d in lister()
-        ],
-    }
+def snapshot(lister: Callable[[], Sequence[DeviceInfo]] = list_devices) -> Machine:
+    """The machine with its devices, for manifests and reports."""
+    seen = tuple(DeviceSeen.model_validate(device) for device in lister())
+    return Machine(cpu_count=os.cpu_count(), devices=seen)
 
 
 def device_rows(

@@ -1,7 +1,7 @@
 """Failures that can be foreseen, whoever raises them, as errors with three sentences.
 
 Full disks, missing rights, lack of memory, text that is not Unicode, damaged files: libraries raise
-each in many classes. `foreseen` knows them, `explained` does it for a block of code, and what
+each in many classes. `foreseen` knows them, `translated` does it for a block of code, and what
 neither knows is a fault of this program (`UnexpectedError`, exit code 70).
 """
 
@@ -92,7 +92,7 @@ _NO_MEMORY = re.compile(r"allocate memory|out of memory|not enough memory|can't 
 
 
 @contextmanager
-def explained(during: str = "") -> Iterator[None]:
+def translated(during: str = "") -> Iterator[None]:
     """Raise what can be foreseen as one of our own errors; let all else pass.
 
     Args:

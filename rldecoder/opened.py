@@ -232,7 +232,8 @@ class Opened(ABC):
         from rldecoder.explain.inputs import label_texts
         from rldecoder.explain.reading import PromptReader
 
-        texts = label_texts(self.artifact(Labels).labels)
+        published = self.artifact(Labels)
+        texts = label_texts(published.labels, published.descriptions)
         return PromptReader(self.lm(), self.sae(), self.decoder(), texts, self.explainer())
 
 

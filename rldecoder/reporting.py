@@ -119,44 +119,32 @@ class _TeeBar:
             bar.advance(amount, note)
 
 
-class Interruptible:
-    """Passes everything on, and stops at each step if the process was asked to stop.
-
-    An interruption may be dropped where no exception can pass (`rldecoder.interrupts`).
-    """
-
-    def __init__(self, reporter: Reporter) -> None:
-        self._reporter = reporter
+class _Checking:
+    """A reporter and its bar, which raise at each call if the process was asked to stop."""
 
     @contextmanager
     def track(
         self, description: str, total: float | None, unit: str = "it", done: float = 0
     ) -> Iterator[Bar]:
-        """The other's bar, whose steps can stop."""
         interrupts.check()
-        with self._reporter.track(description, total, unit, done) as bar:
-            yield _InterruptibleBar(bar)
-
-    def metrics(self, stage: str, step: int, values: Mapping[str, float]) -> None:
-        """Pass on."""
-        interrupts.check()
-        self._reporter.metrics(stage, step, values)
-
-    def note(self, message: str) -> None:
-        """Pass on."""
-        interrupts.check()
-        self._reporter.note(message)
-
-    def alert(self, message: str) -> None:
-        """Pass on."""
-        interrupts.check()
-        self._reporter.alert(message)
-
-
-class _InterruptibleBar:
-    def __init__(self, bar: Bar) -> None:
-        self._bar = bar
+        yield self
 
     def advance(self, amount: float = 1, note: str = "") -> None:
         interrupts.check()
-        self._bar.advance(amount, note)
+
+    def metrics(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        interrupts.check()
+
+    def note(self, message: str) -> None:
+        interrupts.check()
+
+    def alert(self, message: str) -> None:
+        interrupts.check()
+
+
+def interruptible(reporter: Reporter) -> Reporter:
+    """A reporter whose every call stops first if the process was asked to stop.
+
+    An interruption may be dropped where no exception can pass (`rldecoder.interrupts`).
+    """
+    return TeeReporter([_Checking(), reporter])

@@ -14,10 +14,11 @@ from rldecoder.artifacts.base import Artifact
 from rldecoder.artifacts.store import ArtifactRef, ArtifactStore, Manifest, artifact_digest
 from rldecoder.config.run import RunConfig
 from rldecoder.errors import BadInputError, GateFailedError, NumericalError
-from rldecoder.failures import explained
-from rldecoder.reporting import Interruptible, Reporter
+from rldecoder.failures import translated
+from rldecoder.reporting import Reporter, interruptible
 from rldecoder.schemas import Scalar
 from rldecoder.seeds import derive_seed, seed_everything
+from rldecoder.stages import preflight
 from rldecoder.stages.context import Output, Stage, StageContext
 from rldecoder.stages.table import STAGES, stage_named
 
@@ -37,7 +38,12 @@ class StageRun(NamedTuple):
 
 
 def plan(run: RunConfig) -> dict[str, ArtifactRef]:
-    """The address of every stage's artifact, in order, without running anything."""
+    """The address of every stage's artifact, in order, without running anything.
+
+    Raises:
+        BadInputError: what the run reads from outside the store is missing, or does not fit it.
+    """
+    preflight.check(run)
     refs: dict[str, ArtifactRef] = {}
     for stage in STAGES:
         refs[stage.name] = _ref(run, stage, refs)[0]
@@ -65,10 +71,10 @@ def run_stage(
         RlDecoderError: anything that can be foreseen, such as a full disk, as one of our own.
         KeyboardInterrupt: the process was asked to stop; nothing computed since is published.
     """
-    with explained(stage_name):
+    with translated(stage_name):
         return _run_stage(
             run, stage_named(stage_name), refs,
-            store=store, report=Interruptible(report), device=device,
+            store=store, report=interruptible(report), device=device,
         )  # fmt: skip
 
 
@@ -92,6 +98,8 @@ def _run_stage(
         manifest = store.existing(ref, report.note, report.alert)
         reused = manifest is not None
         if manifest is None:
+            if "model" in stage.reads and "sae" not in stage.reads:
+                preflight.check(run, inputs.model)
             manifest = _build(
                 run, stage, ref, fingerprint, seed, inputs,
                 store=store, report=report, device=device, refs=refs,
@@ -124,6 +132,7 @@ def run_pipeline(
     """Run all stages in order, up to and including `until`."""
     if until is not None:
         stage_named(until)
+    preflight.check(run)
     refs: dict[str, ArtifactRef] = {}
     results = []
     for stage in STAGES:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from types import NoneType
+from typing import Any, Self, get_args, get_type_hints
 
 import numpy as np
 import pyarrow as pa
@@ -35,12 +36,33 @@ def optional() -> Any:
     return Field(default=None, exclude_if=lambda value: value is None)
 
 
+COLUMN_TYPES = {bool: pa.bool_(), int: pa.int32(), float: pa.float64(), str: pa.string()}
+
+
+def table_schema(
+    row: type[Any], floats: pa.DataType = COLUMN_TYPES[float], **types: pa.DataType
+) -> pa.Schema:
+    """The columns of a table with a class for its rows, a NamedTuple or a record: its fields.
+
+    Args:
+        floats: of all columns of floats.
+        types: of columns by name that are not in COLUMN_TYPES.
+    """
+    names = row.model_fields if issubclass(row, BaseModel) else row._fields
+    hints, known = get_type_hints(row), COLUMN_TYPES | {float: floats}
+    return pa.schema([(n, types.get(n) or known[_plain_type(hints[n])]) for n in names])
+
+
+def _plain_type(hint: Any) -> type:
+    """The type behind `float | None` and `Literal["a", "b"]`."""
+    first = next((part for part in get_args(hint) if part is not NoneType), hint)
+    return first if isinstance(first, type) else type(first)
+
+
 def write_parquet(
     path: Path,
     columns: Mapping[str, np.ndarray[Any, Any] | pa.Array | Sequence[Any]],
     schema: pa.Schema,
-    *,
-    compression: str = "zstd",
 ) -> None:
     """Write one Parquet file with exactly `schema`: whole or not at all.
 
@@ -67,7 +89,7 @@ def write_parquet(
             ) from error
     table = pa.Table.from_arrays(arrays, schema=schema)
     with files.aside(path) as draft:
-        pq.write_table(table, draft, compression=compression)
+        pq.write_table(table, draft, compression="zstd")
 
 
 def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:

@@ -11,7 +11,9 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
+
+from pydantic import TypeAdapter
 
 from rldecoder import errors, interrupts
 from rldecoder.artifacts.store import ArtifactRef, ArtifactStore
@@ -26,6 +28,7 @@ from rldecoder.errors import (
 from rldecoder.reporting import Bar, Reporter
 from rldecoder.runner import StageRun
 from tasks import tied
+from tasks.stage_worker import Failure, Request
 
 WORKER = (sys.executable, "-m", "tasks.stage_worker")
 """The child's command; tests put their own."""
@@ -59,17 +62,15 @@ def run_in_process(
         StageProcessError: any other failure, with the child's traceback as a note.
     """
     reading, writing = os.pipe()
-    request = json.dumps(
-        {
-            "run": run.model_dump(mode="json"),
-            "stage": stage_name,
-            "refs": {name: ref.model_dump() for name, ref in refs.items()},
-            "root": str(store.root),
-            "mirror": store.mirror.url if store.mirror else None,
-            "device": lease.device,
-            "events_fd": writing,
-        }
-    ).encode()
+    request = Request(
+        run=run,
+        stage=stage_name,
+        refs=refs,
+        root=str(store.root),
+        mirror=store.mirror.url if store.mirror else None,
+        device=lease.device,
+        events_fd=writing,
+    )
     path = os.pathsep.join(p for p in (str(_ROOT), os.environ.get("PYTHONPATH", "")) if p)
 
     with (
@@ -77,7 +78,7 @@ def run_in_process(
         tempfile.TemporaryFile() as output,
         tempfile.TemporaryFile() as asked,
     ):
-        asked.write(request)
+        asked.write(request.model_dump_json().encode())
         asked.seek(0)
         try:
             process = tied.start(
@@ -99,9 +100,9 @@ def run_in_process(
         return _result(answer, stage_name, process.returncode, output)
 
 
-def _relay(events: Iterable[str], report: Reporter) -> dict[str, Any]:
+def _relay(events: Iterable[str], report: Reporter) -> StageRun | Failure | None:
     """Replay the child's reports until it closes the pipe; returns its last word, if any."""
-    answer: dict[str, Any] = {}
+    answer: StageRun | Failure | None = None
     open_bars: dict[int, tuple[AbstractContextManager[Bar], Bar]] = {}
     with ExitStack() as left_open:
         for line in events:
@@ -122,8 +123,10 @@ def _relay(events: Iterable[str], report: Reporter) -> dict[str, Any]:
                     report.note(event["message"])
                 case "alert":
                     report.alert(event["message"])
-                case kind:
-                    answer = {"kind": kind, **event}
+                case "result":
+                    answer = TypeAdapter(StageRun).validate_python(event["values"])
+                case "error":
+                    answer = Failure.model_validate(event)
     return answer
 
 
@@ -133,18 +136,11 @@ def _close(open_bars: dict[int, tuple[AbstractContextManager[Bar], Bar]], number
 
 
 def _result(
-    answer: Mapping[str, Any], stage_name: str, returncode: int, output: IO[bytes]
+    answer: StageRun | Failure | None, stage_name: str, returncode: int, output: IO[bytes]
 ) -> StageRun:
-    if answer.get("kind") == "result":
-        values = answer["values"]
-        return StageRun(
-            **values
-            | {
-                "ref": ArtifactRef.model_validate(values["ref"]),
-                "caveats": tuple(values["caveats"]),
-            }
-        )
-    if answer.get("kind") == "error":
+    if isinstance(answer, StageRun):
+        return answer
+    if answer is not None:
         raise _rebuilt(stage_name, answer)
     output.seek(0)
     tail = output.read().decode(errors="replace")[-_TAIL_CHARACTERS:].strip()
@@ -167,9 +163,9 @@ def _unexpected(what: str, details: str) -> StageProcessError:
     return error
 
 
-def _rebuilt(stage_name: str, answer: Mapping[str, Any]) -> Exception:
+def _rebuilt(stage_name: str, failure: Failure) -> Exception:
     """The child's error as an exception of the same class, where that class is known here."""
-    known = getattr(errors, answer["type"], None)
-    if answer["parts"] and isinstance(known, type) and issubclass(known, RlDecoderError):
-        return known(*answer["parts"])
-    return _unexpected(f"{stage_name} failed with {answer['message']}.", answer["traceback"])
+    known = getattr(errors, failure.type, None)
+    if failure.parts and isinstance(known, type) and issubclass(known, RlDecoderError):
+        return known(*failure.parts)
+    return _unexpected(f"{stage_name} failed with {failure.message}.", failure.traceback)

@@ -15,6 +15,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import IO, Any
 
+from pydantic import BaseModel
+
 from rldecoder.artifacts.store import ArtifactRef, ArtifactStore
 from rldecoder.config.run import RunConfig
 from rldecoder.entry import guarded
@@ -96,50 +98,72 @@ class _PipeBar:
         self._sent_at = time.monotonic()
 
 
-def work(request: Mapping[str, Any], reporter: PipeReporter) -> int:
-    """Run the requested stage and send its result, or its error; the exit code says which.
+class Request(BaseModel):
+    """What the parent asks for."""
 
-    Args:
-        request: `run` (config), `stage`, `refs`, `root`, `mirror`, `device`.
-    """
+    run: RunConfig
+    stage: str
+    refs: dict[str, ArtifactRef]
+    """Of the stage's inputs, by stage."""
+    root: str
+    """The store's."""
+    mirror: str | None
+    """Its address with the password in it, which configs do not tell."""
+    device: str
+    events_fd: int
+    """The descriptor to answer on."""
+
+
+class Failure(BaseModel):
+    """What the parent needs to raise an error again."""
+
+    type: str
+    parts: tuple[str, str, str] | None
+    """What, why and mend of one of ours."""
+    message: str = ""
+    traceback: str = ""
+
+
+def work(request: Request, reporter: PipeReporter) -> int:
+    """Run the requested stage and send its result, or its error; the exit code says which."""
     try:
         result = run_stage(
-            RunConfig.model_validate(request["run"]),
-            request["stage"],
-            {name: ArtifactRef.model_validate(ref) for name, ref in request["refs"].items()},
-            store=ArtifactStore(request["root"], mirror=request["mirror"]),
+            request.run,
+            request.stage,
+            request.refs,
+            store=ArtifactStore(request.root, mirror=request.mirror),
             report=reporter,
-            device=request["device"],
+            device=request.device,
         )
     except Exception as error:
         known = foreseen(error)
-        reporter.send("error", **_describe(known or error))
+        reporter.send("error", **_failure(known or error).model_dump())
         return EXIT_UNEXPECTED if known is None else known.exit_code
     values = result._asdict() | {"ref": result.ref.model_dump()}
     reporter.send("result", values=values)
     return EXIT_DONE
 
 
-def _describe(error: Exception) -> dict[str, Any]:
-    """What the parent needs to raise the same error again."""
-    return {
-        "type": type(error).__name__,
-        "parts": [error.what, error.why, error.mend] if isinstance(error, RlDecoderError) else None,
+def _failure(error: Exception) -> Failure:
+    return Failure(
+        type=type(error).__name__,
+        parts=(error.what, error.why, error.mend) if isinstance(error, RlDecoderError) else None,
         # Both may end in Prefect's states and logs.
-        "message": without_credentials(shown(error)),
-        "traceback": without_credentials(traceback.format_exc()),
-    }
+        message=without_credentials(shown(error)),
+        traceback=without_credentials(traceback.format_exc()),
+    )
 
 
 def main() -> int:
     """Read the request, work, answer; an interruption (of this process alone) is an answer, too."""
-    request = json.load(sys.stdin)
-    with open(request["events_fd"], "w", encoding="utf-8") as stream:
+    request = Request.model_validate_json(sys.stdin.read())
+    with open(request.events_fd, "w", encoding="utf-8") as stream:
         reporter = PipeReporter(stream)
         try:
             return work(request, reporter)
         except KeyboardInterrupt:
-            reporter.send("error", **_describe(InterruptedRunError("The stage was interrupted.")))
+            failure = _failure(InterruptedRunError("The stage was interrupted."))
+            reporter.send("error", **failure.model_dump())
             raise
 
 

@@ -25,6 +25,10 @@ from hypothesis import settings
 
 from rldecoder.reporting import SilentReporter
 from rldecoder.stages.context import StageContext
+from tests import array_checks
+
+# Before the packages in question are imported.
+array_checks.install()
 
 # Prefect reads its settings when it is imported: none of the user's, nothing sent anywhere.
 # One home a pytest-xdist worker: two of them would fight over one server.
@@ -61,6 +65,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _same_numbers_every_time() -> None:
     """Whatever tests ran before on this worker, one draws the same: a failure must repeat."""
     torch.manual_seed(0)
+    array_checks.calls.clear()
 
 
 @pytest.fixture(scope="session")
@@ -91,7 +96,8 @@ def shared_data() -> Path:
 def no_proof() -> Iterator[None]:
     """For tests that count or spoil forward passes: those that prove a model are none of them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("rldecoder.lm.frozen.prove", lambda lm, brief: None)
+        for place in ("lm.frozen", "stages.cache_activations"):
+            patch.setattr(f"rldecoder.{place}.prove", lambda lm, **_: None)
         yield
 
 

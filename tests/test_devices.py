@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -234,7 +235,7 @@ def test_processes_never_share_a_device(tmp_path: Path) -> None:
 
 
 def test_snapshot_is_plain_json() -> None:
-    snapshot = devices.snapshot(two)
+    snapshot = json.loads(devices.snapshot(two).model_dump_json())
     assert snapshot["cpu_count"] == os.cpu_count()
     assert [d["uuid"] for d in snapshot["devices"]] == ["GPU-0-fake", "GPU-1-fake"]
 

@@ -25,7 +25,7 @@ from rldecoder.errors import (
     RlDecoderError,
     UnexpectedError,
 )
-from rldecoder.failures import explained, foreseen, unexpected
+from rldecoder.failures import foreseen, translated, unexpected
 
 
 def raised_by(act: Callable[[], object]) -> BaseException:
@@ -95,14 +95,14 @@ def test_errors_of_rust_carry_their_number_in_the_text(tmp_path: Path) -> None:
 )
 def test_faults_of_the_program_are_not(error: Exception, tmp_path: Path) -> None:
     assert foreseen(error) is None
-    with pytest.raises(type(error)) as caught, explained("train_sae"):
+    with pytest.raises(type(error)) as caught, translated("train_sae"):
         raise error
     assert caught.value.__notes__ == ["This happened in train_sae."]
 
 
 def test_our_own_pass_as_they_are() -> None:
     error = GateFailedError("no")
-    with pytest.raises(GateFailedError) as caught, explained("gate_sae"):
+    with pytest.raises(GateFailedError) as caught, translated("gate_sae"):
         raise error
     assert caught.value is error
 

@@ -16,7 +16,7 @@ from rldecoder.artifacts.store import ArtifactStore
 from rldecoder.checkpoints import Checkpoints
 from rldecoder.config.run import load_run_config
 from rldecoder.errors import EXIT_INTERRUPTED
-from rldecoder.reporting import Interruptible, SilentReporter
+from rldecoder.reporting import SilentReporter, interruptible
 from rldecoder.stages.context import Output, Stage, StageContext
 from rldecoder.stages.inputs import Nothing
 from rldecoder.stages.table import STAGES
@@ -114,7 +114,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("asked")
 def test_every_progress_step_raises_it_again(tmp_path: Path) -> None:
-    report = Interruptible(SilentReporter())
+    report = interruptible(SilentReporter())
     steps: dict[str, Any] = {
         "note": lambda: report.note("n"),
         "alert": lambda: report.alert("a"),
@@ -131,7 +131,7 @@ def test_every_progress_step_raises_it_again(tmp_path: Path) -> None:
 def test_a_bar_raises_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
     with (
         pytest.raises(KeyboardInterrupt),
-        Interruptible(SilentReporter()).track("d", total=9) as bar,
+        interruptible(SilentReporter()).track("d", total=9) as bar,
     ):
         bar.advance()
         monkeypatch.setattr(interrupts._State, "asked", True)

@@ -48,6 +48,7 @@ FURNITURE = (
     "table",
     "context",
     "fingerprints",
+    "preflight",
     "inputs",
     "overview",
 )  # what the rooms are furnished with

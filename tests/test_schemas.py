@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -38,6 +39,31 @@ def test_truncated_parquet_names_the_file(tmp_path: Path, keep: int) -> None:
     path.write_bytes(path.read_bytes()[: -keep or None][: -1 if keep == 0 else None])
     with pytest.raises(DamagedFileError, match=r"curves\.parquet"):
         schemas.read_parquet(path)
+
+
+class Row(NamedTuple):
+    name: str
+    count: int
+    small: int
+    share: float | None
+    kind: Literal["a", "b"]
+    holds: bool
+
+
+class RowRecord(schemas.JsonRecord):
+    step: int
+    loss: float
+
+
+def test_a_table_has_the_fields_of_its_rows() -> None:
+    assert schemas.table_schema(Row, pa.float32(), small=pa.int8()) == pa.schema(
+        [
+            ("name", pa.string()), ("count", pa.int32()), ("small", pa.int8()),
+            ("share", pa.float32()), ("kind", pa.string()), ("holds", pa.bool_()),
+        ]
+    )  # fmt: skip
+    wanted = pa.schema([("step", pa.int32()), ("loss", pa.float64())])
+    assert schemas.table_schema(RowRecord) == wanted
 
 
 def test_missing_file_and_missing_column(tmp_path: Path) -> None:

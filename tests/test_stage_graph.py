@@ -50,8 +50,8 @@ GRAPH = {
         "label_features",
     ),
     "train_explainer": (
-        "sync_tokenizer", "cache_activations", "train_sae", "freeze_decoder", "rank_features",
-        "label_features", "cluster_features",
+        "sync_tokenizer", "ingest", "cache_activations", "train_sae", "freeze_decoder",
+        "rank_features", "label_features", "cluster_features",
     ),
     "evaluate": (
         "sync_tokenizer", "cache_activations", "train_sae", "gate_sae", "train_decoder",

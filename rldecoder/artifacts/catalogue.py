@@ -31,12 +31,14 @@ if TYPE_CHECKING:
     from rldecoder.explain.pairs import HeldOutFeatures
     from rldecoder.gates import GateReport
     from rldecoder.interp.cluster_record import ClusterRecord
+    from rldecoder.interp.imported_labels import ImportedLabels
     from rldecoder.interp.label_controls import LabelControls
     from rldecoder.interp.records import FeatureLabels
     from rldecoder.interp.review_queue import ReviewQueue
     from rldecoder.interp.tally import ImportanceMass
     from rldecoder.interp.validation import EstimatorValidation
     from rldecoder.lm.baselines import BaselineRecord, Timing
+    from rldecoder.lm.bos_proof import BosRecord
     from rldecoder.lm.frozen import FrozenLM
     from rldecoder.lm.specs import ModelRecord
     from rldecoder.lm.tokenizer_parity import ParityRecord, TokenizerHashes
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from rldecoder.rl.freeze import Freeze
     from rldecoder.rl.ppo_run import PolicyTraining
     from rldecoder.sae.model import Sae
+    from rldecoder.sae.pretrained import SaeSource
     from rldecoder.sae.sweep import Setting, SweepVerdict
     from rldecoder.sae.training import BestSae
 
@@ -59,6 +62,7 @@ class ModelFolder(Artifact):
     parity: Record[ParityRecord] = Record(
         "parity.json", "rldecoder.lm.tokenizer_parity:ParityRecord"
     )
+    bos: Maybe[BosRecord] = Maybe(Record("bos.json", "rldecoder.lm.bos_proof:BosRecord"))
     hashes: Record[TokenizerHashes] = Record(
         "tokenizer_hashes.json", "rldecoder.lm.tokenizer_parity:TokenizerHashes"
     )
@@ -156,6 +160,7 @@ class TrainedSae(Artifact):
     sae = Plain("sae")
     curves = Table("curves.parquet", CURVES)
     best: Record[BestSae] = Record("best.json", "rldecoder.sae.training:BestSae")
+    source: Maybe[SaeSource] = Maybe(Record("source.json", "rldecoder.sae.pretrained:SaeSource"))
 
     def load(self, device: torch.device | str = "cpu") -> Sae:
         """The SAE."""
@@ -275,10 +280,20 @@ class Labels(Artifact):
     )
     examples = Table("examples.parquet", "rldecoder.interp.examples:EXAMPLES")
     scores = Table("scores.parquet", "rldecoder.interp.scores:SCORES")
+    output_scores = Maybe(Table("output_scores.parquet", "rldecoder.interp.kinds:OUTPUT_SCORES"))
+    descriptions = Maybe(
+        Table("descriptions.parquet", "rldecoder.interp.descriptions:DESCRIPTIONS")
+    )
     controls: Record[LabelControls] = Record(
         "controls.json", "rldecoder.interp.label_controls:LabelControls"
     )
     ledger = Maybe(Table("llm_ledger.parquet", "rldecoder.interp.llm.storage:LEDGER"))
+    imported: Maybe[ImportedLabels] = Maybe(
+        Record("imported_labels.json", "rldecoder.interp.imported_labels:ImportedLabels")
+    )
+    imported_rows = Maybe(
+        Table("imported_labels.parquet", "rldecoder.interp.imported_labels:IMPORTED")
+    )
 
 
 class Clusters(Artifact):

@@ -3,7 +3,8 @@
 A manifest is sealed: `seal` is the SHA-256 of its own bytes with the seal's digits as zeros, so a
 change of any byte is noticed. Its digest is computed again from what it says. Manifests of
 before seals (up to 0.1 of November 2026) have neither `seal` nor `digest_fields`; they are read
-too, and their digest is checked through the stage's config where that still reads as it did.
+too if they were in the store when it was first opened with seals (`unsealed.py`), and their digest
+is checked through the stage's config where that still reads as it did.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from typing import Annotated, Any, NoReturn, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rldecoder import files, schemas
+from rldecoder.artifacts import unsealed
 from rldecoder.config.base import StageConfig, hash_json
+from rldecoder.devices import Machine
 from rldecoder.errors import DamagedFileError
 
 MANIFEST = "manifest.json"
@@ -80,8 +83,8 @@ class Manifest(BaseModel):
     packages: dict[str, str]
     device: str
     device_name: str
-    devices: dict[str, Any] = {}
-    """Cores and accelerators of the machine when the stage began (`rldecoder.devices.snapshot`)."""
+    devices: Machine = Machine()
+    """The machine when the stage began."""
     threads: int
     wall_seconds: float
     peak_memory_bytes: int
@@ -146,14 +149,15 @@ def read_manifest(path: Path, ref: ArtifactRef) -> Manifest:
         data = files.read_regular(path)
     except OSError as error:
         raise files.unreadable(path, error, _MEND) from error
-    return parse_manifest(data, ref, path)
+    return parse_manifest(data, ref, path, path.parents[2])
 
 
-def parse_manifest(data: bytes, ref: ArtifactRef, source: object) -> Manifest:
+def parse_manifest(data: bytes, ref: ArtifactRef, source: object, store: Path) -> Manifest:
     """The manifest that `data` is, which must be that of `ref`.
 
     Args:
         source: where it came from, for errors.
+        store: the folder of the store, which knows the manifests of before seals.
 
     Raises:
         DamagedFileError: it is not JSON, lacks a field, was changed, names files that are not
@@ -167,9 +171,10 @@ def parse_manifest(data: bytes, ref: ArtifactRef, source: object) -> Manifest:
         _refuse(source, f"{where}: {first['msg']}", error)
     except (ValueError, RecursionError) as error:
         _refuse(source, str(error), error)
-    if manifest.seal is None and manifest.digest_fields is not None:
-        _refuse(source, "It has no seal")
-    if manifest.seal is not None and not keeps_seal(data, manifest.seal):
+    if manifest.seal is None:
+        if hashlib.sha256(data).hexdigest() not in unsealed.listed(store):
+            _refuse(source, "It has no seal, and is not one of the store's manifests of before")
+    elif not keeps_seal(data, manifest.seal):
         _refuse(source, "It was changed after it was sealed")
     if (manifest.kind, manifest.stage, manifest.digest) != (ref.kind, ref.stage, ref.digest):
         _refuse(source, f"It is of {manifest.stage}/{manifest.digest} ({manifest.kind})")

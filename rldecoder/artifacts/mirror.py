@@ -25,7 +25,7 @@ from rldecoder.artifacts.manifests import (
     Manifest,
     parse_manifest,
 )
-from rldecoder.errors import DamagedFileError, NoResourceError
+from rldecoder.errors import BadInputError, DamagedFileError, NoResourceError
 from rldecoder.urls import without_credentials
 
 CHUNK_BYTES = 2**24
@@ -36,18 +36,30 @@ _SECRET = re.compile(r"://([^/@\s]+)@")
 class Mirror:
     """Artifacts under an fsspec URL such as `s3://bucket/rldecoder` or `file:///mnt/share`.
 
+    Args:
+        url: that URL.
+        store: the folder of the store that it mirrors.
+
     Raises:
         NoResourceError: there is no backend for the URL's protocol.
+        BadInputError: it names no folder.
     """
 
-    def __init__(self, url: str) -> None:
-        self.url = url
+    def __init__(self, url: str, store: Path) -> None:
+        self.url, self._store = url, store
         self.name = without_credentials(url)
         """The URL as it may be shown."""
         self._place: tuple[Any, str] | None = None
         self._left_alone = False
+        protocol, path = fsspec.core.split_protocol(url)
+        if not path.strip("/ "):
+            raise BadInputError(
+                f"The mirror {self.name!r} names no folder.",
+                "It is a whole disk, or nothing at all.",
+                "Name one, such as file:///mnt/share/rldecoder; `mirror: null` is none.",
+            )
         try:
-            fsspec.get_filesystem_class(fsspec.core.split_protocol(url)[0] or "file")
+            fsspec.get_filesystem_class(protocol or "file")
         except (ImportError, ValueError) as error:
             raise NoResourceError(
                 f"The mirror {self.name} cannot be used.",
@@ -61,7 +73,7 @@ class Mirror:
             data = self._read_manifest(ref)
             if data is None:
                 return False
-            parse_manifest(data, ref, self._named(ref))
+            parse_manifest(data, ref, self._named(ref), self._store)
         except DamagedFileError:
             return False
         except Exception as error:
@@ -100,7 +112,7 @@ class Mirror:
             if data is None:
                 return None
             note(f"{ref} is fetched from {self.name}.")
-            manifest = parse_manifest(data, ref, self._named(ref))
+            manifest = parse_manifest(data, ref, self._named(ref), self._store)
             for name, entry in manifest.files.items():
                 self._fetch(ref, name, entry, folder / name)
         except DamagedFileError as error:

@@ -18,6 +18,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from rldecoder import files
+from rldecoder.artifacts import unsealed
 from rldecoder.artifacts.manifests import (
     DIGEST_LENGTH,
     MANIFEST,
@@ -61,7 +62,8 @@ class ArtifactStore:
             raise NoResourceError(
                 f"The store {self.root} cannot be made.", str(error), "Choose another --store."
             ) from error
-        self.mirror = Mirror(mirror) if mirror else None
+        unsealed.record(self.root)
+        self.mirror = Mirror(mirror, self.root) if mirror else None
 
     def path(self, ref: ArtifactRef) -> Path:
         """The artifact's folder, whether or not it exists yet."""

@@ -85,7 +85,6 @@ def open_served(
 
     from rldecoder.explain.prompts import tokenize_prompt
     from rldecoder.explain.reading import Reading
-    from rldecoder.serve import answers
     from rldecoder.serve.app import Served
     from rldecoder.serve.catalogue import Catalogue
     from rldecoder.serve.pages import PageFacts
@@ -100,8 +99,7 @@ def open_served(
     # Kernels are chosen and memory is taken when they are first used.
     ids = tokenize_prompt(bench.reader.lm, WARM_UP)[: bench.max_tokens]
     reading = Reading(bench.reader, ids.tolist())
-    answers.trace_view(reading.predictions)
-    answers.position_view(reading.features())
+    _ = reading.predictions, reading.features()
 
     report = run.report(say)
     labels = catalogue.labels

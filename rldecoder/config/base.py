@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchemaHandler
@@ -11,11 +14,22 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 OnFail = Literal["stop", "warn"]
 
-HubRepo = Annotated[
-    str,
-    Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*/[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=96),
-]
+_HUB_REPO = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*/[A-Za-z0-9_][A-Za-z0-9_.-]*$"
+HubRepo = Annotated[str, Field(pattern=_HUB_REPO, max_length=96)]
 """`organisation/name` on the Hugging Face hub."""
+
+
+def name_on_hub(values: Any) -> Any:
+    """Settings whose `model` is a name on the hub, as `model: hub` with that `repo`.
+
+    So both ways to write it are one setting, in digests too. The path of a spec is no such name.
+    """
+    model = values.get("model") if isinstance(values, dict) else None
+    if not isinstance(model, str) or not re.match(_HUB_REPO, model) or values.get("repo"):
+        return values
+    if model.endswith((".yaml", ".yml")):
+        return values
+    return {**values, "model": "hub", "repo": model}
 
 
 def _no_escape(revision: str) -> str:
@@ -39,28 +53,71 @@ def free(default: Any, **kwargs: Any) -> Any:
     return Field(default, json_schema_extra={"digest": False}, **kwargs)
 
 
-def _close_scalars(schema: Any) -> None:
-    """Make numbers and booleans of a schema, at any depth, take nothing but their like.
+def late(default: Any, **kwargs: Any) -> Any:
+    """A field that came later: in the digest only where it is not its default.
 
-    pydantic's own strictness would also refuse lists for tuples and texts for paths.
+    So what was built before it keeps its address.
+    """
+    return Field(default, json_schema_extra={"digest": "changed"}, **kwargs)
+
+
+def _close_scalars(schema: Any) -> None:
+    """Make a schema, at any depth, take what people write, and nothing else.
+
+    Numbers and booleans take nothing but their like (pydantic's own strictness would also refuse
+    lists for tuples and texts for paths); a list may be one item; a word may be a boolean.
     """
     if isinstance(schema, list | tuple):
         for part in schema:
             _close_scalars(part)
     elif isinstance(schema, dict):
         kind = schema.get("type")
-        if kind == "function-before" and schema["function"]["function"] is _a_number:
+        if kind == "function-before" and isinstance(schema["function"]["function"], _Before):
             return  # of a config within this one, which is closed already
         if kind in ("int", "float"):
-            inner = dict(schema)
-            schema.clear()
-            schema.update(core_schema.no_info_before_validator_function(_a_number, inner))
+            _put_before(_Before(_a_number), schema)
+        elif kind == "literal" and len(schema["expected"]) > 1:  # of one: which kind it is
+            _put_before(_Before(partial(_a_word, tuple(schema["expected"]))), schema)
+        elif kind == "tuple" and "variadic_item_index" in schema:
+            _close_scalars(schema["items_schema"])
+            _put_before(_Before(_a_list), schema)
         elif kind == "bool":
             schema["strict"] = True
         else:
             for name, part in schema.items():
                 if name not in ("default", "metadata", "config", "serialization"):
                     _close_scalars(part)
+
+
+class _Before:
+    """Reads a value before pydantic does; of a class of its own, to be known again."""
+
+    def __init__(self, read: Callable[[Any], Any]) -> None:
+        self._read = read
+
+    def __call__(self, value: Any) -> Any:
+        return self._read(value)
+
+
+def _put_before(read: _Before, schema: dict[str, Any]) -> None:
+    inner: Any = dict(schema)
+    schema.clear()
+    schema.update(core_schema.no_info_before_validator_function(read, inner))
+
+
+def _a_list(value: Any) -> Any:
+    return value if isinstance(value, list | tuple) else [value]
+
+
+def _a_word(expected: tuple[Any, ...], value: Any) -> Any:
+    """`off` is false in older YAML, and what writes YAML or JSON may write that."""
+    if isinstance(value, bool):
+        words = ("on", "always") if value else ("off", "never", "none")
+        return next((word for word in words if word in expected), value)
+    if isinstance(value, str) and value not in expected:
+        same = [w for w in expected if isinstance(w, str) and w.lower() == value.strip().lower()]
+        return same[0] if len(same) == 1 else value
+    return value
 
 
 def _a_number(value: Any) -> Any:
@@ -77,7 +134,7 @@ class Config(BaseModel):
     """A frozen model that refuses unknown keys; docstrings under fields become help texts.
 
     A number is a number: texts (`"32"`, `yes`, `1:00:00`) and booleans are refused where one is
-    expected, and so are infinity and NaN.
+    expected, and so are infinity and NaN. One item may stand for a list of it, `false` for `off`.
     """
 
     model_config = ConfigDict(
@@ -102,9 +159,11 @@ class Config(BaseModel):
         out: dict[str, Any] = {}
         for name, info in type(self).model_fields.items():
             extra = info.json_schema_extra
-            if isinstance(extra, dict) and extra.get("digest") is False:
+            rule = extra.get("digest") if isinstance(extra, dict) else None
+            value = getattr(self, name)
+            if rule is False or (rule == "changed" and value == info.default):
                 continue
-            out[name] = _plain(getattr(self, name))
+            out[name] = _plain(value)
         return out
 
 

@@ -15,6 +15,9 @@ from pydantic import (
 
 from rldecoder.config.base import Config, Revision, StageConfig, free
 
+Bos = Literal["auto", "always", "never"]
+"""Whether texts begin with the tokenizer's BOS token; `auto`: as the tokenizer does by itself."""
+
 
 class SplitTokens(Config):
     """A number of tokens for each split."""
@@ -82,6 +85,24 @@ class PysourceSource(Config):
     """Names this kind of source."""
 
 
+class ReaderSource(Config):
+    """Original prose that comes with the project: some 210 short pieces, 66,000 tokens."""
+
+    type: Literal["reader"] = "reader"
+    """Names this kind of source."""
+
+
+class TasksSource(Config):
+    """Solved training prompts of the generated tasks; all of them go to the split `train`."""
+
+    type: Literal["tasks"] = "tasks"
+    """Names this kind of source."""
+    tasks: tuple[Literal["addition", "cloze"], ...] = Field(("addition", "cloze"), min_length=1)
+    """Tasks whose prompts are told."""
+    documents_per_task: PositiveInt = 40
+    """Documents of each task, six prompts each."""
+
+
 class LocalSource(Config):
     """Local files: a .txt, .md or .rst file is a document, or a row of .jsonl, .json, .csv, .tsv
     or .parquet; all but Parquet also packed (.gz, .bz2, .zst)."""
@@ -132,7 +153,8 @@ class DatasetSource(Config):
 
 
 Source = Annotated[
-    PydocsSource | PysourceSource | LocalSource | DatasetSource, Field(discriminator="type")
+    PydocsSource | PysourceSource | ReaderSource | TasksSource | LocalSource | DatasetSource,
+    Field(discriminator="type"),
 ]
 
 
@@ -145,6 +167,11 @@ class IngestConfig(StageConfig):
     """Out-of-domain text, for the split `ood`."""
     context_length: int = Field(256, ge=8)
     """Tokens per sequence."""
+    bos: Bos = free("auto")
+    """The beginning-of-text token before every document, sequence and prompt, in all stages, in
+    explanations and in the server: `auto` as the tokenizer puts it before a plain text, `always`,
+    or `never`. `sync_tokenizer` measures both and warns if the setting is the worse one. (It is
+    in the digest of `sync_tokenizer`, which every stage rests on.)"""
     budget_tokens: SplitTokens = SplitTokens()
     """Tokens to keep per split, rounded down to whole sequences. A split of 0 is left out."""
     fractions: SplitFractions = SplitFractions()

@@ -28,8 +28,6 @@ class DistillConfig(StageConfig):
     """The same for the blocks, their maps and their norm."""
     warmup_fraction: float = Field(0.05, ge=0, lt=1)
     """Share of all steps over which the learning rates rise linearly."""
-    weight_decay: float = Field(0.0, ge=0)
-    """AdamW weight decay of all weights but the bias. It pulls W to 0, not to the affine lens."""
     ce_weight: float = Field(0.1, ge=0, le=1)
     """Share of the cross-entropy to the real next token in the loss; the rest is KL."""
     max_grad_norm: float = Field(1.0, gt=0)

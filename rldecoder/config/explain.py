@@ -12,12 +12,10 @@ from rldecoder.config.tasks import FileTask
 
 
 class TrainExplainerConfig(StageConfig):
-    """Method B: pairs from exact patches, the pointer model, its evaluation and examples."""
+    """Method B: pairs from exact ablations, the pointer model, its evaluation and examples."""
 
     num_pairs: int = Field(5000, ge=8)
     """Positions (feature set, exact effects) of the label split and of training prompts."""
-    task_share: float = Field(0.1, ge=0, le=1)
-    """Share of the pairs that come from task prompts of the training split."""
     num_test_positions: int = Field(300, ge=4)
     """Held-out positions of the test split that explanations are evaluated on."""
     held_out_features: float = Field(0.1, ge=0, lt=1)
@@ -25,13 +23,13 @@ class TrainExplainerConfig(StageConfig):
     learnt of features in general. At test time they can be claimed like any other."""
     scale_tokens: int = Field(20_000, ge=1)
     """Tokens of the label split that give each feature's usual high (p99)."""
-    max_candidates: int = Field(32, ge=1, le=64)
-    """Active features a position that may be claimed: those with the largest |contribution|."""
+    max_candidates: int = Field(16, ge=1, le=64)
+    """Active features a position that may be claimed: those with the largest |attribution|. Each
+    costs a run of the blocks above the hook layer."""
     max_claims: int = Field(5, ge=1, le=16)
     """Most claims an explanation makes."""
     interventions_per_position: int = Field(4, ge=1)
-    """Random joint removals a position whose effects the reconstructor must predict; at test time
-    as many of each kind."""
+    """Random interventions of each kind at a test position."""
     width: int = Field(96, ge=8, multiple_of=4)
     """Hidden width of the set encoder."""
     num_layers: int = Field(2, ge=1)
@@ -42,25 +40,12 @@ class TrainExplainerConfig(StageConfig):
     """Positions a step."""
     lr: float = Field(1e-3, gt=0)
     """Peak learning rate (AdamW), after a warm-up of a tenth of the steps, then cosine to 0."""
-    weight_decay: float = Field(0.01, ge=0)
-    """AdamW weight decay."""
-    effect_weight: float = Field(1.0, ge=0)
-    """Weight of the regression on exact single effects."""
-    reconstruction_weight: float = Field(1.0, ge=0)
-    """Weight of predicting, from the claims alone, what joint removals do: their effects, and
-    whether the most likely token changes (the faithfulness regulariser)."""
-    length_weight: float = Field(0.02, ge=0)
-    """Price of a claim, in units of the other losses."""
-    ablation: bool = True
-    """Train the same explainer without the faithfulness regulariser, too, to compare with."""
     min_effect: float = Field(0.05, ge=0)
     """Nats of log p; smaller effects are never claimed, nor count as support for a claim."""
     bootstrap_resamples: int = Field(2000, ge=100)
     """Resamples of confidence intervals and paired tests."""
-    num_text_examples: int = Field(4, ge=0)
-    """Example explanations of test-split text, beside one a task."""
     example_tokens: int = Field(48, ge=2)
-    """Tokens of context in a text example."""
+    """Tokens of context in a text that people are to judge (`rldecoder judge export`)."""
 
 
 class EvaluateConfig(StageConfig):
@@ -91,5 +76,3 @@ class ReportConfig(StageConfig):
     """Heading of the report, normally the run's name."""
     max_feature_cards: int = Field(200, ge=1)
     """Features in the browser, most important first; the rest stay in the artifacts."""
-    contexts_per_feature: int = Field(6, ge=1)
-    """Example contexts on a card."""

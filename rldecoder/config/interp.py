@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, NonPositiveInt, model_validator
+from pydantic import AliasChoices, Field, NonPositiveInt, model_validator
 
 from rldecoder.config.base import Config, StageConfig, free
 from rldecoder.config.llm import LlmConfig, simulation_tokens
@@ -22,20 +22,8 @@ class PredicateSettings(Config):
     """Largest number of atoms joined by and / or."""
     max_tokens: int = Field(default=12, ge=1)
     """Largest number of tokens (or n-grams) in one atom."""
-    min_hits: int = Field(default=2, ge=1)
-    """A token or n-gram is considered if the latent fires on it at least so often."""
-    max_affix_length: int = Field(default=4, ge=1)
-    """Longest prefix or suffix, in characters."""
-    min_affix_tokens: int = Field(default=4, ge=2)
-    """An affix is considered if so many different tokens of the text share it."""
     offsets: tuple[NonPositiveInt, ...] = Field(default=(0, -1, -2), min_length=1)
     """Which tokens are looked at: 0 the current one, -1 the previous one, ..."""
-    keep_classes: int = Field(default=4, ge=1)
-    """Classes and affixes kept per latent and offset for the combination search."""
-    atom_penalty: float = Field(default=0.02, ge=0)
-    """Subtracted from the objective for each further atom."""
-    token_penalty: float = Field(default=0.002, ge=0)
-    """Subtracted from the objective for each further token or n-gram in an atom."""
     min_firings: int = Field(default=10, ge=1)
     """A latent that fires on fewer cells is not labelled."""
     min_score: float = Field(default=0.2, ge=0, le=1)
@@ -95,9 +83,8 @@ class LabelFeaturesConfig(StageConfig):
     num_features: int = Field(default=1000, ge=1)
     """K: latents to label, by importance."""
     rank_domain: Domain = "label"
-    """The domain whose importance chooses them; it must be one of `rank_features.domains`."""
-    rank_target: Literal["decoder", "frozen"] = "decoder"
-    """Whose prediction chooses them."""
+    """The domain whose importance for the decoder chooses them; it must be one of
+    `rank_features.domains`."""
     fit_tokens: int = Field(default=100_000, gt=0)
     """Tokens of the `label` split for labels and calibration, at most. Memory grows with them."""
     example_tokens: int | None = Field(default=None, gt=0)
@@ -112,6 +99,14 @@ class LabelFeaturesConfig(StageConfig):
     """Who labels. `predicate` is always on; `llm` adds a language model's labels, kept beside."""
     llm: LlmConfig | None = None
     """The language model and its judge; needed by, and only read with, `llm` in `labelers`."""
+    strong_share: float = Field(default=0.3, gt=0, le=1)
+    """Input labels speak of activations of at least this share of the latent's usual high (p99 on
+    the `label` split)."""
+    output_share: float = Field(default=0.5, gt=0, le=1)
+    """Output labels are fitted and scored where the activation is at least this share of it."""
+    output_places: int = Field(default=16, ge=6)
+    """Places of a latent, from as many documents as there are: on the `test` split, and in each of
+    three folds of the `label` split."""
     window_tokens: int = Field(default=16, ge=2)
     """Width of a context window, for examples, detection and fuzzing."""
     num_top: int = Field(default=10, ge=1)
@@ -121,15 +116,15 @@ class LabelFeaturesConfig(StageConfig):
     num_negative: int = Field(default=10, ge=0)
     """Windows per latent in which it was checked not to fire, and as many of those that hold
     tokens on which it fires elsewhere."""
-    num_shown: int = Field(default=3, ge=0)
-    """Strongest examples per latent in feature_labels.json itself; beside them stand two weaker
-    ones and two near misses, but with 0 none of any kind."""
-    num_effects: int = Field(default=10, ge=1)
-    """Promoted, and suppressed, tokens per latent."""
     accept_detection: float = Field(default=0.8, ge=0, le=1)
-    """Least detection balanced accuracy of a label that counts as accepted."""
+    """Least detection balanced accuracy of an input label that counts as accepted."""
     accept_precision: float = Field(default=0.5, ge=0, le=1)
-    """Least population precision of a label that counts as accepted."""
+    """Least population precision of an input label that counts as accepted."""
+    accept_auroc: float = Field(default=0.95, ge=0.5, le=1)
+    """Least AUROC of an output label that counts as accepted, of mean drops; the intervals of its
+    drop, and of its drop less another latent's, must lie above 0 as well."""
+    accept_auroc_places: float = Field(default=0.85, ge=0.5, le=1)
+    """Its least AUROC place by place."""
     control_features: int = Field(default=200, ge=1)
     """Latents of a random SAE that are labelled and scored as a control."""
     control_tokens: int = Field(default=20_000, gt=0)
@@ -140,6 +135,10 @@ class LabelFeaturesConfig(StageConfig):
     reviews: Path | None = free(None)
     """A JSONL file with people's verdicts (docs/metrics/interp.md). Its content, not its place, is
     part of the stage's fingerprint."""
+    imported: Path | None = free(None, validation_alias=AliasChoices("import", "imported"))
+    """`import: neuronpedia.jsonl`: labels of others for the same SAE, a file of Neuronpedia's
+    explanations (.jsonl, .jsonl.gz) or a folder of their batches. They are kept beside ours and
+    scored by the same tests. Its content, not its place, is part of the stage's fingerprint."""
     batch_tokens: int = free(4096, ge=1)
     """Tokens encoded at once; changes memory only."""
 
@@ -194,6 +193,9 @@ class ClusterFeaturesConfig(StageConfig):
     label_cosine: float = Field(default=0.9, ge=-1, le=1)
     """Cosine of label embeddings: at least this is the label vote too. Labels of one labeler are
     worded alike, so unrelated ones are well above 0."""
+    output_jaccard: float = Field(default=0.5, ge=0, le=1)
+    """Jaccard index of what two latents raise, tokens weighted by gain: at least this is the label
+    vote too."""
     min_votes: int = Field(default=2, ge=1, le=3)
     """Votes a pair needs before it is tested by ablation."""
     fingerprint_cosine: float = Field(default=0.9, ge=-1, le=1)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import ipaddress
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from rldecoder.config.base import Config, HubRepo, Revision, free
+from rldecoder.config.base import Config, HubRepo, Revision, free, name_on_hub
 
 FROZEN = "frozen"
 """The `model` that is the run's own frozen model."""
@@ -22,8 +22,9 @@ class LocalModel(Config):
     kind: Literal["local"] = "local"
     """Says that it runs here."""
     model: str = "smollm2-135m-instruct"
-    """A name from `rldecoder models` or the path of a spec; `folder` (takes `path`), `hub` (takes
-    `repo`), or `frozen`, the model that the run decodes."""
+    """A name from `rldecoder models` or the path of a spec; a name on the hub with a slash (the
+    same as `hub` with `repo`); `folder` (takes `path`), `hub` (takes `repo`), or `frozen`, the
+    model that the run decodes."""
     path: str | None = free(None)
     """A local Hugging Face folder. Its content, not its place, identifies the result."""
     repo: HubRepo | None = None
@@ -32,6 +33,11 @@ class LocalModel(Config):
     """Commit or branch of `repo`."""
     dtype: Literal["bfloat16", "float32"] = "float32"
     """Dtype in which it runs."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _hub_name(cls, values: Any) -> Any:
+        return name_on_hub(values)
 
     @model_validator(mode="after")
     def _needs_its_source(self) -> LocalModel:
@@ -69,9 +75,8 @@ class Endpoint(Config):
     timeout_seconds: float = free(60.0, gt=0)
     """How long one attempt may take."""
     max_attempts: int = free(5, ge=1, le=20)
-    """Attempts at one request: rate limits, server errors and timeouts are tried again."""
-    max_wait_seconds: float = free(60.0, ge=0)
-    """Longest wait between two attempts, whatever the server's Retry-After says."""
+    """Attempts at one request: rate limits, server errors and timeouts are tried again, after the
+    server's Retry-After (one of more than two minutes: not at all), else 0.5, 1, 2, ... seconds."""
     concurrency: int = free(4, ge=1, le=256)
     """Requests on their way at once."""
     max_failed_in_a_row: int = free(8, ge=1)
@@ -182,4 +187,5 @@ class LlmConfig(Config):
     control_tolerance: float = Field(default=0.1, ge=0, le=0.5)
     """How far from 0.5 its means on wrong labels may lie."""
     cache: Path | None = free(None)
-    """The file that keeps answers (SQLite); null: `llm_answers.sqlite` in the user's cache."""
+    """The file that keeps answers and counts attempts (SQLite); null: `llm_answers.sqlite` in the
+    user's cache."""

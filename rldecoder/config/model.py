@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from rldecoder.config.base import Config, HubRepo, Revision, StageConfig, free
+from rldecoder.config.base import Config, HubRepo, Revision, StageConfig, free, late, name_on_hub
+from rldecoder.config.data import Bos
 
 RANDOM = "random"
 """The `model` that is made on the spot."""
@@ -29,12 +30,24 @@ class RandomModelConfig(Config):
     """Longest sequence in tokens."""
 
 
+class Loading(Config):
+    """How the frozen model's weights are kept while it runs."""
+
+    quantization: Literal["none", "8bit", "4bit"] = "none"
+    """Bits of the blocks' weights (bitsandbytes)."""
+    device_map: Literal["one", "auto"] = "one"
+    """`one` device, or wherever there is room."""
+    offload: bool = False
+    """Whether blocks may be on the disk."""
+
+
 class SyncTokenizerConfig(StageConfig):
     """Which frozen model the run decodes, and where its files come from."""
 
     model: str = "smollm2-135m-instruct"
     """A spec of configs/models (`rldecoder models` lists them) or the path of your own spec
-    (.yaml); or `folder` (takes `path`), `hub` (takes `repo`), `random` (takes `random_model`)."""
+    (.yaml); a name on the hub with a slash (`google/gemma-2-2b`, the same as `hub` with `repo`);
+    or `folder` (takes `path`), `hub` (takes `repo`), `random` (takes `random_model`)."""
     path: str | None = free(None)
     """A local Hugging Face folder with the model. With a spec it is used instead of the spec's
     sources. Its content, not its place, identifies the result."""
@@ -47,10 +60,39 @@ class SyncTokenizerConfig(StageConfig):
     compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """The dtype in which all later stages run the frozen model. A CPU that is not faster
     with bfloat16 (x86 before AVX-512, Intel's without AMX) takes float32 in its place."""
+    quantization: Literal["none", "8bit", "4bit"] = late("none")
+    """Weights of 8 or 4 bits (bitsandbytes, extra `quantized`, a CUDA device), for models that are
+    too large else. All stages then run the quantised model. Decoders with blocks need `none`."""
+    device_map: Literal["one", "auto"] = late("one")
+    """`auto` keeps what does not fit on the stage's device in the machine's memory: slow, and only
+    for stages that send no gradient through the frozen blocks."""
+    offload: bool = late(False)
+    """With `device_map: auto`: what does not fit there either is on the disk, in the per-user
+    cache (`RLDECODER_CACHE`)."""
+    bos: Bos = late("auto")
+    """Taken from `ingest.bos`, where it is to be set."""
     extra_probes: tuple[str, ...] = ()
     """More texts that the tokenizer must return unchanged."""
     allow_lossy_tokenizer: bool = False
     """Accept a tokenizer that does not return every probe unchanged (the report says which)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _hub_name(cls, values: Any) -> Any:
+        return name_on_hub(values)
+
+    @property
+    def loading(self) -> Loading:
+        """How the weights are kept."""
+        return Loading(
+            quantization=self.quantization, device_map=self.device_map, offload=self.offload
+        )
+
+    @model_validator(mode="after")
+    def _offload_has_a_map(self) -> SyncTokenizerConfig:
+        if self.offload and self.device_map != "auto":
+            raise ValueError("`offload` is only read with device_map: auto")
+        return self
 
     @model_validator(mode="after")
     def _needs_its_source(self) -> SyncTokenizerConfig:

@@ -42,8 +42,6 @@ class PpoSettings(Config):
     """Passes over each batch of rollouts."""
     clip_coef: float = Field(default=0.2, gt=0)
     """Half-width of the interval that the probability ratio is clipped to."""
-    value_clip_coef: float = Field(default=0.2, gt=0)
-    """The same for the critic, in normalised returns."""
     gamma: float = Field(default=0.99, gt=0, le=1)
     """Discount per token."""
     gae_lambda: float = Field(default=0.95, ge=0, le=1)
@@ -207,9 +205,9 @@ class ControlPpoConfig(StageConfig):
     test_tokens: int = Field(default=1024, ge=1)
     """Cached test tokens for held-out KL."""
     supervised_continuation: bool = True
-    """Also train as long with the differentiable losses alone, at their full weight on all
-    responses (what does the reward add to distillation?), and with the KL loss on text alone (what
-    does more supervised training?)."""
+    """Also train as long with the KL loss on text alone (more supervised training, which gates),
+    and with the differentiable losses alone, at their full weight on all responses (what does the
+    reward add to distillation? measured beside the verdict)."""
     max_kl_increase: float = Field(default=0.05, ge=0)
     """Held-out KL above the supervised decoder's, nats per token, that the verdict allows."""
     checkpoint_every_steps: int = free(4, ge=1)

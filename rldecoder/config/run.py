@@ -83,6 +83,15 @@ class RunConfig(Config):
         return None if mirror is None else without_credentials(mirror)
 
     @model_validator(mode="after")
+    def _one_bos(self) -> Self:
+        """The model's tokenizer is made to do what `ingest.bos` says, for all stages at once."""
+        wanted, model = self.ingest.bos, self.sync_tokenizer
+        if model.bos not in ("auto", wanted):
+            raise ValueError(f"sync_tokenizer.bos is {model.bos}: set ingest.bos, and no other")
+        object.__setattr__(self, "sync_tokenizer", model.model_copy(update={"bos": wanted}))
+        return self
+
+    @model_validator(mode="after")
     def _the_hook_layer_has_a_lens(self) -> Self:
         layers, hook = self.baselines.lens_layers, self.cache_activations.hook_layer
         if layers != "all" and hook not in layers:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -47,8 +47,57 @@ class Retraining(Config):
     """Flags that count."""
 
 
+class PretrainedSae(Config):
+    """Somebody else's SAE in place of training: a folder, or a release that sae_lens knows.
+
+    What a folder does not say of itself is said here; what it says may not be contradicted.
+    """
+
+    folder: Path | None = free(None)
+    """A folder of sae_lens, of Gemma Scope (`params.npz`, `params.safetensors`), of sparsify, or
+    of Qwen Scope (converted to safetensors). Its content, not its place, is part of the digest."""
+    release: str | None = free(None, min_length=1)
+    """A release of sae_lens, such as `gemma-scope-2b-pt-res-canonical`; or a repository on the hub
+    that sae_lens can read. Needs `pip install -e '.[pretrained]'` the first time."""
+    id: str | None = free(None, min_length=1)
+    """The SAE within the release, such as `layer_12/width_16k/canonical`."""
+    hook_name: str | None = None
+    """Which residual stream it reads: `blocks.12.hook_resid_post` or `model.layers.12`."""
+    model_name: str | None = None
+    """The language model that it was trained on."""
+    k: PositiveInt | None = None
+    """Active latents a token, of a TopK SAE."""
+    context_size: PositiveInt | None = None
+    """Tokens per sequence of its training text."""
+    prepend_bos: bool | None = None
+    """Whether its training text began with the BOS token."""
+    center_writing_weights: bool | None = None
+    """Whether its model's weights were centred (TransformerLens does so unless told otherwise).
+    Such an SAE cannot be used; old configs of GPT-2 SAEs do not say which they are."""
+    norm_scaling_factor: float | None = Field(None, gt=0)
+    """By what its inputs were multiplied, where `normalize_activations` is
+    `expected_average_only_in`: folded into the weights."""
+    accept: tuple[Literal["bos", "context_length"], ...] = ()
+    """Differences between the SAE's training text and this run's to go on with, under a caveat
+    that follows all results."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> PretrainedSae:
+        if (self.folder is None) == (self.release is None):
+            raise ValueError("give either folder, or release and id")
+        if (self.release is None) != (self.id is None):
+            raise ValueError("release and id belong together")
+        return self
+
+    @property
+    def stated(self) -> dict[str, Any]:
+        """What is said here of the SAE, in sae_lens's words."""
+        own = {"folder", "release", "id", "accept"}
+        return self.model_dump(exclude=own, exclude_none=True)
+
+
 class TrainSaeConfig(StageConfig):
-    """Training of the sparse autoencoder on cached residuals."""
+    """Training of the sparse autoencoder on cached residuals, or one that is trained already."""
 
     architecture: Literal["topk", "batchtopk", "matryoshka", "jumprelu", "relu"] = "topk"
     """`topk`: exactly k latents a token. `batchtopk`: k on average, read later with a threshold.
@@ -133,6 +182,9 @@ class TrainSaeConfig(StageConfig):
     retrain: Retraining | None = free(None)
     """Start from a published SAE of the same architecture and sizes. Its content and the flagged
     latents, not their places, are part of the stage's fingerprint."""
+    pretrained: PretrainedSae | None = free(None)
+    """Take this SAE instead of training one: of the other settings here only `eval_tokens` is
+    read then. Its content is part of the stage's fingerprint."""
     eval_every_steps: int = Field(50, gt=0)
     """Steps between evaluations on the validation split; the best fvu is the one published."""
     eval_tokens: int = Field(8192, gt=1)
@@ -149,7 +201,16 @@ class TrainSaeConfig(StageConfig):
     @property
     def num_devices(self) -> int:
         """One a process."""
-        return self.processes
+        return 1 if self.pretrained is not None else self.processes
+
+    def digest_fields(self) -> dict[str, Any]:
+        """Where nothing is trained, no setting of training counts."""
+        if self.pretrained is None:
+            return super().digest_fields()
+        return {
+            "eval_tokens": self.eval_tokens,
+            "pretrained": self.pretrained.digest_fields(),
+        }
 
     @model_validator(mode="after")
     def _check(self) -> TrainSaeConfig:
@@ -160,6 +221,10 @@ class TrainSaeConfig(StageConfig):
         prefixes = self.matryoshka_prefixes
         if list(prefixes) != sorted(set(prefixes)) or prefixes[:1] <= (0,) or prefixes[-1:] != (1,):
             raise ValueError("matryoshka_prefixes must rise from above 0 to 1")
+        if self.pretrained is not None and self.retrain is not None:
+            raise ValueError(
+                "pretrained takes an SAE as it is, retrain trains one on; give one of them"
+            )
         return self
 
 
@@ -187,6 +252,14 @@ class SweepSaeConfig(StageConfig):
     micro_batch_sequences: PositiveInt = free(8)
     """Sequences per forward pass."""
 
+    @model_validator(mode="after")
+    def _a_sweep_trains(self) -> SweepSaeConfig:
+        if self.training.pretrained is not None:
+            raise ValueError(
+                "training.pretrained: a sweep trains its SAEs; it belongs to train_sae"
+            )
+        return self
+
 
 class GateSaeConfig(StageConfig):
     """The SAE's quality gate: what is measured on the test split, and what must be reached."""
@@ -203,8 +276,6 @@ class GateSaeConfig(StageConfig):
     """Share of latents that never fire on the test tokens; the plan's target is 0.05."""
     max_near_duplicate_fraction: float = Field(0.05, ge=0, le=1)
     """Share of latents whose decoder row has a twin; the plan's target is 0.05."""
-    near_duplicate_cosine: float = Field(0.9, gt=0, le=1)
-    """Two decoder rows with a larger cosine are twins."""
     eval_tokens: int = Field(50_000, gt=1)
     """Test tokens for reconstruction and density; fewer if the cache holds fewer."""
     batch_tokens: int = free(4096, gt=0)

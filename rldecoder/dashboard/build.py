@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rldecoder.artifacts.base import Artifact
 from rldecoder.artifacts.catalogue import Controls
 from rldecoder.dashboard import collect
 from rldecoder.dashboard.build_figures import MODEL_NAMES, build_figures
+from rldecoder.dashboard.cards import feature_cards
 from rldecoder.dashboard.claims import (
+    precision_columns,
     precision_note,
     precision_rows,
     simulation_columns,
     simulation_note,
     simulation_rows,
 )
-from rldecoder.dashboard.label_table import label_columns, label_rows
-from rldecoder.dashboard.report import ReportData
-from rldecoder.evals.comparison import RL, SUPERVISED, FaithfulnessTable
+from rldecoder.dashboard.label_table import imported_rows, label_columns, label_rows
+from rldecoder.dashboard.report import ControlsShown, Fact, FaithfulnessRow, ReportData
+from rldecoder.dashboard.shown import ExampleShown
+from rldecoder.evals.comparison import RL, SUPERVISED, FaithfulnessTable, TaskScore
+from rldecoder.evals.targets import TargetRow
 from rldecoder.rl.freeze import Freeze
+from rldecoder.schemas import JsonRecord, Scalar
 from rldecoder.visible_text import visible_text
 
 if TYPE_CHECKING:
@@ -29,17 +34,18 @@ ALL_TASKS = "all"
 """What the controls call the rows over all tasks."""
 
 
-def build_report(
-    inputs: ReportInputs, *, title: str, max_features: int, contexts: int
-) -> ReportData:
+def build_report(inputs: ReportInputs, *, title: str, max_features: int) -> ReportData:
     """Gather everything that the page shows.
 
     Args:
         title: heading.
         max_features: features in the browser.
-        contexts: example contexts a feature.
     """
     claims = inputs.evaluation.interpretability.claims
+    tasks = [
+        TaskScore.model_validate(row | {"model": MODEL_NAMES[row["model"]]})
+        for row in inputs.evaluation.tasks.to_pylist()
+    ]
 
     # In the order of the page.
     return ReportData(
@@ -48,105 +54,123 @@ def build_report(
         facts=_facts(inputs),
         caveats=collect.caveats(inputs),
         targets=[
-            row.model_dump() | {"note": visible_text(row.note, 400)}
+            row.model_copy(update={"note": visible_text(row.note, 400)})
             for row in inputs.evaluation.targets.root
         ],
         pipeline=collect.pipeline(inputs),
         faithfulness=_faithfulness_rows(inputs.evaluation.faithfulness),
-        tasks=[
-            {**row, "model": MODEL_NAMES[row["model"]]}
-            for row in inputs.evaluation.tasks.to_pylist()
-        ],
+        tasks=tasks,
         freeze_note=freeze_note(inputs.final.freeze),
         controls=controls_table(inputs.controls),
         label_columns=label_columns(),
-        label_methods=label_rows(inputs.labels.controls),
+        label_methods=label_rows(inputs.labels.controls) + imported_rows(inputs.labels.imported),
+        claim_columns=precision_columns(),
         claim_methods=precision_rows(claims),
         claim_note=precision_note(claims),
         simulation_columns=simulation_columns(),
         simulation_rows=simulation_rows(claims),
         simulation_note=simulation_note(claims),
-        examples=[collect.example_view(example) for example in inputs.explainer.examples.root],
-        features=collect.features(
-            inputs.labels, inputs.clusters, max_features=max_features, contexts=contexts
-        ),
+        examples=[ExampleShown.of(example) for example in inputs.explainer.examples.root],
+        features=feature_cards(inputs.labels, inputs.clusters, max_features=max_features),
         configs=collect.config_rows(inputs),
-        figures=build_figures(inputs),
+        figures=build_figures(inputs, tasks),
     )
 
 
-def summary(data: ReportData, artifacts: Sequence[Artifact]) -> dict[str, Any]:
+class StageSummary(JsonRecord):
+    """What a stage came to."""
+
+    digest: str
+    verdict: str | None
+    metrics: dict[str, Scalar]
+    """Headline numbers but for times and sizes, which differ from run to run."""
+
+
+class Summary(JsonRecord):
     """`summary.json`: what the page says in numbers, without times."""
-    return {
-        "title": data.title,
-        "targets": data.targets,
-        "caveats": data.caveats,
-        "faithfulness": data.faithfulness,
-        "tasks": data.tasks,
-        "stages": {
-            artifact.stage: {
-                "digest": artifact.digest,
-                "verdict": artifact.verdict,
-                "metrics": {
+
+    title: str
+    targets: tuple[TargetRow, ...]
+    caveats: tuple[str, ...]
+    faithfulness: tuple[FaithfulnessRow, ...]
+    tasks: tuple[TaskScore, ...]
+    stages: dict[str, StageSummary]
+
+
+def summary(data: ReportData, artifacts: Sequence[Artifact]) -> Summary:
+    """The page's numbers."""
+    return Summary(
+        title=data.title,
+        targets=tuple(data.targets),
+        caveats=tuple(data.caveats),
+        faithfulness=tuple(data.faithfulness),
+        tasks=tuple(data.tasks),
+        stages={
+            artifact.stage: StageSummary(
+                digest=artifact.digest,
+                verdict=artifact.verdict,
+                metrics={
                     key: value
                     for key, value in artifact.metrics.items()
                     if not key.endswith(collect.WALL_SUFFIXES)
                 },
-            }
+            )
             for artifact in artifacts
         },
-    }
+    )
 
 
 def _subtitle(inputs: ReportInputs) -> str:
     meta = inputs.cache.meta
     name = visible_text(inputs.model.record.name or meta.model_name, 80)
-    tokens = meta.tokens.get("train")
+    return f"{name}, hook layer {meta.hook_layer} of {meta.num_layers}, {_sae_words(inputs)}."
+
+
+def _sae_words(inputs: ReportInputs) -> str:
+    """Which SAE it is, and on what it was trained."""
+    source = inputs.sae.source
+    if source is not None:
+        of = visible_text(source.model_name, 80) or "a model that it does not name"
+        return f"pretrained {source.architecture} SAE of {of}, {visible_text(source.hook_name, 80)}"
+    tokens = inputs.cache.meta.tokens.get("train")
     trained = f", SAE trained on {tokens:,} cached tokens" if tokens else ""
-    return (
-        f"{name}, hook layer {meta.hook_layer} of {meta.num_layers}, "
-        f"{inputs.sae.config.get('architecture', '')} SAE{trained}."
-    )
+    return f"{inputs.sae.config.get('architecture', '')} SAE{trained}"
 
 
-def _facts(inputs: ReportInputs) -> list[dict[str, str]]:
+def _facts(inputs: ReportInputs) -> list[Fact]:
     targets, test = inputs.evaluation.targets, inputs.evaluation.faithfulness["test"]
     coverage = inputs.evaluation.interpretability.label_coverage["all"]
     met = sum(row.met is True for row in targets.root)
     unknown = sum(row.met is None for row in targets.root)
     wall = sum(artifact.wall_seconds for artifact in inputs)
 
-    # One number a tile; what it is of stands beside it, small.
-    def fact(name: str, text: str, more: str = "") -> dict[str, str]:
-        return {"name": name, "value": text, "more": more}
-
     def share(key: str) -> str:
         value = targets[key].value
         return "–" if value is None else f"{100 * value:.0f} %"
 
     return [
-        fact(
+        Fact(
             "targets met",
             f"{met} of {len(targets.root)}",
             f"{unknown} unknown" if unknown else "",
         ),
-        fact("KL, supervised", f"{test[SUPERVISED].kl:.2f}", "nats/token"),
-        fact("KL, after RL", f"{test[RL].kl:.2f}", "nats/token"),
-        fact("agreement", share("agreement"), "first choice"),
-        fact("SAE variance explained", share("explained_variance")),
-        fact(
+        Fact("KL, supervised", f"{test[SUPERVISED].kl:.2f}", "nats/token"),
+        Fact("KL, after RL", f"{test[RL].kl:.2f}", "nats/token"),
+        Fact("agreement", share("agreement"), "first choice"),
+        Fact("SAE variance explained", share("explained_variance")),
+        Fact(
             "labels sure",
             share("label_coverage"),
             f"Wilson 95 %: {100 * coverage.low:.0f} to {100 * coverage.high:.0f} %, "
             f"of {coverage.features}",
         ),
-        fact("wall time", collect.format_seconds(wall), "all stages"),
+        Fact("wall time", collect.format_seconds(wall), "all stages"),
     ]
 
 
-def _faithfulness_rows(faithfulness: FaithfulnessTable) -> list[dict[str, Any]]:
+def _faithfulness_rows(faithfulness: FaithfulnessTable) -> list[FaithfulnessRow]:
     return [
-        {"model": shown, "split": split, **by_model[model].model_dump()}
+        FaithfulnessRow(model=shown, split=split, **dict(by_model[model]))
         for split, by_model in (("test", faithfulness["test"]), ("ood", faithfulness["ood"]))
         for model, shown in MODEL_NAMES.items()
         if model in by_model
@@ -162,7 +186,7 @@ def freeze_note(freeze: Freeze) -> str:
     return f"Not frozen. {which[0].upper()}{which[1:]} is published as final, because {reasons}."
 
 
-def controls_table(controls: Controls) -> Mapping[str, Any]:
+def controls_table(controls: Controls) -> ControlsShown:
     """PPO beside its controls: columns, rows, verdict, reasons."""
     shown = [
         (
@@ -177,9 +201,11 @@ def controls_table(controls: Controls) -> Mapping[str, Any]:
         if row["task"] == ALL_TASKS
     ]
     verdict = controls.record
-    return {
-        "columns": ("system", "task score", "95 %", "prompts", "KL, nats/token", "95 %"),
-        "rows": shown,
-        "verdict": verdict.verdict,
-        "reasons": "; ".join(visible_text(reason, 300) for reason in verdict.reasons),
-    }
+    return ControlsShown(
+        columns=("system", "task score", "95 %", "prompts", "KL, nats/token", "95 %"),
+        rows=shown,
+        verdict=verdict.verdict,
+        reasons="; ".join(
+            visible_text(reason, 300) for reason in (*verdict.reasons, *verdict.beside)
+        ),
+    )

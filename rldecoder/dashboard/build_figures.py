@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rldecoder.artifacts.catalogue import Baselines, Frontier, SaeGate, Sweep
 from rldecoder.curves import read_curves
@@ -14,7 +14,8 @@ from rldecoder.dashboard.claims import METHOD_NAMES
 from rldecoder.dashboard.collect import format_value
 from rldecoder.dashboard.figures import Dot, Line, Style
 from rldecoder.dashboard.report import FigureEntry
-from rldecoder.evals.comparison import FROZEN, RL, SUPERVISED
+from rldecoder.decoder.frontier import FrontierCell
+from rldecoder.evals.comparison import FROZEN, RL, SUPERVISED, TaskScore
 from rldecoder.explain.claim_scores import ClaimEvaluation
 from rldecoder.explain.interpretability import DeletionBenchmark
 from rldecoder.explain.plan_values import TOP_K
@@ -35,8 +36,12 @@ FRONTIER_STYLES: tuple[tuple[Style, Style, str], ...] = (
 PLAN_KL = {SUPERVISED: 1.5, RL: 0.5}
 
 
-def build_figures(inputs: ReportInputs) -> dict[str, FigureEntry]:
-    """All figures by name, those that the run has data for."""
+def build_figures(inputs: ReportInputs, tasks: Sequence[TaskScore]) -> dict[str, FigureEntry]:
+    """All figures by name, those that the run has data for.
+
+    Args:
+        tasks: every model on every task.
+    """
     interpretability = inputs.evaluation.interpretability
     drawn = {
         "architecture": _architecture(inputs),
@@ -44,7 +49,7 @@ def build_figures(inputs: ReportInputs) -> dict[str, FigureEntry]:
         "sweep": _sweep(inputs.sweep),
         "frontier": _frontier(inputs.frontier),
         "density": _density(inputs.sae_gate),
-        "tasks": _tasks(inputs.evaluation.tasks.to_pylist()),
+        "tasks": _tasks(tasks),
         "mass": _mass(interpretability.importance_mass),
         "top10_mass": _top10_mass(interpretability.importance_mass),
         "calibration": _calibration(inputs.labels.controls.calibration.test),
@@ -121,7 +126,7 @@ def _frontier(frontier: Frontier) -> FigureEntry | None:
     """Decoder KL by depth for every SAE; None where no frontier was asked for."""
     if frontier.cells is None:
         return None
-    lines = frontier_lines(frontier.cells.to_pylist())
+    lines = frontier_lines([FrontierCell(**cell) for cell in frontier.cells.to_pylist()])
     drawn = figures.line_plot(lines, x_label="blocks of the decoder", y_label="KL")
     return FigureEntry(
         drawn,
@@ -131,29 +136,26 @@ def _frontier(frontier: Frontier) -> FigureEntry | None:
     )
 
 
-def frontier_lines(rows: Sequence[Mapping[str, Any]]) -> list[Line]:
-    """A colour a layer and a style a k: decoders, the splice below them, random SAEs as crosses.
-
-    Args:
-        rows: of the frontier's table.
-    """
-    layers, ks = (list(dict.fromkeys(row[name] for row in rows)) for name in ("layer", "k"))
+def frontier_lines(cells: Sequence[FrontierCell]) -> list[Line]:
+    """A colour a layer and a style a k: decoders, the splice below them, random SAEs as crosses."""
+    layers = list(dict.fromkeys(cell.layer for cell in cells))
+    ks = list(dict.fromkeys(cell.k for cell in cells))
     trained, splices, random = [], [], []
-    for layer, k in dict.fromkeys((row["layer"], row["k"]) for row in rows):
+    for layer, k in dict.fromkeys((cell.layer, cell.k) for cell in cells):
         colour = figures.PALETTE[layers.index(layer) % len(figures.PALETTE)]
         solid, dotted, cross = FRONTIER_STYLES[ks.index(k) % len(FRONTIER_STYLES)]
-        cell = sorted(
-            (row for row in rows if (row["layer"], row["k"]) == (layer, k)),
-            key=lambda row: row["depth"],
+        here = sorted(
+            (cell for cell in cells if (cell.layer, cell.k) == (layer, k)),
+            key=lambda cell: cell.depth,
         )
-        own = [row for row in cell if row["sae"] == "trained"]
-        lot = [row for row in cell if row["sae"] == "random"]
-        name, depths = f"layer {layer}, k {k}", [row["depth"] for row in own]
-        trained.append(Line(name, depths, [r["kl"] for r in own], False, colour, solid, "o"))
-        floor = [row["splice_kl"] for row in own]
+        own = [cell for cell in here if cell.sae == "trained"]
+        lot = [cell for cell in here if cell.sae == "random"]
+        name, depths = f"layer {layer}, k {k}", [cell.depth for cell in own]
+        trained.append(Line(name, depths, [c.kl for c in own], False, colour, solid, "o"))
+        floor = [cell.splice_kl for cell in own]
         splices.append(Line(f"{name}, splice", depths, floor, False, colour, dotted))
         if lot:
-            at, kl = [row["depth"] for row in lot], [row["kl"] for row in lot]
+            at, kl = [cell.depth for cell in lot], [cell.kl for cell in lot]
             random.append(Line(f"{name}, random", at, kl, False, colour, "none", cross))
     return [*trained, *splices, *random]
 
@@ -184,7 +186,8 @@ def _training(inputs: ReportInputs) -> dict[str, FigureEntry | None]:
         read_curves(type(trained).curves.path(trained.folder))
         for trained in (inputs.sae, inputs.supervised, inputs.policy)
     )
-    stages = stage_boundaries(inputs.policy.config["stages"], ppo)
+    lengths = [stage["steps"] for stage in inputs.policy.config["stages"]]
+    stages = stage_boundaries(lengths, ppo)
 
     # A curve that a run did not log is left out of its figure, and the figure without curves too.
     return {
@@ -235,15 +238,15 @@ def _training(inputs: ReportInputs) -> dict[str, FigureEntry | None]:
 
 
 def stage_boundaries(
-    stages: Sequence[Mapping[str, Any]], curves: Mapping[str, tuple[list[int], list[float]]]
+    lengths: Sequence[int], curves: Mapping[str, tuple[list[int], list[float]]]
 ) -> list[int]:
     """The PPO steps after which other reward weights held, as far as the training came.
 
     Args:
-        stages: `train_ppo.stages`, each with its `steps`.
+        lengths: steps of each stage of the training.
         curves: what the training logged, steps and values by name.
     """
-    ends = list(accumulate(int(stage["steps"]) for stage in stages))[:-1]
+    ends = list(accumulate(lengths))[:-1]
     last = max((steps[-1] for steps, _ in curves.values() if steps), default=0)
     return [end for end in ends if end < last]
 
@@ -271,15 +274,14 @@ def _curves(
     return FigureEntry(drawn, title, caption)
 
 
-def _tasks(tasks: Sequence[Mapping[str, Any]]) -> FigureEntry | None:
-    groups: dict[str, list[Dot]] = {}
-    for model, name in MODEL_NAMES.items():
-        groups[name] = [
-            Dot(row["task"], row["score"], row["ci_low"], row["ci_high"])
-            for row in tasks
-            if row["model"] == model
+def _tasks(tasks: Sequence[TaskScore]) -> FigureEntry | None:
+    groups = {
+        name: [
+            Dot(row.task, row.score, row.ci_low, row.ci_high) for row in tasks if row.model == name
         ]
-    if not any(groups.values()):
+        for name in MODEL_NAMES.values()
+    }
+    if not tasks:
         return None
     return FigureEntry(
         figures.interval_plot(groups, x_label="score on test prompts, with 95 % interval"),

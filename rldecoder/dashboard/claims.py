@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 from rldecoder.evals.statistics import PairedTest
-from rldecoder.explain.claim_scores import (
-    AblationScores,
-    ClaimEvaluation,
-    MethodScores,
-    ReaderScore,
-    Reconstruction,
-)
+from rldecoder.explain.claim_scores import ClaimEvaluation, MethodScores, ReaderScore
 from rldecoder.explain.interventions import ALL_KINDS
-from rldecoder.explain.methods import ABLATION, METHOD_B
+from rldecoder.explain.methods import METHOD_B
 from rldecoder.explain.simulatability import NO_CLAIMS
 
 METHOD_NAMES = {
@@ -23,9 +17,8 @@ METHOD_NAMES = {
     "prompt_only": "prompt only",
     "random_features": "random features",
 }
-ABLATION_NAME = "Method B without the regulariser"
 HELD_OUT_NAME = "Method B, claims about held-out features"
-READERS = {**METHOD_NAMES, ABLATION: ABLATION_NAME, NO_CLAIMS: "no explanation"}
+READERS = {**METHOD_NAMES, NO_CLAIMS: "no explanation"}
 KIND_NAMES = {
     "removal": "removal (seen)",
     "halving": "halving",
@@ -36,36 +29,36 @@ KIND_NAMES = {
 EMPTY = ""
 
 
+def precision_columns() -> tuple[str, ...]:
+    """Heads of `precision_rows`."""
+    return (
+        "who claims", "precision", "right sign", "contradicted", "decoder agrees",
+        "share of all effects", "strength off by, nats", "Method B ahead by", "p",
+    )  # fmt: skip
+
+
 def precision_rows(claims: ClaimEvaluation) -> list[list[str]]:
-    """Precision of every method; below Method B its claims about held-out features, and its
-    ablation."""
+    """Precision of every method; below Method B its claims about held-out features."""
     rows = []
     for name, shown in METHOD_NAMES.items():
         scores = claims.methods.get(name)
         if scores is None:
             continue
-        share = f"{scores.effect_share:.3f}"
-        rows.append(_precision_row(shown, scores, share, claims.method_b_against.get(name)))
-        if name != METHOD_B:
-            continue
-        if scores.held_out_features is not None:
-            rows.append([HELD_OUT_NAME, f"{scores.held_out_features.precision:.3f}", *[EMPTY] * 6])
-        ablation = claims.ablation
-        if ablation is not None and ablation.precision is not None:
-            rows.append(_precision_row(ABLATION_NAME, ablation, EMPTY, ablation.method_b_ahead))
+        rows.append(_precision_row(shown, scores, claims.method_b_against.get(name)))
+        if name == METHOD_B and scores.held_out_features is not None:
+            rows.append([HELD_OUT_NAME, f"{scores.held_out_features.precision:.3f}", *[EMPTY] * 7])
     return rows
 
 
-def _precision_row(
-    shown: str, scores: MethodScores | AblationScores, share: str, ahead: PairedTest | None
-) -> list[str]:
+def _precision_row(shown: str, scores: MethodScores, ahead: PairedTest | None) -> list[str]:
     error = scores.strength_mae_nats
     return [
         shown,
         f"{scores.precision:.3f}",
         f"{scores.sign_accuracy:.3f}",
         f"{scores.contradicted:.3f}",
-        share,
+        f"{scores.decoder_agrees:.3f}",
+        f"{scores.effect_share:.3f}",
         EMPTY if error is None else f"{error:.3f}",
         *_ahead(ahead),
     ]
@@ -116,12 +109,17 @@ def _ahead(found: ReaderScore | PairedTest | None) -> tuple[str, str]:
 
 def precision_note(claims: ClaimEvaluation) -> str:
     """What the precision table is made of, reconstruction errors, held-out features."""
+    removal, halving = claims.reconstruction.removal, claims.reconstruction.halving
     parts = [
-        f"{claims.num_explained:,} of {claims.num_positions:,} held-out predictions got "
-        f"claims; trained on {claims.num_pairs:,} pairs. An effect counts when it exceeds "
-        f"{claims.min_effect_nats:.2f} nats and what 95 % of equally long random directions do "
-        f"at the same position (median {claims.median_noise_nats:.3f} nats).",
-        _reconstruction("From the claims alone, effects of", claims.reconstruction),
+        f"Tested in the frozen model. {claims.num_explained:,} of {claims.num_positions:,} "
+        f"held-out predictions got claims; trained on {claims.num_pairs:,} pairs. An effect counts "
+        f"when it exceeds {claims.min_effect_nats:.2f} nats and what 95 % of equally long random "
+        f"directions do at the same position (median {claims.median_noise_nats:.3f} nats). The "
+        "decoder agrees where its own effect on the same token has the claimed sign and exceeds "
+        f"{claims.min_effect_nats:.2f} nats.",
+        "Added up, the claims predict effects of joint removals with a mean error of "
+        f"{removal.claims_mae_nats:.3f} nats (predicting none: {removal.zero_mae_nats:.3f}), of "
+        f"halving {halving.claims_mae_nats:.3f} ({halving.zero_mae_nats:.3f}).",
     ]
     # Sentences about what a run has, and none about what it was not asked for.
     ours = claims.methods.get(METHOD_B)
@@ -134,37 +132,16 @@ def precision_note(claims: ClaimEvaluation) -> str:
             f"({100 * unseen.precision_low:.0f} to {100 * unseen.precision_high:.0f})."
         )
 
-    ablation = claims.ablation
-    if ablation is not None:
-        parts.append(
-            "Without the regulariser nothing pays for a claim: the price of length would silence "
-            f"it at {100 * ablation.abstention_with_gates:.0f} % of the positions, so there it "
-            "claims all that beats the noise floor, five at most."
-        )
-        parts.append(_reconstruction("From those claims, effects of", ablation.reconstruction))
-
-    renamed, frozen = claims.renamed_labels, claims.frozen_model
+    renamed = claims.renamed_labels
     parts.append(
         f"With all labels renamed, {renamed.num_unchanged} of {renamed.num_examples} "
         "examples keep every claim, verdict and number."
     )
-    if frozen.num_claims:
-        parts.append(
-            "All this is measured on the decoder. Of the examples' "
-            f"{frozen.num_claims} claims, {frozen.verdicts['supported']} hold on the frozen "
-            f"model, too, and {frozen.verdicts['decoder only']} on the decoder alone."
-        )
+    verdicts = claims.example_verdicts
+    if sum(verdicts.values()):
+        counted = ", ".join(f"{count} {name}" for name, count in verdicts.items())
+        parts.append(f"The examples' claims: {counted}.")
     return " ".join(parts)
-
-
-def _reconstruction(start: str, errors: Reconstruction) -> str:
-    removal, halving = errors.removal, errors.halving
-    return (
-        f"{start} joint removals are predicted with a mean error of "
-        f"{removal.claims_mae_nats:.3f} nats (predicting none: {removal.zero_mae_nats:.3f}), "
-        f"of halving, never seen in training, {halving.claims_mae_nats:.3f} "
-        f"({halving.zero_mae_nats:.3f})."
-    )
 
 
 def simulation_note(claims: ClaimEvaluation) -> str:
@@ -173,11 +150,11 @@ def simulation_note(claims: ClaimEvaluation) -> str:
     if everywhere is None:
         return ""
     return (
-        f"Can a reader of the claims tell which interventions change the decoder's first choice? "
-        f"{claims.simulatability.interventions_per_kind:,} random interventions of each kind; "
-        f"{100 * everywhere.changed:.0f} % change it. Method B's reader saw removals alone in "
-        "training, and knows the probability that its claims state. With context, one kind of "
-        "reader adds up the claims of each method, and knows that probability and the size of the "
-        "intervention, so that only the claims differ. "
+        "Can a reader of the claims tell which interventions change the frozen model's first "
+        f"choice? {claims.simulatability.interventions_per_kind:,} random interventions of each "
+        f"kind; {100 * everywhere.changed:.0f} % change it. All methods have one reader, who adds "
+        "up what the claims say of the features that an intervention hits. With context, that sum "
+        "is read together with log p and the size of the intervention (fitted on removals at other "
+        "positions), so that only the claims differ. "
         "One-sided p by a paired bootstrap over positions."
     )

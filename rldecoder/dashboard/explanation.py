@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from importlib.resources import files
 
 from markupsafe import Markup
 
-from rldecoder.dashboard.collect import example_view
 from rldecoder.dashboard.report import environment
+from rldecoder.dashboard.shown import ExampleShown, FeatureShown
 from rldecoder.explain.explanation import Explanation
 from rldecoder.visible_text import visible_text
 
@@ -22,16 +21,6 @@ def explanation_page(explanation: Explanation, run_name: str, caveats: Sequence[
         caveats: what readers must be told about that run.
     """
     css = (files("rldecoder.dashboard") / "templates" / "report.css").read_text(encoding="utf-8")
-    ranked = [
-        {
-            **asdict(feature),
-            "label": None if feature.label is None else visible_text(feature.label, 200),
-            "unsure_label": (
-                None if feature.unsure_label is None else visible_text(feature.unsure_label, 200)
-            ),
-        }
-        for feature in explanation.ranked
-    ]
     return (
         environment(autoescape=True)
         .get_template("explanation.html.j2")
@@ -39,7 +28,7 @@ def explanation_page(explanation: Explanation, run_name: str, caveats: Sequence[
             css=Markup(css),
             run_name=visible_text(run_name, 80),
             caveats=[visible_text(caveat, 600) for caveat in caveats],
-            example=example_view(explanation),
-            ranked=ranked,
+            example=ExampleShown.of(explanation),
+            ranked=[FeatureShown.model_validate(feature) for feature in explanation.ranked],
         )
     )

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from rldecoder.dashboard.collect import format_value
 from rldecoder.interp.control_gaps import ControlGaps, ScoreSummary
+from rldecoder.interp.imported_labels import ImportedLabels
 from rldecoder.interp.label_controls import LabelControls
 
 METHODS = {
@@ -27,6 +28,12 @@ WORDS = {
 WORD_GAPS = {
     "label_shuffled": "in words, gap: labels above shuffled",
     "drawn_random_sae": "in words, gap: drawn above random SAE",
+}
+OTHERS = {
+    "imported": "labels of others that could be scored",
+    "shuffled": "labels of others, control: shuffled",
+    "random_sae": "labels of others, control: on a random SAE",
+    "ours": "this run's labels of the same latents",
 }
 SCORES = {
     "detection": "detection",
@@ -72,6 +79,21 @@ def label_rows(controls: LabelControls) -> list[list[str]]:
         if name in llm.controls
     ]
     return rows + _gap_rows(llm.gaps, WORD_GAPS)
+
+
+def imported_rows(imported: ImportedLabels | None) -> list[list[str]]:
+    """Labels of others beside their controls; a label that could not be read is in no mean."""
+    if imported is None:
+        return []
+    rows = []
+    for name, shown in OTHERS.items():
+        found = imported.methods[name]
+        counts = [format_value(imported.latents if name == "imported" else found.latents)]
+        counts += [format_value(found.latents), format_value(found.accepted)]
+        scores = [_number(found.means.get(score), None) for score in SCORES]
+        rows.append([shown, *counts, *scores])
+    unscored = format_value(sum(imported.unscored.values()))
+    return [*rows, ["labels of others that were not scored", unscored, *[NONE] * (2 + len(SCORES))]]
 
 
 def _row(shown: str, found: ScoreSummary, accepted: int | None) -> list[str]:

@@ -8,11 +8,11 @@ from importlib.resources import files
 
 from markupsafe import Markup
 
-from rldecoder.dashboard.collect import example_view
 from rldecoder.dashboard.report import environment
+from rldecoder.dashboard.shown import ExampleShown, MeasuredShown, TokenShown
 from rldecoder.explain.explanation import Explanation
 from rldecoder.explain.reading import FeatureTable, Reading
-from rldecoder.visible_text import visible_text, visible_token
+from rldecoder.visible_text import visible_token
 
 SHOWN_TOKENS = 200
 """Rows of a reading's table; a notebook is no place for thousands."""
@@ -22,23 +22,14 @@ class ShownExplanation(Explanation):
     """An explanation that a notebook shows."""
 
     def _repr_html_(self) -> str:
-        return _html("notebook_explanation.html.j2", example=example_view(self))
+        return _html("notebook_explanation.html.j2", example=ExampleShown.of(self))
 
 
 class ShownFeatures(FeatureTable):
     """A feature table that a notebook shows."""
 
     def _repr_html_(self) -> str:
-        rows = [
-            {
-                "latent": row.latent,
-                "label": None if row.label is None else visible_text(row.label, 200),
-                "unsure": None if row.unsure_label is None else visible_text(row.unsure_label, 200),
-                "activation": row.activation,
-                "effect": row.effect,
-            }
-            for row in self
-        ]
+        rows = [MeasuredShown.model_validate(row) for row in self]
         token = visible_token(self.token.token)
         return _html("notebook_features.html.j2", rows=rows, token=token, at=self.at)
 
@@ -58,24 +49,8 @@ class ShownReading(Reading):
     def _repr_html_(self) -> str:
         shown = self.predictions[-SHOWN_TOKENS:]
         first = len(self.predictions) - len(shown)
-        rows = [
-            {
-                "at": at,
-                "token": visible_token(trace.token),
-                "frozen": visible_token(trace.frozen[0].token),
-                "frozen_p": trace.frozen[0].probability,
-                "decoder": visible_token(trace.decoder[0].token),
-                "decoder_p": trace.decoder[0].probability,
-                "agree": trace.frozen[0].token_id == trace.decoder[0].token_id,
-                "kl": trace.kl,
-                "features": [
-                    (f.latent, "" if f.label is None else visible_text(f.label, 60))
-                    for f in trace.features[:3]
-                ],
-            }
-            for at, trace in enumerate(shown, first)
-        ]
-        return _html("notebook_reading.html.j2", rows=rows, left_out=first)
+        tokens = [TokenShown.model_validate(trace) for trace in shown]
+        return _html("notebook_reading.html.j2", tokens=tokens, left_out=first)
 
 
 def _html(template: str, **values: object) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from rldecoder.artifacts.catalogue import (
     FinalDecoder,
@@ -14,7 +14,6 @@ from rldecoder.artifacts.catalogue import (
     TrainedSae,
 )
 from rldecoder.artifacts.manifests import MANIFEST, ArtifactRef, Manifest, read_manifest
-from rldecoder.dashboard.collect import format_seconds
 from rldecoder.dashboard.report import ReportData, environment
 from rldecoder.visible_text import visible_text
 
@@ -27,6 +26,13 @@ CONTENTS = (TrainedSae, SupervisedDecoder, FinalDecoder, Labels, TrainedExplaine
 """What a release is made of."""
 DIRTY = "-dirty"
 """What `git describe` appends to a commit when files differ from it."""
+
+
+class Document(NamedTuple):
+    """One document of the corpus."""
+
+    split: str
+    sha256: str
 
 
 class Check(NamedTuple):
@@ -53,7 +59,8 @@ def release_files(data: ReportData, inputs: ReportInputs) -> dict[str, str]:
         for artifact in inputs
     }
     model = inputs.model.record
-    documents = inputs.corpus.documents.select(["split", "sha256"]).to_pylist()
+    columns = inputs.corpus.documents.select(Document._fields).to_pylist()
+    documents = [Document(**row) for row in columns]
 
     # One set of values for all pages; each template takes what it shows.
     values = {
@@ -71,9 +78,9 @@ def release_files(data: ReportData, inputs: ReportInputs) -> dict[str, str]:
         "model": {name: visible_text(str(value), 200) for name, value in model},
         "tokens": inputs.cache.meta.tokens,
         "packages": _packages(manifests.values()),
-        "stages": [_stage(manifest) for manifest in manifests.values()],
+        "manifests": list(manifests.values()),
         "started": min(manifest.created_at for manifest in manifests.values())[:10],
-        "wall": format_seconds(sum(manifest.wall_seconds for manifest in manifests.values())),
+        "wall": sum(manifest.wall_seconds for manifest in manifests.values()),
         "machines": sorted({manifest.device_name for manifest in manifests.values()}),
         "freeze_note": data.freeze_note,
     }
@@ -87,7 +94,7 @@ def release_files(data: ReportData, inputs: ReportInputs) -> dict[str, str]:
 
 def checklist(
     manifests: Mapping[str, Manifest],
-    documents: Sequence[Mapping[str, Any]],
+    documents: Sequence[Document],
     *,
     weights_sha256: str,
     licence: str,
@@ -96,7 +103,7 @@ def checklist(
 
     Args:
         manifests: by stage.
-        documents: split and sha256 of every document.
+        documents: of the corpus.
         weights_sha256, licence: of the frozen model; "" where not known.
     """
     commits = {manifest.git_commit for manifest in manifests.values()}
@@ -110,8 +117,8 @@ def checklist(
     num_files = sum(len(manifest.files) for manifest in manifests.values())
 
     splits: dict[str, set[str]] = {}
-    for row in documents:
-        splits.setdefault(row["sha256"], set()).add(row["split"])
+    for document in documents:
+        splits.setdefault(document.sha256, set()).add(document.split)
     shared = sum(len(of_text) > 1 for of_text in splits.values())
     return [
         Check("Every file is named by its sha256", not unnamed,
@@ -154,17 +161,3 @@ def _packages(manifests: Iterable[Manifest]) -> list[tuple[str, list[str]]]:
         for name, version in manifest.packages.items():
             seen.setdefault(name, set()).add(version)
     return [(name, sorted(versions)) for name, versions in sorted(seen.items())]
-
-
-def _stage(manifest: Manifest) -> dict[str, Any]:
-    return {
-        "name": manifest.stage,
-        "digest": manifest.digest,
-        "version": manifest.version,
-        "seed": manifest.seed,
-        "device": manifest.device,
-        "wall": format_seconds(manifest.wall_seconds),
-        "memory": f"{manifest.peak_memory_bytes / 2**30:.1f} GiB",
-        "verdict": manifest.verdict,
-        "reasons": [visible_text(reason, 300) for reason in manifest.reasons],
-    }

@@ -10,12 +10,18 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from rldecoder.dashboard.cards import FeatureCard
+from rldecoder.dashboard.collect import ConfigShown, PhaseShown, format_seconds
 from rldecoder.dashboard.figures import Drawing
+from rldecoder.dashboard.shown import ExampleShown
+from rldecoder.decoder.faithfulness import Faithfulness
+from rldecoder.evals.comparison import TaskScore
+from rldecoder.evals.targets import TargetRow
 from rldecoder.visible_text import visible_text
 
 SECTIONS = (
@@ -34,8 +40,34 @@ FIGURE_NAMES = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class FigureEntry:
+class Fact(NamedTuple):
+    """A headline number."""
+
+    name: str
+    value: str
+    more: str = ""
+    """What it is of, or its unit; shown small."""
+
+
+class FaithfulnessRow(Faithfulness):
+    """A decoder on a split."""
+
+    model: str
+    """Named for people."""
+    split: str
+    """`test` or `ood`."""
+
+
+class ControlsShown(NamedTuple):
+    """The table of PPO's controls, and the verdict."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    verdict: str
+    reasons: str
+
+
+class FigureEntry(NamedTuple):
     """One figure with its words."""
 
     drawing: Drawing
@@ -49,27 +81,26 @@ class ReportData:
 
     title: str
     subtitle: str
-    facts: Sequence[Mapping[str, str]]
-    """Headline numbers: name, value, more."""
+    facts: Sequence[Fact]
     caveats: Sequence[str]
-    targets: Sequence[Mapping[str, Any]]
-    """Rows of `targets.json`."""
-    pipeline: Sequence[Mapping[str, Any]]
-    faithfulness: Sequence[Mapping[str, Any]]
-    tasks: Sequence[Mapping[str, Any]]
+    targets: Sequence[TargetRow]
+    pipeline: Sequence[PhaseShown]
+    faithfulness: Sequence[FaithfulnessRow]
+    tasks: Sequence[TaskScore]
+    """Models named for people."""
     freeze_note: str
-    controls: Mapping[str, Any] | None
-    """columns, rows, verdict and reasons of the PPO controls."""
+    controls: ControlsShown | None
     label_columns: Sequence[str]
     label_methods: Sequence[Sequence[str]]
+    claim_columns: Sequence[str]
     claim_methods: Sequence[Sequence[str]]
     claim_note: str
     simulation_columns: Sequence[str]
     simulation_rows: Sequence[Sequence[str]]
     simulation_note: str
-    examples: Sequence[Mapping[str, Any]]
-    features: Sequence[Mapping[str, Any]]
-    configs: Sequence[Mapping[str, Any]]
+    examples: Sequence[ExampleShown]
+    features: Sequence[FeatureCard]
+    configs: Sequence[ConfigShown]
     figures: Mapping[str, FigureEntry] = field(default_factory=dict)
 
 
@@ -81,27 +112,16 @@ def render_html(data: ReportData) -> str:
     and `&` are escaped, and the script puts it on the page as `textContent` only.
     """
     css = (_templates() / "report.css").read_text(encoding="utf-8")
-    return (
-        environment(autoescape=True)
-        .get_template("report.html.j2")
-        .render(
-            **_values(data),
-            figures={
-                name: {
-                    "svg": Markup(entry.drawing.svg),
-                    "title": entry.title,
-                    "caption": entry.caption,
-                }
-                for name, entry in data.figures.items()
-            }
-            | {name: None for name in FIGURE_NAMES if name not in data.figures},
-            sections=SECTIONS,
-            css=Markup(css),
-            script=Markup(_script()),
-            script_sha256=script_sha256(),
-            feature_json=Markup(script_json(list(data.features))),
-        )
-    )
+    cards = [card.model_dump(mode="json") for card in data.features]
+    values = vars(data) | {
+        "figures": dict.fromkeys(FIGURE_NAMES) | dict(data.figures),
+        "sections": SECTIONS,
+        "css": Markup(css),
+        "script": Markup(_script()),
+        "script_sha256": script_sha256(),
+        "feature_json": Markup(script_json(cards)),
+    }
+    return environment(autoescape=True).get_template("report.html.j2").render(values)
 
 
 def script_sha256() -> str:
@@ -119,7 +139,7 @@ def _templates() -> Traversable:
 
 def render_markdown(data: ReportData) -> str:
     """The run's page for docs/experiments/: tables only, no times, no pictures."""
-    text = environment(autoescape=False).get_template("experiment.md.j2").render(**_values(data))
+    text = environment(autoescape=False).get_template("experiment.md.j2").render(vars(data))
     return text.rstrip() + "\n"
 
 
@@ -137,24 +157,14 @@ def markdown_text(text: str) -> str:
     return shown
 
 
-def _values(data: ReportData) -> dict[str, Any]:
-    values = {name: getattr(data, name) for name in data.__dataclass_fields__ if name != "figures"}
-    values["targets"] = [{**row, "shown": _shown(row["value"])} for row in data.targets]
-    return values
-
-
-def _shown(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3g}"
-
-
 @lru_cache(maxsize=2)
 def environment(*, autoescape: bool) -> Environment:
-    """The page templates; `md` escapes for Markdown."""
+    """The page templates; `md` escapes for Markdown, `duration` writes seconds."""
     environment = Environment(
         loader=PackageLoader("rldecoder.dashboard", "templates"),
         autoescape=autoescape,
         undefined=StrictUndefined,
         trim_blocks=False,
     )
-    environment.filters["md"] = markdown_text
+    environment.filters |= {"md": markdown_text, "duration": format_seconds}
     return environment

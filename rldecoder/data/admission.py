@@ -53,7 +53,7 @@ class Admission:
         """Documents, of long ones their beginnings. The split is known before a document is read,
         so text that no budget has room for is never parsed."""
         for candidate in stream:
-            split = choose_split(candidate.key)
+            split = candidate.split or choose_split(candidate.key)
             if not self._has_room(split):
                 continue
             document = candidate.load()
@@ -78,7 +78,7 @@ class Admission:
         The documentation of packages is not read on: it is there to fill small budgets, and what
         it gives stays as it was."""
         for candidate in stream:
-            split = choose_split(candidate.key)
+            split = candidate.split or choose_split(candidate.key)
             if not candidate.users or candidate.key in self._duplicates:
                 continue
             if not self._has_room(split):

@@ -36,6 +36,8 @@ class Candidate(NamedTuple):
     """Reads it; None when there is no text in it."""
     users: bool = False
     """Whether it is a text of the user's own, of which none may be lost to a length limit."""
+    split: str | None = None
+    """The one split that it may go to (None: its key decides)."""
 
 
 def clean_text(text: str, max_chars: int | None = None) -> str:

@@ -91,7 +91,7 @@ class ActivationPass:
             advance(num_tokens)
         whole = concatenate(parts)
         assert whole.resid is not None
-        return whole.select(~is_sink(whole.resid))
+        return whole.select(~is_sink(whole.resid, whole.token_id, self._lm.front))
 
     def _batches(
         self, input_ids: Tensor, first_sequence: int

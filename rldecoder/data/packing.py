@@ -26,8 +26,9 @@ class PackedSequence(NamedTuple):
 class SequencePacker:
     """Lines documents up, each followed by an end-of-text token, and cuts equal sequences.
 
-    The end-of-text token belongs to the document before it. What is left at the end and fills no
-    sequence is dropped.
+    The end-of-text token belongs to the document before it. Where texts begin with the same token
+    (GPT-2, OPT), the next document's stands for it. What is left at the end and fills no sequence
+    is dropped.
 
     Args:
         context_length: tokens of a sequence.
@@ -41,8 +42,9 @@ class SequencePacker:
     def __init__(
         self, context_length: int, max_sequences: int, eos_token_id: int, front: Sequence[int] = ()
     ) -> None:
-        self._context_length, self._eos = context_length, eos_token_id
+        self._context_length = context_length
         self._max_sequences, self._front = max_sequences, [*front]
+        self._end = [] if self._front[-1:] == [eos_token_id] else [eos_token_id]
         self._num_sequences = 0
         self._done: list[PackedSequence] = []
         self._row: list[int] = []
@@ -57,7 +59,7 @@ class SequencePacker:
 
     def add(self, doc_id: int, source: str, token_ids: list[int]) -> int:
         """Append a document; returns how many of its tokens, those in front among them, fit."""
-        tokens = [*self._front, *token_ids, self._eos]
+        tokens = [*self._front, *token_ids, *self._end]
         taken = 0
         while taken < len(tokens) and not self.full:
             if not self._row:
@@ -71,7 +73,7 @@ class SequencePacker:
             taken += len(part)
             if len(self._row) == self._context_length:
                 self._finish_row()
-        return min(taken, len(tokens) - 1)
+        return min(taken, len(tokens) - len(self._end))
 
     def take(self) -> list[PackedSequence]:
         """All sequences that are complete by now; each is returned once."""

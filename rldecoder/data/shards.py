@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from rldecoder.errors import BadInputError, DamagedFileError
-from rldecoder.schemas import read_parquet, write_parquet
+from rldecoder.schemas import read_parquet, table_schema, write_parquet
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,21 +17,6 @@ if TYPE_CHECKING:
 SPLITS = ("train", "validation", "label", "test", "ood")
 """train fits; validation chooses checkpoints; labels are fitted on label; gates and evaluations
 read test; ood is another kind of text."""
-
-IN_DOMAIN_SPLITS = SPLITS[:-1]
-
-DOCUMENTS = pa.schema(
-    [
-        ("doc_id", pa.int32()),
-        ("split", pa.string()),
-        ("source", pa.string()),
-        ("licence", pa.string()),
-        ("title", pa.string()),
-        ("num_tokens", pa.int32()),
-        ("sha256", pa.string()),
-    ]
-)
-"""Documents of which tokens were kept: a `DocumentRow` each."""
 
 
 class DocumentRow(NamedTuple):
@@ -46,6 +31,10 @@ class DocumentRow(NamedTuple):
     """Kept, without the EOS."""
     sha256: str
     """Of the cleaned text in UTF-8."""
+
+
+DOCUMENTS = table_schema(DocumentRow)
+"""Documents of which tokens were kept: a `DocumentRow` each."""
 
 
 def token_schema(vocab_size: int) -> pa.Schema:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,9 @@ from rldecoder.config.data import (
     LocalSource,
     PydocsSource,
     PysourceSource,
+    ReaderSource,
     Source,
+    TasksSource,
 )
 from rldecoder.data.documents import Candidate, Document, plain, unit_hash
 from rldecoder.data.files import (
@@ -42,12 +44,18 @@ from rldecoder.data.python_corpus import (
     pysource_candidates,
     python_fingerprint,
 )
+from rldecoder.data.reader import reader_candidates, reader_fingerprint
 from rldecoder.errors import BadInputError
 from rldecoder.seeds import derive_seed
 
 READER_VERSION = 2
 """Raised when the same files would give other documents, or other keys. It is part of the digest
 of runs that read files or datasets, and of no others."""
+
+TASK_PROMPTS_VERSION = 1
+"""Raised when a `tasks` source would give other documents."""
+
+MakeDocuments = Callable[[TasksSource], Iterable[Candidate]]
 
 _LICENCES = ("licence", "license")
 _TITLE_CHARS = 300
@@ -59,6 +67,7 @@ def candidates(
     seed: int,
     shuffle_buffer: int,
     dropped: Counter[str] | None = None,
+    made: MakeDocuments | None = None,
 ) -> Iterator[Candidate]:
     """Documents of several sources, one of each in turn until all are exhausted.
 
@@ -67,13 +76,16 @@ def candidates(
         seed: decides the order within each source.
         shuffle_buffer: rows of files and datasets are shuffled within this many documents.
         dropped: counts what was read and is no text, by reason.
+        made: makes the documents of a `tasks` source, which this package knows nothing of.
 
     Raises:
         BadInputError: if a source is missing, unreadable, or lacks its text column.
     """
     dropped = Counter() if dropped is None else dropped
     taken: set[str] = set()
-    streams = [_one_source(source, seed, shuffle_buffer, dropped, taken) for source in sources]
+    streams = [
+        _one_source(source, seed, shuffle_buffer, dropped, taken, made) for source in sources
+    ]
     while streams:
         for stream in list(streams):
             candidate = next(stream, None)
@@ -95,6 +107,10 @@ def fingerprint(sources: Sequence[Source]) -> dict[str, str]:
             parts = python_fingerprint(source.stdlib, source.packages)
         elif isinstance(source, PysourceSource):
             parts = python_fingerprint(True, ())
+        elif isinstance(source, ReaderSource):
+            parts = reader_fingerprint()
+        elif isinstance(source, TasksSource):
+            parts = {"prompts": str(TASK_PROMPTS_VERSION)}
         elif isinstance(source, LocalSource):
             parts = _file_hashes(file.path for file in list_files(source.paths).files)
         else:
@@ -117,13 +133,24 @@ def left_out_files(sources: Sequence[Source]) -> Counter[str]:
 
 
 def _one_source(
-    source: Source, seed: int, shuffle_buffer: int, dropped: Counter[str], taken: set[str]
+    source: Source,
+    seed: int,
+    shuffle_buffer: int,
+    dropped: Counter[str],
+    taken: set[str],
+    made: MakeDocuments | None,
 ) -> Iterator[Candidate]:
     if isinstance(source, PydocsSource):
         found = pydocs_candidates(source.stdlib, source.packages)
         return iter(_sorted_by_hash(found, seed))
     if isinstance(source, PysourceSource):
         return iter(_sorted_by_hash(pysource_candidates(), seed))
+    if isinstance(source, ReaderSource):
+        return iter(_sorted_by_hash(reader_candidates(), seed))
+    if isinstance(source, TasksSource):
+        if made is None:
+            raise ValueError("a `tasks` source needs `made`")
+        return iter(_sorted_by_hash(made(source), seed))
     if isinstance(source, LocalSource):
         documents = _local_documents(source, dropped, list_files(source.paths, taken).files)
     else:

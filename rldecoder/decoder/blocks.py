@@ -17,6 +17,7 @@ from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 
 import torch
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -25,15 +26,17 @@ from transformers.cache_utils import DynamicLayer
 
 from rldecoder.decoder.configuration_sae_decoder import SaeDecoderConfig
 from rldecoder.decoder.copies import compare_copies
-from rldecoder.decoder.masks import given_mask
 from rldecoder.decoder.upper import UpperPart
 from rldecoder.lm.cut import (
     NumberedCache,
     config_with_blocks,
     find_parts,
     replaced_input,
+    with_block_list,
     with_blocks,
 )
+from rldecoder.lm.masks import given_mask
+from rldecoder.lm.placement import require_whole_weights
 
 
 class _NoEmbedding(nn.Module):
@@ -83,13 +86,13 @@ class BlockDecoder(UpperPart):
 
     def forward(
         self,
-        resid: Tensor,
+        resid: Float[Tensor, "batch length d_model"],
         *,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
+        attention_mask: Shaped[Tensor, "#batch *seen"] | None = None,
+        position_ids: Int[Tensor, "#batch length"] | None = None,
         past_key_values: Cache | None = None,
-        masks: Sequence[Tensor] | None = None,
-    ) -> Tensor:
+        masks: Sequence[Float[Tensor, "#batch 1 length seen"]] | None = None,
+    ) -> Float[Tensor, "batch length d_model"]:
         """Predicted final hidden states [B, T, D].
 
         Args:
@@ -125,7 +128,12 @@ class BlockDecoder(UpperPart):
         predicted: Tensor = self.out(out.last_hidden_state)
         return predicted
 
-    def of_rows(self, resid: Tensor, seq_id: Tensor, pos: Tensor) -> Tensor:
+    def of_rows(
+        self,
+        resid: Float[Tensor, "tokens d_model"],
+        seq_id: Int[Tensor, " tokens"],
+        pos: Int[Tensor, " tokens"],
+    ) -> Float[Tensor, "tokens d_model"]:
         """Predicted final hidden states [N, D]; places without a row are not seen.
 
         Position 0 is never cached, and stays visible: every block reads its learned sink there.
@@ -141,13 +149,21 @@ class BlockDecoder(UpperPart):
         hidden: Tensor = self(grid, attention_mask=mask, position_ids=positions)
         return hidden[row, column]
 
-    def enter(self, index: int, hidden: Tensor, *, first: Tensor) -> Tensor:
+    def enter(
+        self,
+        index: int,
+        hidden: Float[Tensor, "batch length d_model"],
+        *,
+        first: Bool[Tensor, "#batch length 1"],
+    ) -> Float[Tensor, "batch length d_model"]:
         """What block `index` reads of `hidden` [B, T, D]; `first` [B, T, 1]: position 0."""
         if index:
             hidden = self.bridges[index - 1](hidden)
         return torch.where(first, self.sinks[index], hidden)
 
-    def run_block(self, index: int, hidden: Tensor) -> Tensor:
+    def run_block(
+        self, index: int, hidden: Float[Tensor, "batch length d_model"]
+    ) -> Float[Tensor, "batch length d_model"]:
         """What leaves block `index` (no norm after it) when `hidden` [B, T, D] stands at its door.
 
         For sequences from position 0 on, without padding.
@@ -160,7 +176,7 @@ class BlockDecoder(UpperPart):
             left: Tensor = alone(inputs_embeds=hidden, use_cache=False).last_hidden_state
         return left
 
-    def direct(self, rows: Tensor) -> Tensor:
+    def direct(self, rows: Float[Tensor, "tokens d_model"]) -> Float[Tensor, "tokens d_model"]:
         """What `rows` [n, D] at the first door would leave of themselves, past all blocks: [n, D].
 
         The bridges, the final norm and the last map, without their constants, as if a row were the
@@ -172,7 +188,9 @@ class BlockDecoder(UpperPart):
         return F.linear(normed, self.out.weight)
 
     @torch.no_grad()
-    def copy_from(self, base: PreTrainedModel, input_ids: Tensor | None = None) -> None:
+    def copy_from(
+        self, base: PreTrainedModel, input_ids: Int[Tensor, "batch length"] | None = None
+    ) -> None:
         """Take the weights of the frozen model's blocks of the same numbers, and its norm.
 
         Args:
@@ -182,6 +200,7 @@ class BlockDecoder(UpperPart):
         Raises:
             BadInputError: a copy does not compute what the frozen block does.
         """
+        require_whole_weights(base, "A decoder with blocks copies them and trains the copies")
         blocks_name, norm_name = find_parts(base)
         theirs = base.get_submodule(blocks_name)
         for number, block in zip(self.numbers, self.blocks, strict=True):
@@ -237,9 +256,9 @@ def _body(config: SaeDecoderConfig) -> PreTrainedModel:
     whole.pad_token_id = whole.bos_token_id = whole.eos_token_id = 0  # within the vocabulary
     # The configuration names the dtype of the frozen weights; these are to be trained.
     fewer = config_with_blocks(whole, config.blocks)
-    body: PreTrainedModel = AutoModel.from_config(fewer, dtype=torch.float32)
+    body = with_block_list(AutoModel.from_config(fewer, dtype=torch.float32))
     with torch.device("meta"):
-        source = AutoModel.from_config(whole, dtype=torch.float32)
+        source = with_block_list(AutoModel.from_config(whole, dtype=torch.float32))
     blocks_name, _ = find_parts(source)
     numbered = nn.ModuleList(source.get_submodule(f"{blocks_name}.{n}") for n in config.blocks)
     device = torch.empty(0).device

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -23,7 +24,10 @@ _COARSE_ROUNDING = 1e-2
 
 @torch.no_grad()
 def compare_copies(
-    body: PreTrainedModel, numbers: Sequence[int], base: PreTrainedModel, input_ids: Tensor | None
+    body: PreTrainedModel,
+    numbers: Sequence[int],
+    base: PreTrainedModel,
+    input_ids: Int[Tensor, "batch length"] | None,
 ) -> None:
     """Run the same input through each frozen block, where it is, and through its copy.
 
@@ -36,6 +40,10 @@ def compare_copies(
     Raises:
         BadInputError: they differ by more than rounding, or the copy cannot be run.
     """
+    kinds = getattr(body.config, "layer_types", None) or []
+    for number, kind in zip(numbers, kinds, strict=False):
+        if "attention" not in kind or kind == "linear_attention":
+            raise _refusal(base, number, f"It is no attention over positions (`{kind}`).")
     if input_ids is None:
         table = base.get_input_embeddings()
         assert isinstance(table, nn.Embedding)

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -88,7 +89,9 @@ class LogitBuffers:
         """As large as pays for training; about 400 MB for four."""
         return cls(max(32, KEPT_BYTES // (4 * vocab_size) // 32 * 32))
 
-    def take(self, rows: int, vocab_size: int, device: torch.device) -> list[Tensor]:
+    def take(
+        self, rows: int, vocab_size: int, device: torch.device
+    ) -> list[Float[Tensor, "tokens vocab"]]:
         """Four tensors [rows, V] float32 of anything."""
         held = self._held
         if held is None or held.shape[1] < rows or held.shape[2] != vocab_size:
@@ -167,7 +170,9 @@ def _losses_and_logit_grad(
     return kl, ce, grad, scale
 
 
-def softmax_and_lse(logits: Tensor, *, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def softmax_and_lse(
+    logits: Float[Tensor, "tokens vocab"], *, out: Float[Tensor, "tokens vocab"] | None = None
+) -> tuple[Float[Tensor, "tokens vocab"], Float[Tensor, " tokens"]]:
     """Softmax [n, V] and logsumexp [n] of logits [n, V] with one exponentiation.
 
     The largest probability is exp(largest logit - lse), which gives lse without a second pass.
@@ -177,11 +182,11 @@ def softmax_and_lse(logits: Tensor, *, out: Tensor | None = None) -> tuple[Tenso
 
 
 def chunked_kl_ce(
-    hidden_pred: Tensor,
-    hidden_frozen: Tensor,
+    hidden_pred: Float[Tensor, "tokens d_model"],
+    hidden_frozen: Float[Tensor, "tokens d_model"],
     lm: FrozenLM,
     *,
-    labels: Tensor | None = None,
+    labels: Int[Tensor, " tokens"] | None = None,
     ce_weight: float = 0.0,
     buffers: LogitBuffers | None = None,
     choices: bool = False,
@@ -231,6 +236,8 @@ class NextTokens:
     def _key(self, seq_id: Tensor, pos: Tensor) -> Tensor:
         return (seq_id.long() - self._first) * self._length + pos.long()
 
-    def labels(self, seq_id: Tensor, pos: Tensor) -> Tensor:
+    def labels(
+        self, seq_id: Int[Tensor, " tokens"], pos: Int[Tensor, " tokens"]
+    ) -> Int[Tensor, " tokens"]:
         """Next tokens [N] int64 of positions [N], `NO_LABEL` where there is none."""
         return self._table[self._key(seq_id, pos)]

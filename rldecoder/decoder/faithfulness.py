@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import pyarrow as pa
 import torch
+from jaxtyping import Float
 from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
@@ -29,7 +30,7 @@ from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
 from rldecoder.decoder.sequences import hidden_of_rows, whole_sequences
 from rldecoder.errors import NumericalError
 from rldecoder.lm.frozen import FrozenLM
-from rldecoder.schemas import JsonRecord
+from rldecoder.schemas import JsonRecord, table_schema
 
 Predictor = Callable[[ActivationBatch], Tensor]
 """From cached rows of whole sequences to predicted final hidden states [N, D] float32."""
@@ -67,33 +68,19 @@ class Faithfulness(JsonRecord):
     """How many sequences they lie in."""
 
 
-class EpochFaithfulness(Faithfulness):
-    """The same of a decoder in training."""
-
+class _Epoch(JsonRecord):
     epoch: int
-    """Epochs that it was trained; 0 before training."""
+    """Epochs that the decoder was trained; 0 before training."""
     split: str
     """Where it was measured."""
 
 
-EPOCHS = pa.schema(
-    [
-        ("epoch", pa.int32()),
-        ("split", pa.string()),
-        ("kl", pa.float64()),
-        ("kl_low", pa.float64()),
-        ("kl_high", pa.float64()),
-        ("ce", pa.float64()),
-        ("frozen_ce", pa.float64()),
-        ("accuracy", pa.float64()),
-        ("frozen_accuracy", pa.float64()),
-        ("agreement", pa.float64()),
-        ("ece", pa.float64()),
-        ("num_tokens", pa.int64()),
-        ("num_labels", pa.int64()),
-        ("num_sequences", pa.int64()),
-    ]
-)
+class EpochFaithfulness(Faithfulness, _Epoch):
+    """The same of a decoder in training; epoch and split are the first columns of EPOCHS."""
+
+
+_COUNTS = ("num_tokens", "num_labels", "num_sequences")
+EPOCHS = table_schema(EpochFaithfulness, **dict.fromkeys(_COUNTS, pa.int64()))
 """An `EpochFaithfulness` a row."""
 
 
@@ -128,7 +115,7 @@ def decoder_predictor(decoder: SaeDecoderForCausalLM) -> Predictor:
     return predict
 
 
-def lens_predictor(A: Tensor, c: Tensor) -> Predictor:
+def lens_predictor(A: Float[Tensor, "d_model d_model"], c: Float[Tensor, " d_model"]) -> Predictor:
     """An affine lens on the raw residual, SAE left out: `resid @ A + c`."""
 
     def predict(batch: ActivationBatch) -> Tensor:
@@ -270,11 +257,11 @@ def _sequence_bootstrap(
 
 
 def expected_calibration_error(
-    confidence: NDArray[np.float64], correct: NDArray[np.float64], num_bins: int = NUM_ECE_BINS
+    confidence: Float[np.ndarray, " tokens"], correct: Float[np.ndarray, " tokens"]
 ) -> float:
     """Mean |accuracy - confidence| over equal-width bins, weighted by their size (1706.04599)."""
     if not len(confidence):
         return 0.0
-    bins = np.minimum((confidence * num_bins).astype(int), num_bins - 1)
-    gaps = np.bincount(bins, weights=correct - confidence, minlength=num_bins)
+    bins = np.minimum((confidence * NUM_ECE_BINS).astype(int), NUM_ECE_BINS - 1)
+    gaps = np.bincount(bins, weights=correct - confidence, minlength=NUM_ECE_BINS)
     return float(np.abs(gaps).sum() / len(confidence))

@@ -20,29 +20,7 @@ from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.lm.lens import RIDGE_STRENGTHS, AffineMap, Moments, choose_affine
 from rldecoder.sae.model import Sae
-from rldecoder.schemas import JsonRecord, Scalar, optional
-
-CELLS = pa.schema(
-    [
-        ("layer", pa.int32()),
-        ("k", pa.int32()),
-        ("expansion", pa.float64()),
-        ("depth", pa.int32()),
-        ("sae", pa.string()),
-        ("start_kl", pa.float64()),
-        ("kl", pa.float64()),
-        ("kl_low", pa.float64()),
-        ("kl_high", pa.float64()),
-        ("agreement", pa.float64()),
-        ("splice_kl", pa.float64()),
-        ("residual_lens_kl", pa.float64()),
-        ("parameters", pa.int64()),
-        ("flops_per_token", pa.float64()),
-        ("tokens_trained", pa.int64()),
-        ("train_seconds", pa.float64()),
-    ]
-)
-"""A `FrontierCell` a row."""
+from rldecoder.schemas import JsonRecord, Scalar, optional, table_schema
 
 _ROWS = 4096
 
@@ -82,6 +60,10 @@ class FrontierCell(JsonRecord):
     """Over all epochs."""
     train_seconds: float
     """Wall clock."""
+
+
+CELLS = table_schema(FrontierCell, parameters=pa.int64(), tokens_trained=pa.int64())
+"""A `FrontierCell` a row."""
 
 
 class FrontierVerdict(JsonRecord):

@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     Cache,
-    DynamicCache,
     GenerationConfig,
     GenerationMixin,
     PreTrainedModel,
@@ -32,7 +32,6 @@ from rldecoder.decoder.blocks import BlockDecoder, own_layers
 from rldecoder.decoder.configuration_sae_decoder import SaeDecoderConfig
 from rldecoder.decoder.upper import LinearDecoder, UpperPart
 from rldecoder.errors import BadInputError
-from rldecoder.lm.cut import WholeCache
 from rldecoder.lm.frozen import FrozenLM, count_positions
 from rldecoder.sae.model import Sae
 from rldecoder.sae.selection import SparseLatents
@@ -99,10 +98,10 @@ class SaeDecoderModel(PreTrainedModel):
     def forward(
         self,
         latents: SparseLatents,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
+        attention_mask: Shaped[Tensor, "batch seen"] | None = None,
+        position_ids: Int[Tensor, "#batch length"] | None = None,
         past_key_values: Cache | None = None,
-    ) -> Tensor:
+    ) -> Float[Tensor, "*places d_model"]:
         """Predicted final hidden states [..., D] from latents [..., K].
 
         Args:
@@ -161,6 +160,11 @@ class SaeDecoderForCausalLM(PreTrainedModel, GenerationMixin):
     def upper(self) -> UpperPart:
         """What follows on the latents' sum."""
         return self.model.blocks
+
+    @property
+    def trunk_config(self) -> Any:
+        """The frozen model's own configuration."""
+        return self.frozen.lm.model.config
 
     @property
     def looks_back(self) -> bool:
@@ -231,9 +235,9 @@ class SaeDecoderForCausalLM(PreTrainedModel, GenerationMixin):
     @torch.no_grad()
     def features(
         self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
+        input_ids: Int[Tensor, "batch length"],
+        attention_mask: Shaped[Tensor, "batch seen"] | None = None,
+        position_ids: Int[Tensor, "#batch length"] | None = None,
         past_key_values: Cache | None = None,
         use_cache: bool = False,
     ) -> FeaturesOutput:
@@ -248,10 +252,6 @@ class SaeDecoderForCausalLM(PreTrainedModel, GenerationMixin):
         """
         lm, sae = self.frozen.lm, self.frozen.sae
         position_ids = count_positions(attention_mask, position_ids, input_ids.shape[1])
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
-        if past_key_values is not None and not past_key_values.get_seq_length():
-            WholeCache(lm.model.config)  # refuses models that keep more than keys and values
         trunk = lm.trunk(
             input_ids,
             self.config.hook_layer,
@@ -266,19 +266,21 @@ class SaeDecoderForCausalLM(PreTrainedModel, GenerationMixin):
     def hidden(
         self,
         latents: SparseLatents,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
+        attention_mask: Shaped[Tensor, "batch seen"] | None = None,
+        position_ids: Int[Tensor, "#batch length"] | None = None,
         past_key_values: Cache | None = None,
-    ) -> Tensor:
+    ) -> Float[Tensor, "*places d_model"]:
         """Predicted final (normed) hidden state [..., D]; see `SaeDecoderModel.forward`."""
         predicted: Tensor = self.model(latents, attention_mask, position_ids, past_key_values)
         return predicted
 
-    def logits(self, latents: SparseLatents) -> Tensor:
+    def logits(self, latents: SparseLatents) -> Float[Tensor, "*places vocab"]:
         """Next-token logits [..., V], float32, from latents [..., K] ([B, T, K] with blocks)."""
         return self.frozen.lm.unembed(self.hidden(latents))
 
-    def contributions(self, latents: SparseLatents, token_ids: Tensor) -> Tensor:
+    def contributions(
+        self, latents: SparseLatents, token_ids: Int[Tensor, " *places"]
+    ) -> Float[Tensor, "*places active"]:
         """What each active latent adds to the logit of one token a position: [..., K].
 
         act_k * (W[index_k] . U[token]): with the bias part `b . U[token]` they sum to the
@@ -301,7 +303,7 @@ class SaeDecoderForCausalLM(PreTrainedModel, GenerationMixin):
             )
         return self.along(latents, self.frozen.lm.unembedding[token_ids].to(self.W.dtype))
 
-    def direct(self, latents: Tensor) -> Tensor:
+    def direct(self, latents: Int[Tensor, " some"]) -> Float[Tensor, "some d_model"]:
         """What one unit of each latent [n] adds by itself to the final hidden state: [n, D].
 
         `linear`: its row, exactly. With blocks: its row's own way past them, of unit length at
@@ -309,7 +311,9 @@ class SaeDecoderForCausalLM(PreTrainedModel, GenerationMixin):
         """
         return self.upper.direct(self.W[latents])
 
-    def along(self, latents: SparseLatents, directions: Tensor) -> Tensor:
+    def along(
+        self, latents: SparseLatents, directions: Float[Tensor, "*places d_model"]
+    ) -> Float[Tensor, "*places active"]:
         """act_k * (W[index_k] . direction): [..., K], differentiable with respect to `W`.
 
         Args:
@@ -321,8 +325,11 @@ class SaeDecoderForCausalLM(PreTrainedModel, GenerationMixin):
 
     @torch.enable_grad()
     def attributions(
-        self, latents: SparseLatents, token_ids: Tensor, attention_mask: Tensor | None = None
-    ) -> Tensor:
+        self,
+        latents: SparseLatents,
+        token_ids: Int[Tensor, " batch"],
+        attention_mask: Shaped[Tensor, "batch length"] | None = None,
+    ) -> Float[Tensor, "batch length active"]:
         """What each latent of every position adds to the logit after the last one: [B, T, K].
 
         Activation times gradient (Simonyan et al. 2013, arXiv 1312.6034): for `linear` exact, and
@@ -342,13 +349,13 @@ class SaeDecoderForCausalLM(PreTrainedModel, GenerationMixin):
 
     def forward(
         self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
+        input_ids: Int[Tensor, "batch length"] | None = None,
+        attention_mask: Shaped[Tensor, "batch seen"] | None = None,
+        position_ids: Int[Tensor, "#batch length"] | None = None,
         past_key_values: Cache | None = None,
         use_cache: bool | None = None,
         latents: SparseLatents | None = None,
-        logits_to_keep: int | Tensor = 0,
+        logits_to_keep: int | Int[Tensor, " some"] = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits [B, T or fewer, V] of the next token.

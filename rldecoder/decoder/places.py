@@ -14,6 +14,7 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -49,7 +50,7 @@ class Places(NamedTuple):
     past: Past | None = None
     """What came before; a linear decoder does not read it."""
 
-    def of(self, chosen: Tensor | slice) -> Places:
+    def of(self, chosen: Shaped[Tensor, " some"] | slice) -> Places:
         """Only some places: an index or a mask over N."""
         acts, indices = self.latents
         past = self.past
@@ -60,7 +61,7 @@ class Places(NamedTuple):
 
 def at_once(
     decoder: SaeDecoderForCausalLM, places: Places, size: int
-) -> Iterator[tuple[Tensor, Predict]]:
+) -> Iterator[tuple[Int[Tensor, " places"], Predict]]:
     """Groups of at most `size` places, as an ascending index [n], and how to predict in them.
 
     Every place comes once. With blocks, the places of a group are in one sequence.
@@ -95,13 +96,17 @@ def at_once(
             yield rows, partial(reader.read, position=past.position[rows])
 
 
-def resid_of(decoder: SaeDecoderForCausalLM, latents: SparseLatents) -> Tensor:
+def resid_of(
+    decoder: SaeDecoderForCausalLM, latents: SparseLatents
+) -> Float[Tensor, "*places d_model"]:
     """What latents [..., K] add up to at the door of the decoder: [..., D]."""
     return decode_sparse(latents, decoder.W, decoder.b)
 
 
 @torch.no_grad()
-def hidden_in(decoder: SaeDecoderForCausalLM, places: Places, size: int = 256) -> Tensor:
+def hidden_in(
+    decoder: SaeDecoderForCausalLM, places: Places, size: int = 256
+) -> Float[Tensor, "places d_model"]:
     """Predicted final hidden states [N, D], nothing changed."""
     resid = resid_of(decoder, places.latents)
     out = torch.empty_like(resid)
@@ -114,7 +119,7 @@ def _identity(resid: Tensor) -> Tensor:
     return resid
 
 
-def past_of_prompts(latents: SparseLatents, mask: Tensor) -> Past:
+def past_of_prompts(latents: SparseLatents, mask: Shaped[Tensor, "sequences length"]) -> Past:
     """The past of the last position of prompts that are padded on the left.
 
     Args:
@@ -142,7 +147,11 @@ def last_of_text(latents: SparseLatents) -> Places:
 
 
 def past_of_rows(
-    latents: SparseLatents, seq_id: Tensor, pos: Tensor, wanted_seq: Tensor, wanted_pos: Tensor
+    latents: SparseLatents,
+    seq_id: Int[Tensor, " tokens"],
+    pos: Int[Tensor, " tokens"],
+    wanted_seq: Int[Tensor, " places"],
+    wanted_pos: Int[Tensor, " places"],
 ) -> Past:
     """The past of places in cached text.
 

@@ -12,13 +12,14 @@ from __future__ import annotations
 import copy
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
 from rldecoder.decoder.blocks import BlockDecoder
 from rldecoder.decoder.distill import matmul_precision
-from rldecoder.decoder.masks import allowed_by, seen_masks
 from rldecoder.errors import BadInputError
+from rldecoder.lm.masks import allowed_by, seen_masks
 from rldecoder.seeds import torch_generator
 
 _LEAST = 64
@@ -33,7 +34,11 @@ class Reader:
     """Reads places of one sequence."""
 
     def __init__(
-        self, blocks: BlockDecoder, resid: Tensor, visible: Tensor, masks: tuple[Tensor, ...]
+        self,
+        blocks: BlockDecoder,
+        resid: Float[Tensor, "1 length d_model"],
+        visible: Bool[Tensor, " length"],
+        masks: tuple[Bool[Tensor, "seen seen"], ...],
     ) -> None:
         """Run the sequence's beginning.
 
@@ -53,7 +58,9 @@ class Reader:
                 past_key_values=self._cache,
             )
 
-    def read(self, resid: Tensor, position: Tensor) -> Tensor:
+    def read(
+        self, resid: Float[Tensor, "places variants d_model"], position: Int[Tensor, " places"]
+    ) -> Float[Tensor, "places variants d_model"]:
         """Predicted final hidden states [n, m, D] of variants at positions [n]; differentiable.
 
         Args:
@@ -81,7 +88,7 @@ class Reader:
         return hidden[0].unflatten(0, resid.shape[:2])
 
 
-def proven_masks(blocks: BlockDecoder, length: int) -> tuple[Tensor, ...]:
+def proven_masks(blocks: BlockDecoder, length: int) -> tuple[Bool[Tensor, "seen seen"], ...]:
     """What each block lets each of `length` positions or more look at: [T, T] bool a block.
 
     The first time, and whenever longer ones are needed, places of a random sequence are compared

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from rldecoder.data.activation_reader import ActivationReader
@@ -22,8 +23,11 @@ from rldecoder.sae.sparse_ops import decode_sparse
 
 
 def hidden_of_rows(
-    decoder: SaeDecoderForCausalLM, latents: SparseLatents, seq_id: Tensor, pos: Tensor
-) -> Tensor:
+    decoder: SaeDecoderForCausalLM,
+    latents: SparseLatents,
+    seq_id: Int[Tensor, " tokens"],
+    pos: Int[Tensor, " tokens"],
+) -> Float[Tensor, "tokens d_model"]:
     """Predicted final hidden states [N, D] of N rows of whole sequences.
 
     Args:
@@ -36,16 +40,22 @@ def hidden_of_rows(
 
 
 def hidden_of_resid(
-    decoder: SaeDecoderForCausalLM, resid: Tensor, seq_id: Tensor, pos: Tensor
-) -> Tensor:
+    decoder: SaeDecoderForCausalLM,
+    resid: Float[Tensor, "tokens d_model"],
+    seq_id: Int[Tensor, " tokens"],
+    pos: Int[Tensor, " tokens"],
+) -> Float[Tensor, "tokens d_model"]:
     """The same from what the rows' latents add up to, [N, D]."""
     return decoder.upper.of_rows(resid, seq_id, pos)
 
 
 @torch.enable_grad()
 def slopes_of_choices(
-    decoder: SaeDecoderForCausalLM, latents: SparseLatents, seq_id: Tensor, pos: Tensor
-) -> Tensor:
+    decoder: SaeDecoderForCausalLM,
+    latents: SparseLatents,
+    seq_id: Int[Tensor, " tokens"],
+    pos: Int[Tensor, " tokens"],
+) -> Float[Tensor, "tokens d_model"]:
     """What a step along each row's residual gives the decoder's own first choices: [N, D].
 
     `decoder.along(latents, slopes)` is then what each latent adds to them, above what it adds to
@@ -64,12 +74,12 @@ def slopes_of_choices(
 
 def slopes_along(
     decoder: SaeDecoderForCausalLM,
-    chosen: Tensor,
-    hidden: Tensor,
-    resid: Tensor,
+    chosen: Int[Tensor, " tokens"],
+    hidden: Float[Tensor, "tokens d_model"],
+    resid: Float[Tensor, "tokens d_model"],
     *,
     keep_graph: bool = False,
-) -> Tensor:
+) -> Float[Tensor, "tokens d_model"]:
     """The same for given choices where the decoder has run already: [N, D], detached.
 
     Args:

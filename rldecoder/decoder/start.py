@@ -12,6 +12,7 @@ from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM, new_decoder
@@ -25,6 +26,8 @@ from rldecoder.sae.model import Sae
 Init = Literal["base", "fresh"]
 HELD_OUT = 8
 """Every so many-th sequence chooses the ridge strengths and is not fitted."""
+MICRO_BATCH = 8
+"""Sequences a pass."""
 
 
 class _Text(NamedTuple):
@@ -45,11 +48,9 @@ def decoder_from_blocks(
     lm: FrozenLM,
     sae: Sae,
     blocks: Sequence[int],
-    input_ids: Tensor,
+    input_ids: Int[Tensor, "sequences length"],
     *,
     init: Init = "base",
-    strengths: Sequence[float] = RIDGE_STRENGTHS,
-    micro_batch: int = 8,
     advance: Callable[[int], None] = lambda tokens: None,
 ) -> SaeDecoderForCausalLM:
     """A transformer decoder that has been fitted, but not trained.
@@ -61,8 +62,6 @@ def decoder_from_blocks(
         input_ids: [S, T] training text, 8 sequences or more.
         init: `base` copies the frozen model's blocks; `fresh` leaves them as transformers makes
             them (global RNG), and then only the last map is fitted.
-        strengths: ridge penalties to choose from, for each map.
-        micro_batch: sequences a pass.
         advance: called with the tokens of each pass.
 
     Raises:
@@ -80,7 +79,7 @@ def decoder_from_blocks(
     parts = decoder.blocks
     proven_masks(parts, input_ids.shape[1])  # before hours of training
 
-    text = _read(lm, sae, blocks, input_ids, micro_batch, advance)
+    text = _read(lm, sae, blocks, input_ids, advance)
     for sink, door in zip(parts.sinks, text.doors, strict=True):
         sink.copy_(door[:, 0].float().mean(0))
     decoder.W.copy_(sae.W_dec.float())
@@ -89,21 +88,21 @@ def decoder_from_blocks(
     # Each map is fitted on what really arrives at it, so that it also mends what came before.
     if init == "base":
         parts.copy_from(lm.base, input_ids[:1])
-        entry = _fit(text.recon, text.doors[0], text.usual, strengths)
+        entry = _fit(text.recon, text.doors[0], text.usual)
         decoder.W.copy_(decoder.W @ entry.A)
         decoder.b.copy_(decoder.b @ entry.A + entry.c)
         resid = entry(text.recon).to(text.recon.dtype)
         for index in range(len(parts.numbers)):
             if index:
-                found = _fit(resid, text.doors[index], text.usual, strengths)
+                found = _fit(resid, text.doors[index], text.usual)
                 _write(parts.bridges[index - 1], found)
                 resid = found(resid).to(resid.dtype)
-            resid = _in_parts(partial(parts.run_block, index), resid, micro_batch)
-        predicted = _in_parts(parts.norm, resid, micro_batch)
+            resid = _in_parts(partial(parts.run_block, index), resid)
+        predicted = _in_parts(parts.norm, resid)
     else:
-        predicted = _in_parts(parts, text.recon, micro_batch)
+        predicted = _in_parts(parts, text.recon)
 
-    _write(parts.out, _fit(predicted, text.final, text.usual, strengths))
+    _write(parts.out, _fit(predicted, text.final, text.usual))
     return decoder
 
 
@@ -112,17 +111,17 @@ def _read(
     sae: Sae,
     blocks: Sequence[int],
     input_ids: Tensor,
-    micro_batch: int,
     advance: Callable[[int], None],
 ) -> _Text:
     recons, doors, finals, usual = [], [], [], []
-    for ids in input_ids.split(micro_batch):
+    for ids in input_ids.split(MICRO_BATCH):
         seen, final = lm.residuals(ids.to(lm.device))
         resid = seen[sae.spec.hook_layer]
         recons.append(sae(resid.flatten(0, 1).float()).recon.view_as(resid).to(lm.dtype))
         doors.append(torch.stack([seen[number] for number in blocks]))
         finals.append(final)
-        kept = ~is_sink(resid.flatten(0, 1)).view(resid.shape[:2])
+        sinks = is_sink(resid.flatten(0, 1), ids.to(lm.device).flatten(), lm.front)
+        kept = ~sinks.view(resid.shape[:2])
         kept[:, 0] = False
         usual.append(kept)
         advance(ids.numel())
@@ -131,13 +130,13 @@ def _read(
     )
 
 
-def _in_parts(function: Callable[[Tensor], Tensor], resid: Tensor, micro_batch: int) -> Tensor:
+def _in_parts(function: Callable[[Tensor], Tensor], resid: Tensor) -> Tensor:
     """`function` of sequences [S, T, D], a few at a time."""
-    passes = [function(part.float()) for part in resid.split(micro_batch)]
+    passes = [function(part.float()) for part in resid.split(MICRO_BATCH)]
     return torch.cat(passes).to(resid.dtype)
 
 
-def _fit(x: Tensor, y: Tensor, usual: Tensor, strengths: Sequence[float]) -> AffineMap:
+def _fit(x: Tensor, y: Tensor, usual: Tensor) -> AffineMap:
     """The affine map [S, T, D] -> [S, T, D] on the usual tokens."""
     held = torch.arange(len(x), device=x.device) % HELD_OUT == HELD_OUT - 1
     sums = []
@@ -146,7 +145,7 @@ def _fit(x: Tensor, y: Tensor, usual: Tensor, strengths: Sequence[float]) -> Aff
         for one_x, one_y, kept in zip(x[rows], y[rows], usual[rows], strict=True):
             moments.add(one_x[kept], one_y[kept])
         sums.append(moments)
-    return choose_affine(sums[0], sums[1], strengths)
+    return choose_affine(sums[0], sums[1], RIDGE_STRENGTHS)
 
 
 def _write(linear: nn.Module, found: AffineMap) -> None:

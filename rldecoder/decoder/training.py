@@ -29,6 +29,8 @@ from rldecoder.decoder.sequences import hidden_of_rows, in_parts
 from rldecoder.errors import NumericalError
 from rldecoder.optimizer_state import pack_optimizer, unpack_optimizer
 
+WEIGHT_DECAY = 0.0
+"""None: decay pulls W to 0, not to the affine lens that it starts from."""
 PART_TOKENS = 4096
 """Larger batches are gone through in parts: memory does not grow with the batch."""
 
@@ -69,13 +71,14 @@ class DecoderTrainer:
         self.step_done = 0
         self.tokens_done = 0
         groups: list[dict[str, Any]] = [
-            {"params": [decoder.W], "weight_decay": config.weight_decay, "peak": config.lr},
-            {"params": [decoder.b], "weight_decay": 0.0, "peak": config.lr},
+            {"params": [decoder.W], "peak": config.lr},
+            {"params": [decoder.b], "peak": config.lr},
         ]
         if blocks := list(decoder.upper.parameters()):
-            decay = config.weight_decay
-            groups.append({"params": blocks, "weight_decay": decay, "peak": config.blocks_lr})
-        self.optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=True)
+            groups.append({"params": blocks, "peak": config.blocks_lr})
+        self.optimizer = torch.optim.AdamW(
+            groups, lr=config.lr, weight_decay=WEIGHT_DECAY, fused=True
+        )
 
     def _batches_in_reader(self) -> int:
         if self.decoder.looks_back:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from transformers import Cache
 
@@ -26,12 +27,12 @@ class UpperPart(nn.Module, ABC):
     @abstractmethod
     def forward(
         self,
-        resid: Tensor,
+        resid: Float[Tensor, "*places d_model"],
         *,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
+        attention_mask: Shaped[Tensor, "batch seen"] | None = None,
+        position_ids: Int[Tensor, "#batch length"] | None = None,
         past_key_values: Cache | None = None,
-    ) -> Tensor:
+    ) -> Float[Tensor, "*places d_model"]:
         """Predicted final hidden states [..., D] of `resid` [..., D].
 
         Args:
@@ -42,7 +43,12 @@ class UpperPart(nn.Module, ABC):
         """
 
     @abstractmethod
-    def of_rows(self, resid: Tensor, seq_id: Tensor, pos: Tensor) -> Tensor:
+    def of_rows(
+        self,
+        resid: Float[Tensor, "tokens d_model"],
+        seq_id: Int[Tensor, " tokens"],
+        pos: Int[Tensor, " tokens"],
+    ) -> Float[Tensor, "tokens d_model"]:
         """Predicted final hidden states [N, D] of N rows of whole sequences.
 
         Args:
@@ -52,7 +58,7 @@ class UpperPart(nn.Module, ABC):
         """
 
     @abstractmethod
-    def direct(self, rows: Tensor) -> Tensor:
+    def direct(self, rows: Float[Tensor, "tokens d_model"]) -> Float[Tensor, "tokens d_model"]:
         """What `rows` [n, D] of the residual stream leave of themselves: [n, D]."""
 
 
@@ -64,19 +70,24 @@ class LinearDecoder(UpperPart):
 
     def forward(
         self,
-        resid: Tensor,
+        resid: Float[Tensor, "*places d_model"],
         *,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
+        attention_mask: Shaped[Tensor, "batch seen"] | None = None,
+        position_ids: Int[Tensor, "#batch length"] | None = None,
         past_key_values: Cache | None = None,
-    ) -> Tensor:
+    ) -> Float[Tensor, "*places d_model"]:
         """`resid` itself."""
         return resid
 
-    def of_rows(self, resid: Tensor, seq_id: Tensor, pos: Tensor) -> Tensor:
+    def of_rows(
+        self,
+        resid: Float[Tensor, "tokens d_model"],
+        seq_id: Int[Tensor, " tokens"],
+        pos: Int[Tensor, " tokens"],
+    ) -> Float[Tensor, "tokens d_model"]:
         """`resid` itself."""
         return resid
 
-    def direct(self, rows: Tensor) -> Tensor:
+    def direct(self, rows: Float[Tensor, "tokens d_model"]) -> Float[Tensor, "tokens d_model"]:
         """`rows` themselves, exactly."""
         return rows

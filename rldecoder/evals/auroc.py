@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from rldecoder.errors import BadInputError
-from rldecoder.evals.statistics import FloatArray, PairedTest
+from rldecoder.evals.statistics import FloatArray, PairedTest, percentiles
 
 BoolArray = NDArray[np.bool_]
 IntArray = NDArray[np.int64]
@@ -41,7 +41,6 @@ def compare_auroc(
     groups: IntArray,
     *,
     reference: str,
-    confidence: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,
 ) -> AurocComparison | None:
@@ -87,26 +86,25 @@ def compare_auroc(
     )
     usable = pairs > 0
 
-    tail = (1 - confidence) / 2
     areas, draws = {}, {}
     for name, values in scores.items():
         credits = _ordered_pairs(outcomes, values, group, count)
         ordered = np.einsum("rg,rg->r", weights @ credits, weights)
         draws[name] = ordered[usable] / pairs[usable]
-        low, high = np.quantile(draws[name], [tail, 1 - tail])
-        areas[name] = AurocInterval(float(roc_auc_score(outcomes, values)), float(low), float(high))
+        area = float(roc_auc_score(outcomes, values))
+        areas[name] = AurocInterval(area, *percentiles(draws[name]))
 
     ahead = {}
     for name in scores:
         if name == reference:
             continue
         difference = draws[reference] - draws[name]
-        low, high = np.quantile(difference, [tail, 1 - tail])
+        low, high = percentiles(difference)
         not_ahead = int((difference <= 0).sum()) + int((~usable).sum())
         ahead[name] = PairedTest(
             difference=areas[reference].auroc - areas[name].auroc,
-            low=float(low),
-            high=float(high),
+            low=low,
+            high=high,
             pvalue=(1 + not_ahead) / (1 + resamples),
         )
     return AurocComparison(areas, ahead)

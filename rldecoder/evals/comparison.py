@@ -6,42 +6,14 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
 from pydantic import RootModel
 
 from rldecoder.decoder.faithfulness import Faithfulness
 from rldecoder.evals.statistics import bootstrap_mean_ci, paired_bootstrap_pvalue, wilson_interval
-from rldecoder.schemas import JsonFile
+from rldecoder.schemas import JsonFile, JsonRecord, table_schema
 
 FROZEN, SUPERVISED, RL = "frozen", "supervised", "rl"
 """The models that are compared."""
-
-TASK_SCORES = pa.schema(
-    [
-        ("task", pa.string()),
-        ("model", pa.string()),
-        ("n", pa.int32()),
-        ("score", pa.float64()),
-        ("ci_low", pa.float64()),
-        ("ci_high", pa.float64()),
-        ("drop", pa.float64()),
-        ("drop_low", pa.float64()),
-        ("drop_high", pa.float64()),
-    ]
-)
-"""One row a task and model: a `TaskScore`."""
-
-ANSWERS = pa.schema(
-    [
-        ("task", pa.string()),
-        ("model", pa.string()),
-        ("prompt_index", pa.int32()),
-        ("answer", pa.string()),
-        ("completion", pa.string()),
-        ("score", pa.float64()),
-    ]
-)
-"""One row a prompt and model: an `Answer`."""
 
 
 class Answer(NamedTuple):
@@ -57,7 +29,11 @@ class Answer(NamedTuple):
     """0 to 1."""
 
 
-class TaskScore(NamedTuple):
+ANSWERS = table_schema(Answer)
+"""One row a prompt and model: an `Answer`."""
+
+
+class TaskScore(JsonRecord):
     """A model on all prompts of a task, with 95 % intervals."""
 
     task: str
@@ -73,6 +49,10 @@ class TaskScore(NamedTuple):
     drop_low: float
     """Of its paired bootstrap interval."""
     drop_high: float
+
+
+TASK_SCORES = table_schema(TaskScore)
+"""One row a task and model: a `TaskScore`."""
 
 
 class FaithfulnessTable(JsonFile, RootModel[dict[str, dict[str, Faithfulness]]]):
@@ -102,8 +82,8 @@ def score_tasks(answers: Sequence[Answer], resamples: int, seed: int) -> list[Ta
         drop = paired_bootstrap_pvalue(points[task, FROZEN], values, resamples=resamples, seed=seed)
         scores.append(
             TaskScore(
-                task, model, len(values), float(np.mean(values)), low, high,
-                drop.difference, drop.low, drop.high,
+                task=task, model=model, n=len(values), score=float(np.mean(values)), ci_low=low,
+                ci_high=high, drop=drop.difference, drop_low=drop.low, drop_high=drop.high,
             )
         )  # fmt: skip
     return scores

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rldecoder.lm.cut import keeps_states, repeat_rows
+
 GenerateFunction = Callable[..., Tensor]
 """Takes the keywords of `transformers` generate, returns [B, prompt + new] token ids."""
 
@@ -37,14 +39,25 @@ class PrefixedBatch(NamedTuple):
 
 
 def split_prefix(
-    prompts: Sequence[Sequence[int]], pad_token_id: int, device: torch.device | str = "cpu"
+    prompts: Sequence[Sequence[int]],
+    pad_token_id: int,
+    device: torch.device | str = "cpu",
+    *,
+    share: bool = True,
 ) -> PrefixedBatch:
     """Split tokenised prompts after their longest common prefix.
 
     The last token of every prompt stays in the suffix, so that a forward pass over the suffix
     yields the logits from which generation starts.
+
+    Args:
+        prompts: token ids of each.
+        pad_token_id: stands between prefix and suffix.
+        device: of the batch.
+        share: False for models that do not bear padding there (`lm.cut.keeps_states`); the prefix
+            is then empty.
     """
-    shortest = min(len(prompt) for prompt in prompts) - 1
+    shortest = min(len(prompt) for prompt in prompts) - 1 if share else 0
     shared = 0
     while shared < shortest and len({prompt[shared] for prompt in prompts}) == 1:
         shared += 1
@@ -86,7 +99,8 @@ def prefix_generate(model: PreTrainedModel) -> GenerateFunction:
         if do_sample:
             raise ValueError("prefix_generate is greedy; sample with `model.generate`.")
         rows = [ids[keep.bool()].tolist() for ids, keep in zip(input_ids, attention_mask)]  # noqa: B905
-        batch = split_prefix(rows, pad_token_id, input_ids.device)
+        share = not keeps_states(getattr(model, "trunk_config", model.config))
+        batch = split_prefix(rows, pad_token_id, input_ids.device, share=share)
         past = _prefix_cache(model, batch)
         new = _greedy(model, batch, past, max_new_tokens, [*eos_token_id, *own_ends], pad_token_id)
         return torch.cat([input_ids, new], dim=1)
@@ -99,7 +113,7 @@ def _prefix_cache(model: PreTrainedModel, batch: PrefixedBatch) -> Any:
     if batch.prefix.shape[1] == 0:
         return None
     past = model(input_ids=batch.prefix, use_cache=True, logits_to_keep=1).past_key_values
-    past.batch_repeat_interleave(len(batch.suffix))
+    repeat_rows(past, len(batch.suffix))
     return past
 
 

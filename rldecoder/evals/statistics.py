@@ -1,4 +1,4 @@
-"""Intervals and paired tests for scores, thin over `scipy.stats` and always seeded."""
+"""95 % intervals and paired tests for scores, thin over `scipy.stats` and always seeded."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ FloatArray = NDArray[np.float64]
 
 # Resamples are drawn in blocks of about this many numbers, so that memory does not grow with n.
 BLOCK_NUMBERS = 4_000_000
+RESAMPLES = 2000
+TAILS = ((1 - 0.95) / 2, 1 - (1 - 0.95) / 2)
 
 
 class Interval(NamedTuple):
@@ -54,7 +56,7 @@ class PairedTest(JsonRecord):
     """One-sided: how likely a difference this large is when a is no better than b."""
 
 
-def wilson_interval(successes: float, trials: int, confidence: float = 0.95) -> Interval:
+def wilson_interval(successes: float, trials: int) -> Interval:
     """Wilson's score interval of a proportion; (0, 1) when there are no trials.
 
     Unlike mean +- 1.96 sd it stays inside [0, 1] and has a width at 0 % and 100 %.
@@ -73,15 +75,14 @@ def wilson_interval(successes: float, trials: int, confidence: float = 0.95) -> 
             "A proportion needs 0 <= successes <= trials.",
             "Check how the scores were counted.",
         )
-    found = stats.binomtest(count, trials).proportion_ci(confidence, method="wilson")
+    found = stats.binomtest(count, trials).proportion_ci(method="wilson")
     return Interval(float(found.low), float(found.high))
 
 
 def bootstrap_mean_ci(
     values: Sequence[float] | FloatArray,
     *,
-    confidence: float = 0.95,
-    resamples: int = 2000,
+    resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> MeanInterval:
     """Percentile bootstrap of a mean (BCa where it is defined is not worth its traps here).
@@ -98,7 +99,6 @@ def bootstrap_mean_ci(
     found = stats.bootstrap(
         (array,),
         np.mean,
-        confidence_level=confidence,
         n_resamples=resamples,
         method="percentile",
         batch=max(1, BLOCK_NUMBERS // array.size),
@@ -111,8 +111,7 @@ def paired_bootstrap_pvalue(
     a: Sequence[float] | FloatArray,
     b: Sequence[float] | FloatArray,
     *,
-    confidence: float = 0.95,
-    resamples: int = 2000,
+    resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> PairedTest:
     """Is `a` better than `b` on the same items? Percentile bootstrap of the paired difference.
@@ -133,16 +132,11 @@ def paired_bootstrap_pvalue(
         )
     difference = first - second
     means = _resampled_means(difference, resamples, seed)
-    return _paired_test(float(difference.mean()), means, confidence)
+    return _paired_test(float(difference.mean()), means)
 
 
 def two_sample_bootstrap(
-    a: Sequence[float] | FloatArray,
-    b: Sequence[float] | FloatArray,
-    *,
-    confidence: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
+    a: Sequence[float] | FloatArray, b: Sequence[float] | FloatArray
 ) -> MeanInterval:
     """mean(a) - mean(b) of scores of different items; percentile bootstrap, each resampled alone.
 
@@ -151,16 +145,15 @@ def two_sample_bootstrap(
     """
     first, second = _finite(a), _finite(b)
     # Two seeds: with one, samples of equal size would be drawn alike.
-    means = _resampled_means(first, resamples, seed) - _resampled_means(second, resamples, seed + 1)
-    return MeanInterval(float(first.mean() - second.mean()), *_percentiles(means, confidence))
+    means = _resampled_means(first, RESAMPLES, 0) - _resampled_means(second, RESAMPLES, 1)
+    return MeanInterval(float(first.mean() - second.mean()), *percentiles(means))
 
 
 def crossed_bootstrap(
     differences: FloatArray,
     *,
     groups: Sequence[str] | None = None,
-    confidence: float = 0.95,
-    resamples: int = 2000,
+    resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> PairedTest:
     """Is the mean of [S, P] paired differences above 0, over S trainings and P shared items?
@@ -182,9 +175,7 @@ def crossed_bootstrap(
     trainings, items = array.shape
     if trainings == 1 and groups is None:
         zeros = np.zeros(items)
-        return paired_bootstrap_pvalue(
-            array[0], zeros, confidence=confidence, resamples=resamples, seed=seed
-        )
+        return paired_bootstrap_pvalue(array[0], zeros, resamples=resamples, seed=seed)
     _finite(array)
     rng = np.random.default_rng(seed)
     rows = rng.multinomial(trainings, np.full(trainings, 1 / trainings), size=resamples)
@@ -192,19 +183,19 @@ def crossed_bootstrap(
     sums = np.einsum("rs,sp,rp->r", rows, array, columns, optimize=True)
     # Groups may differ in size, so that a resample may hold more items than there are.
     means = sums / (trainings * columns.sum(1))
-    return _paired_test(float(array.mean()), means, confidence)
+    return _paired_test(float(array.mean()), means)
 
 
-def _paired_test(difference: float, means: FloatArray, confidence: float) -> PairedTest:
+def _paired_test(difference: float, means: FloatArray) -> PairedTest:
     """Percentile interval and one-sided p-value of a difference, from its resampled means."""
     pvalue = (1 + int((means <= 0).sum())) / (1 + means.size)
-    low, high = _percentiles(means, confidence)
+    low, high = percentiles(means)
     return PairedTest(difference=difference, low=low, high=high, pvalue=pvalue)
 
 
-def _percentiles(means: FloatArray, confidence: float) -> tuple[float, float]:
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
+def percentiles(means: FloatArray) -> tuple[float, float]:
+    """The ends of the 95 % interval of resampled means."""
+    low, high = np.quantile(means, TAILS)
     return float(low), float(high)
 
 

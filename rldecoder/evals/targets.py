@@ -134,7 +134,7 @@ TARGETS: tuple[Target, ...] = (
         "claims", "held-out positions, difference of precision",
     ),
     Target(
-        "claim_precision", "Claims of Method B that hold on the decoder", ">=", 0.8, "share",
+        "claim_precision", "Claims of Method B that hold in the frozen model", ">=", 0.8, "share",
         "claims", "held-out positions, right sign above the noise floor",
     ),
     Target(

@@ -13,21 +13,20 @@ from torch import Tensor
 
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
 from rldecoder.decoder.places import last_of_text
-from rldecoder.explain.claims import (
-    CheckedClaim,
-    Claim,
-    explanation_text,
-    judge,
-    noise_on_frozen,
-    verify_on_decoder,
-    verify_on_frozen,
-)
+from rldecoder.explain.claims import CheckedClaim, Claim, explanation_text, judge
 from rldecoder.explain.explainer import Explainer, make_slots
 from rldecoder.explain.explanation import Explanation, Prediction, Sanity
+from rldecoder.explain.frozen_effects import (
+    FrozenPlaces,
+    TextReader,
+    find_candidates,
+    measure,
+)
 from rldecoder.explain.inputs import LabelText
-from rldecoder.explain.patching import find_candidates, measure
+from rldecoder.explain.patching import decoder_effects
 from rldecoder.explain.prompts import token_text
 from rldecoder.explain.ranking import rank_active, ranking_text
+from rldecoder.explain.texts import last_of
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.sae.model import SparseLatents
 
@@ -65,7 +64,7 @@ def explain_last(
     text: TextStates,
     prompt: str,
 ) -> Explanation:
-    """Explain the decoder's next token after a text; every claim is tested on both models.
+    """Explain the frozen model's next token after a text; every claim is tested in it.
 
     Args:
         prompt: what to show as the text.
@@ -76,16 +75,19 @@ def explain_last(
     mine = decoder.logits(SparseLatents(acts[None], indices[None]))[0, -1].log_softmax(-1)
     ranked = rank_active(acts[-1], indices[-1], explainer.scales, labels)
     claims, sanity = _checked_claims(decoder, explainer, labels, text)
+    expected = _prediction(lm, frozen)
     return Explanation(
         prompt=prompt,
         tokens=text.tokens,
-        frozen=_prediction(lm, frozen),
+        frozen=expected,
         decoder=_prediction(lm, mine),
         kl=float((frozen.exp() * (frozen - mine)).sum()),
         method_a=ranking_text(ranked),
         ranked=tuple(ranked),
         claims=claims,
-        method_b=explanation_text([checked.claim for checked in claims]),
+        method_b=explanation_text(
+            expected.token, expected.probability, [checked.claim for checked in claims]
+        ),
         sanity=sanity,
     )
 
@@ -105,60 +107,53 @@ def _checked_claims(
     labels: Mapping[int, LabelText],
     text: TextStates,
 ) -> tuple[tuple[CheckedClaim, ...], Sanity | None]:
-    """Method B at the last position, its claims tested on the decoder and the frozen model."""
-    here = last_of_text(text.latents)
-    candidates = find_candidates(decoder, here, explainer.spec.max_candidates)
-    pointers = explainer(make_slots(explainer, decoder, candidates))
+    """Method B at the last position, its claims tested in the frozen model."""
+    last = SparseLatents(text.latents.acts[-1:], text.latents.indices[-1:])
+    here = FrozenPlaces(last, last_of(text.resid))
+    reader = TextReader(decoder.frozen)
+    candidates = find_candidates(decoder, here, explainer.spec.max_candidates, reader=reader)
+    pointers = explainer(make_slots(explainer, decoder.frozen.sae, candidates))
     chosen = explainer.choose(pointers)[0]
     if not bool(chosen.any()):
         return (), None
 
-    # The claimed features, the surest first.
+    # The claimed features, those that matter most first; as many that no claim names beside them.
     slots = pointers.logits[0].masked_fill(~chosen, float("-inf")).argsort(descending=True)
     slots = slots[: int(chosen.sum())]
-    named = candidates.indices[0, slots].tolist()
+    ordered = torch.arange(len(chosen), device=chosen.device)
+    others = ordered[~chosen & (candidates.acts[0] > 0)][: len(slots)]
+    removals = torch.zeros(1, 2, len(chosen), device=chosen.device)
+    removals[0, 0, slots], removals[0, 1, others] = 1.0, 1.0
+    measured = measure(decoder.frozen, here, candidates, removals, reader)
+    named = candidates.indices[:, slots]
+    on_decoder = decoder_effects(decoder, last_of_text(text.latents), candidates.tokens, named)[0]
 
-    token = int(candidates.tokens[0])
-    last = SparseLatents(text.latents.acts[-1], text.latents.indices[-1])
-    effects = verify_on_decoder(decoder, text.latents, token, named)
-    frozen_effects = verify_on_frozen(decoder, text.resid, last, token, named)
-    frozen_noises = noise_on_frozen(decoder, text.resid, last, token, named)
+    token = token_text(decoder.frozen.lm, int(candidates.tokens[0]))
     checked = []
-    for slot, latent, effect, frozen_effect, frozen_noise in zip(
-        slots.tolist(), named, effects, frozen_effects, frozen_noises, strict=True
+    for slot, latent, decoder_effect in zip(
+        slots.tolist(), named[0].tolist(), on_decoder.tolist(), strict=True
     ):
-        predicted = float(pointers.effects[0, slot])
+        predicted, effect = float(pointers.effects[0, slot]), float(measured.single[0, slot])
         position = _evidence(text.latents, latent)
         label = labels.get(latent, LabelText(None, None))
         claim = Claim(
             latent=latent,
             label=label.quoted,
             label_confidence=label.confidence,
+            description=None if label.quoted is not None else label.description,
             evidence_position=position,
             evidence_text=text.tokens[position],
             direction="supports" if predicted > 0 else "opposes",
             strength=abs(predicted),
-            output_token=token_text(decoder.frozen.lm, token),
+            output_token=token,
             probability=float(candidates.logprobs[0].exp()),
             noise=max(float(pointers.noise[0, slot]), explainer.spec.min_effect),
+            sure=float(pointers.sure[0, slot].sigmoid()),
         )
-        bar = max(frozen_noise, claim.noise)
-        verdict = judge(predicted, effect, claim.noise, frozen_effect, bar)
-        checked.append(CheckedClaim(claim, effect, verdict, frozen_effect, bar))
-
-    # Others: the strongest active features that no claim names, as many as there are claims.
-    ordered = torch.arange(len(chosen), device=chosen.device)
-    others = ordered[~chosen & (candidates.acts[0] > 0)][: len(slots)]
-    removals = torch.zeros(1, 2, len(chosen), device=chosen.device)
-    removals[0, 0, slots], removals[0, 1, others] = 1.0, 1.0
-    joint = measure(decoder, here, candidates, removals).joint[0]
-
-    # What the claims alone say about removing all of their features.
-    unit = explainer.spec.effect_unit
-    rebuilt = explainer.reconstructor(
-        chosen[None].float(), pointers.effects / unit, removals[:, :1], candidates.logprobs
-    )
-    return tuple(checked), Sanity(float(joint[0]), unit * float(rebuilt.effects), float(joint[1]))
+        verdict = judge(predicted, effect, claim.noise)
+        checked.append(CheckedClaim(claim, effect, verdict, decoder_effect))
+    claimed, rest = measured.joint[0].tolist()
+    return tuple(checked), Sanity(claimed, float(pointers.effects[0, slots].sum()), rest)
 
 
 def _evidence(latents: SparseLatents, latent: int) -> int:

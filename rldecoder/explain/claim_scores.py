@@ -1,17 +1,16 @@
 """`evaluation.json`: how well Method B's claims hold, and those of simpler methods.
 
-Every share is 0 to 1, every `_low` and `_high` a 95 % bootstrap interval over positions.
+Claims are about the frozen model, and tested in it. Every share is 0 to 1, every `_low` and
+`_high` a 95 % bootstrap interval over positions.
 """
 
 from __future__ import annotations
-
-from pydantic import Field
 
 from rldecoder.evals.statistics import PairedTest
 from rldecoder.explain.claims import Verdict
 from rldecoder.explain.interventions import ALL_KINDS
 from rldecoder.explain.methods import METHOD_B
-from rldecoder.schemas import JsonRecord, Scalar, optional
+from rldecoder.schemas import JsonRecord, Scalar
 
 
 class PartScores(JsonRecord):
@@ -38,6 +37,9 @@ class MethodScores(JsonRecord):
     """Share with the right sign, however small the effect."""
     contradicted: float
     """Share with the wrong sign and an effect above the noise."""
+    decoder_agrees: float
+    """Share whose removal moves the decoder's log p of the same token the claimed way, by more than
+    the smallest useful effect."""
     strength_mae_nats: float | None
     """Mean error of the stated effects; None for methods that state none."""
     effect_share: float
@@ -55,7 +57,7 @@ class EffectErrors(JsonRecord):
     """Mean absolute errors of predicted joint effects, nats."""
 
     claims_mae_nats: float
-    """Of the reader of nothing but the claims."""
+    """Of adding up the claims."""
     zero_mae_nats: float
     """Of predicting no effect."""
     first_order_mae_nats: float
@@ -66,31 +68,9 @@ class Reconstruction(JsonRecord):
     """How well effects of interventions are predicted from the claims alone."""
 
     removal: EffectErrors
-    """The kind of intervention seen in training, on new text."""
+    """Random candidates taken out."""
     halving: EffectErrors
-    """Activations times 0.5, never seen."""
-
-
-class AblationScores(JsonRecord):
-    """The explainer that was trained without the faithfulness regulariser, beside Method B."""
-
-    abstention: float
-    """Share of the positions at which it claims nothing, every gate taken as open."""
-    abstention_with_gates: float
-    """The same with its own gates."""
-    claims_per_position: float
-    """Where anything is claimed."""
-    method_b_ahead: PairedTest | None
-    """Precision of Method B minus its own, where both claim; None where they never do."""
-    reconstruction: Reconstruction
-    """From its claims."""
-    precision: float | None = optional()
-    """As in `MethodScores`; this and the next five are absent where it claims nothing at all."""
-    precision_low: float | None = optional()
-    precision_high: float | None = optional()
-    sign_accuracy: float | None = optional()
-    contradicted: float | None = optional()
-    strength_mae_nats: float | None = optional()
+    """Their activations times 0.5."""
 
 
 class ReaderScore(JsonRecord):
@@ -108,9 +88,9 @@ class KindScores(JsonRecord):
     """All readers on one kind of intervention, or on all kinds together."""
 
     seen_in_training: bool
-    """Whether Method B's reader was trained on this kind."""
+    """Whether Method B, and the reader with context, were trained on this kind."""
     changed: float
-    """Share of the interventions that change the decoder's first choice."""
+    """Share of the interventions that change the frozen model's first choice."""
     mean_abs_effect_nats: float
     """Of the interventions on log p of the token."""
     methods: dict[str, ReaderScore]
@@ -131,25 +111,6 @@ class Simulatability(JsonRecord):
     def everywhere(self) -> KindScores | None:
         """All kinds together; None where nothing was claimed."""
         return self.kinds.get(ALL_KINDS)
-
-
-class FrozenAgreement(JsonRecord):
-    """The examples' claims on both models: what holds on the frozen one, too."""
-
-    num_claims: int
-    """Of all examples."""
-    # Older artifacts have no verdicts on both models; the next three are theirs.
-    verdicts: dict[Verdict, int] = Field(default_factory=dict)
-    """How many claims have each."""
-    precision: float | None = None
-    """Share that is supported by both models; None without claims."""
-    precision_decoder: float | None = None
-    """Share that the decoder supports."""
-    same_sign: float | None
-    """Of those that the decoder supports, the share whose effect has its sign on the frozen model,
-    however small; None where it supports none."""
-    note: str
-    """What the numbers are about."""
 
 
 class Renaming(JsonRecord):
@@ -185,16 +146,14 @@ class ClaimEvaluation(MethodComparison):
     """Of all candidates: what 95 % of random directions of a feature's length do at most."""
     reconstruction: Reconstruction
     """From the claims of Method B."""
-    ablation: AblationScores | None = optional()
-    """Absent where no ablation was trained."""
     simulatability: Simulatability
     """What readers of the claims can tell."""
     num_pairs: int
     """Training pairs."""
     num_held_out_features: int
     """Latents that are in none of them."""
-    frozen_model: FrozenAgreement
-    """The examples' claims on both models."""
+    example_verdicts: dict[Verdict, int]
+    """How many of the examples' claims have each verdict."""
     renamed_labels: Renaming
     """What renaming does to the examples."""
 
@@ -208,15 +167,20 @@ class ClaimEvaluation(MethodComparison):
 
         ours, everywhere = self.methods.get(METHOD_B), self.simulatability.everywhere
         unseen = None if ours is None else ours.held_out_features
-        reader = None if everywhere is None else everywhere.methods.get(METHOD_B)
+        alone, read = (
+            (None, None)
+            if everywhere is None
+            else (everywhere.methods.get(METHOD_B), everywhere.with_context.get(METHOD_B))
+        )
         return {
             "claim_precision": precision(METHOD_B),
-            "claim_precision_both_models": self.frozen_model.precision,
             "claim_precision_method_a": precision("method_a"),
             "claim_precision_attribution": precision("attribution_top_k"),
+            "claim_decoder_agrees": None if ours is None else ours.decoder_agrees,
             "claim_precision_held_out_features": None if unseen is None else unseen.precision,
             "abstention": self.abstention,
-            "simulatability_auroc": None if reader is None else reader.auroc,
+            "simulatability_auroc": None if alone is None else alone.auroc,
+            "simulatability_auroc_with_context": None if read is None else read.auroc,
             "reconstruction_mae_nats": self.reconstruction.removal.claims_mae_nats,
             "strength_mae_nats": None if ours is None else ours.strength_mae_nats,
             "num_pairs": self.num_pairs,

@@ -12,15 +12,14 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from rldecoder.explain.claims import CheckedClaim, Verdict, claim_sentence
-from rldecoder.explain.ranking import RankedFeature
+from rldecoder.explain.claims import CheckedClaim, Verdict, claim_sentence, prediction_text
+from rldecoder.explain.ranking import RankedFeature, ranking_rows
 from rldecoder.schemas import JsonFile, write_json
 from rldecoder.visible_text import visible_text, visible_token
 
 SHOWN_PROMPT_CHARACTERS = 600
 VERDICT_STYLE: dict[Verdict, str] = {
     "supported": "green",
-    "decoder only": "yellow",
     "contradicted": "red",
     "too small to tell": "yellow",
 }
@@ -39,12 +38,12 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Sanity:
-    """What removing the claimed features does, beside removing others: nats of log p."""
+    """What removing the claimed features does to the frozen model, beside others: nats of log p."""
 
     claimed_removed: float
     """Measured effect of removing all claimed features at once."""
     claimed_predicted: float
-    """What the reconstructor says about it, from the claims alone."""
+    """What the claims add up to."""
     others_removed: float
     """Measured effect of removing as many of the active features that no claim names."""
 
@@ -66,6 +65,30 @@ class Explanation:
     sanity: Sanity | None
     """None when no claim is made."""
 
+    @property
+    def says(self) -> str:
+        """Method B's first sentence: what is expected, and how many reasons there are."""
+        claims = [checked.claim for checked in self.claims]
+        return prediction_text(self.frozen.token, self.frozen.probability, claims)
+
+    @property
+    def tested(self) -> str:
+        """What came out of the tests, in words; empty when no claim is made."""
+        if self.sanity is None:
+            return ""
+        held = sum(checked.verdict == "supported" for checked in self.claims)
+        agree = sum(
+            checked.decoder_effect * (1 if checked.claim.direction == "supports" else -1) > 0
+            for checked in self.claims
+        )
+        return (
+            f"Tested by taking each feature out of the frozen model: {held} of "
+            f"{len(self.claims)} hold; the decoder moves the same way in {agree}. Without all of "
+            f"them log p changes by {-self.sanity.claimed_removed:+.2f} nats (the claims add up to "
+            f"{-self.sanity.claimed_predicted:+.2f}), without as many others by "
+            f"{-self.sanity.others_removed:+.2f}."
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Plain values, as in `examples.json`: all fields, and what follows from them in words."""
         value = asdict(self)
@@ -74,6 +97,7 @@ class Explanation:
         for plain, checked in zip(value["claims"], self.claims, strict=True):
             plain["sentence"] = claim_sentence(checked.claim)
             plain["claim"]["quoted"] = checked.claim.label is not None
+        value["tested"] = self.tested
         return value
 
 
@@ -102,6 +126,11 @@ def render_explanation(explanation: Explanation) -> RenderableType:
                 for token, p in choices
             )
         )
+    active = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in ("A", "of its usual high", "active here"):
+        active.add_column(name, header_style="bold" if name == "A" else "dim")
+    for row in ranking_rows(explanation.ranked):
+        active.add_row(*map(Text, row))
 
     lines: list[RenderableType] = [
         Text(visible_text(prompt, SHOWN_PROMPT_CHARACTERS + 1), style="italic"),
@@ -109,33 +138,22 @@ def render_explanation(explanation: Explanation) -> RenderableType:
         predictions,
         Text(f"KL(frozen || decoder) {explanation.kl:.3f} nats", style="dim"),
         Text(),
-        Text.assemble(("A  ", "bold"), explanation.method_a),
+        active if explanation.ranked else Text.assemble(("A  ", "bold"), explanation.method_a),
         Text(),
+        Text.assemble(("B  ", "bold"), explanation.says),
     ]
-    # Method B says so where it makes no claim.
-    if not explanation.claims:
-        lines.append(Text.assemble(("B  ", "bold"), explanation.method_b))
     for place, checked in enumerate(explanation.claims, start=1):
         lines.append(_claim_line(place, checked))
-    sanity = explanation.sanity
-    if sanity is not None:
-        lines.append(
-            Text(
-                f"removing all claimed features: {sanity.claimed_removed:+.2f} nats measured, "
-                f"{sanity.claimed_predicted:+.2f} predicted from the claims; as many others: "
-                f"{sanity.others_removed:+.2f}",
-                style="dim",
-            )
-        )
+    if explanation.tested:
+        lines.append(Text(explanation.tested, style="dim"))
     return Panel(Group(*lines), title="explanation", title_align="left", border_style="dim")
 
 
 def _claim_line(place: int, checked: CheckedClaim) -> Text:
-    measured = f"measured {checked.effect:+.2f} nats (chance {checked.claim.noise:.2f})"
-    if checked.frozen_effect is not None:
-        measured += (
-            f", frozen model {checked.frozen_effect:+.2f} (chance {checked.frozen_noise:.2f})"
-        )
+    measured = (
+        f"{-checked.effect:+.2f} nats measured (chance {checked.claim.noise:.2f}), "
+        f"decoder {-checked.decoder_effect:+.2f}"
+    )
     return Text.assemble(
         (f"B{place} ", "bold"),
         f"{claim_sentence(checked.claim)} ",

@@ -6,6 +6,15 @@ from rldecoder.data.activation_reader import ActivationReader
 from rldecoder.evals.prompts import TASKS, make_prompts
 from rldecoder.lm.frozen import FrozenLM
 
+PROSE = (
+    "She put the letter back into the envelope and",
+    "The doctor told him that he should drink more",
+    "It had been raining all day, so the children stayed",
+    "The train to Paris leaves at",
+    "He opened the window because the room was too",
+    "My grandmother used to bake bread every",
+)
+"""Ordinary sentences that break off: the examples of a run."""
 TOKENS_PER_BATCH = 4096
 MAX_TASK_TEXTS = 48
 """Fewer than the smallest task has: test prompts never repeat."""

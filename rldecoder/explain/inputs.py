@@ -7,9 +7,11 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from rldecoder.interp.records import FeatureLabels
+from rldecoder.interp.shown import Shown, ShownLatents
 
 
 class LabelText(NamedTuple):
@@ -22,6 +24,9 @@ class LabelText(NamedTuple):
     accepted: bool = False
     """Of high confidence, or accepted by a person: only such a label may be quoted as what is
     known of the latent."""
+    description: str | None = None
+    """What is known of a latent without a label that may be quoted, such as the tokens that it
+    raises; to be shown as no label."""
 
     @property
     def quoted(self) -> str | None:
@@ -34,15 +39,28 @@ class LabelText(NamedTuple):
         return None if self.accepted else self.text
 
 
-def label_texts(labels: FeatureLabels) -> dict[int, LabelText]:
-    """Labels by latent, failed ones included (without text)."""
-    return {
-        feature.latent: LabelText(feature.label, feature.confidence, feature.high_confidence)
-        for feature in labels.features
-    }
+def label_texts(
+    labels: FeatureLabels, descriptions: pa.Table | None = None
+) -> dict[int, LabelText]:
+    """What is said of latents, by latent: see `interp.shown`.
+
+    Args:
+        descriptions: of the latents that were not to be labelled; None: an older program wrote
+            none.
+    """
+    said = ShownLatents(labels, descriptions)
+    return {latent: _label_text(said.of(latent)) for latent in said.latents}
 
 
-def mean_importance(table: pa.Table, num_latents: int, target: str = "decoder") -> Tensor:
+def _label_text(said: Shown) -> LabelText:
+    if said.is_label:
+        return LabelText(said.text, said.confidence, said.sure)
+    return LabelText(None, None, description=said.text)
+
+
+def mean_importance(
+    table: pa.Table, num_latents: int, target: str = "decoder"
+) -> Float[Tensor, " latents"]:
     """Mean |importance| of each latent over the domains, nats a position: float32 [L].
 
     A latent without a row never fired and counts 0.

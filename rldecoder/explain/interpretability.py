@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
@@ -117,10 +118,10 @@ def label_coverage(high_confidence: Sequence[bool]) -> dict[str, Coverage]:
 
 def ranking_orders(
     latents: SparseLatents,
-    attributions: Tensor,
-    normalised: Tensor,
+    attributions: Float[Tensor, "places active"],
+    normalised: Float[Tensor, "places active"],
     generator: torch.Generator,
-) -> dict[str, Tensor]:
+) -> dict[str, Int[Tensor, "places active"]]:
     """The order [N, K] in which each method removes the active latents, padding last.
 
     Args:
@@ -139,8 +140,8 @@ def ranking_orders(
 
 @torch.no_grad()
 def deletion_scores(
-    decoder: SaeDecoderForCausalLM, places: Places, order: Tensor
-) -> dict[str, Tensor]:
+    decoder: SaeDecoderForCausalLM, places: Places, order: Int[Tensor, "places active"]
+) -> dict[str, Float[Tensor, "places sizes"]]:
     """Comprehensiveness and sufficiency of a ranking, [N, len(DELETION_KS)] each.
 
     comprehensiveness(k) = p(token) - p(token without the top k): higher is better.
@@ -155,8 +156,8 @@ def deletion_scores(
 
 
 def probability_of_first_choice(
-    decoder: SaeDecoderForCausalLM, places: Places, kept: Tensor
-) -> Tensor:
+    decoder: SaeDecoderForCausalLM, places: Places, kept: Bool[Tensor, "places variants active"]
+) -> Float[Tensor, "places variants"]:
     """p(token) when only some of the active latents stay: [N, m].
 
     Args:
@@ -178,7 +179,7 @@ def probability_of_first_choice(
 def deletion_benchmark(
     decoder: SaeDecoderForCausalLM,
     places: Places,
-    orders: Mapping[str, Tensor],
+    orders: Mapping[str, Int[Tensor, "places active"]],
     *,
     resamples: int,
     seed: int,

@@ -6,6 +6,7 @@ Axes: N position, M intervention, K active latents.
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from rldecoder.explain.patching import random_removals
@@ -19,7 +20,7 @@ ALL_KINDS = "all"
 
 def random_interventions(
     latents: SparseLatents, donors: SparseLatents, count: int, generator: torch.Generator
-) -> dict[str, Tensor]:
+) -> dict[str, Float[Tensor, "places interventions active"]]:
     """Shares [N, count, K] taken from each activation, by kind, on random sets of active latents.
 
     - `removal`: the set's activations become 0, as in training.
@@ -48,8 +49,11 @@ def random_interventions(
 
 
 def borrowed_acts(
-    indices: Tensor, donors: SparseLatents, count: int, generator: torch.Generator
-) -> Tensor:
+    indices: Int[Tensor, "places active"],
+    donors: SparseLatents,
+    count: int,
+    generator: torch.Generator,
+) -> Float[Tensor, "places interventions active"]:
     """[N, count, K]: for each latent a random one of its activations in `donors`, 0 if none."""
     active = (donors.acts > 0).flatten()
     latent, act = donors.indices.flatten()[active], donors.acts.flatten()[active]

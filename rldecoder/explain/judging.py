@@ -99,15 +99,20 @@ def blind_pairs(
         item = JudgeItem(
             id=f"{number:04d}",
             text=visible_text(explanation.prompt, SHOWN_CHARACTERS),
-            predicted=visible_token(explanation.decoder.token),
-            explanation_1=visible_text(texts[first], SHOWN_CHARACTERS),
-            explanation_2=visible_text(texts[second], SHOWN_CHARACTERS),
+            predicted=visible_token(explanation.frozen.token),
+            explanation_1=_lines_of(texts[first]),
+            explanation_2=_lines_of(texts[second]),
         )
         items.append(item)
         key[item.id] = KeyItem(
             first=first, claims=len(explanation.claims), fingerprint=item.fingerprint()
         )
     return items, JudgeKey(artifact=artifact, seed=seed, items=key)
+
+
+def _lines_of(text: str) -> str:
+    """An explanation made visible, its lines kept: one of them is a table."""
+    return "\n".join(visible_text(line, SHOWN_CHARACTERS) for line in text.split("\n"))
 
 
 def write_blind(items: Sequence[JudgeItem], path: Path) -> None:

@@ -13,15 +13,14 @@ from collections import defaultdict
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
 from rldecoder.explain.explainer import Explainer, Pointers, Slots, make_slots
 from rldecoder.explain.pairs import Pairs
-from rldecoder.sae.model import SparseLatents
+from rldecoder.sae.model import Sae, SparseLatents
 
 METHOD_B = "method_b"
-ABLATION = "without_regulariser"
 BASELINES = (
     "method_a", "attribution_top_k", "mean_explanation", "prompt_only", "random_features",
 )  # fmt: skip
@@ -43,9 +42,9 @@ class ClaimSet(NamedTuple):
 
 
 @torch.no_grad()
-def point(explainer: Explainer, decoder: SaeDecoderForCausalLM, pairs: Pairs) -> Pointers:
+def point(explainer: Explainer, sae: Sae, pairs: Pairs) -> Pointers:
     """The explainer's output for all positions."""
-    slots = make_slots(explainer, decoder, pairs.candidates)
+    slots = make_slots(explainer, sae, pairs.candidates)
     parts = [
         explainer(Slots(*(column[start : start + POSITIONS_AT_ONCE] for column in slots)))
         for start in range(0, len(slots.mask), POSITIONS_AT_ONCE)
@@ -53,15 +52,9 @@ def point(explainer: Explainer, decoder: SaeDecoderForCausalLM, pairs: Pairs) ->
     return Pointers(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
-def claims_of_method_b(
-    explainer: Explainer, pointers: Pointers, test: Pairs, *, gated: bool = True
-) -> ClaimSet:
-    """The explainer's claims; the strength is the predicted effect, nats.
-
-    Args:
-        gated: False takes every gate as open (the ablation; see `losses`).
-    """
-    chosen = explainer.choose(pointers, gated=gated)
+def claims_of_method_b(explainer: Explainer, pointers: Pointers, test: Pairs) -> ClaimSet:
+    """The explainer's claims; the strength is the predicted effect, nats."""
+    chosen = explainer.choose(pointers)
     count = min(explainer.spec.max_claims, chosen.shape[1])
     order = pointers.logits.masked_fill(~chosen, float("-inf")).argsort(-1, descending=True)
     order = order[:, :count]
@@ -74,16 +67,16 @@ def claims_of_baselines(
     explainer: Explainer,
     train: Pairs,
     test: Pairs,
-    mask: Tensor,
-    noise: Tensor,
+    mask: Bool[Tensor, "places claims"],
+    noise: Float[Tensor, "places candidates"],
     generator: torch.Generator,
 ) -> dict[str, ClaimSet]:
     """What the simpler methods claim, as many a position as `mask` [N, n] allows.
 
     - `method_a`: the most active features (over their usual high), all taken as support. Strength:
       that normalised activation.
-    - `attribution_top_k`: the largest first-order attributions, with their sign, which are the
-      strengths, too.
+    - `attribution_top_k`: the largest first-order attributions of the frozen model, with their
+      sign, which are the strengths, too.
     - `attribution_above_noise`: the same, those first whose attribution exceeds the noise floor and
       the smallest useful effect.
     - `mean_explanation`: the latents that matter most on average, whatever the text. Strength:
@@ -195,7 +188,9 @@ def _distinct(rows: list[_Average]) -> list[_Average]:
     return list(first.values())
 
 
-def acts_of(latents: SparseLatents, named: Tensor) -> Tensor:
+def acts_of(
+    latents: SparseLatents, named: Int[Tensor, "places claims"]
+) -> Float[Tensor, "places claims"]:
     """[N, n]: activation of each named latent [N, n]; 0 for those that are not active."""
     same = latents.indices[:, None, :] == named[:, :, None]
     return (latents.acts[:, None, :] * same).sum(-1)

@@ -1,13 +1,12 @@
-"""Exact effects of removing features from the decoder: what explanations must agree with.
+"""Features taken out of predictions: what there is to name, noise, and the decoder's own effects.
 
-The effect of a feature on a prediction is log p(token) - log p(token without the feature), in
-nats; positive supports the token. Only the activation at the place of the prediction is changed:
-removing a share r_j of each feature j moves what the decoder reads there by -sum_j r_j act_j W[j],
-and nothing else. A linear decoder reads nothing else either; one with blocks goes on looking back
-at the latents of earlier positions, which stay (`rldecoder.decoder.places`).
+Claims are about the frozen model (`frozen_effects`); what the same removal does to the decoder
+stands beside them. There only the activation at the place of the prediction is changed: removing
+feature j moves what the decoder reads there by -act_j W[j], and nothing else. A linear decoder
+reads nothing else either; one with blocks goes on looking back at the latents of earlier
+positions, which stay (`rldecoder.decoder.places`).
 
-Axes: N place, K active latents, C candidates (at most K), M interventions, D model width,
-V vocabulary.
+Axes: N place, K active latents, C candidates (at most K), M interventions, D model width.
 """
 
 from __future__ import annotations
@@ -15,30 +14,24 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
-from rldecoder.decoder.places import Places, Predict, at_once, resid_of
-from rldecoder.lm.frozen import FrozenLM
+from rldecoder.decoder.places import Places, at_once, resid_of
 from rldecoder.sae.model import SparseLatents
 
-PLACES_PER_CHUNK = 8192
-POSITIONS_PER_BLOCK = 32
-VOCABULARY_PER_BLOCK = 2048
 LOGIT_ROWS = 256
 TWO_SIDED_95 = 1.96
-PROBES = 8
-"""Random directions, each with its opposite, that show the curvature of blocks."""
 PROBE_SEED = 0
 TINY = 1e-6
 
 
 class Candidates(NamedTuple):
-    """The features that may be named in an explanation of N predictions."""
+    """The features that may be named in an explanation of N predictions of the frozen model."""
 
     tokens: Tensor
-    """[N] int64: the decoder's most likely token."""
+    """[N] int64: the frozen model's most likely token."""
     logprobs: Tensor
     """[N]: its log probability."""
     acts: Tensor
@@ -46,7 +39,7 @@ class Candidates(NamedTuple):
     indices: Tensor
     """[N, C] int64: latents."""
     contributions: Tensor
-    """[N, C]: act * W[latent] . U[token], the share of the token's logit."""
+    """[N, C]: what the feature adds to the token's logit in the decoder, by itself."""
     attributions: Tensor
     """[N, C]: first-order estimate of the effect (attribution patching)."""
     sensitivity: Tensor
@@ -62,231 +55,7 @@ class Measured(NamedTuple):
     """[N, M]: of each intervention (M = 0 when none was asked for)."""
     margins: Tensor
     """[N, M]: by how many nats the token still leads the best other one after the intervention;
-    negative when the decoder's first choice has changed."""
-
-
-def find_candidates(
-    decoder: SaeDecoderForCausalLM,
-    places: Places,
-    count: int,
-    excluded: Tensor | None = None,
-) -> Candidates:
-    """The `count` active latents of each place with the largest |contribution|.
-
-    Args:
-        places: N of them.
-        count: C is the smaller of `count` and K.
-        excluded: [L] bool, latents that are no candidates. They stay active in the prediction;
-            a place with too few others is padded.
-    """
-    count = min(count, places.latents.acts.shape[-1])
-    found: list[tuple[Tensor, Candidates]] = [
-        (rows, _candidates_of_group(decoder, places.of(rows).latents, predict, count, excluded))
-        for rows, predict in at_once(decoder, places, LOGIT_ROWS)
-    ]
-    order = torch.cat([rows for rows, _ in found]).argsort()
-    columns = zip(*(part for _, part in found), strict=True)
-    return Candidates(*(torch.cat(column)[order] for column in columns))
-
-
-def _candidates_of_group(
-    decoder: SaeDecoderForCausalLM,
-    latents: SparseLatents,
-    predict: Predict,
-    count: int,
-    excluded: Tensor | None,
-) -> Candidates:
-    lm = decoder.frozen.lm
-    linear = not decoder.looks_back
-
-    # Two slopes: of log p, and of the logit, which for a linear decoder is the unembedding's row.
-    with torch.enable_grad():
-        resid = resid_of(decoder, latents).detach().requires_grad_()
-        logits = lm.unembed(predict(resid[:, None])[:, 0])
-        logprobs = logits.log_softmax(-1)
-        best = logprobs.max(-1)
-        (gradient,) = torch.autograd.grad(best.values.sum(), resid, retain_graph=not linear)
-        if linear:
-            direction = lm.unembedding[best.indices].to(resid.dtype)
-        else:
-            raised = logits.gather(-1, best.indices[:, None]).sum()
-            (direction,) = torch.autograd.grad(raised, resid)
-
-    with torch.no_grad():
-        contributions = decoder.along(latents, direction)
-        attributions = decoder.along(latents, gradient)
-        acts = latents.acts
-        if excluded is not None:
-            allowed = ~excluded[latents.indices]
-            acts, contributions, attributions = (
-                column * allowed for column in (acts, contributions, attributions)
-            )
-        chosen = contributions.abs().topk(count, dim=-1).indices
-        if linear:
-            sensitivity = _sensitivity(lm, logprobs.detach(), best.indices, gradient)
-        else:
-            sensitivity = _probed_sensitivity(
-                decoder, latents, resid.detach(), predict, best, gradient
-            )
-    return Candidates(
-        best.indices,
-        best.values.detach(),
-        acts.gather(-1, chosen),
-        latents.indices.gather(-1, chosen),
-        contributions.gather(-1, chosen),
-        attributions.gather(-1, chosen),
-        sensitivity,
-    )
-
-
-def _sensitivity(lm: FrozenLM, logprobs: Tensor, tokens: Tensor, gradient: Tensor) -> Tensor:
-    """Standard deviation per unit length, and mean per squared length, of the effect of random
-    directions: |g| / sqrt(D) and tr Cov_p(U) / 2D, to second order."""
-    width = gradient.shape[-1]
-    squares = torch.cat([rows.float().square().sum(-1) for rows in lm.unembedding.split(8192)])
-    mean = lm.unembedding[tokens].float() - gradient
-    spread = (logprobs.exp() @ squares - mean.square().sum(-1)).clamp_min(0)
-    return torch.stack([gradient.norm(dim=-1) / width**0.5, spread / (2 * width)], dim=-1)
-
-
-def _probed_sensitivity(
-    decoder: SaeDecoderForCausalLM,
-    latents: SparseLatents,
-    resid: Tensor,
-    predict: Predict,
-    best: torch.return_types.max,
-    gradient: Tensor,
-) -> Tensor:
-    """The same with blocks, whose curvature no formula gives: the mean per squared length is that
-    of PROBES random directions and their opposites, as long as the active features usually are."""
-    n, width = resid.shape
-    lengths = decoder.W.norm(dim=-1)[latents.indices] * latents.acts
-    number = (latents.acts > 0).sum(-1).clamp_min(1)
-    usual = (lengths.square().sum(-1) / number).sqrt().clamp_min(TINY)
-    generator = torch.Generator().manual_seed(PROBE_SEED)
-    lot = torch.randn(n, PROBES, width, generator=generator).to(resid)
-    step = F.normalize(lot, dim=-1) * usual[:, None, None]
-    moved = torch.cat([resid[:, None] + step, resid[:, None] - step], dim=1)
-    total = resid.new_zeros(n)
-    for variants in moved.split(max(1, LOGIT_ROWS // max(n, 1)), dim=1):
-        after = decoder.frozen.lm.unembed(predict(variants)).log_softmax(-1)
-        token = best.indices[:, None, None].expand(*after.shape[:2], 1)
-        total += (best.values.detach()[:, None] - after.gather(-1, token)[..., 0]).sum(-1)
-    curvature = (total / (2 * PROBES) / usual.square()).clamp_min(0)
-    return torch.stack([gradient.norm(dim=-1) / width**0.5, curvature], dim=-1)
-
-
-@torch.no_grad()
-def measure(
-    decoder: SaeDecoderForCausalLM,
-    places: Places,
-    candidates: Candidates,
-    removals: Tensor | None = None,
-) -> Measured:
-    """Exact effects of removing each candidate alone, and of joint interventions.
-
-    With a linear decoder, when an intervention lowers the logits by d_v, log p(token) falls by
-    d_token + log sum_v p_v exp(-d_v), with p the unpatched probabilities. The change of the
-    logits by one unit of a latent, W[latent] @ U.T, is made once a block of the vocabulary and
-    shared by every position and intervention; no logits of a patched position are ever stored.
-    With blocks every intervention is run.
-
-    Args:
-        places: N of them, unpatched.
-        candidates: of the same places.
-        removals: [N, M, C], the removed share of each candidate, 0 to 1.
-    """
-    num_places, num_candidates = candidates.acts.shape
-    if removals is None:
-        removals = candidates.acts.new_zeros(num_places, 0, num_candidates)
-    num_joint = removals.shape[1]
-    effects = candidates.acts.new_zeros(num_places, num_candidates + 2 * num_joint)
-    capped = getattr(decoder.frozen.lm.model.config, "final_logit_softcapping", None)
-    shared = not decoder.looks_back and capped is None
-    few = max(1, LOGIT_ROWS // (num_candidates + num_joint))
-    for rows, predict in at_once(decoder, places, PLACES_PER_CHUNK if shared else few):
-        resid = resid_of(decoder, places.of(rows).latents)
-        chunk = Candidates(*(column[rows] for column in candidates))
-        doubtful = torch.arange(len(rows), device=rows.device)
-        if shared:
-            effects[rows] = _shared_effects(decoder, resid, chunk, removals[rows])
-            doubtful = (~effects[rows].isfinite().all(-1)).nonzero()[:, 0]
-        # exp(-d_v) overflows where a logit rises by more than 88 nats; a soft cap, or blocks, make
-        # logits nonlinear: there every intervention is run.
-        for part in doubtful.split(few):
-            some = Candidates(*(column[part] for column in chunk))
-            effects[rows[part]] = _run_each(
-                decoder, predict, resid[part], some, removals[rows[part]]
-            )
-    return Measured(*effects.split([num_candidates, num_joint, num_joint], dim=1))
-
-
-def _shared_effects(
-    decoder: SaeDecoderForCausalLM, hidden: Tensor, chunk: Candidates, removals: Tensor
-) -> Tensor:
-    """[n, C + 2 M]: effects of the single removals, of the joint ones, margins of the latter."""
-    lm = decoder.frozen.lm
-    bias = getattr(lm.model.get_output_embeddings(), "bias", None)
-    latents, slots = chunk.indices.unique(return_inverse=True)
-    rows = decoder.W[latents]
-
-    token_vectors = lm.unembedding[chunk.tokens].float()
-    token_logits = (hidden * token_vectors).sum(-1)
-    if bias is not None:
-        token_logits = token_logits + bias.float()[chunk.tokens]
-    normaliser = token_logits - chunk.logprobs
-
-    # p of the whole vocabulary for every removal would not fit: it is summed block by block.
-    sums = hidden.new_zeros(len(hidden), chunk.acts.shape[1] + removals.shape[1])
-    best_other = hidden.new_full((len(hidden), removals.shape[1]), float("-inf"))
-    for first in range(0, lm.vocab_size, VOCABULARY_PER_BLOCK):
-        vocabulary = slice(first, first + VOCABULARY_PER_BLOCK)
-        columns = lm.unembedding[vocabulary].float()
-        logits = F.linear(hidden, columns, None if bias is None else bias.float()[vocabulary])
-        probabilities = (logits - normaliser[:, None]).exp_()[:, :, None]
-        changes = rows @ columns.T
-
-        # The token itself is no rival of its own.
-        column_of_token = chunk.tokens - first
-        here = (column_of_token >= 0) & (column_of_token < len(columns))
-        logits[here, column_of_token[here]] = float("-inf")
-
-        for start in range(0, len(hidden), POSITIONS_PER_BLOCK):
-            block = slice(start, start + POSITIONS_PER_BLOCK)
-            lowered = changes.index_select(0, slots[block].flatten())
-            lowered = lowered.view(*slots[block].shape, -1).mul_(-chunk.acts[block, :, None])
-            joint = removals[block] @ lowered
-            others = (joint + logits[block, None]).amax(-1)
-            best_other[block] = torch.maximum(best_other[block], others)
-            single_sum = lowered.exp_() @ probabilities[block]
-            joint_sum = joint.exp_() @ probabilities[block]
-            sums[block] += torch.cat([single_sum, joint_sum], dim=1)[..., 0]
-
-    at_token = chunk.acts * torch.einsum("ncd,nd->nc", rows[slots], token_vectors)
-    joint_at_token = torch.einsum("nmc,nc->nm", removals, at_token)
-    effects = torch.cat([at_token, joint_at_token], dim=1) + sums.log()
-    return torch.cat([effects, token_logits[:, None] - joint_at_token - best_other], dim=1)
-
-
-def _run_each(
-    decoder: SaeDecoderForCausalLM,
-    predict: Predict,
-    resid: Tensor,
-    chunk: Candidates,
-    removals: Tensor,
-) -> Tensor:
-    """The same [n, C + 2 M] from all logits of each intervention; `resid` is [n, D]."""
-    single = torch.eye(chunk.acts.shape[1], device=resid.device).expand(len(resid), -1, -1)
-    shares = torch.cat([single, removals], dim=1)
-    rows = F.embedding(chunk.indices, decoder.W)
-    removed = torch.einsum("nmc,ncd->nmd", shares * chunk.acts[:, None], rows)
-    hidden = predict(resid[:, None] - removed)
-    after = decoder.frozen.lm.unembed(hidden).log_softmax(-1)
-    token = chunk.tokens[:, None, None].expand(*after.shape[:2], 1)
-    mine = after.gather(-1, token)[..., 0]
-    others = after.scatter(-1, token, float("-inf")).amax(-1)
-    margins = (mine - others)[:, chunk.acts.shape[1] :]
-    return torch.cat([chunk.logprobs[:, None] - mine, margins], dim=1)
+    negative when the first choice has changed."""
 
 
 class Outcomes(NamedTuple):
@@ -298,55 +67,60 @@ class Outcomes(NamedTuple):
     """[N, M] bool: the most likely token is another one now."""
 
 
-@torch.no_grad()
-def run_patched(
-    decoder: SaeDecoderForCausalLM, places: Places, shares: Tensor, candidates: Candidates
-) -> Outcomes:
-    """Run the decoder on patched places, without the shortcuts of `measure`.
+def decoder_attributions(decoder: SaeDecoderForCausalLM, places: Places) -> Tensor:
+    """[N, K]: first-order effects of all active features on the decoder's most likely token."""
+    found = torch.zeros_like(places.latents.acts)
+    for rows, predict in at_once(decoder, places, LOGIT_ROWS):
+        latents = places.of(rows).latents
+        with torch.enable_grad():
+            resid = resid_of(decoder, latents).detach().requires_grad_()
+            logprobs = decoder.frozen.lm.unembed(predict(resid[:, None])[:, 0]).log_softmax(-1)
+            (gradient,) = torch.autograd.grad(logprobs.amax(-1).sum(), resid)
+        with torch.no_grad():
+            found[rows] = decoder.along(latents, gradient)
+    return found
 
-    Works for any change of activations and gives the whole distribution, at the price of the
-    logits of every intervention.
+
+@torch.no_grad()
+def decoder_effects(
+    decoder: SaeDecoderForCausalLM, places: Places, tokens: Tensor, named: Tensor
+) -> Tensor:
+    """[N, n]: what taking each named latent out does to log p(token) on the decoder, nats.
 
     Args:
         places: N of them, unpatched.
-        shares: [N, M, K], what is taken from each activation: 1 removes, 0.5 halves, -1 doubles.
-        candidates: of the same places; their token and its log p are used.
+        tokens: [N] the tokens that the effects are about.
+        named: [N, n] latents; one that is not active has no effect.
     """
-    num_places, num_interventions, _ = shares.shape
-    effects = shares.new_zeros(num_places, num_interventions)
-    changed = torch.zeros_like(effects, dtype=torch.bool)
-    few = max(1, LOGIT_ROWS // max(num_interventions, 1))
+    effects = torch.zeros(named.shape, device=places.latents.acts.device)
+    few = max(1, LOGIT_ROWS // (named.shape[1] + 1))
     for rows, predict in at_once(decoder, places, few):
         here = places.of(rows).latents
-        acts = here.acts[:, None] * (1 - shares[rows])
+        keep = here.indices[:, None] != named[rows, :, None]
+        acts = here.acts[:, None] * torch.cat([torch.ones_like(keep[:, :1]), keep], dim=1)
         patched = SparseLatents(acts, here.indices[:, None].expand_as(acts))
-        hidden = predict(resid_of(decoder, patched))
-        logprobs = decoder.frozen.lm.unembed(hidden).log_softmax(-1)
-        token = candidates.tokens[rows, None]
-        after = logprobs.gather(-1, token[..., None].expand(*acts.shape[:2], 1))[..., 0]
-        effects[rows] = candidates.logprobs[rows, None] - after
-        changed[rows] = logprobs.argmax(-1) != token
-    return Outcomes(effects, changed)
+        # The unchanged latents are one of the rows: rounding that all share is no effect.
+        logprobs = decoder.frozen.lm.unembed(predict(resid_of(decoder, patched))).log_softmax(-1)
+        token = tokens[rows, None, None].expand(*acts.shape[:2], 1)
+        mine = logprobs.gather(-1, token)[..., 0]
+        effects[rows] = mine[:, :1] - mine[:, 1:]
+    return effects
 
 
-def ablate(latents: SparseLatents, latent: Tensor) -> SparseLatents:
-    """The same positions with one latent each set to zero; `latent` is [N]."""
-    keep = latents.indices != latent[:, None]
-    return SparseLatents(latents.acts * keep, latents.indices)
-
-
-def noise_floor(candidates: Candidates, row_norms: Tensor) -> Tensor:
+def noise_floor(
+    candidates: Candidates, row_norms: Float[Tensor, "places candidates"]
+) -> Float[Tensor, "places candidates"]:
     """How large an effect chance gives each candidate: [N, C], nats.
 
-    Removing a random direction of the candidate's own length r = |act W[latent]| at the same
-    position changes log p by a normal amount with standard deviation r |g| / sqrt(D) around
-    r^2 tr Cov_p(U) / 2D (second order in r; g is the gradient of log p, U the unembedding). With
-    blocks the mean's factor of r^2 is measured (`Candidates.sensitivity`).
-    95 % of random directions stay below the sum of that mean and 1.96 deviations. A feature
-    that does no more than this tells nothing about its direction.
+    Removing a random direction of the candidate's own length r = |act W_dec[latent]| at the same
+    place changes log p by about a normal amount with standard deviation r |g| / sqrt(D), g being
+    the gradient of log p by the residual there, around c r^2; the curvature c is measured on
+    random directions (`Candidates.sensitivity`, 0 where no probes were made). 95 % of random
+    directions stay below the sum of that mean and 1.96 deviations. A feature that does no more
+    than this tells nothing about its direction.
 
     Args:
-        row_norms: [N, C], lengths of the candidates' rows of W.
+        row_norms: [N, C], lengths of the candidates' rows of W_dec.
     """
     length = row_norms * candidates.acts
     deviation, mean = candidates.sensitivity[:, None].unbind(-1)
@@ -354,8 +128,11 @@ def noise_floor(candidates: Candidates, row_norms: Tensor) -> Tensor:
 
 
 def random_removals(
-    acts: Tensor, count: int, generator: torch.Generator, share: float = 1.0
-) -> Tensor:
+    acts: Float[Tensor, "places candidates"],
+    count: int,
+    generator: torch.Generator,
+    share: float = 1.0,
+) -> Float[Tensor, "places interventions candidates"]:
     """[N, count, C] interventions: random sets of active candidates, each removed by `share`.
 
     The set's size is uniform from 1 to the number of active candidates, so that small and

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from rldecoder.errors import BadInputError
 from rldecoder.lm.frozen import FrozenLM
 
 
-def encode_prompt(lm: FrozenLM, prompt: str) -> Tensor:
+def encode_prompt(lm: FrozenLM, prompt: str) -> Int[Tensor, " length"]:
     """Token ids [T] as in `tokenize_prompt`, no more than the model can read.
 
     Raises:
@@ -26,7 +27,7 @@ def encode_prompt(lm: FrozenLM, prompt: str) -> Tensor:
     return ids
 
 
-def tokenize_prompt(lm: FrozenLM, prompt: str) -> Tensor:
+def tokenize_prompt(lm: FrozenLM, prompt: str) -> Int[Tensor, " length"]:
     """Token ids [T], T >= 2: the first position is an attention sink that no SAE was trained on.
 
     Raises:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from rldecoder.explain.inputs import LabelText
@@ -34,6 +35,8 @@ class RankedFeature:
     """Of the label, quoted or not."""
     unsure_label: str | None = None
     """A label below the bar of confidence: a guess, to be shown as one."""
+    description: str | None = None
+    """What is known of a latent without a label that may be quoted."""
 
     @property
     def quoted(self) -> bool:
@@ -41,7 +44,9 @@ class RankedFeature:
         return self.label is not None
 
 
-def activation_scales(indices: Tensor, acts: Tensor, num_latents: int) -> Tensor:
+def activation_scales(
+    indices: Int[Tensor, " *axes"], acts: Float[Tensor, " *axes"], num_latents: int
+) -> Float[Tensor, " latents"]:
     """Each latent's usual high: the 99th percentile of its non-zero activations.
 
     Args:
@@ -68,9 +73,9 @@ def activation_scales(indices: Tensor, acts: Tensor, num_latents: int) -> Tensor
 
 
 def rank_active(
-    acts: Tensor,
-    indices: Tensor,
-    scales: Tensor,
+    acts: Float[Tensor, " active"],
+    indices: Int[Tensor, " active"],
+    scales: Float[Tensor, " latents"],
     labels: Mapping[int, LabelText],
     top: int = 5,
 ) -> list[RankedFeature]:
@@ -97,6 +102,7 @@ def rank_active(
                 label.quoted,
                 label.confidence,
                 label.unsure,
+                None if label.quoted is not None else label.description,
             )
         )
     ranked.sort(key=lambda feature: (-feature.normalised, feature.latent))
@@ -104,23 +110,30 @@ def rank_active(
 
 
 def ranking_text(ranked: Sequence[RankedFeature]) -> str:
-    """Method A's words. Says what is active and how strongly; draws no conclusion from it.
+    """Method A's words: a short table of what is active, and how strongly; it draws no conclusion.
 
     A label below the bar of confidence is not quoted.
     """
     if not ranked:
         return "No feature is active at this position."
-    parts = []
-    for place, feature in enumerate(ranked, start=1):
-        label, sure = UNLABELLED if feature.unsure_label is None else NOT_ACCEPTED, ""
+    rows = [("feature", "of its usual high", ""), *ranking_rows(ranked)]
+    widths = [max(len(row[column]) for row in rows) for column in range(2)]
+    lines = [
+        f"{feature:<{widths[0]}}  {high:<{widths[1]}}  {what}".rstrip()
+        for feature, high, what in rows
+    ]
+    return "\n".join(["Active at this position, strongest first:", *lines])
+
+
+def ranking_rows(ranked: Sequence[RankedFeature]) -> list[tuple[str, str, str]]:
+    """Method A's table: the feature, its activation over its usual high, and what it is."""
+    rows = []
+    for feature in ranked:
+        what = UNLABELLED if feature.unsure_label is None else NOT_ACCEPTED
         if feature.label is not None:
-            label = f"“{visible_text(feature.label, 120)}”"
-            if feature.confidence is not None:
-                sure = f", label confidence {feature.confidence:.2f}"
-        high = (
-            f"{feature.normalised:.2f} of its usual high"
-            if feature.normalised > 0
-            else "first seen"
-        )
-        parts.append(f"{place}. #{feature.latent} {label} ({high}{sure})")
-    return "Active at this position, strongest first: " + "; ".join(parts) + "."
+            what = f"“{visible_text(feature.label, 120)}”"
+        elif feature.description is not None:
+            what = visible_text(feature.description, 160)
+        high = f"{feature.normalised:.2f}" if feature.normalised > 0 else "first seen"
+        rows.append((f"#{feature.latent}", high, what))
+    return rows

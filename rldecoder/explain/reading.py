@@ -19,12 +19,13 @@ import torch
 from torch import Tensor
 
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
+from rldecoder.decoder.places import last_of_text
 from rldecoder.errors import BadInputError
 from rldecoder.explain.checking import TextStates, explain_last
-from rldecoder.explain.claims import verify_on_decoder
 from rldecoder.explain.explainer import Explainer
 from rldecoder.explain.explanation import Explanation
 from rldecoder.explain.inputs import LabelText
+from rldecoder.explain.patching import decoder_effects
 from rldecoder.explain.prompts import encode_prompt, token_text
 from rldecoder.explain.ranking import RankedFeature, rank_active
 from rldecoder.explain.steering import Changes
@@ -60,6 +61,11 @@ class TokenTrace(NamedTuple):
     """The strongest; none at position 0, an attention sink that no SAE was trained on."""
     num_active: int
 
+    @property
+    def agree(self) -> bool:
+        """Whether both models would say the same."""
+        return self.frozen[0].token_id == self.decoder[0].token_id
+
 
 class Feature(NamedTuple):
     """One active feature of a position."""
@@ -77,6 +83,13 @@ class Feature(NamedTuple):
     """Of the label, quoted or not."""
     unsure_label: str | None
     """A label below the bar of confidence: a guess, to be shown as one."""
+    description: str | None = None
+    """What is known of a latent without a label that may be quoted."""
+
+    @property
+    def quoted(self) -> bool:
+        """Whether the label may be quoted as what is known of the latent."""
+        return self.label is not None
 
 
 class FeatureTable(Sequence[Feature]):
@@ -104,7 +117,8 @@ class FeatureTable(Sequence[Feature]):
     def __repr__(self) -> str:
         lines = [f"features at {self.at}; effects on {self.token.token!r}, nats"]
         lines += [
-            f"#{row.latent:<7} {row.activation:9.3f} {row.effect:+8.3f}  {row.label!r}"
+            f"#{row.latent:<7} {row.activation:9.3f} {row.effect:+8.3f}  "
+            f"{row.label or row.description}"
             for row in self._rows
         ]
         return "\n".join(lines)
@@ -169,7 +183,7 @@ class PromptReader:
         return Reading(self, encode_prompt(self.lm, prompt).tolist(), prompt)
 
     def explain(self, prompt: str) -> Explanation:
-        """Explain the decoder's next token after the prompt.
+        """Explain the frozen model's next token after the prompt.
 
         Raises:
             BadInputError: it is empty or longer than the model's context.
@@ -246,12 +260,13 @@ class Reading:
         token = self._choices(logits.log_softmax(-1))[0]
 
         ranked = self._ranked(at, acts.shape[1])
-        named = [feature.latent for feature in ranked]
-        effects = verify_on_decoder(decoder, text.latents, token.token_id, named)
+        named = torch.tensor([[one.latent for one in ranked]], dtype=torch.long, device=acts.device)
+        about = torch.tensor([token.token_id], device=acts.device)
+        effects = decoder_effects(decoder, last_of_text(text.latents), about, named)[0].tolist()
         rows = [
             Feature(
                 one.latent, one.label, one.act, effect, one.normalised, one.confidence,
-                one.unsure_label,
+                one.unsure_label, one.description,
             )
             for one, effect in zip(ranked, effects, strict=True)
         ]  # fmt: skip

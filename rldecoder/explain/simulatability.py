@@ -1,16 +1,14 @@
 """Simulatability: can a reader of nothing but the claims tell which interventions matter?
 
-An intervention changes some of the active features. Its outcome is whether the decoder's most
-likely token is another one afterwards: that is what a reader sees, it is common enough to be
-measured, it has no threshold to choose, and it is the same event for every method. The score of
-a method is what its claims predict. Method B's reconstructor reads the claims, p among them, and
-gives the log odds of a change; for the other methods it is the effect that the claims add up to,
-`sum_j share_j * strength_j` over the claimed features that the intervention hits. AUROC is the
-probability that an intervention that changes the token has a higher score than one that does not.
+An intervention in the frozen model changes some of the active features. Its outcome is whether the
+model's most likely token is another one afterwards: that is what a reader sees, it is common
+enough to be measured, it has no threshold to choose, and it is the same event for every method.
+All methods have one reader, who adds up what the claims say: `sum_j share_j * strength_j` over the
+claimed features that the intervention hits. AUROC is the probability that an intervention that
+changes the token has a higher sum than one that does not.
 
-p and the size of the intervention say much without any explanation. So the effect that the claims
-of each method add up to is also read together with these two, by the same kind of reader for all
-(Method B's own has no part in it): that comparison is about the claims alone.
+p and the size of the intervention say much without any explanation. So the same sum is also read
+together with these two, by a logistic regression that is fitted for each method alike.
 
 Axes: N position, M intervention, K active latents, n claim.
 """
@@ -22,17 +20,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
+from rldecoder.decoder.modeling_sae_decoder import FrozenParts
 from rldecoder.evals.auroc import compare_auroc
 from rldecoder.evals.statistics import FloatArray
 from rldecoder.explain.claim_scores import KindScores, ReaderScore, Simulatability
-from rldecoder.explain.explainer import Explainer
+from rldecoder.explain.frozen_effects import run_patched
 from rldecoder.explain.interventions import (
     ALL_KINDS,
     KINDS,
@@ -41,44 +40,37 @@ from rldecoder.explain.interventions import (
 )
 from rldecoder.explain.methods import METHOD_B, ClaimSet
 from rldecoder.explain.pairs import Pairs
-from rldecoder.explain.patching import Candidates, run_patched
+from rldecoder.explain.patching import Candidates
 from rldecoder.sae.model import SparseLatents
 
 NO_CLAIMS = "no_claims"
 FOLDS = 5
 
 
-def hit_shares(latents: SparseLatents, shares: Tensor, claims: ClaimSet) -> Tensor:
+def hit_shares(
+    latents: SparseLatents, shares: Float[Tensor, "places interventions active"], claims: ClaimSet
+) -> Float[Tensor, "places interventions claims"]:
     """[N, M, n]: the share that each intervention takes from each claimed latent; 0 if not hit."""
     same = latents.indices[:, :, None] == claims.latents[:, None, :]
     active = same & (latents.acts > 0)[:, :, None] & claims.mask[:, None, :]
     return torch.einsum("nmk,nkj->nmj", shares, active.to(shares.dtype))
 
 
-def read_claims(
-    hit: Tensor, claims: ClaimSet, logprobs: Tensor, reader: Explainer | None = None
-) -> Tensor:
-    """[N, M]: the score of each intervention; higher where the claims make a change likelier.
+def read_claims(hit: Tensor, claims: ClaimSet) -> Tensor:
+    """[N, M]: what the claims say of each intervention, added up.
 
     Args:
         hit: [N, M, n] from `hit_shares`.
-        logprobs: [N], log p of the token, which Method B's claims state.
-        reader: whose reconstructor reads the claims; without one strengths are added up.
     """
-    strengths = claims.strengths * claims.mask
-    if reader is None:
-        return torch.einsum("nmj,nj->nm", hit, strengths)
-    unit = reader.spec.effect_unit
-    reading = reader.reconstructor(claims.mask.float(), strengths / unit, hit, logprobs)
-    return reading.change
+    return torch.einsum("nmj,nj->nm", hit, claims.strengths * claims.mask)
 
 
 @torch.no_grad()
 def evaluate_simulatability(
-    decoder: SaeDecoderForCausalLM,
+    frozen: FrozenParts,
     train: Pairs,
     test: Pairs,
-    methods: Mapping[str, tuple[ClaimSet, Explainer | None]],
+    methods: Mapping[str, ClaimSet],
     *,
     count: int,
     generator: torch.Generator,
@@ -94,28 +86,24 @@ def evaluate_simulatability(
 
     Args:
         train: donors of the swapped activations.
-        methods: claims, and the explainer whose reconstructor reads them, by name.
+        methods: claims by name.
         count: M, interventions a position and kind.
     """
-    said = methods[METHOD_B][0].mask.any(-1)
+    said = methods[METHOD_B].mask.any(-1)
     interventions = int(said.sum()) * count
     if not interventions:
         return Simulatability(interventions_per_kind=0, kinds={})
-    places = test.positions.places.of(said)
+    places = test.positions.frozen_places.of(said)
     latents = places.latents
     candidates = Candidates(*(column[said] for column in test.candidates))
     shares = random_interventions(latents, train.positions.latents, count, generator)
-    outcomes = {kind: run_patched(decoder, places, shares[kind], candidates) for kind in KINDS}
+    outcomes = {kind: run_patched(frozen, places, shares[kind], candidates) for kind in KINDS}
 
-    # What each method's claims say of each intervention: to its own reader, and added up.
     scores: dict[str, dict[str, FloatArray]] = {name: {} for name in methods}
-    summed: dict[str, dict[str, FloatArray]] = {name: {} for name in methods}
-    for name, (claims, reader) in methods.items():
+    for name, claims in methods.items():
         mine = ClaimSet(*(column[said] for column in claims))
         for kind in KINDS:
-            hit = hit_shares(latents, shares[kind], mine)
-            scores[name][kind] = _flat(read_claims(hit, mine, candidates.logprobs, reader))
-            summed[name][kind] = _flat(read_claims(hit, mine, candidates.logprobs))
+            scores[name][kind] = _flat(read_claims(hit_shares(latents, shares[kind], mine), mine))
 
     # The interventions at one position are no independent items: they are resampled together.
     groups = np.repeat(np.arange(len(latents.acts)), count)
@@ -123,7 +111,7 @@ def evaluate_simulatability(
     logprobs = _flat(candidates.logprobs[:, None].expand(-1, count))
     context = {kind: np.stack([logprobs, _size(latents, shares[kind])]) for kind in KINDS}
     read = {
-        name: _read_with_context(summed.get(name), context, changed, groups)
+        name: _read_with_context(scores.get(name), context, changed, groups)
         for name in (*methods, NO_CLAIMS)
     }
 

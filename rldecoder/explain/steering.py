@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import Cache, GenerationConfig
@@ -42,7 +43,7 @@ class Changed(NamedTuple):
     after: SparseLatents
     """The same columns with the new acts."""
 
-    def added(self, sae: Sae) -> Tensor:
+    def added(self, sae: Sae) -> Float[Tensor, "*places d_model"]:
         """What the change adds to the residual stream: [..., T, D]."""
         acts = self.after.acts - self.before.acts
         return decode_sparse(
@@ -97,7 +98,7 @@ class Changes:
                 "Name it once.",
             )
 
-    def apply(self, latents: SparseLatents, where: Tensor) -> Changed:
+    def apply(self, latents: SparseLatents, where: Bool[Tensor, " length"]) -> Changed:
         """Latents [..., T, K] with the changes at the positions that are true in `where` [T]."""
         here = where[:, None]
         acts = latents.acts

@@ -1,10 +1,11 @@
-"""Training of explainers: one optimiser step of Method B, and of its ablation."""
+"""Training of explainers: one optimiser step of Method B."""
 
 from __future__ import annotations
 
 import math
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from rldecoder.config.explain import TrainExplainerConfig
@@ -12,25 +13,18 @@ from rldecoder.errors import NumericalError
 from rldecoder.explain.explainer import Explainer, Slots, losses
 from rldecoder.explain.pairs import Pairs
 
+WEIGHT_DECAY = 0.01
+EFFECT_WEIGHT = 1.0
+"""Of the regression on exact effects, beside the pointers' cross-entropy."""
+
 
 class Learner:
     """An explainer with its optimiser."""
 
-    def __init__(
-        self, explainer: Explainer, config: TrainExplainerConfig, *, regularised: bool
-    ) -> None:
-        """Prepare training.
-
-        Args:
-            regularised: whether the reconstruction error shapes the claims. Without it the
-                reconstructor learns to read them just the same, but nothing flows back, and gates
-                have no say.
-        """
+    def __init__(self, explainer: Explainer, config: TrainExplainerConfig) -> None:
         self.explainer = explainer
-        self.config = config
-        self.regularised = regularised
         self._optimizer = torch.optim.AdamW(
-            explainer.parameters(), lr=config.lr, weight_decay=config.weight_decay
+            explainer.parameters(), lr=config.lr, weight_decay=WEIGHT_DECAY
         )
         warmup_steps = max(1, config.steps // 10)
         self._schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -41,7 +35,7 @@ class Learner:
             ),
         )
 
-    def step(self, slots: Slots, train: Pairs, rows: Tensor) -> dict[str, float]:
+    def step(self, slots: Slots, train: Pairs, rows: Int[Tensor, " places"]) -> dict[str, float]:
         """One step on some positions; returns the loss and its parts.
 
         Args:
@@ -52,25 +46,8 @@ class Learner:
         Raises:
             NumericalError: the loss is not finite.
         """
-        config = self.config
-        parts = losses(
-            self.explainer,
-            slots,
-            train.candidates.logprobs[rows],
-            train.measured.single[rows],
-            train.removals[rows],
-            train.measured.joint[rows],
-            train.measured.margins[rows] < 0,
-            regularised=self.regularised,
-        )
-
-        # Whether another token leads counts as much as the effect itself: both are readings.
-        loss = (
-            parts.pointer
-            + config.effect_weight * parts.effect
-            + config.reconstruction_weight * (parts.reconstruction + parts.outcome)
-            + config.length_weight * parts.length
-        )
+        parts = losses(self.explainer, slots, train.measured.single[rows])
+        loss = parts.pointer + EFFECT_WEIGHT * parts.effect + parts.sure
         if not bool(torch.isfinite(loss)):
             raise NumericalError(
                 f"The explainer's loss is {float(loss)} at step {self._schedule.last_epoch + 1}.",

@@ -1,13 +1,14 @@
 """How sure a label is: p(accept), calibrated without the text that labels are scored on.
 
-A label is *accepted* on a text if its detection balanced accuracy and its population precision
-reach the configured bars there. This stands in for a person's verdict until there are verdicts
-(see `review`). The documents of the `label` split are dealt into three folds. In each of three
-rotations a predicate is fitted on one fold, measured on the second (that gives the features), and
+A label of what a latent fires on is *accepted* on a text if its detection balanced accuracy and its
+population precision reach the configured bars there; one of what it raises if it passes in all
+three parts (`Acceptance.accepts_output`). This stands in for a person's verdict until there are
+verdicts (see `review`). The documents of the `label` split are dealt into three folds. In each of
+three rotations a label is fitted on one fold, measured on the second (that gives the features), and
 accepted or not on the third (that gives the outcome). A logistic regression maps features to
-p(accept). The final predicate is fitted on all folds; its features are its fit there and the means
-of the rotations' measurements. ECE and Brier are then computed on the `test` split, which took no
-part in any of it.
+p(accept). The final label is fitted on all folds; its features are its fit there and the means of
+the rotations' measurements. ECE and Brier are then computed on the `test` split, which took no part
+in any of it.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from rldecoder.evals.statistics import Measured, wilson_interval
+from rldecoder.interp.records import OutputScores
 from rldecoder.interp.scores import LabelScores
 from rldecoder.schemas import JsonRecord
 
@@ -40,15 +42,28 @@ class Acceptance(JsonRecord):
     """When a label passes on a text."""
 
     detection: float
-    """Least detection balanced accuracy."""
+    """Least detection balanced accuracy of an input label."""
     precision: float
-    """Least population precision."""
+    """Least population precision of one."""
+    auroc: float = 0.95
+    """Least AUROC of an output label, of mean drops; the intervals of its drop and its margin must
+    lie above 0."""
+    auroc_places: float = 0.85
+    """Least AUROC place by place."""
 
     def accepts(self, scores: LabelScores | None) -> bool:
         """Whether the scores reach both bars; undefined or missing scores do not."""
         if scores is None or scores.detection is None or scores.precision is None:
             return False
         return scores.detection >= self.detection and scores.precision >= self.precision
+
+    def accepts_output(self, scores: OutputScores | None) -> bool:
+        """Whether an output label passes in all three parts: its own set falls more than others',
+        it falls for sure, and more than without another latent of the same place and length."""
+        if scores is None or scores.drop_low is None or scores.margin_low is None:
+            return False
+        above = scores.auroc >= self.auroc and scores.auroc_places >= self.auroc_places
+        return above and scores.drop_low > 0 and scores.margin_low > 0
 
 
 class Calibration(NamedTuple):
@@ -60,6 +75,8 @@ class Calibration(NamedTuple):
     """[R] outcome on the fold that neither fit nor features have seen."""
     latents: NDArray[np.int64]
     """[R] groups: rows of one latent are not independent."""
+    rotations: NDArray[np.int64] | None = None
+    """[R] which rotation; None where there are none."""
 
 
 def confidence_features(
@@ -147,7 +164,7 @@ class ConfidenceModel:
 
     def out_of_fold(self) -> FloatArray:
         """[R] p(accept) of each calibration row from a model that has not seen its latent."""
-        x, y, groups = self.data
+        x, y, groups = self.data[:3]
         folds = min(5, np.unique(groups).size)
         if self.kind == "base_rate" or folds < 2:
             return self.predict(x)[0]

@@ -30,6 +30,16 @@ IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
 POSITION_BOUNDS = (2, 3, 5, 9, 17, 33)
 SMOOTHING = 0.5
+MIN_HITS = 2
+"""A token or n-gram is considered if the latent fires on it at least so often."""
+MAX_AFFIX_LENGTH = 4
+"""Longest prefix or suffix, in characters."""
+MIN_AFFIX_TOKENS = 4
+"""An affix is considered if so many different tokens of the text share it."""
+KEEP_CLASSES = 4
+"""Classes and affixes kept per latent and offset for the combination search."""
+TOKEN_PENALTY = 0.002
+"""Subtracted from the objective for each further token or n-gram in an atom."""
 ROWS_AT_ONCE = 64
 """Latents whose counts over all atoms are laid out at a time; changes memory, not results."""
 
@@ -126,7 +136,7 @@ def _best_sets(
     for row in range(firing.size):
         part = slice(counts.indptr[row], counts.indptr[row + 1])
         ids, hits = counts.indices[part].astype(np.int64), counts.data[part]
-        ids, hits = ids[hits >= settings.min_hits], hits[hits >= settings.min_hits]
+        ids, hits = ids[hits >= MIN_HITS], hits[hits >= MIN_HITS]
         if ids.size == 0:
             out.append(np.empty(0, np.int64))
             continue
@@ -141,7 +151,7 @@ def _best_sets(
             total[order].cumsum(),
             firing[row],
             num_cells,
-        ) - settings.token_penalty * np.arange(order.size)
+        ) - TOKEN_PENALTY * np.arange(order.size)
         out.append(ids[order[: int(score.argmax()) + 1]])
     return out
 
@@ -165,11 +175,11 @@ def _class_atoms(
         atoms.append(TokenClass(name=name, offset=offset))
     members_of: dict[tuple[Side, str], list[int]] = {}
     for index, token in enumerate(seen.tolist()):
-        for key in vocabulary.affixes(token, settings.max_affix_length):
+        for key in vocabulary.affixes(token, MAX_AFFIX_LENGTH):
             members_of.setdefault(key, []).append(index)
     for side, text in sorted(members_of):
         held = members_of[side, text]
-        if len(held) >= settings.min_affix_tokens:
+        if len(held) >= MIN_AFFIX_TOKENS:
             rows += held
             columns += [len(atoms)] * len(held)
             atoms.append(Affix(side=side, text=text, offset=offset))
@@ -193,7 +203,7 @@ def _add_best(
     num_cells: float,
     settings: PredicateSettings,
 ) -> None:
-    """Append to each latent the `keep_classes` atoms of the table with the best objective."""
+    """Append to each latent the KEEP_CLASSES atoms of the table with the best objective."""
     # Some latents at a time: a text has tens of thousands of affixes, mostly without hits.
     for start in range(0, firing.size, ROWS_AT_ONCE):
         part = slice(start, start + ROWS_AT_ONCE)
@@ -203,8 +213,8 @@ def _add_best(
             settings.objective, hits, table.totals[None, :], firing[part, None], num_cells
         )
         for row, order in enumerate(np.argsort(-score, axis=1, kind="stable")):
-            best = order[: settings.keep_classes]
-            kept = [table.atoms[i] for i in best if hits[row, i] >= settings.min_hits]
+            best = order[:KEEP_CLASSES]
+            kept = [table.atoms[i] for i in best if hits[row, i] >= MIN_HITS]
             found[start + row] += kept
 
 

@@ -4,8 +4,9 @@ Likeness of two latents, each on the `test` split:
     decoder: cosine of their SAE decoder rows.
     co-activation: Jaccard index of the tokens where they fire, and Pearson correlation of their
         activations.
-    label: Jaccard index of the tokens where their predicates hold, and, if asked for, the cosine of
-        the labels' embeddings (`label_embedding`), which labels in words have too.
+    label: Jaccard index of the tokens where their predicates hold, or of their output sets by
+        gain; and, if asked for, the cosine of the labels' embeddings (`label_embedding`), which
+        labels in words have too.
 A pair that is alike in at least `min_votes` of the three is tested by ablation: the *fingerprint*
 of a latent is the mean change of the decoder's logits of a set of probe tokens when the latent is
 set to zero where it fires. Fingerprints agree if their cosine is high enough.
@@ -13,6 +14,7 @@ set to zero where it fires. Fingerprints agree if their cosine is high enough.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -41,6 +43,7 @@ PAIRS = pa.schema(
         ("pearson", pa.float64()),
         ("label_jaccard", pa.float64()),
         ("label_cosine", pa.float64()),
+        ("output_jaccard", pa.float64()),
         ("votes", pa.int32()),
         ("fingerprint_cosine", pa.float64()),
         ("agree", pa.bool_()),
@@ -49,6 +52,7 @@ PAIRS = pa.schema(
 )
 """One row a pair with at least one vote. `label_jaccard` is null if one of the two has no
 predicate, `label_cosine` if one has no label or embeddings were not asked for;
+`output_jaccard` if one has no output set;
 `fingerprint_cosine` is null if the pair had too few votes to be tested, or one of the two has no
 effect on the probe tokens. `merged`: b became an alias of a or both of a third."""
 
@@ -63,6 +67,7 @@ class Thresholds(NamedTuple):
     fingerprint_cosine: float
     min_votes: int
     label_cosine: float = 1.0
+    output_jaccard: float = 1.0
 
 
 class Likeness(NamedTuple):
@@ -75,13 +80,16 @@ class Likeness(NamedTuple):
     """NaN where one of the two latents has no predicate."""
     label_cosine: FloatArray
     """Of label embeddings; NaN where there is none."""
+    output_jaccard: FloatArray
+    """Of output sets, tokens weighted by gain; NaN where one has none."""
 
     def votes(self, limits: Thresholds) -> NDArray[np.int64]:
         """[K, K] in how many of the three kinds two latents are alike."""
         together = (self.jaccard >= limits.jaccard) | (self.pearson >= limits.pearson)
-        # Two ways to see that labels say the same, and still one vote.
+        # Three ways to see that labels say the same, and still one vote.
         label = np.nan_to_num(self.label_jaccard, nan=-1.0) >= limits.label_jaccard
         label |= np.nan_to_num(self.label_cosine, nan=-1.0) >= limits.label_cosine
+        label |= np.nan_to_num(self.output_jaccard, nan=-1.0) >= limits.output_jaccard
         near = self.decoder_cosine >= limits.decoder_cosine
         votes = near.astype(np.int64) + together.astype(np.int64) + label.astype(np.int64)
         return votes
@@ -93,6 +101,7 @@ def likeness(
     num_cells: int,
     labels: list[BoolArray | None],
     embedded: FloatArray | None = None,
+    outputs: Sequence[Mapping[int, float]] | None = None,
 ) -> Likeness:
     """Compare K latents with each other.
 
@@ -102,6 +111,8 @@ def likeness(
         num_cells: how many of the cells were read; the others are no data, not zeros.
         labels: for each latent where its predicate holds among the cells read [cells], or None.
         embedded: [K, E] label embeddings of length 1, rows of NaN without a label; None: no such.
+        outputs: gains of the tokens that each latent raises, empty without an output set; None:
+            no latent has one.
     """
     unit = directions / np.maximum(np.linalg.norm(directions, axis=1, keepdims=True), 1e-12)
     fires = sparse.csr_array(acts, dtype=np.float64)
@@ -116,7 +127,21 @@ def likeness(
     label[missing, :] = np.nan
     label[:, missing] = np.nan
     cosine = np.full(label.shape, np.nan) if embedded is None else embedded @ embedded.T
-    return Likeness(unit @ unit.T, _jaccard(fires), _pearson(values, num_cells), label, cosine)
+    raised = np.full(label.shape, np.nan) if outputs is None else output_jaccard(outputs)
+    together, joint = _jaccard(fires), _pearson(values, num_cells)
+    return Likeness(unit @ unit.T, together, joint, label, cosine, raised)
+
+
+def output_jaccard(sets: Sequence[Mapping[int, float]]) -> FloatArray:
+    """[K, K] weighted Jaccard index, sum of minima over sum of maxima, of gains scaled to 1."""
+    out = np.full((len(sets), len(sets)), np.nan)
+    scaled = [{token: gain / sum(held.values()) for token, gain in held.items()} for held in sets]
+    for i, first in enumerate(scaled):
+        for j, second in enumerate(scaled):
+            if first and second:
+                common = sum(min(gain, second.get(token, 0.0)) for token, gain in first.items())
+                out[i, j] = common / (2 - common)
+    return out
 
 
 def _jaccard(rows: sparse.csr_array) -> FloatArray:

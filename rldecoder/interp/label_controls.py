@@ -19,6 +19,8 @@ from rldecoder.interp.calibration import (
     reliability,
 )
 from rldecoder.interp.control_gaps import GAP_SCORES, ControlGaps, ScoreSummary, control_gaps
+from rldecoder.interp.kind_confidence import Picked
+from rldecoder.interp.kinds import Accepted, Coverages, coverages
 from rldecoder.interp.labelling import Confidences, Labelled
 from rldecoder.interp.llm.results import LlmSummary
 from rldecoder.interp.recalibration import PeopleReliability
@@ -34,12 +36,15 @@ class MethodSummary(ScoreSummary):
 
 
 class CalibrationReport(JsonRecord):
-    """How confidences made on the `label` split hold on the `test` split."""
+    """How confidences made on the `label` split hold on the `test` split: of each latent the label,
+    of its input or its output, with the larger confidence."""
 
     model: str
-    """`logistic`, or `base_rate` where nothing could be fitted."""
+    """Of input labels: `logistic`, or `base_rate` where nothing could be fitted."""
+    output_model: str = "none"
+    """The same of output labels."""
     fit_rows: int
-    """Labels and rotations that confidence was fitted on."""
+    """Labels of both kinds and rotations that confidence was fitted on."""
     fit_accepted: int
     high_confidence_threshold: float | None
     """Smallest confidence of a high-confidence label, before people's verdicts; None: none is
@@ -66,7 +71,11 @@ class LabelControls(JsonRecord):
     methods: dict[str, MethodSummary]
     """`label`: the labels themselves; `shuffled`: each with another latent's label; `random_sae`
     and `drawn`: latents drawn alike from an untrained SAE and from the trained one."""
+    coverage: Coverages | None = None
+    """Latents with a label of either kind that passes, labels and controls by one procedure; None
+    in files of older programs."""
     gaps: ControlGaps
+    """Of the scores of input labels."""
     calibration: CalibrationReport
     acceptance: Acceptance
     llm: LlmSummary | None = Field(None, exclude_if=lambda found: found is None)
@@ -76,8 +85,10 @@ class LabelControls(JsonRecord):
     def headline(self) -> dict[str, Scalar]:
         """What goes into the manifest."""
         label, point = self.methods["label"], self.calibration.at_point_estimate
+        coverage = self.coverage
         out: dict[str, Scalar] = {
             "accepted_on_test": label.accepted,
+            **({} if coverage is None else coverage.headline),
             "point_coverage": point.coverage.value,
             "point_precision": point.precision.value,
             "point_precision_low": point.precision.low,
@@ -100,62 +111,52 @@ class LabelControls(JsonRecord):
 
 def label_controls(
     methods: Mapping[str, Labelled],
-    confidences: Confidences,
+    passed: Mapping[str, Accepted],
+    picked: Picked,
+    models: tuple[Confidences, Confidences],
     acceptance: Acceptance,
-    levels: list[Threshold],
     people: PeopleReliability | None,
     llm: LlmSummary | None,
 ) -> LabelControls:
     """Summarise labels and controls.
 
     Args:
-        methods: by name, see `LabelControls.methods`.
-        confidences: of `label`.
-        levels: what each confidence is worth on the rows that it was fitted on.
+        methods: input labels by name, see `LabelControls.methods`.
+        passed: which labels of both kinds pass, by the same names.
+        picked: the confidences of `label`.
+        models: of its input labels and of its output labels.
         people: see `recalibration`.
     """
-    labelled = methods["label"]
-    outcomes = {name: _accepted(method, acceptance) for name, method in methods.items()}
-    has_label = np.array([draft.text is not None for draft in labelled.drafts], bool)
-    outcome, model = outcomes["label"], confidences.model
+    outcome = np.where(picked.output, passed["label"].outputs, passed["label"].inputs)
+    has_label = picked.p > 0
+    data = [confidences.model.data for confidences in models]
     # That of the labeler's own confidences: people's verdicts have their own in `people`.
-    tau = high_confidence_threshold(levels)
+    tau = high_confidence_threshold(picked.levels)
 
     return LabelControls(
         methods={
             name: MethodSummary.of(
-                method, SUMMARISED, GAP_SCORES, accepted=int(outcomes[name].sum())
+                method, SUMMARISED, GAP_SCORES, accepted=int(passed[name].either.sum())
             )
             for name, method in methods.items()
         },
+        coverage=coverages(passed),
         gaps=control_gaps(methods),
         calibration=CalibrationReport(
-            model=model.kind,
-            fit_rows=model.data.accepted.size,
-            fit_accepted=int(model.data.accepted.sum()),
+            model=models[0].model.kind,
+            output_model=models[1].model.kind,
+            fit_rows=sum(rows.accepted.size for rows in data),
+            fit_accepted=int(sum(rows.accepted.sum() for rows in data)),
             high_confidence_threshold=tau,
             precision_bar=PRECISION_BAR,
-            best_lower_bound=max(levels, key=lambda entry: entry.low, default=None),
-            high_confidence=coverage(confidences.p, outcome, tau),
-            at_point_estimate=coverage(confidences.p, outcome, point_threshold(levels)),
+            best_lower_bound=max(picked.levels, key=lambda entry: entry.low, default=None),
+            high_confidence=coverage(picked.p, outcome, tau),
+            at_point_estimate=coverage(picked.p, outcome, point_threshold(picked.levels)),
             best_possible_coverage=float(outcome.mean()),
-            test=reliability(confidences.p[has_label], outcome[has_label]),
-            fit_out_of_fold=reliability(model.out_of_fold(), model.data.accepted),
+            test=reliability(picked.p[has_label], outcome[has_label]),
+            fit_out_of_fold=picked.fitted,
             people=people,
         ),
         acceptance=acceptance,
         llm=llm,
-    )
-
-
-def _accepted(
-    labelled: Labelled, acceptance: Acceptance
-) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    """[K] whether a label passes; a failure does not."""
-    return np.array(
-        [
-            draft.text is not None and acceptance.accepts(scores)
-            for draft, scores in zip(*labelled, strict=True)
-        ],
-        bool,
     )

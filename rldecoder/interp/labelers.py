@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rldecoder.config.interp import PredicateSettings
-from rldecoder.interp.candidates import find_candidates, objective
+from rldecoder.interp.candidates import TOKEN_PENALTY, find_candidates, objective
 from rldecoder.interp.corpus import Firings, TokenGrid
 from rldecoder.interp.predicate import (
     Atom,
@@ -28,6 +28,8 @@ from rldecoder.interp.predicate import (
 from rldecoder.interp.vocabulary import Vocabulary
 
 BoolArray = NDArray[np.bool_]
+ATOM_PENALTY = 0.02
+"""Subtracted from the objective for each further atom."""
 
 
 class Evidence(NamedTuple):
@@ -147,7 +149,7 @@ def combine(
     best: tuple[float, float, Predicate, BoolArray] | None = None
     for atom, mask in candidates:
         raw = score(mask)
-        entry = (raw - _cost(atom, settings), raw, atom, mask)
+        entry = (raw - _cost(atom), raw, atom, mask)
         if best is None or entry[0] > best[0]:
             best = entry
     assert best is not None
@@ -157,7 +159,7 @@ def combine(
         for atom, mask in candidates:
             if atom == base[2]:
                 continue
-            extra = _cost(atom, settings) + settings.atom_penalty
+            extra = _cost(atom) + ATOM_PENALTY
             spent = base[1] - base[0]
             for join, joined in ((conjunction, base[3] & mask), (disjunction, base[3] | mask)):
                 raw = score(joined)
@@ -169,11 +171,11 @@ def combine(
     return best[2], best[1]
 
 
-def _cost(atom: Atom, settings: PredicateSettings) -> float:
+def _cost(atom: Atom) -> float:
     match atom:
         case TokenIn():
-            return settings.token_penalty * (len(atom.tokens) - 1)
+            return TOKEN_PENALTY * (len(atom.tokens) - 1)
         case NgramIn():
-            return settings.token_penalty * (len(atom.ngrams) - 1)
+            return TOKEN_PENALTY * (len(atom.ngrams) - 1)
         case _:
             return 0.0

@@ -29,9 +29,12 @@ from rldecoder.interp.scores import (
     score_all,
 )
 from rldecoder.interp.vocabulary import Vocabulary
-from rldecoder.sae.model import Sae, SaeSpec
+from rldecoder.sae.metrics import match_l0
+from rldecoder.sae.model import Sae
 
 NUM_FEATURES = 6
+SPARSITY_TOKENS = 1024
+"""Residuals on which a random SAE is made to fire as often as the trained one."""
 
 
 class Labelled(NamedTuple):
@@ -88,6 +91,19 @@ def label_and_score(
     return Labelled(drafts, score_all(text, predicates, scored.firings, rng, levels))
 
 
+def score_weak(
+    labelled: Labelled,
+    scored: SplitFirings,
+    vocabulary: Vocabulary,
+    window_tokens: int,
+    rng: np.random.Generator,
+) -> list[LabelScores]:
+    """The same labels against all firings of `scored`, the weakest too."""
+    text = ScoringText(scored.grid, vocabulary, window_tokens)
+    predicates = [draft.predicate for draft in labelled.drafts]
+    return score_all(text, predicates, scored.firings, rng)
+
+
 def calibrate(
     labeler: Labeler,
     fit: SplitFirings,
@@ -109,6 +125,7 @@ def calibrate(
     features: list[list[float]] = []
     accepted: list[bool] = []
     latents: list[int] = []
+    rotations: list[int] = []
     measured: list[list[LabelScores]] = [[] for _ in final]
     # Fitted on one fold, measured on the next, judged on the third: no text is used twice.
     for rotation, grid in enumerate(grids):
@@ -124,11 +141,13 @@ def calibrate(
             features.append(_features(draft, held_out[row]))
             accepted.append(acceptance.accepts(outcome[row]))
             latents.append(draft.latent)
+            rotations.append(rotation)
 
     data = Calibration(
         np.array(features).reshape(-1, NUM_FEATURES),
         np.array(accepted, bool),
         np.array(latents, np.int64),
+        np.array(rotations, np.int64),
     )
     model = ConfidenceModel(data, seed=seed)
     rows = [_features(draft, _mean_scores(measured[row])) for row, draft in enumerate(final)]
@@ -162,12 +181,17 @@ def shuffled_control(
     return Labelled(kept, scores)
 
 
-def random_sae(spec: SaeSpec, reader: ActivationReader, num_tokens: int, seed: int) -> Sae:
-    """An untrained SAE of the same shape, centred on the mean of the split's first residuals."""
+def random_sae(trained: Sae, reader: ActivationReader, num_tokens: int, seed: int) -> Sae:
+    """An untrained SAE of the same shape and sparsity, centred on the split's first residuals."""
     batch = next(iter(reader.ordered(num_tokens, columns=("resid",), max_tokens=num_tokens)))
     assert batch.resid is not None
-    mean = batch.resid.float().mean(0)
-    return Sae.random_init(spec, seed, mean=mean).eval().requires_grad_(False)
+    x = batch.resid.float()
+    control = Sae.random_init(trained.spec, seed, mean=x.mean(0))
+    if trained.spec.k is None:
+        sample = x[:SPARSITY_TOKENS]
+        l0 = (trained.encode(sample.to(trained.W_enc.device)).acts > 0).sum(1).float().mean()
+        match_l0(control, sample, float(l0))
+    return control.eval().requires_grad_(False)
 
 
 def draw_alive(firings: Firings, count: int, min_firings: int, rng: np.random.Generator) -> Any:

@@ -99,7 +99,7 @@ def recalibrated(
         before=Before(ece=before.ece, brier=before.brier),
         high_confidence_threshold=tau,
     )
-    moved = [f if f.predicate is None else _moved(f, model, tau) for f in features]
+    moved = [f if f.by_person or f.label is None else _moved(f, model, tau) for f in features]
     return Recalibrated(moved, tau, people)
 
 

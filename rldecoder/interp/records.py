@@ -6,15 +6,16 @@ them, so that a change of format is always visible, and raises SCHEMA_VERSION or
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
 from rldecoder.interp.predicate import Predicate
 from rldecoder.schemas import JsonRecord, Scalar
 
-SCHEMA_VERSION: Literal[3] = 3
-SCHEMA_MINOR = 2
+SCHEMA_VERSION: Literal[4] = 4
+SCHEMA_MINOR = 0
+Kind = Literal["input", "output", "both", "none"]
 
 
 class Scores(JsonRecord):
@@ -43,6 +44,34 @@ class Scores(JsonRecord):
     """Finding the quiet window among five, corrected for chance: 0 is guessing (2507.08473)."""
     simulation: float | None = None
     """Correlation of the activations that the label predicts with the real ones (Bills 2023)."""
+
+
+class OutputScores(JsonRecord):
+    """Scores of an output label on the `test` split, by exact ablation in the frozen model, at
+    places where the latent fires strongly. A failed label scores 0."""
+
+    auroc: float
+    """Share of the other latents' sets whose mean drop there is smaller; 0.5 is chance."""
+    auroc_places: float
+    """The same place by place, mean over places."""
+    drop: float
+    """By how much log P(set) falls when the latent is taken out, nats; mean over documents."""
+    drop_low: float | None
+    """Lower end of its 95 % interval (over documents); null with a single document."""
+    drop_high: float | None
+    other_drop: float
+    """The same when another active latent is taken out at the same place, at the same length."""
+    margin: float
+    """`drop` less `other_drop`, mean over documents."""
+    margin_low: float | None
+    """Lower end of its 95 % interval."""
+    margin_high: float | None
+    beats_other: float
+    """Share of places at which the drop is larger than that of the other."""
+    share: float
+    """Of all probability that moves to other tokens, what the set loses; mean over places."""
+    places: int
+    documents: int
 
 
 class Example(JsonRecord):
@@ -203,21 +232,92 @@ class OtherLabel(JsonRecord):
         return self
 
 
+class InputLabel(JsonRecord):
+    """What a latent fires strongly on."""
+
+    text: str | None
+    """Null if nothing was found."""
+    failure: str | None
+    """Why; null otherwise."""
+    predicate: Predicate | None
+    """The label in executable form."""
+    share: float
+    """Strong: at least this share of the latent's usual high."""
+    usual_high: float | None
+    """99th percentile of its activations on the `label` split; null if it never fired there."""
+    scores: Scores
+    """Of strong firings, on the `test` split."""
+    weak: Scores
+    """The same label against all firings, the weakest too."""
+    confidence: float = Field(ge=0, le=1)
+    """p(accept), from the `label` split alone; 0 for failures."""
+    accepted: bool
+    """Whether the scores of strong firings pass."""
+
+
+class TokenGain(JsonRecord):
+    """How much a latent raises or lowers a token in the frozen model."""
+
+    token: str
+    """The token's text, raw."""
+    token_id: int
+    gain: float
+    """Mean of p(v) (log p(v) - log p(v) without the latent), nats, without the document in which
+    it is largest; of a lowered token with both models exchanged."""
+
+
+class OutputLabel(JsonRecord):
+    """What a latent raises in the frozen model, by exact ablation where it fires strongly."""
+
+    text: str | None
+    """Null if nothing recurs."""
+    failure: str | None
+    """Why; null otherwise."""
+    name: str | None
+    """A class or affix that covers the set; null where none does."""
+    raised: list[TokenGain]
+    """The output set, the largest gain first."""
+    lowered: list[TokenGain]
+    """What is likelier without the latent."""
+    places: int
+    """Places of the `label` split that the set was fitted on."""
+    documents: int
+    share: float
+    """Places are firings of at least this share of the latent's usual high."""
+    scores: OutputScores
+    confidence: float = Field(ge=0, le=1)
+    """p(accept), from the `label` split alone; 0 for failures."""
+    accepted: bool
+    """Whether the scores pass, in all three parts."""
+
+
 class FeatureLabel(JsonRecord):
     """One latent of the top K."""
 
     latent: int
     status: Literal["labelled", "failed"]
+    kind: Kind = "input"
+    """Which of its two labels pass on the `test` split. `none`: neither does, and what it does is
+    shown as a description (`interp.shown`)."""
     label: str | None
-    """What people read; null if it failed and nobody gave one."""
+    """The label that passes, both if both do, else the one more likely to; null if both failed and
+    nobody gave one. Shown as a label only if it passes or a person stands for it."""
+    description: str = ""
+    """What is known of it without a label: the tokens on which it fires most strongly, and those
+    that it raises. Never empty but in files of older programs."""
+    input: InputLabel | None = None
+    """Null in files of older programs, as `output`."""
+    output: OutputLabel | None = None
     failure: str | None
     """Why there is no label; null otherwise."""
     predicate: Predicate | None
-    """The label in executable form; null if it failed or was replaced by a person's words."""
+    """What the label says of the input, in executable form; null if it says nothing of it, failed,
+    or was replaced by a person's words."""
     labeler: str
     """Which labeler gave the label, or `person:<name>`."""
     confidence: float = Field(ge=0, le=1)
-    """p(accept); 0 for failures. Of a person's label: see `review` in docs/metrics/interp.md."""
+    """p(accept) of the label; of two the larger one; 0 for failures. Of a person's label: see
+    `review` in docs/metrics/interp.md."""
     confidence_low: float = Field(ge=0, le=1)
     """Lower end of its 95 % interval."""
     confidence_high: float = Field(ge=0, le=1)
@@ -231,6 +331,7 @@ class FeatureLabel(JsonRecord):
     density: float
     """Share of tokens of the `label` split on which the latent fires."""
     scores: Scores
+    """Of the input label, strong firings."""
     examples: list[Example]
     """A few of the strongest, from the `label` split."""
     contrasts: list[Example] = Field([])
@@ -251,6 +352,18 @@ class FeatureLabel(JsonRecord):
     `confidence`; a person may take one over in a review."""
 
     @property
+    def input_predicate(self) -> Predicate | None:
+        """What the labeler says of the input, shown or not; None where a person's words stand."""
+        if self.by_person:
+            return None
+        return self.predicate if self.input is None else self.input.predicate
+
+    @property
+    def by_person(self) -> bool:
+        """Whether a person gave the label."""
+        return self.labeler.startswith("person:")
+
+    @property
     def reviewed(self) -> bool:
         """Whether a person has judged the present label, or given it."""
         return any(review.settles(self.label) for review in self.reviews)
@@ -267,8 +380,9 @@ class FeatureLabel(JsonRecord):
 class FeatureLabels(JsonRecord):
     """Labels of the top K latents of one run. Coverage counts failures."""
 
-    schema_version: Literal[3] = 3
-    """Raised when a reader of the older version could misread a file."""
+    schema_version: Literal[4] = 4
+    """Raised when a reader of the older version could misread a file. Of version 3, in which labels
+    spoke of the input only, of any firing, files are still read."""
     schema_minor: int = Field(default=0, ge=0)
     """Raised when fields are added that have defaults: a newer program reads older files."""
     model_name: str
@@ -294,6 +408,18 @@ class FeatureLabels(JsonRecord):
     judge: JudgeTrust | None = None
     """What is known of the judge of `other_labels`; null without such labels."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _from_older(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or data.get("schema_version") != 3:
+            return data
+        features = []
+        for feature in data.get("features", []):
+            # Nothing says whether an older label passed but the person or the bar that let it.
+            trusted = feature.get("high_confidence") and feature.get("predicate")
+            features.append({"kind": "input" if trusted else "none"} | feature)
+        return data | {"schema_version": 4, "schema_minor": 0, "features": features}
+
     @property
     def headline(self) -> dict[str, Scalar]:
         """What goes into the manifest."""
@@ -302,4 +428,9 @@ class FeatureLabels(JsonRecord):
             "labelled": self.labelled,
             "failed": self.failed,
             "high_confidence_coverage": self.coverage,
+            **{f"kind_{kind}": self.count(kind) for kind in get_args(Kind)},
         }
+
+    def count(self, kind: Kind) -> int:
+        """Latents of a kind."""
+        return sum(feature.kind == kind for feature in self.features)

@@ -161,7 +161,7 @@ def merge_reviews(
     for feature in features:
         for review in by_latent.get(feature.latent, []):
             feature = _merge(feature, review)
-        if feature.predicate is None and feature.status == "labelled":
+        if feature.by_person:
             feature = feature.model_copy(update=_confidence_in_words(feature))
         out.append(feature)
     return out

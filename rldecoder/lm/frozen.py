@@ -9,20 +9,30 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
+from rldecoder.config.model import Loading
 from rldecoder.errors import BadInputError
-from rldecoder.lm.cut import CutCache, WholeCache, find_parts, replaced_input, with_blocks
+from rldecoder.lm.cut import (
+    CutCache,
+    WholeCache,
+    find_parts,
+    fit_cache,
+    replaced_input,
+    with_block_list,
+    with_blocks,
+)
 from rldecoder.lm.loading import read_model
+from rldecoder.lm.placement import is_offloaded, loading_arguments, require_placed
 from rldecoder.lm.proof import prove
 from rldecoder.lm.specs import ModelRecord, stated_context_length
-from rldecoder.lm.text_tokens import encode_prompt, end_token_ids
+from rldecoder.lm.text_tokens import encode_prompt, end_token_ids, set_bos, tokens_in_front
 from rldecoder.lm.unembedding import Unembedding
 from rldecoder.precision import fast_dtype
 
@@ -57,9 +67,10 @@ class FrozenLM:
         self.folder = folder
         base = model.base_model
         assert isinstance(base, PreTrainedModel)
-        self._base = base
+        self._base = with_block_list(base)
         self._blocks_name, self._norm_name = find_parts(self._base)
         self._unembedding = Unembedding(model)
+        self._offloaded = is_offloaded(model)
         self._cuts: dict[tuple[str, int], PreTrainedModel] = {}
         self._mean_direction: Tensor | None = None
 
@@ -71,6 +82,7 @@ class FrozenLM:
         device: torch.device | str = "cpu",
         dtype: torch.dtype | None = None,
         record: Path | None = None,
+        loading: Loading | None = None,
     ) -> FrozenLM:
         """Load a Hugging Face folder (safetensors only, no code from the folder is run).
 
@@ -81,6 +93,7 @@ class FrozenLM:
                 dtype of the stored weights. A CPU that is faster with float32 then runs bfloat16
                 weights in it.
             record: a published model's `ModelRecord`; None, or no such file, for any other folder.
+            loading: how the weights are kept; None takes the record's, else whole on the device.
 
         The parts are compared with the model's own forward pass (`proof.prove`); what was
         published with a record was compared in full before, and is here in short.
@@ -88,18 +101,24 @@ class FrozenLM:
         Raises:
             BadInputError: the folder is not a model that can be read, or its parts are not the
                 model.
+            NoResourceError: it is too large for where it was to go.
             NumericalError: a weight is NaN or infinite.
             DamagedFileError: the record cannot be read.
         """
         folder = Path(folder)
-        if record is not None and not record.is_file():
-            record = None
-        if dtype is None and record is not None:
-            dtype = fast_dtype(ModelRecord.load(record).compute_dtype, device)
-        model, tokenizer = read_model(folder, dtype)
-        nn.Module.to(model, device)
+        known = ModelRecord.load(record) if record is not None and record.is_file() else None
+        if dtype is None and known is not None:
+            dtype = fast_dtype(known.compute_dtype, device)
+        if loading is None:
+            loading = Loading() if known is None else known.loading
+        arguments = loading_arguments(loading, torch.device(device), dtype)
+        model, tokenizer = read_model(folder, dtype, arguments)
+        require_placed(model, loading, folder)
+        set_bos(tokenizer, "auto" if known is None else known.bos)
+        if "device_map" not in arguments:
+            nn.Module.to(model, device)
         lm = cls(model, tokenizer, folder)
-        prove(lm, brief=record is not None)
+        prove(lm, brief=known is not None)
         return lm
 
     @property
@@ -153,6 +172,11 @@ class FrozenLM:
     def encode_prompt(self, text: str) -> list[int]:
         """Tokens of a text to be continued; see `text_tokens.encode_prompt`."""
         return encode_prompt(self.tokenizer, text)
+
+    @cached_property
+    def front(self) -> tuple[int, ...]:
+        """What stands before every text: nothing, or its beginning-of-text token."""
+        return tuple(tokens_in_front(self.tokenizer))
 
     @property
     def eos_token_id(self) -> int:
@@ -230,8 +254,9 @@ class FrozenLM:
                 "Use a layer of 1 or more, or `use_cache=False`.",
             )
         cut = self._cut("trunk", layer)
-        if use_cache and past_key_values is None:
-            past_key_values = WholeCache(cut.config)
+        if use_cache:
+            past_key_values = DynamicCache() if past_key_values is None else past_key_values
+            fit_cache(past_key_values, cut.config)
         with torch.no_grad():
             out = cut(
                 input_ids=input_ids,
@@ -253,7 +278,8 @@ class FrozenLM:
     ) -> Tensor:
         """The final hidden state [B, T, D] from the residual stream [B, T, D] at `layer`.
 
-        Differentiable with respect to `resid`, which is cast to the model's dtype.
+        Differentiable with respect to `resid`, which is cast to the model's dtype, where all
+        blocks are in memory.
 
         Args:
             resid: [B, T, D]; with `past_key_values`, only at positions that it has not seen.
@@ -263,6 +289,7 @@ class FrozenLM:
             past_key_values: made by `tail_cache` for this layer; extended in place.
         """
         self._check_layer(layer)
+        self._check_gradient(resid)
         resid = resid.to(self.dtype)
         cut = self._cut("tail", layer)
         first = self.part_after(layer)
@@ -277,6 +304,15 @@ class FrozenLM:
                 use_cache=past_key_values is not None,
             )
         return out.last_hidden_state
+
+    def has_caches(self, layer: int) -> bool:
+        """Whether the blocks on both sides of `layer` can go on from where they stopped."""
+        try:
+            for side in ("trunk", "tail"):
+                WholeCache(self._cut(side, layer).config)
+        except BadInputError:
+            return False
+        return True
 
     def tail_cache(self, layer: int) -> Cache:
         """An empty KV cache for `tail` at `layer`."""
@@ -329,7 +365,13 @@ class FrozenLM:
         dtype.
         """
         self._check_layer(layer)
-        with replaced_input(self.part_after(layer), lambda resid: replace(resid).to(resid.dtype)):
+
+        def put(resid: Tensor) -> Tensor:
+            changed = replace(resid).to(resid.dtype)
+            self._check_gradient(changed)
+            return changed
+
+        with replaced_input(self.part_after(layer), put):
             return self._run(input_ids, attention_mask, position_ids)
 
     def unembed(self, final_hidden: Tensor, *, out: Tensor | None = None) -> Tensor:
@@ -369,6 +411,14 @@ class FrozenLM:
                 f"Hook layer {layer} is out of range.",
                 f"The model in {self.folder} has {self.num_layers} blocks.",
                 f"Choose a layer from 0 (embeddings) to {self.num_layers}.",
+            )
+
+    def _check_gradient(self, resid: Tensor) -> None:
+        if self._offloaded and torch.is_grad_enabled() and resid.requires_grad:
+            raise BadInputError(
+                "This stage sends gradients through the frozen model's blocks.",
+                "Some are offloaded (`sync_tokenizer.device_map: auto`): gone once they have run.",
+                "Use a device that holds the model, `quantization: 4bit`, or a smaller model.",
             )
 
     def part_after(self, layer: int) -> nn.Module:

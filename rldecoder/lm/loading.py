@@ -13,14 +13,17 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-from rldecoder.errors import BadInputError, NumericalError
+from rldecoder.errors import BadInputError, NumericalError, RlDecoderError
 from rldecoder.lm.quiet import quiet_transformers
+from rldecoder.lm.text_part import KEYS, of_other_parts, text_part
 
 # Any one of these makes a tokenizer; without them transformers would make an empty one.
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
@@ -29,13 +32,14 @@ _NAMED = 3
 
 
 def read_model(
-    folder: Path, dtype: torch.dtype | None
+    folder: Path, dtype: torch.dtype | None, more: Mapping[str, Any] | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Model and tokenizer of a Hugging Face folder: safetensors only, no code from it is run.
 
     Args:
         folder: holds config.json, model.safetensors and the tokenizer's files.
         dtype: of the weights; None takes the stored one.
+        more: of `placement.loading_arguments`.
 
     Raises:
         BadInputError: the folder is not a model that can be read, or not all of one.
@@ -56,9 +60,12 @@ def read_model(
 
     try:
         with quiet_transformers():
+            part = text_part(read_config(folder))
             # Typed as the model alone, whatever the last argument asks for.
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
+                config=part.config,
+                key_mapping=None if part.whole is None else KEYS,
                 dtype=dtype if dtype is not None else "auto",
                 use_safetensors=True,
                 trust_remote_code=False,
@@ -66,12 +73,13 @@ def read_model(
                 output_loading_info=True,
                 # They are refused below, by name; transformers' own error names none.
                 ignore_mismatched_sizes=True,
+                **(more or {}),
             )
             model, found = loaded
             tokenizer = AutoTokenizer.from_pretrained(
                 folder, trust_remote_code=False, local_files_only=True
             )
-    except (MemoryError, torch.OutOfMemoryError):
+    except (RlDecoderError, MemoryError, torch.OutOfMemoryError):
         raise
     # Damaged files raise whatever their parser raises: OSError, ValueError, KeyError,
     # SafetensorError, and plain Exception from the tokenizers library.
@@ -84,9 +92,19 @@ def read_model(
         ) from error
 
     model, found = loaded
+    if part.whole is not None:
+        unexpected = set(found["unexpected_keys"])
+        found["unexpected_keys"] = unexpected - of_other_parts(unexpected, model)
     require_all_weights(found, str(folder))
     require_finite_weights(model, str(folder))
     return model, tokenizer
+
+
+def read_config(folder: Path) -> PreTrainedConfig:
+    """The configuration of a model folder, no code from it run."""
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    assert isinstance(config, PreTrainedConfig)
+    return config
 
 
 def require_all_weights(found: Mapping[str, Any], place: str) -> None:
@@ -144,7 +162,12 @@ def require_finite_weights(model: nn.Module, place: str) -> None:
 def _is_finite(tensor: torch.Tensor) -> torch.Tensor:
     # Both ends are finite only where everything between is, and NaN spreads to both: one pass
     # without a mask of the tensor's size. (8-bit floats have no infinity to speak of.)
-    if not tensor.is_floating_point() or tensor.itemsize < 2 or not tensor.numel():
+    if (
+        not tensor.is_floating_point()
+        or tensor.itemsize < 2
+        or not tensor.numel()
+        or tensor.is_meta
+    ):
         return torch.ones((), dtype=torch.bool)
     low, high = tensor.detach().aminmax()
     return low.isfinite() & high.isfinite()

@@ -233,6 +233,13 @@ def check_model_folder(folder: Path) -> list[Path]:
             "Give a folder that `save_pretrained` wrote.",
         )
 
+    if (folder / "adapter_config.json").exists():
+        raise BadInputError(
+            f"{folder} holds an adapter (adapter_config.json).",
+            "Only whole models are read, and without it this would be another model.",
+            "Merge it into its base model with `merge_and_unload`, and save that. Where the "
+            "weights have it already, remove the file.",
+        )
     weights = sorted(folder.glob("model*.safetensors"))
     if not weights:
         pickles = sorted(path.name for kind in _PICKLE_PATTERNS for path in folder.glob(kind))
@@ -243,6 +250,15 @@ def check_model_folder(folder: Path) -> list[Path]:
             else "There is no model*.safetensors in it.",
             "Convert it elsewhere with `save_pretrained(..., safe_serialization=True)`.",
         )
+
+    # Links of the cache lead to files; /dev/zero would be copied until the disk is full.
+    for path in weights:
+        if not path.is_file():
+            raise BadInputError(
+                f"{path} is no file.",
+                "It is a folder, a pipe or a device, or a link to one.",
+                "Download the model again.",
+            )
 
     # Of several weight files the index knows how many there should be.
     index = folder / "model.safetensors.index.json"

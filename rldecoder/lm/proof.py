@@ -41,11 +41,16 @@ class _Difference(NamedTuple):
     choice between experts may turn on rounding at single tokens."""
 
 
-def prove(lm: FrozenLM, *, brief: bool = False) -> None:
+def prove(lm: FrozenLM, *, brief: bool = False, hook_layer: int | None = None) -> None:
     """Raise unless trunk, tail and unembedding give what the model's own forward pass gives.
 
     In full (a dozen passes over 20 tokens): at up to `_LAYERS` layers, with padding on the left,
-    and with a key-value cache. In brief (three passes): at the middle layer, the sequence alone.
+    and with a cache. In brief (three passes): at the middle layer, the sequence alone.
+
+    Args:
+        lm: the model.
+        brief: prove in brief.
+        hook_layer: prove in full at this layer, and at no other.
 
     Raises:
         BadInputError: something differs by more than rounding, or the model cannot be run so.
@@ -54,7 +59,7 @@ def prove(lm: FrozenLM, *, brief: bool = False) -> None:
     tolerance = _TOLERANCE.get(lm.dtype, _COARSE)
     try:
         with torch.no_grad():
-            for found in _comparisons(lm, brief):
+            for found in _comparisons(lm, brief, hook_layer):
                 if not found.error <= tolerance:
                     raise _refusal(
                         lm,
@@ -76,11 +81,11 @@ def _refusal(lm: FrozenLM, why: str) -> BadInputError:
     return BadInputError(
         f"Models of type {lm.model.config.model_type!r} are not supported.",
         why,
-        "Use a GPT-2, Llama, GPT-NeoX, Gemma, Phi or similar model.",
+        "docs/models.md lists the types that work: use a model of one of these.",
     )
 
 
-def _comparisons(lm: FrozenLM, brief: bool) -> Iterator[_Difference]:
+def _comparisons(lm: FrozenLM, brief: bool, hook_layer: int | None) -> Iterator[_Difference]:
     depth = lm.num_layers
     ids, short = _probe(lm)
     own, logits = _own(lm, ids)
@@ -88,6 +93,7 @@ def _comparisons(lm: FrozenLM, brief: bool) -> Iterator[_Difference]:
 
     # Trunk and tail, the sequence alone.
     layers = [(depth + 1) // 2] if brief else _spread(depth)
+    layers = layers if hook_layer is None else [hook_layer]
     final = lm.resid_and_final(ids, 0)[1]
     for layer in layers:
         at = f"at layer {layer}"
@@ -104,7 +110,8 @@ def _comparisons(lm: FrozenLM, brief: bool) -> Iterator[_Difference]:
 
     own_short, logits_short = _own(lm, short)
     finals = [final, lm.resid_and_final(short, 0)[1]]
-    for layer in sorted({layers[len(layers) // 2], depth}):
+    cached = [_cached_layer(lm), depth] if hook_layer is None else [hook_layer]
+    for layer in dict.fromkeys(cached):
         owns, at = [own[layer], own_short[layer]], f"at layer {layer}"
         resid = lm.trunk(batch, layer, attention_mask=mask).resid
         yield _compare_rows(f"residuals {at} of padded sequences", resid, owns)
@@ -169,6 +176,19 @@ def _spread(depth: int) -> list[int]:
     """Up to `_LAYERS` layers from 0 to `depth`."""
     parts = min(depth, _LAYERS - 1)
     return sorted({round(part * depth / parts) for part in range(parts + 1)})
+
+
+def _cached_layer(lm: FrozenLM) -> int:
+    """The layer nearest to the middle with a cache on both sides.
+
+    Where all blocks on a side are linear attention there is none.
+    """
+    layers = range(1, lm.num_layers + 1)
+    middle = (lm.num_layers + 1) // 2
+    for layer in sorted(layers, key=lambda layer: abs(layer - middle)):
+        if lm.has_caches(layer):
+            return layer
+    return middle  # what makes a cache there says why it cannot
 
 
 def _in_parts(

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, PositiveInt, ValidationError
 
 from rldecoder.config.base import Config, HubRepo, Revision
+from rldecoder.config.data import Bos
+from rldecoder.config.model import Loading
 from rldecoder.config.problems import problem_lines, shown_name
 from rldecoder.config.yaml_files import read_yaml
 from rldecoder.errors import BadInputError
@@ -137,6 +139,10 @@ class ModelRecord(JsonRecord, ArchitectureConstants):
     """Of the weight file; of several, hash of their names and hashes."""
     weight_files: dict[str, str]
     """SHA-256 by file name."""
+    bos: Bos = Field(default="auto", exclude_if=lambda bos: bos == "auto")
+    """`ingest.bos`; absent where the tokenizer is used as it was published."""
+    loading: Loading = Field(default=Loading(), exclude_if=lambda loading: loading == Loading())
+    """How its weights are kept; absent where they are whole and on one device."""
 
     @property
     def headline(self) -> dict[str, Scalar]:

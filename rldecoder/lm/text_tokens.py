@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from tokenizers import processors
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from rldecoder.config.data import Bos
 from rldecoder.errors import BadInputError
 
 # Any ordinary text: it shows what is put around it.
@@ -34,6 +36,34 @@ def tokens_in_front(tokenizer: PreTrainedTokenizerBase) -> list[int]:
         "tokens are added.",
         f"{_SAMPLE!r} is {bare} without and {whole} with them.",
         "Correct `post_processor` in tokenizer.json: it may only put tokens around a text.",
+    )
+
+
+def set_bos(tokenizer: PreTrainedTokenizerBase, bos: Bos) -> None:
+    """Make the tokenizer put its BOS token in front of every text, or nothing.
+
+    Args:
+        tokenizer: changed in place, for whatever reads or saves it from here on.
+        bos: `auto` leaves it as it was published.
+
+    Raises:
+        BadInputError: it has no BOS token to put there.
+    """
+    front = tokens_in_front(tokenizer)
+    if bos == "auto" or bool(front) == (bos == "always"):
+        return
+    start = tokenizer.bos_token
+    if bos == "always" and start is None:
+        raise BadInputError(
+            f"The tokenizer in {tokenizer.name_or_path} has no beginning-of-text token.",
+            "`ingest.bos: always` puts it in front of every text.",
+            "Set `ingest.bos: auto`, or `bos_token` in tokenizer_config.json.",
+        )
+    before = f"{start} " if bos == "always" else ""
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{before}$A",
+        pair=f"{before}$A $B",
+        special_tokens=[(start, tokenizer.bos_token_id)] if before else [],
     )
 
 

@@ -10,6 +10,7 @@ from rldecoder.config.model import RANDOM
 from rldecoder.dashboard import collect
 from rldecoder.dashboard.build import controls_table, freeze_note
 from rldecoder.dashboard.claims import (
+    precision_columns,
     precision_note,
     precision_rows,
     simulation_columns,
@@ -84,7 +85,6 @@ def model_card(
             dict.fromkeys(text for one in manifest.artifacts.values() for text in one.caveats)
         ),
         freeze_note=freeze_note(inputs.final.freeze),
-        frozen_claims=claims.frozen_model,
         sae_rows=_sae_rows(inputs.sae_gate.report),
         sae_tokens=inputs.sae_gate.report["num_tokens"].value,
         decoder_rows=_decoder_rows(inputs.evaluation.faithfulness),
@@ -94,6 +94,7 @@ def model_card(
         label_rows=label_rows(inputs.labels.controls),
         coverage=inputs.evaluation.interpretability.label_coverage["all"],
         mass_rows=_mass_rows(inputs.importance.mass),
+        claim_columns=precision_columns(),
         claim_rows=precision_rows(claims),
         claim_note=precision_note(claims),
         simulation_columns=simulation_columns(),

@@ -1,5 +1,7 @@
 """Is the trained decoder better than chance, and than more supervised training?
 
+What the reward adds to distillation is measured by the same comparison, and does not decide.
+
 A random reward is not inert: whitened noise sharpens the policy (entropy 2.46 -> 1.30 in RL.md)
 while nothing is learned. So controls are compared on task score and held-out KL only, on the same
 test prompts and the same test text, by paired bootstrap.
@@ -11,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
-import pyarrow as pa
 import torch
+from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -27,7 +29,7 @@ from rldecoder.evals.tasks import TaskResult, summarise, task_row
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.rl.policy import token_stats
 from rldecoder.rl.spread import Spread, sequence_means
-from rldecoder.schemas import JsonRecord, Scalar
+from rldecoder.schemas import JsonRecord, Scalar, table_schema
 from rldecoder.seeds import torch_generator
 
 Key = TypeVar("Key")
@@ -37,29 +39,6 @@ TRAINED_END = "trained_end"
 """The trained decoder at the end of its training, where the published one lies short of it."""
 SUPERVISED = "supervised"
 FROZEN = "frozen"
-
-CONTROLS = pa.schema(
-    [
-        ("system", pa.string()),
-        ("gates", pa.bool_()),
-        ("task", pa.string()),
-        ("score", pa.float64()),
-        ("score_low", pa.float64()),
-        ("score_high", pa.float64()),
-        ("num_prompts", pa.int32()),
-        ("num_trainings", pa.int32()),
-        ("kl", pa.float64()),
-        ("kl_low", pa.float64()),
-        ("kl_high", pa.float64()),
-        ("contribution_entropy", pa.float64()),
-        ("contribution_entropy_low", pa.float64()),
-        ("contribution_entropy_high", pa.float64()),
-        ("effective_latents", pa.float64()),
-    ]
-)
-"""One row a system and task (and `all`), on the test split. `gates`: a control that the verdict
-depends on. `kl` is KL(frozen || system) in nats per token. The last four are of the contributions
-to first choices on test text, null for systems without latents. Intervals are 95 %."""
 
 
 class System(NamedTuple):
@@ -76,12 +55,12 @@ class System(NamedTuple):
     """One a training, on the test sequences; none for systems without latents."""
 
     @property
-    def scores(self) -> NDArray[np.float64]:
+    def scores(self) -> Float[np.ndarray, "seeds prompts"]:
         """[S, prompts]"""
         return np.array([result.scores for result in self.tasks])
 
     @property
-    def entropy(self) -> NDArray[np.float64]:
+    def entropy(self) -> Float[np.ndarray, "seeds sequences"]:
         """[S, sequences] contribution entropy."""
         return np.array([spread.entropy for spread in self.spread])
 
@@ -130,6 +109,15 @@ class Comparison(JsonRecord):
             f"(allowed {bound:g})"
         )
 
+    def beside_distillation(self) -> str:
+        """What the reward adds to distillation, as a sentence; it decides nothing."""
+        return (
+            f"the reward adds {self.score_difference:+.2f} [{self.score_low:+.2f}, "
+            f"{self.score_high:+.2f}] of task score to distillation on own responses, which has "
+            f"held-out KL {'higher' if self.kl_difference > 0 else 'lower'} by "
+            f"{abs(self.kl_difference):.3f} nats (measured beside the verdict, no part of it)"
+        )
+
     def _numbers(self) -> str:
         return (
             f"task score of the trained one higher by {self.score_difference:+.2f} "
@@ -169,6 +157,12 @@ class SystemRow(JsonRecord):
     """Effective number of latents that carry a first choice; None as above."""
 
 
+CONTROLS = table_schema(SystemRow)
+"""One row a system and task (and `all`), on the test split. `gates`: a control that the verdict
+depends on. `kl` is KL(frozen || system) in nats per token. The last four are of the contributions
+to first choices on test text, null for systems without latents. Intervals are 95 %."""
+
+
 class TrainingScore(JsonRecord):
     """One training of the trained decoder by itself."""
 
@@ -185,6 +179,8 @@ class ControlVerdict(JsonRecord):
     """Whether all gating controls are clearly beaten and held-out KL did not rise too far."""
     reasons: tuple[str, ...]
     """Why not, and what a reader must know."""
+    beside: tuple[str, ...] = ()
+    """What was measured beside the verdict and is no part of it, in sentences."""
     comparisons: tuple[Comparison, ...]
     """The trained decoder against each other system but the frozen model."""
     systems: dict[str, SystemRow]
@@ -266,7 +262,7 @@ def uniform_predictor(lm: FrozenLM) -> Predictor:
 @torch.no_grad()
 def sequence_kl(
     predictors: Mapping[Key, Predictor], reader: ActivationReader, lm: FrozenLM, num_tokens: int
-) -> dict[Key, NDArray[np.float64]]:
+) -> dict[Key, Float[np.ndarray, " sequences"]]:
     """Mean KL(frozen || predictor) of each sequence, nats per token, on the first rows of a split.
 
     All predictors see the same rows, so that differences can be paired.

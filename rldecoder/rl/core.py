@@ -11,6 +11,7 @@ import math
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 
@@ -24,13 +25,13 @@ class Gae(NamedTuple):
 
 
 def gae(
-    rewards: Tensor,
-    values: Tensor,
-    mask: Tensor,
+    rewards: Float[Tensor, "batch length"],
+    values: Float[Tensor, "batch length"],
+    mask: Shaped[Tensor, "batch length"],
     *,
     gamma: float,
     lam: float,
-    bootstrap: Tensor | None = None,
+    bootstrap: Float[Tensor, " batch"] | None = None,
 ) -> Gae:
     """Generalised advantage estimation (Schulman et al. 2015, arXiv 1506.02438, eq. 16).
 
@@ -63,7 +64,7 @@ def gae(
     return Gae(advantages, returns)
 
 
-def mean_of_others(rewards: Tensor, size: int) -> Tensor:
+def mean_of_others(rewards: Float[Tensor, " batch"], size: int) -> Float[Tensor, " batch"]:
     """For each response [B] the mean reward of the same prompt's other responses: a baseline.
 
     The response itself has no part in it, so that taking it off changes no expected gradient
@@ -77,17 +78,21 @@ def mean_of_others(rewards: Tensor, size: int) -> Tensor:
     return ((groups.sum(-1, keepdim=True) - groups) / max(1, size - 1)).view(-1)
 
 
-def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+def masked_mean(
+    values: Float[Tensor, " *axes"], mask: Shaped[Tensor, " *axes"]
+) -> Float[Tensor, ""]:
     """Mean over the positions where `mask` is 1; 0 when there are none."""
     inside = torch.where(mask.bool(), values, 0.0)
     return inside.sum() / mask.sum().clamp_min(1)
 
 
-def masked_whiten(values: Tensor, mask: Tensor, eps: float = 1e-8) -> Tensor:
+def masked_whiten(
+    values: Float[Tensor, " *axes"], mask: Shaped[Tensor, " *axes"]
+) -> Float[Tensor, " *axes"]:
     """Shift and scale to mean 0 and (population) variance 1 over the mask; 0 on padding."""
     mean = masked_mean(values, mask)
     variance = masked_mean((values - mean) ** 2, mask)
-    return torch.where(mask.bool(), (values - mean) * torch.rsqrt(variance + eps), 0.0)
+    return torch.where(mask.bool(), (values - mean) * torch.rsqrt(variance + 1e-8), 0.0)
 
 
 class PolicyLoss(NamedTuple):
@@ -102,10 +107,10 @@ class PolicyLoss(NamedTuple):
 
 
 def ppo_policy_loss(
-    logprobs: Tensor,
-    old_logprobs: Tensor,
-    advantages: Tensor,
-    mask: Tensor,
+    logprobs: Float[Tensor, "batch length"],
+    old_logprobs: Float[Tensor, "batch length"],
+    advantages: Float[Tensor, "batch length"],
+    mask: Shaped[Tensor, "batch length"],
     *,
     clip_coef: float,
     per_response: bool = False,
@@ -134,8 +139,13 @@ def ppo_policy_loss(
 
 
 def ppo_value_loss(
-    values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, *, clip_coef: float
-) -> Tensor:
+    values: Float[Tensor, "batch length"],
+    old_values: Float[Tensor, "batch length"],
+    returns: Float[Tensor, "batch length"],
+    mask: Shaped[Tensor, "batch length"],
+    *,
+    clip_coef: float,
+) -> Float[Tensor, ""]:
     """Half the squared error, values kept within `clip_coef` of the old ones (pessimistic max).
 
     Values and returns are in normalised units (see `ReturnNormaliser`). All arguments [B, T].
@@ -145,17 +155,16 @@ def ppo_value_loss(
     return 0.5 * masked_mean(worst, mask)
 
 
-def k1(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
+def k1(
+    logprobs: Float[Tensor, " *axes"], ref_logprobs: Float[Tensor, " *axes"]
+) -> Float[Tensor, " *axes"]:
     """log pi(a) - log ref(a): the unbiased estimator of KL(pi || ref) for a ~ pi, for rewards."""
     return logprobs - ref_logprobs
 
 
-def k2(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
-    """Half the squared log ratio: low variance, biased; its gradient is that of KL(pi || ref)."""
-    return 0.5 * (logprobs - ref_logprobs) ** 2
-
-
-def k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
+def k3(
+    logprobs: Float[Tensor, " *axes"], ref_logprobs: Float[Tensor, " *axes"]
+) -> Float[Tensor, " *axes"]:
     """exp(-k1) - 1 + k1: unbiased and >= 0, for display only.
 
     In a reward it steers to a wrong optimum, and as a loss its gradient is that of the reverse
@@ -165,17 +174,21 @@ def k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     return difference.exp() - 1 - difference
 
 
-def exact_kl(logprobs: Tensor, other_logprobs: Tensor) -> Tensor:
+def exact_kl(
+    logprobs: Float[Tensor, "*places vocab"], other_logprobs: Float[Tensor, "*places vocab"]
+) -> Float[Tensor, " *places"]:
     """KL(first || second) in nats [...] from normalised log-probabilities [..., V]."""
     return (logprobs.exp() * (logprobs - other_logprobs)).sum(-1)
 
 
-def entropy(logprobs: Tensor) -> Tensor:
+def entropy(logprobs: Float[Tensor, "*places vocab"]) -> Float[Tensor, " *places"]:
     """Entropy in nats [...] of normalised log-probabilities [..., V]."""
     return -(logprobs.exp() * logprobs).sum(-1)
 
 
-def contribution_entropy(contributions: Tensor) -> Tensor:
+def contribution_entropy(
+    contributions: Float[Tensor, "*places active"],
+) -> Float[Tensor, " *places"]:
     """How evenly the latents of a token share its prediction: 0 (one latent) to 1 (all alike).
 
     Entropy of |contribution| normalised to sum 1, divided by log K. Differentiable; where all
@@ -187,12 +200,16 @@ def contribution_entropy(contributions: Tensor) -> Tensor:
     return _share_entropy(contributions) / math.log(max(2, contributions.shape[-1]))
 
 
-def effective_latents(contributions: Tensor) -> Tensor:
+def effective_latents(contributions: Float[Tensor, "*places active"]) -> Float[Tensor, " *places"]:
     """exp(entropy) of the normalised |contributions| [..., K]: 1 to K latents, in effect."""
     return _share_entropy(contributions).exp()
 
 
-def share_consistency(contributions: Tensor, latents: Tensor, token_ids: Tensor) -> Tensor:
+def share_consistency(
+    contributions: Float[Tensor, "tokens active"],
+    latents: Int[Tensor, "tokens active"],
+    token_ids: Int[Tensor, " tokens"],
+) -> Float[Tensor, " tokens"]:
     """How alike the latents are that carry equal tokens: [N], 0 (never the same) to 1 (always).
 
     Cosine of |contribution| normalised to sum 1 with the sum of the same over all other rows of
@@ -284,7 +301,9 @@ class ReturnNormaliser:
         """Population standard deviation of all returns seen, at least 1e-3; 1 before any."""
         return max(1e-3, math.sqrt(self.sum_squares / self.count)) if self.count else 1.0
 
-    def update(self, returns: Tensor, mask: Tensor) -> None:
+    def update(
+        self, returns: Float[Tensor, "batch length"], mask: Shaped[Tensor, "batch length"]
+    ) -> None:
         """Add a rollout's returns [B, T] (Chan et al.'s parallel form of Welford's update)."""
         new = returns[mask.bool()].double()
         if new.numel() == 0:
@@ -297,11 +316,11 @@ class ReturnNormaliser:
         self.mean += shift * count / total
         self.count = total
 
-    def normalise(self, returns: Tensor) -> Tensor:
+    def normalise(self, returns: Float[Tensor, " *axes"]) -> Float[Tensor, " *axes"]:
         """Returns in normalised units."""
         return (returns - self.mean) / self.std
 
-    def denormalise(self, values: Tensor) -> Tensor:
+    def denormalise(self, values: Float[Tensor, " *axes"]) -> Float[Tensor, " *axes"]:
         """Values in the units of the reward."""
         return values * self.std + self.mean
 
@@ -314,7 +333,11 @@ class ReturnNormaliser:
         self.count, self.mean, self.sum_squares = (float(value) for value in state)
 
 
-def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
+def explained_variance(
+    values: Float[Tensor, "batch length"],
+    returns: Float[Tensor, "batch length"],
+    mask: Shaped[Tensor, "batch length"],
+) -> float:
     """1 - Var(returns - values) / Var(returns) over the mask: 1 is perfect, 0 a constant."""
     keep = mask.bool()
     target = returns[keep]

@@ -7,6 +7,7 @@ does not depend on the decoder's weights, so no gradient of it can reach the pol
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -31,7 +32,7 @@ class Critic(nn.Module):
         self.out_weight = nn.Parameter(torch.zeros(width))
         self.out_bias = nn.Parameter(torch.zeros(()))
 
-    def forward(self, states: Tensor) -> Tensor:
+    def forward(self, states: Float[Tensor, "*places d_model"]) -> Float[Tensor, " *places"]:
         """Values [...] of states [..., D]; gradients stop at the states."""
         x = F.layer_norm(states.detach(), states.shape[-1:])
         x = torch.tanh(F.linear(x, self.hidden_weight, self.hidden_bias))

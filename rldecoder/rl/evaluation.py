@@ -17,32 +17,11 @@ from rldecoder.evals.suite import TaskSuite, check_lengths
 from rldecoder.evals.tasks import TaskResult, run_task
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.rl.core import RewardWeights
-
-EVALUATIONS = pa.schema(
-    [
-        ("step", pa.int32()),
-        ("stage", pa.int8()),
-        ("task", pa.string()),
-        ("score", pa.float64()),
-        ("score_low", pa.float64()),
-        ("score_high", pa.float64()),
-        ("num_prompts", pa.int32()),
-        ("kl", pa.float64()),
-        ("kl_low", pa.float64()),
-        ("kl_high", pa.float64()),
-        ("accuracy", pa.float64()),
-        ("agreement", pa.float64()),
-        ("faithfulness_weight", pa.float64()),
-        ("monosemanticity_weight", pa.float64()),
-        ("task_weight", pa.float64()),
-    ]
-)
-"""One row a task (and `all`) and evaluation on the validation split. `step` counts PPO steps done;
-stage 0 is before training. Intervals are 95 % (Wilson; bootstrap over sequences)."""
+from rldecoder.schemas import table_schema
 
 
 class EvaluationRow(NamedTuple):
-    """A row of EVALUATIONS, in the order of its columns."""
+    """A task in an evaluation: see EVALUATIONS."""
 
     step: int
     stage: int
@@ -59,6 +38,11 @@ class EvaluationRow(NamedTuple):
     faithfulness_weight: float
     monosemanticity_weight: float
     task_weight: float
+
+
+EVALUATIONS = table_schema(EvaluationRow, stage=pa.int8())
+"""One row a task (and `all`) and evaluation on the validation split. `step` counts PPO steps done;
+stage 0 is before training. Intervals are 95 % (Wilson; bootstrap over sequences)."""
 
 
 class Evaluation(NamedTuple):

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -34,12 +35,12 @@ class TokenStats(NamedTuple):
 
 
 def token_stats(
-    hidden: Tensor,
-    token_ids: Tensor,
+    hidden: Float[Tensor, "tokens d_model"],
+    token_ids: Int[Tensor, " tokens"],
     unembed: Unembed,
     *,
     temperature: float = 1.0,
-    frozen_logprobs: Tensor | None = None,
+    frozen_logprobs: Float[Tensor, "tokens vocab"] | None = None,
 ) -> TokenStats:
     """Statistics of the policy at N tokens.
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from rldecoder.data.activation_reader import ActivationReader
@@ -35,7 +36,7 @@ class ReplayBatch(NamedTuple):
 
 def text_losses(
     decoder: SaeDecoderForCausalLM, text: ReplayBatch, buffers: LogitBuffers, *, entropy: bool
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""] | None]:
     """Mean KL(frozen || decoder) on replayed text, in nats a token, and if it is asked for the mean
     contribution entropy of the decoder's own first choices there. The blocks run once for both;
     the slopes that contributions are taken along get no gradient."""

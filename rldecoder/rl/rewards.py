@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import NamedTuple, Protocol
 
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from rldecoder.rl.core import RewardWeights, contribution_entropy, k1, share_consistency
@@ -49,7 +50,7 @@ class Reward(Protocol):
 
     name: str
 
-    def __call__(self, seen: RewardInputs) -> Tensor:
+    def __call__(self, seen: RewardInputs) -> Float[Tensor, "batch length"]:
         """Rewards [B, T] per token, unweighted, 0 on padding."""
         ...
 
@@ -59,7 +60,7 @@ class FaithfulnessReward:
 
     name = "faithfulness"
 
-    def __call__(self, seen: RewardInputs) -> Tensor:
+    def __call__(self, seen: RewardInputs) -> Float[Tensor, "batch length"]:
         """[B, T]; a response's sum is the mean over its tokens."""
         return _spread(seen.frozen_logprobs - seen.logprobs, seen.mask)
 
@@ -73,7 +74,7 @@ class MonosemanticityReward:
 
     name = "monosemanticity"
 
-    def __call__(self, seen: RewardInputs) -> Tensor:
+    def __call__(self, seen: RewardInputs) -> Float[Tensor, "batch length"]:
         """[B, T]; a response's sum is the mean over its tokens."""
         return _spread(1.0 - contribution_entropy(seen.contributions), seen.mask)
 
@@ -88,7 +89,7 @@ class ConsistencyReward:
 
     name = "consistency"
 
-    def __call__(self, seen: RewardInputs) -> Tensor:
+    def __call__(self, seen: RewardInputs) -> Float[Tensor, "batch length"]:
         """[B, T]; a response's sum is the mean over its tokens."""
         keep = seen.mask.bool()
         found = share_consistency(
@@ -104,7 +105,7 @@ class TaskReward:
 
     name = "task"
 
-    def __call__(self, seen: RewardInputs) -> Tensor:
+    def __call__(self, seen: RewardInputs) -> Float[Tensor, "batch length"]:
         """[B, T]"""
         return at_last_token(seen.task_scores.to(seen.logprobs.dtype), seen.mask)
 
@@ -114,7 +115,7 @@ class ReferenceKlReward:
 
     name = "kl_penalty"
 
-    def __call__(self, seen: RewardInputs) -> Tensor:
+    def __call__(self, seen: RewardInputs) -> Float[Tensor, "batch length"]:
         """[B, T]; a response's sum is the mean over its tokens."""
         return _spread(-k1(seen.logprobs, seen.ref_logprobs), seen.mask)
 
@@ -127,7 +128,7 @@ class RandomReward:
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
-    def __call__(self, seen: RewardInputs) -> Tensor:
+    def __call__(self, seen: RewardInputs) -> Float[Tensor, "batch length"]:
         """[B, T]; the same for the same seed and step."""
         generator = torch_generator(self.seed, "random-reward", seen.step)
         noise = torch.randn(len(seen.mask), generator=generator).to(seen.logprobs)
@@ -181,7 +182,9 @@ def decoder_rewards(
     ]
 
 
-def at_last_token(values: Tensor, mask: Tensor) -> Tensor:
+def at_last_token(
+    values: Float[Tensor, " batch"], mask: Shaped[Tensor, "batch length"]
+) -> Float[Tensor, "batch length"]:
     """Values [B] at each response's last token, [B, T]; 0 elsewhere."""
     last = mask * (mask.cumsum(-1) == mask.sum(-1, keepdim=True))
     return last.to(values.dtype) * values[:, None]

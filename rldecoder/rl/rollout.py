@@ -17,6 +17,7 @@ from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import Cache
@@ -29,6 +30,7 @@ from rldecoder.evals.generation import (
     split_prefix,
 )
 from rldecoder.evals.prompts import TaskPrompt
+from rldecoder.lm.cut import keeps_states, repeat_rows
 from rldecoder.lm.text_tokens import answer_texts, encode_prompts
 from rldecoder.sae.model import SparseLatents
 
@@ -127,7 +129,10 @@ class DecoderSampler:
     ) -> _Group:
         """Responses to prompts that share a prefix; `rows` are their places in the batch."""
         decoder, lm = self.decoder, self.decoder.frozen.lm
-        batch = split_prefix(prompt_ids, self.pad_token_id, decoder.device)
+        batch = split_prefix(
+            prompt_ids, self.pad_token_id, decoder.device,
+            share=not keeps_states(decoder.trunk_config),
+        )  # fmt: skip
         # What one prompt alone "shares" is the prompt itself, which may never be asked again.
         keep_prefix = len(set(map(tuple, prompt_ids))) > 1
         prefix, past, tail_past = self._start(batch, keep_prefix)
@@ -198,7 +203,7 @@ class DecoderSampler:
             self.decoder.hidden(latents, past_key_values=past)
         for cache in (past, tail_past):
             if cache is not None:
-                cache.batch_repeat_interleave(len(batch.suffix))
+                repeat_rows(cache, len(batch.suffix))
         return latents, past, tail_past
 
     def _read_prefix(self, token_ids: tuple[int, ...]) -> tuple[SparseLatents, Cache, Cache | None]:
@@ -255,7 +260,7 @@ class DecoderSampler:
         return answer_texts(self.tokenizer, rows, self.end_ids)
 
 
-def draw(probs: Tensor, generator: torch.Generator) -> Tensor:
+def draw(probs: Float[Tensor, "batch vocab"], generator: torch.Generator) -> Int[Tensor, " batch"]:
     """One token id [B] from each row of `probs` [B, V], by inversion (Devroye 1986, chapter III.2).
 
     One number a row comes from the CPU's `generator`, so that a seed means the same on every

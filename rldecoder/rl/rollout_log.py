@@ -11,35 +11,11 @@ import pyarrow.parquet as pq
 
 from rldecoder.files import remove
 from rldecoder.rl.learner import PpoStep
-from rldecoder.schemas import read_parquet, write_parquet
-
-ROLLOUTS = pa.schema(
-    [
-        ("step", pa.int32()),
-        ("stage", pa.int8()),
-        ("task", pa.string()),
-        ("prompt_index", pa.int32()),
-        ("question", pa.string()),
-        ("answer", pa.string()),
-        ("completion", pa.string()),
-        ("num_tokens", pa.int16()),
-        ("finished", pa.bool_()),
-        ("task_score", pa.float32()),
-        ("reward", pa.float32()),
-        ("faithfulness", pa.float32()),
-        ("monosemanticity", pa.float32()),
-        ("consistency", pa.float32()),
-        ("kl_penalty", pa.float32()),
-    ]
-)
-"""One row a response. `question` is the prompt's last two lines (the few-shot part is always the
-same). `reward` is the weighted composite; the parts are unweighted, means per token: nats, share
-(0 to 1), cosine (0 to 1), nats; 0 where a run has none of them. Steps and stages count from 0 and
-1."""
+from rldecoder.schemas import read_parquet, table_schema, write_parquet
 
 
 class RolloutRow(NamedTuple):
-    """A row of ROLLOUTS, in the order of its columns."""
+    """A response: see ROLLOUTS."""
 
     step: int
     stage: int
@@ -56,6 +32,13 @@ class RolloutRow(NamedTuple):
     monosemanticity: float
     consistency: float
     kl_penalty: float
+
+
+ROLLOUTS = table_schema(RolloutRow, pa.float32(), stage=pa.int8(), num_tokens=pa.int16())
+"""One row a response. `question` is the prompt's last two lines (the few-shot part is always the
+same). `reward` is the weighted composite; the parts are unweighted, means per token: nats, share
+(0 to 1), cosine (0 to 1), nats; 0 where a run has none of them. Steps and stages count from 0 and
+1."""
 
 
 def rollout_rows(step: PpoStep, stage: int) -> list[RolloutRow]:

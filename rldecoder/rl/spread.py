@@ -7,6 +7,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -55,7 +56,9 @@ def sequence_spread(
     }
 
 
-def sequence_means(values: Tensor, seq_id: Tensor) -> NDArray[np.float64]:
+def sequence_means(
+    values: Float[Tensor, " tokens"], seq_id: Int[Tensor, " tokens"]
+) -> Float[np.ndarray, " sequences"]:
     """Mean of the values [N] of each sequence, in the order of the ids."""
     _, row, counts = np.unique(seq_id.numpy(), return_inverse=True, return_counts=True)
     return np.bincount(row, weights=values.double().numpy()) / counts
@@ -87,7 +90,9 @@ def response_spread(
 
 
 @torch.no_grad()
-def contributions_on_text(decoder: SaeDecoderForCausalLM, batch: ActivationBatch) -> Tensor:
+def contributions_on_text(
+    decoder: SaeDecoderForCausalLM, batch: ActivationBatch
+) -> Float[Tensor, "tokens active"]:
     """What each active latent adds to the decoder's first choices, [N, K], for rows of whole
     sequences (`slopes_of_choices`)."""
     assert batch.resid is not None

@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import DynamicCache
@@ -35,7 +36,11 @@ class Predicted(NamedTuple):
 
 
 def predict(
-    decoder: SaeDecoderForCausalLM, rollout: Rollout, rows: Tensor, *, slopes: bool = False
+    decoder: SaeDecoderForCausalLM,
+    rollout: Rollout,
+    rows: Int[Tensor, " some"],
+    *,
+    slopes: bool = False,
 ) -> Predicted:
     """Predicted final hidden states of the response tokens of some rollouts.
 

@@ -40,6 +40,9 @@ from rldecoder.rl.states import predict
 from rldecoder.sae.model import SparseLatents
 from rldecoder.seeds import derive_seed, torch_generator
 
+VALUE_CLIP_COEF = 0.2
+"""Half-width, in normalised returns, of what the critic may move by in a step."""
+
 
 class DecoderPPOTrainer(GRPOTrainer):
     """PPO on a feature decoder.
@@ -247,7 +250,7 @@ class DecoderPPOTrainer(GRPOTrainer):
             inputs["old_values"],
             inputs["returns"],
             mask,
-            clip_coef=settings.value_clip_coef,
+            clip_coef=VALUE_CLIP_COEF,
         )
         metrics = {"value_loss": value_loss}
 

@@ -15,6 +15,7 @@ from abc import ABC, abstractmethod
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -95,15 +96,19 @@ class Architecture(ABC):
         return (self.spec.num_latents,)
 
     @abstractmethod
-    def choose(self, x: Tensor, weights: SaeWeights, group: Group) -> Chosen | None:
+    def choose(
+        self, x: Float[Tensor, "tokens d_model"], weights: SaeWeights, group: Group
+    ) -> Chosen | None:
         """The pairs that may fire on scaled inputs [N, D]; None where they are too many."""
 
-    def activate(self, pre_acts: Tensor, latents: Tensor | None) -> tuple[Tensor, Tensor]:
+    def activate(
+        self, pre_acts: Float[Tensor, " *cells"], latents: Int[Tensor, " *cells"] | None
+    ) -> tuple[Float[Tensor, " *cells"], Float[Tensor, " *cells"]]:
         """Activations and gates of pre-activations [M] of `latents` [M], or of all [N, L]."""
         return relu_gates(pre_acts)
 
     @abstractmethod
-    def penalty(self, out: Autoencoded, step: Step) -> tuple[Tensor, float]:
+    def penalty(self, out: Autoencoded, step: Step) -> tuple[Float[Tensor, ""], float]:
         """What is added to the reconstruction loss, with its coefficient."""
 
     @property
@@ -111,7 +116,7 @@ class Architecture(ABC):
         """What Adam moves beside the weights."""
         return []
 
-    def begin(self, x: Tensor, weights: SaeWeights) -> None:  # noqa: B027
+    def begin(self, x: Float[Tensor, "tokens d_model"], weights: SaeWeights) -> None:  # noqa: B027
         """Start on the first batch [N, D] of a training from scratch."""
 
     def take(self, sae: Sae) -> None:  # noqa: B027
@@ -121,11 +126,15 @@ class Architecture(ABC):
         """Learn from the batch of a step."""
 
     def restart(  # noqa: B027
-        self, x: Tensor, weights: SaeWeights, latents: Tensor, optimizer: torch.optim.Optimizer
+        self,
+        x: Float[Tensor, "tokens d_model"],
+        weights: SaeWeights,
+        latents: Int[Tensor, " some"],
+        optimizer: torch.optim.Optimizer,
     ) -> None:
         """Suit latents [n] to the new directions that they were given on a batch [N, D]."""
 
-    def threshold(self, like: Tensor) -> Tensor | None:
+    def threshold(self, like: Float[Tensor, " latents"]) -> Float[Tensor, " latents"] | None:
         """[L], above which latents of the published SAE fire; `like` has its type and place."""
         return None
 
@@ -158,7 +167,9 @@ class TopK(_Revived):
 
     read_as = "topk"
 
-    def choose(self, x: Tensor, weights: SaeWeights, group: Group) -> Chosen:
+    def choose(
+        self, x: Float[Tensor, "tokens d_model"], weights: SaeWeights, group: Group
+    ) -> Chosen:
         """The k largest of each token."""
         return top_k_pairs(x, weights, self.config.k, self.matmul_dtype)
 
@@ -178,7 +189,9 @@ class BatchTopK(_Revived):
         self.batch_threshold: float | None = None
         self.floor = math.inf
 
-    def choose(self, x: Tensor, weights: SaeWeights, group: Group) -> Chosen:
+    def choose(
+        self, x: Float[Tensor, "tokens d_model"], weights: SaeWeights, group: Group
+    ) -> Chosen:
         """The N k largest of the batch."""
         return batch_top_k_pairs(x, weights, self.config.k, self.matmul_dtype, self.floor, group)
 
@@ -196,7 +209,7 @@ class BatchTopK(_Revived):
         self.batch_threshold = decay * before + (1 - decay) * cut
         self.floor = (1 - FLOOR_MARGIN) * cut
 
-    def threshold(self, like: Tensor) -> Tensor:
+    def threshold(self, like: Float[Tensor, " latents"]) -> Float[Tensor, " latents"]:
         """The same for all latents."""
         return torch.full_like(like, self.batch_threshold or 0.0)
 
@@ -235,18 +248,22 @@ class JumpRelu(Architecture):
         first = math.log((config.threshold_init or 1.0) * math.sqrt(spec.d_model))
         self.log_threshold = nn.Parameter(torch.full((spec.num_latents,), first, device=device))
 
-    def choose(self, x: Tensor, weights: SaeWeights, group: Group) -> Chosen | None:
+    def choose(
+        self, x: Float[Tensor, "tokens d_model"], weights: SaeWeights, group: Group
+    ) -> Chosen | None:
         """All that fire, and those just below, from which thresholds learn."""
         return _few_above(x, weights, self.log_threshold.exp() - self.bandwidth, self.matmul_dtype)
 
-    def activate(self, pre_acts: Tensor, latents: Tensor | None) -> tuple[Tensor, Tensor]:
+    def activate(
+        self, pre_acts: Float[Tensor, " *cells"], latents: Int[Tensor, " *cells"] | None
+    ) -> tuple[Float[Tensor, " *cells"], Float[Tensor, " *cells"]]:
         """The pre-activations where they exceed their thresholds."""
         theta = self.log_threshold.exp()
         theta = theta.expand_as(pre_acts) if latents is None else theta[latents]
         acts, gates = JumpGate.apply(pre_acts, theta, self.bandwidth)
         return acts, gates
 
-    def penalty(self, out: Autoencoded, step: Step) -> tuple[Tensor, float]:
+    def penalty(self, out: Autoencoded, step: Step) -> tuple[Float[Tensor, ""], float]:
         """(L0 / k - 1)^2 of the whole batch; this process moves its own part of it."""
         config = self.config
         risen = min(1.0, (step.number + 1) / max(1, config.sparsity_warmup_steps))
@@ -259,7 +276,7 @@ class JumpRelu(Architecture):
         """The thresholds."""
         return [self.log_threshold]
 
-    def begin(self, x: Tensor, weights: SaeWeights) -> None:
+    def begin(self, x: Float[Tensor, "tokens d_model"], weights: SaeWeights) -> None:
         """Thresholds start where L0 is k, unless the config says where."""
         if self.config.threshold_init is None:
             self._start(x, weights, slice(None))
@@ -271,7 +288,11 @@ class JumpRelu(Architecture):
 
     @torch.no_grad()
     def restart(
-        self, x: Tensor, weights: SaeWeights, latents: Tensor, optimizer: torch.optim.Optimizer
+        self,
+        x: Float[Tensor, "tokens d_model"],
+        weights: SaeWeights,
+        latents: Int[Tensor, " some"],
+        optimizer: torch.optim.Optimizer,
     ) -> None:
         """Their thresholds start anew, too, without Adam's memory of the old ones."""
         self._start(x, weights, latents)
@@ -289,7 +310,7 @@ class JumpRelu(Architecture):
         cut = pre_acts.T.contiguous().topk(min(firing + 1, len(x)), dim=1).values[:, -1]
         self.log_threshold[latents] = cut.clamp_min(1e-3).log()
 
-    def threshold(self, like: Tensor) -> Tensor:
+    def threshold(self, like: Float[Tensor, " latents"]) -> Float[Tensor, " latents"]:
         """Each latent's own."""
         return self.log_threshold.detach().exp()
 
@@ -316,11 +337,13 @@ class Relu(Architecture):
         """L1 needs its full weight and time to act."""
         return max(config.warmup_steps, 2 * config.sparsity_warmup_steps)
 
-    def choose(self, x: Tensor, weights: SaeWeights, group: Group) -> Chosen | None:
+    def choose(
+        self, x: Float[Tensor, "tokens d_model"], weights: SaeWeights, group: Group
+    ) -> Chosen | None:
         """All that fire."""
         return _few_above(x, weights, torch.zeros_like(weights.b_enc), self.matmul_dtype)
 
-    def penalty(self, out: Autoencoded, step: Step) -> tuple[Tensor, float]:
+    def penalty(self, out: Autoencoded, step: Step) -> tuple[Float[Tensor, ""], float]:
         """L1, with the coefficient of the phase."""
         config = self.config
         coefficient = sparsity_coefficient(

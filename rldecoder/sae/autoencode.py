@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple, Protocol
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
@@ -41,17 +42,24 @@ class Fires(Protocol):
         """Sizes of the nested dictionaries, ascending; the last one is L."""
         ...
 
-    def choose(self, x: Tensor, weights: SaeWeights, group: Group) -> Chosen | None:
+    def choose(
+        self, x: Float[Tensor, "tokens d_model"], weights: SaeWeights, group: Group
+    ) -> Chosen | None:
         """The pairs that may fire on scaled inputs [N, D]; None where they are too many."""
         ...
 
-    def activate(self, pre_acts: Tensor, latents: Tensor | None) -> tuple[Tensor, Tensor]:
+    def activate(
+        self, pre_acts: Float[Tensor, " *cells"], latents: Int[Tensor, " *cells"] | None
+    ) -> tuple[Float[Tensor, " *cells"], Float[Tensor, " *cells"]]:
         """Activations and gates of pre-activations [M] of `latents` [M], or of all [N, L]."""
         ...
 
 
 def autoencode(
-    x: Tensor, weights: SaeWeights, architecture: Fires, group: Group | None = None
+    x: Float[Tensor, "tokens d_model"],
+    weights: SaeWeights,
+    architecture: Fires,
+    group: Group | None = None,
 ) -> Autoencoded:
     """Encode and decode scaled inputs [N, D] float32.
 
@@ -73,7 +81,9 @@ def autoencode(
     return Autoencoded(_nested(sums, len(x)) + weights.b_dec, acts, gates, fired, chosen.cut)
 
 
-def autoencode_dense(x: Tensor, weights: SaeWeights, architecture: Fires) -> Autoencoded:
+def autoencode_dense(
+    x: Float[Tensor, "tokens d_model"], weights: SaeWeights, architecture: Fires
+) -> Autoencoded:
     """The same by dense products, for architectures in which each latent decides for itself."""
     pre_acts = F.linear(x - weights.b_dec, weights.enc, weights.b_enc)
     acts, gates = architecture.activate(pre_acts, None)
@@ -81,7 +91,9 @@ def autoencode_dense(x: Tensor, weights: SaeWeights, architecture: Fires) -> Aut
     return Autoencoded(levels, acts, gates, (gates > 0).any(0), 0.0)
 
 
-def relu_gates(pre_acts: Tensor) -> tuple[Tensor, Tensor]:
+def relu_gates(
+    pre_acts: Float[Tensor, " *cells"],
+) -> tuple[Float[Tensor, " *cells"], Float[Tensor, " *cells"]]:
     """max(z, 0), and 1 where it is above 0."""
     acts = torch.relu(pre_acts)
     return acts, (acts.detach() > 0).to(acts.dtype)
@@ -95,7 +107,9 @@ class JumpGate(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, theta: Tensor, width: float) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, z: Float[Tensor, " *cells"], theta: Float[Tensor, " *cells"], width: float
+    ) -> tuple[Float[Tensor, " *cells"], Float[Tensor, " *cells"]]:
         gates = (z > theta).to(z.dtype)
         ctx.save_for_backward(z, theta, gates)
         ctx.width = width
@@ -103,7 +117,9 @@ class JumpGate(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_acts: Tensor, grad_gates: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(
+        ctx: Any, grad_acts: Float[Tensor, " *cells"], grad_gates: Float[Tensor, " *cells"]
+    ) -> tuple[Float[Tensor, " *cells"], Float[Tensor, " *cells"], None]:
         z, theta, gates = ctx.saved_tensors
         window = ((z - theta).abs() < ctx.width / 2).to(z.dtype) / ctx.width
         return grad_acts * gates, -window * (theta * grad_acts + grad_gates), None

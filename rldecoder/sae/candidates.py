@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -38,7 +39,9 @@ class Chosen(NamedTuple):
     """batchtopk, matryoshka: the smallest chosen pre-activation, not below 0; else 0."""
 
 
-def top_k_pairs(x: Tensor, weights: SaeWeights, k: int, dtype: torch.dtype) -> Chosen:
+def top_k_pairs(
+    x: Float[Tensor, "tokens d_model"], weights: SaeWeights, k: int, dtype: torch.dtype
+) -> Chosen:
     """The k largest of each token [N, D]."""
     chosen = [top_k(part, k) for part in _pre_acts(x, weights, dtype)]
     latents = torch.cat([part.indices.flatten() for part in chosen])
@@ -49,7 +52,12 @@ def top_k_pairs(x: Tensor, weights: SaeWeights, k: int, dtype: torch.dtype) -> C
 
 
 def batch_top_k_pairs(
-    x: Tensor, weights: SaeWeights, k: int, dtype: torch.dtype, floor: float, group: Group
+    x: Float[Tensor, "tokens d_model"],
+    weights: SaeWeights,
+    k: int,
+    dtype: torch.dtype,
+    floor: float,
+    group: Group,
 ) -> Chosen:
     """The N * k pairs with the largest pre-activations; N counts the tokens of all processes.
 
@@ -78,7 +86,11 @@ def batch_top_k_pairs(
 
 
 def pairs_above(
-    x: Tensor, weights: SaeWeights, floor: Tensor, dtype: torch.dtype, most: float
+    x: Float[Tensor, "tokens d_model"],
+    weights: SaeWeights,
+    floor: Float[Tensor, " latents"],
+    dtype: torch.dtype,
+    most: float,
 ) -> Pairs | None:
     """Pairs whose pre-activation exceeds `floor` [L]; None when there are more than `most`."""
     latents, counts, total = [], [], 0

@@ -7,6 +7,7 @@ no counterpart here is refused by its name: a wrong number has none.
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any, NamedTuple
 
@@ -26,12 +27,15 @@ _OLD_NAMES = {
 _PLACE_KEYS = (
     "hook_name", "hook_layer", "hook_head_index", "hook_name_out", "hook_layer_out",
     "hook_head_index_out", "model_name", "model_from_pretrained_kwargs", "context_size",
-    "center_writing_weights",
+    "center_writing_weights", "prepend_bos",
 )  # fmt: skip
+SCALE = "norm_scaling_factor"
+"""Name of the factor by which inputs are scaled, as sae_lens's list of releases calls it."""
 _OFF: tuple[Any, ...] = (None, False, "", "none", "None", 0, [], {})
 # Settings that must be off, and what they do.
 _MUST_BE_OFF = {
-    "normalize_activations": "It scales inputs in a way that the weights do not hold: fold it in.",
+    "normalize_activations": "It scales inputs in a way that the weights do not hold. Only "
+    "`expected_average_only_in` with a known `norm_scaling_factor` can be folded in.",
     "reshape_activations": "It reads attention heads, not the residual stream.",
     "hook_head_index": "It reads one attention head, not the residual stream.",
     "hook_head_index_out": "It predicts one attention head, not the residual stream.",
@@ -55,7 +59,7 @@ _MATHEMATICS = re.compile(
 )
 _KNOWN = frozenset(
     {"architecture", "d_in", "d_sae", "d_out", "k", "dtype", "device", "metadata", "activation_fn",
-     "activation_fn_kwargs", "apply_b_dec_to_input", "rescale_acts_by_decoder_norm",
+     "activation_fn_kwargs", "apply_b_dec_to_input", "rescale_acts_by_decoder_norm", SCALE,
      *_MUST_BE_OFF, *_PLACE_KEYS}
 )  # fmt: skip
 _BLOCK_OUTPUT = re.compile(r"(?:\w+\.)*(?:layers|h|blocks)\.(\d+)")
@@ -73,6 +77,17 @@ class Description(NamedTuple):
     trained_as: str
     b_dec_is_subtracted: bool
     acts_are_rescaled: bool
+    prepend_bos: bool | None
+    """Whether the training text began with BOS; None where the config does not say."""
+    input_scale: float
+    """By what inputs are multiplied before the weights see them: 1, or what is to be folded."""
+    hook_name: str
+    """As the config says it."""
+
+
+def renamed(config: Settings) -> Settings:
+    """A config whose keys have the names of sae_lens 6."""
+    return {_OLD_NAMES.get(key, key): value for key, value in config.items()}
 
 
 def describe(config: Settings) -> Description:
@@ -82,13 +97,15 @@ def describe(config: Settings) -> Description:
         BadInputError: the SAE computes what this project does not, or reads something else than
             the residual stream, or contradicts itself.
     """
-    flat = {_OLD_NAMES.get(key, key): value for key, value in config.items()}
+    flat = renamed(config)
     place = _place(flat)
 
     # What would change the weights' meaning, and what nobody knows the meaning of.
+    scale = _input_scale(flat)
     for key, why in _MUST_BE_OFF.items():
         for value in (flat.get(key), place.get(key)):
-            if not _is_off(value):
+            folded = key == "normalize_activations" and scale is not None
+            if not _is_off(value) and not folded:
                 raise _refusal(f"{key}: {value!r}", why)
     for key, value in flat.items():
         odd = key not in _KNOWN and _MATHEMATICS.search(key) and not _TRAINING_ONLY.match(key)
@@ -113,6 +130,9 @@ def describe(config: Settings) -> Description:
         str(metadata.get("training_architecture") or ""),
         _switch(flat, "apply_b_dec_to_input", default=True),
         rescaled,
+        _bos(place),
+        1.0 if scale is None else scale,
+        str(place["hook_name"]),
     )
 
 
@@ -121,7 +141,7 @@ def _place(flat: Settings) -> Settings:
     metadata = flat.get("metadata") or {}
     if not isinstance(metadata, dict):
         raise _refusal("metadata that is no mapping", "It says where the SAE sits.")
-    named = {_OLD_NAMES.get(key, key): value for key, value in metadata.items()}
+    named = renamed(metadata)
     place = {}
     for key in _PLACE_KEYS:
         inside, beside = named.get(key), flat.get(key)
@@ -131,6 +151,31 @@ def _place(flat: Settings) -> Settings:
             )
         place[key] = beside if inside is None else inside
     return place
+
+
+def _input_scale(flat: Settings) -> float | None:
+    """The factor of sae_lens's `expected_average_only_in`, where it is known beside the config."""
+    scale = flat.get(SCALE)
+    kind = flat.get("normalize_activations")
+    if kind not in ("expected_average_only_in", True):
+        if scale not in (None, 1):
+            raise _refusal(
+                f"{SCALE}: {scale!r} with normalize_activations: {kind!r}",
+                "It belongs to `expected_average_only_in`, and to nothing else.",
+            )
+        return None
+    if scale is None:
+        return None
+    if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < math.inf:
+        raise _refusal(f"{SCALE}: {scale!r}", "It is a number above 0.")
+    return float(scale)
+
+
+def _bos(place: Settings) -> bool | None:
+    value = place.get("prepend_bos")
+    if value is not None and not isinstance(value, bool):
+        raise _refusal(f"prepend_bos: {value!r}", "It is true or false.")
+    return value
 
 
 def _check_model(place: Settings) -> None:

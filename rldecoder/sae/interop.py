@@ -39,12 +39,19 @@ def tensor_shapes(spec: SaeSpec) -> dict[str, tuple[int, ...]]:
     return shapes | ({"threshold": (num_latents,)} if spec.architecture == "jumprelu" else {})
 
 
-def write_sae(folder: Path, spec: SaeSpec, tensors: dict[str, Tensor]) -> None:
-    """Write both files."""
+def write_sae(
+    folder: Path, spec: SaeSpec, tensors: dict[str, Tensor], *, rescaled: bool = False
+) -> None:
+    """Write both files.
+
+    Args:
+        rescaled: whether activations of the tensors are multiplied by their decoder rows' norms
+            (`rescale_acts_by_decoder_norm` of sae_lens); `read_sae` folds that in.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     kept = {name: tensors[name].detach().cpu().contiguous() for name in tensor_shapes(spec)}
     save_file(kept, folder / WEIGHTS_FILE)
-    text = json.dumps(_lens_config(spec), indent=2, sort_keys=True)
+    text = json.dumps(_lens_config(spec, rescaled), indent=2, sort_keys=True)
     (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
 
 
@@ -56,34 +63,45 @@ def read_sae(folder: Path) -> tuple[SaeSpec, dict[str, Tensor]]:
         DamagedFileError: a file cannot be parsed, a shape is wrong, a value is not finite.
     """
     config = _read_config(folder)
-    found = _described(config, folder)
-    spec = _spec_of(found, config, folder)
-    shapes = tensor_shapes(spec)
-    tensors = _read_tensors(folder, set(shapes))
-    for name, shape in shapes.items():
+    try:
+        found = describe(config)
+    except BadInputError as error:
+        raise BadInputError(f"{error.what} It lies at {folder}.", error.why, error.mend) from error
+    spec = spec_of(found, config, folder / CONFIG_FILE)
+    tensors = _read_tensors(folder, set(tensor_shapes(spec)))
+    check_tensors(tensors, spec, folder / WEIGHTS_FILE)
+    return spec, fold_rescaling(tensors) if found.acts_are_rescaled else tensors
+
+
+def check_tensors(tensors: dict[str, Tensor], spec: SaeSpec, path: Path) -> None:
+    """Compare tensors, read from `path`, with what the config says.
+
+    Raises:
+        DamagedFileError: a shape is wrong, a value is not finite.
+    """
+    for name, shape in tensor_shapes(spec).items():
         if tuple(tensors[name].shape) != shape:
             raise DamagedFileError(
-                f"{name} in {folder / WEIGHTS_FILE} has shape {tuple(tensors[name].shape)}.",
-                f"{CONFIG_FILE} says {shape}.",
+                f"{name} in {path} has shape {tuple(tensors[name].shape)}.",
+                f"Its config says {shape}.",
                 "Build the SAE again, or copy both files from the same source.",
             )
         if not bool(torch.isfinite(tensors[name]).all()):
             raise DamagedFileError(
-                f"{name} in {folder / WEIGHTS_FILE} holds NaN or infinity.",
+                f"{name} in {path} holds NaN or infinity.",
                 "The file was damaged, or training diverged.",
-                "Build the SAE again with a lower `train_sae.lr`.",
+                "Copy it again, or build the SAE again with a lower `train_sae.lr`.",
             )
-    return spec, _fold_lens_options(tensors, found)
 
 
-def _lens_config(spec: SaeSpec) -> Settings:
+def _lens_config(spec: SaeSpec, rescaled: bool) -> Settings:
     config: Settings = {
         "architecture": _LENS_ARCHITECTURE[spec.architecture],
         "d_in": spec.d_model,
         "d_sae": spec.num_latents,
         "dtype": spec.dtype,
         "device": "cpu",
-        "apply_b_dec_to_input": True,
+        "apply_b_dec_to_input": spec.b_dec_is_subtracted,
         "normalize_activations": "none",
         "reshape_activations": "none",
         "metadata": {
@@ -99,7 +117,7 @@ def _lens_config(spec: SaeSpec) -> Settings:
     if spec.trained_as:
         config["metadata"]["training_architecture"] = spec.trained_as
     if spec.k is not None:
-        config |= {"k": spec.k, "rescale_acts_by_decoder_norm": False}
+        config |= {"k": spec.k, "rescale_acts_by_decoder_norm": rescaled}
     return config
 
 
@@ -151,14 +169,12 @@ def _read_tensors(folder: Path, names: set[str]) -> dict[str, Tensor]:
     return {name: tensor.float() for name, tensor in tensors.items()}
 
 
-def _described(config: Settings, folder: Path) -> Description:
-    try:
-        return describe(config)
-    except BadInputError as error:
-        raise BadInputError(f"{error.what} It lies at {folder}.", error.why, error.mend) from error
+def spec_of(found: Description, config: Settings, path: Path) -> SaeSpec:
+    """The shape of an SAE whose config, read from `path`, is described by `found`.
 
-
-def _spec_of(found: Description, config: Settings, folder: Path) -> SaeSpec:
+    Raises:
+        DamagedFileError: sizes or k make no sense.
+    """
     try:
         return SaeSpec(
             architecture=found.architecture,  # type: ignore[arg-type]  # pydantic checks it
@@ -169,21 +185,19 @@ def _spec_of(found: Description, config: Settings, folder: Path) -> SaeSpec:
             model_name=found.model_name,
             context_length=found.context_length,
             trained_as=found.trained_as,
+            b_dec_is_subtracted=found.b_dec_is_subtracted,
         )
     except ValueError as error:
         raise DamagedFileError(
-            f"{folder / CONFIG_FILE} describes no valid SAE.", f"{error}", "Build the SAE again."
+            f"{path} describes no valid SAE.", f"{error}", "Build the SAE again."
         ) from error
 
 
-def _fold_lens_options(tensors: dict[str, Tensor], found: Description) -> dict[str, Tensor]:
-    """Express sae_lens's optional conventions in the one this project computes."""
-    out = dict(tensors)
-    if not found.b_dec_is_subtracted:
-        out["b_enc"] = out["b_enc"] + out["b_dec"] @ out["W_enc"]
-    if found.acts_are_rescaled:
-        norm = out["W_dec"].norm(dim=1).clamp_min(1e-12)
-        out["W_enc"] = out["W_enc"] * norm
-        out["b_enc"] = out["b_enc"] * norm
-        out["W_dec"] = out["W_dec"] / norm[:, None]
-    return out
+def fold_rescaling(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Express sae_lens's `rescale_acts_by_decoder_norm` in what this project computes."""
+    norm = tensors["W_dec"].norm(dim=1).clamp_min(1e-12)
+    return tensors | {
+        "W_enc": tensors["W_enc"] * norm,
+        "b_enc": tensors["b_enc"] * norm,
+        "W_dec": tensors["W_dec"] / norm[:, None],
+    }

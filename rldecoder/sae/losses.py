@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -12,7 +13,9 @@ from rldecoder.sae.selection import top_k
 from rldecoder.sae.sparse_ops import SaeWeights
 
 
-def reconstruction_loss(levels: Tensor, x: Tensor) -> Tensor:
+def reconstruction_loss(
+    levels: Float[Tensor, "tokens groups d_model"], x: Float[Tensor, "tokens d_model"]
+) -> Float[Tensor, ""]:
     """Mean squared error per element; on inputs of unit variance it approximates fvu.
 
     Args:
@@ -23,25 +26,25 @@ def reconstruction_loss(levels: Tensor, x: Tensor) -> Tensor:
     return (levels - x[:, None]).square().mean()
 
 
-def l0_loss(l0: Tensor, target: float) -> Tensor:
+def l0_loss(l0: Float[Tensor, ""], target: float) -> Float[Tensor, ""]:
     """(L0 / target - 1)^2: keeps the mean L0 of jumprelu at a target (arXiv 2407.14435, app. F)."""
     return (l0 / target - 1).square()
 
 
-def l1_loss(acts: Tensor, num_tokens: int) -> Tensor:
+def l1_loss(acts: Float[Tensor, " *cells"], num_tokens: int) -> Float[Tensor, ""]:
     """Sum of activations a token; decoder rows have unit norm, which would else be a weight."""
     return acts.sum() / num_tokens
 
 
 def auxk_loss(
-    x: Tensor,
-    error: Tensor,
+    x: Float[Tensor, "tokens d_model"],
+    error: Float[Tensor, "tokens d_model"],
     weights: SaeWeights,
-    dead: Tensor,
+    dead: Int[Tensor, " some"],
     auxk: int,
     matmul_dtype: torch.dtype = torch.float32,
     mean_over_processes: Callable[[Tensor], Tensor] = lambda value: value,
-) -> Tensor:
+) -> Float[Tensor, ""]:
     """How well the `auxk` strongest dead latents explain what the living ones leave over.
 
     Gao et al. 2024 (arXiv 2406.04093), appendix A.2: squared error of reconstructing `error` from

@@ -7,12 +7,15 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from rldecoder.errors import BadInputError
 from rldecoder.sae.model import Sae, SaeSpec
 
 L0_PERCENTILES = (5, 50, 95)
+TWIN_COSINE = 0.9
+"""Two decoder rows with a larger cosine are near duplicates."""
 
 
 class ReconstructionQuality(NamedTuple):
@@ -45,7 +48,9 @@ class ReconstructionQuality(NamedTuple):
 
 
 @torch.inference_mode()
-def reconstruction_quality(sae: Sae, batches: Iterable[Tensor]) -> ReconstructionQuality:
+def reconstruction_quality(
+    sae: Sae, batches: Iterable[Float[Tensor, "tokens d_model"]]
+) -> ReconstructionQuality:
     """Measure an SAE on batches [N, D] of raw residuals in any float dtype.
 
     Raises:
@@ -103,7 +108,7 @@ class Usage(NamedTuple):
     """exp(entropy)."""
 
 
-def usage_entropy(density: Tensor) -> Usage:
+def usage_entropy(density: Float[Tensor, " latents"]) -> Usage:
     """Entropy of the share of all firings that each latent has; 0 when nothing fires."""
     total = density.sum()
     if float(total) == 0 or len(density) < 2:
@@ -114,7 +119,9 @@ def usage_entropy(density: Tensor) -> Usage:
 
 
 @torch.inference_mode()
-def near_duplicate_fraction(W_dec: Tensor, threshold: float, chunk: int = 2048) -> float:
+def near_duplicate_fraction(
+    W_dec: Float[Tensor, "latents d_model"], threshold: float = TWIN_COSINE, chunk: int = 2048
+) -> float:
     """Share of decoder rows [L, D] that have another row at a cosine above `threshold`."""
     rows = torch.nn.functional.normalize(W_dec.float(), dim=1)
     twins = 0
@@ -128,7 +135,9 @@ def near_duplicate_fraction(W_dec: Tensor, threshold: float, chunk: int = 2048) 
 
 
 @torch.no_grad()
-def random_control(spec: SaeSpec, seed: int, sample: Tensor, l0: float) -> Sae:
+def random_control(
+    spec: SaeSpec, seed: int, sample: Float[Tensor, "tokens d_model"], l0: float
+) -> Sae:
     """A random-init SAE that fires as often as the measured one, at its best single gain.
 
     Its b_dec is the sample's mean. For relu one bias, for jumprelu one threshold, is set for all
@@ -144,16 +153,26 @@ def random_control(spec: SaeSpec, seed: int, sample: Tensor, l0: float) -> Sae:
     """
     x = sample.float()
     control = Sae.random_init(spec, seed, x.mean(0).cpu()).to(x.device)
-    if spec.architecture != "topk":
-        pre_acts = control.pre_acts(x).flatten()
-        rank = max(1, min(len(pre_acts), round(l0 * len(x))))
-        smallest = pre_acts.kthvalue(len(pre_acts) - rank + 1).values
-        if spec.architecture == "relu":
-            control.b_enc.sub_(smallest)
-        else:
-            control.threshold.fill_(smallest.clamp_min(0.0))
+    match_l0(control, x, l0)
     recon = control(x).recon - control.b_dec
     centred = x - control.b_dec
     gain = (recon * centred).sum() / recon.square().sum().clamp_min(1e-12)
     control.W_dec.mul_(gain)
     return control.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def match_l0(control: Sae, x: Tensor, l0: float) -> None:
+    """Make an untrained SAE fire on `l0` latents a token, on average over residuals [N, D].
+
+    One bias is set for all latents of relu, one threshold for all of jumprelu; topk fires on its k.
+    """
+    if control.spec.k is not None:
+        return
+    pre_acts = control.pre_acts(x).flatten()
+    rank = max(1, min(len(pre_acts), round(l0 * len(x))))
+    smallest = pre_acts.kthvalue(len(pre_acts) - rank + 1).values
+    if control.spec.architecture == "relu":
+        control.b_enc.sub_(smallest)
+    else:
+        control.threshold.fill_(smallest.clamp_min(0.0))

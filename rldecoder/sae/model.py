@@ -1,6 +1,6 @@
 """The sparse autoencoder: what it computes.
 
-    pre_acts = (x - b_dec) @ W_enc + b_enc
+    pre_acts = (x - b_dec) @ W_enc + b_enc, or x @ W_enc + b_enc (`SaeSpec.b_dec_is_subtracted`)
     acts     = TopK(relu(pre_acts)), relu(pre_acts), or pre_acts where they exceed a threshold
     recon    = acts @ W_dec + b_dec
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from rldecoder.sae.interop import read_sae, tensor_shapes, write_sae
@@ -21,7 +22,9 @@ from rldecoder.sae.sparse_ops import decode_sparse, sparsify
 from rldecoder.sae.spec import SaeSpec
 from rldecoder.seeds import torch_generator
 
-__all__ = ["Sae", "SaeOutput", "SaeSpec", "SparseLatents", "fold_input_scale"]
+__all__ = [
+    "Sae", "SaeOutput", "SaeSpec", "SparseLatents", "fold_input_scale", "subtract_b_dec",
+]  # fmt: skip
 
 
 class SaeOutput(NamedTuple):
@@ -62,13 +65,13 @@ class Sae(nn.Module):
         """Number of dictionary columns."""
         return self.spec.num_latents
 
-    def pre_acts(self, x: Tensor) -> Tensor:
+    def pre_acts(self, x: Float[Tensor, "*places d_model"]) -> Float[Tensor, "*places latents"]:
         """Pre-activations [..., L] float32 of residuals [..., D] in any float dtype."""
-        centred = (x.float() - self.b_dec).reshape(-1, self.d_model)
-        flat = torch.addmm(self.b_enc, centred, self.W_enc)
+        read = x.float() - self.b_dec if self.spec.b_dec_is_subtracted else x.float()
+        flat = torch.addmm(self.b_enc, read.reshape(-1, self.d_model), self.W_enc)
         return flat.view(*x.shape[:-1], self.num_latents)
 
-    def encode(self, x: Tensor) -> SparseLatents:
+    def encode(self, x: Float[Tensor, "*places d_model"]) -> SparseLatents:
         """The active latents of residuals [..., D]: K = k for topk, else the batch's largest L0."""
         if self.spec.k is not None:
             return top_k(self.pre_acts(x), self.spec.k)
@@ -81,7 +84,7 @@ class Sae(nn.Module):
             acts = acts * (pre_acts > self.threshold)
         return acts
 
-    def encode_dense(self, x: Tensor) -> Tensor:
+    def encode_dense(self, x: Float[Tensor, "*places d_model"]) -> Float[Tensor, "*places latents"]:
         """Activations [..., L] float32 of residuals [..., D], zeros included."""
         if self.spec.k is None:
             return self._above(self.pre_acts(x))
@@ -89,23 +92,25 @@ class Sae(nn.Module):
         dense = latents.acts.new_zeros(*x.shape[:-1], self.num_latents)
         return dense.scatter(-1, latents.indices, latents.acts)
 
-    def decode(self, latents: SparseLatents) -> Tensor:
+    def decode(self, latents: SparseLatents) -> Float[Tensor, "*places d_model"]:
         """The reconstruction [..., D] float32; reads only the rows of W_dec that are active."""
         return decode_sparse(latents, self.W_dec, self.b_dec)
 
-    def forward(self, x: Tensor) -> SaeOutput:
+    def forward(self, x: Float[Tensor, "*places d_model"]) -> SaeOutput:
         """Encode and decode residuals [..., D]."""
         latents = self.encode(x)
         return SaeOutput(self.decode(latents), latents)
 
     @classmethod
-    def random_init(cls, spec: SaeSpec, seed: int, mean: Tensor | None = None) -> Sae:
+    def random_init(
+        cls, spec: SaeSpec, seed: int, mean: Float[Tensor, " d_model"] | None = None
+    ) -> Sae:
         """Random unit rows as decoder, their transpose as encoder, `mean` [D] as b_dec.
 
         It is the start of training and the control of every quality metric (what an untrained
-        dictionary reaches at the same L0).
+        dictionary reaches at the same L0). It reads residuals less b_dec, whatever `spec` says.
         """
-        sae = cls(spec)
+        sae = cls(spec.model_copy(update={"b_dec_is_subtracted": True}))
         generator = torch_generator(seed, "sae-init")
         rows = torch.randn(spec.num_latents, spec.d_model, generator=generator)
         rows /= rows.norm(dim=1, keepdim=True)
@@ -132,6 +137,17 @@ class Sae(nn.Module):
         sae = cls(spec)
         sae.load_state_dict(tensors)
         return sae.to(device).eval().requires_grad_(False)
+
+
+def subtract_b_dec(sae: Sae) -> Sae:
+    """The same function as one that reads residuals less b_dec, as training needs it."""
+    if sae.spec.b_dec_is_subtracted:
+        return sae
+    out = Sae(sae.spec.model_copy(update={"b_dec_is_subtracted": True}))
+    state = {name: tensor.detach().clone() for name, tensor in sae.state_dict().items()}
+    state["b_enc"] += state["b_dec"] @ state["W_enc"]
+    out.load_state_dict(state)
+    return out.to(sae.W_enc.device)
 
 
 def fold_input_scale(sae: Sae, scale: float) -> Sae:

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.multiprocessing.spawn import start_processes
 
@@ -35,11 +36,11 @@ class Group:
     def __init__(self, rank: int = 0, size: int = 1) -> None:
         self.rank, self.size = rank, size
 
-    def slice(self, batch: Tensor) -> Tensor:
+    def slice(self, batch: Float[Tensor, "tokens d_model"]) -> Float[Tensor, "some d_model"]:
         """This process's rows of a batch [N, D]; all slices are of one length."""
         return batch[self.rank : len(batch) // self.size * self.size : self.size]
 
-    def mean(self, tensor: Tensor) -> Tensor:
+    def mean(self, tensor: Float[Tensor, " *axes"]) -> Float[Tensor, " *axes"]:
         """The mean over processes, without gradient."""
         if self.size == 1:
             return tensor.detach()
@@ -55,7 +56,7 @@ class Group:
         device = "cuda" if dist.get_backend() == "nccl" else "cpu"
         return round(float(self.mean(torch.tensor(float(count), device=device))) * self.size)
 
-    def largest(self, values: Tensor, count: int) -> Tensor:
+    def largest(self, values: Float[Tensor, " pairs"], count: int) -> Float[Tensor, " some"]:
         """The `count` largest values [M] of all processes, descending; each has its own M."""
         mine = values.topk(min(count, len(values))).values
         if self.size == 1:
@@ -74,7 +75,7 @@ class Group:
             if parameter.grad is not None:
                 parameter.grad.copy_(self.mean(parameter.grad))
 
-    def any(self, mask: Tensor) -> Tensor:
+    def any(self, mask: Bool[Tensor, " *axes"]) -> Bool[Tensor, " *axes"]:
         """Where the mask is true in some process."""
         return mask if self.size == 1 else self.mean(mask.float()) > 0
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from jaxtyping import Float
 from torch import Tensor
 
 from rldecoder.figures import svg_figure
 
 
-def density_histogram(density: Tensor, control: Tensor | None, path: Path) -> None:
+def density_histogram(
+    density: Float[Tensor, " latents"], control: Float[Tensor, " latents"] | None, path: Path
+) -> None:
     """Histogram of log10 firing density; dead latents are counted in the legend.
 
     Args:

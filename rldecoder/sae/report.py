@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rldecoder.config.sae import GateSaeConfig
 from rldecoder.gates import Band, GateEntry, GateReport, metric
-from rldecoder.sae.metrics import L0_PERCENTILES, ReconstructionQuality, Usage
+from rldecoder.sae.metrics import L0_PERCENTILES, TWIN_COSINE, ReconstructionQuality, Usage
 from rldecoder.sae.splice import SpliceReport
 
 PLAN_TARGETS = {
@@ -62,7 +62,7 @@ def make_report(
         "near_duplicate_fraction": metric(
             near_duplicates,
             "share",
-            f"latents with another at decoder cosine > {config.near_duplicate_cosine:g} / all",
+            f"latents with another at decoder cosine > {TWIN_COSINE:g} / all",
         ),
         "usage_entropy": metric(usage.entropy, "nats", "-sum p log p, p = share of all firings"),
         "usage_entropy_normalised": metric(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from rldecoder.sae.sparse_ops import SaeWeights
@@ -15,9 +16,9 @@ ENCODER_SHARE = 0.2
 def resample_dead(
     weights: SaeWeights,
     optimizer: torch.optim.Optimizer,
-    dead: Tensor,
-    x: Tensor,
-    recon: Tensor,
+    dead: Int[Tensor, " some"],
+    x: Float[Tensor, "tokens d_model"],
+    recon: Float[Tensor, "tokens d_model"],
     generator: torch.Generator,
 ) -> int:
     """Point dead latents at inputs that are reconstructed badly; forget their Adam moments.

@@ -16,6 +16,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -35,7 +36,7 @@ class SparseLatents(NamedTuple):
     """[..., K] int64 in [0, num_latents)."""
 
 
-def top_k(pre_acts: Tensor, k: int) -> SparseLatents:
+def top_k(pre_acts: Float[Tensor, "*places latents"], k: int) -> SparseLatents:
     """The k largest pre-activations [..., L] of each token, negative ones as zero activations."""
     num_latents = pre_acts.shape[-1]
     flat = pre_acts.reshape(-1, num_latents)
@@ -50,7 +51,9 @@ def top_k(pre_acts: Tensor, k: int) -> SparseLatents:
     return SparseLatents(acts.view(shape), indices.view(shape))
 
 
-def cells_of(mask: Tensor) -> tuple[Tensor, Tensor]:
+def cells_of(
+    mask: Bool[Tensor, "tokens latents"],
+) -> tuple[Int[Tensor, " pairs"], Int[Tensor, " tokens"]]:
     """Where [N, L] is true: the latents of all cells, row by row, and their number in each row."""
     if mask.device.type != "cpu":
         return mask.nonzero(as_tuple=True)[1], mask.sum(1)

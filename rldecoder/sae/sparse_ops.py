@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
@@ -42,11 +43,13 @@ class Pairs:
         num_latents: L.
     """
 
-    def __init__(self, latents: Tensor, offsets: Tensor, num_latents: int) -> None:
+    def __init__(
+        self, latents: Int[Tensor, " pairs"], offsets: Int[Tensor, " tokens"], num_latents: int
+    ) -> None:
         self.latents, self.offsets, self.num_latents = latents, offsets, num_latents
 
     @classmethod
-    def of_mask(cls, mask: Tensor) -> Pairs:
+    def of_mask(cls, mask: Bool[Tensor, "tokens latents"]) -> Pairs:
         """The pairs that are true in [N, L]; a token's latents are in ascending order."""
         latents, counts = cells_of(mask)
         return cls(latents, counts.cumsum(0) - counts, mask.shape[1])
@@ -57,14 +60,14 @@ class Pairs:
         return len(self.offsets)
 
     @cached_property
-    def tokens(self) -> Tensor:
+    def tokens(self) -> Int[Tensor, " pairs"]:
         """The token of each pair: [M] int64."""
         ends = torch.cat([self.offsets[1:], self.offsets.new_tensor([len(self.latents)])])
         tokens = torch.arange(len(self.offsets), device=self.offsets.device)
         return tokens.repeat_interleave(ends - self.offsets, output_size=len(self.latents))
 
     @cached_property
-    def by_latent(self) -> tuple[Tensor, Tensor]:
+    def by_latent(self) -> tuple[Int[Tensor, " pairs"], Int[Tensor, " latents"]]:
         """The order [M] that sorts pairs by latent, and where each latent begins in it [L]."""
         # Short keys sort three times as fast; a stable sort keeps sums in one order, run after run.
         keys = self.latents.to(torch.int16) if self.num_latents <= 1 << 15 else self.latents
@@ -73,11 +76,11 @@ class Pairs:
         return order, counts.cumsum(0) - counts
 
     @cached_property
-    def tokens_by_latent(self) -> Tensor:
+    def tokens_by_latent(self) -> Int[Tensor, " pairs"]:
         """The token of each pair in that order: [M] int64."""
         return self.tokens[self.by_latent[0]]
 
-    def subset(self, keep: Tensor) -> Pairs:
+    def subset(self, keep: Bool[Tensor, " pairs"]) -> Pairs:
         """Only the pairs that `keep` [M] marks."""
         counts = torch.bincount(self.tokens[keep], minlength=self.num_tokens)
         return Pairs(self.latents[keep], counts.cumsum(0) - counts, self.num_latents)
@@ -106,14 +109,18 @@ def bags_of(pairs: Pairs, ends: tuple[int, ...]) -> Bags:
     return Bags(counts.cumsum(0) - counts, bag)
 
 
-def sparsify(dense: Tensor) -> SparseLatents:
+def sparsify(dense: Float[Tensor, "*places latents"]) -> SparseLatents:
     """Non-negative activations [..., L] as sparse ones; K is the largest L0 (at least 1)."""
     largest = int((dense > 0).sum(-1).max()) if dense.numel() else 0
     values, indices = dense.topk(max(largest, 1), dim=-1, sorted=False)
     return SparseLatents(values, indices)
 
 
-def decode_sparse(latents: SparseLatents, weight: Tensor, bias: Tensor) -> Tensor:
+def decode_sparse(
+    latents: SparseLatents,
+    weight: Float[Tensor, "latents d_model"],
+    bias: Float[Tensor, " d_model"],
+) -> Float[Tensor, "*places d_model"]:
     """Sum over K of act * weight[index], plus bias: [..., D] from weight [L, D] and bias [D]."""
     shape = latents.indices.shape
     flat = F.embedding_bag(
@@ -126,8 +133,11 @@ def decode_sparse(latents: SparseLatents, weight: Tensor, bias: Tensor) -> Tenso
 
 
 def encode_pairs(
-    x: Tensor, weights: SaeWeights, pairs: Pairs, known: Tensor | None = None
-) -> Tensor:
+    x: Float[Tensor, "tokens d_model"],
+    weights: SaeWeights,
+    pairs: Pairs,
+    known: Float[Tensor, " pairs"] | None = None,
+) -> Float[Tensor, " pairs"]:
     """Float32 pre-activations [M] of the given pairs; gradients reach enc, b_enc and b_dec.
 
     Args:
@@ -140,7 +150,9 @@ def encode_pairs(
     return pre_acts
 
 
-def decode_pairs(acts: Tensor, dec: Tensor, pairs: Pairs, bags: Bags) -> Tensor:
+def decode_pairs(
+    acts: Float[Tensor, " pairs"], dec: Float[Tensor, "latents d_model"], pairs: Pairs, bags: Bags
+) -> Float[Tensor, "bags d_model"]:
     """Sum of acts * dec[latent] within each bag: [B, D]; gradients reach acts and dec."""
     sums: Tensor = _DecodePairs.apply(acts, dec, pairs, bags)
     return sums

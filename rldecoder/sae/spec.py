@@ -30,6 +30,9 @@ class SaeSpec(Config):
     """Tokens per sequence of its training text; informative."""
     trained_as: str = ""
     """The architecture in training, where it has another name; informative."""
+    b_dec_is_subtracted: bool = True
+    """Whether the encoder reads residuals less b_dec, as all SAEs trained here do, or as they are,
+    as Gemma Scope's do (`apply_b_dec_to_input` of sae_lens)."""
     dtype: Literal["float32"] = "float32"
     """Of the weights on disk and of the computation."""
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -47,7 +48,7 @@ class SpliceReport(NamedTuple):
 @torch.inference_mode()
 def splice_quality(
     lm: FrozenLM,
-    input_ids: Tensor,
+    input_ids: Int[Tensor, "sequences length"],
     layer: int,
     replacements: Mapping[str, Callable[[Tensor], Tensor]],
     *,
@@ -92,7 +93,8 @@ def splice_quality(
         num_ce += int((targets >= 0).sum())
 
         # Sinks stay as they are: no SAE has learnt them, and all later positions read them.
-        kept = is_sink(resid[:, 1:].flatten(0, 1)).view(len(ids), -1, 1)
+        read = resid[:, 1:].flatten(0, 1)
+        kept = is_sink(read, ids[:, 1:].flatten(), lm.front).view(len(ids), -1, 1)
         for name, replace in replacements.items():
             replaced = torch.where(kept, resid[:, 1:], replace(resid[:, 1:]).to(resid.dtype))
             changed = torch.cat([resid[:, :1], replaced], dim=1)

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import pyarrow as pa
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from rldecoder.config.sae import SweepSaeConfig, TrainSaeConfig
@@ -27,25 +27,8 @@ from rldecoder.sae.metrics import random_control, reconstruction_quality
 from rldecoder.sae.model import Sae
 from rldecoder.sae.splice import splice_quality
 from rldecoder.sae.training import SaeTrainer, input_statistics, published_spec
-from rldecoder.schemas import JsonRecord, Scalar, optional
+from rldecoder.schemas import JsonRecord, Scalar, optional, table_schema
 from rldecoder.seeds import derive_seed, torch_generator
-
-CELLS = pa.schema(
-    [
-        ("layer", pa.int32()),
-        ("k", pa.int32()),
-        ("expansion", pa.float64()),
-        ("fvu", pa.float64()),
-        ("l0", pa.float64()),
-        ("dead_fraction", pa.float64()),
-        ("splice_kl", pa.float64()),
-        ("decoder_kl", pa.float64()),
-        ("decoder_agreement", pa.float64()),
-        ("residual_lens_kl", pa.float64()),
-        ("random_sae_kl", pa.float64()),
-    ]
-)
-"""A `SweepCell` a row."""
 
 _CHUNK_TOKENS = 256
 _ENCODE_TOKENS = 4096
@@ -104,9 +87,7 @@ class Quality(JsonRecord):
     """KL of the same lens on a random SAE of the same L0."""
 
 
-class SweepCell(Quality):
-    """One setting, and the quality of its SAE."""
-
+class _Varied(JsonRecord):
     layer: int
     """Whose residual stream is read."""
     k: int
@@ -114,10 +95,18 @@ class SweepCell(Quality):
     expansion: float
     """Latents per dimension of the residual."""
 
+
+class SweepCell(Quality, _Varied):
+    """One setting, and the quality of its SAE; the setting is the first columns of CELLS."""
+
     @property
     def setting(self) -> Setting:
         """What was set."""
         return Setting(self.layer, self.k, self.expansion)
+
+
+CELLS = table_schema(SweepCell)
+"""A `SweepCell` a row."""
 
 
 class SweepVerdict(JsonRecord):
@@ -144,7 +133,7 @@ class SweepVerdict(JsonRecord):
 
 def collect(
     lm: FrozenLM,
-    input_ids: Tensor,
+    input_ids: Int[Tensor, "sequences length"],
     layers: Sequence[int],
     micro_batch: int,
     advance: Callable[[int], None],
@@ -156,7 +145,7 @@ def collect(
         seen, final = lm.residuals(here)
         for layer in layers:
             resid = seen[layer][:, SKIP_FIRST:-1].flatten(0, 1)
-            usual = ~is_sink(resid)
+            usual = ~is_sink(resid, here[:, SKIP_FIRST:-1].flatten(), lm.front)
             kept = LayerData(
                 resid[usual].to("cpu", torch.bfloat16),
                 final[:, SKIP_FIRST:-1].flatten(0, 1)[usual].to("cpu", torch.bfloat16),
@@ -171,7 +160,7 @@ def collect(
 
 
 def train_small(
-    data: Tensor,
+    data: Float[Tensor, "tokens d_model"],
     config: TrainSaeConfig,
     seed: int,
     *,
@@ -202,7 +191,7 @@ def measure(
     sae: Sae,
     train: LayerData,
     test: LayerData,
-    sequences: Tensor,
+    sequences: Int[Tensor, "sequences length"],
     seed: int,
 ) -> Quality:
     """Quality of one SAE, and what an affine decoder of its reconstructions reaches.

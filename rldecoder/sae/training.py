@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from rldecoder.config.sae import TrainSaeConfig
@@ -21,7 +22,7 @@ from rldecoder.sae.architectures import ARCHITECTURES, Step, Thresholds
 from rldecoder.sae.autoencode import autoencode
 from rldecoder.sae.losses import reconstruction_loss
 from rldecoder.sae.metrics import reconstruction_quality
-from rldecoder.sae.model import Sae, SaeSpec, fold_input_scale
+from rldecoder.sae.model import Sae, SaeSpec, fold_input_scale, subtract_b_dec
 from rldecoder.sae.parallel import Group
 from rldecoder.sae.resampling import resample_dead
 from rldecoder.sae.schedule import learning_rate, learning_rate_scale
@@ -39,7 +40,7 @@ class InputStatistics(NamedTuple):
     """Factor that brings the mean squared norm of centred inputs to D."""
 
 
-def input_statistics(x: Tensor) -> InputStatistics:
+def input_statistics(x: Float[Tensor, "tokens d_model"]) -> InputStatistics:
     """Mean and scale of a sample [N, D].
 
     Raises:
@@ -83,7 +84,8 @@ class StepResult(NamedTuple):
 
 
 class BestSae(JsonRecord):
-    """The published weights: those with the least held-out fvu of a training."""
+    """The published weights: those with the least held-out fvu of a training, or pretrained ones
+    (then steps, tokens and epochs are 0)."""
 
     split: str
     """The split that chose them."""
@@ -98,7 +100,8 @@ class BestSae(JsonRecord):
     epochs: float
     """The same in passes over the training text."""
     dead_fraction: float
-    """Share of latents that did not fire for long, at the end."""
+    """Share of latents that did not fire for long, at the end; of pretrained ones, that never did
+    on the held-out tokens."""
 
     @property
     def headline(self) -> dict[str, Scalar]:
@@ -148,7 +151,7 @@ class SaeTrainer:
         self.best_fvu, self.best_step = math.inf, -1
         self._started, self._flagged = False, torch.empty(0, dtype=torch.int64)
 
-    def step(self, raw: Tensor) -> StepResult:
+    def step(self, raw: Float[Tensor, "tokens d_model"]) -> StepResult:
         """Train on one batch of raw residuals [N, D]; every process of a group is given all of it.
 
         Raises:
@@ -211,7 +214,7 @@ class SaeTrainer:
         )
 
     @torch.no_grad()
-    def start_from(self, sae: Sae, flagged: Tensor) -> None:
+    def start_from(self, sae: Sae, flagged: Int[Tensor, " some"]) -> None:
         """Take the weights of a published SAE; call it before the first step.
 
         Args:
@@ -236,7 +239,7 @@ class SaeTrainer:
                 "The flags belong to another SAE.",
                 "Correct `train_sae.retrain.clusters`.",
             )
-        scaled = fold_input_scale(sae, 1 / self.scale).to(self.weights.dec.device)
+        scaled = fold_input_scale(subtract_b_dec(sae), 1 / self.scale).to(self.weights.dec.device)
         for parameter, value in zip(
             self.weights, (scaled.W_enc.T, scaled.b_enc, scaled.W_dec, scaled.b_dec), strict=True
         ):
@@ -291,7 +294,7 @@ class SaeTrainer:
         dec = self.weights.dec
         dec /= dec.norm(dim=1, keepdim=True).clamp_min(1e-12)
 
-    def evaluate(self, batches: Iterable[Tensor]) -> tuple[float, float]:
+    def evaluate(self, batches: Iterable[Float[Tensor, "tokens d_model"]]) -> tuple[float, float]:
         """Held-out (fvu, mean L0) on raw residuals; the weights are kept if they are the best."""
         quality = reconstruction_quality(self.sae(), batches)
         if not math.isfinite(quality.fvu):

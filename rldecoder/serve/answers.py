@@ -1,105 +1,102 @@
-"""Answers as the page reads them: plain values, every text made visible and short."""
+"""Answers as the page reads them: records of plain values, every text made visible and short."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
-from rldecoder.dashboard.collect import example_view
-from rldecoder.explain.explanation import Explanation
-from rldecoder.explain.ranking import RankedFeature
-from rldecoder.explain.reading import (
-    Change,
-    Choice,
-    Feature,
-    FeatureTable,
-    Intervention,
-    TokenTrace,
+from rldecoder.dashboard.cards import FeatureCard
+from rldecoder.dashboard.shown import (
+    ChoiceShown,
+    Label,
+    MeasuredShown,
+    ShortToken,
+    Shown,
+    Token,
+    TokenShown,
 )
-from rldecoder.visible_text import visible_text, visible_token
+from rldecoder.explain.reading import FeatureTable, Intervention
+from rldecoder.schemas import optional
 
 
-def trace_view(trace: Sequence[TokenTrace]) -> dict[str, Any]:
+class TraceAnswer(Shown):
     """The tokens of a prompt with both models' predictions."""
-    return {
-        "tokens": [
-            {
-                "token": visible_token(token.token),
-                "frozen": _choices(token.frozen),
-                "decoder": _choices(token.decoder),
-                "agree": token.frozen[0].token_id == token.decoder[0].token_id,
-                "kl": token.kl,
-                "actual": token.actual,
-                "features": [_feature(feature, feature.act) for feature in token.features],
-                "active": token.num_active,
-            }
-            for token in trace
-        ]
-    }
+
+    tokens: tuple[TokenShown, ...]
 
 
-def position_view(features: FeatureTable) -> dict[str, Any]:
+class PositionAnswer(Shown):
     """All active features of a token."""
-    return {
-        "token": _choice(features.token),
-        "features": [{**_feature(row, row.activation), "effect": row.effect} for row in features],
-    }
+
+    token: ChoiceShown
+    """The decoder's first choice, which the effects are about."""
+    features: tuple[MeasuredShown, ...]
+
+    @classmethod
+    def of(cls, features: FeatureTable) -> PositionAnswer:
+        """What is said of a table."""
+        return cls.model_validate({"token": features.token, "features": list(features)})
 
 
-def intervention_view(result: Intervention, latent: int) -> dict[str, Any]:
+class ShiftShown(Shown):
+    """A token's probability before and after a change."""
+
+    token: Token
+    before: float
+    after: float
+
+
+class ChangeShown(Shown):
+    """What a change does to one model: see `Change`."""
+
+    shifts: tuple[ShiftShown, ...]
+    effect: float
+    moved: tuple[float, ...]
+
+
+class InterventionAnswer(Shown):
     """Both models before and after a change of one latent."""
-    return {
-        "latent": latent,
-        "act": result.act,
-        "new_act": result.new_act,
-        "decoder": _change(result.decoder),
-        "frozen": _change(result.frozen),
-    }
+
+    latent: int
+    act: float
+    new_act: float
+    decoder: ChangeShown
+    frozen: ChangeShown
+
+    @classmethod
+    def of(cls, result: Intervention, latent: int) -> InterventionAnswer:
+        """What is said of an intervention."""
+        return cls.model_validate(
+            {
+                "latent": latent,
+                "act": result.act,
+                "new_act": result.new_act,
+                "decoder": result.decoder,
+                "frozen": result.frozen,
+            }
+        )
 
 
-def row_view(raised: Sequence[str], lowered: Sequence[str]) -> dict[str, Any]:
-    """What a latent without a card does to logits."""
-    return {
-        "promoted": [visible_token(token, 24) for token in raised],
-        "suppressed": [visible_token(token, 24) for token in lowered],
-    }
+class FeatureAnswer(Shown):
+    """A latent's card; of one without, what is known of it and what it does to logits."""
+
+    card: FeatureCard | None = None
+    shown: Label | None = optional()
+    promoted: tuple[ShortToken, ...] | None = optional()
+    suppressed: tuple[ShortToken, ...] | None = optional()
 
 
-def explanation_view(explanation: Explanation) -> dict[str, Any]:
-    """Method A, the checked claims of Method B, and the sanity row."""
-    return example_view(explanation)
+class SearchAnswer(Shown):
+    """One page of the cards that were searched for."""
+
+    cards: tuple[FeatureCard, ...]
+    found: int
+    """On all pages."""
+    all: int
+    """Cards that there are."""
 
 
-def _change(change: Change) -> dict[str, Any]:
-    return {
-        "shifts": [
-            {"token": visible_token(shift.token), "before": shift.before, "after": shift.after}
-            for shift in change.shifts
-        ],
-        "effect": change.effect,
-        "moved": change.moved,
-    }
+class QueueAnswer(Shown):
+    """The next labels to look at."""
 
-
-def _choices(choices: Sequence[Choice]) -> list[dict[str, Any]]:
-    return [_choice(choice) for choice in choices]
-
-
-def _choice(choice: Choice) -> dict[str, Any]:
-    return {"token": visible_token(choice.token), "p": choice.probability}
-
-
-def _feature(feature: RankedFeature | Feature, act: float) -> dict[str, Any]:
-    return {
-        "latent": feature.latent,
-        "act": act,
-        "normalised": feature.normalised,
-        "label": _text(feature.label),
-        "unsure_label": _text(feature.unsure_label),
-        "quoted": feature.label is not None,
-        "confidence": feature.confidence,
-    }
-
-
-def _text(label: str | None) -> str | None:
-    return None if label is None else visible_text(label, 200)
+    cards: tuple[FeatureCard, ...]
+    reviewed: int
+    """Labels that are settled."""
+    all: int

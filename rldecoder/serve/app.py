@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Callable, Collection
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import Annotated, NamedTuple, TypeVar
 
 import anyio
 from fastapi import FastAPI, Query, Request
@@ -14,9 +14,19 @@ from fastapi.responses import HTMLResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.status import HTTP_422_UNPROCESSABLE_CONTENT
 
+from rldecoder.dashboard.cards import ReviewShown
 from rldecoder.dashboard.report import script_sha256
+from rldecoder.dashboard.shown import ExampleShown
 from rldecoder.errors import BadInputError, RlDecoderError
-from rldecoder.serve import answers, pages
+from rldecoder.serve import pages
+from rldecoder.serve.answers import (
+    FeatureAnswer,
+    InterventionAnswer,
+    PositionAnswer,
+    QueueAnswer,
+    SearchAnswer,
+    TraceAnswer,
+)
 from rldecoder.serve.catalogue import Catalogue
 from rldecoder.serve.guard import LOOPBACK, REPORT_POLICY, Guard
 from rldecoder.serve.requests import (
@@ -129,49 +139,50 @@ def _add_pages(app: FastAPI, served: Served, token: str) -> None:
 
 def _add_questions(app: FastAPI, bench: Workbench, model: OneAtATime) -> None:
     @app.post("/api/trace")
-    async def trace(request: PromptRequest) -> dict[str, Any]:
+    async def trace(request: PromptRequest) -> TraceAnswer:
         found = await model.run(lambda: bench.read(request.prompt).predictions)
-        return answers.trace_view(found)
+        return TraceAnswer.model_validate({"tokens": found})
 
     @app.post("/api/position")
-    async def position(request: PositionRequest) -> dict[str, Any]:
+    async def position(request: PositionRequest) -> PositionAnswer:
         found = await model.run(lambda: bench.read(request.prompt).features(request.position))
-        return answers.position_view(found)
+        return PositionAnswer.of(found)
 
     @app.post("/api/intervene")
-    async def intervene(request: InterventionRequest) -> dict[str, Any]:
+    async def intervene(request: InterventionRequest) -> InterventionAnswer:
         found = await model.run(
             lambda: bench.read(request.prompt).amplify(
                 request.latent, request.factor, request.position
             )
         )
-        return answers.intervention_view(found, request.latent)
+        return InterventionAnswer.of(found, request.latent)
 
     @app.post("/api/explain")
-    async def explain(request: PositionRequest) -> dict[str, Any]:
+    async def explain(request: PositionRequest) -> ExampleShown:
         found = await model.run(lambda: bench.read(request.prompt).explain(request.position))
-        return answers.explanation_view(found)
+        return ExampleShown.of(found)
 
 
 def _add_features(app: FastAPI, catalogue: Catalogue, bench: Workbench, model: OneAtATime) -> None:
     @app.get("/api/features")
-    def features(query: Annotated[FeatureQuery, Query()]) -> dict[str, Any]:
+    def features(query: Annotated[FeatureQuery, Query()]) -> SearchAnswer:
         return catalogue.search(query)
 
     @app.get("/api/features/{latent}")
-    async def feature(latent: int) -> dict[str, Any]:
+    async def feature(latent: int) -> FeatureAnswer:
         # Only the most important latents are labelled; of the others the decoder's row is known.
         if not catalogue.has(latent):
             raised, lowered = await model.run(lambda: bench.reader.row_effects(latent))
-            return {"card": None, **answers.row_view(raised, lowered)}
-        return {"card": await anyio.to_thread.run_sync(catalogue.card, latent)}
+            said = catalogue.said(latent)
+            return FeatureAnswer(shown=said, promoted=raised, suppressed=lowered)
+        return FeatureAnswer(card=await anyio.to_thread.run_sync(catalogue.card, latent))
 
     @app.get("/api/queue")
-    def queue(count: Annotated[int, Query(ge=1, le=5000)] = QUEUE_SHOWN) -> dict[str, Any]:
+    def queue(count: Annotated[int, Query(ge=1, le=5000)] = QUEUE_SHOWN) -> QueueAnswer:
         return catalogue.queue(count)
 
     @app.post("/api/reviews", status_code=201)
-    def review(request: ReviewRequest) -> dict[str, Any]:
+    def review(request: ReviewRequest) -> ReviewShown:
         return catalogue.review(request)
 
 

@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from rldecoder.artifacts.catalogue import Clusters, Labels
-from rldecoder.dashboard import collect
+from rldecoder.dashboard.cards import FeatureCard, ReviewShown, feature_cards
 from rldecoder.errors import BadInputError
 from rldecoder.interp.records import Review
 from rldecoder.interp.review import ReviewLine, append_review, read_reviews, settled
+from rldecoder.interp.shown import ShownLatents
+from rldecoder.serve.answers import QueueAnswer, SearchAnswer
 from rldecoder.serve.requests import FeatureQuery, ReviewRequest
 
-CONTEXTS = 6
-ORDERS: dict[str, Any] = {
-    "importance": lambda card: card["rank"],
-    "confidence": lambda card: (-card["confidence"], card["rank"]),
-    "density": lambda card: (-card["density"], card["rank"]),
-    "latent": lambda card: card["latent"],
-    "review": lambda card: card["queue"],
+ORDERS: dict[str, Callable[[FeatureCard], tuple[float, ...]]] = {
+    "importance": lambda card: (card.rank,),
+    "confidence": lambda card: (-card.confidence, card.rank),
+    "density": lambda card: (-card.density, card.rank),
+    "latent": lambda card: (card.latent,),
+    "review": lambda card: (card.queue,),
 }
-ONLY: dict[str, Any] = {
+ONLY: dict[str, Callable[[FeatureCard], bool]] = {
     "all": lambda card: True,
-    "high": lambda card: card["high"],
-    "low": lambda card: card["label"] is not None and not card["high"],
-    "failed": lambda card: card["label"] is None,
+    "high": lambda card: card.high,
+    "low": lambda card: card.is_label and not card.high,
+    "failed": lambda card: not card.is_label,
 }
 
 
@@ -39,20 +40,16 @@ class Catalogue:
 
     def __init__(self, labels: Labels, clusters: Clusters, reviews: Path) -> None:
         self.labels = labels.labels
+        self._said = ShownLatents(self.labels, labels.descriptions)
         self._queue = clusters.load_queue(self.labels)
         self._label_of = {feature.latent: feature.label for feature in self.labels.features}
         self._audit = {feature.latent for feature in self.labels.features if feature.audit}
         self.reviews = reviews
-        self.cards = collect.features(
-            labels,
-            clusters,
-            max_features=len(self.labels.features),
-            contexts=CONTEXTS,
-        )
-        self._by_latent = {card["latent"]: card for card in self.cards}
-        self._haystacks = {card["latent"]: _haystack(card) for card in self.cards}
+        self.cards = feature_cards(labels, clusters, max_features=len(self.labels.features))
+        self._by_latent = {card.latent: card for card in self.cards}
+        self._haystacks = {card.latent: _haystack(card) for card in self.cards}
 
-    def search(self, query: FeatureQuery) -> dict[str, Any]:
+    def search(self, query: FeatureQuery) -> SearchAnswer:
         """One page of cards that hold all words, and how many there are."""
         words = query.words.lower().split()
         found = [
@@ -61,13 +58,17 @@ class Catalogue:
             if ONLY[query.only](card) and all(self._holds(card, word) for word in words)
         ]
         page = found[query.start : query.start + query.count]
-        return {"cards": page, "found": len(found), "all": len(self.cards)}
+        return SearchAnswer(cards=page, found=len(found), all=len(self.cards))
 
     def has(self, latent: int) -> bool:
         """Whether the latent was among those to label."""
         return latent in self._by_latent
 
-    def card(self, latent: int) -> dict[str, Any]:
+    def said(self, latent: int) -> str:
+        """What is said of any latent."""
+        return self._said.of(latent).text
+
+    def card(self, latent: int) -> FeatureCard:
         """The card of a latent that there is one of (`has`), with the verdicts on it."""
         lines = [line.bare() for line in self._lines() if line.latent == latent]
         published = [
@@ -78,28 +79,28 @@ class Catalogue:
         ]
         # What the labels already took in stands in the file as well, unless the file is new.
         earlier = [review for review in published if not any(_same(review, r) for r in lines)]
-        reviews = [collect.review_view(review) for review in (*earlier, *lines)]
-        return {**self._by_latent[latent], "reviews": reviews}
+        reviews = tuple(ReviewShown.model_validate(review) for review in (*earlier, *lines))
+        return self._by_latent[latent].model_copy(update={"reviews": reviews})
 
-    def queue(self, count: int) -> dict[str, Any]:
+    def queue(self, count: int) -> QueueAnswer:
         """The next labels to look at, and how far the work has come."""
         seen = settled(self._lines(), self.labels.features)
         reviewed = sum(f.latent in seen or f.reviewed for f in self.labels.features)
         waiting = self._queue.waiting(self.labels, seen)
-        return {
-            "cards": [self.card(feature.latent) for feature in waiting[:count]],
-            "reviewed": reviewed,
-            "all": len(self.labels.features),
-        }
+        return QueueAnswer(
+            cards=[self.card(feature.latent) for feature in waiting[:count]],
+            reviewed=reviewed,
+            all=len(self.labels.features),
+        )
 
-    def review(self, request: ReviewRequest) -> dict[str, Any]:
+    def review(self, request: ReviewRequest) -> ReviewShown:
         """Append a verdict; returns it as it is kept.
 
         Raises:
             BadInputError: the latent has no card, so nobody can have judged its label.
         """
         card = self._by_latent.get(request.latent)
-        if card is None or (card["label"] is None and request.label is None):
+        if card is None or (card.label is None and request.label is None):
             raise BadInputError(
                 f"Latent {request.latent} has no label to judge.",
                 "Only features of the review queue can be reviewed.",
@@ -116,24 +117,24 @@ class Catalogue:
             note=request.note,
             shown=self._label_of.get(request.latent),
         )
-        return collect.review_view(append_review(self.reviews, line))
+        return ReviewShown.model_validate(append_review(self.reviews, line))
 
     def _lines(self) -> list[ReviewLine]:
         if not self.reviews.is_file():
             return []
         return read_reviews(self.reviews, self.labels.sae_digest, strict=False)
 
-    def _holds(self, card: dict[str, Any], word: str) -> bool:
+    def _holds(self, card: FeatureCard, word: str) -> bool:
         if word.startswith("#"):
-            return word == f"#{card['latent']}"
-        return word in self._haystacks[card["latent"]]
+            return word == f"#{card.latent}"
+        return word in self._haystacks[card.latent]
 
 
-def _haystack(card: dict[str, Any]) -> str:
-    fired = (example for example in card["examples"] if example["kind"] != "near_miss")
-    contexts = ("".join(example["tokens"]) for example in fired)
-    others = (other["label"] or "" for other in card["others"])
-    parts = (card["label"] or "", card["failure"] or "", *others, *card["promoted"], *contexts)
+def _haystack(card: FeatureCard) -> str:
+    fired = (example for example in card.examples if example.kind != "near_miss")
+    contexts = ("".join(example.tokens) for example in fired)
+    others = (other.label or "" for other in card.others)
+    parts = (card.shown, card.label or "", card.failure or "", *others, *card.promoted, *contexts)
     return "\n".join(parts).lower()
 
 

@@ -84,6 +84,8 @@ class PatientProtocol(H11Protocol):
                 self._writing = self.loop.call_later(self.answer_seconds, self.transport.abort)
             return
         state = self.conn.their_state
+        if self.transport.get_protocol() is not self:  # it is a websocket's now
+            state = h11.DONE
         begun = state is h11.IDLE and bool(self.conn.trailing_data[0])
         if not (begun or state is h11.SEND_BODY):
             _stop(self._reading)

@@ -46,7 +46,7 @@ class FeatureQuery(_Request):
     """All must occur in a label, a token it raises, or a context; #12 is latent 12."""
     sort: Literal["importance", "confidence", "density", "latent", "review"] = "importance"
     only: Literal["all", "high", "low", "failed"] = "all"
-    """`high`: labels of high confidence; `low`: other labels; `failed`: no label."""
+    """`high`: labels of high confidence; `low`: other labels; `failed`: described only."""
     start: int = Field(0, ge=0, lt=2**31)
     count: int = Field(12, ge=1, le=48)
 

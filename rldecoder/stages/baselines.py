@@ -150,7 +150,7 @@ def _fit(
             final = batch.final_hidden.flatten(0, 1)
             for layer, resid in batch.by_layer.items():
                 flat = resid.flatten(0, 1)
-                usual = ~is_sink(flat)
+                usual = ~is_sink(flat, batch.input_ids.flatten(), body.lm.front)
                 moments[layer].add(flat[usual], final[usual])
         sums.append(moments)
     fitted, held_out = sums

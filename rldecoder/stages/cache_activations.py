@@ -28,6 +28,7 @@ from rldecoder.data.activations import (
 from rldecoder.data.forward import ActivationPass, Shard, plan_shards
 from rldecoder.data.shards import SPLITS, read_tokens
 from rldecoder.errors import BadInputError, NoResourceError
+from rldecoder.lm.proof import prove
 from rldecoder.lm.sinks import SKIP_FIRST
 from rldecoder.stages.context import Output, StageContext
 from rldecoder.stages.inputs import TextInputs
@@ -43,6 +44,7 @@ def run(inputs: TextInputs, config: CacheActivationsConfig, ctx: StageContext) -
             f"The model has {lm.num_layers} blocks.",
             f"Choose a layer from 1 to {lm.num_layers}.",
         )
+    prove(lm, hook_layer=config.hook_layer)  # every later stage cuts the model here
 
     # What an earlier, interrupted run wrote is kept; disk is needed for the rest.
     context_length = next(iter(tokens.values())).shape[1]

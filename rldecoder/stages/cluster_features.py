@@ -29,7 +29,7 @@ from rldecoder.interp.clusters import (
 from rldecoder.interp.corpus import SplitFirings, read_firings
 from rldecoder.interp.label_embedding import label_vectors
 from rldecoder.interp.predicate import evaluate
-from rldecoder.interp.records import FeatureLabels
+from rldecoder.interp.records import FeatureLabel, FeatureLabels
 from rldecoder.interp.review_queue import make_queue
 from rldecoder.interp.vocabulary import Vocabulary
 from rldecoder.sae.model import Sae, SparseLatents
@@ -120,8 +120,9 @@ def _where_predicates_hold(
     held: list[BoolArray | None] = []
     for feature in labels.features:
         cells = None
-        if feature.predicate is not None:
-            cells = evaluate(feature.predicate, split.grid.tokens, vocabulary).reshape(-1) & valid
+        predicate = feature.input_predicate
+        if predicate is not None:
+            cells = evaluate(predicate, split.grid.tokens, vocabulary).reshape(-1) & valid
         held.append(cells)
     return held
 
@@ -162,7 +163,14 @@ def _compare(
     # `split` keeps all latents, so a latent's row is its id.
     acts = split.firings.matrix[latents]
     embedded = None if config.label_embedding == "none" else _embedded(labels)
-    return likeness(directions, acts, int(split.grid.valid.sum()), held, embedded)
+    outputs = [_raised(feature) for feature in labels.features]
+    return likeness(directions, acts, int(split.grid.valid.sum()), held, embedded, outputs)
+
+
+def _raised(feature: FeatureLabel) -> dict[int, float]:
+    """Gains of the tokens that a latent raises."""
+    output = feature.output
+    return {} if output is None else {gain.token_id: gain.gain for gain in output.raised}
 
 
 def _embedded(labels: FeatureLabels) -> NDArray[np.float64]:
@@ -175,7 +183,7 @@ def _embedded(labels: FeatureLabels) -> NDArray[np.float64]:
     for feature in labels.features:
         words = [o.label for o in feature.other_labels if o.label is not None and o.judge_trusted]
         own = feature.label
-        texts.append(words[0] if words and feature.predicate is not None else own)
+        texts.append(words[0] if words and not feature.by_person else own)
     known = [i for i, text in enumerate(texts) if text is not None]
     vectors = label_vectors([text for text in texts if text is not None])
     out = np.full((len(texts), vectors.shape[1]), np.nan)
@@ -202,6 +210,7 @@ def _test_pairs(
         config.fingerprint_cosine,
         config.min_votes,
         config.label_cosine,
+        config.output_jaccard,
     )
     votes = np.triu(alike.votes(limits), k=1)
     first, second = np.nonzero(votes)
@@ -228,6 +237,7 @@ def _test_pairs(
         if agree:
             agreeing.add(frozenset((a, b)))
         label, words = float(alike.label_jaccard[i, j]), float(alike.label_cosine[i, j])
+        raised = float(alike.output_jaccard[i, j])
         rows.append({
             "latent_a": a,
             "latent_b": b,
@@ -236,6 +246,7 @@ def _test_pairs(
             "pearson": float(alike.pearson[i, j]),
             "label_jaccard": None if np.isnan(label) else label,
             "label_cosine": None if np.isnan(words) else words,
+            "output_jaccard": None if np.isnan(raised) else raised,
             "votes": int(votes[i, j]),
             "fingerprint_cosine": cosine,
             "agree": agree,

@@ -1,9 +1,11 @@
 """Gate: does the reward teach the decoder anything that its controls do not have?
 
-Controls: a uniform policy, a randomly initialised decoder, training of equal length on a random
-reward, and, unless switched off, two of equal length without any: with the differentiable losses
-alone (distillation on its own responses to all tasks, also where PPO leaves some to the reward by
-`ppo.response_kl_factors`), and with the KL loss on text alone (more supervised training). Trainings
+Controls, which are the plan's: a uniform policy, a randomly initialised decoder, training of equal
+length on a random reward, and, unless switched off, more supervised training of equal length (the
+KL loss on text alone). Another training of equal length answers a question of its own and does not
+gate: with the differentiable losses and no reward it is distillation of the frozen model on own
+responses (to all tasks, also where PPO leaves some to the reward by `ppo.response_kl_factors`), and
+what the reward adds to that is said in words. Trainings
 are repeated for every seed of `train_ppo` and with that very seed: same prompts, replayed text,
 sampling noise and critic, so that pairs differ in what drives them alone. The supervised decoder
 and the frozen model are measured beside them, and the trainings at their ends where what is
@@ -52,8 +54,10 @@ from rldecoder.stages.inputs import ControlInputs
 UNIFORM = "uniform_policy"
 RANDOM_INIT = "random_decoder"
 RANDOM_REWARD = "random_reward"
-CONTINUATIONS: tuple[Kind, ...] = ("losses_only", "text_only")
-GATING = (UNIFORM, RANDOM_INIT, RANDOM_REWARD, *CONTINUATIONS)
+MORE_SUPERVISED: Kind = "text_only"
+DISTILLATION: Kind = "losses_only"
+GATING = (UNIFORM, RANDOM_INIT, RANDOM_REWARD, MORE_SUPERVISED)
+"""What the verdict depends on (docs/rl.md says why distillation is not among them)."""
 
 
 def run(inputs: ControlInputs, config: ControlPpoConfig, ctx: StageContext) -> Output:
@@ -88,7 +92,7 @@ def run(inputs: ControlInputs, config: ControlPpoConfig, ctx: StageContext) -> O
     seed_everything(derive_seed(ctx.seed, RANDOM_INIT))
     decoders[RANDOM_INIT] = [new_decoder(lm, sae, decoders[SUPERVISED][0].upper.numbers)]
     kinds: list[Kind] = ["random_reward"]
-    kinds += CONTINUATIONS if config.supervised_continuation else ()
+    kinds += [DISTILLATION, MORE_SUPERVISED] if config.supervised_continuation else []
     curves = Curves()
     for kind in kinds:
         decoders[kind] = [
@@ -125,11 +129,15 @@ def run(inputs: ControlInputs, config: ControlPpoConfig, ctx: StageContext) -> O
     verdict: Literal["pass", "fail"] = "fail" if failures else "pass"
     notes = [] if start.beaten else [start.no_gain()]
     reasons = (*failures, *notes)
+    beside = tuple(c.beside_distillation() for c in comparisons if c.control == DISTILLATION)
+    for sentence in beside:
+        ctx.report.note(sentence)
 
     rows = [row for system in systems.values() for row in control_rows(system, seed)]
     record = ControlVerdict(
         verdict=verdict,
         reasons=reasons,
+        beside=beside,
         comparisons=tuple(comparisons),
         systems={row.system: row for row in rows if row.task == "all"},
         trainings=tuple(

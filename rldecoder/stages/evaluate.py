@@ -21,7 +21,6 @@ from rldecoder.artifacts.catalogue import (
 from rldecoder.config.explain import EvaluateConfig
 from rldecoder.decoder.faithfulness import decoder_predictor, evaluate_predictors
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
-from rldecoder.decoder.places import Places
 from rldecoder.evals.comparison import (
     FROZEN,
     RL,
@@ -42,10 +41,9 @@ from rldecoder.explain.interpretability import (
     label_coverage,
     ranking_orders,
 )
-from rldecoder.explain.pairs import positions_from_cache
-from rldecoder.explain.patching import find_candidates
+from rldecoder.explain.patching import decoder_attributions
+from rldecoder.explain.positions import positions_from_cache
 from rldecoder.lm.frozen import FrozenLM
-from rldecoder.sae.model import SparseLatents
 from rldecoder.schemas import Scalar
 from rldecoder.seeds import derive_seed, seed_everything, torch_generator
 from rldecoder.stages.context import Output, StageContext
@@ -71,7 +69,7 @@ def run(inputs: EvaluateInputs, config: EvaluateConfig, ctx: StageContext) -> Ou
 
     answers, missing = _answer_tasks(lm, decoders, config, ctx)
     scores = score_tasks(answers, config.bootstrap_resamples, ctx.seed)
-    Evaluation.tasks.save_rows(ctx.out, [score._asdict() for score in scores])
+    Evaluation.tasks.save_rows(ctx.out, [score.model_dump() for score in scores])
     Evaluation.answers.save_rows(ctx.out, [answer._asdict() for answer in answers])
 
     predictors = {name: decoder_predictor(decoder) for name, decoder in decoders.items()}
@@ -173,20 +171,17 @@ def _interpretability(
         config.deletion_positions,
         derive_seed(ctx.seed, "deletion"),
     )
-    # All active latents as candidates, in the order of the slots: find_candidates sorts them.
-    everything = find_candidates(decoder, positions.places, positions.latents.acts.shape[-1])
-    latents = SparseLatents(everything.acts, everything.indices)
+    latents = positions.latents
+    attributions = decoder_attributions(decoder, positions.places)
 
     # Method A ranks by what is usual for a latent, which the explainer has measured.
     scales = inputs.explainer.load(ctx.device).scales[latents.indices]
     normalised = torch.where(scales > 0, latents.acts / scales.clamp_min(1e-9), 0.0)
-    orders = ranking_orders(
-        latents, everything.attributions, normalised, torch_generator(ctx.seed, "lot")
-    )
+    orders = ranking_orders(latents, attributions, normalised, torch_generator(ctx.seed, "lot"))
     with ctx.report.track("deletion", 1, "benchmarks") as bar:
         deletion = deletion_benchmark(
             decoder,
-            Places(latents, positions.past),
+            positions.places,
             orders,
             resamples=config.bootstrap_resamples,
             seed=ctx.seed,

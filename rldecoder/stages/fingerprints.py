@@ -23,8 +23,11 @@ from rldecoder.config.tasks import TASK_READER_VERSION, FileTask
 from rldecoder.data import sources
 from rldecoder.errors import BadInputError
 from rldecoder.interp.llm.prompts import prompts_digest
+from rldecoder.interp.neuronpedia_labels import explanations_digest
 from rldecoder.lm.model_sources import locate
 from rldecoder.lm.registry import choose_model
+from rldecoder.lm.user_cache import sha256_file
+from rldecoder.sae.releases import find
 
 SAE_FILES = ("cfg.json", "sae_weights.safetensors")
 
@@ -61,7 +64,7 @@ def ingest(config: IngestConfig) -> dict[str, str]:
 
 
 def label_features(config: LabelFeaturesConfig) -> dict[str, str]:
-    """The contents of the review file, of the prompts and of local models, not their places.
+    """The contents of reviews, of imported labels, of prompts and local models, not their places.
 
     Raises:
         BadInputError: there is no such file or model.
@@ -75,6 +78,8 @@ def label_features(config: LabelFeaturesConfig) -> dict[str, str]:
                 "Correct `label_features.reviews`, or leave it empty.",
             )
         out["reviews"] = hashlib.sha256(config.reviews.read_bytes()).hexdigest()
+    if config.imported is not None:
+        out["imported"] = explanations_digest(config.imported)
     if config.llm is not None:
         out["prompts"] = prompts_digest()
         for role, model in (("labeler", config.llm.labeler), ("judge", config.llm.judge)):
@@ -87,11 +92,17 @@ def label_features(config: LabelFeaturesConfig) -> dict[str, str]:
 
 
 def train_sae(config: TrainSaeConfig) -> dict[str, str]:
-    """The content of the SAE that training goes on from, and of the flags over it.
+    """The content of the SAE that is taken, or that training goes on from, and of flags over it.
 
     Raises:
         BadInputError: a file is missing.
     """
+    if config.pretrained is not None:
+        folder = find(config.pretrained)
+        return {
+            "pretrained_config": hash_json(folder.config),
+            "pretrained_weights": sha256_file(folder.weights),
+        }
     if config.retrain is None:
         return {}
     files = {f"retrain_{name}": config.retrain.sae / name for name in SAE_FILES}

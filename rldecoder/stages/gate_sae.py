@@ -76,7 +76,7 @@ def run(inputs: SaeGateInputs, config: GateSaeConfig, ctx: StageContext) -> Outp
             batch=SPLICE_BATCH,
             advance=bar.advance,
         )
-    near_duplicates = near_duplicate_fraction(sae.W_dec, config.near_duplicate_cosine)
+    near_duplicates = near_duplicate_fraction(sae.W_dec)
 
     report = make_report(
         quality, usage_entropy(quality.density), near_duplicates, splice, control, config

@@ -13,18 +13,19 @@ from typing import NamedTuple
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from rldecoder.artifacts.catalogue import Corpus
-from rldecoder.config.data import IngestConfig
+from rldecoder.artifacts.catalogue import Corpus, ModelFolder
+from rldecoder.config.data import IngestConfig, TasksSource
 from rldecoder.data.admission import Admission, Admitted
-from rldecoder.data.documents import assign_split
+from rldecoder.data.documents import Candidate, assign_split
 from rldecoder.data.folders import told
 from rldecoder.data.packing import SequencePacker, TokenShardWriter
 from rldecoder.data.provenance import Provenance, SourceProvenance, SplitProvenance
 from rldecoder.data.shards import SPLITS, DocumentRow
 from rldecoder.data.sources import candidates, fingerprint, left_out_files
 from rldecoder.errors import BadInputError
-from rldecoder.lm.specs import stated_context_length
-from rldecoder.lm.text_tokens import encode_documents, tokens_in_front
+from rldecoder.evals.task_text import task_candidates
+from rldecoder.lm.specs import ModelRecord, stated_context_length
+from rldecoder.lm.text_tokens import encode_documents, set_bos, tokens_in_front
 from rldecoder.reporting import Bar
 from rldecoder.schemas import read_json
 from rldecoder.stages.context import Output, StageContext
@@ -46,7 +47,8 @@ def run(inputs: IngestInputs, config: IngestConfig, ctx: StageContext) -> Output
     """Publish token shards per split, and where their documents came from."""
     _check_budgets(config)
     _check_context_length(config.context_length, inputs.model.model)
-    tokenizer = load_tokenizer(inputs.model.model)
+    record = ModelFolder.record.path(inputs.model.folder)
+    tokenizer = load_tokenizer(inputs.model.model, record)
     sinks = _open_sinks(config, tokenizer, ctx.out)
     admission = Admission({name: sink.packer for name, sink in sinks.items()}, config)
     rows: list[DocumentRow] = []
@@ -54,6 +56,9 @@ def run(inputs: IngestInputs, config: IngestConfig, ctx: StageContext) -> Output
 
     def in_domain(key: str) -> str:
         return assign_split(key, ctx.seed, config.fractions.model_dump())
+
+    def solved_prompts(source: TasksSource) -> Iterator[Candidate]:
+        return task_candidates(source.tasks, source.documents_per_task, ctx.seed)
 
     # In-domain text first: should a document be in both, it is out-of-domain text that goes.
     parts = [(config.sources, in_domain), (config.ood_sources, lambda key: "ood")]
@@ -70,6 +75,7 @@ def run(inputs: IngestInputs, config: IngestConfig, ctx: StageContext) -> Output
                     shuffle_buffer=config.shuffle_buffer_documents,
                     # What is no text is counted once, not at each reading.
                     dropped=admission.dropped if first else None,
+                    made=solved_prompts,
                 )
                 admit = admission.beginnings if first else admission.rests
                 _pack(admit(stream, choose_split), sinks, tokenizer, rows, bar)
@@ -93,8 +99,8 @@ def run(inputs: IngestInputs, config: IngestConfig, ctx: StageContext) -> Output
     return Output(provenance.headline | {"tokens_per_second": total / max(seconds, 1e-9)})
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The fast tokenizer of a model folder.
+def load_tokenizer(folder: Path, record: Path | None = None) -> PreTrainedTokenizerBase:
+    """The fast tokenizer of a model folder; with its `ModelRecord`, as the run has it.
 
     Raises:
         BadInputError: if there is none, or it has no end-of-text token.
@@ -115,6 +121,8 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
             "Documents are separated by it.",
             "Set `eos_token` in tokenizer_config.json.",
         )
+    if record is not None and record.is_file():
+        set_bos(tokenizer, ModelRecord.load(record).bos)
     return tokenizer
 
 
@@ -137,6 +145,7 @@ def _check_budgets(config: IngestConfig) -> None:
 
 def _check_context_length(context_length: int, model_folder: Path) -> None:
     constants = read_json(model_folder / "config.json")
+    constants = constants.get("text_config") or constants  # of a model of several media
     limit = stated_context_length(SimpleNamespace(**constants))
     if limit is not None and context_length > limit:
         raise BadInputError(

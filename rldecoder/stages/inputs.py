@@ -160,6 +160,7 @@ class ExplainerInputs(NamedTuple):
     """The final decoder with its labelled latents."""
 
     model: ModelFolder
+    corpus: Corpus
     cache: ActivationCache
     sae: TrainedSae
     final: FinalDecoder

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,11 +12,16 @@ from rldecoder.config.interp import LabelFeaturesConfig
 from rldecoder.data.activations import ActivationBatch
 from rldecoder.data.shards import read_token_table
 from rldecoder.errors import BadInputError
-from rldecoder.interp.calibration import Acceptance, high_confidence_threshold, thresholds
+from rldecoder.interp.assembly import Material, records
+from rldecoder.interp.calibration import Acceptance, high_confidence_threshold
 from rldecoder.interp.control_latents import ControlLatents, SplitSource, draw_latents
 from rldecoder.interp.corpus import SplitFirings, TokenGrid, sample_sequences
+from rldecoder.interp.descriptions import StrongestTokens, description_rows
 from rldecoder.interp.example_pass import ExamplePass
-from rldecoder.interp.examples import ExampleSettings, contrasts, token_effects, top_examples
+from rldecoder.interp.examples import ExampleSettings, token_effects
+from rldecoder.interp.imported_labels import Ours, TokenReader, score_imported
+from rldecoder.interp.kind_confidence import output_confidences, pick
+from rldecoder.interp.kinds import BothKinds, output_rows, passing, passing_shuffled
 from rldecoder.interp.label_controls import label_controls
 from rldecoder.interp.labelers import PredicateLabeler
 from rldecoder.interp.labelling import (
@@ -25,6 +30,7 @@ from rldecoder.interp.labelling import (
     label_and_score,
     random_sae,
     score_rows,
+    score_weak,
     shuffled_control,
 )
 from rldecoder.interp.llm.estimate import Estimate
@@ -32,23 +38,28 @@ from rldecoder.interp.llm.models import FrozenModel, open_models
 from rldecoder.interp.llm.procedure import LlmRun
 from rldecoder.interp.llm.results import as_records, llm_summary
 from rldecoder.interp.llm.storage import LEDGER, Spent
+from rldecoder.interp.neuronpedia_labels import check_latents, check_source, read_explanations
+from rldecoder.interp.output_labels import OutputLabeler
 from rldecoder.interp.recalibration import recalibrated
-from rldecoder.interp.records import (
-    SCHEMA_MINOR,
-    FeatureLabel,
-    FeatureLabels,
-)
+from rldecoder.interp.records import SCHEMA_MINOR, FeatureLabel, FeatureLabels
 from rldecoder.interp.review import merge_reviews, read_reviews
 from rldecoder.interp.review_queue import draw_audit
+from rldecoder.interp.strong import at_least, usual_highs
 from rldecoder.interp.vocabulary import Vocabulary
-from rldecoder.sae.model import SparseLatents
-from rldecoder.schemas import write_parquet
+from rldecoder.sae.model import Sae, SparseLatents
+from rldecoder.schemas import Scalar, write_parquet
 from rldecoder.seeds import derive_seed, seed_everything
 from rldecoder.stages.context import Output, StageContext
 from rldecoder.stages.inputs import LabelInputs
 
 MEAN_TOKENS = 4096
 """Tokens whose mean residual centres the random SAE."""
+RANK_TARGET = "decoder"
+"""Whose prediction chooses the latents."""
+NUM_SHOWN = 3
+"""Strongest examples of a record; beside them stand two weaker ones and two near misses."""
+NUM_EFFECTS = 10
+"""Promoted, and suppressed, tokens of a record."""
 
 
 def run(inputs: LabelInputs, config: LabelFeaturesConfig, ctx: StageContext) -> Output:
@@ -60,7 +71,6 @@ def run(inputs: LabelInputs, config: LabelFeaturesConfig, ctx: StageContext) -> 
     reviews = [] if config.reviews is None else read_reviews(
         config.reviews, digest, ctx.report.note
     )  # fmt: skip
-    labeler = PredicateLabeler(config.predicate)
     window, acceptance = config.window_tokens, task.acceptance
     rng = np.random.default_rng(derive_seed(ctx.seed, "labels"))
     settings = ExampleSettings(window, config.num_top, config.num_quantile, config.num_negative)
@@ -68,78 +78,68 @@ def run(inputs: LabelInputs, config: LabelFeaturesConfig, ctx: StageContext) -> 
     seeker = ExamplePass(
         sae.num_latents, settings, context, derive_seed(ctx.seed, "examples"), latents
     )
+    strongest = StrongestTokens(sae.num_latents)
+
+    def observe(batch: ActivationBatch, found: SparseLatents) -> None:
+        seeker.add(batch, found)
+        strongest.add(batch, found)
 
     with ctx.report.track("labels", 5, "step") as bar:
-        text, fit = task.read_fit(seeker.add)
+        text, fit = task.read_fit(observe)
         scored = task.read_scored()
         check_disjoint(text, scored.grid)
         bar.advance(note="text read")
 
-        labelled = label_and_score(labeler, fit, scored, vocabulary, window, rng)
-        bar.advance(note="labelled")
-        confidences = calibrate(
-            labeler, fit, labelled.drafts, vocabulary, window, acceptance,
-            derive_seed(ctx.seed, "calibration"),
+        found = task.label("label", sae, fit, scored, rng, rotate=True)
+        inputs_sure = calibrate(
+            task.labeler, task.strong(fit, fit), found.inputs.drafts, vocabulary, window,
+            acceptance, derive_seed(ctx.seed, "calibration"),
         )  # fmt: skip
-        bar.advance(note="calibrated")
+        outputs_sure = output_confidences(
+            found.outputs, acceptance, derive_seed(ctx.seed, "output-calibration")
+        )
+        picked = pick(inputs_sure, outputs_sure, latents.tolist())
+        bar.advance(note="labelled")
 
-        methods = {
-            "label": labelled,
-            "shuffled": shuffled_control(labelled, scored, vocabulary, window, rng),
-        }
+        methods = {"label": found}
         drawn = task.draw_controls()
-        for name, (control, own_rng) in drawn.items():
-            methods[name] = label_and_score(labeler, *control, vocabulary, window, own_rng)
+        for name, (kind_sae, control, own_rng) in drawn.items():
+            methods[name] = task.label(name, kind_sae, *control, own_rng, rotate=False)
+        shuffled = shuffled_control(found.inputs, task.strong(fit, scored), vocabulary, window, rng)
         bar.advance(note="controls")
 
         examples = seeker.finish(text)
-        effects = token_effects(
-            inputs.final.load(task.lm, sae), latents, vocabulary, config.num_effects
-        )
+        decoder = inputs.final.load(task.lm, sae)
+        effects = token_effects(decoder, latents, vocabulary, NUM_EFFECTS)
         bar.advance(note="examples")
+        descriptions = description_rows(strongest, decoder, vocabulary)
+        bar.advance(note="descriptions")
 
     answered = None
     if config.llm is not None:
-        with task.open_llm(fit, scored, task.for_words(drawn)) as llm:
+        for_words = task.for_words({name: control for name, (_, control, _) in drawn.items()})
+        with task.open_llm(fit, scored, for_words) as llm:
             answered = llm.label(ctx.report.track)
     others = {} if answered is None else as_records(answered)
 
-    data = confidences.model.data
-    levels = thresholds(confidences.model.out_of_fold(), data.accepted, data.latents)
-    tau = high_confidence_threshold(levels)
+    passed = {name: passing(method, acceptance) for name, method in methods.items()}
+    passed["shuffled"] = passing_shuffled(found, shuffled, acceptance)
+    tau = high_confidence_threshold(picked.levels)
     # Drawn before people's labels count: reviews must not change who is in the sample.
-    named = [draft.latent for draft in labelled.drafts if draft.text is not None]
-    audit = draw_audit(named, config.review_audit_share, derive_seed(ctx.seed, "audit"))
-    strongest = top_examples(examples.table, vocabulary, config.num_shown)
-    contrasting = contrasts(examples.table, vocabulary) if config.num_shown else {}
-    drafted = []
-    for row, (draft, scores) in enumerate(zip(*labelled, strict=True)):
-        latent, p = draft.latent, float(confidences.p[row])
-        promoted, suppressed = effects[row]
-        drafted.append(
-            FeatureLabel(
-                latent=latent,
-                status="failed" if draft.text is None else "labelled",
-                label=draft.text,
-                failure=draft.failure,
-                predicate=draft.predicate,
-                labeler=PredicateLabeler.name,
-                confidence=p,
-                confidence_low=float(confidences.low[row]),
-                confidence_high=float(confidences.high[row]),
-                high_confidence=draft.text is not None and tau is not None and p >= tau,
-                importance=float(task.importance[row]),
-                importance_rank=row + 1,
-                density=float(examples.density[row]),
-                scores=scores.published,
-                examples=strongest.get(latent, []),
-                contrasts=contrasting.get(latent, []),
-                promoted=promoted,
-                suppressed=suppressed,
-                audit=latent in audit,
-                other_labels=[others[latent]] if latent in others else [],
-            )
+    named = [
+        int(latent)
+        for latent, draft, held in zip(
+            latents, found.inputs.drafts, found.outputs.sets, strict=True
         )
+        if draft.text is not None or not held.failure
+    ]
+    audit = draw_audit(named, config.review_audit_share, derive_seed(ctx.seed, "audit"))
+    material = Material(
+        found, passed["label"], inputs_sure, outputs_sure, picked, usual_highs(fit.firings),
+        task.importance, examples, effects, vocabulary, config.strong_share, config.output_share,
+        NUM_SHOWN,
+    )  # fmt: skip
+    drafted = records(material, tau, audit, others)
     features, tau, people = recalibrated(merge_reviews(drafted, reviews), drafted, tau)
 
     num_labelled = sum(feature.status == "labelled" for feature in features)
@@ -158,14 +158,21 @@ def run(inputs: LabelInputs, config: LabelFeaturesConfig, ctx: StageContext) -> 
         judge=None if answered is None else answered.trust,
     )
     in_words = None if answered is None else llm_summary(answered)
-    controls = label_controls(methods, confidences, acceptance, levels, people, in_words)
+    input_methods = {name: method.inputs for name, method in methods.items()}
+    input_methods["shuffled"] = shuffled
+    controls = label_controls(
+        input_methods, passed, picked, (inputs_sure, outputs_sure), acceptance, people, in_words
+    )
     Labels.labels.save(ctx.out, labels)
     Labels.controls.save(ctx.out, controls)
     table = examples.table
     Labels.examples.save(ctx.out, {name: table[name] for name in Labels.examples.schema.names})
-    Labels.scores.save_rows(ctx.out, score_rows(methods))
+    Labels.scores.save_rows(ctx.out, score_rows(input_methods))
+    Labels.output_scores.save_rows(ctx.out, output_rows(methods, passed))
+    Labels.descriptions.save_rows(ctx.out, descriptions)
     if answered is not None:
         write_parquet(Labels.ledger.path(ctx.out), answered.ledger, LEDGER)
+    imported = task.score_imported(scored, drawn["random_sae"][1].scored, features)
 
     reasons: tuple[str, ...] = () if in_words is None else in_words.reasons
     if len(features) < config.num_features:
@@ -174,7 +181,10 @@ def run(inputs: LabelInputs, config: LabelFeaturesConfig, ctx: StageContext) -> 
             "above 0."
         )
         reasons = (few, *reasons)
-    return Output(labels.headline | controls.headline, reasons=reasons)
+    slow = task.outputs.slow_because
+    if slow is not None:
+        reasons = (f"Ablations ran as whole sequences, which is slow: {slow}.", *reasons)
+    return Output(labels.headline | controls.headline | imported, reasons=reasons)
 
 
 def estimate(
@@ -192,7 +202,8 @@ def estimate(
         bar.advance(note="test split read")
         drawn = {}
         if config.llm is not None and config.llm.control_latents:
-            drawn = task.for_words(task.draw_controls())
+            every = {name: control for name, (_, control, _) in task.draw_controls().items()}
+            drawn = task.for_words(every)
         bar.advance(note="controls drawn")
         with task.open_llm(fit, scored, drawn) as llm:
             return llm.estimate(), llm.spent()
@@ -208,7 +219,21 @@ class _Labelling:
         self.vocabulary = Vocabulary.from_tokenizer(self.lm.tokenizer, self.lm.vocab_size)
         self.source = SplitSource(inputs.cache.folder, inputs.corpus.folder, config.batch_tokens)
         self.acceptance = Acceptance(
-            detection=config.accept_detection, precision=config.accept_precision
+            detection=config.accept_detection,
+            precision=config.accept_precision,
+            auroc=config.accept_auroc,
+            auroc_places=config.accept_auroc_places,
+        )
+        self.labeler = PredicateLabeler(config.predicate)
+        self.outputs = OutputLabeler(
+            self.lm,
+            self.source,
+            share=config.output_share,
+            count=config.output_places,
+            seed=derive_seed(ctx.seed, "output-labels"),
+            report=ctx.report,
+            progress=ctx.progress / "ablations",
+            owner=ctx.owner,
         )
 
     def read_fit(
@@ -235,11 +260,39 @@ class _Labelling:
         """The text that labels are scored on."""
         return self.source.firings(self.sae, "test", self.latents, self.config.score_tokens)
 
-    def draw_controls(self) -> dict[str, tuple[ControlLatents, np.random.Generator]]:
-        """Latents of an untrained SAE and of the trained one, drawn alike, each with the generator
-        that its scores go on with."""
+    def strong(self, fit: SplitFirings, split: SplitFirings) -> SplitFirings:
+        """A split with strong firings alone; `fit` says how high each latent usually goes."""
+        least = self.config.strong_share * usual_highs(fit.firings)
+        return split._replace(firings=at_least(split.firings, least))
+
+    def label(
+        self,
+        name: str,
+        sae: Sae,
+        fit: SplitFirings,
+        scored: SplitFirings,
+        rng: np.random.Generator,
+        *,
+        rotate: bool,
+    ) -> BothKinds:
+        """Label latents of one SAE on one split, and score the labels on the other.
+
+        Args:
+            name: of the method, for progress.
+            rotate: whether output labels of single folds are tried too, for confidence.
+        """
+        vocabulary, window = self.vocabulary, self.config.window_tokens
+        strong = self.strong(fit, fit), self.strong(fit, scored)
+        inputs = label_and_score(self.labeler, *strong, vocabulary, window, rng)
+        weak = score_weak(inputs, scored, vocabulary, window, rng)
+        outputs = self.outputs.label(name, sae, fit, scored, rotate=rotate)
+        return BothKinds(fit.firings.latents, inputs, weak, outputs)
+
+    def draw_controls(self) -> dict[str, tuple[Sae, ControlLatents, np.random.Generator]]:
+        """Latents of an untrained SAE and of the trained one, drawn alike, each with its SAE and
+        the generator that its scores go on with."""
         seed = derive_seed(self.ctx.seed, "random-sae")
-        untrained = random_sae(self.sae.spec, self.source.reader("label"), MEAN_TOKENS, seed)
+        untrained = random_sae(self.sae, self.source.reader("label"), MEAN_TOKENS, seed)
         kinds = {
             "random_sae": (untrained.to(self.ctx.device), seed),
             "drawn": (self.sae, derive_seed(self.ctx.seed, "drawn")),
@@ -255,16 +308,41 @@ class _Labelling:
                 min_firings=self.config.predicate.min_firings,
                 rng=rng,
             )
-            found[name] = drawn, rng
+            found[name] = sae, drawn, rng
         return found
 
-    def for_words(
-        self, drawn: Mapping[str, tuple[ControlLatents, np.random.Generator]]
-    ) -> dict[str, ControlLatents]:
+    def score_imported(
+        self, scored: SplitFirings, untrained: SplitFirings, features: Sequence[FeatureLabel]
+    ) -> dict[str, Scalar]:
+        """Publish labels of others beside ours, if there are any; returns their headline."""
+        if self.config.imported is None:
+            return {}
+        found = read_explanations(self.config.imported)
+        check_source(found.source, self.sae.spec.hook_layer)
+        check_latents(found, self.sae.num_latents)
+        tokenizer = self.lm.tokenizer
+        rows, summary = score_imported(
+            found,
+            scored,
+            untrained,
+            {feature.latent: Ours(feature.label, feature.scores) for feature in features},
+            TokenReader(
+                self.vocabulary, lambda text: tokenizer.encode(text, add_special_tokens=False)
+            ),
+            self.vocabulary,
+            window_tokens=self.config.window_tokens,
+            acceptance=self.acceptance,
+            rng=np.random.default_rng(derive_seed(self.ctx.seed, "imported")),
+        )
+        Labels.imported_rows.save_rows(self.ctx.out, rows)
+        summary.save(Labels.imported.path(self.ctx.out))
+        return summary.headline
+
+    def for_words(self, drawn: Mapping[str, ControlLatents]) -> dict[str, ControlLatents]:
         """Those of them that get labels in words too; none unless that is asked for."""
         assert self.config.llm is not None
         count, seed = self.config.llm.control_latents, derive_seed(self.ctx.seed, "drawn-words")
-        return {name: found.sample(count, seed) for name, (found, _) in drawn.items() if count}
+        return {name: found.sample(count, seed) for name, found in drawn.items() if count}
 
     def open_llm(
         self, fit: SplitFirings, scored: SplitFirings, controls: Mapping[str, ControlLatents]
@@ -290,10 +368,10 @@ class _Labelling:
 def _most_important(
     inputs: LabelInputs, config: LabelFeaturesConfig
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The top K latents of the configured domain and target, and their importance; ties by id."""
+    """The top K latents of the configured domain, and their importance; ties by id."""
     table = inputs.importance.table
     wanted = (np.asarray(table["domain"]) == config.rank_domain) & (
-        np.asarray(table["target"]) == config.rank_target
+        np.asarray(table["target"]) == RANK_TARGET
     )
     latents = np.asarray(table["latent"], np.int64)[wanted]
     importance = np.asarray(table["importance"], np.float64)[wanted]
@@ -302,8 +380,8 @@ def _most_important(
     if not order.size:
         raise BadInputError(
             f"No latent has importance in domain {config.rank_domain!r} for target "
-            f"{config.rank_target!r}.",
+            f"{RANK_TARGET!r}.",
             "`rank_features` did not measure this pair, or every importance is 0.",
-            "Set label_features.rank_domain and rank_target to what rank_features measures.",
+            "Set label_features.rank_domain to what rank_features measures, with that target.",
         )
     return latents[order], importance[order]

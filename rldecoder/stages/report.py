@@ -7,7 +7,6 @@ and the experiment's page are the same for the same inputs.
 
 from __future__ import annotations
 
-from rldecoder import schemas
 from rldecoder.artifacts.catalogue import Report
 from rldecoder.config.explain import ReportConfig
 from rldecoder.dashboard.build import build_report, summary
@@ -22,12 +21,7 @@ SVG_HEADER = '<?xml version="1.0" encoding="utf-8" standalone="no"?>\n'
 def run(inputs: ReportInputs, config: ReportConfig, ctx: StageContext) -> Output:
     """Gather, draw, render."""
     with ctx.report.track("report", 3, "parts") as bar:
-        data = build_report(
-            inputs,
-            title=config.title,
-            max_features=config.max_feature_cards,
-            contexts=config.contexts_per_feature,
-        )
+        data = build_report(inputs, title=config.title, max_features=config.max_feature_cards)
         bar.advance(1, "gathered")
 
         # On the page and as files of their own, for papers.
@@ -44,7 +38,7 @@ def run(inputs: ReportInputs, config: ReportConfig, ctx: StageContext) -> Output
         Report.experiment.path(ctx.out).write_text(render_markdown(data), encoding="utf-8")
         for name, text in release_files(data, inputs).items():
             (ctx.out / name).write_text(text, encoding="utf-8")
-        schemas.write_json(Report.summary.path(ctx.out), summary(data, inputs))
+        summary(data, inputs).save(Report.summary.path(ctx.out))
         bar.advance(1, "written")
     return Output(
         {

@@ -9,14 +9,16 @@ import json
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig
 
 from rldecoder.artifacts.catalogue import ModelFolder
 from rldecoder.config.base import hash_json
 from rldecoder.config.model import RANDOM, SyncTokenizerConfig
 from rldecoder.errors import BadInputError
+from rldecoder.lm.bos_proof import measure_bos
 from rldecoder.lm.frozen import FrozenLM
+from rldecoder.lm.loading import read_config
 from rldecoder.lm.model_sources import TOKENIZER_FILES, copy_model_files, fetch, locate
+from rldecoder.lm.placement import count_parameters
 from rldecoder.lm.random_model import make_random_model
 from rldecoder.lm.registry import ModelChoice, choose_model
 from rldecoder.lm.specs import (
@@ -27,6 +29,8 @@ from rldecoder.lm.specs import (
     load_model_spec,
     read_constants,
 )
+from rldecoder.lm.text_part import text_part
+from rldecoder.lm.text_tokens import set_bos
 from rldecoder.lm.tokenizer_parity import (
     ParityRecord,
     TokenizerHashes,
@@ -58,8 +62,8 @@ def run(inputs: Nothing, config: SyncTokenizerConfig, ctx: StageContext) -> Outp
             ctx.report.note(
                 "The model runs in float32, with which this CPU is faster than with bfloat16."
             )
-        lm = FrozenLM.load(folder, device=ctx.device, dtype=dtype)
-        parameters = sum(parameter.numel() for parameter in lm.model.parameters())
+        lm = FrozenLM.load(folder, device=ctx.device, dtype=dtype, loading=config.loading)
+        parameters = count_parameters(lm.model)
         constants = read_constants(lm.model.config, parameters, lm.context_length)
         if choice.spec is not None:
             check_constants(choice.spec, constants, str(folder))
@@ -79,19 +83,24 @@ def run(inputs: Nothing, config: SyncTokenizerConfig, ctx: StageContext) -> Outp
         require_parity(
             parity, choice.name, trained=choice.spec is not None, lossy=config.allow_lossy_tokenizer
         )
+        set_bos(lm.tokenizer, config.bos)
+        bos = measure_bos(lm, config.bos)
         bar.advance(note="tokenizer proved")
     for remark in parity.remarks:
         ctx.report.note(f"{choice.name}: {remark}")
+    if bos.warning is not None and parity.reads_english:
+        ctx.report.note(f"{choice.name}: {bos.warning}")
 
     record = _model_record(
         choice, constants, source, {name: file.sha256 for name, file in weights.items()}, config
     )
     ModelFolder.record.save(ctx.out, record)
     ModelFolder.parity.save(ctx.out, parity)
+    bos.save(ModelFolder.bos.path(ctx.out))
     ModelFolder.hashes.save(ctx.out, hashes)
     page = render_hashes_page(choice.name, hashes, parity)
     ModelFolder.hashes_page.path(ctx.out).write_text(page, encoding="utf-8")
-    return Output(record.headline | parity.headline)
+    return Output(record.headline | parity.headline | bos.headline)
 
 
 def _bring_model(
@@ -117,7 +126,7 @@ def _bring_model(
 def _check_config(choice: ModelChoice, folder: Path) -> None:
     """Compare config.json with the spec before gigabytes are copied."""
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        config = text_part(read_config(folder)).config
     except (OSError, ValueError, KeyError) as error:
         raise BadInputError(
             f"The config of the model at {folder} cannot be read.",
@@ -156,6 +165,8 @@ def _model_record(
         source=source,
         weights_sha256=next(iter(weights.values())) if len(weights) == 1 else hash_json(weights),
         weight_files=weights,
+        bos=config.bos,
+        loading=config.loading,
         **constants.model_dump(),
     )
 

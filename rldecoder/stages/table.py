@@ -25,14 +25,14 @@ STAGES: tuple[Stage, ...] = (
     Stage(catalogue.SupervisedDecoder, 2, inputs.DecoderInputs),
     Stage(catalogue.DecoderGate, 1, inputs.DecoderGateInputs, gate=True),
     Stage(catalogue.Policy, 8, inputs.PpoInputs, fingerprints.train_ppo),
-    Stage(catalogue.Controls, 9, inputs.ControlInputs, gate=True),
+    Stage(catalogue.Controls, 10, inputs.ControlInputs, gate=True),
     Stage(catalogue.FinalDecoder, 2, inputs.FreezeInputs),
     Stage(catalogue.Importance, 4, inputs.RankInputs),
-    Stage(catalogue.Labels, 5, inputs.LabelInputs, fingerprints.label_features),
-    Stage(catalogue.Clusters, 3, inputs.ClusterInputs),
-    Stage(catalogue.TrainedExplainer, 5, inputs.ExplainerInputs),
-    Stage(catalogue.Evaluation, 5, inputs.EvaluateInputs, fingerprints.evaluate),
-    Stage(catalogue.Report, 7, inputs.ReportInputs),
+    Stage(catalogue.Labels, 6, inputs.LabelInputs, fingerprints.label_features),
+    Stage(catalogue.Clusters, 4, inputs.ClusterInputs),
+    Stage(catalogue.TrainedExplainer, 6, inputs.ExplainerInputs),
+    Stage(catalogue.Evaluation, 6, inputs.EvaluateInputs, fingerprints.evaluate),
+    Stage(catalogue.Report, 8, inputs.ReportInputs),
 )
 
 

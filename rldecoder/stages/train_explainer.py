@@ -1,15 +1,13 @@
-"""Stage train_explainer: Method B learns from exact patches and is tested on held-out text.
+"""Stage train_explainer: Method B learns from exact ablations and is tested on held-out text.
 
-Fit on the `label` split and on training prompts, without a share of the features; evaluated on
-the `test` split and on test prompts. Publishes the explainer, its pairs, how well its claims hold,
-and example explanations.
+Claims are about the frozen model, and so are the ablations. Fit on the `label` split and on
+training prompts, without a share of the features; evaluated on the `test` split and on test
+prompts. Publishes the explainer, its pairs, how well its claims hold, and example explanations.
 """
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal
 
@@ -18,30 +16,31 @@ import torch
 from rldecoder.artifacts.catalogue import ActivationCache, TrainedExplainer
 from rldecoder.config.explain import TrainExplainerConfig
 from rldecoder.curves import Curves
+from rldecoder.data.shards import read_tokens
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
 from rldecoder.evals.prompts import TASKS, make_prompts
-from rldecoder.explain.evaluation import Settings, agreement_with_frozen, evaluate_explainer
+from rldecoder.explain.evaluation import Settings, count_verdicts, evaluate_explainer
 from rldecoder.explain.explainer import Explainer, ExplainerSpec, make_slots
 from rldecoder.explain.explanation import ExampleExplanations, Explanation
-from rldecoder.explain.held_out_texts import (
-    MAX_TASK_TEXTS,
-    TOKENS_PER_BATCH,
-    task_texts,
-    text_beginnings,
-)
+from rldecoder.explain.frozen_effects import PROBES, why_slow
+from rldecoder.explain.held_out_texts import MAX_TASK_TEXTS, PROSE, TOKENS_PER_BATCH
 from rldecoder.explain.inputs import label_texts, mean_importance
 from rldecoder.explain.pairs import (
     HeldOutFeatures,
     Pairs,
-    Positions,
+    PairSettings,
+    PairShards,
     held_out_latents,
-    join_positions,
     make_pairs,
     pair_columns,
+)
+from rldecoder.explain.patching import Candidates
+from rldecoder.explain.positions import (
+    Positions,
+    join_positions,
     positions_from_cache,
     positions_from_prompts,
 )
-from rldecoder.explain.patching import Candidates
 from rldecoder.explain.ranking import activation_scales
 from rldecoder.explain.reading import PromptReader
 from rldecoder.explain.renaming import count_unchanged, renamed_labels
@@ -52,6 +51,12 @@ from rldecoder.stages.context import Output, StageContext
 from rldecoder.stages.inputs import ExplainerInputs
 
 LOG_EVERY = 10
+TASK_SHARE = {"train": 0.02, "test": 0.1}
+"""Of the positions that end a task prompt: each costs a run of its own, a text gives dozens."""
+TRAIN_REMOVALS = 1
+"""Joint removals of a training pair."""
+PER_TEXT = {"train": 64, "test": 4}
+"""Positions of one sequence, on average: training saves passes, a test wants many documents."""
 
 
 def run(inputs: ExplainerInputs, config: TrainExplainerConfig, ctx: StageContext) -> Output:
@@ -63,28 +68,24 @@ def run(inputs: ExplainerInputs, config: TrainExplainerConfig, ctx: StageContext
     held_out = held_out_latents(
         sae.num_latents, config.held_out_features, torch_generator(ctx.seed, "held out")
     ).to(ctx.device)
-    train = _make_pairs(decoder, inputs.cache, config, ctx, "train", held_out)
-    test = _make_pairs(decoder, inputs.cache, config, ctx, "test", None)
+    train = _make_pairs(inputs, decoder, config, ctx, "train", held_out)
+    test = _make_pairs(inputs, decoder, config, ctx, "test", None)
     TrainedExplainer.pairs.save(ctx.out, pair_columns(train))
     TrainedExplainer.held_out.save(
         ctx.out, HeldOutFeatures(tuple(held_out.nonzero()[:, 0].tolist()))
     )
 
-    explainer = _new_explainer(decoder, train, config, ctx)
+    explainer = _new_explainer(sae, train, config, ctx)
     explainer.scales.copy_(_scales(sae, inputs.cache, config))
-    explainer.importance.copy_(mean_importance(inputs.importance.table, sae.num_latents))
-    # The ablation starts from the same weights and sees the same positions in the same order.
-    learners = {"": Learner(explainer, config, regularised=True)}
-    if config.ablation:
-        learners["ablation_"] = Learner(copy.deepcopy(explainer), config, regularised=False)
-    curves = _train(learners, decoder, train, config, ctx)
+    explainer.importance.copy_(mean_importance(inputs.importance.table, sae.num_latents, "frozen"))
+    curves = _train(explainer, sae, train, config, ctx)
     curves.write(TrainedExplainer.curves.path(ctx.out))
-    for learner in learners.values():
-        learner.explainer.eval().requires_grad_(False)
+    explainer.eval().requires_grad_(False)
     explainer.save(ctx.out)
 
-    reader = PromptReader(lm, sae, decoder, label_texts(inputs.labels.labels), explainer)
-    examples = _explain_examples(reader, inputs.cache, config, ctx)
+    texts = label_texts(inputs.labels.labels, inputs.labels.descriptions)
+    reader = PromptReader(lm, sae, decoder, texts, explainer)
+    examples = _explain_examples(reader, ctx)
     TrainedExplainer.examples.save(ctx.out, ExampleExplanations(tuple(examples)))
     # The same examples under other labels: nothing but words may differ.
     renamed = replace(reader, labels=renamed_labels(reader.labels, ctx.seed))
@@ -92,13 +93,12 @@ def run(inputs: ExplainerInputs, config: TrainExplainerConfig, ctx: StageContext
         evaluation = evaluate_explainer(
             decoder,
             explainer,
-            learners["ablation_"].explainer if config.ablation else None,
             train,
             test,
             held_out,
             torch_generator(ctx.seed, "evaluation"),
             Settings(config.interventions_per_position, config.bootstrap_resamples, ctx.seed),
-            frozen_model=agreement_with_frozen(examples),
+            example_verdicts=count_verdicts(examples),
             renamed_labels=count_unchanged(examples, renamed.explain),
         )
         bar.advance()
@@ -111,40 +111,51 @@ def run(inputs: ExplainerInputs, config: TrainExplainerConfig, ctx: StageContext
 
 
 def _make_pairs(
+    inputs: ExplainerInputs,
     decoder: SaeDecoderForCausalLM,
-    cache: ActivationCache,
     config: TrainExplainerConfig,
     ctx: StageContext,
     split: Literal["train", "test"],
     excluded: torch.Tensor | None,
 ) -> Pairs:
-    """Positions of cached text and of task prompts, with their exact patches."""
+    """Positions of cached text and of task prompts, with their exact ablations."""
     count = config.num_pairs if split == "train" else config.num_test_positions
-    reader = cache.reader("label" if split == "train" else "test")
-    num_prompts = math.ceil(count * config.task_share / len(TASKS))
+    text_split = "label" if split == "train" else "test"
+    num_prompts = math.ceil(count * TASK_SHARE[split] / len(TASKS))
     if split == "test":
         num_prompts = min(num_prompts, MAX_TASK_TEXTS)
 
     seed = derive_seed(ctx.seed, "positions", split)
     parts: list[Positions] = []
     if count > num_prompts * len(TASKS):
-        parts.append(positions_from_cache(reader, decoder, count - num_prompts * len(TASKS), seed))
-    for task in TASKS if num_prompts else ():
+        parts.append(
+            positions_from_cache(
+                inputs.cache.reader(text_split),
+                decoder,
+                count - num_prompts * len(TASKS),
+                seed,
+                per_text=PER_TEXT[split],
+                tokens=read_tokens(inputs.corpus.folder, text_split),
+            )
+        )
+    for task in TASKS:
         prompts = [prompt.prompt for prompt in make_prompts(task, split, num_prompts, seed)]
         parts.append(positions_from_prompts(decoder, prompts, task))
     positions = join_positions(parts)
 
-    with ctx.report.track(f"patches ({split})", len(positions.source), "positions") as bar:
-        pairs = make_pairs(
-            decoder,
-            positions,
-            max_candidates=config.max_candidates,
-            interventions=config.interventions_per_position,
-            generator=torch_generator(ctx.seed, "removals", split),
-            excluded=excluded,
-        )
-        bar.advance(len(positions.source))
-    return pairs
+    slow = why_slow(decoder.frozen, positions.frozen_places)
+    if slow is not None:
+        ctx.report.note(f"Every ablation runs a whole text, which is slow: {slow}.")
+    settings = PairSettings(
+        candidates=config.max_candidates,
+        interventions=TRAIN_REMOVALS if split == "train" else config.interventions_per_position,
+        # Training pairs have the noise floor of the first order, which costs nothing more.
+        probes=0 if split == "train" else PROBES,
+        seed=derive_seed(ctx.seed, "removals", split),
+    )
+    shards = PairShards(ctx.progress / f"pairs-{split}", ctx.owner, ctx.report.note)
+    with ctx.report.track(f"ablations ({split})", len(positions.source), "positions") as bar:
+        return make_pairs(decoder, positions, settings, excluded=excluded, shards=shards, bar=bar)
 
 
 @torch.no_grad()
@@ -160,13 +171,13 @@ def _scales(sae: Sae, cache: ActivationCache, config: TrainExplainerConfig) -> t
 
 
 def _new_explainer(
-    decoder: SaeDecoderForCausalLM, train: Pairs, config: TrainExplainerConfig, ctx: StageContext
+    sae: Sae, train: Pairs, config: TrainExplainerConfig, ctx: StageContext
 ) -> Explainer:
     active = train.candidates.acts > 0
     unit = float(train.measured.single[active].square().mean().sqrt()) if active.any() else 0.0
     spec = ExplainerSpec(
-        d_model=decoder.config.d_model,
-        num_latents=decoder.config.num_latents,
+        d_model=sae.d_model,
+        num_latents=sae.num_latents,
         max_candidates=config.max_candidates,
         max_claims=config.max_claims,
         width=config.width,
@@ -178,13 +189,13 @@ def _new_explainer(
 
 
 def _train(
-    learners: Mapping[str, Learner],
-    decoder: SaeDecoderForCausalLM,
+    explainer: Explainer,
+    sae: Sae,
     train: Pairs,
     config: TrainExplainerConfig,
     ctx: StageContext,
 ) -> Curves:
-    """All learners on the same batches; curves carry the learner's name as a prefix."""
+    learner = Learner(explainer, config)
     order = torch_generator(ctx.seed, "batches")
     curves = Curves()
     with ctx.report.track("explainer", config.steps, "steps") as bar:
@@ -193,13 +204,7 @@ def _train(
                 len(train.positions.source), (config.batch_size,), generator=order
             ).to(ctx.device)
             candidates = Candidates(*(column[rows] for column in train.candidates))
-            # What the explainers read does not depend on their weights.
-            slots = make_slots(learners[""].explainer, decoder, candidates)
-            values = {
-                f"{prefix}{name}": value
-                for prefix, learner in learners.items()
-                for name, value in learner.step(slots, train, rows).items()
-            }
+            values = learner.step(make_slots(explainer, sae, candidates), train, rows)
             if step % LOG_EVERY == 0 or step == config.steps:
                 curves.log(step, **values)
                 ctx.report.metrics("train_explainer", step, values)
@@ -207,16 +212,11 @@ def _train(
     return curves
 
 
-def _explain_examples(
-    reader: PromptReader, cache: ActivationCache, config: TrainExplainerConfig, ctx: StageContext
-) -> list[Explanation]:
-    """One prompt a task and the first tokens of some test sequences."""
-    prompts = task_texts(1, derive_seed(ctx.seed, "examples")) + text_beginnings(
-        reader.lm, cache.reader("test"), config.num_text_examples, config.example_tokens
-    )
+def _explain_examples(reader: PromptReader, ctx: StageContext) -> list[Explanation]:
+    """Ordinary prose, which people can judge without knowing the corpus."""
     examples = []
-    with ctx.report.track("examples", len(prompts), "prompts") as bar:
-        for prompt in prompts:
+    with ctx.report.track("examples", len(PROSE), "prompts") as bar:
+        for prompt in PROSE:
             examples.append(reader.explain(prompt))
             bar.advance()
     return examples

@@ -2,6 +2,7 @@
 
 In streaming mode the frozen model computes the residuals of the train split as they are needed.
 Killed and run again, the stage goes on from its last checkpoint and ends with the same bytes.
+With `pretrained` nothing is trained: somebody else's SAE is published as it is, and measured.
 """
 
 from __future__ import annotations
@@ -18,17 +19,23 @@ from torch import Tensor
 from rldecoder.artifacts.catalogue import TrainedSae
 from rldecoder.artifacts.store import MANIFEST
 from rldecoder.checkpoints import Checkpoints
-from rldecoder.config.sae import Retraining, TrainSaeConfig
+from rldecoder.config.sae import PretrainedSae, Retraining, TrainSaeConfig
 from rldecoder.curves import Curves
 from rldecoder.data.activation_reader import ShuffledActivations
 from rldecoder.data.forward import ActivationPass
 from rldecoder.data.shards import read_tokens
 from rldecoder.data.streaming import StreamedActivations
 from rldecoder.errors import BadInputError, DamagedFileError, NumericalError
+from rldecoder.lm.user_cache import sha256_file
 from rldecoder.reporting import SilentReporter
 from rldecoder.sae.drift import DriftWatch
+from rldecoder.sae.fit import Surroundings, check_fit, described
+from rldecoder.sae.interop import write_sae
+from rldecoder.sae.metrics import reconstruction_quality
 from rldecoder.sae.model import Sae
 from rldecoder.sae.parallel import Group, peers
+from rldecoder.sae.pretrained import SaeSource, read_weights
+from rldecoder.sae.releases import find
 from rldecoder.sae.training import (
     BestSae,
     SaeTrainer,
@@ -38,12 +45,18 @@ from rldecoder.sae.training import (
 )
 from rldecoder.schemas import read_json
 from rldecoder.seeds import derive_seed, seed_everything
+from rldecoder.stages import preflight
 from rldecoder.stages.context import Output, StageContext
 from rldecoder.stages.inputs import SaeInputs
 
+MEASURED_TOKENS = 2048
+"""Rows that a pretrained SAE encodes at once."""
+
 
 def run(inputs: SaeInputs, config: TrainSaeConfig, ctx: StageContext) -> Output:
-    """Train until `budget_tokens` are consumed."""
+    """Train until `budget_tokens` are consumed, or publish the SAE that is given."""
+    if config.pretrained is not None:
+        return _take(inputs, config, config.pretrained, ctx)
     arguments = (inputs, config, replace(ctx, report=SilentReporter()))
     with peers(config.processes, _assist, arguments, ctx.device) as (group, device):
         return _train(inputs, config, replace(ctx, device=device), group)
@@ -181,6 +194,58 @@ def _train(inputs: SaeInputs, config: TrainSaeConfig, ctx: StageContext, group: 
     return Output(
         best.headline | {"validation_l0": curves.last("validation_l0"), "tokens_per_second": speed}
     )
+
+
+def _take(
+    inputs: SaeInputs, config: TrainSaeConfig, pretrained: PretrainedSae, ctx: StageContext
+) -> Output:
+    """Publish a folder's SAE, bit for bit, with what it reaches on the validation split."""
+    meta = inputs.cache.meta
+    found = find(pretrained)
+    description = described(found)
+    around = preflight.with_model(Surroundings(meta.hook_layer, meta.context_length), inputs.model)
+    caveats = check_fit(description, int(found.config["d_in"]), around, pretrained.accept)
+    weights = read_weights(found, description, meta.model_name)
+    ctx.report.note(
+        f"train_sae takes the {found.form} SAE at {found.weights.parent}; nothing is trained, and "
+        "of its settings only eval_tokens is read"
+    )
+    wide = [dtype for dtype in weights.dtypes if dtype != "float32"]
+    if wide:
+        ctx.report.note(f"its {', '.join(wide)} weights are kept as float32, without rounding")
+    for change in weights.changes:
+        ctx.report.note(f"not as it was in its folder: {change}")
+
+    sae_folder = TrainedSae.sae.path(ctx.out)
+    write_sae(sae_folder, weights.spec, weights.tensors, rescaled=weights.rescaled)
+    sae = Sae.load(sae_folder, ctx.device)
+    rows = _sample(
+        inputs.cache.reader("validation"), config.eval_tokens, derive_seed(ctx.seed, "validation")
+    )
+    quality = reconstruction_quality(sae, rows.split(MEASURED_TOKENS))
+    values = {"validation_fvu": quality.fvu, "validation_l0": quality.l0_mean}
+    curves = Curves()
+    curves.log(0, **values)
+    curves.write(TrainedSae.curves.path(ctx.out))
+    best = BestSae(
+        split="validation", fvu=quality.fvu, step=0, num_steps=0, tokens=0, epochs=0.0,
+        dead_fraction=quality.dead_fraction,
+    )  # fmt: skip
+    TrainedSae.best.save(ctx.out, best)
+    source = SaeSource(
+        form=found.form,
+        weights_sha256=sha256_file(found.weights),
+        model_name=description.model_name,
+        hook_name=description.hook_name,
+        hook_layer=description.hook_layer,
+        architecture=description.architecture,
+        context_length=weights.spec.context_length,
+        prepend_bos=description.prepend_bos,
+        dtypes=weights.dtypes,
+        changes=weights.changes,
+    )
+    source.save(TrainedSae.source.path(ctx.out))
+    return Output(best.headline | values, reasons=caveats)
 
 
 @contextmanager

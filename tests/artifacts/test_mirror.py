@@ -13,7 +13,7 @@ import pytest
 from rldecoder.artifacts.manifests import write_manifest
 from rldecoder.artifacts.mirror import Mirror
 from rldecoder.artifacts.store import ArtifactStore, FileEntry
-from rldecoder.errors import NoResourceError
+from rldecoder.errors import BadInputError, NoResourceError
 from tests.artifacts.test_store import HOSTILE, REF, manifest, publish
 
 
@@ -154,7 +154,13 @@ def test_a_mirror_that_fails_is_an_alert_that_names_it(
     assert all(shown in alert and "hunter2" not in alert for alert in told.alerts)
 
 
+@pytest.mark.parametrize("url", ["/", "file://", "file:///", " ", "s3://", "memory://"])
+def test_a_mirror_is_no_whole_disk(tmp_path: Path, url: str) -> None:
+    with pytest.raises(BadInputError, match="names no folder"):
+        ArtifactStore(tmp_path, mirror=url)
+
+
 def test_an_unknown_protocol_is_refused_without_its_password() -> None:
     with pytest.raises(NoResourceError, match=r"nope://\*\*\*@x/y") as found:
-        Mirror("nope://user:hunter2@x/y")
+        Mirror("nope://user:hunter2@x/y", Path())
     assert "hunter2" not in str(found.value)

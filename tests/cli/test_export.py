@@ -27,6 +27,7 @@ from rldecoder.errors import BadInputError
 from rldecoder.interp.corpus import SplitFirings, read_firings
 from rldecoder.interp.exports import delphi_cache, neuronpedia
 from rldecoder.interp.records import FeatureLabels
+from rldecoder.interp.shown import shown
 from rldecoder.sae.model import Sae
 from rldecoder.schemas import read_json
 from rldecoder.stages.table import stage_named
@@ -156,15 +157,16 @@ def test_neuronpedia_files_follow_the_import(folders: dict[str, Path], tmp_path:
     assert {len(name) for name in ids} == {25}
     for row in activations:
         assert row["maxValue"] == max(row["values"]) == row["values"][row["maxValueTokenIndex"]]
-    # Failures have no explanation, and nobody else's words stand in for one.
-    assert {row["index"] for row in explanations} == {
-        index for index, feature in by_index.items() if feature.label is not None
-    }
-    assert 0 < len(explanations) < len(features)
+    # What passed no test is described, and says so; nobody else's words stand in for it.
+    assert {row["index"] for row in explanations} == set(by_index)
     for row in explanations:
         feature = by_index[row["index"]]
-        assert row["description"] == feature.label
-        assert json.loads(row["notes"])["confidence"] == feature.confidence
+        notes = json.loads(row["notes"])
+        said = shown(feature)
+        assert (row["description"], notes["is_label"]) == (said.text, said.is_label)
+        assert said.is_label or said.text.startswith("not labelled; ")
+        assert notes["confidence"] == feature.confidence
+        assert notes["raises"] == [gain.token for gain in feature.output.raised]
     again = _export(folders, Tool.NEURONPEDIA, tmp_path / "again")
     assert [path.read_bytes() for path in sorted(target.rglob("*.gz"))] == [
         path.read_bytes() for path in sorted(again.rglob("*.gz"))

@@ -183,3 +183,65 @@ def test_a_mirrors_password_is_in_no_dump() -> None:
     sent = str(to_jsonable_python({"parameters": {"run": run}}))  # as Prefect keeps a flow's
     for text in (run.model_dump_json(), str(run.model_dump()), repr(run), str(run), sent):
         assert "hunter2" not in text
+
+
+@pytest.mark.parametrize(
+    ("override", "same"),
+    [
+        ("tracking.wandb=off", 'tracking.wandb="off"'),
+        ("tracking.wandb=false", 'tracking.wandb="off"'),
+        ("tracking.wandb=OFF", 'tracking.wandb="off"'),
+        ("train_sae.lr=1e-3", "train_sae.lr=0.001"),
+        ("train_sae.budget_tokens=1e5", "train_sae.budget_tokens=100000"),
+        ("sweep_sae.ks=16", "sweep_sae.ks=[16]"),
+        ("sweep_sae.expansions=2.5", "sweep_sae.expansions=[2.5]"),
+        ("baselines.lens_layers=3", "baselines.lens_layers=[3]"),
+        ("baselines.lens_layers=all", 'baselines.lens_layers="all"'),
+        ("ingest.sources={type: pysource}", "ingest.sources=[{type: pysource}]"),
+        ("ingest.sources={type: local, paths: a.txt}",
+         "ingest.sources=[{type: local, paths: [a.txt]}]"),
+        ("sync_tokenizer.extra_probes=hello", "sync_tokenizer.extra_probes=[hello]"),
+        ("train_ppo.tasks=cloze", "train_ppo.tasks=[cloze]"),
+        ("cluster_features.label_embedding=false", "cluster_features.label_embedding=none"),
+        ("ingest.bos=false", "ingest.bos=never"),
+        ("ingest.bos=true", "ingest.bos=always"),
+        ("gate_sae.on_fail=Warn", "gate_sae.on_fail=warn"),
+    ],
+)  # fmt: skip
+def test_what_people_write_is_what_they_mean(override: str, same: str) -> None:
+    path = CONFIGS / "debug.yaml"
+    assert load_run_config(path, [override]) == load_run_config(path, [same])
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["tracking.wandb=true", "tracking.wandb=of", "sweep_sae.ks=x", "gate_sae.l0_range=5"],
+)
+def test_what_could_mean_two_things_is_still_refused(override: str) -> None:
+    with pytest.raises(BadInputError, match="cannot be used"):
+        load_run_config(CONFIGS / "debug.yaml", [override])
+
+
+def test_bos_is_one_setting_for_model_and_text() -> None:
+    path = CONFIGS / "debug.yaml"
+    usual, never = load_run_config(path), load_run_config(path, ["ingest.bos=never"])
+    assert (usual.sync_tokenizer.bos, never.sync_tokenizer.bos) == ("auto", "never")
+    # What was built before the setting came keeps its address; what it changes gets another.
+    assert "bos" not in usual.sync_tokenizer.digest_fields()
+    assert never.sync_tokenizer.digest_fields()["bos"] == "never"
+    assert never.ingest.digest_fields() == usual.ingest.digest_fields()
+    # A run that was written out and read again is the same run.
+    assert RunConfig.model_validate(never.model_dump(mode="json")) == never
+    with pytest.raises(BadInputError, match=r"set ingest\.bos"):
+        load_run_config(path, ["sync_tokenizer.bos=always"])
+
+
+def test_a_name_with_a_slash_is_one_on_the_hub() -> None:
+    path, name = CONFIGS / "debug.yaml", "google/gemma-2-2b"
+    short = load_run_config(path, [f"sync_tokenizer.model={name}"])
+    long = load_run_config(path, ["sync_tokenizer.model=hub", f"sync_tokenizer.repo={name}"])
+    assert short == long
+    own = load_run_config(path, ["sync_tokenizer.model=specs/mine.yaml"])
+    assert own.sync_tokenizer.model == "specs/mine.yaml"
+    with pytest.raises(BadInputError, match="`path` is not read"):
+        load_run_config(path, [f"sync_tokenizer.model={name}", "sync_tokenizer.path=there"])

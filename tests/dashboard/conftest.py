@@ -2,60 +2,74 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from rldecoder.dashboard import figures
-from rldecoder.dashboard.report import FigureEntry, ReportData
+from rldecoder.dashboard.cards import FeatureCard, OtherLabelShown
+from rldecoder.dashboard.collect import ConfigShown, PhaseShown, StageShown
+from rldecoder.dashboard.report import (
+    ControlsShown,
+    Fact,
+    FaithfulnessRow,
+    FigureEntry,
+    ReportData,
+)
+from rldecoder.dashboard.shown import ExampleShown
+from rldecoder.evals.comparison import TaskScore
 from rldecoder.evals.targets import TARGETS, Measurement, fill_targets
+from rldecoder.explain.explanation import Prediction
+from rldecoder.interp.records import LabelConfidence
 
 HOSTILE = "</script><img src=x onerror=alert(1)>\"'&amp;{{7*7}}"
 
 
-def example(text: str) -> dict[str, Any]:
-    prediction = {"token": text, "p": 0.5, "then": [(text, 0.25)]}
-    return {
+def example(text: str) -> ExampleShown:
+    prediction = Prediction(text, 1, 0.5, ((text, 0.5), (text, 0.25)))
+    values = {
         "prompt": text, "cut": True, "kl": 0.3, "frozen": prediction,
-        "decoder": prediction, "agree": True, "method_a": text, "method_b": text,
+        "decoder": prediction, "agree": True, "active": [(text, "0.75", text)], "says": text,
         "claims": [
-            {"sentence": text, "verdict": "supported", "css": "supported", "effect": 0.5,
-             "frozen_effect": -0.1, "frozen_noise": 0.15, "noise": 0.1},
+            {"sentence": text, "verdict": "supported", "css": "supported", "change": -0.5,
+             "decoder_change": 0.1, "noise": 0.1},
             {"sentence": text, "verdict": "too small to tell", "css": "too-small-to-tell",
-             "effect": 0.0, "frozen_effect": None, "frozen_noise": None, "noise": 0.1},
+             "change": 0.0, "decoder_change": 0.0, "noise": 0.1},
         ],
-        "sanity": {"claimed_removed": 1.0, "claimed_predicted": 0.9, "others_removed": 0.1},
+        "tested": text,
     }  # fmt: skip
+    return ExampleShown.model_validate(values)
 
 
-def other(label: str | None, text: str) -> dict[str, Any]:
-    return {
+def other(label: str | None, text: str) -> OtherLabelShown:
+    values = {
         "labeler": text, "model": text, "label": label, "failure": None if label else text,
-        "judge": text, "trusted": False,
+        "judge": text, "judge_trusted": False,
         "scores": {"detection": 0.625, "fuzzing": None, "window_precision": 0.25, "questions": 2,
-                   "failures": 1},
-        "confidence": [0.25, 0.125, 0.5] if label else None,
+                   "failures": 1}.items(),
+        "confidence": LabelConfidence(p=0.25, low=0.125, high=0.5) if label else None,
         "no_confidence": None if label else text,
     }  # fmt: skip
+    return OtherLabelShown.model_validate(values)
 
 
-def feature(latent: int, text: str, label: str | None) -> dict[str, Any]:
+def feature(latent: int, text: str, label: str | None) -> FeatureCard:
     names = (
         "detection", "fuzzing", "precision", "recall", "f1", "auprc", "detection_hard",
         "fuzzing_hard", "intruder", "simulation",
     )  # fmt: skip
     scores = {name: n / 100 for n, name in enumerate(names, start=11)} | {"fuzzing": None}
-    return {
+    values = {
         "latent": latent, "label": label, "failure": None if label else text,
-        "predicate": text, "labeler": text, "confidence": 0.4, "high": latent == 2,
+        "predicate": text, "labeler": text, "confidence": 0.4,
+        "confidence_low": 0.3, "confidence_high": 0.5, "high": latent == 2,
         "importance": 0.1, "rank": latent + 1, "queue": 9 - latent, "density": 0.01,
-        "scores": scores, "others": [other(text, text), other(None, text)],
+        "scores": scores.items(), "others": [other(text, text), other(None, text)],
         "promoted": [text], "suppressed": [text],
         "examples": [{"kind": kind, "tokens": ["a", text, "b"], "heat": [0.0, 1.0, 0.3],
                       "act": 2.0, "focus": 1} for kind in ("top", "quantile", "near_miss")],
         "reviews": [{"reviewer": text, "accept": False, "label": text, "note": text, "at": text}],
         "relations": {"cluster": {"size": 2, "members": [latent, 7]}, "flags": [text]},
     }  # fmt: skip
+    return FeatureCard.model_validate(values)
 
 
 @pytest.fixture
@@ -64,40 +78,39 @@ def data() -> ReportData:
         [figures.Line("one", [1, 2], [0.5, 0.2])], x_label="step", y_label="KL"
     )
     text = HOSTILE
-    stage = {
-        "name": "train_sae", "digest": "abc123def456", "verdict": None, "wall": "3.0 s",
-        "metrics": [(text, text)],
-    }  # fmt: skip
+    stage = StageShown("train_sae", "abc123def456", None, "3.0 s", [(text, text)])
     measured = {"kl_supervised": Measurement(0.9, text), "mse": Measurement(0.5)}
     targets = fill_targets(measured, {target.source: "evaluate" for target in TARGETS})
-    row = {
-        "model": text, "split": "test", "kl": 0.5, "kl_low": 0.4, "kl_high": 0.6,
-        "agreement": 0.7, "accuracy": 0.3, "frozen_accuracy": 0.4, "num_tokens": 1000,
-    }  # fmt: skip
-    task = {
-        "task": "addition", "model": text, "score": 0.5, "ci_low": 0.4, "ci_high": 0.6, "n": 9,
-    }  # fmt: skip
+    row = FaithfulnessRow(
+        model=text, split="test", kl=0.5, kl_low=0.4, kl_high=0.6, ce=3.0, frozen_ce=2.5,
+        agreement=0.7, accuracy=0.3, frozen_accuracy=0.4, ece=0.1, num_tokens=1000,
+        num_labels=990, num_sequences=10,
+    )  # fmt: skip
+    task = TaskScore(
+        task="addition", model=text, score=0.5, ci_low=0.4, ci_high=0.6, n=9, drop=0.0,
+        drop_low=0.0, drop_high=0.0,
+    )  # fmt: skip
     return ReportData(
         title=text,
         subtitle=text,
-        facts=[{"name": text, "value": text, "more": text}],
+        facts=[Fact(text, text, text)],
         caveats=[text],
-        targets=[row.model_dump() for row in targets.root],
-        pipeline=[{"title": "Prepare", "stages": [stage]}],
+        targets=targets.root,
+        pipeline=[PhaseShown("Prepare", [stage])],
         faithfulness=[row],
         tasks=[task],
         freeze_note=text,
-        controls={"columns": ("a", "b"), "rows": [(text, text)], "verdict": "pass",
-                  "reasons": text},
+        controls=ControlsShown(("a", "b"), [(text, text)], "pass", text),
         label_columns=[text] * 12,
         label_methods=[[text] * 12],
-        claim_methods=[[text] * 8],
+        claim_columns=[text] * 9,
+        claim_methods=[[text] * 9],
         claim_note=text,
         simulation_columns=[text] * 3,
         simulation_rows=[[text] * 3],
         simulation_note=text,
         examples=[example(text)],
         features=[feature(0, text, text), feature(1, text, None), feature(2, "plain", "months")],
-        configs=[{"stage": "train_sae", "digest": "abc", "config": [(text, text)]}],
+        configs=[ConfigShown("train_sae", "abc", [(text, text)])],
         figures={"lens": FigureEntry(line, text, text)},
     )  # fmt: skip

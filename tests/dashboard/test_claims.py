@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from rldecoder.dashboard.claims import (
-    ABLATION_NAME,
     HELD_OUT_NAME,
     METHOD_NAMES,
     READERS,
+    precision_columns,
     precision_note,
     precision_rows,
     simulation_columns,
@@ -25,7 +25,7 @@ from rldecoder.explain.plan_values import ahead_of_method_a, claim_precision, si
 def precision(value: float) -> dict[str, Any]:
     return {
         "precision": value, "precision_low": value - 0.1, "precision_high": value + 0.1,
-        "sign_accuracy": 0.9, "contradicted": 0.01, "effect_share": 0.4,
+        "sign_accuracy": 0.9, "contradicted": 0.01, "decoder_agrees": 0.625, "effect_share": 0.4,
         "claims_per_position": 2.0, "strength_mae_nats": None, "held_out_features": None,
         "other_features": None,
     }  # fmt: skip
@@ -54,9 +54,7 @@ def claims() -> dict[str, Any]:
         "num_positions": 50,
     }  # fmt: skip
     errors = {"claims_mae_nats": 0.2, "zero_mae_nats": 0.9, "first_order_mae_nats": 0.5}
-    ablated = {"removal": errors | {"claims_mae_nats": 0.333}, "halving": errors}
-    order = (*METHOD_NAMES, "without_regulariser")
-    values = {name: 0.9 - 0.01 * place for place, name in enumerate(order)}
+    values = {name: 0.9 - 0.01 * place for place, name in enumerate(METHOD_NAMES)}
     read = aurocs(values | {"no_claims": 0.7}, {"attribution_top_k": 0.3, "method_a": 0.02})
     plain = aurocs(values, {"prompt_only": 0.04})
     kind = {"seen_in_training": False, "changed": 0.4, "mean_abs_effect_nats": 0.3,
@@ -69,22 +67,13 @@ def claims() -> dict[str, Any]:
             name: {"difference": 0.31, "low": 0.2, "high": 0.4, "pvalue": 0.0005}
             for name in METHOD_NAMES if name != "method_b"
         },
-        "reconstruction": {"removal": errors, "halving": errors},
-        "ablation": {
-            **{k: v for k, v in precision(0.62).items()
-               if k not in ("effect_share", "held_out_features", "other_features")},
-            "reconstruction": ablated, "abstention": 0.1, "abstention_with_gates": 0.97,
-            "method_b_ahead": {"difference": 0.19, "low": 0.1, "high": 0.3, "pvalue": 0.0123},
-        },
+        "reconstruction": {"removal": errors | {"claims_mae_nats": 0.333}, "halving": errors},
         "simulatability": {
             "interventions_per_kind": 800,
             "kinds": dict.fromkeys(("removal", "halving", "amplifying", "swapping", "all"), kind),
         },
         "renamed_labels": {"num_examples": 6, "num_unchanged": 6},
-        "frozen_model": {
-            "num_claims": 13, "verdicts": {"supported": 5, "decoder only": 7}, "note": "",
-            "precision": 5 / 13, "precision_decoder": 12 / 13, "same_sign": 1.0,
-        },
+        "example_verdicts": {"supported": 5, "contradicted": 1, "too small to tell": 7},
     }  # fmt: skip
 
 
@@ -92,23 +81,21 @@ def record(claims: dict[str, Any]) -> ClaimEvaluation:
     return ClaimEvaluation.model_validate(claims)
 
 
-def test_precision_table_has_the_ablation_and_held_out_features(claims: dict[str, Any]) -> None:
+def test_precision_table_has_held_out_features(claims: dict[str, Any]) -> None:
     rows = {row[0]: row for row in precision_rows(record(claims))}
-    assert set(rows) == {*METHOD_NAMES.values(), ABLATION_NAME, HELD_OUT_NAME}
-    assert {len(row) for row in rows.values()} == {8}
+    assert set(rows) == {*METHOD_NAMES.values(), HELD_OUT_NAME}
+    assert {len(row) for row in rows.values()} == {len(precision_columns())}
     assert rows["Method B"][1] == "0.810"
-    assert rows[HELD_OUT_NAME][1:] == ["0.770", *[""] * 6]
-    assert rows[ABLATION_NAME][1] == "0.620"
-    assert rows[ABLATION_NAME][-2:] == ["+0.190", "0.0123"]
+    assert rows["Method B"][4:6] == ["0.625", "0.400"]
+    assert rows[HELD_OUT_NAME][1:] == ["0.770", *[""] * 7]
     note = precision_note(record(claims))
     for part in (
         "576 features",
         "60 claims",
         "77 % hold",
         "0.333",
-        "97 %",
         "6 of 6",
-        "13 claims, 5 hold on the frozen model, too, and 7 on the decoder alone",
+        "claims: 5 supported, 1 contradicted, 7 too small to tell",
     ):
         assert part in note
 
@@ -131,21 +118,21 @@ def test_targets_take_the_hardest_listed_baseline(claims: dict[str, Any]) -> Non
     assert found.value == 0.3
     assert "attribution_top_k 0.870" in found.note
     assert "0.0400 (prompt_only)" in found.note
-    # The variant of attribution is no listed baseline, nor is the ablation.
+    # The variant of attribution is no listed baseline.
     table = copy.deepcopy(claims["simulatability"]["kinds"]["all"])
     table["with_context"]["attribution_above_noise"]["method_b_ahead"]["pvalue"] = 0.9
-    table["with_context"]["without_regulariser"]["method_b_ahead"]["pvalue"] = 0.9
     claims["simulatability"]["kinds"]["all"] = table
     assert simulatability(record(claims)).value == 0.3
     shown = claim_precision(record(claims))
     assert shown.value == 0.81
     assert "0.71 to 0.91" in shown.note
     assert "33 %" in shown.note
+    assert "62 % of the claims" in shown.note
 
 
 def test_nothing_claimed_shows_nothing_and_is_unknown(claims: dict[str, Any]) -> None:
     bare = claims | {
-        "methods": {}, "method_b_against": {}, "num_explained": 0, "ablation": None,
+        "methods": {}, "method_b_against": {}, "num_explained": 0,
         "simulatability": {"interventions_per_kind": 0, "kinds": {}},
     }  # fmt: skip
     assert precision_rows(record(bare)) == simulation_rows(record(bare)) == []

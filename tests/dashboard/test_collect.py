@@ -12,6 +12,7 @@ import pytest
 
 from rldecoder.artifacts.catalogue import Baselines, Clusters, Corpus, Labels, TrainedSae
 from rldecoder.dashboard import collect
+from rldecoder.dashboard.cards import feature_cards
 from rldecoder.interp.cluster_record import ClusterRecord
 from rldecoder.interp.records import (
     Example,
@@ -79,20 +80,20 @@ def artifacts(tmp_path: Path) -> tuple[Labels, Clusters]:
 
 
 def test_features_are_ordered_visible_and_highlighted(artifacts: tuple[Labels, Clusters]) -> None:
-    found = collect.features(*artifacts, max_features=10, contexts=5)
-    assert [feature["latent"] for feature in found] == [3, 7]
+    found = feature_cards(*artifacts, max_features=10, contexts=5)
+    assert [feature.latent for feature in found] == [3, 7]
     first = found[0]
-    assert first["label"] == "a⟨U+202E⟩b⟨U+200B⟩</script>"
-    assert first["promoted"] == ["a⟨U+202E⟩b⟨U+200B⟩</script>"]
-    window = first["examples"][0]
-    assert window["heat"] == [0.0, 1.0, 0.25]
-    assert len(window["tokens"][2]) < 100
+    assert first.label == "a⟨U+202E⟩b⟨U+200B⟩</script>"
+    assert first.promoted == ("a⟨U+202E⟩b⟨U+200B⟩</script>",)
+    window = first.examples[0]
+    assert window.heat == (0.0, 1.0, 0.25)
+    assert len(window.tokens[2]) < 100
     # Without a window of its own only the focus is coloured.
-    assert first["examples"][1]["heat"] == [1.0, 0.0]
-    assert found[1]["failure"] == "too rare"
-    assert [feature["queue"] for feature in found] == [1, 2]
-    (only,) = collect.features(*artifacts, max_features=1, contexts=1)
-    assert len(only["examples"]) == 1
+    assert first.examples[1].heat == (1.0, 0.0)
+    assert found[1].failure == "too rare"
+    assert [feature.queue for feature in found] == [1, 2]
+    (only,) = feature_cards(*artifacts, max_features=1, contexts=1)
+    assert len(only.examples) == 1
 
 
 def test_a_card_holds_contrasts_relations_and_reviews(tmp_path: Path) -> None:
@@ -114,8 +115,8 @@ def test_a_card_holds_contrasts_relations_and_reviews(tmp_path: Path) -> None:
             [[8, 3], [7]], {7: ["label_failed", "ultra_dense"]}, [(3, 5)]
         ),
     )  # fmt: skip
-    cards = collect.features(*artifacts, max_features=3, contexts=2)
-    first, failed, eight = cards
+    cards = feature_cards(*artifacts, max_features=3, contexts=2)
+    first, failed, eight = (card.model_dump(mode="json") for card in cards)
     kinds = [(e["kind"], e["heat"]) for e in first["examples"]]
     assert kinds == [
         ("top", [0.0, 1.0]), ("top", [0.0, 1.0]), ("quantile", [0.5, 1.0]),
@@ -130,9 +131,9 @@ def test_a_card_holds_contrasts_relations_and_reviews(tmp_path: Path) -> None:
     assert first["reviews"] == [
         {"reviewer": shown, "accept": False, "label": shown, "note": shown, "at": shown}
     ]
-    assert "\u202e" not in json.dumps(cards, ensure_ascii=False)
-    (bare,) = collect.features(*artifacts, max_features=1, contexts=0)
-    assert bare["examples"] == []
+    assert "\u202e" not in json.dumps([first, failed, eight], ensure_ascii=False)
+    (bare,) = feature_cards(*artifacts, max_features=1, contexts=0)
+    assert bare.examples == ()
 
 
 def test_a_card_holds_all_scores_and_the_other_labels(tmp_path: Path) -> None:
@@ -164,7 +165,8 @@ def test_a_card_holds_all_scores_and_the_other_labels(tmp_path: Path) -> None:
             ],
         }
     )
-    (card,) = collect.features(*saved(tmp_path, both), max_features=1, contexts=1)
+    (found,) = feature_cards(*saved(tmp_path, both), max_features=1, contexts=1)
+    card = found.model_dump(mode="json")
     del values["firings"]
     assert card["scores"] == {name: round(value, 3) for name, value in values.items()}
     shown = "a⟨U+202E⟩b⟨U+200B⟩</script>"
@@ -187,20 +189,20 @@ def test_caveats_once_and_in_order(tmp_path: Path) -> None:
 def test_pipeline_shows_every_stage_and_no_times_as_metrics(tmp_path: Path) -> None:
     metrics = {"fvu": 0.25, "tokens_per_second": 9.0, "nothing": None, "n": 12000}
     phases = collect.pipeline([published(TrainedSae, tmp_path, Output(metrics))])
-    assert [phase["title"] for phase in phases] == [
+    assert [phase.title for phase in phases] == [
         "Prepare", "Features", "Decoder", "RL", "Interpretation", "Explanations",
     ]  # fmt: skip
-    stages = {stage["name"]: stage for phase in phases for stage in phase["stages"]}
+    stages = {stage.name: stage for phase in phases for stage in phase.stages}
     assert len(stages) == 19
-    assert stages["train_sae"]["metrics"] == [("fvu", "0.25"), ("n", "12,000")]
-    assert stages["report"]["digest"] is None
+    assert stages["train_sae"].metrics == [("fvu", "0.25"), ("n", "12,000")]
+    assert stages["report"].digest is None
 
 
 def test_configs_are_flattened(tmp_path: Path) -> None:
     config = {"a": {"b": 1}, "c": [{"d": 2}, {"d": 3}], "e": [1, 2], "f": None}
     (row,) = collect.config_rows([published(Corpus, tmp_path, config=config)])
-    assert row["stage"] == "ingest"
-    assert row["config"] == [
+    assert row.stage == "ingest"
+    assert row.config == [
         ("a.b", "1"), ("c[0].d", "2"), ("c[1].d", "3"), ("e", "[1, 2]"), ("f", "None"),
     ]  # fmt: skip
 

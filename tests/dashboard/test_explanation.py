@@ -19,7 +19,7 @@ HOSTILE = "</style></script><img src=x onerror=alert(1)>\u202e\u200b\x1b[2J{{7*7
 @pytest.fixture
 def page() -> str:
     prediction = Prediction(HOSTILE, 1, 0.5, ((HOSTILE, 0.5), (" b", 0.25), ("W" * 10_000, 0.1)))
-    claim = Claim(7, HOSTILE, 1, HOSTILE, "supports", 0.4, 0.1, HOSTILE, 0.5)
+    claim = Claim(7, HOSTILE, 1, HOSTILE, "supports", 0.4, 0.1, HOSTILE, 0.5, 0.9)
     explanation = Explanation(
         prompt=HOSTILE,
         tokens=(HOSTILE, "b"),
@@ -32,7 +32,7 @@ def page() -> str:
             RankedFeature(8, 1.0, 0.0, None, None),
             RankedFeature(9, 1.0, 0.5, None, 0.2, "a guess" + HOSTILE),
         ),
-        claims=(CheckedClaim(claim, 0.3, "decoder only", -0.1, 0.2),),
+        claims=(CheckedClaim(claim, 0.3, "too small to tell", -0.1),),
         method_b=HOSTILE,
         sanity=Sanity(0.3, 0.2, 0.0),
     )
@@ -46,8 +46,8 @@ def test_the_page_says_all_and_nothing_in_it_acts(page: str) -> None:
     assert page.count("</style>") == 1
     assert not set(page) & set("\u202e\u200b\x1b")
     assert "default-src 'none'; style-src 'unsafe-inline'; img-src data:;" in page
-    for text in ("#7", "#8", "no label", "first seen", "decoder only", "KL 0.10 nats", "0.30",
-                 "no accepted label; unsure: a guess", "-0.10 (chance 0.20)"):  # fmt: skip
+    for text in ("#7", "#8", "no label", "first seen", "too small to tell", "KL 0.10 nats", "-0.30",
+                 "no accepted label; unsure: a guess", "decoder +0.10"):  # fmt: skip
         assert text in page
     assert "W" * 100 not in page
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
-from typing import Any
 
 import pytest
 
@@ -19,6 +18,7 @@ from rldecoder.dashboard.figures import (
     line_plot,
     reliability_plot,
 )
+from rldecoder.decoder.frontier import FrontierCell
 
 DRAWINGS = {
     "lines": lambda: line_plot(
@@ -112,17 +112,18 @@ def test_lines_past_the_palette_differ_in_style() -> None:
     assert len(set(drawn)) == len(lines)
 
 
-def frontier_rows(layers: int, ks: int) -> list[dict[str, Any]]:
+def frontier_cells(layers: int, ks: int) -> list[FrontierCell]:
     return [
-        {"layer": layer, "k": k, "sae": sae, "depth": depth, "kl": layer + k + depth,
-         "splice_kl": 0.1}
+        FrontierCell.model_construct(
+            layer=layer, k=k, sae=sae, depth=depth, kl=layer + k + depth, splice_kl=0.1
+        )
         for layer in range(layers) for k in range(ks)
         for sae, depth in (("trained", 0), ("trained", 2), ("random", 2))
     ]  # fmt: skip
 
 
 def test_no_two_lines_of_the_frontier_look_alike() -> None:
-    lines = frontier_lines(frontier_rows(layers=3, ks=2))
+    lines = frontier_lines(frontier_cells(layers=3, ks=2))
     assert len(lines) == 3 * 2 * 3
     assert len({line.name for line in lines}) == len(lines)
     assert len({(line.colour, line.style, line.marker) for line in lines}) == len(lines)
@@ -139,7 +140,7 @@ def test_no_two_lines_of_the_frontier_look_alike() -> None:
 
 
 def test_stage_boundaries_are_where_weights_changed() -> None:
-    stages = [{"steps": 20}, {"steps": 30}, {"steps": 50}]
+    stages = [20, 30, 50]
     curves = {"eval_kl": ([0, 100], [1.0, 1.0])}
     assert stage_boundaries(stages, curves) == [20, 50]
     assert stage_boundaries(stages, {"eval_kl": ([0, 40], [1.0, 1.0])}) == [20]  # it stopped early

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from rldecoder.dashboard.relations import MAX_SHOWN, Relations
 from rldecoder.interp.cluster_record import ClusterRecord
 
@@ -35,18 +37,23 @@ RECORD = cluster_record(
 
 def test_each_latent_gets_what_there_is_of_it() -> None:
     relations = Relations(RECORD)
+
+    def of(latent: int) -> dict[str, Any]:
+        return relations.of(latent).model_dump(mode="json")
+
     cluster = {"size": 3, "members": [3, 8, 5]}
-    assert relations.of(3) == {"cluster": cluster, "absorbs": [9, 7]}
-    assert relations.of(8) == {
+    assert of(3) == {"cluster": cluster, "absorbs": [9, 7]}
+    assert of(8) == {
         "cluster": cluster, "alias_of": 3, "flags": ["ultra dense", "label failed"],
     }  # fmt: skip
-    assert relations.of(9) == {"absorbed_by": [3, 4]}  # alone in its cluster
-    assert relations.of(7) == {"absorbed_by": [3]}
-    assert relations.of(1) == {}
+    assert of(9) == {"absorbed_by": [3, 4]}  # alone in its cluster
+    assert of(7) == {"absorbed_by": [3]}
+    assert of(1) == {}
 
 
 def test_long_clusters_are_cut_and_say_how_long_they_are() -> None:
     found = Relations(RECORD).of(229)
-    assert found["cluster"]["size"] == 31
-    assert found["cluster"]["members"] == [100, *range(200, 200 + MAX_SHOWN - 1)]
-    assert found["alias_of"] == 100
+    assert found.cluster is not None
+    assert found.cluster.size == 31
+    assert found.cluster.members == (100, *range(200, 200 + MAX_SHOWN - 1))
+    assert found.alias_of == 100

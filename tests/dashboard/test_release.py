@@ -8,13 +8,12 @@ import pytest
 from pydantic import ValidationError
 
 from rldecoder.artifacts.manifests import FileEntry, Manifest
-from rldecoder.dashboard.release import checklist
+from rldecoder.dashboard.release import Document, checklist
 
 MODEL = {"weights_sha256": "abc", "licence": "MIT"}
 FILES = {"a": FileEntry(size=1, sha256="0f" * 32)}
 DOCUMENTS = [
-    {"split": "train", "sha256": "a"}, {"split": "train", "sha256": "a"},
-    {"split": "test", "sha256": "b"},
+    Document("train", "a"), Document("train", "a"), Document("test", "b"),
 ]  # fmt: skip
 
 
@@ -88,9 +87,7 @@ def test_a_file_has_its_sha256_or_the_manifest_is_refused() -> None:
 
 
 def test_documents_in_two_splits_are_counted_from_the_rows() -> None:
-    check = checklist({"one": manifest()}, [*DOCUMENTS, {"split": "ood", "sha256": "b"}], **MODEL)[
-        7
-    ]
+    check = checklist({"one": manifest()}, [*DOCUMENTS, Document("ood", "b")], **MODEL)[7]
     assert check.holds is False
     assert check.detail.startswith("4 documents, 1 of them in two")
     assert checklist({"one": manifest()}, [], **MODEL)[7].holds is None

@@ -12,6 +12,7 @@ from html.parser import HTMLParser
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rldecoder.dashboard.cards import Context
 from rldecoder.dashboard.report import (
     ReportData,
     markdown_text,
@@ -53,7 +54,7 @@ def test_hostile_text_stays_text(data: ReportData) -> None:
     assert "<img src=x onerror=alert(1)>" in shown
     assert "{{7*7}}" in shown
     features = json.loads(page.scripts[0][1])
-    assert features[0]["label"] == data.features[0]["label"]
+    assert features[0]["label"] == data.features[0].label
 
 
 def test_the_policy_allows_one_script_and_no_request(data: ReportData) -> None:
@@ -79,9 +80,9 @@ def test_the_policy_allows_one_script_and_no_request(data: ReportData) -> None:
 
 def test_missing_values_show_as_unknown(data: ReportData) -> None:
     text = re.sub(r"\s+", " ", "".join(Page(render_html(data)).text))
-    assert text.count("unknown") >= sum(row["met"] is None for row in data.targets)
+    assert text.count("unknown") >= sum(row.met is None for row in data.targets)
     for row in data.targets:
-        assert row["name"] in text
+        assert row.name in text
 
 
 def test_a_report_without_figures_claims_or_controls_renders(data: ReportData) -> None:
@@ -96,11 +97,11 @@ def test_a_report_without_figures_claims_or_controls_renders(data: ReportData) -
 
 def test_a_thousand_features_stay_below_15_megabytes(data: ReportData) -> None:
     """Six contexts of thirty-two tokens each, every token four characters and active."""
-    one = {**data.features[0], "label": "a label of usual length " * 3}
-    one["examples"] = [
-        {"tokens": [" tok"] * 32, "heat": [0.25] * 32, "act": 12.345, "focus": 20}
-    ] * 6
-    features = [{**one, "latent": latent} for latent in range(1000)]
+    window = Context(kind="top", tokens=(" tok",) * 32, heat=(0.25,) * 32, act=12.345, focus=20)
+    usual = {"label": "a label of usual length " * 3, "examples": (window,) * 6}
+    features = [
+        data.features[0].model_copy(update=usual | {"latent": latent}) for latent in range(1000)
+    ]
     html = render_html(replace(data, features=features))
     assert len(json.loads(Page(html).scripts[0][1])) == 1000
     assert len(html.encode()) < 15e6
@@ -127,6 +128,6 @@ def test_script_json_round_trips_and_cannot_end_its_element(value: object) -> No
 def test_markdown_has_every_target_and_no_raw_html(data: ReportData) -> None:
     text = render_markdown(data)
     for row in data.targets:
-        assert f"| {row['name']} |" in text
+        assert f"| {row.name} |" in text
     assert "| unknown |" in text
     assert markdown_text("a|b <i> `c` [d](e)\nf") == ("a\\|b \\<i\\> \\`c\\` \\[d\\](e)↵f")

@@ -9,8 +9,9 @@ import pytest
 
 from rldecoder.artifacts.store import ArtifactStore
 from rldecoder.config.run import load_run_config
-from rldecoder.dashboard import collect
+from rldecoder.dashboard.cards import Context, feature_cards
 from rldecoder.dashboard.report import ReportData, render_html
+from rldecoder.dashboard.shown import ExampleShown
 from rldecoder.explain.claims import CheckedClaim, Claim
 from rldecoder.explain.explanation import Explanation, Prediction
 from rldecoder.interp.records import Example
@@ -27,10 +28,10 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow]
 @pytest.fixture
 def page_file(data: ReportData, tmp_path: Path) -> Path:
     """The page with hostile text everywhere, ten thousand characters in some of it."""
-    features = [dict(feature) for feature in data.features]
-    features[2]["examples"] = [
-        {"tokens": ["a", "W" * 10_000], "heat": [0.0, 1.0], "act": 1.0, "focus": 1}
-    ]
+    long = Context.model_construct(
+        kind="top", tokens=("a", "W" * 10_000), heat=(0.0, 1.0), act=1.0, focus=1
+    )
+    features = [*data.features[:2], data.features[2].model_copy(update={"examples": (long,)})]
     path = tmp_path / "report.html"
     path.write_text(render_html(replace(data, features=features)), encoding="utf-8")
     return path
@@ -43,8 +44,8 @@ def test_the_page_runs_alone_and_by_keyboard(page_file: Path, data: ReportData) 
         assert page.locator("article.card").count() == 3
         assert page.locator("img").count() == 0
         guesses = page.locator("article.card h4", has_text="unsure: ")
-        named = [feature for feature in data.features if feature["label"] is not None]
-        assert guesses.count() == sum(not feature["high"] for feature in named)
+        named = [feature for feature in data.features if feature.label is not None]
+        assert guesses.count() == sum(not feature.high for feature in named)
         assert 0 < guesses.count() < len(named)
         card = page.locator("article.card").first
         scores = card.locator(".meta.scores span").all_text_contents()
@@ -109,15 +110,15 @@ def test_hostile_text_of_artifacts_is_gone_or_visible(data: ReportData, tmp_path
     """Through the functions that read artifacts: what a browser shows has no such character."""
     window = Example(seq_id=4, pos=1, act=2.0, tokens=["x", HIDDEN, "W" * 10_000], focus=1)
     artifacts = saved(tmp_path, label(3, 1, HIDDEN, [window]), label(7, 2, None, []))
-    features = collect.features(*artifacts, max_features=9, contexts=9)
+    features = feature_cards(*artifacts, max_features=9, contexts=9)
     prediction = Prediction(HIDDEN, 1, 0.5, ((HIDDEN, 0.5),) * 3)
-    claim = Claim(3, HIDDEN, 1, HIDDEN, "supports", 0.4, 0.1, HIDDEN, 0.5)
+    claim = Claim(3, HIDDEN, 1, HIDDEN, "supports", 0.4, 0.1, HIDDEN, 0.5, 0.9)
     explanation = Explanation(
         prompt=HIDDEN, tokens=(HIDDEN,), frozen=prediction, decoder=prediction, kl=0.1,
         method_a=HIDDEN, ranked=(), method_b=HIDDEN, sanity=None,
-        claims=(CheckedClaim(claim, 0.5, "supported", -0.1, 0.15),),
+        claims=(CheckedClaim(claim, 0.5, "supported", -0.1),),
     )  # fmt: skip
-    example = collect.example_view(explanation)
+    example = ExampleShown.of(explanation)
     path = tmp_path / "report.html"
     shown = replace(data, features=features, examples=[example])
     path.write_text(render_html(shown), encoding="utf-8")

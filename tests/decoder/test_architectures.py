@@ -188,9 +188,7 @@ def test_fresh_blocks_start_as_transformers_starts_them(tiny_lm_dir: Path) -> No
     assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
 
 
-def test_models_that_keep_more_than_keys_and_values_do_not_go_on(
-    ids: Tensor, tiny_lm_dir: Path
-) -> None:
+def test_blocks_that_all_keep_states_do_not_go_on(ids: Tensor, tiny_lm_dir: Path) -> None:
     lm = frozen("olmo_hybrid", GATED, tiny_lm_dir)
     sae = Sae.random_init(SaeSpec(d_model=32, num_latents=80, k=6, hook_layer=HOOK_LAYER), seed=1)
     for act in (
@@ -198,5 +196,5 @@ def test_models_that_keep_more_than_keys_and_values_do_not_go_on(
         lambda: lm.tail_cache(HOOK_LAYER),
         lambda: new_decoder(lm, sae).generate(ids, max_new_tokens=2),
     ):
-        with pytest.raises(BadInputError, match="keep more than keys and values"):
+        with pytest.raises(BadInputError, match="cannot go on from where they stopped"):
             act()

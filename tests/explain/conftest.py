@@ -12,7 +12,8 @@ from rldecoder.data.activations import ActivationMeta, ActivationWriter
 from rldecoder.decoder.loading import AffineLens, decoder_from_lens
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
 from rldecoder.explain.explainer import Explainer, ExplainerSpec
-from rldecoder.explain.pairs import Pairs, make_pairs, positions_from_cache
+from rldecoder.explain.pairs import Pairs, PairSettings, make_pairs
+from rldecoder.explain.positions import Positions, positions_from_cache
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.sae.model import Sae, SaeSpec
 from rldecoder.seeds import torch_generator
@@ -21,6 +22,22 @@ HOOK_LAYER = 2
 NUM_LATENTS = 160
 K = 12
 CANDIDATES = 8
+SETTINGS = PairSettings(candidates=CANDIDATES, interventions=3, probes=8, seed=0)
+
+
+def split_tokens(split: str) -> torch.Tensor:
+    """[8, 24] tokens of a split of the cache."""
+    return torch.randint(512, (8, 24), generator=torch_generator(5, split))
+
+
+def text_positions(
+    decoder: SaeDecoderForCausalLM, cache: Path, split: str, count: int
+) -> Positions:
+    """Positions of cached text, with what came before them."""
+    return positions_from_cache(
+        ActivationReader(cache, split), decoder, count, seed=0, per_text=8,
+        tokens=split_tokens(split).numpy(),
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -41,9 +58,9 @@ def cache(lm: FrozenLM, tmp_path_factory: pytest.TempPathFactory) -> Path:
         context_length=24,
     )
     for split in ("label", "test"):
-        ids = torch.randint(lm.vocab_size, (8, 24), generator=torch_generator(5, split))
+        ids = split_tokens(split)
         resid, final_hidden = lm.resid_and_final(ids, HOOK_LAYER)
-        with ActivationWriter(folder, split, meta, shard_rows=100) as writer:
+        with ActivationWriter(folder, split, meta, shard_rows=92) as writer:
             for row in range(8):
                 writer.add(
                     torch.full((23,), row),
@@ -75,17 +92,14 @@ def decoder(lm: FrozenLM, sae: Sae, cache: Path) -> SaeDecoderForCausalLM:
 @pytest.fixture(scope="session")
 def pairs(decoder: SaeDecoderForCausalLM, cache: Path) -> dict[str, Pairs]:
     """Pairs of both splits, 8 candidates and 3 interventions a position."""
-    made = {}
-    for split in ("label", "test"):
-        positions = positions_from_cache(ActivationReader(cache, split), decoder, 60, seed=0)
-        made[split] = make_pairs(
+    return {
+        split: make_pairs(
             decoder,
-            positions,
-            max_candidates=CANDIDATES,
-            interventions=3,
-            generator=torch_generator(0, split),
+            text_positions(decoder, cache, split, 60),
+            SETTINGS._replace(seed=number),
         )
-    return made
+        for number, split in enumerate(("label", "test"))
+    }
 
 
 @pytest.fixture

@@ -28,7 +28,10 @@ def test_labels_by_latent_failures_without_text() -> None:
         high_confidence_threshold=None, coverage=0.0,
     )  # fmt: skip
     expected = {
-        4: LabelText("digits", 0.5, True), 7: LabelText(None, 0.0), 8: LabelText("unsure", 0.5),
+        4: LabelText("digits", 0.5, True),
+        7: LabelText(
+            None, None, description="not labelled; fires on none of the text that was read"
+        ), 8: LabelText("unsure", 0.5),
     }  # fmt: skip
     assert label_texts(labels) == expected
     assert (expected[8].quoted, expected[8].unsure) == (None, "unsure")

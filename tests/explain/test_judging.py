@@ -33,7 +33,7 @@ HOSTILE = "=cmd|' /C calc'!A0\u202e\u200b</script>\x1b[2J"
 
 def explanation(number: int, claims: int = 1) -> Explanation:
     prediction = Prediction(f"tok{number}{HOSTILE}", number, 0.5, ())
-    claim = Claim(7, None, 1, "a", "supports", 0.5, 0.1, "b", 0.5)
+    claim = Claim(7, None, 1, "a", "supports", 0.5, 0.1, "b", 0.5, 0.9)
     return Explanation(
         prompt=f"{HOSTILE} prompt {number}",
         tokens=("a", "b"),
@@ -42,7 +42,7 @@ def explanation(number: int, claims: int = 1) -> Explanation:
         kl=0.1,
         method_a=f"Active at {number}: {HOSTILE}",
         ranked=(),
-        claims=(CheckedClaim(claim, 0.4, "supported"),) * claims,
+        claims=(CheckedClaim(claim, 0.4, "supported", 0.3),) * claims,
         method_b=f"Claim {number}: {HOSTILE}",
         sanity=None,
     )

@@ -78,9 +78,9 @@ def test_method_b_in_parts_equals_the_whole(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     test = pairs["test"]
-    whole = explainer(make_slots(explainer, decoder, test.candidates))
+    whole = explainer(make_slots(explainer, decoder.frozen.sae, test.candidates))
     monkeypatch.setattr("rldecoder.explain.methods.POSITIONS_AT_ONCE", 7)
-    parts = point(explainer, decoder, test)
+    parts = point(explainer, decoder.frozen.sae, test)
     torch.testing.assert_close(parts.effects, whole.effects.detach())
     claims = claims_of_method_b(explainer, parts, test)
     assert torch.equal(claims.mask.sum(-1), explainer.choose(parts).sum(-1))

@@ -1,28 +1,36 @@
-"""Positions come from where they say, and pairs are written without padding."""
+"""Positions come from where they say, pairs are written without padding and taken up again."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from rldecoder.artifacts.catalogue import TrainedExplainer
 from rldecoder.data.activation_reader import ActivationReader
+from rldecoder.data.activations import ActivationMeta, ActivationWriter
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
+from rldecoder.explain import pairs as pairs_module
 from rldecoder.explain.pairs import (
     PAIRS,
     Pairs,
+    PairShards,
     held_out_latents,
-    join_latents,
-    join_positions,
     make_pairs,
     pair_columns,
+)
+from rldecoder.explain.positions import (
+    join_latents,
+    join_positions,
     positions_from_cache,
     positions_from_prompts,
 )
+from rldecoder.lm.frozen import FrozenLM
 from rldecoder.sae.model import SparseLatents
 from rldecoder.seeds import torch_generator
+from tests.explain.conftest import HOOK_LAYER, SETTINGS, split_tokens, text_positions
 from tests.stages.published import published
 
 
@@ -33,14 +41,60 @@ def test_cached_positions_are_distinct_and_repeatable(
     first, again = (positions_from_cache(reader, decoder, 50, seed=3) for _ in range(2))
     places = list(zip(first.seq_id.tolist(), first.pos.tolist(), strict=True))
     assert len(set(places)) == 50
+    assert places == sorted(places)
     assert first.pos.tolist() == again.pos.tolist()
+    other = positions_from_cache(reader, decoder, 50, seed=4)
+    assert places != list(zip(other.seq_id.tolist(), other.pos.tolist(), strict=True))
     assert len(positions_from_cache(reader, decoder, 10_000, seed=3).source) == reader.num_tokens
+    assert first.texts is None
+
+
+def test_positions_of_few_texts_share_what_came_before(
+    decoder: SaeDecoderForCausalLM, cache: Path
+) -> None:
+    reader = ActivationReader(cache, "label")
+    found = positions_from_cache(
+        reader, decoder, 20, seed=3, per_text=10, tokens=split_tokens("label").numpy()
+    )
+    assert len(found.seq_id.unique()) == 2
+    assert found.texts is not None
+    assert len(found.texts.resid) == 2
+    assert found.texts.position.tolist() == found.pos.tolist()
+    # A text cannot have more positions than it is long.
+    crowded = positions_from_cache(reader, decoder, 40, seed=3, per_text=1000)
+    assert len(crowded.source) == 40
+
+
+def test_sinks_that_the_cache_leaves_out_are_made_again(
+    decoder: SaeDecoderForCausalLM, lm: FrozenLM, tmp_path: Path
+) -> None:
+    ids = split_tokens("label")[:2]
+    resid, final = lm.resid_and_final(ids, HOOK_LAYER)
+    meta = ActivationMeta(
+        model_name="tiny", hook_layer=HOOK_LAYER, num_layers=lm.num_layers, d_model=lm.d_model,
+        vocab_size=lm.vocab_size, context_length=24,
+    )  # fmt: skip
+    with ActivationWriter(tmp_path, "label", meta, shard_rows=1000) as writer:
+        for row in range(2):
+            kept = torch.tensor([place for place in range(1, 24) if (row, place) != (1, 5)])
+            writer.add(
+                torch.full_like(kept, row), kept, ids[row, kept], resid[row, kept], final[row, kept]
+            )
+    found = positions_from_cache(
+        ActivationReader(tmp_path, "label"), decoder, 45, seed=0, per_text=23, tokens=ids.numpy()
+    )
+    assert found.texts is not None
+    for row in range(2):
+        torch.testing.assert_close(found.texts.resid[row], resid[row], atol=0.02, rtol=0.01)
+    torch.testing.assert_close(found.texts.resid[1][5], resid[1, 5])
+    torch.testing.assert_close(found.texts.resid[0][0], resid[0, 0])
 
 
 def test_prompts_in_a_batch_equal_prompts_alone(decoder: SaeDecoderForCausalLM) -> None:
     prompts = ["for x in range(10):", "a", "import os\nimport sys and more words here"]
     together = positions_from_prompts(decoder, prompts, "addition")
     assert together.source == ["addition"] * 3
+    assert together.texts is not None
     for row, prompt in enumerate(prompts):
         alone = positions_from_prompts(decoder, [prompt], "addition")
         assert set(alone.latents.indices[0].tolist()) == set(together.latents.indices[row].tolist())
@@ -51,6 +105,10 @@ def test_prompts_in_a_batch_equal_prompts_alone(decoder: SaeDecoderForCausalLM) 
             rtol=1e-3,
         )
         assert int(together.context_token[row]) == int(alone.context_token[0])
+        assert alone.texts is not None
+        torch.testing.assert_close(
+            alone.texts.resid[0], together.texts.resid[row], atol=1e-4, rtol=1e-3
+        )
 
 
 def test_batches_of_different_width_are_padded_with_inactive_latents() -> None:
@@ -61,19 +119,23 @@ def test_batches_of_different_width_are_padded_with_inactive_latents() -> None:
     assert joined.indices.shape == (3, 3)
 
 
-def test_pairs_on_disk(
-    decoder: SaeDecoderForCausalLM, pairs: dict[str, Pairs], cache: Path, tmp_path: Path
-) -> None:
+def same(first: Pairs, second: Pairs) -> bool:
+    """To the last bit."""
+    columns = (*first.candidates, *first.measured, first.removals)
+    others = (*second.candidates, *second.measured, second.removals)
+    return all(map(torch.equal, columns, others))
+
+
+def test_pairs_on_disk(decoder: SaeDecoderForCausalLM, cache: Path, tmp_path: Path) -> None:
     positions = join_positions(
         [
-            positions_from_cache(ActivationReader(cache, "label"), decoder, 5, seed=0),
+            text_positions(decoder, cache, "label", 5),
             positions_from_prompts(decoder, ["one two"], "cloze"),
         ]
     )
-    made = make_pairs(
-        decoder, positions, max_candidates=4, interventions=2, generator=torch_generator(0)
-    )
-    made.candidates.acts[2, 3] = 0  # padding, as a ReLU SAE would have
+    made = make_pairs(decoder, positions, SETTINGS._replace(candidates=4))
+    for column in (made.candidates.acts, made.measured.single):
+        column[2, 3] = 0  # padding, as a ReLU SAE would have
     TrainedExplainer.pairs.save(tmp_path, pair_columns(made))
     table = published(TrainedExplainer, tmp_path).pairs
     assert table.schema == PAIRS
@@ -81,9 +143,45 @@ def test_pairs_on_disk(
     assert [row["source"] for row in rows] == ["text"] * 5 + ["cloze"]
     assert rows[5]["seq_id"] == rows[5]["pos"] == -1
     assert [len(row["effects"]) for row in rows] == [4, 4, 3, 4, 4, 4]
+    assert [len(row["removals"][2]) for row in rows] == [4, 4, 3, 4, 4, 4]
     for row in rows:
         strongest = row["latents"][int(np.abs(row["effects"]).argmax())]
         assert row["rationale"][0] == strongest
+
+
+def test_an_interrupted_run_takes_its_pairs_up_to_the_last_bit(
+    decoder: SaeDecoderForCausalLM,
+    cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pairs_module, "PLACES_PER_SHARD", 10)
+    positions = text_positions(decoder, cache, "label", 40)
+    held_out = held_out_latents(160, 0.5, torch_generator(2))  # so that there is padding
+    notes: list[str] = []
+
+    def make(owner: str = "me") -> Pairs:
+        shards = PairShards(tmp_path, owner, notes.append)
+        return make_pairs(decoder, positions, SETTINGS, excluded=held_out, shards=shards)
+
+    whole = make_pairs(decoder, positions, SETTINGS, excluded=held_out)
+    assert bool((whole.candidates.acts == 0).any())
+    first = make()
+    files = sorted(tmp_path.glob("*.parquet"))
+    assert len(files) >= 3
+    assert same(first, whole)
+
+    # Everything is there: nothing is measured again.
+    with monkeypatch.context() as patched:
+        patched.setattr(pairs_module, "measure", None)
+        assert same(make(), whole)
+
+    # One is missing, one is damaged, or all are another's: those are made again.
+    files[0].unlink()
+    files[1].write_bytes(files[1].read_bytes()[:-7] + b"garbage")
+    assert same(make(), whole)
+    assert any("cannot be trusted" in note for note in notes)
+    assert same(make("another"), whole)
 
 
 def test_held_out_latents_are_in_no_pair(
@@ -93,25 +191,21 @@ def test_held_out_latents_are_in_no_pair(
     assert int(held_out.sum()) == 48
     assert torch.equal(held_out, held_out_latents(160, 0.3, torch_generator(2)))
     positions = pairs["label"].positions
-    made = make_pairs(
-        decoder, positions, max_candidates=8, interventions=2, generator=torch_generator(0),
-        excluded=held_out,
-    )  # fmt: skip
-    named = held_out[made.candidates.indices]
-    assert bool(named.any()), "positions of few other features are padded"
+    made = make_pairs(decoder, positions, SETTINGS, excluded=held_out)
+    padding = made.candidates.acts == 0
+    assert bool(padding.any()), "positions of few other features are padded"
+    assert not bool(held_out[made.candidates.indices[~padding]].any())
     for column in (
-        made.candidates.acts, made.candidates.attributions, made.candidates.contributions,
-        made.measured.single, made.removals.sum(1),
+        made.candidates.attributions, made.candidates.contributions, made.measured.single,
+        made.removals.sum(1),
     ):  # fmt: skip
-        assert float(column[named].abs().max()) < 1e-5
+        assert float(column[padding].abs().max()) == 0
     for latents, rationale in zip(
         *(pair_columns(made)[name] for name in ("latents", "rationale")), strict=True
     ):
         assert not bool(held_out[torch.tensor([*latents, *rationale])].any())
     # What is left is what the position has without them, in the same order.
-    free = make_pairs(
-        decoder, positions, max_candidates=12, interventions=1, generator=torch_generator(0)
-    )
+    free = make_pairs(decoder, positions, SETTINGS._replace(candidates=12))
     for row in range(60):
         expected = [i for i in free.candidates.indices[row].tolist() if not held_out[i]][:8]
         kept = made.candidates.indices[row][made.candidates.acts[row] > 0].tolist()

@@ -8,7 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rldecoder.explain.inputs import LabelText
-from rldecoder.explain.ranking import activation_scales, rank_active, ranking_text
+from rldecoder.explain.ranking import (
+    activation_scales,
+    rank_active,
+    ranking_rows,
+    ranking_text,
+)
 
 CAUSAL_WORDS = ("because", "cause", "due to", "leads to", "so that", "therefore", "since")
 
@@ -62,12 +67,12 @@ def test_a_weak_activation_of_a_rare_feature_can_rank_first() -> None:
         {1: LabelText("closing\u202e quote", 0.91, True)},
     )
     assert [feature.latent for feature in ranked] == [1, 0]
-    text = ranking_text(ranked)
-    assert text.startswith(
-        "Active at this position, strongest first: 1. #1 “closing⟨U+202E⟩ quote”"
-    )
-    assert "label confidence 0.91" in text
-    assert "#0 no label (0.50 of its usual high)" in text
+    assert ranking_text(ranked).splitlines() == [
+        "Active at this position, strongest first:",
+        "feature  of its usual high",
+        "#1       1.00               “closing⟨U+202E⟩ quote”",
+        "#0       0.50               no label",
+    ]
 
 
 def test_a_label_below_the_bar_is_not_quoted() -> None:
@@ -76,8 +81,16 @@ def test_a_label_below_the_bar_is_not_quoted() -> None:
     assert (ranked[0].label, ranked[0].unsure_label, ranked[0].quoted) == (None, "a guess", False)
     text = ranking_text(ranked)
     assert "a guess" not in text
-    assert "#0 no accepted label (5.00 of its usual high)" in text
-    assert "#1 no label (" in text
+    assert [row[2] for row in ranking_rows(ranked)] == ["no accepted label", "no label"]
+
+
+def test_a_description_stands_where_there_is_no_label_to_quote() -> None:
+    labels = {
+        0: LabelText("months", 0.9, True, "raises “a”"),
+        1: LabelText(None, None, False, "raises “b”"),
+    }
+    ranked = rank_active(torch.tensor([5.0, 1.0]), torch.tensor([0, 1]), torch.ones(2), labels)
+    assert [row[2] for row in ranking_rows(ranked)] == ["“months”", "raises “b”"]
 
 
 def test_nothing_active() -> None:

@@ -24,7 +24,7 @@ PROMPT = "The import statement finds a module and then"
 def reading(
     lm: FrozenLM, sae: Sae, decoder: SaeDecoderForCausalLM, explainer: Explainer
 ) -> Reading:
-    torch.nn.init.constant_(explainer.gate_bias, 50.0)
+    explainer.heads.bias.data[1] = 50.0  # sure of everything
     labels = {latent: LabelText(f"a label {latent}", 0.5, latent % 2 == 0) for latent in range(160)}
     return PromptReader(lm, sae, decoder, labels, explainer).read(PROMPT)
 

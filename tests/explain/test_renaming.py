@@ -15,7 +15,12 @@ from rldecoder.sae.model import Sae
 
 PROMPTS = ("The import statement finds a module and then", "for x in range(10):", "a")
 LABELS = {
-    latent: LabelText(None if latent % 5 == 0 else f"label {latent}", latent / 160, latent % 3 == 0)
+    latent: LabelText(
+        None if latent % 5 == 0 else f"label {latent}",
+        latent / 160,
+        latent % 3 == 0,
+        None if latent % 3 == 0 else f"raises {latent}",
+    )
     for latent in range(150)
 }
 
@@ -50,7 +55,7 @@ def test_renamed_labels_change_words_and_nothing_causal(
     explainer: Explainer,
     labels: dict[int, LabelText],
 ) -> None:
-    torch.nn.init.constant_(explainer.gate_bias, 50.0)
+    explainer.heads.bias.data[1] = 50.0  # sure of everything
     explainer.scales.fill_(1.0)
     explainer.requires_grad_(False)
     total = 0

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
+from flows.guarded_server import REQUEST_SECONDS
 from flows.local_server import free_port
 from tasks import tied
 from tests.flows.ui_client import FAKE_KEYS, ROOT, Ui
@@ -43,7 +47,15 @@ def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ui]:
             if b"ready" in line:
                 break
         assert b"ready: http://127.0.0.1:" in said, said.decode()
+        began = time.monotonic()
+        slow = socket.create_connection(("127.0.0.1", port))
+        slow.sendall(b"GET /api/health HTTP/1.1\r\n")
         yield Ui(f"http://127.0.0.1:{port}/api", home)
+        if time.monotonic() - began > REQUEST_SECONDS + 10:
+            slow.settimeout(0.1)
+            with contextlib.suppress(ConnectionResetError):
+                assert slow.recv(1) == b"", "half a request was waited for all the time"
+        slow.close()
         family = psutil.Process(process.pid).children(recursive=True)
         assert len(family) >= 2  # the server and the worker
         process.send_signal(signal.SIGINT)

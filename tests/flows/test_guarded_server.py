@@ -5,18 +5,33 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import threading
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 from starlette.testclient import TestClient
 from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
+from websockets.exceptions import ConnectionClosedOK
+from websockets.sync.client import connect
 
 from flows import guarded_server
-from flows.guarded_server import CODE_SECONDS, MAX_BODY_BYTES, Codes, Guard
+from flows.guarded_server import (
+    CODE_SECONDS,
+    MAX_BODY_BYTES,
+    Codes,
+    Guard,
+    PrefectProtocol,
+    make_server,
+)
+from flows.local_server import free_port
 from flows.password import authorization
 from tests.flows.ui_client import FAKE_KEYS, ROOT, Ui
+from tests.serve.test_sockets import dropped_after
 
 PORT = 4242
 OWN = f"http://127.0.0.1:{PORT}"
@@ -311,7 +326,6 @@ def handshake(ui: Ui, origin: str | None) -> int:
 
 @pytest.mark.slow
 def test_the_password_is_in_no_log_and_on_no_command_line(ui: Ui) -> None:
-    import psutil
 
     written = [path.read_bytes() for path in ui.home.rglob("*") if path.is_file()]
     assert not [key for key in FAKE_KEYS.values() if any(key.encode() in b for b in written)]
@@ -323,3 +337,59 @@ def test_the_password_is_in_no_log_and_on_no_command_line(ui: Ui) -> None:
     for process in psutil.process_iter(["cmdline"]):
         lines += process.info["cmdline"] or []
     assert not [line for line in lines if ui.password in line]
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """The port of a running server whose clients have half a second for a request."""
+    port = free_port()
+    monkeypatch.setattr(PrefectProtocol, "request_seconds", 0.5)
+    server = make_server(Guard(Behind(), port=port, password="secret"), port)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.started:
+            time.sleep(0.01)
+        yield port
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+SLOW = {
+    "nothing": (b"", b""),
+    "half a line": (b"GET /api/hea", b""),
+    "headers": (b"GET /api/health HTTP/1.1\r\nHost: {own}\r\n", b"X-A: b\r\n"),
+    "one header": (b"GET /api/health HTTP/1.1\r\nHost: {own}\r\nX: ", b"y"),
+    "body": (b"POST " + RUN.encode() + b" HTTP/1.1\r\nHost: {own}\r\nAuthorization: {login}\r\n"
+             b"Content-Length: 5000\r\n\r\n", b"x"),
+    "body of a stranger": (b"POST / HTTP/1.1\r\nHost: evil\r\nContent-Length: 5000\r\n\r\n", b"x"),
+    "chunks": (b"POST " + RUN.encode() + b" HTTP/1.1\r\nHost: {own}\r\nAuthorization: {login}\r\n"
+               b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n"),
+    "second request": (b"GET /api/health HTTP/1.1\r\nHost: {own}\r\n\r\nGET / HT", b"T"),
+    "half an upgrade": (b"GET /api/events/in HTTP/1.1\r\nHost: {own}\r\nUpgrade: websocket\r\n"
+                        b"Connection: Upgrade\r\n", b"X-A: b\r\n"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("sent", "drip"), SLOW.values(), ids=SLOW.keys())
+def test_slow_clients_are_dropped(impatient: int, sent: bytes, drip: bytes) -> None:
+    sent = sent.replace(b"{own}", f"127.0.0.1:{impatient}".encode())
+    sent = sent.replace(b"{login}", LOGIN["authorization"].encode())
+    with socket.create_connection(("127.0.0.1", impatient)) as line:
+        line.sendall(sent)
+        assert 0.3 < dropped_after(line, drip) < 5
+
+
+def test_who_is_not_slow_keeps_a_connection_and_a_websocket(impatient: int) -> None:
+    own = f"127.0.0.1:{impatient}"
+    with socket.create_connection(("127.0.0.1", impatient), timeout=5) as line:
+        for _ in range(2):
+            line.sendall(f"HEAD /api/health HTTP/1.1\r\nHost: {own}\r\n\r\n".encode())
+            assert line.recv(65536).startswith(b"HTTP/1.1 200")
+            time.sleep(0.7)  # longer than a request may take
+    with connect(f"ws://{own}/api/events/in") as opened:
+        time.sleep(0.7)
+        opened.send("hello")
+        with pytest.raises(ConnectionClosedOK):
+            opened.recv(5)

@@ -15,6 +15,7 @@ from rldecoder.interp.clusters import (
     fingerprints,
     likeness,
     merge,
+    output_jaccard,
 )
 from rldecoder.sae.model import SparseLatents
 
@@ -148,3 +149,15 @@ def test_merge_needs_agreement_with_the_representative_itself() -> None:
     assert merge([1, 2, 3, 4, 5], agreeing) == {1: [1, 2, 5], 3: [3], 4: [4]}
     assert merge([2, 1, 3, 5], agreeing) == {2: [2, 1, 3], 5: [5]}
     assert merge([1, 2], set()) == {1: [1], 2: [2]}
+
+
+def test_output_sets_are_a_label_vote() -> None:
+    sets = [{1: 3.0, 2: 1.0}, {1: 1.5, 2: 0.5}, {1: 1.0, 9: 3.0}, {}]
+    found = output_jaccard(sets)
+    assert found[0, 1] == pytest.approx(1)  # gains count by their shares
+    assert found[0, 2] == pytest.approx(0.25 / 1.75)
+    assert np.isnan(found[3]).all()
+    acts = sparse.csr_array(np.eye(4, 8))
+    alike = likeness(np.eye(4), acts, 8, [None] * 4, None, sets)
+    votes = alike.votes(LIMITS._replace(output_jaccard=0.5))
+    assert (votes[0, 1], votes[0, 2], votes[0, 3]) == (1, 0, 0)

@@ -108,11 +108,16 @@ def test_control_latents_are_alive_and_drawn_once(planted: Planted) -> None:
 
 def test_random_sae_is_centred_and_untrained(planted: Planted) -> None:
     reader = ActivationReader(planted.cache, "label")
-    control = random_sae(planted.sae.spec, reader, 500, seed=3)
+    control = random_sae(planted.sae, reader, 500, seed=3)
     (batch,) = reader.ordered(500, columns=("resid",), max_tokens=500)
     assert batch.resid is not None
     np.testing.assert_allclose(
         control.b_dec.numpy(), batch.resid.float().mean(0).numpy(), rtol=1e-5
     )
+    # As sparse as the trained one, which is no topk.
+    ours, theirs = (
+        float((sae.encode(batch.resid.float()).acts > 0).sum()) for sae in (control, planted.sae)
+    )
+    assert ours == pytest.approx(theirs, rel=0.05)
     assert control.W_dec.shape == planted.sae.W_dec.shape
     assert not np.allclose(control.W_dec.numpy(), planted.sae.W_dec.detach().numpy(), atol=0.1)

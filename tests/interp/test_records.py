@@ -11,6 +11,7 @@ import rldecoder.interp.records as records
 from rldecoder.errors import DamagedFileError
 from rldecoder.interp.predicate import TokenClass
 from rldecoder.interp.records import FeatureLabel, FeatureLabels, Scores
+from rldecoder.interp.shown import shown
 
 
 def feature(**changes: Any) -> FeatureLabel:
@@ -68,7 +69,7 @@ def test_round_trip(tmp_path: Path) -> None:
     written.save(tmp_path / "feature_labels.json")
     assert FeatureLabels.load(tmp_path / "feature_labels.json") == written
     raw = json.loads((tmp_path / "feature_labels.json").read_text(encoding="utf-8"))
-    assert raw["schema_version"] == records.SCHEMA_VERSION == 3
+    assert raw["schema_version"] == records.SCHEMA_VERSION == 4
     assert raw["schema_minor"] == 0  # only the stage that knows all fields claims the newest
     assert raw["features"][0]["predicate"] == {"kind": "token_class", "name": "number", "offset": 0}
 
@@ -141,9 +142,28 @@ def test_labels_in_words_stand_beside_the_own_one(tmp_path: Path) -> None:
             feature(other_labels=[other_label(**wrong)])
 
 
+def test_a_file_of_version_3_is_read_and_shown() -> None:
+    path = Path(__file__).parent / "feature_labels_v3.json"
+    assert json.loads(path.read_text(encoding="utf-8"))["schema_version"] == 3
+    old = FeatureLabels.load(path)
+    assert old.schema_version == 4
+    assert [f.input for f in old.features] == [f.output for f in old.features] == [None] * 3
+    assert [f.kind for f in old.features] == ["none", "input", "none"]
+    said = [shown(f) for f in old.features]
+    assert [s.is_label for s in said] == [False, True, False]
+    assert said[1].text == old.features[1].label
+    for feature, words in zip(old.features, said, strict=True):
+        if not words.is_label:
+            assert words.text.startswith("not labelled; fires most strongly on ")
+            assert "raises" in words.text
+            assert feature.label is None or feature.label not in words.text
+    again = FeatureLabels.model_validate(old.model_dump(mode="json"))
+    assert again == old
+
+
 def test_another_schema_version_is_a_clear_error(tmp_path: Path) -> None:
     labels([feature()]).save(tmp_path / "feature_labels.json")
     path = tmp_path / "feature_labels.json"
-    path.write_text(path.read_text().replace('"schema_version": 3', '"schema_version": 2'))
-    with pytest.raises(DamagedFileError, match="schema_version: Input should be 3"):
+    path.write_text(path.read_text().replace('"schema_version": 4', '"schema_version": 2'))
+    with pytest.raises(DamagedFileError, match="schema_version: Input should be 4"):
         FeatureLabels.load(tmp_path / "feature_labels.json")

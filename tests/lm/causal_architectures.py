@@ -1,5 +1,5 @@
-"""Tiny random models of every causal architecture of the pinned transformers, and what becomes of
-them: exact or refused.
+"""Tiny random models of every causal architecture of the pinned transformers, and of every model
+of several media with text among them; and what becomes of them: exact or refused.
 
 A configuration is made small by its own setting names, so that a new architecture needs no line
 here as long as it uses the common ones.
@@ -7,27 +7,53 @@ here as long as it uses the common ones.
 
 from __future__ import annotations
 
+import functools
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     AutoTokenizer,
     DynamicCache,
     PreTrainedConfig,
+    PreTrainedModel,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto import modeling_auto
 
 from rldecoder.errors import BadInputError
 from rldecoder.lm.frozen import FrozenLM
+from rldecoder.lm.loading import read_model
 from rldecoder.lm.proof import prove
+from rldecoder.lm.quiet import quiet_transformers
 
-ARCHITECTURES = tuple(sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES))
+
+def _classes() -> dict[str, str]:
+    """Model type -> the class that makes text of text, and maybe of pictures and sounds."""
+    kinds = ("CAUSAL_LM", "MULTIMODAL_LM", "IMAGE_TEXT_TO_TEXT")
+    found: dict[str, str] = {}
+    for kind in kinds:
+        found |= getattr(modeling_auto, f"MODEL_FOR_{kind}_MAPPING_NAMES")
+    return found
+
+
+@functools.cache
+def has_text_part(model_type: str) -> bool:
+    """Whether it is made of several parts, of which one is a text model."""
+    try:
+        config = AutoConfig.for_model(model_type)
+    except Exception:  # no configuration without arguments
+        return False
+    return isinstance(getattr(config, "text_config", None), PreTrainedConfig)
+
+
+CLASSES = _classes()
+ARCHITECTURES = tuple(sorted(CLASSES))
 
 DEPTH = 4
 LENGTH = 24
@@ -72,6 +98,11 @@ _MOST_PARAMETERS = 20_000_000
 _MIXED = ["sliding_attention", "full_attention"] * 2
 _OWN: dict[str, dict[str, Any]] = {
     "cohere_compass_text": {"layer_types": _MIXED},
+    "aya_vision": {"text_config": {"logit_scale": 1.0}},
+    "cohere2_vision": {"text_config": {"logit_scale": 1.0}},
+    "gemma3": {"text_config": {"final_logit_softcapping": None, "layer_types": _MIXED}},
+    "gemma4": {"text_config": {"layer_types": _MIXED, "hidden_size_per_layer_input": 0}},
+    "gemma4_unified": {"text_config": {"layer_types": _MIXED}},
     "dbrx": {
         "attn_config": {"rope_theta": 1e4, "kv_n_heads": 2},
         "ffn_config": {"ffn_hidden_size": 16, "moe_num_experts": 4, "moe_top_k": 2},
@@ -90,12 +121,15 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "falcon, alibi": ("falcon", {"alibi": True}),
     "falcon, new": ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}),
     "gemma3, mixed": ("gemma3_text", {"layer_types": _MIXED}),
+    "gemma3, capped": ("gemma3", {"text_config": {"final_logit_softcapping": 3.0}}),
+    "gemma4, plain": ("gemma4_text", {"layer_types": _MIXED, "hidden_size_per_layer_input": 0}),
     "gemma4, shared keys": (
         "gemma4_unified_text", {"layer_types": _MIXED, "num_kv_shared_layers": 2},
     ),
     "gpt_bigcode, many heads": ("gpt_bigcode", {"multi_query": False}),
     "gpt2, inverse": ("gpt2", {"scale_attn_by_inverse_layer_idx": True}),
     "gpt2, upcast": ("gpt2", {"reorder_and_upcast_attn": True}),
+    "granite 4, hybrid": ("granitemoehybrid", {"layer_types": ["mamba", "attention"] * 2}),
     "granite 4, dense": (
         "granitemoehybrid",
         {"layer_types": ["attention"] * DEPTH, "num_local_experts": 0, "num_experts_per_tok": 0},
@@ -118,6 +152,9 @@ class Outcome:
     status: str
     """`exact`, `refused`, `wrong` or `not made`."""
     reason: str
+    """The whole message."""
+    why: str
+    """Its middle: the cause."""
     error: float
     """Largest relative error of a token, where it was accepted."""
     seconds: float
@@ -126,9 +163,11 @@ class Outcome:
 def tiny_config(name: str) -> Any:
     """The configuration of an architecture or variant, with small sizes, those of its parts too."""
     model_type, own = VARIANTS.get(name, (name, _OWN.get(name, {})))
-    return AutoConfig.for_model(
-        model_type, **{**_small_values(AutoConfig.for_model(model_type)), **own}
-    )
+    values = _small_values(AutoConfig.for_model(model_type))
+    for key, value in own.items():
+        inner = values.get(key)
+        values[key] = {**inner, **value} if isinstance(inner, dict) else value
+    return AutoConfig.for_model(model_type, **values)
 
 
 def _small_values(known: Any) -> dict[str, Any]:
@@ -152,36 +191,54 @@ def outcome(name: str, tokenizer_folder: Path) -> Outcome:
     """Make a tiny model and try it."""
     started = time.perf_counter()
 
-    def done(status: str, reason: str, error: float = 0.0) -> Outcome:
-        return Outcome(name, status, reason, error, time.perf_counter() - started)
+    def done(status: str, said: str | BadInputError = "", error: float = 0.0) -> Outcome:
+        why = said.why or said.what if isinstance(said, BadInputError) else said
+        return Outcome(name, status, str(said), why, error, time.perf_counter() - started)
 
+    model_type, _ = VARIANTS.get(name, (name, {}))
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    ids = torch.randint(5, 400, (2, LENGTH), generator=torch.Generator().manual_seed(2))
     try:
-        config = tiny_config(name)
-        with torch.device("meta"):  # what its structure alone rules out needs no weights
-            shape = AutoModelForCausalLM.from_config(config)
-            FrozenLM(shape, tokenizer, tokenizer_folder)
-        size = sum(parameter.numel() for parameter in shape.parameters())
-        if size > _MOST_PARAMETERS:
-            return done("not made", f"{size:,} parameters with all small settings")
-        torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(config).eval()
-        for place, parameter in model.named_parameters():
-            if place.endswith("bias") or "norm" in place:
-                torch.nn.init.normal_(parameter, 0.5, 0.3)
-        with torch.no_grad():
-            model(input_ids=torch.randint(1, 512, (2, LENGTH)), use_cache=False)
+        with quiet_transformers():
+            config = tiny_config(name)
+            make = getattr(transformers, CLASSES[model_type])
+            with torch.device("meta"):  # what its structure alone rules out needs no weights
+                shape = make(config)
+                if not has_text_part(model_type):
+                    FrozenLM(shape, tokenizer, tokenizer_folder)
+            size = sum(parameter.numel() for parameter in shape.parameters())
+            if size > _MOST_PARAMETERS:
+                return done("not made", f"{size:,} parameters with all small settings")
+            torch.manual_seed(0)
+            model = make(config).eval()
+            for place, parameter in model.named_parameters():
+                if place.endswith("bias") or "norm" in place:
+                    torch.nn.init.normal_(parameter, 0.5, 0.3)
+            with torch.no_grad():
+                own = model(input_ids=ids, use_cache=False).logits.float()
     except BadInputError as error:
-        return done("refused", str(error))
+        return done("refused", error)
     except Exception as error:  # the small settings do not fit together
         return done("not made", f"{type(error).__name__}: {error}".splitlines()[0][:200])
     try:
+        if has_text_part(model_type):
+            model = _text_part(model, tokenizer)
         lm = FrozenLM(model, tokenizer, tokenizer_folder)
         prove(lm)
     except BadInputError as error:
-        return done("refused", str(error))
-    error = largest_error(lm)
-    return done("exact" if error < 1e-3 else "wrong", "", error)
+        return done("refused", error)
+    with torch.no_grad():
+        error = _error(lm.model(input_ids=ids, use_cache=False).logits.float(), own)
+    error = max(error, largest_error(lm))
+    return done("exact" if error < 1e-3 else "wrong", error=error)
+
+
+def _text_part(model: PreTrainedModel, tokenizer: Any) -> PreTrainedModel:
+    """What is read of a model of several parts that was saved."""
+    with tempfile.TemporaryDirectory() as folder, quiet_transformers():
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return read_model(Path(folder), None)[0]
 
 
 @torch.no_grad()
@@ -208,6 +265,7 @@ def largest_error(lm: FrozenLM) -> float:
     pad = 5
     padded = torch.cat([torch.zeros(2, pad, dtype=torch.long), ids], 1)
     mask = (torch.arange(pad + LENGTH) >= pad).long().expand(2, -1)
+    assert any(map(lm.has_caches, range(1, lm.num_layers + 1)))
     for layer in range(lm.num_layers + 1):
         resid = lm.trunk(ids, layer).resid
         if layer < lm.num_layers:
@@ -216,7 +274,7 @@ def largest_error(lm: FrozenLM) -> float:
         left = lm.trunk(padded, layer, attention_mask=mask).resid
         errors.append(_error(left[:, pad:], resid))
         errors.append(_error(lm.tail(left, layer, attention_mask=mask)[:, pad:], final))
-        if layer == 0:
+        if layer == 0 or not lm.has_caches(layer):
             continue
         for cache in (None, DynamicCache()):
             parts = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from rldecoder.errors import BadInputError, DamagedFileError, NoResourceError
 from rldecoder.lm import model_sources
 from rldecoder.lm.model_sources import (
     SourceUnavailableError,
+    check_model_folder,
     copy_model_files,
     fetch,
     locate,
@@ -132,6 +134,28 @@ def test_pickles_are_refused(tiny_lm_dir: Path, tmp_path: Path) -> None:
     (folder / "config.json").unlink()
     with pytest.raises(BadInputError, match=r"no config\.json"):
         locate([LocalSource(path=str(folder))])
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "device"])
+def test_weights_are_files(tiny_lm_dir: Path, tmp_path: Path, kind: str) -> None:
+    folder = Path(shutil.copytree(tiny_lm_dir, tmp_path / "model"))
+    weights = folder / "model.safetensors"
+    weights.unlink()
+    if kind == "folder":
+        weights.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(weights)
+    else:
+        weights.symlink_to("/dev/zero")  # of which a copy would fill the disk
+    with pytest.raises(BadInputError, match="is no file"):
+        check_model_folder(folder)
+
+
+def test_an_adapter_is_not_left_out_in_silence(tiny_lm_dir: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_lm_dir, tmp_path / "model"))
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(BadInputError, match="holds an adapter"):
+        check_model_folder(folder)
 
 
 def test_only_what_is_needed_is_copied(tiny_lm_dir: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Specs: all eight load, and their constants rebuild models of exactly the stated size."""
+"""Specs: all load, and their constants rebuild models of exactly the stated size."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ from rldecoder.lm.specs import (
 )
 
 NAMES = [
-    "Llama-3.2-1B", "Meta-Llama-3-8B", "gemma-2b", "gpt2-medium", "gpt2_phase1", "phi-2",
-    "pythia-1.4b", "smollm2-135m-instruct",
+    "Llama-3.1-8B", "Llama-3.2-1B", "Meta-Llama-3-8B", "gemma-2-2b", "gemma-2-9b", "gemma-2b",
+    "gemma-3-1b-pt", "gemma-3-270m", "gemma-3-4b-pt", "gpt2-medium", "gpt2_phase1", "phi-2",
+    "pythia-1.4b", "pythia-160m", "qwen3-0.6b", "qwen3-4b", "smollm2-135m-instruct",
 ]  # fmt: skip
 
 
@@ -40,7 +41,7 @@ def test_constants_make_a_model_of_the_stated_size(name: str) -> None:
         "max_position_embeddings": stated.context_length,
         "tie_word_embeddings": stated.tied_embeddings,
     }
-    if stated.model_type in ("llama", "gemma"):
+    if stated.model_type not in ("gpt2", "gpt_neox", "phi"):
         settings |= {"num_key_value_heads": stated.num_kv_heads, "head_dim": stated.head_dim}
     if stated.model_type != "gpt2":
         settings["intermediate_size"] = stated.d_mlp

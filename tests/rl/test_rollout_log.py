@@ -14,10 +14,6 @@ def row(step: int) -> RolloutRow:
     )  # fmt: skip
 
 
-def test_a_row_has_the_columns_in_order():
-    assert list(RolloutRow._fields) == ROLLOUTS.names
-
-
 def test_a_killed_log_equals_an_undisturbed_one(tmp_path):
     straight = RolloutLog(tmp_path / "a")
     for step in range(6):

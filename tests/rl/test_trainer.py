@@ -15,7 +15,7 @@ from rldecoder.rl.learner import Plan, PpoStep, make_learner
 from rldecoder.rl.replay import ReplayBatch
 from rldecoder.rl.rewards import RewardInputs
 from rldecoder.rl.rollout import DecoderSampler
-from rldecoder.rl.trainer import DecoderPPOTrainer
+from rldecoder.rl.trainer import VALUE_CLIP_COEF, DecoderPPOTrainer
 from rldecoder.seeds import torch_generator
 from tests.rl.plans import WEIGHTS, make_plan
 
@@ -114,7 +114,7 @@ def plain_ppo(decoder, learner, settings: PpoSettings, plan: Plan, steps: int) -
             ).loss  # fmt: skip
             entropy = core.masked_mean(core.entropy(full), mask)
             value = core.ppo_value_loss(
-                learner.critic(states), raw, returns, mask, clip_coef=settings.value_clip_coef
+                learner.critic(states), raw, returns, mask, clip_coef=VALUE_CLIP_COEF
             )
             factors = [settings.response_kl_factors.get(prompt.task, 1.0) for prompt in prompts]
             exact = core.exact_kl(frozen, full)

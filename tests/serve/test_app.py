@@ -62,7 +62,8 @@ def test_a_prompt_is_traced_opened_changed_and_explained(
         if factor == 0:
             assert changed["decoder"]["effect"] == pytest.approx(feature["effect"], abs=1e-5)
     said = ask(client, "/api/explain", prompt=PROMPT, position=last)
-    assert said["method_a"].startswith("Active at this position")
+    assert len(said["active"]) == 5
+    assert said["says"].startswith("The model expects")
     assert said["decoder"]["token"] == tokens[last]["decoder"][0]["token"]
 
 
@@ -237,8 +238,8 @@ def test_a_verdict_names_the_label_and_published_ones_stay_beside_new_ones(
     catalogue = catalogue_of(folder, debug_clusters, path)
     catalogue.review(ReviewRequest(latent=feature.latent, reviewer="cem", accept=True))
     assert read_reviews(path, ours.sae_digest)[-1].shown == feature.label
-    shown = catalogue.card(feature.latent)["reviews"]
-    assert [(r["reviewer"], r["at"] is not None) for r in shown] == [
+    shown = catalogue.card(feature.latent).reviews
+    assert [(r.reviewer, r.at is not None) for r in shown] == [
         ("dan", False), ("ann", True), ("bob", True), ("cem", True),
     ]  # fmt: skip
 
@@ -384,7 +385,7 @@ def test_a_label_below_the_bar_is_marked_wherever_it_is_sent(served: Served) -> 
     assert seen == {True, False}
     said = ask(client, "/api/explain", prompt=PROMPT, position=last)
     assert "guess" not in json.dumps(said)
-    assert "no accepted label" in said["method_a"]
+    assert "no accepted label" in {what for _, _, what in said["active"]}
     for card in client.get("/api/features", params={"count": 48}).json()["cards"]:
         (feature,) = [f for f in served.catalogue.labels.features if f.latent == card["latent"]]
         assert card["high"] == feature.high_confidence

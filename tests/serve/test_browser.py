@@ -221,12 +221,12 @@ def test_a_hostile_claim_does_nothing(running: Running) -> None:
     prediction = {"token": HOSTILE_MARKUP, "p": 0.5, "then": []}
     claim = {
         "sentence": HOSTILE_MARKUP, "verdict": "<img src=x>", "css": "supported",
-        "effect": 0.25, "frozen_effect": -0.5, "frozen_noise": 0.25, "noise": 0.125,
+        "change": 0.25, "decoder_change": -0.5, "noise": 0.125,
     }  # fmt: skip
     answer = {
         "prompt": HOSTILE_MARKUP, "cut": False, "kl": 0.1, "frozen": prediction,
-        "decoder": prediction, "agree": True, "method_a": HOSTILE_MARKUP,
-        "method_b": HOSTILE_MARKUP, "claims": [claim], "sanity": None,
+        "decoder": prediction, "agree": True, "active": [["#7", "0.75", HOSTILE_MARKUP]],
+        "says": HOSTILE_MARKUP, "claims": [claim], "tested": HOSTILE_MARKUP,
     }  # fmt: skip
     with open_browser() as browser:
         page = browser.page
@@ -236,9 +236,9 @@ def test_a_hostile_claim_does_nothing(running: Running) -> None:
         page.click("#explain")
         page.wait_for_selector("#explanation .claims li")
         shown = str(page.text_content("#explanation"))
-        assert shown.count(HOSTILE_MARKUP) == 2  # Method A and the claim
+        assert shown.count(HOSTILE_MARKUP) == 4  # both methods, the claim, what was tested
         assert page.text_content("#explanation .chip") == "<img src=x>"
-        for words in ("measured +0.25 nats (chance 0.13)", "frozen model −0.50"):
+        for words in ("measured +0.25 nats (chance 0.13)", "decoder −0.50"):
             assert words in shown
         assert page.locator("#explanation img, #explanation script").count() == 0
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth + 1")

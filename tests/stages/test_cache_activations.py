@@ -264,3 +264,19 @@ def test_bad_settings_are_named(
 ) -> None:
     with pytest.raises(BadInputError, match=message):
         STAGE.run(inputs, settings(**changes), context())
+
+
+def test_the_model_is_proven_at_the_layer_in_use(
+    inputs: TextInputs, context: MakeContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything is cached: what every later stage cuts is that layer."""
+    seen: list[dict[str, Any]] = []
+
+    def prove(lm: FrozenLM, **how: Any) -> None:
+        seen.append(how)
+        raise BadInputError("not exact")
+
+    monkeypatch.setattr("rldecoder.stages.cache_activations.prove", prove)
+    with pytest.raises(BadInputError, match="not exact"):
+        STAGE.run(inputs, settings(hook_layer=3), context())
+    assert seen == [{"hook_layer": 3}]

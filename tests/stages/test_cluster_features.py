@@ -112,7 +112,7 @@ def test_absorption_links_are_published(tmp_path: Path, inputs: Folders) -> None
         (row["general"], row["special"], row["absorbed"]) for row in rows
     ]
     of = {f.latent: f for f in published(Labels, inputs["label_features"]).labels.features}
-    assert all(of[row["general"]].predicate is not None for row in rows)
+    assert all(of[row["general"]].input_predicate is not None for row in rows)
     # Ablated too, as far as both fire in the text that is searched.
     assert any(row["fingerprint_cosine"] is not None for row in rows)
 

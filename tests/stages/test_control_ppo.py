@@ -100,7 +100,7 @@ def test_every_system_is_measured(published):
     gates = {row["system"]: row["gates"] for row in rows}
     assert gates == {
         "trained": False, "supervised": False, "frozen": False,
-        "uniform_policy": True, "random_decoder": True, "random_reward": True, "losses_only": True,
+        "uniform_policy": True, "random_decoder": True, "random_reward": True, "losses_only": False,
         "text_only": True,
     }  # fmt: skip
     overall = {row["system"]: row for row in rows if row["task"] == "all"}
@@ -134,6 +134,31 @@ def test_passes_when_all_controls_are_beaten(inputs, context, monkeypatch):
     output = run(inputs, NO_CONTINUATION, context())
     assert output.verdict == "pass"
     assert output.reasons == ()
+
+
+def test_distillation_is_measured_beside_the_verdict(inputs, context, monkeypatch):
+    """What comes near by distillation alone is said, and does not gate; any other control does."""
+
+    def near(names):
+        def comparison(trained, control, seed):
+            far = {"score_low": -0.01, "beaten": False} if control.name in names else {}
+            return BEATEN.model_copy(update={"control": control.name, **far})
+
+        return comparison
+
+    monkeypatch.setattr(control_ppo, "_train", lambda kind, number, seed, decoder, *rest: decoder)
+    monkeypatch.setattr(control_ppo, "compare", near({"losses_only"}))
+    ctx = context()
+    output = run(inputs, CONFIG, ctx)
+    assert (output.verdict, output.reasons) == ("pass", ())
+    (sentence,) = artifact(Controls, ctx.out).record.beside
+    assert sentence.startswith("the reward adds ")
+    assert "-0.01" in sentence
+    for control in ("uniform_policy", "random_decoder", "random_reward", "text_only"):
+        monkeypatch.setattr(control_ppo, "compare", near({control}))
+        output = run(inputs, CONFIG, context())
+        assert output.verdict == "fail"
+        assert control in output.reasons[0]
 
 
 def test_a_rise_of_held_out_kl_fails_the_gate(inputs, context, monkeypatch):

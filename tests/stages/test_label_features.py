@@ -12,6 +12,7 @@ from rldecoder.config.interp import LabelFeaturesConfig, PredicateSettings, Rank
 from rldecoder.data.shards import read_tokens
 from rldecoder.errors import BadInputError
 from rldecoder.interp.review import ReviewLine, append_review
+from rldecoder.interp.shown import ShownLatents
 from rldecoder.stages.table import stage_named
 from tests.stages.interp_inputs import (
     Folders,
@@ -50,7 +51,7 @@ def test_labels_scores_and_controls(tmp_path: Path, inputs: Folders) -> None:
     labels = artifact.labels
     assert labels.requested == 24
     assert labels.labelled + labels.failed == len(labels.features) == 24
-    assert labels.failed > 0
+    assert sum(labels.count(kind) for kind in ("input", "output", "both", "none")) == 24
     assert labels.sae_digest == "train_sae"
     importance = [feature.importance for feature in labels.features]
     assert importance == sorted(importance, reverse=True)
@@ -78,7 +79,9 @@ def test_labels_scores_and_controls(tmp_path: Path, inputs: Folders) -> None:
     scores = artifact.scores.to_pylist()
     by_method = {m: [r for r in scores if r["method"] == m] for m in ("label", "shuffled")}
     assert [r["latent"] for r in by_method["label"]] == [f.latent for f in labels.features]
-    assert len(by_method["shuffled"]) == labels.labelled
+    with_input = sum(f.input.text is not None for f in labels.features)
+    assert 0 < with_input < 24
+    assert len(by_method["shuffled"]) == with_input
     controls = artifact.controls
     methods = controls.methods
     assert methods["random_sae"].latents == 10
@@ -90,12 +93,36 @@ def test_labels_scores_and_controls(tmp_path: Path, inputs: Folders) -> None:
     assert output.metrics["drawn_detection"] == drawn
     label, calibration = methods["label"], controls.calibration
     assert calibration.people is None  # nobody has said anything
-    assert label.failed == labels.failed
+    assert label.failed == 24 - with_input
     assert label.means["f1"] < label.means_labelled["f1"]
     assert methods["shuffled"].means["f1"] < label.means_labelled["f1"]
-    assert calibration.test.n == labels.labelled
+    assert calibration.test.n <= labels.labelled
     assert calibration.high_confidence.labels == confident
-    assert calibration.best_possible_coverage == label.accepted / 24
+    assert calibration.best_possible_coverage <= label.accepted / 24
+    found = controls.coverage.methods["label"]
+    assert found.latents == 24
+    assert [found.input, found.output, found.both, found.none] == [
+        labels.count(kind) for kind in ("input", "output", "both", "none")
+    ]
+    assert label.accepted == 24 - found.none
+    assert controls.coverage.methods.keys() == methods.keys()
+    assert (
+        output.metrics["coverage_random_sae"]
+        == controls.coverage.methods["random_sae"].coverage.value
+    )
+    rows = artifact.output_scores.to_pylist()
+    assert {r["method"] for r in rows} == methods.keys()
+    own = [r for r in rows if r["method"] == "label"]
+    assert [r["latent"] for r in own] == [f.latent for f in labels.features]
+    assert [r["accepted"] for r in own] == [f.output.accepted for f in labels.features]
+    # Of every latent something can be said, of those that are not to be labelled too.
+    said = ShownLatents(labels, artifact.descriptions)
+    fired = {row["latent"] for row in artifact.descriptions.to_pylist()}
+    assert fired >= {f.latent for f in labels.features}
+    assert len(fired) > 24
+    for latent in fired:
+        words = said.of(latent)
+        assert words.is_label or words.text.startswith("not labelled; fires most strongly on ")
     point = calibration.at_point_estimate.coverage
     assert point.low <= point.value <= point.high
     for name in ("detection_hard", "fuzzing_hard", "intruder", "simulation"):
@@ -122,9 +149,10 @@ def test_examples_come_from_all_text_and_labels_from_a_sample(
     assert paths[0].read_bytes() == paths[1].read_bytes()
     every, some = (published(Labels, folder).labels.features for folder in (out, sampled))
     assert [f.density for f in every] == [f.density for f in some]
-    assert [f.predicate for f in every] != [f.predicate for f in some]
-    assert any(f.predicate for f in some)
-    firings = [int(f.failure.split()[2]) for f in some if f.failure and "fires on" in f.failure]
+    assert [f.input.predicate for f in every] != [f.input.predicate for f in some]
+    assert any(f.input.predicate for f in some)
+    failures = [f.input.failure for f in some if f.input.failure]
+    firings = [int(failure.split()[2]) for failure in failures if "fires on" in failure]
     assert all(count < CONFIG.predicate.min_firings for count in firings)
     with pytest.raises(ValueError, match="example_tokens"):
         LabelFeaturesConfig(fit_tokens=2, example_tokens=1)
@@ -197,13 +225,17 @@ def test_verdicts_of_the_audit_refit_confidence_and_threshold(
 
     # A labeler that now says something else: the verdicts stay, and decide nothing.
     other = config.model_copy(
-        update={"reviews": path, "predicate": PredicateSettings(max_atoms=1, max_tokens=1)}
+        update={
+            "reviews": path,
+            "predicate": PredicateSettings(max_atoms=1, max_tokens=1),
+            "output_share": 0.2,
+        }
     )
     _, out = run_stage(STAGE, inputs, other, tmp_path / "other")
     old = {f.latent: f.label for f in before.features}
     found = [
         f for f in published(Labels, out).labels.features
-        if f.reviews and f.predicate is not None and f.label != old[f.latent]
+        if f.reviews and not f.by_person and f.label != old[f.latent]
     ]  # fmt: skip
     assert found
     assert all(f.reviews[0].accept for f in found)

@@ -92,7 +92,7 @@ def test_both_labels_are_published_with_their_scores_and_the_ledger(
         assert len(server.bodies) == sent
     artifact = published(Labels, out)
     old, new = published(Labels, before).labels, artifact.labels
-    assert (new.schema_version, new.schema_minor) == (3, 2)
+    assert (new.schema_version, new.schema_minor) == (4, 0)
     # The deterministic labeler's part is what it was without the language model.
     for ours, theirs in zip(new.features, old.features, strict=True):
         assert ours.model_copy(update={"other_labels": []}) == theirs

@@ -28,6 +28,7 @@ from rldecoder.stages.context import StageContext
 from rldecoder.stages.inputs import Nothing
 from rldecoder.stages.table import stage_named
 from tests.stages.published import published
+from tests.tiny_models import BOS, with_tokens_around
 
 STAGE = stage_named("sync_tokenizer")
 
@@ -112,6 +113,26 @@ def test_a_folder_of_ones_own(context: MakeContext, tiny_llama_dir: Path) -> Non
         assert (ctx.out / "model" / path.name).read_bytes() == path.read_bytes()
     text = ModelFolder.record.path(ctx.out).read_text()
     assert str(tiny_llama_dir.parent) not in text  # content, not place
+
+
+def test_how_texts_begin_is_measured_and_published(
+    context: MakeContext, tiny_llama_dir: Path, tmp_path: Path
+) -> None:
+    folder = with_tokens_around(tiny_llama_dir, tmp_path / "with_bos", bos=True)
+    fronts = {}
+    for setting in ("auto", "never"):
+        config = SyncTokenizerConfig(model="folder", path=str(folder), bos=setting)
+        ctx = context(setting)
+        output = STAGE.run(Nothing(), config, ctx)
+        artifact = published(ModelFolder, ctx.out)
+        found = artifact.bos
+        assert found is not None
+        assert (found.setting, found.measured == ()) == (setting, False)
+        assert found.cross_entropy_with != found.cross_entropy_without
+        assert ("bos_cross_entropy" in output.metrics) == (setting == "auto")
+        fronts[setting] = artifact.load().front
+        assert fronts[setting] == found.in_front
+    assert fronts == {"auto": (BOS,), "never": ()}
 
 
 def test_place_changes_neither_digest_fields_nor_fingerprint(

@@ -13,7 +13,7 @@ import pytest
 from rldecoder.config.run import load_run_config
 from rldecoder.errors import GateFailedError
 from tasks import stage_worker
-from tasks.stage_worker import PipeReporter, work
+from tasks.stage_worker import PipeReporter, Request, work
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -27,12 +27,12 @@ def lines(stream: io.StringIO) -> list[dict[str, Any]]:
     return [json.loads(line) for line in stream.getvalue().splitlines()]
 
 
-def request(tmp_path: Path, **changes: Any) -> dict[str, Any]:
+def request(tmp_path: Path) -> Request:
     run = load_run_config(ROOT / "configs" / "debug.yaml")
-    return {
-        "run": run.model_dump(mode="json"), "stage": "ingest", "refs": {},
-        "root": str(tmp_path), "mirror": None, "device": "cpu", **changes,
-    }  # fmt: skip
+    return Request(
+        run=run, stage="ingest", refs={}, root=str(tmp_path), mirror=None, device="cpu",
+        events_fd=1,
+    )  # fmt: skip
 
 
 def test_many_small_steps_make_few_lines_and_lose_nothing(stream: io.StringIO) -> None:

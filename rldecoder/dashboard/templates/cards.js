@@ -47,7 +47,7 @@ const Cards = (() => {
     .map(([key, name]) => name + " " + number(scores[key], 2));
   const other = (label) => {
     const box = element("div", "other");
-    box.append(element("p", "", label.label === null ? "no label: " + label.failure : label.label));
+    box.append(element("p", "", label.label === null ? "failed: " + label.failure : label.label));
     const asked = label.scores;
     const sure = label.confidence;
     const confidence = sure === null ? "no confidence: " + label.no_confidence
@@ -75,7 +75,8 @@ const Cards = (() => {
     + (review.note ? " (" + review.note + ")" : "")
     + (review.at ? ", " + review.at.replace("T", " ").replace("+00:00", " UTC") : "");
   // A label below the bar of confidence is a guess, and says so wherever it stands.
-  const name = (feature) => (feature.label ? (feature.high ? "" : "unsure: ") + feature.label : "no label: " + feature.failure);
+  // What passed no test is no label: what is known stands there, and says that it is a description.
+  const name = (feature) => (feature.is_label && !feature.high ? "unsure: " : "") + feature.shown;
   const card = (feature) => {
     const box = element("article", "panel card");
     box.append(element("h4", "", "#" + feature.latent + "  " + name(feature)));
@@ -91,6 +92,7 @@ const Cards = (() => {
     box.append(line("meta", facts), line("meta scores", scored(feature.scores)));
     const related = relations(feature.relations || {});
     if (related.length) box.append(line("meta", related));
+    feature.tried.forEach((tried) => box.append(line("meta", tried)));
     if (feature.predicate) box.append(element("p", "meta predicate", feature.predicate));
     feature.others.forEach((label) => box.append(other(label)));
     feature.examples.forEach((example) => box.append(context(example)));

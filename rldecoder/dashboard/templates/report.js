@@ -13,7 +13,7 @@
 
   const haystack = (feature) =>
     [
-      "#" + feature.latent, feature.label || "", feature.failure || "",
+      "#" + feature.latent, feature.shown, feature.label || "", feature.failure || "",
       ...feature.others.map((other) => other.label || ""),
       ...feature.promoted, ...feature.examples.filter((example) => example.kind !== "near_miss").map((example) => example.tokens.join("")),
     ].join("\n").toLowerCase();
@@ -33,8 +33,8 @@
       .filter((feature) =>
         only.value === "all" ? true
           : only.value === "high" ? feature.high
-          : only.value === "failed" ? feature.label === null
-          : feature.label !== null && !feature.high)
+          : only.value === "failed" ? !feature.is_label
+          : feature.is_label && !feature.high)
       .sort(orders[sort.value]);
     cards.replaceChildren(...found.slice(0, shown).map(Cards.card));
     count.textContent = found.length + " of " + features.length + " features";

@@ -15,16 +15,19 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from pydantic import BaseModel
 
 from rldecoder.errors import BadInputError
+from rldecoder.files import write_bytes
 from rldecoder.interp.exports import saedashboard
-from rldecoder.interp.exports.material import ExportMaterial
+from rldecoder.interp.exports.material import ExportExample, ExportFeature, ExportMaterial
 from rldecoder.interp.records import FeatureLabel
+from rldecoder.interp.shown import shown
 
 
 class Publication(NamedTuple):
@@ -40,6 +43,119 @@ class Publication(NamedTuple):
     """Its name."""
     title: str
     created_at: datetime
+
+
+class _Made(BaseModel):
+    """Who made a row of a table, and when."""
+
+    creatorId: str
+    createdAt: str
+
+
+class Release(_Made):
+    """The row of `release.jsonl`."""
+
+    name: str
+    description: str
+    descriptionShort: str
+    creatorName: str
+    creatorNameShort: str
+    urls: list[str] = []
+    visibility: str = "PRIVATE"
+
+
+class Model(_Made):
+    """The row of `model.jsonl`; its sizes are the importing account's to fill in."""
+
+    id: str
+    instruct: bool
+    displayNameShort: str
+    displayName: str
+    layers: int = 0
+    neuronsPerLayer: int = 0
+    owner: str = ""
+    updatedAt: str
+    visibility: str = "PRIVATE"
+
+
+class SourceSet(_Made):
+    """The row of `sourceset.jsonl`."""
+
+    modelId: str
+    name: str
+    description: str
+    type: str = "SAE"
+    creatorName: str
+    releaseName: str
+    urls: list[str] = []
+    hasDashboards: bool = True
+    visibility: str = "PRIVATE"
+
+
+class Source(_Made):
+    """The row of `source.jsonl`."""
+
+    id: str
+    modelId: str
+    setName: str
+    dataset: str
+    num_prompts: int
+    num_tokens_in_prompt: int
+    hasDashboards: bool = True
+    visibility: str = "PRIVATE"
+    notes: str
+
+
+class _OfSource(BaseModel):
+    """A row about one latent of a source, whose number is `index`."""
+
+    modelId: str
+    layer: str
+    """The source's id."""
+    createdAt: str
+
+
+class _Measured(_OfSource):
+    creatorId: str
+
+
+class FeatureRow(saedashboard.Profile, _Measured):
+    """A line of `features/`."""
+
+    index: str
+    maxActApprox: float
+    hasVector: bool = False
+    hookName: str
+
+
+class ActivationRow(_Measured):
+    """A line of `activations/`."""
+
+    id: str
+    index: str
+    tokens: list[str]
+    values: list[float]
+    maxValue: float
+    maxValueTokenIndex: int
+    minValue: float
+    binMin: float
+    binMax: float
+    binContains: float
+    qualifyingTokenIndex: int
+    dfaValues: list[float] = []
+    lossValues: list[float] = []
+
+
+class ExplanationRow(_OfSource):
+    """A line of `explanations/`."""
+
+    authorId: str
+    id: str
+    index: str
+    description: str
+    typeName: None = None
+    explanationModelName: None = None
+    notes: str
 
 
 def source_id(material: ExportMaterial, names: Publication) -> str:
@@ -63,154 +179,131 @@ def write(folder: Path, material: ExportMaterial, names: Publication) -> Path:
 
     source = source_id(material, names)
     target = folder / names.model_id / source
-    for kind in ("features", "activations", "explanations"):
-        (target / kind).mkdir(parents=True, exist_ok=True)
-    created = names.created_at.isoformat()
-    for table, row in _metadata(material, names, source, created).items():
+    for table, row in _tables(material, names).items():
         _write_lines(target / f"{table}.jsonl", [row])
 
     # The site imports features, activations and explanations by batches of the same number.
-    records = {feature.record.latent: feature.record for feature in material.features}
-    for number, batch in enumerate(
-        saedashboard.batches(material, names.model_id, names.source_set)
-    ):
-        common = {"modelId": names.model_id, "layer": source, "createdAt": created}
-        made = common | {"creatorId": names.author_id}
-        features = batch["features"]
-        name = f"batch-{number}.jsonl.gz"
-        _write_lines(target / "features" / name, (_feature(f, made, material) for f in features))
-        _write_lines(
-            target / "activations" / name,
-            (
-                _activation(row, feature["feature_index"], rank, made)
+    common = {
+        "modelId": names.model_id, "layer": source, "createdAt": names.created_at.isoformat()
+    }  # fmt: skip
+    made = common | {"creatorId": names.author_id}
+    for number, features in enumerate(saedashboard.batches(material)):
+        rows: dict[str, Iterable[BaseModel]] = {
+            "features": (_feature(feature, material.hook_name, made) for feature in features),
+            "activations": (
+                _activation(example, feature.record.latent, rank, made)
                 for feature in features
-                for rank, row in enumerate(feature["activations"])
+                for rank, example in enumerate(feature.examples)
             ),
-        )
-        _write_lines(
-            target / "explanations" / name,
-            (
-                _explanation(record, common | {"authorId": names.author_id})
-                for record in (records[feature["feature_index"]] for feature in features)
-                if record.label is not None
+            "explanations": (
+                _explanation(feature.record, common | {"authorId": names.author_id})
+                for feature in features
             ),
-        )
+        }
+        for kind, lines in rows.items():
+            _write_lines(target / kind / f"batch-{number}.jsonl.gz", lines)
     return target
 
 
-def _metadata(
-    material: ExportMaterial, names: Publication, source: str, created: str
-) -> dict[str, dict[str, Any]]:
-    """The one row of each of the four tables that describe a source."""
-    made = {"creatorId": names.author_id, "createdAt": created}
+def _tables(material: ExportMaterial, names: Publication) -> dict[str, BaseModel]:
+    """The one row of each of the four tables that describe a source.
 
-    # Sizes are 0 and all is private: the importing account knows them, and decides who may look.
+    All is private: the importing account decides who may look.
+    """
+    created = names.created_at.isoformat()
+    made = {"creatorId": names.author_id, "createdAt": created}
     return {
-        "release": made
-        | {
-            "name": names.source_set,
-            "description": names.title,
-            "descriptionShort": names.title,
-            "creatorName": names.author,
-            "creatorNameShort": names.author,
-            "urls": [],
-            "visibility": "PRIVATE",
-        },
-        "model": made
-        | {
-            "id": names.model_id,
-            "instruct": "instruct" in names.model_id or names.model_id.endswith("-it"),
-            "displayNameShort": names.model_id,
-            "displayName": names.model_id,
-            "layers": 0,
-            "neuronsPerLayer": 0,
-            "owner": "",
-            "updatedAt": created,
-            "visibility": "PRIVATE",
-        },
-        "sourceset": made
-        | {
-            "modelId": names.model_id,
-            "name": names.source_set,
-            "description": names.title,
-            "type": "SAE",
-            "creatorName": names.author,
-            "releaseName": names.source_set,
-            "urls": [],
-            "hasDashboards": True,
-            "visibility": "PRIVATE",
-        },
-        "source": made
-        | {
-            "id": source,
-            "modelId": names.model_id,
-            "setName": names.source_set,
-            "dataset": material.dataset,
-            "num_prompts": material.num_sequences,
-            "num_tokens_in_prompt": material.context_length,
-            "hasDashboards": True,
-            "visibility": "PRIVATE",
-            "notes": f"{material.hook_name}; {material.num_latents} latents, "
+        "release": Release(
+            **made,
+            name=names.source_set,
+            description=names.title,
+            descriptionShort=names.title,
+            creatorName=names.author,
+            creatorNameShort=names.author,
+        ),
+        "model": Model(
+            **made,
+            id=names.model_id,
+            instruct="instruct" in names.model_id or names.model_id.endswith("-it"),
+            displayNameShort=names.model_id,
+            displayName=names.model_id,
+            updatedAt=created,
+        ),
+        "sourceset": SourceSet(
+            **made,
+            modelId=names.model_id,
+            name=names.source_set,
+            description=names.title,
+            creatorName=names.author,
+            releaseName=names.source_set,
+        ),
+        "source": Source(
+            **made,
+            id=source_id(material, names),
+            modelId=names.model_id,
+            setName=names.source_set,
+            dataset=material.dataset,
+            num_prompts=material.num_sequences,
+            num_tokens_in_prompt=material.context_length,
+            notes=f"{material.hook_name}; {material.num_latents} latents, "
             f"of which {len(material.features)} are here",
-        },
+        ),
     }
 
 
-def _feature(
-    feature: dict[str, Any], made: dict[str, Any], material: ExportMaterial
-) -> dict[str, Any]:
-    left_out = ("feature_index", "n_prompts_total", "n_tokens_in_prompt", "dataset", "activations")
-    shared = {name: value for name, value in feature.items() if name not in left_out}
-    strongest = max((max(row["values"]) for row in feature["activations"]), default=0.0)
-    return (
-        made
-        | shared
-        | {
-            "index": str(feature["feature_index"]),
-            "maxActApprox": strongest,
-            "hasVector": False,
-            "hookName": material.hook_name,
-        }
+def _feature(feature: ExportFeature, hook_name: str, made: dict[str, str]) -> FeatureRow:
+    windows = [saedashboard.activation(example).values for example in feature.examples]
+    return FeatureRow(
+        **dict(saedashboard.profile(feature)),
+        **made,
+        index=str(feature.record.latent),
+        maxActApprox=max(map(max, windows), default=0.0),
+        hookName=hook_name,
     )
 
 
 def _activation(
-    row: dict[str, Any], latent: int, rank: int, made: dict[str, Any]
-) -> dict[str, Any]:
-    values = row["values"]
-    return made | {
-        "id": _id(made["modelId"], made["layer"], latent, "activation", rank),
-        "index": str(latent),
-        "tokens": row["tokens"],
-        "values": values,
-        "maxValue": max(values),
-        "maxValueTokenIndex": values.index(max(values)),
-        "minValue": min(values),
-        "binMin": row["bin_min"],
-        "binMax": row["bin_max"],
-        "binContains": row["bin_contains"],
-        "qualifyingTokenIndex": row["qualifying_token_index"],
-        "dfaValues": [],
-        "lossValues": [],
-    }
+    example: ExportExample, latent: int, rank: int, made: dict[str, str]
+) -> ActivationRow:
+    row = saedashboard.activation(example)
+    return ActivationRow(
+        **made,
+        id=_id(made["modelId"], made["layer"], latent, "activation", rank),
+        index=str(latent),
+        tokens=row.tokens,
+        values=row.values,
+        maxValue=max(row.values),
+        maxValueTokenIndex=row.values.index(max(row.values)),
+        minValue=min(row.values),
+        binMin=row.bin_min,
+        binMax=row.bin_max,
+        binContains=row.bin_contains,
+        qualifyingTokenIndex=row.qualifying_token_index,
+    )
 
 
-def _explanation(record: FeatureLabel, common: dict[str, Any]) -> dict[str, Any]:
+def _explanation(record: FeatureLabel, common: dict[str, str]) -> ExplanationRow:
+    said = shown(record)
+    output = record.output
     notes = {
+        "kind": record.kind,
+        "is_label": said.is_label,
         "labeler": record.labeler,
         "confidence": record.confidence,
         "confidence_interval": [record.confidence_low, record.confidence_high],
         "high_confidence": record.high_confidence,
         "scores": record.scores.model_dump(mode="json"),
+        "raises": [] if output is None else [gain.token for gain in output.raised],
+        "lowers": [] if output is None else [gain.token for gain in output.lowered],
+        "output_scores": None if output is None else output.scores.model_dump(mode="json"),
     }
-    return common | {
-        "id": _id(common["modelId"], common["layer"], record.latent, "explanation", 0),
-        "index": str(record.latent),
-        "description": record.label,
-        "typeName": None,
-        "explanationModelName": None,
-        "notes": json.dumps(notes),
-    }
+    return ExplanationRow(
+        **common,
+        id=_id(common["modelId"], common["layer"], record.latent, "explanation", 0),
+        index=str(record.latent),
+        description=said.text,
+        notes=json.dumps(notes),
+    )
 
 
 def _id(*parts: object) -> str:
@@ -218,11 +311,10 @@ def _id(*parts: object) -> str:
     return "c" + hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
 
 
-def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+def _write_lines(path: Path, rows: Iterable[BaseModel]) -> None:
     """JSON lines, gzipped if the name says so; the file appears when it is whole."""
-    text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+    text = "".join(json.dumps(row.model_dump(), allow_nan=False) + "\n" for row in rows)
     data = text.encode()
-    aside = path.with_name(f".{path.name}.writing")
+    path.parent.mkdir(parents=True, exist_ok=True)
     # mtime 0: the same features give the same bytes.
-    aside.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
-    os.replace(aside, path)
+    write_bytes(path, gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)

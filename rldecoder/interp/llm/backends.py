@@ -55,27 +55,28 @@ class Prices(NamedTuple):
         return (tokens_in * self.input + tokens_out * self.output) / 1e6
 
 
-class AttemptError(Exception):
-    """An attempt brought no answer.
+class NoAnswerError(Exception):
+    """No attempt brought an answer.
 
     Args:
-        outcome: timeout, rate_limited, server_error, connection_error or rejected; for the ledger.
-        retry_after: seconds that the server asked to wait, if it did.
-        again: whether another attempt can do better.
-        billed: whether it may have been charged for (no word came back).
+        outcome: the last one's: timeout, rate_limited, server_error, connection_error or rejected.
     """
 
-    def __init__(
-        self,
-        outcome: str,
-        *,
-        retry_after: float | None = None,
-        again: bool = True,
-        billed: bool = False,
-    ) -> None:
-        self.outcome, self.retry_after = outcome, retry_after
-        self.again, self.billed = again, billed
+    def __init__(self, outcome: str) -> None:
+        self.outcome = outcome
         super().__init__(outcome)
+
+
+class Attempts(Protocol):
+    """Where a model says what it sends for one request."""
+
+    def begin(self) -> None:
+        """An attempt is about to be sent. Raises what stops everything, such as a budget."""
+        ...
+
+    def end(self, outcome: str, *, free: bool = False) -> None:
+        """It brought no answer; `free`: it was not charged for. Again: nothing happens."""
+        ...
 
 
 class ChatModel(Protocol):
@@ -86,8 +87,6 @@ class ChatModel(Protocol):
     prices: Prices
     concurrency: int
     """Requests on their way at once."""
-    max_attempts: int
-    max_wait_seconds: float
     max_failed_in_a_row: int
 
     def identity(self) -> dict[str, Any]:
@@ -106,11 +105,11 @@ class ChatModel(Protocol):
         """How long a prompt is."""
         ...
 
-    def send(self, request: ChatRequest) -> Reply:
-        """One attempt.
+    def send(self, request: ChatRequest, attempts: Attempts) -> Reply:
+        """Ask, and where that may help ask again; each attempt begins and ends in `attempts`.
 
         Raises:
-            AttemptError: no answer this time.
+            NoAnswerError: no answer came.
             RlDecoderError: it will never work (wrong key, no such model): everything stops.
         """
         ...

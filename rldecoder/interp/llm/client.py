@@ -1,28 +1,20 @@
-"""Asking: cache first, then budget, then attempts with waits, and every attempt in the ledger."""
+"""Asking: cache first, then budget, then attempts, each of them in the ledger."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from multiprocessing.pool import ThreadPool
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from tenacity import (
-    RetryCallState,
-    Retrying,
-    retry_if_exception,
-    stop_after_attempt,
-    wait_exponential_jitter,
-)
-
 from rldecoder.config.base import hash_json
-from rldecoder.config.llm import Budget
-from rldecoder.errors import BudgetExceededError, NoResourceError, RlDecoderError
-from rldecoder.interp.llm.backends import AttemptError, ChatModel, ChatRequest, Reply
+from rldecoder.errors import NoResourceError
+from rldecoder.interp.llm.backends import ChatModel, ChatRequest, NoAnswerError, Reply
 from rldecoder.interp.llm.parsing import MalformedAnswerError
 from rldecoder.interp.llm.prompts import prompts_digest, repair_prompt
-from rldecoder.interp.llm.storage import AnswerCache, Ledger, Spent
+from rldecoder.interp.llm.storage import Database, Ledger, Spent
 
 T = TypeVar("T")
 DIGEST_CHARS = 16
@@ -41,7 +33,7 @@ class Parsed(NamedTuple, Generic[T]):
     """Why there is no usable answer, in words of ours; None if there is one."""
 
 
-class _Unreadable(NamedTuple):
+class Unreadable(NamedTuple):
     """An answer of another form than was asked for."""
 
     problem: str
@@ -54,6 +46,8 @@ class Question(NamedTuple, Generic[T]):
 
     request: ChatRequest
     parse: Callable[[str], T]
+    stand_in: T | None = None
+    """Taken for the answer where nothing is sent, by a dry run."""
 
 
 class ChatClient:
@@ -63,12 +57,12 @@ class ChatClient:
     killed run asks nothing twice. Attempts that brought no answer are not cached.
     """
 
-    def __init__(self, model: ChatModel, cache: AnswerCache, spending: Spending) -> None:
-        self.model, self._cache, self._spending = model, cache, spending
-        self._prompts = prompts_digest()[:DIGEST_CHARS]
+    def __init__(self, model: ChatModel, database: Database, ledger: Ledger) -> None:
+        self.model, self.database, self.ledger = model, database, ledger
+        self.prompts = prompts_digest()[:DIGEST_CHARS]
+        self.stopped = threading.Event()
         self._lock = threading.Lock()
         self._failed_in_a_row = 0
-        self._stopped = threading.Event()
         self._cause: BaseException | None = None
 
     def ask_all(
@@ -84,156 +78,71 @@ class ChatClient:
             NoResourceError: too many requests in a row brought nothing.
                 In all three cases answers that came are kept.
         """
-
         self.model.ready()
-        with ThreadPoolExecutor(self.model.concurrency) as pool:
-            futures = [pool.submit(self._work, question) for question in questions]
+        found: dict[int, Parsed[T]] = {}
+        with ExitStack() as stack:
+            spread: Callable[..., Any] = map
+            if self.model.concurrency > 1:
+                # Nobody waits for its threads: after Ctrl-C one may be sleeping for a minute.
+                spread = stack.enter_context(ThreadPool(self.model.concurrency)).imap_unordered
             try:
-                for future in as_completed(futures):
-                    if future.result() is not None:
+                for place, answer in spread(self._work, enumerate(questions)):
+                    if answer is not None:
+                        found[place] = answer
                         on_answer()
             except BaseException:  # Ctrl-C: what was not sent stays unsent
-                self._stopped.set()
+                self.stopped.set()
                 raise
         if self._cause is not None:
             raise self._cause
-        results = [future.result() for future in futures]
-        return [result for result in results if result is not None]
+        return [found[place] for place in range(len(questions))]
 
-    def peek(self, question: Question[T]) -> Parsed[T] | None:
-        """What is known of a question without sending anything; None if it must be sent."""
-        request = question.request
-        for last in (False, True):
-            reply = self._cache.get(self._key(request))
-            if reply is None:
-                return None
-            read = _read(question, request, reply)
-            if isinstance(read, Parsed) or last:
-                return _settled(read)
-            request = read.again
-        raise AssertionError("unreachable")
-
-    def _work(self, question: Question[T]) -> Parsed[T] | None:
+    def _work(self, item: tuple[int, Question[T]]) -> tuple[int, Parsed[T] | None]:
         """One question in a thread; None once something stops them all."""
+        place, question = item
         try:
-            return None if self._stopped.is_set() else self._ask(question)
+            return place, None if self.stopped.is_set() else self.ask(question)
         except _StoppedError:
-            return None
+            return place, None
         except Exception as error:
             with self._lock:
                 self._cause = self._cause or error  # of several, the first is the true one
-            self._stopped.set()
-            return None
+            self.stopped.set()
+            return place, None
 
-    def _ask(self, question: Question[T]) -> Parsed[T]:
+    def ask(self, question: Question[T]) -> Parsed[T]:
         """One question, and once more with the useless answer if it cannot be read."""
-        request = question.request
-        for last in (False, True):
-            reply, row = self._reply(request)
-            if isinstance(reply, str):
-                return Parsed(None, reply)
-            read = _read(question, request, reply)
-            if isinstance(read, Parsed):
-                return read
-            self._spending.ledger.change(row, outcome="malformed")
-            if last:
-                return _settled(read)
-            request = read.again
-        raise AssertionError("unreachable")
+        read = self.answer(question, question.request)
+        if isinstance(read, Unreadable):
+            read = self.answer(question, read.again)
+        if isinstance(read, Unreadable):
+            return Parsed(None, f"the answer cannot be read: {read.problem}")
+        return read
 
-    def _reply(self, request: ChatRequest) -> tuple[Reply | str, int]:
-        """The answer, or why none came; and the ledger's row."""
-        key = self._key(request)
-        about = {
-            "purpose": request.purpose,
-            "latent": request.latent,
-            "model": self.model.name,
-            "prompts": self._prompts,
-            "request": key[:DIGEST_CHARS],
-        }
-        cached = self._cache.get(key)
-        if cached is not None:
-            free = {"tokens_in": 0, "tokens_out": 0, "cost": 0.0, "latency_seconds": 0.0}
-            row = self._spending.ledger.add(
-                **about, attempt=0, outcome=_outcome(cached), cached=1, **free
-            )
-            return cached, row
+    def answer(self, question: Question[T], request: ChatRequest) -> Parsed[T] | Unreadable:
+        """What the answer says, or why none came."""
+        key = self.key(request)
+        attempts = _Attempts(self, request, key)
+        reply = self.database.get(key)
+        if reply is not None:
+            read = read_answer(question, request, reply)
+            attempts.cached(_outcome(reply, read))
+            return read
 
-        # Each attempt passes the budget and stands in the ledger, so the retries are ours and not
-        # those of the `openai` client.
-        retrying = Retrying(
-            stop=stop_after_attempt(self.model.max_attempts),
-            wait=self._wait,
-            retry=retry_if_exception(lambda e: isinstance(e, AttemptError) and e.again),
-            sleep=self._sleep,
-            reraise=True,
-        )
         try:
-            for attempt in retrying:
-                with attempt:
-                    number = attempt.retry_state.attempt_number
-                    reply, row = self._attempt(request, about | {"attempt": number})
-        except AttemptError as error:
+            reply = self.model.send(request, attempts)
+        except NoAnswerError as error:
+            attempts.end(error.outcome)
             self._count_failure(error)
-            return f"no answer came ({error.outcome.replace('_', ' ')})", -1
-
+            return Parsed(None, f"no answer came ({error.outcome.replace('_', ' ')})")
         with self._lock:
             self._failed_in_a_row = 0
-        self._cache.put(key, reply)
-        return reply, row
+        read = read_answer(question, request, reply)
+        attempts.answered(_outcome(reply, read), reply)
+        self.database.put(key, reply)
+        return read
 
-    def _attempt(self, request: ChatRequest, about: dict[str, Any]) -> tuple[Reply, int]:
-        if self._stopped.is_set():
-            raise _StoppedError
-
-        # Counted at the most it can use before it is sent: a killed run must not forget it.
-        count, prices = self.model.count_tokens(request.messages), self.model.prices
-        most = Spent(
-            1, count.most + request.max_tokens, prices.cost(count.most, request.max_tokens)
-        )
-        row = self._spending.reserve(most, about, count.most, request.max_tokens)
-        started = time.monotonic()
-        nothing = {"tokens_in": 0, "tokens_out": 0, "cost": 0.0}
-        try:
-            reply = self.model.send(request)
-        except AttemptError as error:
-            used = {} if error.billed else nothing
-            self._spending.settle(
-                row, outcome=error.outcome, latency_seconds=time.monotonic() - started, **used
-            )
-            raise
-        except RlDecoderError:
-            self._spending.settle(
-                row, outcome="stopped", latency_seconds=time.monotonic() - started, **nothing
-            )
-            raise
-
-        tokens_in = count.most if reply.tokens_in is None else reply.tokens_in
-        tokens_out = request.max_tokens if reply.tokens_out is None else reply.tokens_out
-        self._spending.settle(
-            row,
-            outcome=_outcome(reply),
-            latency_seconds=time.monotonic() - started,
-            tokens_in=tokens_in,
-            tokens_out=tokens_out,
-            cost=prices.cost(tokens_in, tokens_out),
-        )
-        return reply, row
-
-    def _wait(self, state: RetryCallState) -> float:
-        """What the server asked for, else 0.5, 1, 2, ... seconds; never beyond the maximum."""
-        assert state.outcome is not None
-        error = state.outcome.exception()
-        assert isinstance(error, AttemptError)
-        longest = self.model.max_wait_seconds
-        if error.retry_after is not None:
-            return min(error.retry_after, longest)
-        return min(wait_exponential_jitter(multiplier=0.5, max=30, jitter=0.5)(state), longest)
-
-    def _sleep(self, seconds: float) -> None:
-        self._stopped.wait(seconds)  # returns at once when everything stops
-
-    def _count_failure(self, error: AttemptError) -> None:
+    def _count_failure(self, error: NoAnswerError) -> None:
         """A server that is down, or takes no request, must not turn all latents into failures.
 
         Raises:
@@ -254,7 +163,8 @@ class ChatClient:
                 "`concurrency`.",
             )
 
-    def _key(self, request: ChatRequest) -> str:
+    def key(self, request: ChatRequest) -> str:
+        """What its answer is known by."""
         return hash_json(
             {
                 "model": self.model.identity(),
@@ -265,46 +175,72 @@ class ChatClient:
         )
 
 
-class Spending:
-    """Ledger and budget: an attempt is counted, at the most it can use, before it is sent."""
+class _Attempts:
+    """One request's attempts, each within the budget before it is sent, and in the ledger."""
 
-    def __init__(self, ledger: Ledger, budget: Budget) -> None:
-        self.ledger, self.budget = ledger, budget
-        self._lock = threading.Lock()
+    def __init__(self, client: ChatClient, request: ChatRequest, key: str) -> None:
+        self._client, self._request = client, request
+        self._about = {
+            "purpose": request.purpose,
+            "latent": request.latent,
+            "model": client.model.name,
+            "prompts": client.prompts,
+            "request": key[:DIGEST_CHARS],
+        }
+        self._number = 0
+        self._row: int | None = None
+        self._began = 0.0
 
-    def reserve(self, most: Spent, about: dict[str, Any], tokens_in: int, tokens_out: int) -> int:
-        """Count an attempt that is about to be sent; returns the ledger's row.
+    def begin(self) -> None:
+        """See `Attempts`: counted at the most it can use, since a killed run must not forget it.
 
         Raises:
             BudgetExceededError: it might go over.
         """
-        with self._lock:
-            spent = self.ledger.spent()
-            limits = (
-                ("max_requests", self.budget.max_requests, spent.requests, most.requests),
-                ("max_tokens", self.budget.max_tokens, spent.tokens, most.tokens),
-                ("max_cost", self.budget.max_cost, spent.cost, most.cost),
+        if self._client.stopped.is_set():
+            raise _StoppedError
+        model, longest = self._client.model, self._request.max_tokens
+        tokens = model.count_tokens(self._request.messages).most
+        most = Spent(1, tokens + longest, model.prices.cost(tokens, longest))
+        self._number, self._began = self._number + 1, time.monotonic()
+        self._row = self._add("sent", tokens, longest, most)
+
+    def cached(self, outcome: str) -> None:
+        """The answer was known."""
+        self._add(outcome, 0, 0, None)
+
+    def _add(self, outcome: str, tokens_in: int, tokens_out: int, most: Spent | None) -> int:
+        cost = most.cost if most is not None else 0.0
+        use = {"tokens_in": tokens_in, "tokens_out": tokens_out, "cost": cost}
+        state = {"attempt": self._number, "outcome": outcome, "cached": int(most is None)}
+        return self._client.ledger.add({**self._about, **state, **use, "latency_seconds": 0}, most)
+
+    def end(self, outcome: str, *, free: bool = False) -> None:
+        """See `Attempts`."""
+        self._settle(outcome, {"tokens_in": 0, "tokens_out": 0, "cost": 0} if free else {})
+
+    def answered(self, outcome: str, reply: Reply) -> None:
+        """The last one brought an answer; what the model does not count stays at the most."""
+        tokens_in, tokens_out = reply.tokens_in, reply.tokens_out
+        if tokens_in is None:
+            tokens_in = self._client.model.count_tokens(self._request.messages).most
+        if tokens_out is None:
+            tokens_out = self._request.max_tokens
+        cost = self._client.model.prices.cost(tokens_in, tokens_out)
+        self._settle(outcome, {"tokens_in": tokens_in, "tokens_out": tokens_out, "cost": cost})
+
+    def _settle(self, outcome: str, use: Mapping[str, float]) -> None:
+        if self._row is not None:
+            seconds = time.monotonic() - self._began
+            self._client.ledger.change(
+                self._row, {"outcome": outcome, "latency_seconds": seconds, **use}
             )
-            for name, limit, used, more in limits:
-                if limit is not None and used + more > limit:
-                    raise BudgetExceededError(
-                        f"The budget {name} = {limit:,.8g} would be exceeded: {used:,.8g} used, "
-                        f"and the next request may use {more:,.8g}.",
-                        "It was not sent. Answers that came are kept.",
-                        f"Raise `label_features.llm.budget.{name}` and run again: it goes on "
-                        "from here. `rldecoder estimate-labels` says what is still needed.",
-                    )
-            return self.ledger.add(
-                **about, outcome="sent", cached=0, tokens_in=tokens_in, tokens_out=tokens_out,
-                cost=most.cost, latency_seconds=0.0,
-            )  # fmt: skip
-
-    def settle(self, row: int, **values: Any) -> None:
-        """What the attempt really used."""
-        self.ledger.change(row, **values)
+        self._row = None
 
 
-def _read(question: Question[T], request: ChatRequest, reply: Reply) -> Parsed[T] | _Unreadable:
+def read_answer(
+    question: Question[T], request: ChatRequest, reply: Reply
+) -> Parsed[T] | Unreadable:
     """What an answer says."""
     if reply.text is None:
         return Parsed(None, "the model refused")
@@ -315,14 +251,11 @@ def _read(question: Question[T], request: ChatRequest, reply: Reply) -> Parsed[T
             return Parsed(None, "the answer was cut off")
         messages = repair_prompt(request.messages, reply.text, str(error))
         purpose = f"{question.request.purpose}_repair"
-        return _Unreadable(str(error), request._replace(messages=messages, purpose=purpose))
+        return Unreadable(str(error), request._replace(messages=messages, purpose=purpose))
 
 
-def _settled(read: Parsed[T] | _Unreadable) -> Parsed[T]:
-    if isinstance(read, Parsed):
-        return read
-    return Parsed(None, f"the answer cannot be read: {read.problem}")
-
-
-def _outcome(reply: Reply) -> str:
+def _outcome(reply: Reply, read: Parsed[Any] | Unreadable) -> str:
+    """What the ledger says of an answer."""
+    if isinstance(read, Unreadable):
+        return "malformed"
     return {"length": "truncated", "refused": "refused"}.get(reply.finish, "answered")

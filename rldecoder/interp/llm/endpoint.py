@@ -8,18 +8,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
+from contextvars import ContextVar
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
+import httpx2
 import openai
 from openai.types.chat import ChatCompletion, ChatCompletionMessageParam
 
 from rldecoder.config.llm import Endpoint, is_loopback
 from rldecoder.errors import BadInputError
-from rldecoder.interp.llm.backends import AttemptError, ChatRequest, Prices, Reply, TokenCount
+from rldecoder.interp.llm.backends import (
+    Attempts,
+    ChatRequest,
+    NoAnswerError,
+    Prices,
+    Reply,
+    TokenCount,
+)
 from rldecoder.interp.llm.prompts import Message
 
 BYTES_PER_TOKEN = 3.5
@@ -28,6 +35,27 @@ OVERHEAD_TOKENS = 16
 """A chat template's own tokens around one message, at most."""
 REPLY_TOKENS = 16
 """Its tokens before the answer, at most."""
+
+_ATTEMPTS: ContextVar[Attempts] = ContextVar("attempts")
+"""Of the request that this thread sends."""
+
+
+class _CountedClient(openai.DefaultHttpxClient):
+    """Tells of each attempt, since the `openai` client repeats requests by itself."""
+
+    def send(self, request: httpx2.Request, **settings: Any) -> httpx2.Response:
+        """See `httpx2.Client`."""
+        attempts = _ATTEMPTS.get()
+        attempts.begin()
+        try:
+            response = super().send(request, **settings)
+        except Exception as error:
+            late = isinstance(error, httpx2.TimeoutException)
+            attempts.end("timeout" if late else "connection_error")
+            raise
+        if not response.is_success:
+            attempts.end(_outcome(response.status_code), free=True)
+        return response
 
 
 class EndpointModel:
@@ -39,8 +67,6 @@ class EndpointModel:
         self.name = f"{config.model} at {host}"
         self.prices = Prices(config.price_input, config.price_output)
         self.concurrency = config.concurrency
-        self.max_attempts = config.max_attempts
-        self.max_wait_seconds = config.max_wait_seconds
         self.max_failed_in_a_row = config.max_failed_in_a_row
         self._structured = config.structured
 
@@ -64,7 +90,7 @@ class EndpointModel:
         host = urlsplit(self.config.base_url).hostname or ""
         # No redirects: they could lead to another host, or from https to http. A proxy of the
         # environment must not see what is meant for this machine.
-        transport = openai.DefaultHttpxClient(
+        transport = _CountedClient(
             follow_redirects=False,
             trust_env=not is_loopback(host),
             timeout=self.config.timeout_seconds,
@@ -73,7 +99,7 @@ class EndpointModel:
             api_key=_key(self.config),
             base_url=self.config.base_url,
             timeout=self.config.timeout_seconds,
-            max_retries=0,  # each attempt is counted in ledger and budget; see `client`
+            max_retries=self.config.max_attempts - 1,
             http_client=transport,
         )
         # Taken from OPENAI_ORG_ID and OPENAI_PROJECT_ID otherwise, and sent to any server.
@@ -86,34 +112,36 @@ class EndpointModel:
         overhead = REPLY_TOKENS + OVERHEAD_TOKENS * len(messages)
         return TokenCount(round(size / BYTES_PER_TOKEN) + overhead // 2, size + overhead)
 
-    def send(self, request: ChatRequest) -> Reply:
+    def send(self, request: ChatRequest, attempts: Attempts) -> Reply:
         """See `ChatModel`. A server that does not know `response_format` is asked without."""
-        if not self._structured:
-            return self._send(request, structured=False)
+        token = _ATTEMPTS.set(attempts)
         try:
-            return self._send(request, structured=True)
-        except _UnacceptableError:
-            reply = self._send(request, structured=False)
-            self._structured = False
-            return reply
+            if not self._structured:
+                return self._send(request, structured=False)
+            try:
+                return self._send(request, structured=True)
+            except _UnacceptableError:
+                reply = self._send(request, structured=False)
+                self._structured = False
+                return reply
+        finally:
+            _ATTEMPTS.reset(token)
 
     def _send(self, request: ChatRequest, *, structured: bool) -> Reply:
+        # `from None`: the openai errors hold the server's words, which must not be shown.
         try:
             return _reply(self._create(request, structured))
         except openai.APITimeoutError:
-            raise AttemptError("timeout", billed=True) from None
+            raise NoAnswerError("timeout") from None
         except openai.APIConnectionError:
-            raise AttemptError("connection_error", billed=True) from None
-        except openai.APIResponseValidationError:
-            raise AttemptError("server_error", billed=True) from None
+            raise NoAnswerError("connection_error") from None
         except openai.APIStatusError as error:
-            # `from None`: the openai error holds the server's words, which must not be shown.
-            status, headers = error.status_code, dict(error.response.headers)
-        except ValueError:  # a body that says it is JSON and is not
-            raise AttemptError("server_error", billed=True) from None
+            status = error.status_code
+        except (openai.APIResponseValidationError, ValueError):  # says it is JSON and is not
+            raise NoAnswerError("server_error") from None
         if structured and status in (400, 422):
             raise _UnacceptableError
-        raise self._failure(status, headers)
+        raise self._failure(status)
 
     def _create(self, request: ChatRequest, structured: bool) -> ChatCompletion:
         extra: dict[str, Any] = {self.config.length_field: request.max_tokens}
@@ -126,11 +154,13 @@ class EndpointModel:
             extra["seed"] = self.config.seed
         return self._client.chat.completions.create(
             model=self.config.model,
-            messages=[_typed(message) for message in request.messages],
+            messages=cast(
+                "list[ChatCompletionMessageParam]", [m._asdict() for m in request.messages]
+            ),
             **extra,
         )
 
-    def _failure(self, status: int, headers: dict[str, str]) -> Exception:
+    def _failure(self, status: int) -> Exception:
         if status in (401, 403):
             source = self.config.api_key_env
             return BadInputError(
@@ -147,19 +177,16 @@ class EndpointModel:
                 "The address or the model's name is wrong; redirects are not followed.",
                 "Correct `label_features.llm`; the address usually ends with /v1.",
             )
-        if status in (408, 409, 429) or status >= 500:
-            outcome = "rate_limited" if status == 429 else "server_error"
-            return AttemptError(outcome, retry_after=_retry_after(headers))
-        return AttemptError("rejected", again=False)
+        return NoAnswerError(_outcome(status))
 
 
-def _typed(message: Message) -> ChatCompletionMessageParam:
-    """A turn in the client's own types, one for each role."""
-    if message.role == "system":
-        return {"role": "system", "content": message.content}
-    if message.role == "assistant":
-        return {"role": "assistant", "content": message.content}
-    return {"role": "user", "content": message.content}
+def _outcome(status: int) -> str:
+    """What the ledger says of an HTTP status without an answer."""
+    if status == 429:
+        return "rate_limited"
+    if status in (408, 409) or status >= 500:
+        return "server_error"
+    return "stopped" if status in (401, 403, 404) or status < 400 else "rejected"
 
 
 class _UnacceptableError(Exception):
@@ -186,7 +213,7 @@ def _reply(completion: ChatCompletion) -> Reply:
     # The client does not check what a server sends against its own types.
     choices = getattr(completion, "choices", None)
     if not isinstance(choices, list) or not choices:
-        raise AttemptError("server_error", billed=True)
+        raise NoAnswerError("server_error")
     message = getattr(choices[0], "message", None)
     content, refusal = getattr(message, "content", None), getattr(message, "refusal", None)
     finish = getattr(choices[0], "finish_reason", None)
@@ -194,17 +221,3 @@ def _reply(completion: ChatCompletion) -> Reply:
         return Reply(None, "refused", tokens_in, tokens_out)
     text = content if isinstance(content, str) else ""
     return Reply(text, "length" if finish == "length" else "stop", tokens_in, tokens_out)
-
-
-def _retry_after(headers: dict[str, str]) -> float | None:
-    """Seconds of the header Retry-After (a number or a date); None without or if unreadable."""
-    value = {key.lower(): text for key, text in headers.items()}.get("retry-after")
-    if value is None:
-        return None
-    value = value.strip()
-    if value.isdigit():
-        return float(value)
-    try:
-        return max((parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds(), 0.0)
-    except (ValueError, TypeError):
-        return None

@@ -17,6 +17,8 @@ from rldecoder.interp.llm.client import ChatClient, Question
 from rldecoder.interp.llm.parsing import LABEL_SCHEMA, parse_label
 from rldecoder.interp.llm.prompts import Marked, label_prompt, marked_text
 
+STAND_IN = "tokens that belong to a kind of word, in some context or other, such as {}"
+"""Stands for a label in a dry run: of usual length, and another one for each latent."""
 LEVELS = 10
 """Strengths are shown as 1 to LEVELS, LEVELS being the strongest example."""
 
@@ -85,7 +87,9 @@ class LlmLabeler:
                 active.append((tokens, row["acts"]))
         counts = dict(zip(map(int, firings.latents), _counts(evidence), strict=True))
         return {
-            latent: Question(self._request(latent, _active(active), silent), parse_label)
+            latent: Question(
+                self._request(latent, _active(active), silent), parse_label, STAND_IN.format(latent)
+            )
             for latent, (active, silent) in shown.items()
             if active and counts[latent] >= self._min_firings
         }

@@ -12,7 +12,14 @@ import torch
 from transformers import GenerationConfig
 
 from rldecoder.config.base import hash_json
-from rldecoder.interp.llm.backends import AttemptError, ChatRequest, Prices, Reply, TokenCount
+from rldecoder.interp.llm.backends import (
+    Attempts,
+    ChatRequest,
+    NoAnswerError,
+    Prices,
+    Reply,
+    TokenCount,
+)
 from rldecoder.interp.llm.prompts import Message
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.lm.text_tokens import tokens_in_front
@@ -29,8 +36,6 @@ class LocalChatModel:
         weights: what identifies its content (hashes, or a commit); part of the cache's key.
     """
 
-    max_attempts = 1  # nothing here fails by chance
-    max_wait_seconds = 0.0
     max_failed_in_a_row = 1_000_000  # too long prompts are the only failures
     concurrency = 1
     prices = Prices()
@@ -83,15 +88,17 @@ class LocalChatModel:
             ids += self._tokens(before, control=True) + self._tokens(message.content, control=False)
         return ids + self._tokens(text, control=True)
 
-    def send(self, request: ChatRequest) -> Reply:
-        """See `ChatModel`.
+    def send(self, request: ChatRequest, attempts: Attempts) -> Reply:
+        """See `ChatModel`; nothing here fails by chance.
 
         Raises:
-            AttemptError: the prompt and the longest answer do not fit the model's context.
+            NoAnswerError: the prompt and the longest answer do not fit the model's context.
         """
+        attempts.begin()
         ids = self.encode(request.messages)
         if len(ids) + request.max_tokens > self._longest:
-            raise AttemptError("rejected", again=False)
+            attempts.end("rejected", free=True)
+            raise NoAnswerError("rejected")
         with self._lock:
             out = self._generate(ids, request.max_tokens)
         ends = self._end_ids()

@@ -1,4 +1,4 @@
-"""Labels by a language model from start to end: estimate, judge's gate, labels, scores, control."""
+"""Labels by a language model from start to end: judge's gate, labels, scores, control; and dry."""
 
 from __future__ import annotations
 
@@ -17,26 +17,22 @@ from rldecoder.interp.control_latents import ControlLatents
 from rldecoder.interp.corpus import Firings, SplitFirings
 from rldecoder.interp.labelers import Evidence, LabelDraft
 from rldecoder.interp.llm.backends import ChatModel
-from rldecoder.interp.llm.client import ChatClient, Question, Spending
+from rldecoder.interp.llm.client import ChatClient
 from rldecoder.interp.llm.confidence import WordCalibration, WordConfidences, word_confidences
-from rldecoder.interp.llm.estimate import Estimate, add_up
+from rldecoder.interp.llm.estimate import DryClient, Estimate
 from rldecoder.interp.llm.gate import Planted, num_questions, plant, try_judge
 from rldecoder.interp.llm.items import ItemSampler
 from rldecoder.interp.llm.judge import Case, Judge, make_cases
 from rldecoder.interp.llm.labeler import LlmLabeler
 from rldecoder.interp.llm.results import Judged, LlmLabels
-from rldecoder.interp.llm.storage import AnswerCache, Ledger, Spent
+from rldecoder.interp.llm.storage import Database, Ledger, Spent
 from rldecoder.interp.llm.tasks import task_counts
 from rldecoder.interp.records import JudgedScores, JudgeTrust
 from rldecoder.interp.scores import ScoringText, derangement
 from rldecoder.interp.vocabulary import Vocabulary
 from rldecoder.lm.user_cache import user_cache
-from rldecoder.reporting import Bar
+from rldecoder.reporting import Bar, SilentReporter
 from rldecoder.seeds import derive_seed
-
-STAND_IN = "tokens that belong to a kind of word, in some context or other"
-"""Stands for labels that are not known yet when questions about them are counted."""
-
 
 Track = Callable[[str, float, str], AbstractContextManager[Bar]]
 """Opens a bar: description, total, unit."""
@@ -60,14 +56,14 @@ class Condition(NamedTuple):
 
 
 class LlmRun:
-    """One stage's dealings with its models. Use as a context manager: it holds two databases.
+    """One stage's dealings with its models. Use as a context manager: it holds a database.
 
     Args:
         fit: where labels come from; rows most important first.
         scored: where they are judged; the same latents, other documents.
         controls: latents labelled and judged alike, by name: `random_sae` and `drawn`.
         acceptance: scores of a label that counts as accepted.
-        progress: a folder that outlives a killed run, for the ledger.
+        progress: a folder that outlives a killed run, to know what was spent.
     """
 
     def __init__(
@@ -105,59 +101,28 @@ class LlmRun:
         self._planted: Planted = plant(
             self._own.sampler.text, self._own.sampler, config, derive_seed(seed, "planted")
         )
-        self._cache = AnswerCache(config.cache or user_cache() / "llm_answers.sqlite")
-        self._ledger = Ledger(progress / "ledger.sqlite")
-        self._spending = Spending(self._ledger, config.budget)
-        first = ChatClient(models[0], self._cache, self._spending)
-        second = (
-            first if models[1] is models[0] else ChatClient(models[1], self._cache, self._spending)
-        )
-        self._clients = (first, second)
+        self._database = Database(config.cache or user_cache() / "llm_answers.sqlite")
+        self._ledger = Ledger(self._database, progress, config.budget)
+        self._clients = [
+            ChatClient(model, self._database, self._ledger) for model in dict.fromkeys(models)
+        ]
         self._window_tokens, self._min_firings = window_tokens, min_firings
 
     def __enter__(self) -> LlmRun:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._cache.close()
-        self._ledger.close()
+        self._database.close()
 
     def estimate(self) -> Estimate:
         """What is still to be sent, without sending anything.
 
-        Answers in the cache are used: after an interrupted run only the rest is counted. Questions
-        about labels that are not known yet are counted with a stand-in.
+        A dry run: the same questions, with answers of the cache, so that after an interrupted run
+        only the rest is counted, and stand-ins for labels that are not known yet.
         """
-        judge = self._judge(lambda: None)
-        own, *controls = conditions = (self._own, *self._controls)
-        to_label: list[Question[str | None]] = []
-        labels: dict[str, list[str | None]] = {}
-        for condition in conditions:
-            questions = self._labeler(condition).questions(condition.evidence)
-            to_label += questions.values()
-            labels[condition.name] = [
-                self._known(questions.get(latent)) for latent in map(int, condition.firings.latents)
-            ]
-        cases = [
-            *self._cases(own, labels[own.name]),
-            *self._shuffled_cases(labels[own.name]),
-            *self._planted.cases,
-            *self._planted.wrong,
-        ]
-        asked = [q for case in cases for q in judge.questions(own.sampler, case).values()]
-        for case in self._seen_cases(labels[own.name]):
-            asked += judge.questions(self._seen, case).values()
-        for condition in controls:
-            for case in self._cases(condition, labels[condition.name]):
-                asked += judge.questions(condition.sampler, case).values()
-        return add_up(self._clients[0], to_label) + add_up(self._clients[1], asked)
-
-    def _known(self, question: Question[str | None] | None) -> str | None:
-        """A label as far as it is known; None for a latent that is not asked about."""
-        if question is None:
-            return None
-        answer = self._clients[0].peek(question)
-        return STAND_IN if answer is None else answer.value
+        dry = [DryClient(client) for client in self._clients]
+        self._label(dry, SilentReporter().track)
+        return sum((client.total for client in dry), Estimate())
 
     def spent(self) -> Spent:
         """What the ledger holds: of this artifact's earlier, interrupted runs at first."""
@@ -171,20 +136,26 @@ class LlmRun:
                 the budget was used up on the way. Also what `ChatClient.ask_all` raises.
         """
         self._refuse_if_too_dear()
+        return self._label(self._clients, track)
 
+    def _label(self, clients: Sequence[ChatClient], track: Track) -> LlmLabels:
+        """With the labeler's client first and the judge's last; they may be one."""
         with track("judge's gate", num_questions(self._planted), "answers") as bar:
             trust = try_judge(
-                self._judge(bar.advance), self.models[1].name, self._own.sampler, self._planted,
-                self.config,
+                Judge(clients[-1], self.config, bar.advance), self.models[1].name,
+                self._own.sampler, self._planted, self.config,
             )  # fmt: skip
 
         own, *controls = conditions = (self._own, *self._controls)
         count = sum(
-            len(self._labeler(condition).questions(condition.evidence)) for condition in conditions
+            len(self._labeler(clients[0], condition).questions(condition.evidence))
+            for condition in conditions
         )
         with track("labels by model", count, "answers") as bar:
             drafts = {
-                condition.name: self._labeler(condition, bar.advance).label(condition.evidence)
+                condition.name: self._labeler(clients[0], condition, bar.advance).label(
+                    condition.evidence
+                )
                 for condition in conditions
             }
         labels = {name: [draft.text for draft in found] for name, found in drafts.items()}
@@ -197,7 +168,7 @@ class LlmRun:
         shuffled, seen = self._shuffled_cases(labels[""]), self._seen_cases(labels[""])
         every = [*shuffled, *seen, *(case for found in cases.values() for case in found)]
         with track("judge", sum(case.num_questions for case in every), "answers") as bar:
-            judge = self._judge(bar.advance)
+            judge = Judge(clients[-1], self.config, bar.advance)
             scores = judge.score(own.sampler, cases[""])
             shuffled_scores = judge.score(own.sampler, shuffled, "shuffled_")
             seen_scores = judge.score(self._seen, seen, "seen_")
@@ -234,31 +205,28 @@ class LlmRun:
 
     def _refuse_if_too_dear(self) -> None:
         needed, spent, budget = self.estimate(), self.spent(), self.config.budget
-        for name, limit, used, more in (
-            ("max_requests", budget.max_requests, spent.requests, needed.requests),
-            ("max_tokens", budget.max_tokens, spent.tokens, needed.tokens),
-            ("max_cost", budget.max_cost, spent.cost, needed.cost),
-        ):
+        for name, used in spent._asdict().items():
+            limit, more = getattr(budget, f"max_{name}"), getattr(needed, name)
             if limit is not None and used + more > limit:
                 raise BudgetExceededError(
-                    f"The budget {name} = {limit:,.8g} will not do: {used:,.8g} used, and about "
-                    f"{more:,.8g} still needed.",
+                    f"The budget max_{name} = {limit:,.8g} will not do: {used:,.8g} used, and "
+                    f"about {more:,.8g} still needed.",
                     "Nothing was sent now.",
-                    f"Raise `label_features.llm.budget.{name}`, or ask less: `max_features`, "
+                    f"Raise `label_features.llm.budget.max_{name}`, or ask less: `max_features`, "
                     "`control_features`, `control_latents`, `planted_features`, "
                     "`intruder_questions`, `simulation_windows`.",
                 )
 
     def _labeler(
-        self, condition: Condition, on_answer: Callable[[], None] = lambda: None
+        self,
+        client: ChatClient,
+        condition: Condition,
+        on_answer: Callable[[], None] = lambda: None,
     ) -> LlmLabeler:
         return LlmLabeler(
-            self._clients[0], self.config, self._window_tokens, self._min_firings, on_answer,
+            client, self.config, self._window_tokens, self._min_firings, on_answer,
             condition.purpose,
         )  # fmt: skip
-
-    def _judge(self, on_answer: Callable[[], None]) -> Judge:
-        return Judge(self._clients[1], self.config, on_answer)
 
     def _cases(self, condition: Condition, labels: Sequence[str | None]) -> list[Case]:
         """All that is asked about a condition's labels."""

@@ -1,41 +1,32 @@
-"""What outlives a killed run: answers by content, and a ledger of every attempt (both SQLite).
+"""What outlives a killed run: one SQLite file with answers by content and every run's attempts.
 
-Values are JSON text and numbers. The cache holds no prompt and no key, only hashes of requests
-and the models' answers.
+Runs share the file, several at once too. It holds no prompt and no key, only hashes of requests
+and the models' answers. Answers that earlier versions kept in it count on.
 """
 
 from __future__ import annotations
 
 import json
+import sqlite3
+import threading
 import time
-from collections.abc import Iterator
+import uuid
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-from sqlalchemy import (
-    Column,
-    Connection,
-    Engine,
-    Float,
-    Integer,
-    MetaData,
-    String,
-    Table,
-    create_engine,
-    delete,
-    func,
-    insert,
-    select,
-    update,
-)
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
-from sqlalchemy.exc import DatabaseError
 
 from rldecoder import files
 from rldecoder.config.base import hash_json
-from rldecoder.errors import DamagedFileError, StoreBusyError
+from rldecoder.config.llm import Budget
+from rldecoder.errors import (
+    BadInputError,
+    BudgetExceededError,
+    DamagedFileError,
+    StoreBusyError,
+)
 from rldecoder.interp.llm.backends import Reply
 from rldecoder.json_text import parse_json
 
@@ -66,7 +57,20 @@ cost of attempts that may have been billed without an answer are the most they c
 Planted features of the judge's gate have negative latents.
 """
 
-_TYPES = {pa.string(): String, pa.float64(): Float}
+MARKER = "llm_run"
+"""In a stage's progress folder: which run of the ledger is its own."""
+WAIT_SECONDS = 30.0
+"""How long another process's write is waited for."""
+_CASTS: Mapping[pa.DataType, type] = {pa.string(): str, pa.float64(): float}
+_COLUMNS = ", ".join(LEDGER.names)
+_TABLES = f"""
+CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY NOT NULL, reply TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS runs (id TEXT PRIMARY KEY NOT NULL, attempts INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS ledger
+    (id INTEGER PRIMARY KEY, run TEXT NOT NULL, {_COLUMNS}, sha256 TEXT NOT NULL);
+CREATE INDEX IF NOT EXISTS ledger_by_run ON ledger (run);
+"""
+_CHECK = "sha256"
 
 
 class Spent(NamedTuple):
@@ -77,135 +81,212 @@ class Spent(NamedTuple):
     cost: float
 
 
-class AnswerCache:
-    """Answers by the hash of all that decides them; shared by runs, safe for several processes.
+class Database:
+    """The file. Its answers are those of all runs, by the hash of all that decides them.
 
     Each has a hash of its own beside it; one that was damaged is forgotten, and asked again.
+
+    Raises:
+        DamagedFileError: the file is something else. NoResourceError: the disk is full or
+            read-only. StoreBusyError: somebody writes for long. Its methods raise the same.
     """
 
     def __init__(self, path: Path) -> None:
-        self._table = Table(
-            "answers",
-            MetaData(),
-            Column("key", String, primary_key=True),
-            Column("reply", String, nullable=False),
+        self.path, self._lock = path, threading.Lock()
+        deadline = time.monotonic() + WAIT_SECONDS
+        with files.explained(path.parent, f"opening {path.name}"), self._explained():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._connection = sqlite3.connect(
+                path, timeout=WAIT_SECONDS, isolation_level=None, check_same_thread=False
+            )
+            while True:
+                try:
+                    # Readers and one writer at once; what was committed survives kill -9.
+                    self._connection.execute("PRAGMA journal_mode = WAL")
+                    self._connection.executescript(f"BEGIN IMMEDIATE; {_TABLES} COMMIT;")
+                    break
+                except sqlite3.OperationalError as error:
+                    # Where several make the file at once, SQLite does not wait by itself.
+                    if "locked" not in str(error) or time.monotonic() > deadline:
+                        raise
+                    time.sleep(0.05)
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """All or nothing, one at a time over all threads and processes."""
+        place, what = self.path.parent, f"using {self.path.name}"
+        with files.explained(place, what), self._explained(), self._lock, self._connection:
+            self._connection.execute("BEGIN IMMEDIATE")
+            yield self._connection
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            if "locked" in str(error):
+                raise StoreBusyError(f"{self.path} is in use by another process.") from error
+            raise self.damaged(str(error)) from error
+
+    def damaged(self, why: str) -> DamagedFileError:
+        """The error for content that is not what was written."""
+        return DamagedFileError(
+            f"{self.path} cannot be used as a database.",
+            why,
+            "Delete the file: it only saves asking the same things again, and counts what "
+            f"interrupted runs spent (their progress folders' `{MARKER}` goes with it).",
         )
-        self._path = path
-        self._engine = _open(path, self._table.metadata)
 
     def get(self, key: str) -> Reply | None:
         """The answer, if it is known."""
-        with _transaction(self._engine) as connection:
-            text = connection.scalar(select(self._table.c.reply).where(self._table.c.key == key))
-        if text is None:
-            return None
-        try:
-            return _parse_reply(key, text)
-        except (ValueError, TypeError):
-            with _transaction(self._engine) as connection:
-                connection.execute(delete(self._table).where(self._table.c.key == key))
-            return None
+        with self.transaction() as connection:
+            row = connection.execute("SELECT reply FROM answers WHERE key = ?", [key]).fetchone()
+            if row is None:
+                return None
+            try:
+                return _parse_reply(key, row[0])
+            except (ValueError, TypeError):
+                connection.execute("DELETE FROM answers WHERE key = ?", [key])
+                return None
 
     def put(self, key: str, reply: Reply) -> None:
         """Keep an answer; one that is there already stays."""
         fields = reply._asdict()
-        text = json.dumps({**fields, _CHECK: _check(key, fields)})
-        row = sqlite_insert(self._table).values(key=key, reply=text)
-        with _transaction(self._engine) as connection:
-            connection.execute(row.on_conflict_do_nothing())
+        text = json.dumps({**fields, _CHECK: hash_json({"key": key, **fields})})
+        with self.transaction() as connection:
+            connection.execute("INSERT OR IGNORE INTO answers VALUES (?, ?)", [key, text])
 
     def close(self) -> None:
-        """Let go of the file."""
-        self._engine.dispose()
+        """Let go of the file; a thread that nobody waits for gets an error from now on."""
+        with self._lock:
+            self._connection.close()
 
 
 class Ledger:
-    """All attempts of one artifact, those of earlier, killed runs included.
+    """All attempts of one artifact within its budget, those of earlier, killed runs included.
 
-    Each row has a hash, in a table of its own, so that ledgers of before hashes still open.
+    Args:
+        progress: the artifact's folder that outlives a kill; says which attempts are its own.
 
     Raises:
-        DamagedFileError: the file is no ledger, or a row was changed by something else.
+        DamagedFileError: a row was changed by something else, or the attempts are in another
+            file. BadInputError: an earlier version counted them.
     """
 
-    def __init__(self, path: Path) -> None:
-        metadata = MetaData()
-        columns = [Column(f.name, _TYPES.get(f.type, Integer), nullable=False) for f in LEDGER]
-        self._table = Table("ledger", metadata, Column("id", Integer, primary_key=True), *columns)
-        self._checks = Table(
-            "checks",
-            metadata,
-            Column("id", Integer, primary_key=True),
-            Column("sha256", String, nullable=False),
-        )
-        self._engine = _open(path, metadata)
-        self._verify(path)
+    def __init__(self, database: Database, progress: Path, budget: Budget) -> None:
+        self._database, self._marker, self._budget = database, progress / MARKER, budget
+        self._beginning = threading.Lock()
+        old = progress / "ledger.sqlite"
+        if old.exists():
+            raise BadInputError(
+                f"{old} is the ledger of a run that an earlier version began.",
+                "What that run spent would not be counted in this one's budget.",
+                "Delete the file to go on with all answers that came, and lower "
+                "`label_features.llm.budget` by what was spent.",
+            )
+        self._run: str | None = None
+        if self._marker.exists():
+            self._run = self._marker.read_text("utf-8", errors="replace")
+            self._verify()
 
-    def add(self, **values: Any) -> int:
-        """Write a row, and return its id; `time` is now."""
-        with _transaction(self._engine) as connection:
-            row = insert(self._table).values(time=time.time(), **values)
-            key = connection.execute(row).inserted_primary_key
-            assert key is not None
-            self._seal(connection, int(key[0]))
-        return int(key[0])
+    def _verify(self) -> None:
+        with self._database.transaction() as connection:
+            known = connection.execute("SELECT attempts FROM runs WHERE id = ?", [self._run])
+            count = known.fetchone()
+            # A row whose run nobody knows may be one of ours, damaged.
+            query = f"SELECT sha256, run, {_COLUMNS} FROM ledger WHERE run = ?"
+            query += " OR run NOT IN (SELECT id FROM runs)"
+            rows = connection.execute(query, [self._run]).fetchall()
+        if count is None:
+            raise DamagedFileError(
+                f"{self._database.path} does not know the run that {self._marker} names.",
+                "What it spent was counted in another file (`label_features.llm.cache`), or that "
+                "file was deleted.",
+                f"Set `cache` to that file, or delete {self._marker}: then nothing is counted.",
+            )
+        wrong = sum(check != hash_json(values) for check, *values in rows)
+        if wrong or len(rows) != count[0]:
+            raise self._database.damaged("Rows of the ledger are not as they were written.")
 
-    def change(self, row: int, **values: Any) -> None:
+    def add(self, values: Mapping[str, Any], most: Spent | None = None) -> int:
+        """Write a row, and return its id.
+
+        Args:
+            most: of an attempt that is about to be sent: the most it can use. It is counted before
+                it is sent, so that a killed run cannot forget it.
+
+        Raises:
+            BudgetExceededError: it might go over.
+        """
+        self._begin()
+        row = [self._run, *_cast({"time": time.time(), **values})]
+        marks = ", ".join("?" * (len(row) + 1))
+        with self._database.transaction() as connection:
+            if most is not None:
+                self._refuse(_spent(connection, self._run), most)
+            added = connection.execute(
+                f"INSERT INTO ledger (run, {_COLUMNS}, sha256) VALUES ({marks})",
+                [*row, hash_json(row)],
+            )
+            connection.execute("UPDATE runs SET attempts = attempts + 1 WHERE id = ?", [self._run])
+        assert added.lastrowid is not None
+        return added.lastrowid
+
+    def _begin(self) -> None:
+        """Give this artifact its place in the file, known there before the folder names it."""
+        with self._beginning:
+            if self._run is None:
+                run = uuid.uuid4().hex
+                with self._database.transaction() as connection:
+                    connection.execute("INSERT INTO runs VALUES (?, 0)", [run])
+                files.write_bytes(self._marker, run.encode())
+                self._run = run
+
+    def _refuse(self, spent: Spent, most: Spent) -> None:
+        for name, used, more in zip(Spent._fields, spent, most, strict=True):
+            limit = getattr(self._budget, f"max_{name}")
+            if limit is not None and used + more > limit:
+                raise BudgetExceededError(
+                    f"The budget max_{name} = {limit:,.8g} would be exceeded: {used:,.8g} used, "
+                    f"and the next request may use {more:,.8g}.",
+                    "It was not sent. Answers that came are kept.",
+                    f"Raise `label_features.llm.budget.max_{name}` and run again: it goes on "
+                    "from here. `rldecoder estimate-labels` says what is still needed.",
+                )
+
+    def change(self, row: int, values: Mapping[str, Any]) -> None:
         """Correct a row."""
-        with _transaction(self._engine) as connection:
-            connection.execute(update(self._table).where(self._table.c.id == row).values(**values))
-            self._seal(connection, row)
-
-    def _seal(self, connection: Connection, row: int) -> None:
-        found = connection.execute(select(self._table).where(self._table.c.id == row)).one()
-        check = sqlite_insert(self._checks).values(id=row, sha256=hash_json(list(found)))
-        new = {"sha256": check.excluded.sha256}
-        connection.execute(check.on_conflict_do_update(index_elements=["id"], set_=new))
-
-    def _verify(self, path: Path) -> None:
-        with _transaction(self._engine) as connection:
-            rows = {row.id: hash_json(list(row)) for row in connection.execute(select(self._table))}
-            checks = dict(connection.execute(select(self._checks)).tuples().all())
-        # A ledger of before hashes has rows without, but none that are checked before them.
-        first = min(checks, default=None)
-        changed = [
-            number
-            for number in {*rows, *checks}
-            if first is not None and number >= first and rows.get(number) != checks.get(number)
-        ]
-        if changed:
-            raise _damaged(path, f"{len(changed)} of its rows are not as they were written.")
+        with self._database.transaction() as connection:
+            query = f"SELECT run, {_COLUMNS} FROM ledger WHERE id = ?"
+            run, *found = connection.execute(query, [row]).fetchone()
+            new = [run, *_cast(dict(zip(LEDGER.names, found, strict=True)) | dict(values))]
+            sets = ", ".join(f"{name} = ?" for name in ("run", *LEDGER.names, _CHECK))
+            connection.execute(
+                f"UPDATE ledger SET {sets} WHERE id = ?", [*new, hash_json(new), row]
+            )
 
     def spent(self) -> Spent:
         """Totals of all rows that are not from the cache."""
-        t = self._table.c
-        query = select(
-            func.count(),
-            func.coalesce(func.sum(t.tokens_in + t.tokens_out), 0),
-            func.coalesce(func.sum(t.cost), 0.0),
-        ).where(t.cached == 0)
-        with self._engine.connect() as connection:
-            requests, tokens, cost = connection.execute(query).one()
-        return Spent(int(requests), int(tokens), float(cost))
+        with self._database.transaction() as connection:
+            return _spent(connection, self._run)
 
     def columns(self) -> dict[str, list[Any]]:
         """All rows as columns of LEDGER, oldest first."""
-        t = self._table.c
-        query = select(*(t[name] for name in LEDGER.names)).order_by(t.id)
-        with self._engine.connect() as connection:
-            rows = connection.execute(query).all()
+        query = f"SELECT {_COLUMNS} FROM ledger WHERE run = ? ORDER BY id"
+        with self._database.transaction() as connection:
+            rows = connection.execute(query, [self._run]).fetchall()
         return {name: [row[i] for row in rows] for i, name in enumerate(LEDGER.names)}
 
-    def close(self) -> None:
-        """Let go of the file."""
-        self._engine.dispose()
+
+def _spent(connection: sqlite3.Connection, run: str | None) -> Spent:
+    query = """SELECT COUNT(*), COALESCE(SUM(tokens_in + tokens_out), 0), COALESCE(SUM(cost), 0.0)
+        FROM ledger WHERE run = ? AND cached = 0"""
+    return Spent(*connection.execute(query, [run]).fetchone())
 
 
-_CHECK = "sha256"
-
-
-def _check(key: str, fields: dict[str, Any]) -> str:
-    return hash_json({"key": key, **fields})
+def _cast(values: Mapping[str, Any]) -> list[Any]:
+    """A row in the columns' order and types, so that it reads as it was hashed."""
+    return [_CASTS.get(field.type, int)(values[field.name]) for field in LEDGER]
 
 
 def _parse_reply(key: str, text: str) -> Reply:
@@ -216,49 +297,6 @@ def _parse_reply(key: str, text: str) -> Reply:
     """
     fields = parse_json(text)
     check = fields.pop(_CHECK, None)
-    if check is not None and check != _check(key, fields):
+    if check is not None and check != hash_json({"key": key, **fields}):
         raise ValueError("another SHA-256")
     return Reply(**fields)
-
-
-def _open(path: Path, metadata: MetaData) -> Engine:
-    """A database file with its tables.
-
-    Raises:
-        DamagedFileError: the file is something else.
-        NoResourceError: the disk is full or read-only.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": 30})
-    with files.explained(path.parent, f"opening {path.name}"):
-        try:
-            metadata.create_all(engine)
-        except DatabaseError as error:
-            raise _damaged(path, str(error.orig)) from error
-    return engine
-
-
-@contextmanager
-def _transaction(engine: Engine) -> Iterator[Connection]:
-    """A transaction; damage that SQLite finds is an error that names the file.
-
-    Raises:
-        DamagedFileError, NoResourceError: as `_open`. StoreBusyError: somebody writes for long.
-    """
-    path = Path(str(engine.url.database))
-    with files.explained(path.parent, f"using {path.name}"):
-        try:
-            with engine.begin() as connection:
-                yield connection
-        except DatabaseError as error:
-            if "locked" in str(error.orig):
-                raise StoreBusyError(f"{path} is in use by another process.") from error
-            raise _damaged(path, str(error.orig)) from error
-
-
-def _damaged(path: Path, why: str) -> DamagedFileError:
-    return DamagedFileError(
-        f"{path} cannot be used as a database.",
-        why,
-        "Delete the file: it only saves asking the same things again, and counts what was spent.",
-    )

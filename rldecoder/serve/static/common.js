@@ -69,7 +69,8 @@ const Bench = (() => {
     try {
       const found = await get("/api/features/" + latent);
       body.replaceChildren(...(found.card ? [Cards.card(found.card)] : [
-        element("p", "note", "Not labelled: the run labels its most important latents only. What the decoder makes of it:"),
+        element("h4", "", "#" + latent + "  " + found.shown),
+        element("p", "note", "A description, no label: the run labels its most important latents only. What the decoder makes of it:"),
         Cards.effects("raises", found.promoted), Cards.effects("lowers", found.suppressed),
       ]));
       dialog.showModal();

@@ -102,7 +102,7 @@ const Trace = (() => {
   };
 
   // A label below the bar of confidence is shown as a guess.
-  const labelText = (feature) => feature.label || (feature.unsure_label ? "unsure: " + feature.unsure_label : "no label");
+  const labelText = (feature) => feature.label || (feature.unsure_label ? "unsure: " + feature.unsure_label : feature.description);
   const featureRow = (feature) => {
     const row = element("tr");
     const name = element("td");
@@ -170,9 +170,26 @@ const Trace = (() => {
     line.append(element("span", "tag", tag), text);
     return line;
   };
+  const ranking = (rows) => {
+    if (!rows.length) return tagged("A", "No feature is active here.");
+    const table = element("table", "ranking");
+    const head = table.createTHead().insertRow();
+    for (const name of ["active here", "of its usual high", ""]) {
+      const cell = element("th", name === "of its usual high" ? "num" : "", name);
+      cell.scope = "col";
+      head.append(cell);
+    }
+    head.cells[0].prepend(element("span", "tag", "A"));
+    const body = table.createTBody();
+    for (const [feature, high, what] of rows) {
+      const row = body.insertRow();
+      row.append(element("td", "mono", feature), element("td", "num", high), element("td", "", what));
+    }
+    return table;
+  };
   const explanation = (found) => {
-    const parts = [tagged("A", found.method_a)];
-    if (!found.claims.length) return [...parts, tagged("B", found.method_b)];
+    const parts = [ranking(found.active), tagged("B", found.says)];
+    if (!found.claims.length) return parts;
     const list = element("ul", "claims");
     found.claims.forEach((claim, place) => {
       const item = element("li");
@@ -180,15 +197,12 @@ const Trace = (() => {
       words.append(element("span", "tag", "B" + (place + 1)), claim.sentence);
       const measure = element("div", "measure");
       measure.append(element("span", "chip " + claim.css, claim.verdict), element("br"),
-        "measured " + nats(claim.effect) + " nats (chance " + claim.noise.toFixed(2) + ")");
-      if (claim.frozen_effect !== null) measure.append(element("br"), "frozen model " + nats(claim.frozen_effect) + " (chance " + claim.frozen_noise.toFixed(2) + ")");
+        "measured " + nats(claim.change) + " nats (chance " + claim.noise.toFixed(2) + ")", element("br"),
+        "decoder " + nats(claim.decoder_change));
       item.append(words, measure);
       list.append(item);
     });
-    parts.push(list);
-    const sanity = found.sanity;
-    if (sanity) parts.push(element("p", "note", "Sanity: removing all claimed features costs " + nats(sanity.claimed_removed)
-      + " nats (" + nats(sanity.claimed_predicted) + " predicted from the claims alone); removing as many other active features " + nats(sanity.others_removed) + "."));
+    parts.push(list, element("p", "note", found.tested));
     return parts;
   };
 

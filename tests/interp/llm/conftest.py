@@ -10,12 +10,12 @@ import pytest
 
 from rldecoder.config.llm import Budget, Endpoint, LlmConfig
 from rldecoder.interp.llm.backends import ChatRequest
-from rldecoder.interp.llm.client import ChatClient, Question, Spending
+from rldecoder.interp.llm.client import ChatClient, Question
 from rldecoder.interp.llm.endpoint import EndpointModel
 from rldecoder.interp.llm.items import ItemSampler
 from rldecoder.interp.llm.parsing import LABEL_SCHEMA, parse_label
 from rldecoder.interp.llm.prompts import label_prompt
-from rldecoder.interp.llm.storage import AnswerCache, Ledger
+from rldecoder.interp.llm.storage import Database, Ledger
 from rldecoder.interp.scores import ScoringText
 from tests.interp.llm.fake_server import KEY, FakeServer
 
@@ -36,12 +36,11 @@ def open_client(tmp_path: Path) -> OpenClient:
     """A client with a server; settings of the endpoint by name, and a budget."""
 
     def open_(server: FakeServer, budget: Budget | None = None, **settings: Any) -> ChatClient:
-        values = {"api_key_env": "TEST_API_KEY", "max_wait_seconds": 0.05, "concurrency": 1}
+        values = {"api_key_env": "TEST_API_KEY", "concurrency": 1}
         config = Endpoint(base_url=server.url, model="fake", **(values | settings))
-        spending = Spending(Ledger(tmp_path / "progress" / "ledger.sqlite"), budget or Budget())
-        return ChatClient(
-            EndpointModel(config, 0.0), AnswerCache(tmp_path / "cache.sqlite"), spending
-        )
+        database = Database(tmp_path / "cache.sqlite")
+        ledger = Ledger(database, tmp_path / "progress", budget or Budget())
+        return ChatClient(EndpointModel(config, 0.0), database, ledger)
 
     return open_
 
@@ -66,4 +65,4 @@ def questions(count: int) -> list[Question[str | None]]:
 
 def outcomes(client: ChatClient) -> list[str]:
     """The ledger's outcomes, oldest first."""
-    return list(client._spending.ledger.columns()["outcome"])
+    return list(client.ledger.columns()["outcome"])

@@ -96,7 +96,10 @@ def serve(behave: Behave) -> Iterator[FakeServer]:
             content = body if isinstance(body, bytes) else body.encode()
             try:
                 self.send_response(answer.status)
-                for name, value in {"Content-Type": "application/json", **answer.headers}.items():
+                # Errors without a Retry-After of their own ask for a short one.
+                soon = {"Retry-After-Ms": "20"} if answer.status >= 400 else {}
+                headers = answer.headers or soon
+                for name, value in {"Content-Type": "application/json", **headers}.items():
                     self.send_header(name, value)
                 self.send_header("Content-Length", str(len(content)))
                 self.end_headers()

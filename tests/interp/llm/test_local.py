@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from rldecoder.config.llm import Budget
-from rldecoder.interp.llm.backends import AttemptError, ChatRequest
-from rldecoder.interp.llm.client import ChatClient, Spending
+from rldecoder.interp.llm.backends import ChatRequest, NoAnswerError
+from rldecoder.interp.llm.client import ChatClient
 from rldecoder.interp.llm.local import LocalChatModel
 from rldecoder.interp.llm.parsing import ANSWERS_SCHEMA
 from rldecoder.interp.llm.prompts import Message
-from rldecoder.interp.llm.storage import AnswerCache, Ledger
+from rldecoder.interp.llm.storage import Database, Ledger
 from rldecoder.lm.random_model import END_OF_TEXT, make_random_model
 from tests.interp.llm.conftest import questions
 
@@ -34,14 +34,25 @@ def model(folder: Path, temperature: float = 0.0) -> LocalChatModel:
     return LocalChatModel(folder, "tiny", {"weights": "x"}, temperature)
 
 
+class NotCounted:
+    """Attempts that nobody counts."""
+
+    def begin(self) -> None:
+        """Go on."""
+
+    def end(self, outcome: str, *, free: bool = False) -> None:
+        """Forget it."""
+
+
 def request(text: str, max_tokens: int = 12) -> ChatRequest:
     return ChatRequest("label", 0, (Message("user", text),), max_tokens, ANSWERS_SCHEMA)
 
 
 def test_nonsense_is_a_counted_failure_and_is_not_asked_again(folder: Path, tmp_path: Path) -> None:
     local = model(folder)
-    ledger = Ledger(tmp_path / "ledger.sqlite")
-    client = ChatClient(local, AnswerCache(tmp_path / "cache.sqlite"), Spending(ledger, Budget()))
+    database = Database(tmp_path / "cache.sqlite")
+    ledger = Ledger(database, tmp_path, Budget())
+    client = ChatClient(local, database, ledger)
     for _ in range(2):
         found = client.ask_all(questions(2))
         assert [f.value for f in found] == [None, None]
@@ -57,10 +68,10 @@ def test_nonsense_is_a_counted_failure_and_is_not_asked_again(folder: Path, tmp_
 def test_the_same_question_gets_the_same_answer(folder: Path) -> None:
     for temperature in (0.0, 1.0):
         local = model(folder, temperature)
-        first = local.send(request("hello"))
-        local.send(request("something else"))
+        first = local.send(request("hello"), NotCounted())
+        local.send(request("something else"), NotCounted())
         torch.manual_seed(5)
-        assert local.send(request("hello")) == first
+        assert local.send(request("hello"), NotCounted()) == first
         assert first.tokens_out is not None
         assert 0 < first.tokens_out <= 12
 
@@ -92,7 +103,6 @@ def test_messages_are_tokenized_as_the_template_would_have_it(folder: Path) -> N
 
 def test_a_prompt_that_does_not_fit_is_rejected_not_cut(folder: Path) -> None:
     local = model(folder)
-    with pytest.raises(AttemptError) as caught:
-        local.send(request("word " * 5000))
+    with pytest.raises(NoAnswerError) as caught:
+        local.send(request("word " * 5000), NotCounted())
     assert caught.value.outcome == "rejected"
-    assert not caught.value.again

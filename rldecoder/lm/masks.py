@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from rldecoder.errors import BadInputError
@@ -19,7 +20,7 @@ _NAME = "attention_mask"
 
 
 @contextmanager
-def given_mask(block: nn.Module, mask: Tensor) -> Iterator[None]:
+def given_mask(block: nn.Module, mask: Float[Tensor, "#batch 1 length seen"]) -> Iterator[None]:
     """While open, `block` adds `mask` to its scores, whatever mask it is called with."""
     place = _place(block)
 
@@ -54,7 +55,9 @@ def seen_masks(blocks: nn.ModuleList) -> Iterator[list[Tensor | None]]:
             handle.remove()
 
 
-def allowed_by(mask: Tensor | None, length: int, device: torch.device) -> Tensor:
+def allowed_by(
+    mask: Tensor | None, length: int, device: torch.device
+) -> Bool[Tensor, "length length"]:
     """Which positions a mask of one whole sequence lets each look at: [T, S] bool.
 
     Raises:

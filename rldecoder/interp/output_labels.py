@@ -1,0 +1,223 @@
+"""From two splits to output labels: the procedure, the same for labels and for their controls.
+
+Fitted on the `label` split, scored on the `test` split. For confidence the documents of the
+`label` split are dealt into folds, as for input labels (`calibration`): in each of three rotations
+a set is fitted on two folds and accepted or not on the third. Measured before that are sets of
+each of the two folds, on the other one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rldecoder.checkpoints import Checkpoints
+from rldecoder.data.shards import read_token_table
+from rldecoder.interp.ablation_pass import Ablated, Ablations, Places, Texts, choose_places
+from rldecoder.interp.calibration import NUM_ROTATIONS
+from rldecoder.interp.control_latents import SplitSource
+from rldecoder.interp.corpus import SplitFirings, document_folds
+from rldecoder.interp.output_scores import score_outputs
+from rldecoder.interp.output_sets import Gains, OutputSet, SetGroup, Trial, Trier, fit_sets
+from rldecoder.interp.records import OutputScores
+from rldecoder.interp.scores import derangement
+from rldecoder.interp.strong import usual_highs
+from rldecoder.lm.frozen import FrozenLM
+from rldecoder.reporting import Reporter
+from rldecoder.sae.model import Sae
+
+CHECKPOINT_SECONDS = 30.0
+"""Between checkpoints; a killed run goes on from the last one."""
+
+
+class Measured(NamedTuple):
+    """Sets fitted on one fold of the `label` split."""
+
+    sets: list[OutputSet]
+    scores: list[OutputScores]
+    """On another fold."""
+
+
+class Rotation(NamedTuple):
+    """Sets fitted on all folds of the `label` split but one."""
+
+    sets: list[OutputSet]
+    measured: tuple[Measured, ...]
+    """What is known without the last fold."""
+    outcome: list[OutputScores]
+    """On the last fold."""
+
+
+class OutputLabelled(NamedTuple):
+    """Output labels of some latents; rows as in the firings."""
+
+    sets: list[OutputSet]
+    scores: list[OutputScores]
+    """On the `test` split."""
+    shuffled: list[OutputScores]
+    """Each latent's places with another latent's set."""
+    rotations: list[Rotation]
+    """Empty where none was asked for."""
+
+
+class OutputLabeler:
+    """Labels latents by what they raise in the frozen model.
+
+    Args:
+        share: places are firings of at least this share of the latent's usual high.
+        count: places of a latent in a split, or in a fold of it, at most.
+        progress: a folder that outlives a killed run.
+        owner: whose progress it is.
+    """
+
+    def __init__(
+        self,
+        lm: FrozenLM,
+        source: SplitSource,
+        *,
+        share: float,
+        count: int,
+        seed: int,
+        report: Reporter,
+        progress: Path,
+        owner: str,
+    ) -> None:
+        self._lm, self._source = lm, source
+        self._share, self._count, self._seed = share, count, seed
+        self._report, self._progress, self._owner = report, progress, owner
+        self._texts: dict[str, Texts] = {}
+        self.slow_because: str | None = None
+        """Why places had to be run as whole sequences; None if they were not."""
+
+    def label(
+        self, name: str, sae: Sae, fit: SplitFirings, scored: SplitFirings, *, rotate: bool
+    ) -> OutputLabelled:
+        """Label on one split, score on the other; both have the same latents in the same rows.
+
+        Args:
+            name: for progress and its files.
+            rotate: whether sets of single folds are tried too, for confidence.
+        """
+        number = len(fit.firings.latents)
+        least = self._share * usual_highs(fit.firings)
+        # As many as the folds may hold together, with or without rotations: one procedure.
+        places = choose_places(fit, least, NUM_ROTATIONS * self._count, self._seed)
+        gains = Gains.empty(len(places.row), self._lm.vocab_size)
+        self._run(f"{name}-fit", "label", sae, places, gains, gains.add, others=False)
+        sets = fit_sets(places, gains, number)
+
+        rotations: list[Rotation] = []
+        if rotate:
+            rotations = self._rotations(name, sae, fit, places, gains)
+
+        # A failure's places are not run: nothing is asked there.
+        tried = choose_places(scored, least, self._count, self._seed + 1)
+        tried = tried.of(np.array([not found.failure for found in sets], bool)[tried.row])
+        tokens = [found.tokens for found in sets]
+        rng = np.random.default_rng(self._seed)
+        groups = [SetGroup(tokens, np.arange(number)), SetGroup(tokens, derangement(number, rng))]
+        whole = np.zeros(len(tried.row), np.int64)
+        trial = self._try(f"{name}-test", "test", sae, tried, whole, groups)
+        own, shuffled = (
+            score_outputs(tried, trial, groups[group], group, whole, 0) for group in range(2)
+        )
+        return OutputLabelled(sets, own, shuffled, rotations)
+
+    def _rotations(
+        self, name: str, sae: Sae, fit: SplitFirings, places: Places, gains: Gains
+    ) -> list[Rotation]:
+        """Sets of two folds, judged on the third; sets of one, measured on another."""
+        folds = _folds_of(places, fit)
+
+        def fitted(inside: NDArray[np.bool_]) -> list[OutputSet]:
+            part = Gains(*(column[inside] for column in gains))
+            return fit_sets(places.of(inside), part, len(own))
+
+        own = np.arange(len(fit.firings.latents))
+        every = range(NUM_ROTATIONS)
+        single = [fitted(folds == fold) for fold in every]
+        without = [fitted(folds != fold) for fold in every]
+        groups = [SetGroup([held.tokens for held in sets], own) for sets in (*single, *without)]
+        trial = self._try(f"{name}-folds", "label", sae, places, folds, groups)
+
+        def scored(group: int, fold: int) -> list[OutputScores]:
+            return score_outputs(places, trial, groups[group], group, folds, fold)
+
+        out = []
+        for last in every:
+            pairs = [(a, b) for a in every for b in every if last not in (a, b) and a != b]
+            measured = tuple(Measured(single[a], scored(a, b)) for a, b in pairs)
+            out.append(Rotation(without[last], measured, scored(NUM_ROTATIONS + last, last)))
+        return out
+
+    def _try(
+        self,
+        name: str,
+        split: str,
+        sae: Sae,
+        places: Places,
+        part: NDArray[np.int64],
+        groups: list[SetGroup],
+    ) -> Trial:
+        parts = int(part.max(initial=0)) + 1
+        trial = Trial.empty(len(places.row), len(groups), parts, len(groups[0].own))
+        trier = Trier(groups, places, part, self._lm.device, trial)
+        self._run(name, split, sae, places, trial, trier.add, others=True)
+        return trial
+
+    def _run(
+        self,
+        name: str,
+        split: str,
+        sae: Sae,
+        places: Places,
+        filled: Gains | Trial,
+        add: Callable[[Ablated], None],
+        *,
+        others: bool,
+    ) -> None:
+        """Run the places that a killed run has not; `add` fills the arrays of `filled`."""
+        checkpoints = Checkpoints(
+            self._progress / name, keep=1, owner=self._owner, note=self._report.note
+        )
+        total, done, saved = len(places.row), 0, time.monotonic()
+        found = checkpoints.load()
+        if found is not None:
+            done = found.step
+            for field, array in filled._asdict().items():
+                array[:] = found.tensors[field].numpy()
+
+        def save() -> None:
+            arrays = {field: torch.from_numpy(a) for field, a in filled._asdict().items()}
+            checkpoints.save(done, arrays, {})
+
+        layer = sae.spec.hook_layer
+        if split not in self._texts:
+            table = read_token_table(self._source.tokens, split)
+            self._texts[split] = Texts(self._lm, layer, self._source.reader(split), table)
+        texts = self._texts[split]
+        assert texts.blocks.layer == layer
+        ablations = Ablations(texts, sae)
+        with self._report.track(f"ablations, {name}", total, "place", done) as bar:
+            for part in ablations.run(places, others=others, first=done):
+                add(part)
+                done += part.places.size
+                bar.advance(part.places.size)
+                if time.monotonic() - saved > CHECKPOINT_SECONDS:
+                    save()
+                    saved = time.monotonic()
+        if total and (found is None or found.step < total):
+            save()
+        self.slow_because = self.slow_because or texts.blocks.slow_because
+
+
+def _folds_of(places: Places, fit: SplitFirings) -> NDArray[np.int64]:
+    """[P] the fold of each place's document."""
+    folds = document_folds(fit.grid, NUM_ROTATIONS)
+    return np.asarray(folds[np.searchsorted(fit.grid.seq_ids, places.seq_id), places.position])

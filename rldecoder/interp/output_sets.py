@@ -1,0 +1,226 @@
+"""Which tokens a latent raises: fitted on some places of the frozen model, tried on others.
+
+Fit: at a place, taking the latent out lowers some tokens. `gain(v) = p(v) (log p(v) - log p'(v))`,
+with p before and p' after, is how much of the change token v carries (the gains add up to
+KL(p || p')). The *output set* of a latent is the tokens with the largest mean gain, each without
+the document in which it gains most: a token that only one document raises is that document's
+topic, not the latent's meaning.
+
+Try: on places of other documents, the *drop* of log P(set) when the latent is taken out, beside
+the drops of other latents' sets there, and beside the drop when another active latent is taken
+out at the same length.
+
+Axes: P place, K latent, V vocabulary, M set, G group of sets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rldecoder.interp.ablation_pass import Ablated, Places
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+KEPT = 64
+"""Tokens of a place whose gains are kept: the others' are tiny."""
+SET_TOKENS = 8
+"""Largest output set."""
+LEAST_GAIN = 0.1
+"""A token's gain as a share of the first token's, at least."""
+MIN_PLACES = 6
+MIN_DOCUMENTS = 3
+"""With fewer there is no output set."""
+TINY = 1e-30
+
+
+class Gains(NamedTuple):
+    """The tokens that single places raise and lower most."""
+
+    raised: NDArray[np.int32]
+    """[P, KEPT] ids, the largest gain first."""
+    raised_by: NDArray[np.float32]
+    """[P, KEPT] nats."""
+    lowered: NDArray[np.int32]
+    """[P, KEPT] ids of what is likelier without the latent."""
+    lowered_by: NDArray[np.float32]
+    """[P, KEPT] `p'(v) (log p'(v) - log p(v))`, nats."""
+
+    @classmethod
+    def empty(cls, number: int, vocabulary: int) -> Gains:
+        """Of places not run yet."""
+        shape = (number, min(KEPT, vocabulary))
+        ids, values = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
+        return cls(ids, values, ids.copy(), values.copy())
+
+    def add(self, found: Ablated) -> None:
+        """Take in some places."""
+        change = found.before - found.without
+        for gain, ids, values in (
+            (found.before.exp() * change, self.raised, self.raised_by),
+            (found.without.exp() * -change, self.lowered, self.lowered_by),
+        ):
+            best = gain.topk(ids.shape[1])
+            ids[found.places] = best.indices.cpu().numpy()
+            values[found.places] = best.values.cpu().numpy()
+
+
+class OutputSet(NamedTuple):
+    """What one latent raises, and what it lowers."""
+
+    tokens: tuple[int, ...]
+    """Ids, the largest gain first; empty where nothing recurs."""
+    gains: tuple[float, ...]
+    """Mean gain of each, nats, without its best document."""
+    lowered: tuple[int, ...]
+    lowered_by: tuple[float, ...]
+    places: int
+    """Places that it was fitted on."""
+    documents: int
+    failure: str | None
+    """Why there is no set; None if there is one."""
+
+
+def fit_sets(places: Places, gains: Gains, num_latents: int) -> list[OutputSet]:
+    """The output set of each latent.
+
+    Args:
+        num_latents: K.
+    """
+    raised = _recurring(places, gains.raised, gains.raised_by, num_latents)
+    lowered = _recurring(places, gains.lowered, gains.lowered_by, num_latents)
+    out = []
+    for row in range(num_latents):
+        mine = places.row == row
+        number, documents = int(mine.sum()), int(np.unique(places.document[mine]).size)
+        failure = None
+        if number < MIN_PLACES or documents < MIN_DOCUMENTS:
+            failure = (
+                f"fires strongly at {number} places of {documents} documents: fewer than "
+                f"{MIN_PLACES} of {MIN_DOCUMENTS}"
+            )
+        elif not raised[row][0]:
+            failure = "no token that it raises recurs in several documents"
+        kept, dropped = (((), ()), ((), ())) if failure else (raised[row], lowered[row])
+        out.append(OutputSet(*kept, *dropped, number, documents, failure))
+    return out
+
+
+def _recurring(
+    places: Places, ids: NDArray[np.int32], gains: NDArray[np.float32], num_latents: int
+) -> list[tuple[tuple[int, ...], tuple[float, ...]]]:
+    """Tokens of each latent by mean gain without their best document."""
+    place, slot = np.nonzero(gains > 0)
+    token, gain = ids[place, slot].astype(np.int64), gains[place, slot].astype(np.float64)
+    # Sums by (latent, token, document), then the largest of each (latent, token) is left out.
+    keys = np.stack([places.row[place], token, places.document[place]])
+    kinds, at = np.unique(keys, axis=1, return_inverse=True)
+    by_document = np.bincount(at.reshape(-1), gain, minlength=kinds.shape[1])
+    pairs, first = np.unique(kinds[:2], axis=1, return_index=True)
+    total = np.add.reduceat(by_document, first) if first.size else by_document
+    best = np.maximum.reduceat(by_document, first) if first.size else by_document
+    number = np.maximum(np.bincount(places.row, minlength=num_latents), 1)
+    mean = (total - best) / number[pairs[0]]
+
+    out = []
+    for row in range(num_latents):
+        mine = np.flatnonzero(pairs[0] == row)
+        order = mine[np.argsort(-mean[mine], kind="stable")][:SET_TOKENS]
+        order = order[mean[order] > LEAST_GAIN * mean[order[:1]].max(initial=0)]
+        out.append((tuple(pairs[1][order].tolist()), tuple(mean[order].tolist())))
+    return out
+
+
+class Trial(NamedTuple):
+    """What taking latents out did to sets at P places; G groups of sets."""
+
+    drop: NDArray[np.float32]
+    """[P, G] log P(set) - log P(set without the latent), nats; NaN without a set."""
+    other_drop: NDArray[np.float32]
+    """[P, G] the same without another active latent, at the same length."""
+    above: NDArray[np.float32]
+    """[P, G] share of the group's other sets that fall by less at this place."""
+    share: NDArray[np.float32]
+    """[P, G] of all probability that moves to other tokens, what the set loses."""
+    sums: NDArray[np.float32]
+    """[G, F, K, M] drops of every set, added up over a latent's places in each part of the text."""
+
+    @classmethod
+    def empty(cls, number: int, groups: int, parts: int, num_latents: int) -> Trial:
+        """Of places not run yet; a group has a set a latent."""
+        columns = (np.full((number, groups), np.nan, np.float32) for _ in range(4))
+        return cls(*columns, np.zeros((groups, parts, num_latents, num_latents), np.float32))
+
+
+class SetGroup(NamedTuple):
+    """Sets that are compared with each other."""
+
+    tokens: Sequence[tuple[int, ...]]
+    """Token ids of each; empty ones take no part."""
+    own: IntArray
+    """[K] which of them is tried at the places of each latent."""
+
+
+class Trier:
+    """Tries groups of sets at places.
+
+    Args:
+        part: [P] which part of the text each place is in, from 0 on.
+        trial: filled in.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[SetGroup],
+        places: Places,
+        part: IntArray,
+        device: torch.device,
+        trial: Trial,
+    ) -> None:
+        self.groups, self.places, self.part, self.trial = groups, places, part, trial
+        flat = sorted({token for group in groups for held in group.tokens for token in held})
+        self._tokens = torch.tensor(flat, dtype=torch.long, device=device)
+        column = {token: number for number, token in enumerate(flat)}
+        self._members = []
+        for group in groups:
+            member = torch.zeros(len(flat), len(group.tokens))
+            for number, held in enumerate(group.tokens):
+                member[[column[token] for token in held], number] = 1
+            self._members.append(member.to(device))
+
+    def add(self, found: Ablated) -> None:
+        """Take in some places, run with others."""
+        assert found.other is not None
+        before, without, other = (
+            part[:, self._tokens].exp() for part in (found.before, found.without, found.other)
+        )
+        lost = (found.before.exp() - found.without.exp()).clamp_min(0).sum(-1)
+        rows = self.places.row[found.places]
+        for number, (group, member) in enumerate(zip(self.groups, self._members, strict=True)):
+            own = torch.from_numpy(group.own[rows]).to(member.device)
+            filled = member.sum(0) > 0
+            start = _log(before @ member)
+            drops = start - _log(without @ member)
+            sums = self.trial.sums[number]
+            np.add.at(sums, (self.part[found.places], rows), drops.cpu().numpy())
+            mine = drops.gather(1, own[:, None])
+            rivals = filled[None] & (torch.arange(len(filled), device=own.device) != own[:, None])
+            under = ((mine > drops).float() + 0.5 * (mine == drops).float()) * rivals
+            above = under.sum(1) / rivals.sum(1).clamp_min(1)
+            after_other = _log(other @ member).gather(1, own[:, None])
+            fallen = (before - without).clamp_min(0) @ member
+            share = fallen.gather(1, own[:, None])[:, 0] / lost.clamp_min(TINY)
+            values = (mine[:, 0], (start.gather(1, own[:, None]) - after_other)[:, 0], above, share)
+            has = filled[own]
+            for column, value in zip(self.trial[:4], values, strict=True):
+                value = torch.where(has, value, torch.nan)
+                column[found.places, number] = value.cpu().numpy()
+
+
+def _log(probability: Tensor) -> Tensor:
+    return probability.clamp_min(TINY).log()

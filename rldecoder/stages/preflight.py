@@ -1,0 +1,57 @@
+"""What can be known to be wrong before any work: an SAE or labels of others that do not fit.
+
+Without a model it is known from the config and the SAE's folder; the rest when the model is there,
+before any text is read.
+"""
+
+from __future__ import annotations
+
+from rldecoder.artifacts.catalogue import ModelFolder
+from rldecoder.config.run import RunConfig
+from rldecoder.interp.neuronpedia_labels import check_first
+from rldecoder.sae.fit import Surroundings, check_fit, described
+from rldecoder.sae.releases import find
+
+
+def check(run: RunConfig, model: ModelFolder | None = None) -> None:
+    """Refuse a run whose pretrained SAE, or imported labels, do not fit it.
+
+    Args:
+        model: the frozen model, once it is published.
+
+    Raises:
+        BadInputError: it does not fit, or cannot be read; the setting to change is named.
+    """
+    if run.label_features.imported is not None:
+        check_first(run.label_features.imported, run.cache_activations.hook_layer)
+    config = run.train_sae.pretrained
+    if config is None:
+        return
+    found = find(config)
+    around = Surroundings(run.cache_activations.hook_layer, run.ingest.context_length)
+    if model is not None:
+        around = with_model(around, model)
+    check_fit(described(found), int(found.config["d_in"]), around, config.accept)
+
+
+def with_model(around: Surroundings, model: ModelFolder) -> Surroundings:
+    """What is known once there is a model."""
+    record = model.record
+    sources = [value for key, value in record.source.items() if key in ("hub", "repo")]
+    return around._replace(
+        bos=text_begins_with_bos(model),
+        d_model=record.d_model,
+        num_layers=record.num_layers,
+        model_names=(record.name, record.title, *sources),
+    )
+
+
+def text_begins_with_bos(model: ModelFolder) -> bool:
+    """Whether documents of this run begin with the model's BOS token."""
+    from transformers import AutoTokenizer  # here, because planning imports none of it
+
+    from rldecoder.lm.text_tokens import tokens_in_front
+
+    tokenizer = AutoTokenizer.from_pretrained(model.model, local_files_only=True)
+    start = tokenizer.bos_token_id
+    return start is not None and start in tokens_in_front(tokenizer)

@@ -122,7 +122,9 @@ def as_markdown(feature: FeatureLabel) -> str:
     code blocks: it is data, and may hold markup or invisible characters."""
     said = shown(feature)
     draft = []
-    if not said.is_label and feature.label is not None:
+    if feature.failure is not None:
+        draft = ["Why there is no label:", "", _code(feature.failure), ""]
+    elif not said.is_label and feature.label is not None:
         draft = ["A draft that passed no test, to be judged:", "", _code(feature.label), ""]
     lines = [
         f"# Latent {feature.latent}",

@@ -22,6 +22,8 @@ from rldecoder.stages.table import STAGES
 if TYPE_CHECKING:
     import torch
 
+    from rldecoder.artifacts.base import Artifact
+
 
 def open_run(
     config: Path | str | RunConfig,
@@ -70,8 +72,18 @@ class Run(Opened):
         self._refs = refs
 
     def __repr__(self) -> str:
-        there = len(STAGES) - len(self.missing())
-        return f"<Run {self.config.name}: {there} of {len(STAGES)} stages in {self.store.root}>"
+        published, damaged = self.look()
+        facts = [f"{len(published)} of {len(STAGES)} stages in {self.store.root}"]
+        facts += [f"{one.stage}: {one.verdict}" for one in published if one.verdict is not None]
+        if damaged:
+            facts.append(f"damaged: {', '.join(damaged)}")
+        return f"<Run {self.config.name}: {'; '.join(facts)}>"
+
+    def _repr_html_(self) -> str:
+        from rldecoder.dashboard.notebook import run_html
+
+        published, damaged = self.look()
+        return run_html(self.config.name, str(self.store.root), published, damaged)
 
     @cached_property
     def refs(self) -> Mapping[str, ArtifactRef]:
@@ -86,6 +98,24 @@ class Run(Opened):
         """
         names = [stage.name for stage in STAGES] if which is None else map(stage_name, which)
         return [name for name in names if not self.store.is_published(self.refs[name])]
+
+    def look(self) -> tuple[list[Artifact], list[str]]:
+        """What is published, by its manifests alone, and the stages whose manifest is damaged.
+
+        To be shown, not to be worked with: the other files are not read, which may be gigabytes.
+        """
+        published, damaged = [], []
+        for stage in STAGES:
+            ref = self.refs[stage.name]
+            if not self.store.is_published(ref):
+                continue
+            try:
+                manifest = self.store.manifest(ref)
+            except DamagedFileError:
+                damaged.append(stage.name)
+            else:
+                published.append(stage.artifact.opened(self.store.path(ref), manifest))
+        return published, damaged
 
     def require(self, which: Iterable[Named] | None = None, purpose: str = "") -> None:
         """Refuse to go on without some artifacts.

@@ -24,7 +24,8 @@ SUBJECTS = ("lm", "data", "sae", "decoder", "rl", "interp", "explain", "evals")
 LAYERS: tuple[tuple[str, ...], ...] = (
     # Ground: what everything may use. Settings know the names of stages, for these are their keys.
     (
-        "rldecoder.checkpoints", "rldecoder.config", "rldecoder.curves", "rldecoder.devices",
+        "rldecoder.axes", "rldecoder.checkpoints", "rldecoder.config", "rldecoder.curves",
+        "rldecoder.devices",
         "rldecoder.entry",
         "rldecoder.errors", "rldecoder.failures", "rldecoder.figures", "rldecoder.files",
         "rldecoder.gates",

@@ -1,18 +1,21 @@
-"""Readings and explanations as notebooks show them: HTML in the report's styles, escaped."""
+"""Runs, readings and explanations as notebooks show them: the report's styles, escaped."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 from importlib.resources import files
 
 from markupsafe import Markup
 
+from rldecoder.artifacts.base import Artifact
+from rldecoder.dashboard.collect import caveats, pipeline
 from rldecoder.dashboard.report import environment
 from rldecoder.dashboard.shown import ExampleShown, MeasuredShown, TokenShown
 from rldecoder.explain.explanation import Explanation
 from rldecoder.explain.reading import FeatureTable, Reading
-from rldecoder.visible_text import visible_token
+from rldecoder.visible_text import visible_text, visible_token
 
 SHOWN_TOKENS = 200
 """Rows of a reading's table; a notebook is no place for thousands."""
@@ -51,6 +54,28 @@ class ShownReading(Reading):
         first = len(self.predictions) - len(shown)
         tokens = [TokenShown.model_validate(trace) for trace in shown]
         return _html("notebook_reading.html.j2", tokens=tokens, left_out=first)
+
+
+def run_html(name: str, place: str, published: Sequence[Artifact], damaged: Sequence[str]) -> str:
+    """A run: which stages are built, their verdicts and headline numbers.
+
+    Args:
+        name: of the run.
+        place: where its store is.
+        published: in the order of the pipeline.
+        damaged: stages whose manifest cannot be read.
+    """
+    phases = pipeline(published)
+    return _html(
+        "notebook_run.html.j2",
+        name=visible_text(name, 80),
+        place=visible_text(place, 200),
+        phases=phases,
+        built=len(published),
+        number=sum(len(phase.stages) for phase in phases),
+        damaged=damaged,
+        caveats=caveats(published),
+    )
 
 
 def _html(template: str, **values: object) -> str:

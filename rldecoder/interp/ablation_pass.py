@@ -57,7 +57,7 @@ class Places(NamedTuple):
 
     def of(self, chosen: NDArray[np.bool_] | IntArray) -> Places:
         """Only some places."""
-        return Places(*(column[chosen] for column in self))
+        return Places(*(column[chosen] for column in self))  # type: ignore[arg-type]
 
 
 def choose_places(split: SplitFirings, least: NDArray[np.float64], count: int, seed: int) -> Places:
@@ -86,13 +86,13 @@ def choose_places(split: SplitFirings, least: NDArray[np.float64], count: int, s
         acts.append(values[chosen])
         rows.append(np.full(chosen.size, row))
     cell = np.concatenate(cells)
-    row = np.concatenate(rows)
+    owner = np.concatenate(rows)
     sequence, position = np.divmod(cell, grid.num_positions)
-    order = np.lexsort((row, cell))
+    order = np.lexsort((owner, cell))
     draw = np.random.default_rng(seed).random(cell.size)
     return Places(
-        row[order],
-        firings.latents[row][order].astype(np.int64),
+        owner[order],
+        firings.latents[owner][order].astype(np.int64),
         grid.seq_ids[sequence][order],
         position[order],
         docs[cell][order],

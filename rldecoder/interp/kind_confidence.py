@@ -51,15 +51,16 @@ def output_confidences(found: OutputLabelled, bars: Acceptance, seed: int) -> Co
         ),
         seed=seed,
     )
-    final = [
-        np.mean([_features(rotation, row) for rotation in found.rotations], axis=0)
-        if found.rotations
-        else np.zeros(width)
-        for row in range(len(found.sets))
-    ]
+    # The final set by the means of what its rotations measured. Where no fold gave a set, nothing
+    # is known of the one of all folds.
+    final, known = [], []
+    for row, whole in enumerate(found.sets):
+        rows = [_features(r, row) for r in found.rotations if not r.sets[row].failure]
+        final.append(np.mean(rows, axis=0) if rows else np.zeros(width))
+        known.append(bool(rows) and not whole.failure)
     p, low, high = model.predict(np.array(final).reshape(-1, width))
-    has = np.array([not held.failure for held in found.sets], bool)
-    return Confidences(*(np.where(has, values, 0.0) for values in (p, low, high)), model)
+    p, low, high = (np.where(known, values, 0.0) for values in (p, low, high))
+    return Confidences(p, low, high, model)
 
 
 class Picked(NamedTuple):
@@ -101,21 +102,16 @@ def pick(inputs: Confidences, outputs: Confidences, latents: Sequence[int]) -> P
     rows = np.array([row for row, _ in keys], np.int64)
     return Picked(
         output,
-        *(
-            np.where(output, second, first)
-            for first, second in zip(inputs[:3], outputs[:3], strict=True)
-        ),
+        np.where(output, outputs.p, inputs.p),
+        np.where(output, outputs.low, inputs.low),
+        np.where(output, outputs.high, inputs.high),
         thresholds(found, passed_best, rows),
         reliability(found, passed_best),
     )
 
 
 def _features(rotation: Rotation, row: int) -> list[float]:
-    """What is known before the outcome: the mean over what was measured."""
-    rows = [
-        _of_scores(sum(found.sets[row].gains[:1]), found.scores[row]) for found in rotation.measured
-    ]
-    return [float(value) for value in np.mean(rows, axis=0)]
+    return _of_scores(sum(rotation.sets[row].gains[:1]), rotation.held_out[row])
 
 
 def _of_scores(top: float, scores: OutputScores) -> list[float]:

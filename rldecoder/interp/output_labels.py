@@ -2,8 +2,7 @@
 
 Fitted on the `label` split, scored on the `test` split. For confidence the documents of the
 `label` split are dealt into folds, as for input labels (`calibration`): in each of three rotations
-a set is fitted on two folds and accepted or not on the third. Measured before that are sets of
-each of the two folds, on the other one.
+sets are fitted on one fold, measured on the second, accepted or not on the third.
 """
 
 from __future__ import annotations
@@ -36,22 +35,14 @@ CHECKPOINT_SECONDS = 30.0
 """Between checkpoints; a killed run goes on from the last one."""
 
 
-class Measured(NamedTuple):
+class Rotation(NamedTuple):
     """Sets fitted on one fold of the `label` split."""
 
     sets: list[OutputSet]
-    scores: list[OutputScores]
-    """On another fold."""
-
-
-class Rotation(NamedTuple):
-    """Sets fitted on all folds of the `label` split but one."""
-
-    sets: list[OutputSet]
-    measured: tuple[Measured, ...]
-    """What is known without the last fold."""
+    held_out: list[OutputScores]
+    """On the second fold."""
     outcome: list[OutputScores]
-    """On the last fold."""
+    """On the third."""
 
 
 class OutputLabelled(NamedTuple):
@@ -132,28 +123,25 @@ class OutputLabeler:
     def _rotations(
         self, name: str, sae: Sae, fit: SplitFirings, places: Places, gains: Gains
     ) -> list[Rotation]:
-        """Sets of two folds, judged on the third; sets of one, measured on another."""
+        """Sets of each fold, measured on the next one, judged on the one after that."""
         folds = _folds_of(places, fit)
-
-        def fitted(inside: NDArray[np.bool_]) -> list[OutputSet]:
-            part = Gains(*(column[inside] for column in gains))
-            return fit_sets(places.of(inside), part, len(own))
-
         own = np.arange(len(fit.firings.latents))
-        every = range(NUM_ROTATIONS)
-        single = [fitted(folds == fold) for fold in every]
-        without = [fitted(folds != fold) for fold in every]
-        groups = [SetGroup([held.tokens for held in sets], own) for sets in (*single, *without)]
+        sets, groups = [], []
+        for fold in range(NUM_ROTATIONS):
+            inside = folds == fold
+            part = Gains(*(column[inside] for column in gains))
+            sets.append(fit_sets(places.of(inside), part, len(own)))
+            groups.append(SetGroup([held.tokens for held in sets[fold]], own))
         trial = self._try(f"{name}-folds", "label", sae, places, folds, groups)
-
-        def scored(group: int, fold: int) -> list[OutputScores]:
-            return score_outputs(places, trial, groups[group], group, folds, fold)
-
         out = []
-        for last in every:
-            pairs = [(a, b) for a in every for b in every if last not in (a, b) and a != b]
-            measured = tuple(Measured(single[a], scored(a, b)) for a, b in pairs)
-            out.append(Rotation(without[last], measured, scored(NUM_ROTATIONS + last, last)))
+        for fold in range(NUM_ROTATIONS):
+            held_out, outcome = (
+                score_outputs(
+                    places, trial, groups[fold], fold, folds, (fold + step) % NUM_ROTATIONS
+                )
+                for step in (1, 2)
+            )
+            out.append(Rotation(sets[fold], held_out, outcome))
         return out
 
     def _try(

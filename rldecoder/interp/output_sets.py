@@ -153,8 +153,9 @@ class Trial(NamedTuple):
     @classmethod
     def empty(cls, number: int, groups: int, parts: int, num_latents: int) -> Trial:
         """Of places not run yet; a group has a set a latent."""
-        columns = (np.full((number, groups), np.nan, np.float32) for _ in range(4))
-        return cls(*columns, np.zeros((groups, parts, num_latents, num_latents), np.float32))
+        unknown = np.full((number, groups), np.nan, np.float32)
+        sums = np.zeros((groups, parts, num_latents, num_latents), np.float32)
+        return cls(unknown, unknown.copy(), unknown.copy(), unknown.copy(), sums)
 
 
 class SetGroup(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from rldecoder.interp.vocabulary import Vocabulary, visible
 
@@ -57,7 +58,7 @@ def name_set(tokens: Sequence[int], weights: Sequence[float], vocabulary: Vocabu
     pairs = [(a, b) for i, a in enumerate(groups) for b in groups[i + 1 :]]
     for union in (*((group,) for group in groups), *pairs):
         allowed = "".join(characters for _, characters in union)
-        if covers(lambda text, allowed=allowed: _made_of(text, allowed), 2) and all(
+        if covers(partial(_made_of, allowed=allowed), 2) and all(
             any(set(text.strip()) & set(characters) for text in texts) for _, characters in union
         ):
             return " and ".join(name for name, _ in union)
@@ -95,6 +96,10 @@ def _made_of(text: str, allowed: str) -> bool:
     return bool(word) and all(character in allowed for character in word)
 
 
+def _has_part(text: str, part: Callable[[str], str], wanted: str) -> bool:
+    return part(text.strip().lower()) == wanted
+
+
 def _affix(texts: Sequence[str], covers: Callable[[Callable[[str], bool]], bool]) -> str | None:
     """The longest beginning or end that covers the set's words, none of which it is itself."""
     words = [text.strip().lower() for text in texts]
@@ -109,7 +114,7 @@ def _affix(texts: Sequence[str], covers: Callable[[Callable[[str], bool]], bool]
             best, number = found.most_common(1)[0]
             if number < MIN_MEMBERS or not best.isalpha():
                 continue
-            if covers(lambda text, best=best, part=part: part(text.strip().lower()) == best):
+            if covers(partial(_has_part, part=part, wanted=best)):
                 shown = f"-{best}" if side == "suffix" else f"{best}-"
                 return f'{words_that} "{visible(shown)}"'
     return None

@@ -99,7 +99,7 @@ class ReadSequence:
         """Memory that it takes, nearly."""
         kept = [self.resid, self.final, *set(self._masks)]
         for layer in [] if self._cache is None else self._cache.layers:
-            kept += [tensor for tensor in (layer.keys, layer.values) if tensor is not None]
+            kept += [value for value in vars(layer).values() if isinstance(value, Tensor)]
         return sum(tensor.numel() * tensor.element_size() for tensor in kept)
 
     def hidden(self, resid: Tensor, position: Tensor) -> Tensor:

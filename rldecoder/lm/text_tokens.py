@@ -49,8 +49,7 @@ def set_bos(tokenizer: PreTrainedTokenizerBase, bos: Bos) -> None:
     Raises:
         BadInputError: it has no BOS token to put there.
     """
-    front = tokens_in_front(tokenizer)
-    if bos == "auto" or bool(front) == (bos == "always"):
+    if bos == "auto" or bool(tokens_in_front(tokenizer)) == (bos == "always"):
         return
     start = tokenizer.bos_token
     if bos == "always" and start is None:

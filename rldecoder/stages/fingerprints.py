@@ -98,10 +98,10 @@ def train_sae(config: TrainSaeConfig) -> dict[str, str]:
         BadInputError: a file is missing.
     """
     if config.pretrained is not None:
-        folder = find(config.pretrained)
+        sae = find(config.pretrained)
         return {
-            "pretrained_config": hash_json(folder.config),
-            "pretrained_weights": sha256_file(folder.weights),
+            "pretrained_config": hash_json(sae.config),
+            "pretrained_weights": sha256_file(sae.weights),
         }
     if config.retrain is None:
         return {}

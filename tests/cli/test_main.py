@@ -88,11 +88,7 @@ def test_explain_and_report_before_the_run_say_what_is_missing(tmp_path: Path) -
         assert "Missing" in result.stderr
 
 
-def test_models_devices_and_status_show_tables(tmp_path: Path) -> None:
-    models = rldecoder("models").stdout
-    assert "smollm2-135m-instruct" in models
-    assert "gpt2" in models
-    assert "cpu" in rldecoder("devices").stdout.lower()
+def test_status_of_an_empty_store_is_a_table(tmp_path: Path) -> None:
     status = rldecoder("status", "configs/debug.yaml", "--store", str(tmp_path))
     assert status.returncode == 0
     assert status.stdout.count("missing") == 19

@@ -58,6 +58,8 @@ def feature(latent: int, text: str, label: str | None) -> FeatureCard:
     )  # fmt: skip
     scores = {name: n / 100 for n, name in enumerate(names, start=11)} | {"fuzzing": None}
     values = {
+        "shown": label or f"not labelled; {text}", "is_label": label is not None,
+        "kind": "output" if label else "none", "tried": [[text, text]],
         "latent": latent, "label": label, "failure": None if label else text,
         "predicate": text, "labeler": text, "confidence": 0.4,
         "confidence_low": 0.3, "confidence_high": 0.5, "high": latent == 2,

@@ -9,11 +9,17 @@ from pathlib import Path
 import pytest
 
 from rldecoder import open_run
+from rldecoder.artifacts.catalogue import SaeGate, TrainedSae
+from rldecoder.artifacts.manifests import MANIFEST
+from rldecoder.artifacts.store import ArtifactStore
+from rldecoder.config.run import load_run_config
 from rldecoder.dashboard.notebook import ShownReading
 from rldecoder.explain.inputs import LabelText
 from rldecoder.run import Run
+from rldecoder.stages.table import STAGES
 from tests.conftest import ROOT
 
+CONFIG = ROOT / "configs" / "debug.yaml"
 HOSTILE = "</style></script><img src=x onerror=alert(1)>\u202e\u200b\x1b[2J{{7*7}}<!--"
 ALLOWED = {
     "div", "style", "table", "thead", "tbody", "tr", "th", "td", "span", "p", "article", "ul",
@@ -36,7 +42,7 @@ class Tags(HTMLParser):
 
 @pytest.fixture(scope="module")
 def run(debug_store: Path) -> Run:
-    return open_run(ROOT / "configs" / "debug.yaml", debug_store)
+    return open_run(CONFIG, debug_store)
 
 
 def test_hostile_tokens_and_labels_are_inert(run: Run) -> None:
@@ -84,3 +90,36 @@ def test_a_long_reading_is_cut(run: Run, monkeypatch: pytest.MonkeyPatch) -> Non
     html = reading._repr_html_()
     assert html.count("<tr>") == 4
     assert f"The first {len(reading.tokens) - 3} tokens are not shown." in html
+
+
+def test_a_run_shows_what_is_built_with_verdicts_and_numbers(run: Run) -> None:
+    html = run._repr_html_()
+    assert html.count("<tr>") == len(STAGES) + 1
+    assert f"{len(STAGES)} of {len(STAGES)} stages are built" in html
+    gate = run.artifact(SaeGate)
+    assert f'<span class="chip {gate.verdict}">{gate.verdict}</span>' in html
+    assert f"validation_fvu {run.artifact(TrainedSae).metrics['validation_fvu']:.3g}" in html
+    assert gate.caveats
+    assert "not built yet" not in html
+
+
+def test_a_run_without_artifacts_is_shown_too(tmp_path: Path) -> None:
+    html = open_run(CONFIG, tmp_path)._repr_html_()
+    assert f"0 of {len(STAGES)} stages are built" in html
+    assert html.count("not built yet") == len(STAGES)
+
+
+def test_a_hostile_run_is_inert_and_a_damaged_one_is_named(tmp_path: Path) -> None:
+    config = load_run_config(CONFIG)
+    run = Run(config.model_copy(update={"name": HOSTILE}), ArtifactStore(tmp_path / "<b>store"))
+    ref = run.refs[TrainedSae.stage]
+    folder = run.store.path(ref)
+    folder.mkdir(parents=True)
+    (folder / MANIFEST).write_text("{")
+    found = Tags()
+    found.feed(html := run._repr_html_())
+    assert found.tags <= ALLOWED | {"strong"}
+    assert found.attributes <= {"class", "scope"}
+    assert html.count("</style>") == 1
+    assert html.count("damaged, will be built again") == 1
+    assert repr(run).endswith("damaged: train_sae>")

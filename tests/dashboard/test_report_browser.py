@@ -47,6 +47,8 @@ def test_the_page_runs_alone_and_by_keyboard(page_file: Path, data: ReportData) 
         named = [feature for feature in data.features if feature.label is not None]
         assert guesses.count() == sum(not feature.high for feature in named)
         assert 0 < guesses.count() < len(named)
+        described = page.locator("article.card h4", has_text="not labelled; ")
+        assert described.count() == sum(not feature["is_label"] for feature in data.features) > 0
         card = page.locator("article.card").first
         scores = card.locator(".meta.scores span").all_text_contents()
         names = ("detection 0.11", "detection on near misses 0.17", "fuzzing –", "F1 0.15",
@@ -56,7 +58,7 @@ def test_the_page_runs_alone_and_by_keyboard(page_file: Path, data: ReportData) 
         other = card.locator(".other")
         assert other.count() == 2
         assert HOSTILE in str(other.first.text_content())
-        assert "no label: " + HOSTILE in str(other.last.text_content())
+        assert "failed: " + HOSTILE in str(other.last.text_content())
         assert "no confidence: " + HOSTILE in str(other.last.text_content())
         for shown in (
             "confidence 0.25 [0.13, 0.50]",

@@ -193,7 +193,6 @@ def test_blocks_that_all_keep_states_do_not_go_on(ids: Tensor, tiny_lm_dir: Path
     sae = Sae.random_init(SaeSpec(d_model=32, num_latents=80, k=6, hook_layer=HOOK_LAYER), seed=1)
     for act in (
         lambda: lm.trunk(ids, HOOK_LAYER, use_cache=True),
-        lambda: lm.tail_cache(HOOK_LAYER),
         lambda: new_decoder(lm, sae).generate(ids, max_new_tokens=2),
     ):
         with pytest.raises(BadInputError, match="cannot go on from where they stopped"):

@@ -14,11 +14,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rldecoder.decoder.blocks import BlockDecoder
 from rldecoder.decoder.configuration_sae_decoder import SaeDecoderConfig
+from rldecoder.decoder.modeling_sae_decoder import new_decoder
 from rldecoder.errors import BadInputError, NumericalError
 from rldecoder.evals.generation import prefix_generate
 from rldecoder.lm import unembedding
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.lm.proof import prove
+from rldecoder.sae.model import Sae
+from rldecoder.sae.spec import SaeSpec
 from tests.lm import model_table
 from tests.lm.causal_architectures import (
     ARCHITECTURES,
@@ -205,6 +208,23 @@ def test_states_of_linear_attention_are_kept_row_by_row(tiny_lm_dir: Path) -> No
             expected = int(lm.model(input_ids=row, use_cache=False).logits[0, -1].argmax())
             assert token == expected
             row = torch.cat([row, torch.tensor([[token]])], dim=1)
+
+
+@torch.no_grad()
+def test_a_decoder_writes_with_states_as_without(tiny_lm_dir: Path) -> None:
+    lm = hybrid(tiny_lm_dir)
+    spec = SaeSpec(d_model=lm.d_model, num_latents=64, k=6, hook_layer=2)
+    decoder = new_decoder(lm, Sae.random_init(spec, seed=1))
+    torch.nn.init.normal_(decoder.W)
+    ids = torch.tensor([[3, 1, 4, 1, 5], [0, 0, 2, 6, 5]])
+    mask = torch.tensor([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]])
+    written = [
+        decoder.generate(
+            ids, attention_mask=mask, max_new_tokens=5, use_cache=use_cache, do_sample=False
+        ).tolist()
+        for use_cache in (True, False)
+    ]
+    assert written[0] == written[1]
 
 
 def test_blocks_that_all_keep_states_have_no_cache(tiny_lm_dir: Path) -> None:

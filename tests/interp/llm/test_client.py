@@ -103,9 +103,9 @@ def test_tokens_that_a_server_does_not_count_are_taken_at_the_most(
 
 
 def dry(client: ChatClient, asked: list[Question[Any]]) -> Estimate:
-    client = DryClient(client)
-    client.ask_all(asked)
-    return client.total
+    counting = DryClient(client)
+    counting.ask_all(asked)
+    return counting.total
 
 
 def test_a_dry_run_sends_nothing_and_counts_what_is_then_sent(open_client: OpenClient) -> None:

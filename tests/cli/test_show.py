@@ -1,0 +1,68 @@
+"""The commands that only look, without a process of their own for each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from rldecoder.artifacts.store import ArtifactStore
+from rldecoder.cli.show import show_devices, show_explanation, show_models, show_status
+from rldecoder.config.run import RunConfig, load_run_config
+from rldecoder.errors import BadInputError
+from rldecoder.run import Run
+from tests.artifacts.published import REF, manifest, publish
+from tests.conftest import ROOT
+
+
+@pytest.fixture(scope="module")
+def config() -> RunConfig:
+    return load_run_config(ROOT / "configs" / "debug.yaml")
+
+
+def shown(store: ArtifactStore, config: RunConfig) -> str:
+    console = Console(record=True, width=200)
+    show_status(Run(config, store, refs={REF.stage: REF}), console)
+    return console.export_text()
+
+
+def test_status_tells_what_is_there(tmp_path: Path, config: RunConfig) -> None:
+    store = ArtifactStore(tmp_path)
+    assert "missing" in shown(store, config)
+    (store.progress_path(REF) / "part").mkdir(parents=True)
+    assert "interrupted, resumable" in shown(store, config)
+    file = publish(store)
+    assert "published, gate failed" in shown(store, config)
+    file.write_bytes(b"other")
+    assert "damaged, will be rebuilt" in shown(store, config)
+
+
+@pytest.mark.parametrize("caveats", [[], ["the text is short"]])
+def test_status_of_what_passed(tmp_path: Path, config: RunConfig, caveats: list[str]) -> None:
+    store = ArtifactStore(tmp_path)
+    with store.building(REF) as folder:
+        store.publish(REF, folder, manifest(verdict="pass", caveats=caveats, device="[red]cpu"))
+    text = shown(store, config)
+    assert "published" in text
+    assert "failed" not in text
+    assert ("with caveats" in text) == bool(caveats)
+    assert "[red]cpu" in text  # no markup of somebody else's is obeyed
+
+
+@pytest.mark.parametrize(("prompt", "what"), [("  ", "empty"), ("\udcff", "Unicode")])
+def test_a_prompt_that_cannot_be_read_is_refused(
+    tmp_path: Path, config: RunConfig, prompt: str, what: str
+) -> None:
+    with pytest.raises(BadInputError, match=what):
+        show_explanation(Run(config, ArtifactStore(tmp_path)), prompt, Console())
+
+
+def test_models_and_devices_are_tables() -> None:
+    console = Console(record=True, width=200)
+    show_models(console)
+    show_devices(console)
+    text = console.export_text()
+    assert "smollm2-135m-instruct" in text
+    assert "gpt2" in text
+    assert "cpu" in text.lower()

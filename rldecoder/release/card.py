@@ -17,7 +17,7 @@ from rldecoder.dashboard.claims import (
     simulation_note,
     simulation_rows,
 )
-from rldecoder.dashboard.label_table import label_columns, label_rows
+from rldecoder.dashboard.label_table import imported_rows, label_columns, label_rows
 from rldecoder.dashboard.report import environment
 from rldecoder.evals.comparison import RL, SUPERVISED, FaithfulnessTable
 from rldecoder.evals.statistics import Measured
@@ -91,7 +91,9 @@ def model_card(
         gate_rows=_gate_rows(inputs.decoder_gate.report),
         controls=controls_table(inputs.controls),
         label_columns=label_columns(),
-        label_rows=label_rows(inputs.labels.controls),
+        label_rows=label_rows(inputs.labels.controls) + imported_rows(inputs.labels.imported),
+        imported=inputs.labels.imported,
+        published_sae=inputs.sae.source,
         coverage=inputs.evaluation.interpretability.label_coverage["all"],
         mass_rows=_mass_rows(inputs.importance.mass),
         claim_columns=precision_columns(),

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,7 +17,7 @@ import yaml
 from safetensors.torch import save_file
 
 import rldecoder
-from rldecoder.artifacts.catalogue import FinalDecoder, Labels, SupervisedDecoder
+from rldecoder.artifacts.catalogue import FinalDecoder, Labels, SupervisedDecoder, TrainedSae
 from rldecoder.artifacts.manifests import MANIFEST
 from rldecoder.config.data import LocalSource
 from rldecoder.data.provenance import Provenance, SourceProvenance
@@ -211,4 +212,32 @@ def test_the_cards_licences(released: Released, run: Run) -> None:
     fields = yaml.safe_load(card.split("---\n", 2)[1])
     assert (fields["license"], fields["base_model"]) == ("cc-by-4.0", "ann/base")
     assert "license_name" not in fields
-    assert "CC-BY-4.0, as far as the two above allow" in card
+    assert "CC-BY-4.0, as far as the others allow" in card
+
+
+def test_what_is_others_is_not_called_ours(released: Released, run: Run) -> None:
+    """A published SAE and labels of others keep their own licences."""
+    from rldecoder.interp.imported_labels import ImportedLabels, OthersSummary
+    from rldecoder.lm.pins import ModelPin
+    from rldecoder.sae.pretrained import SaeSource
+
+    sae, labels = replace(run.artifact(TrainedSae)), replace(run.artifact(Labels))
+    sae.__dict__["source"] = SaeSource.model_construct(
+        form="gemma_scope", weights_sha256="ab" * 32, hook_name="blocks.12.hook_resid_post"
+    )
+    nothing = OthersSummary(latents=0, accepted=0, means={})
+    labels.__dict__["imported"] = ImportedLabels.model_construct(
+        source="12-res", model="gemma-2-2b", latents=3, unscored={"no tokens": 3},
+        methods=dict.fromkeys(("imported", "shuffled", "random_sae", "ours"), nothing),
+    )  # fmt: skip
+    inputs = run.inputs(ReleaseInputs)._replace(sae=sae, labels=labels)
+    corpus = ReleasedCorpus.of(inputs.corpus.provenance)
+    pin = ModelPin.load(released.root / "model" / "pin.json")
+    card = model_card(inputs, read_release(released.root), pin, corpus)
+    chain = card[card.index("## Licences") : card.index("## How it was made")]
+    places = [chain.index(f"\n{number}. **{what}") for number, what in enumerate(
+        ("The frozen model", "The text", "The SAE", "Labels of others", "What is ours"), 1
+    )]  # fmt: skip
+    assert places == sorted(places)
+    assert "(decoder, explainer, labels, scores)" in chain
+    assert "labels of others, control: shuffled" in card

@@ -78,11 +78,8 @@ def foreign_run(run: Mapping[str, Any], deployment: Mapping[str, Any] | None, te
     if theirs["entrypoint"] is None:
         return "The deployment has no entrypoint."
     pool = {"base_job_template": template}
-    return next(filter(None, map(_foreign_in_deployment, (own, theirs, pool))), "")
-
-
-def _foreign_in_deployment(values: Mapping[str, Any]) -> str | None:
-    return foreign_command("deployments", values)
+    found = (foreign_command("deployments", values) for values in (own, theirs, pool))
+    return next(filter(None, found), "")
 
 
 def _complaint(key: str, value: Any, *, in_deployment: bool) -> str | None:

@@ -13,7 +13,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import httpx
 import psutil
@@ -93,7 +92,7 @@ def serve(home: Path, port: int, allowed: Allowed) -> None:
 
 def _make_pool(api: Api) -> None:
     """Make the work pool, or put it right: the worker gives it its template."""
-    body: dict[str, Any] = {"name": POOL, "type": "process"}
+    body = {"name": POOL, "type": "process"}
     api.send("POST", "/work_pools/", body, also=(httpx.codes.CONFLICT,))
     api.send("PATCH", f"/work_pools/{POOL}", {"base_job_template": {}})
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from pydantic import BaseModel
 
 from rldecoder import schemas
 
@@ -16,15 +18,14 @@ class CurvePoint(NamedTuple):
     value: float
 
 
-class Curves:
+class Curves(BaseModel):
     """An append-only list of curve points.
 
-    Its state goes into every checkpoint, so that a resumed run publishes the same curves as an
+    It goes into every checkpoint, so that a resumed run publishes the same curves as an
     undisturbed one.
     """
 
-    def __init__(self) -> None:
-        self.rows: list[CurvePoint] = []
+    rows: list[CurvePoint] = []
 
     def log(self, step: int, **values: float) -> None:
         """Append `values` at `step`."""
@@ -33,19 +34,6 @@ class Curves:
     def last(self, name: str) -> float | None:
         """The newest value of `name`, or None."""
         return next((row.value for row in reversed(self.rows) if row.name == name), None)
-
-    def state(self) -> list[list[Any]]:
-        """JSON form for checkpoints."""
-        return [list(row) for row in self.rows]
-
-    @classmethod
-    def from_state(cls, state: list[list[Any]]) -> Curves:
-        """The inverse of `state`."""
-        curves = cls()
-        curves.rows = [
-            CurvePoint(int(step), str(name), float(value)) for step, name, value in state
-        ]
-        return curves
 
     def write(self, path: Path) -> None:
         """Publish as Parquet (schemas.CURVES)."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import NoneType
 from typing import Any, Self, get_args, get_type_hints
@@ -129,7 +130,7 @@ def write_json(path: Path, value: Any) -> None:
 def to_json(path: Path, value: Any) -> bytes:
     """What `write_json` writes; `path` is for the error's text."""
     try:
-        text = json.dumps(value, ensure_ascii=False, **_JSON)
+        text = _dumps(value, ensure_ascii=False)
     except ValueError as error:
         raise NumericalError(
             f"{path.name} was to hold NaN or infinity.",
@@ -139,7 +140,7 @@ def to_json(path: Path, value: Any) -> bytes:
     try:
         return (text + "\n").encode()
     except UnicodeEncodeError:  # half a surrogate pair, as file names can have: escaped
-        return (json.dumps(value, ensure_ascii=True, **_JSON) + "\n").encode()
+        return (_dumps(value, ensure_ascii=True) + "\n").encode()
 
 
 def _scalar(value: Any) -> Any:
@@ -149,9 +150,7 @@ def _scalar(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} is not JSON")
 
 
-_JSON: dict[str, Any] = {
-    "indent": 2, "sort_keys": True, "allow_nan": False, "default": _scalar,
-}  # fmt: skip
+_dumps = partial(json.dumps, indent=2, sort_keys=True, allow_nan=False, default=_scalar)
 
 
 def read_json(path: Path) -> Any:

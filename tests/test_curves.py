@@ -10,7 +10,7 @@ from rldecoder.curves import Curves, read_curves
 def test_state_and_parquet_round_trip(tmp_path: Path) -> None:
     curves = Curves()
     curves.log(1, loss=2.0, fvu=0.5)
-    resumed = Curves.from_state(curves.state())
+    resumed = Curves.model_validate_json(curves.model_dump_json())
     resumed.log(2, loss=1.0)
     assert resumed.last("loss") == 1.0
     assert resumed.last("fvu") == 0.5

@@ -70,7 +70,7 @@ class DecoderTrainer:
         self._buffers = LogitBuffers.kept(decoder.config.vocab_size)
         self.step_done = 0
         self.tokens_done = 0
-        groups: list[dict[str, Any]] = [
+        groups = [
             {"params": [decoder.W], "peak": config.lr},
             {"params": [decoder.b], "peak": config.lr},
         ]

@@ -28,7 +28,7 @@ from rldecoder.lm.quiet import quiet_transformers
 from rldecoder.optimizer_state import pack_optimizer, unpack_optimizer
 from rldecoder.reporting import Reporter
 from rldecoder.rl import core
-from rldecoder.rl.collapse import CollapseWatch
+from rldecoder.rl.collapse import CollapseState, CollapseWatch
 from rldecoder.rl.evaluation import EVALUATIONS, EvaluationRow, Evaluator
 from rldecoder.rl.learner import Plan, PpoStep, choose_share, make_learner
 from rldecoder.rl.replay import Replay
@@ -340,9 +340,9 @@ class PpoRun:
             {
                 "optimizer": optimizer_state,
                 "normaliser": self.learner.normaliser.state(),
-                "curves": self.curves.state(),
+                "curves": self.curves.model_dump(),
                 "evaluations": self.evaluations,
-                "watch": self.watch.state(),
+                "watch": self.watch.state.model_dump(),
                 "scale": list(self.scale),
                 "stopped": self.stopped,
             },
@@ -369,9 +369,9 @@ class PpoRun:
         self.learner.critic.load_state_dict(_under("critic", tensors))
         unpack_optimizer(self.learner.optimizer, tensors, state["optimizer"])
         self.learner.normaliser.load_state(state["normaliser"])
-        self.curves = Curves.from_state(state["curves"])
+        self.curves = Curves.model_validate(state["curves"])
         self.evaluations = [EvaluationRow(*row) for row in state["evaluations"]]
-        self.watch.load_state(state["watch"])
+        self.watch.state = CollapseState.model_validate(state["watch"])
         self.scale = core.RewardWeights(*state["scale"])
         self.stopped = state["stopped"]
         return {Path(name).name for name in known if name.startswith("rollouts/")}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pydantic import BaseModel
 
 from rldecoder.config.sae import TrainSaeConfig
 from rldecoder.sae.architectures import ARCHITECTURES
@@ -13,19 +13,26 @@ LOSS_JUMP = 3.0
 """Multiple of its running mean above which the loss has jumped."""
 
 
+class DriftState(BaseModel):
+    """What a watch remembers; goes into checkpoints."""
+
+    mean_loss: float | None = None
+    """Running mean."""
+    active: tuple[str, ...] = ()
+    """What drifts now, and was told."""
+
+
 class DriftWatch:
     """Compares every step with its recent past and with the bands of the config."""
 
     def __init__(self, config: TrainSaeConfig) -> None:
-        self.config = config
-        self.mean_loss: float | None = None
-        self.active: set[str] = set()
+        self.config, self.state = config, DriftState()
 
     def observe(self, step: int, result: StepResult) -> list[str]:
         """Messages for what has just begun to drift; nothing during warm-up."""
         config = self.config
-        mean = result.loss if self.mean_loss is None else self.mean_loss
-        self.mean_loss = RUNNING_MEAN_DECAY * mean + (1 - RUNNING_MEAN_DECAY) * result.loss
+        mean = result.loss if self.state.mean_loss is None else self.state.mean_loss
+        self.state.mean_loss = RUNNING_MEAN_DECAY * mean + (1 - RUNNING_MEAN_DECAY) * result.loss
         if step < ARCHITECTURES[config.architecture].settling_steps(config):
             return []
         low, high = config.alert_l0
@@ -41,15 +48,7 @@ class DriftWatch:
         messages = [
             f"SAE training, step {step}: {text}."
             for kind, text in found.items()
-            if kind not in self.active
+            if kind not in self.state.active
         ]
-        self.active = set(found)
+        self.state.active = tuple(found)
         return messages
-
-    def state(self) -> dict[str, Any]:
-        """JSON form for checkpoints."""
-        return {"mean_loss": self.mean_loss, "active": sorted(self.active)}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """The inverse of `state`, in place."""
-        self.mean_loss, self.active = state["mean_loss"], set(state["active"])

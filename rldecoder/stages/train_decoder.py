@@ -9,10 +9,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
 
 import torch
+from pydantic import BaseModel, Field
 from torch import Tensor
 
 from rldecoder.artifacts.catalogue import SupervisedDecoder
@@ -42,34 +41,15 @@ from rldecoder.stages.context import Output, StageContext
 from rldecoder.stages.inputs import DecoderInputs
 
 
-@dataclass
-class Progress:
+class Progress(BaseModel):
     """What a checkpoint holds beside the weights."""
 
     best_epoch: int = 0
     best_kl: float = math.inf
-    epochs: list[EpochFaithfulness] = field(default_factory=list)
+    """Finite in every checkpoint: the first evaluation precedes all of them."""
+    epochs: list[EpochFaithfulness] = []
     """Of all epochs and splits so far."""
-    curves: Curves = field(default_factory=Curves)
-
-    def state(self) -> dict[str, Any]:
-        """JSON form for a checkpoint (the first evaluation precedes every checkpoint)."""
-        return {
-            "best_epoch": self.best_epoch,
-            "best_kl": self.best_kl,
-            "epochs": [row.model_dump() for row in self.epochs],
-            "curves": self.curves.state(),
-        }
-
-    @classmethod
-    def restore(cls, state: Mapping[str, Any]) -> Progress:
-        """The inverse of `state`."""
-        return cls(
-            state["best_epoch"],
-            state["best_kl"],
-            [EpochFaithfulness(**row) for row in state["epochs"]],
-            Curves.from_state(state["curves"]),
-        )
+    curves: Curves = Field(default_factory=Curves)
 
 
 def run(inputs: DecoderInputs, config: TrainDecoderConfig, ctx: StageContext) -> Output:
@@ -210,7 +190,7 @@ class _Loop:
     def _save(self) -> None:
         tensors, state = self.trainer.state()
         tensors |= {f"best.{name}": t for name, t in self.best.items()}
-        self.checkpoints.save(self.trainer.step_done, tensors, state | self.progress.state())
+        self.checkpoints.save(self.trainer.step_done, tensors, state | self.progress.model_dump())
 
     def _resume(self) -> bool:
         """Go back to the newest checkpoint; False when there is none."""
@@ -223,7 +203,7 @@ class _Loop:
             for name, tensor in saved.tensors.items()
             if name.startswith("best.")
         }
-        self.progress = Progress.restore(saved.state)
+        self.progress = Progress.model_validate(saved.state)
         return True
 
 

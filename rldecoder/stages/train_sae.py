@@ -28,7 +28,7 @@ from rldecoder.data.streaming import StreamedActivations
 from rldecoder.errors import BadInputError, DamagedFileError, NumericalError
 from rldecoder.lm.user_cache import sha256_file
 from rldecoder.reporting import SilentReporter
-from rldecoder.sae.drift import DriftWatch
+from rldecoder.sae.drift import DriftState, DriftWatch
 from rldecoder.sae.fit import Surroundings, check_fit, described
 from rldecoder.sae.interop import write_sae
 from rldecoder.sae.metrics import reconstruction_quality
@@ -119,8 +119,8 @@ class _Training:
         checkpoint = self.checkpoints.load()
         if checkpoint is not None:
             self.trainer.unpack(checkpoint.tensors, checkpoint.state["trainer"])
-            self.watch.restore(checkpoint.state["watch"])
-            self.curves = Curves.from_state(checkpoint.state["curves"])
+            self.watch.state = DriftState.model_validate(checkpoint.state["watch"])
+            self.curves = Curves.model_validate(checkpoint.state["curves"])
             self.position = Position(*checkpoint.state["position"])
             if isinstance(self.reader, StreamedActivations):
                 self.reader.rows_found |= dict(checkpoint.state["stream_rows"])
@@ -140,8 +140,8 @@ class _Training:
         tensors, trainer = self.trainer.pack()
         state = {
             "trainer": trainer,
-            "watch": self.watch.state(),
-            "curves": self.curves.state(),
+            "watch": self.watch.state.model_dump(),
+            "curves": self.curves.model_dump(),
             "position": self.position,
         }
         if isinstance(self.reader, StreamedActivations):

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-
 from rldecoder.config.rl import CollapseRule
-from rldecoder.rl.collapse import CollapseWatch
+from rldecoder.rl.collapse import CollapseState, CollapseWatch
 
 RULE = CollapseRule(
     patience=2, min_entropy_fraction=0.1, max_clip_fraction=0.5, max_kl_increase=1.0
@@ -59,6 +57,6 @@ def test_state_survives_json():
     watch.after_step({**FINE, "entropy": 0.1})
     watch.after_evaluation(0.5)
     other = CollapseWatch(RULE)
-    other.load_state(json.loads(json.dumps(watch.state())))
-    assert vars(other) == vars(watch)
+    other.state = CollapseState.model_validate_json(watch.state.model_dump_json())
+    assert other.state == watch.state
     assert other.after_step({**FINE, "entropy": 0.1}) is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rldecoder.config.sae import TrainSaeConfig
-from rldecoder.sae.drift import DriftWatch
+from rldecoder.sae.drift import DriftState, DriftWatch
 from rldecoder.sae.training import StepResult
 
 FINE = StepResult(1.0, 1.0, 64.0, 0.0, 1.0, 1e-3, 0.0, 0.0)
@@ -33,6 +33,6 @@ def test_state_round_trip_continues_in_silence() -> None:
     dead = FINE._replace(dead_fraction=0.5)
     assert first.observe(5, dead)
     second = DriftWatch(CONFIG)
-    second.restore(first.state())
+    second.state = DriftState.model_validate_json(first.state.model_dump_json())
     assert second.observe(6, dead) == []
-    assert second.mean_loss == first.mean_loss
+    assert second.state.mean_loss == first.state.mean_loss

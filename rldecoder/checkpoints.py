@@ -23,6 +23,8 @@ from rldecoder.errors import DamagedFileError
 _log = logging.getLogger(__name__)
 _NAME = re.compile(r"step-(\d+)")
 _TENSORS, _STATE, _SEAL = "tensors.safetensors", "state.json", "seal.json"
+_FORMAT = 2
+"""Raised when what states hold is laid out anew: earlier checkpoints are then passed over."""
 
 
 class Checkpoint(NamedTuple):
@@ -52,7 +54,8 @@ class Checkpoints:
     def __init__(
         self, folder: Path, keep: int = 2, *, owner: str = "", note: sealed.Note = _log.warning
     ) -> None:
-        self.folder, self.keep, self.owner, self.note = folder, keep, owner, note
+        self.folder, self.keep, self.note = folder, keep, note
+        self.owner = f"{owner} (format {_FORMAT})"
         self._hashed: dict[Path, tuple[tuple[int, ...], str]] = {}
 
     def save(

@@ -104,7 +104,7 @@ def test_anothers_and_unsealed_checkpoints_are_passed_over(tmp_path: Path) -> No
     assert loaded is not None
     assert (loaded.step, loaded.tensors["w"].tolist()) == (1, [1, 1, 1])
     assert "No such file" in notes[0]
-    assert "belongs to 'train_sae/a'" in notes[1]
+    assert "belongs to 'train_sae/a (format" in notes[1]
     # They do not push out the next ones either.
     mine.save(2, {"w": torch.ones(3)}, {})
     found = mine.load()

@@ -28,13 +28,13 @@ def test_every_config_loads(path: Path) -> None:
 
 def test_the_four_promised_configs_are_there() -> None:
     names = {path.stem for path in CONFIGS.glob("*.yaml")}
-    assert {"debug", "quickstart", "gpt2_phase1", "scale"} <= names
+    assert {"debug", "quickstart", "linear", "gpt2_phase1", "scale"} <= names
 
 
-def test_the_long_training_reuses_the_quickstarts_stages() -> None:
+def test_the_long_training_reuses_the_linear_runs_stages() -> None:
     """Its YAML says so: where they are published, training starts at once."""
     long = plan(load_run_config(EXPERIMENTS / "ppo_plan_smollm.yaml"))
-    quick = plan(load_run_config(CONFIGS / "quickstart.yaml"))
+    quick = plan(load_run_config(CONFIGS / "linear.yaml"))
     same = [name for name in long if long[name].digest == quick[name].digest]
     assert same == [stage.name for stage in STAGES][: len(same)]
     assert same[-1] == "gate_decoder"

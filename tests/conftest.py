@@ -17,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -26,6 +27,9 @@ from hypothesis import settings
 from rldecoder.reporting import SilentReporter
 from rldecoder.stages.context import StageContext
 from tests import array_checks
+
+if TYPE_CHECKING:
+    from tests.forked import ForkServer
 
 # Before the packages in question are imported.
 array_checks.install()
@@ -117,6 +121,16 @@ def make_context(folder: Path, *, seed: int = 0, device: str = "cpu") -> StageCo
     out.mkdir(parents=True, exist_ok=True)
     progress.mkdir(parents=True, exist_ok=True)
     return StageContext(out, progress, seed, torch.device(device), SilentReporter())
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[ForkServer]:
+    """Runs commands without the ten CPU seconds that a new interpreter and its imports take."""
+    from tests.forked import ForkServer
+
+    server = ForkServer()
+    yield server
+    server.close()
 
 
 @pytest.fixture(scope="session")

@@ -9,8 +9,6 @@ import json
 import re
 import shutil
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -22,19 +20,12 @@ from rldecoder.config.run import load_run_config
 from rldecoder.reporting import SilentReporter
 from rldecoder.runner import plan, run_pipeline
 from rldecoder.stages.table import STAGES
+from tests.forked import ForkServer
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs" / "debug.yaml"
 
 pytestmark = pytest.mark.slow
-
-
-def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the command line and wait."""
-    return subprocess.run(
-        [sys.executable, "-m", "rldecoder.cli", *arguments],
-        cwd=ROOT, capture_output=True, text=True, timeout=600, check=False,
-    )  # fmt: skip
 
 
 def test_all_stages_are_published_and_intact(debug_store: Path) -> None:
@@ -45,9 +36,9 @@ def test_all_stages_are_published_and_intact(debug_store: Path) -> None:
         assert not store.progress_path(ref).exists()
 
 
-def test_second_run_does_no_work(debug_store: Path) -> None:
+def test_second_run_does_no_work(forks: ForkServer, debug_store: Path) -> None:
     before = {p: p.stat().st_mtime_ns for p in debug_store.rglob("*") if p.is_file()}
-    result = command("run", str(CONFIG), "--store", str(debug_store), "--no-prefect")
+    result = forks.run("run", str(CONFIG), "--store", str(debug_store), "--no-prefect")
     assert result.returncode == 0, result.stderr
     assert "0 stages built, 19 reused" in result.stderr
     after = {p: p.stat().st_mtime_ns for p in debug_store.rglob("*") if p.is_file()}
@@ -81,8 +72,10 @@ def test_damaged_shard_is_rebuilt_and_nothing_else(debug_store: Path, tmp_path: 
     assert store.verify(results[3].ref)
 
 
-def test_hook_layer_out_of_range_is_said_before_any_training(debug_store: Path) -> None:
-    result = command(
+def test_hook_layer_out_of_range_is_said_before_any_training(
+    forks: ForkServer, debug_store: Path
+) -> None:
+    result = forks.run(
         "run", str(CONFIG), "--store", str(debug_store), "--no-prefect",
         "--set", "cache_activations.hook_layer=9", "--set", "baselines.lens_layers=[9]",
     )  # fmt: skip
@@ -90,23 +83,25 @@ def test_hook_layer_out_of_range_is_said_before_any_training(debug_store: Path) 
     assert "The model has 4 blocks" in " ".join(result.stderr.split())
 
 
-def test_status_of_a_finished_run(debug_store: Path) -> None:
-    result = command("status", str(CONFIG), "--store", str(debug_store))
+def test_status_of_a_finished_run(forks: ForkServer, debug_store: Path) -> None:
+    result = forks.run("status", str(CONFIG), "--store", str(debug_store))
     assert result.returncode == 0
     assert result.stdout.count("published") == len(STAGES)
 
 
-def test_explain_prints_both_predictions_and_claims(debug_store: Path) -> None:
-    result = command("explain", str(CONFIG), "3 + 4 =", "--store", str(debug_store))
+def test_explain_prints_both_predictions_and_claims(forks: ForkServer, debug_store: Path) -> None:
+    result = forks.run("explain", str(CONFIG), "3 + 4 =", "--store", str(debug_store))
     assert result.returncode == 0, result.stderr
     assert "frozen" in result.stdout.lower()
     assert "decoder" in result.stdout.lower()
     assert "active" in result.stdout.lower()
 
 
-def test_explain_as_json_and_as_a_page(debug_store: Path, tmp_path: Path) -> None:
+def test_explain_as_json_and_as_a_page(
+    forks: ForkServer, debug_store: Path, tmp_path: Path
+) -> None:
     page = tmp_path / "page.html"
-    result = command(
+    result = forks.run(
         "explain", str(CONFIG), "a </script>\u202e b", "--store", str(debug_store), "--json",
         "--html", str(page),
     )  # fmt: skip
@@ -127,21 +122,23 @@ def test_explain_as_json_and_as_a_page(debug_store: Path, tmp_path: Path) -> Non
     assert "\u202e" not in html
     for feature in value["ranked"]:
         assert f"#{feature['latent']}" in html
-    refused = command(
+    refused = forks.run(
         "explain", str(CONFIG), "a b", "--store", str(debug_store), "--html", str(tmp_path)
     )
     assert refused.returncode == 2
     assert "cannot be written" in " ".join(refused.stderr.split())  # wrapped by width
 
 
-def test_report_command_prints_the_path(debug_store: Path) -> None:
-    result = command("report", str(CONFIG), "--store", str(debug_store))
+def test_report_command_prints_the_path(forks: ForkServer, debug_store: Path) -> None:
+    result = forks.run("report", str(CONFIG), "--store", str(debug_store))
     assert result.returncode == 0, result.stderr
     path = Path(result.stdout.strip().splitlines()[-1].removeprefix("report: "))
     assert "<html" in path.read_text(encoding="utf-8")[:2000].lower()
 
 
-def test_labels_are_estimated_and_nothing_is_sent(debug_store: Path, tmp_path: Path) -> None:
+def test_labels_are_estimated_and_nothing_is_sent(
+    forks: ForkServer, debug_store: Path, tmp_path: Path
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(0.2)
         endpoint = {
@@ -153,7 +150,7 @@ def test_labels_are_estimated_and_nothing_is_sent(debug_store: Path, tmp_path: P
         run["label_features"] = {**run["label_features"], **wanted}
         config = tmp_path / "mine.yaml"
         config.write_text(yaml.safe_dump(run))
-        result = command("estimate-labels", str(config), "--store", str(debug_store))
+        result = forks.run("estimate-labels", str(config), "--store", str(debug_store))
         assert result.returncode == 0, result.stderr
         with pytest.raises(TimeoutError):
             server.accept()

@@ -5,7 +5,6 @@ RLDECODER_SIGINT_ROUNDS says how many interruptions there are; the full form has
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import shutil
@@ -22,6 +21,7 @@ from rldecoder.artifacts.store import ArtifactStore, Manifest
 from rldecoder.config.run import load_run_config
 from rldecoder.runner import plan
 from rldecoder.stages.table import STAGES
+from tests.forked import ForkServer
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs" / "debug.yaml"
@@ -35,49 +35,6 @@ UNTIMED = ("timing.json", "frontier.parquet", "report.html", "logbook_entry.md",
 """Files that hold times, or the manifest's."""
 
 pytestmark = pytest.mark.slow
-
-
-class ForkServer:
-    """`tests.fork_server`, from outside."""
-
-    def __init__(self, log: Path) -> None:
-        self.log = log
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.fork_server"], cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
-
-    def run(self, *arguments: str, interrupt_after: float | None = None) -> int:
-        """Run a command, interrupted after so many seconds of its life; its exit code."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        request = {"arguments": arguments, "log": str(self.log)}
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        pid = int(self._process.stdout.readline())
-        if interrupt_after is not None:
-            time.sleep(interrupt_after)
-            os.kill(pid, signal.SIGINT)  # one that has ended is not collected yet
-        return int(self._process.stdout.readline())
-
-    def output(self) -> str:
-        """What the last command printed."""
-        return self.log.read_text(errors="replace")
-
-    def close(self) -> None:
-        """End it."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[ForkServer]:
-    """One for all rounds."""
-    server = ForkServer(tmp_path / "log")
-    yield server
-    server.close()
 
 
 def hashes(manifest: Manifest) -> dict[str, str]:
@@ -99,7 +56,7 @@ def stages(undisturbed: ArtifactStore, chance: random.Random) -> Iterator[str]:
 
 @pytest.mark.timeout(60 * ROUNDS + 600)
 def test_no_interruption_is_lost_and_the_same_bytes_follow(
-    debug_store: Path, tmp_path: Path, server: ForkServer
+    debug_store: Path, tmp_path: Path, forks: ForkServer
 ) -> None:
     chance = random.Random(24)
     undisturbed = ArtifactStore(debug_store)
@@ -112,8 +69,11 @@ def test_no_interruption_is_lost_and_the_same_bytes_follow(
         shutil.rmtree(store.path(ref))
         for _ in range(EACH):
             after = chance.uniform(0, expected.wall_seconds + 0.5)
-            code = server.run(*command, interrupt_after=after)
-            output = server.output()
+            pid = forks.start(*command)
+            time.sleep(after)
+            os.kill(pid, signal.SIGINT)  # one that has ended is not collected yet
+            code, out, error = forks.wait()
+            output = out + error
             where = f"{stage} after {after:.2f} s:\n{output[-3000:]}"
             assert "Traceback" not in output, where
             assert "Exception ignored" not in output, where
@@ -125,7 +85,8 @@ def test_no_interruption_is_lost_and_the_same_bytes_follow(
                 assert code == 3, where
                 assert "Interrupted." in output, where
                 interrupted += 1
-        assert server.run(*command) == 0, f"{stage}:\n{server.output()[-3000:]}"
+        last = forks.run(*command)
+        assert last.returncode == 0, f"{stage}:\n{last.stderr[-3000:]}"
         assert hashes(store.verify(ref)) == hashes(expected), stage
         print(f"{stage}: {interrupted} interruptions, {too_late} came too late", flush=True)
         if interrupted >= ROUNDS:

@@ -8,8 +8,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from rldecoder.artifacts.store import ArtifactRef, ArtifactStore
 from rldecoder.config.run import load_run_config
 from rldecoder.runner import plan
 from rldecoder.stages.table import STAGES
+from tests.forked import ForkServer
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs" / "debug.yaml"
@@ -26,14 +25,9 @@ CONFIG = ROOT / "configs" / "debug.yaml"
 pytestmark = pytest.mark.slow
 
 
-def start(store: Path, until: str) -> subprocess.Popen[str]:
-    """Start the run in a process group of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "rldecoder.cli", "run", str(CONFIG), "--store", str(store),
-         "--no-prefect", "--until", until],
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        start_new_session=True,
-    )  # fmt: skip
+def command(store: Path, until: str) -> tuple[str, ...]:
+    """A run up to a stage."""
+    return ("run", str(CONFIG), "--store", str(store), "--no-prefect", "--until", until)
 
 
 def without(stage: str, source: Path, target: Path) -> tuple[ArtifactStore, ArtifactRef]:
@@ -45,31 +39,31 @@ def without(stage: str, source: Path, target: Path) -> tuple[ArtifactStore, Arti
     return ArtifactStore(target), plan(load_run_config(CONFIG))[stage]
 
 
-def interrupt_midway(process: subprocess.Popen[str], progress: Path, how: int) -> None:
-    """Send a signal as soon as the stage has written its first checkpoint."""
+def kill_midway(forks: ForkServer, pid: int, progress: Path) -> None:
+    """Kill a command as soon as its stage has written the first checkpoint."""
     deadline = time.monotonic() + 240
-    while time.monotonic() < deadline and process.poll() is None:
+    while time.monotonic() < deadline and not forks.ended():
         # os.walk, unlike rglob, takes it calmly when a folder is renamed under its feet.
         if any(n.startswith("step-") for _, folders, _ in os.walk(progress) for n in folders):
-            process.send_signal(how)
-            process.wait()
+            os.kill(pid, signal.SIGKILL)
+            assert forks.wait().returncode in (-signal.SIGKILL, 0)
             return
         time.sleep(0.002)
-    output = process.communicate()[0]
-    pytest.fail(f"no checkpoint was seen before the stage ended:\n{output[-3000:]}")
+    os.kill(pid, signal.SIGKILL)
+    pytest.fail(f"no checkpoint was seen before the stage ended:\n{forks.wait().stderr[-3000:]}")
 
 
 @pytest.mark.parametrize("stage", ["train_sae", "train_decoder", "train_ppo", "control_ppo"])
 def test_killed_stage_resumes_to_the_same_bytes(
-    debug_store: Path, tmp_path: Path, stage: str
+    debug_store: Path, tmp_path: Path, forks: ForkServer, stage: str
 ) -> None:
     store, ref = without(stage, debug_store, tmp_path / "store")
-    interrupt_midway(start(store.root, stage), store.progress_path(ref), signal.SIGKILL)
+    pid = forks.start(*command(store.root, stage))
+    kill_midway(forks, pid, store.progress_path(ref))
     assert not store.is_published(ref), "the kill came too late to prove anything"
-    second = start(store.root, stage)
-    output = second.communicate()[0]
-    assert second.returncode == 0, output
-    assert "goes on from its last checkpoint" in output
+    second = forks.run(*command(store.root, stage))
+    assert second.returncode == 0, second.stderr
+    assert "goes on from its last checkpoint" in second.stdout + second.stderr
     resumed, undisturbed = store.verify(ref), ArtifactStore(debug_store).verify(ref)
     assert resumed.resumed
     assert not undisturbed.resumed

@@ -22,9 +22,9 @@ from rldecoder.errors import BadInputError
 ROOT = Path(__file__).resolve().parents[1]
 ALLOWED_ENV = "RLDECODER_UI_ALLOWED"
 
-FILES = ("store", "path", "paths", "cache", "reviews", "sae", "clusters")
+FILES = ("store", "path", "paths", "cache", "reviews", "sae", "clusters", "folder", "imported")
 """Settings that name files or folders of this machine; `model` does so in some of its values."""
-ELSEWHERE = ("mirror", "repo", "revision", "base_url", "api_key_env")
+ELSEWHERE = ("mirror", "repo", "revision", "base_url", "api_key_env", "release", "id")
 """Settings that name an address, what lies there, or an environment variable, as the `name` of a
 dataset does."""
 

@@ -45,13 +45,13 @@ def test_methods_and_decorated_functions_are_held_to_it() -> None:
 
 def test_only_the_first_calls_of_a_test_are_checked() -> None:
     for _ in range(CALLS_A_TEST):
-        core.k2(torch.zeros(B), torch.zeros(B))
-    core.k2(torch.zeros(B), torch.zeros(B, 1))
+        core.k3(torch.zeros(B), torch.zeros(B))
+    core.k3(torch.zeros(B), torch.zeros(B, 1))
 
 
 def test_the_next_test_starts_anew() -> None:
     with pytest.raises(TypeCheckError):
-        core.k2(torch.zeros(B), torch.zeros(B, 1))
+        core.k3(torch.zeros(B), torch.zeros(B, 1))
 
 
 def test_nothing_is_checked_outside_tests() -> None:

@@ -66,5 +66,5 @@ def test_the_tour_runs(debug_store: Path, monkeypatch: pytest.MonkeyPatch) -> No
     NotebookClient(notebook, timeout=300, kernel_name="python3", resources=where).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     shown = [out.data["text/html"] for out in outputs if "text/html" in out.get("data", {})]
-    assert len(shown) == 3  # a reading, a feature table, an explanation
+    assert len(shown) == 4  # the run, a reading, a feature table, an explanation
     assert all('class="rldecoder"' in html for html in shown)

@@ -86,7 +86,7 @@ def settings(model: Path, text: Path, other: Path) -> dict[str, Any]:
         "train_explainer": {
             "num_pairs": 8, "num_test_positions": 4, "scale_tokens": 128, "width": 8,
             "num_layers": 1, "steps": 2, "batch_size": 4, "bootstrap_resamples": 100,
-            "example_tokens": 8, "num_text_examples": 1,
+            "example_tokens": 8,
         },
         "evaluate": {
             "num_prompts": 2, "tasks": ["cloze"], "num_tokens": 128, "deletion_positions": 4,

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -40,6 +41,9 @@ class FakeRun:
     name = "fake"
     seed = 0
     threads = None
+    # Nothing of others is brought along.
+    label_features = SimpleNamespace(imported=None)
+    train_sae = SimpleNamespace(pretrained=None)
 
     def __init__(self, **stages: StageConfig) -> None:
         self._stages = {"make": MakeConfig(), "gate": GateConfig(), "use": MakeConfig()} | stages

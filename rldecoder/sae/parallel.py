@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 from torch.multiprocessing.spawn import start_processes
 
@@ -36,7 +36,7 @@ class Group:
     def __init__(self, rank: int = 0, size: int = 1) -> None:
         self.rank, self.size = rank, size
 
-    def slice(self, batch: Float[Tensor, "tokens d_model"]) -> Float[Tensor, "some d_model"]:
+    def slice(self, batch: Shaped[Tensor, tokens * axes]) -> Shaped[Tensor, some * axes]:
         """This process's rows of a batch [N, D]; all slices are of one length."""
         return batch[self.rank : len(batch) // self.size * self.size : self.size]
 

@@ -14,7 +14,8 @@ from rldecoder.artifacts.manifests import write_manifest
 from rldecoder.artifacts.mirror import Mirror
 from rldecoder.artifacts.store import ArtifactStore, FileEntry
 from rldecoder.errors import BadInputError, NoResourceError
-from tests.artifacts.test_store import HOSTILE, REF, manifest, publish
+from tests.artifacts.published import REF, manifest, publish
+from tests.artifacts.test_manifests import HOSTILE
 
 
 class Told:

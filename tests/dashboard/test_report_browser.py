@@ -48,7 +48,7 @@ def test_the_page_runs_alone_and_by_keyboard(page_file: Path, data: ReportData) 
         assert guesses.count() == sum(not feature.high for feature in named)
         assert 0 < guesses.count() < len(named)
         described = page.locator("article.card h4", has_text="not labelled; ")
-        assert described.count() == sum(not feature["is_label"] for feature in data.features) > 0
+        assert described.count() == sum(not feature.is_label for feature in data.features) > 0
         card = page.locator("article.card").first
         scores = card.locator(".meta.scores span").all_text_contents()
         names = ("detection 0.11", "detection on near misses 0.17", "fuzzing –", "F1 0.15",

@@ -208,8 +208,9 @@ def test_sets_of_others_are_scored_as_ours_are(
     raising = [i for i, kind in enumerate(KINDS) if kind in ("output", "both")]
     said = [Said(i, fitted[i]) for i in rows]
     said += [Said(i, world.raises[i]) for i in raising]
-    # A wrong one of the same latents, which another one raises.
-    said += [Said(i, world.raises[raising[n - 1]]) for n, i in enumerate(raising)]
+    # A wrong one of the same latents, which none of them raises.
+    idle = [i for i in range(NUM) if i not in raising]
+    said += [Said(i, world.raises[other]) for i, other in zip(raising, idle, strict=True)]
     scores = trials.score(said, np.random.default_rng(0))
     assert {len(scores["imported"]), len(scores["random_sae"])} == {len(said)}
 

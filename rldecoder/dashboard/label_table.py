@@ -35,6 +35,12 @@ OTHERS = {
     "random_sae": "labels of others, control: on a random SAE",
     "ours": "this run's labels of the same latents",
 }
+OTHERS_OUTPUT = {
+    "imported": "labels of others of what the model is made to say",
+    "shuffled": "these, control: shuffled",
+    "random_sae": "these, control: on a random SAE",
+    "ours": "this run's output labels of the same latents",
+}
 SCORES = {
     "detection": "detection",
     "detection_hard": "on near misses",
@@ -92,6 +98,13 @@ def imported_rows(imported: ImportedLabels | None) -> list[list[str]]:
         counts += [format_value(found.latents), format_value(found.accepted)]
         scores = [_number(found.means.get(score), None) for score in SCORES]
         rows.append([shown, *counts, *scores])
+    # The columns are of scores of the input: what there is of outputs stands in the name.
+    for name, shown in OTHERS_OUTPUT.items():
+        said = imported.outputs.get(name)
+        if said is not None and imported.outputs["imported"].latents:
+            counts = [format_value(said.latents)] * 2 + [format_value(said.accepted)]
+            auroc = _number(said.means.get("auroc"), None)
+            rows.append([f"{shown}: mean AUROC {auroc}", *counts, *[NONE] * len(SCORES)])
     unscored = format_value(sum(imported.unscored.values()))
     return [*rows, ["labels of others that were not scored", unscored, *[NONE] * (2 + len(SCORES))]]
 

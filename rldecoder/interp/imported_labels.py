@@ -2,8 +2,9 @@
 
 A label in free words needs a reader. The one here is deterministic and reads only what leaves no
 doubt: explanations that do nothing but list tokens in quotes ("the words 'cat' and 'dog'"), as
-tokens on which the latent fires, and `say "cat"`, as tokens that it makes the model say. All others
-are kept and counted as unscored; they have neither failed nor passed.
+tokens on which the latent fires, and `say "cat"`, as tokens that it makes the model say. The former
+are scored as input labels, the latter as output labels. All others are kept and counted as
+unscored; they have neither failed nor passed.
 """
 
 from __future__ import annotations
@@ -16,13 +17,15 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+from pydantic import Field
 
 from rldecoder.interp.calibration import Acceptance
 from rldecoder.interp.corpus import SplitFirings
+from rldecoder.interp.imported_outputs import OutputScorer, Said, of_others
 from rldecoder.interp.neuronpedia_labels import Explanation, Explanations
 from rldecoder.interp.predicate import NgramIn, Predicate, TokenIn, disjunction
-from rldecoder.interp.records import Scores
-from rldecoder.interp.scores import ScoringText, derangement, means, score_all
+from rldecoder.interp.records import OutputScores, Scores
+from rldecoder.interp.scores import ScoringText, means, score_all
 from rldecoder.interp.vocabulary import Vocabulary
 from rldecoder.schemas import JsonRecord, Scalar
 
@@ -30,6 +33,7 @@ Encode = Callable[[str], Sequence[int]]
 """A text's own tokens, without any around it."""
 
 SCORES = ("detection", "detection_hard", "precision", "recall", "f1", "fuzzing", "intruder")
+OUTPUT_SCORES = ("auroc", "auroc_places", "drop", "margin")
 IMPORTED = pa.schema(
     [
         ("latent", pa.int32()),
@@ -41,13 +45,16 @@ IMPORTED = pa.schema(
         ("unscored", pa.string()),
         ("firings", pa.int64()),
         *((name, pa.float64()) for name in SCORES),
+        *((f"output_{name}", pa.float64()) for name in OUTPUT_SCORES),
         ("accepted", pa.bool_()),
         ("our_label", pa.string()),
         ("our_detection", pa.float64()),
+        ("our_output_auroc", pa.float64()),
     ]
 )
 """Labels of others: one row a (latent, explanation). `reading` is `input`, `output` or null,
-`unscored` why there are no scores (then null all of them), `tokens` what was read."""
+`unscored` why there are no scores (then null all of them), `tokens` what was read. Scores of the
+other kind are null."""
 
 _QUOTED = re.compile(
     r'"([^"]{1,60})"|“([^”]{1,60})”|`([^`]{1,60})`|‘([^’]{1,60})’|«([^»]{1,60})»'
@@ -112,19 +119,24 @@ class ImportedLabels(JsonRecord):
     unscored: dict[str, int]
     """Explanations without scores, by reason."""
     methods: dict[str, OthersSummary]
-    """`imported`: the labels; `shuffled`: each with the label of another latent; `random_sae`: on
-    latents of an untrained SAE; `ours`: this run's labels of the same latents."""
+    """Of input labels. `imported`: the labels; `shuffled`: each with the label of another latent;
+    `random_sae`: on latents of an untrained SAE; `ours`: this run's labels of the same latents."""
+    outputs: dict[str, OthersSummary] = Field(default_factory=dict)
+    """The same of output labels, with their scores; empty in files of older programs."""
 
     @property
     def headline(self) -> dict[str, Scalar]:
         """What goes into the manifest."""
+        kinds = [kind["imported"] for kind in (self.methods, self.outputs) if kind]
         out: dict[str, Scalar] = {
             "imported_covered": self.covered,
-            "imported_scored": self.methods["imported"].latents,
+            "imported_scored": sum(summary.latents for summary in kinds),
             "imported_unscored": sum(self.unscored.values()),
         }
         for name, summary in self.methods.items():
             out[f"imported_{name}_detection"] = summary.means["detection"]
+        for name, summary in self.outputs.items():
+            out[f"imported_{name}_output_auroc"] = summary.means["auroc"]
         return out
 
 
@@ -133,6 +145,8 @@ class Ours(NamedTuple):
 
     text: str | None
     scores: Scores
+    output: OutputScores | None = None
+    """Of its output label."""
 
 
 def read_label(text: str) -> Reading:
@@ -150,7 +164,7 @@ def read_label(text: str) -> Reading:
 
 
 class TokenReader:
-    """Quoted texts to predicates: where one of them has just been read.
+    """Quoted texts to predicates, where one of them has just been read, and to sets of tokens.
 
     A text that is a token of its own, in any case, with a space in front or not, stands for that
     token; another one for the tokens that spell it. Spaces and line breaks mean themselves.
@@ -158,6 +172,7 @@ class TokenReader:
 
     def __init__(self, vocabulary: Vocabulary, encode: Encode) -> None:
         self._encode = encode
+        self._texts = vocabulary.texts
         self._tokens: dict[str, list[int]] = {}
         for token, text in enumerate(vocabulary.texts):
             self._tokens.setdefault(_word(text), []).append(token)
@@ -175,6 +190,27 @@ class TokenReader:
         for length in sorted({len(ngram) for ngram in ngrams}):
             parts.append(NgramIn(ngrams=tuple(n for n in ngrams if len(n) == length)))
         return reduce(disjunction, parts) if parts else None
+
+    def starts(self, texts: Sequence[str]) -> tuple[int, ...]:
+        """Ids of the tokens that a model says first when it says one of the texts.
+
+        A text that is no token of its own stands for the first token of its spelling, with a space
+        in front and without: no more is said in one step. Empty where no text can be written.
+        """
+        tokens: set[int] = set()
+        for text in texts:
+            found = self._tokens.get(_word(text), [])
+            tokens.update(found or self._first(text.strip()))
+        return tuple(sorted(tokens))
+
+    def _first(self, text: str) -> set[int]:
+        ways = [self._encode(spelled) for spelled in (text, f" {text}")] if text else []
+        # A space that is a token of its own begins every word.
+        words = ([int(token) for token in way if self._word_at(int(token))] for way in ways)
+        return {way[0] for way in words if way}
+
+    def _word_at(self, token: int) -> bool:
+        return token < len(self._texts) and bool(self._texts[token].strip())
 
     def _spelled(self, text: str) -> set[tuple[int, ...]]:
         """Token ids of a text that is no single token, as it is and as it may begin a sentence."""
@@ -206,6 +242,7 @@ def score_imported(
     ours: Mapping[int, Ours],
     reader: TokenReader,
     vocabulary: Vocabulary,
+    score_outputs: OutputScorer,
     *,
     window_tokens: int,
     acceptance: Acceptance,
@@ -217,49 +254,49 @@ def score_imported(
         scored: firings of the labelled latents on text that no label was made from.
         untrained: firings of latents of an untrained SAE, for the control.
         ours: this run's labels, by latent.
+        score_outputs: scores tokens that a latent is said to raise.
     """
     row_of = {int(latent): row for row, latent in enumerate(scored.firings.latents)}
     covered = [row for row in found.rows if row.latent in row_of]
     readings = [read_label(row.text) for row in covered]
     why_not = [reading.why_not for reading in readings]
     pairs: list[_Scored] = []
+    said: dict[int, Said] = {}
     for number, (row, reading) in enumerate(zip(covered, readings, strict=True)):
-        if reading.kind == "output":
-            why_not[number] = "says what it makes the model say"
-        if reading.kind != "input":
-            continue
-        predicate = reader.predicate(reading.texts)
-        if predicate is None:
-            why_not[number] = "its tokens are not the model's"
+        if reading.kind == "input":
+            predicate = reader.predicate(reading.texts)
+            if predicate is not None:
+                pairs.append(_Scored(row_of[row.latent], number, predicate))
+                continue
+        elif reading.kind == "output":
+            tokens = reader.starts(reading.texts)
+            if tokens:
+                said[number] = Said(row_of[row.latent], tokens)
+                continue
         else:
-            pairs.append(_Scored(row_of[row.latent], number, predicate))
+            continue
+        why_not[number] = "its tokens are not the model's"
 
-    text = ScoringText(scored.grid, vocabulary, window_tokens)
-    predicates: list[Predicate | None] = [pair.predicate for pair in pairs]
-    of_rows = scored.firings.select(np.array([pair.row for pair in pairs], np.int64))
-    scores = score_all(text, predicates, of_rows, rng)
-    methods: dict[str, Sequence[Scores]] = {"imported": scores}
-
-    # The same labels on other latents, and on latents that stand for nothing.
-    methods["shuffled"] = []
-    if len(pairs) > 1:
-        order = derangement(len(pairs), rng)
-        methods["shuffled"] = score_all(text, [predicates[i] for i in order], of_rows, rng)
-    methods["random_sae"] = []
-    if untrained.firings.latents.size:
-        turns = np.arange(len(pairs)) % untrained.firings.latents.size
-        other_text = ScoringText(untrained.grid, vocabulary, window_tokens)
-        methods["random_sae"] = score_all(
-            other_text, predicates, untrained.firings.select(turns), rng
-        )
-    latents = {covered[pair.explanation].latent for pair in pairs}
-    methods["ours"] = [ours[latent].scores for latent in sorted(latents & ours.keys())]
-
-    by_number = {pair.explanation: score for pair, score in zip(pairs, scores, strict=True)}
-    rows = [
-        _table_row(row, reading, why_not[number], by_number.get(number), ours, acceptance)
-        for number, (row, reading) in enumerate(zip(covered, readings, strict=True))
+    methods = _score_inputs(pairs, scored, untrained, vocabulary, window_tokens, rng)
+    latents = sorted({covered[pair.explanation].latent for pair in pairs} & ours.keys())
+    methods["ours"] = [ours[latent].scores for latent in latents]
+    outputs = score_outputs(list(said.values()), rng)
+    own = [
+        ours[latent].output for latent in sorted({covered[n].latent for n in said} & ours.keys())
     ]
+    outputs["ours"] = [scores for scores in own if scores is not None]
+
+    by_number: dict[int, Scores] = {
+        pair.explanation: scores for pair, scores in zip(pairs, methods["imported"], strict=True)
+    }
+    says_by_number = dict(zip(said, outputs["imported"], strict=True))
+    rows = [
+        _table_row(
+            row, reading, why_not[number], by_number.get(number), says_by_number.get(number),
+            ours.get(row.latent), acceptance,
+        )
+        for number, (row, reading) in enumerate(zip(covered, readings, strict=True))
+    ]  # fmt: skip
     summary = ImportedLabels(
         source=found.source,
         model=found.model,
@@ -271,9 +308,55 @@ def score_imported(
         read_as_input=sum(reading.kind == "input" for reading in readings),
         read_as_output=sum(reading.kind == "output" for reading in readings),
         unscored=dict(Counter(why for why in why_not if why is not None)),
-        methods={name: _summary(values, acceptance) for name, values in methods.items()},
+        methods={
+            name: OthersSummary(
+                latents=len(values),
+                accepted=sum(_passes(scores, acceptance) for scores in values),
+                means=means(values, SCORES),
+            )
+            for name, values in methods.items()
+        },
+        outputs={
+            name: OthersSummary(
+                latents=len(values),
+                accepted=sum(acceptance.accepts_output(scores) for scores in values),
+                means=means(values, OUTPUT_SCORES),
+            )
+            for name, values in outputs.items()
+        },
     )
     return rows, summary
+
+
+def _score_inputs(
+    pairs: Sequence[_Scored],
+    scored: SplitFirings,
+    untrained: SplitFirings,
+    vocabulary: Vocabulary,
+    window_tokens: int,
+    rng: np.random.Generator,
+) -> dict[str, Sequence[Scores]]:
+    """Scores of the labels, of the same ones on other latents, and on ones that mean nothing."""
+    text = ScoringText(scored.grid, vocabulary, window_tokens)
+    predicates: list[Predicate | None] = [pair.predicate for pair in pairs]
+    rows = np.array([pair.row for pair in pairs], np.int64)
+    methods: dict[str, Sequence[Scores]] = {}
+    methods["imported"] = score_all(text, predicates, scored.firings.select(rows), rng)
+
+    methods["shuffled"] = []
+    others = of_others(rows.tolist(), rng)
+    if others:
+        places = scored.firings.select(rows[[place for place, _ in others]])
+        methods["shuffled"] = score_all(text, [predicates[i] for _, i in others], places, rng)
+
+    methods["random_sae"] = []
+    if untrained.firings.latents.size:
+        turns = np.arange(len(pairs)) % untrained.firings.latents.size
+        other_text = ScoringText(untrained.grid, vocabulary, window_tokens)
+        methods["random_sae"] = score_all(
+            other_text, predicates, untrained.firings.select(turns), rng
+        )
+    return methods
 
 
 def _passes(scores: Scores, acceptance: Acceptance) -> bool:
@@ -283,23 +366,18 @@ def _passes(scores: Scores, acceptance: Acceptance) -> bool:
     return scores.detection >= acceptance.detection and scores.precision >= acceptance.precision
 
 
-def _summary(scores: Sequence[Scores], acceptance: Acceptance) -> OthersSummary:
-    return OthersSummary(
-        latents=len(scores),
-        accepted=sum(_passes(found, acceptance) for found in scores),
-        means=means(scores, SCORES),
-    )
-
-
 def _table_row(
     row: Explanation,
     reading: Reading,
     why_not: str | None,
     scores: Scores | None,
-    ours: Mapping[int, Ours],
+    says: OutputScores | None,
+    own: Ours | None,
     acceptance: Acceptance,
 ) -> dict[str, Any]:
-    own = ours.get(row.latent)
+    accepted = None if scores is None else _passes(scores, acceptance)
+    if says is not None:
+        accepted = acceptance.accepts_output(says)
     return {
         "latent": row.latent,
         "text": row.text,
@@ -310,7 +388,12 @@ def _table_row(
         "unscored": why_not,
         "firings": None if scores is None else scores.firings,
         **{name: None if scores is None else getattr(scores, name) for name in SCORES},
-        "accepted": None if scores is None else _passes(scores, acceptance),
+        **{
+            f"output_{name}": None if says is None else getattr(says, name)
+            for name in OUTPUT_SCORES
+        },
+        "accepted": accepted,
         "our_label": None if own is None else own.text,
         "our_detection": None if own is None else own.scores.detection,
+        "our_output_auroc": None if own is None or own.output is None else own.output.auroc,
     }

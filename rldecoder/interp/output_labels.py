@@ -8,7 +8,7 @@ sets are fitted on one fold, measured on the second, accepted or not on the thir
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -96,7 +96,7 @@ class OutputLabeler:
             rotate: whether sets of single folds are tried too, for confidence.
         """
         number = len(fit.firings.latents)
-        least = self._share * usual_highs(fit.firings)
+        least = self._least(fit)
         # As many as the folds may hold together, with or without rotations: one procedure.
         places = choose_places(fit, least, NUM_ROTATIONS * self._count, self._seed)
         gains = Gains.empty(len(places.row), self._lm.vocab_size)
@@ -107,18 +107,44 @@ class OutputLabeler:
         if rotate:
             rotations = self._rotations(name, sae, fit, places, gains)
 
-        # A failure's places are not run: nothing is asked there.
-        tried = choose_places(scored, least, self._count, self._seed + 1)
-        tried = tried.of(np.array([not found.failure for found in sets], bool)[tried.row])
         tokens = [found.tokens for found in sets]
         rng = np.random.default_rng(self._seed)
         groups = [SetGroup(tokens, np.arange(number)), SetGroup(tokens, derangement(number, rng))]
+        own, shuffled = self.score(name, sae, fit, scored, groups)
+        return OutputLabelled(sets, own, shuffled, rotations)
+
+    def score(
+        self,
+        name: str,
+        sae: Sae,
+        fit: SplitFirings,
+        scored: SplitFirings,
+        groups: Sequence[SetGroup],
+    ) -> list[list[OutputScores]]:
+        """Score given sets on the `test` split: for each group, those of all latents.
+
+        A latent fails without places, or where its set is empty.
+
+        Args:
+            name: for progress and its files.
+            fit: says how high each latent usually goes.
+            groups: of equal size. Latents without a set in the first fail in all of them.
+        """
+        tried = choose_places(scored, self._least(fit), self._count, self._seed + 1)
+        # A failure's places are not run: nothing is asked there.
+        first = groups[0]
+        asked = np.array([len(first.tokens[own]) > 0 for own in first.own.tolist()], bool)
+        tried = tried.of(asked[tried.row])
         whole = np.zeros(len(tried.row), np.int64)
         trial = self._try(f"{name}-test", "test", sae, tried, whole, groups)
-        own, shuffled = (
-            score_outputs(tried, trial, groups[group], group, whole, 0) for group in range(2)
-        )
-        return OutputLabelled(sets, own, shuffled, rotations)
+        return [
+            score_outputs(tried, trial, group, number, whole, 0)
+            for number, group in enumerate(groups)
+        ]
+
+    def _least(self, fit: SplitFirings) -> NDArray[np.float64]:
+        """[K] least activation of each latent's places."""
+        return self._share * usual_highs(fit.firings)
 
     def _rotations(
         self, name: str, sae: Sae, fit: SplitFirings, places: Places, gains: Gains
@@ -151,10 +177,11 @@ class OutputLabeler:
         sae: Sae,
         places: Places,
         part: NDArray[np.int64],
-        groups: list[SetGroup],
+        groups: Sequence[SetGroup],
     ) -> Trial:
         parts = int(part.max(initial=0)) + 1
-        trial = Trial.empty(len(places.row), len(groups), parts, len(groups[0].own))
+        shape = (len(groups[0].own), len(groups[0].tokens))
+        trial = Trial.empty(len(places.row), len(groups), parts, *shape)
         trier = Trier(groups, places, part, self._lm.device, trial)
         self._run(name, split, sae, places, trial, trier.add, others=True)
         return trial

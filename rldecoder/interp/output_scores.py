@@ -55,22 +55,22 @@ def score_outputs(
     order = np.flatnonzero(~np.isnan(trial.drop[:, group]) & (part == wanted))
     order = order[np.argsort(places.row[order], kind="stable")]
     edges = np.searchsorted(places.row[order], np.arange(num_latents + 1))
-    filled = np.array([len(tokens) > 0 for tokens in sets.tokens], bool)
+    rivals = sets.against(np.arange(num_latents))
     return [
         _score(
             places,
             trial,
             group,
             order[edges[row] : edges[row + 1]],
-            _rank(trial.sums[group, wanted, row], int(sets.own[row]), filled),
+            _rank(trial.sums[group, wanted, row], int(sets.own[row]), rivals[row]),
         )
         for row in range(num_latents)
     ]
 
 
-def _rank(drops: NDArray[np.float32], own: int, filled: NDArray[np.bool_]) -> float:
+def _rank(drops: NDArray[np.float32], own: int, rivals: NDArray[np.bool_]) -> float:
     """Share of the other sets that fall by less; ties count half."""
-    others = np.delete(drops, own)[np.delete(filled, own)]
+    others = drops[rivals]
     if not others.size:
         return 0.0
     return float((others < drops[own]).mean() + 0.5 * (others == drops[own]).mean())

@@ -27,6 +27,7 @@ from rldecoder.interp.ablation_pass import Ablated, Places
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]
 KEPT = 64
 """Tokens of a place whose gains are kept: the others' are tiny."""
 SET_TOKENS = 8
@@ -151,10 +152,10 @@ class Trial(NamedTuple):
     """[G, F, K, M] drops of every set, added up over a latent's places in each part of the text."""
 
     @classmethod
-    def empty(cls, number: int, groups: int, parts: int, num_latents: int) -> Trial:
-        """Of places not run yet; a group has a set a latent."""
+    def empty(cls, number: int, groups: int, parts: int, num_latents: int, num_sets: int) -> Trial:
+        """Of places not run yet."""
         unknown = np.full((number, groups), np.nan, np.float32)
-        sums = np.zeros((groups, parts, num_latents, num_latents), np.float32)
+        sums = np.zeros((groups, parts, num_latents, num_sets), np.float32)
         return cls(unknown, unknown.copy(), unknown.copy(), unknown.copy(), sums)
 
 
@@ -165,6 +166,15 @@ class SetGroup(NamedTuple):
     """Token ids of each; empty ones take no part."""
     own: IntArray
     """[K] which of them is tried at the places of each latent."""
+    rivals: BoolArray | None = None
+    """[K, M] which of them it is compared with; None: with all others."""
+
+    def against(self, rows: IntArray) -> BoolArray:
+        """[n, M] what the sets of n latents are compared with: never with empty ones."""
+        filled = np.array([len(tokens) > 0 for tokens in self.tokens], bool)
+        if self.rivals is not None:
+            return filled & self.rivals[rows]
+        return filled & (np.arange(filled.size) != self.own[rows][:, None])
 
 
 class Trier:
@@ -210,7 +220,7 @@ class Trier:
             sums = self.trial.sums[number]
             np.add.at(sums, (self.part[found.places], rows), drops.cpu().numpy())
             mine = drops.gather(1, own[:, None])
-            rivals = filled[None] & (torch.arange(len(filled), device=own.device) != own[:, None])
+            rivals = torch.from_numpy(group.against(rows)).to(member.device)
             under = ((mine > drops).float() + 0.5 * (mine == drops).float()) * rivals
             above = under.sum(1) / rivals.sum(1).clamp_min(1)
             after_other = _log(other @ member).gather(1, own[:, None])

@@ -80,6 +80,8 @@ def label_features(config: LabelFeaturesConfig) -> dict[str, str]:
         out["reviews"] = hashlib.sha256(config.reviews.read_bytes()).hexdigest()
     if config.imported is not None:
         out["imported"] = explanations_digest(config.imported)
+        # Output labels among them are scored, too; runs without any are what they were.
+        out["imported_scores"] = "2"
     if config.llm is not None:
         out["prompts"] = prompts_digest()
         for role, model in (("labeler", config.llm.labeler), ("judge", config.llm.judge)):

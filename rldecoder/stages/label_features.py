@@ -20,6 +20,7 @@ from rldecoder.interp.descriptions import StrongestTokens, description_rows
 from rldecoder.interp.example_pass import ExamplePass
 from rldecoder.interp.examples import ExampleSettings, token_effects
 from rldecoder.interp.imported_labels import Ours, TokenReader, score_imported
+from rldecoder.interp.imported_outputs import OutputTrials
 from rldecoder.interp.kind_confidence import output_confidences, pick
 from rldecoder.interp.kinds import BothKinds, output_rows, passing, passing_shuffled
 from rldecoder.interp.label_controls import label_controls
@@ -172,9 +173,11 @@ def run(inputs: LabelInputs, config: LabelFeaturesConfig, ctx: StageContext) -> 
     Labels.descriptions.save_rows(ctx.out, descriptions)
     if answered is not None:
         write_parquet(Labels.ledger.path(ctx.out), answered.ledger, LEDGER)
-    # Labels of others are held to the event that ours are about: strong firing.
-    untrained = task.strong(*drawn["random_sae"][1])
-    imported = task.score_imported(task.strong(fit, scored), untrained, features)
+    untrained_sae, untrained, _ = drawn["random_sae"]
+    sets = [held.tokens for held in found.outputs.sets]
+    imported = task.score_imported(
+        OutputTrials(task.outputs, sae, fit, scored, sets, untrained_sae, untrained), features
+    )
 
     reasons: tuple[str, ...] = () if in_words is None else in_words.reasons
     if len(features) < config.num_features:
@@ -314,7 +317,7 @@ class _Labelling:
         return found
 
     def score_imported(
-        self, scored: SplitFirings, untrained: SplitFirings, features: Sequence[FeatureLabel]
+        self, trials: OutputTrials, features: Sequence[FeatureLabel]
     ) -> dict[str, Scalar]:
         """Publish labels of others beside ours, if there are any; returns their headline."""
         if self.config.imported is None:
@@ -323,15 +326,25 @@ class _Labelling:
         check_source(found.source, self.sae.spec.hook_layer)
         check_latents(found, self.sae.num_latents)
         tokenizer = self.lm.tokenizer
+        ours = {
+            feature.latent: Ours(
+                feature.label,
+                feature.scores,
+                None if feature.output is None else feature.output.scores,
+            )
+            for feature in features
+        }
+        # They are held to the event that ours are about: strong firing.
         rows, summary = score_imported(
             found,
-            scored,
-            untrained,
-            {feature.latent: Ours(feature.label, feature.scores) for feature in features},
+            self.strong(trials.fit, trials.scored),
+            self.strong(*trials.untrained),
+            ours,
             TokenReader(
                 self.vocabulary, lambda text: tokenizer.encode(text, add_special_tokens=False)
             ),
             self.vocabulary,
+            trials.score,
             window_tokens=self.config.window_tokens,
             acceptance=self.acceptance,
             rng=np.random.default_rng(derive_seed(self.ctx.seed, "imported")),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,14 +14,18 @@ from rldecoder.interp.calibration import Acceptance
 from rldecoder.interp.corpus import SplitFirings
 from rldecoder.interp.imported_labels import (
     IMPORTED,
+    OUTPUT_SCORES,
     ImportedLabels,
     Ours,
     TokenReader,
     read_label,
     score_imported,
 )
+from rldecoder.interp.imported_outputs import Said, of_others
 from rldecoder.interp.neuronpedia_labels import Explanation, Explanations
+from rldecoder.interp.output_scores import FAILED
 from rldecoder.interp.predicate import NgramIn, Or, TokenIn
+from rldecoder.interp.records import OutputScores
 from rldecoder.interp.scores import LabelScores
 from rldecoder.interp.vocabulary import Vocabulary
 
@@ -29,6 +36,12 @@ NOTHING = LabelScores(
     firings=3, base_rate=0.1, detection=0.5, detection_positive=1, detection_negative=1,
     fuzzing_windows=0, f1=0.25, precision=0.5, fuzzing=None, recall=None, auprc=None,
 )  # fmt: skip
+
+RAISES = FAILED.model_copy(
+    update={"auroc": 1.0, "auroc_places": 0.9, "drop": 0.5, "drop_low": 0.4, "margin": 0.3,
+            "margin_low": 0.2}
+)  # fmt: skip
+"""Scores that pass."""
 
 
 @pytest.mark.parametrize(
@@ -76,6 +89,27 @@ def test_quoted_texts_become_tokens_or_what_spells_them() -> None:
     assert reader.predicate(["zebra"]) is None
 
 
+def test_what_is_said_first_is_a_set_of_tokens() -> None:
+    vocabulary = Vocabulary(["cat", " Cat", " CAT", "s", " do", "g", "\n", " ", "do"])
+    spelled = {"dog": [8, 5], " dog": [7, 4, 5], "  ": [7], "gnu": [99], " gnu": [99]}
+    reader = TokenReader(vocabulary, lambda text: spelled.get(text, []))
+    assert reader.starts(["cat"]) == (0, 1, 2)
+    assert reader.starts(["\n"]) == (6,)
+    # A space of its own begins anything.
+    assert reader.starts(["s", "dog"]) == (3, 4, 8)
+    assert reader.starts(["zebra"]) == reader.starts(["gnu"]) == reader.starts(["   "]) == ()
+
+
+def nothing_raised(
+    said: Sequence[Said], rng: np.random.Generator
+) -> dict[str, Sequence[OutputScores]]:
+    """Only the first label of each latent is right."""
+    rows = [held.row for held in said]
+    scores = [FAILED if row in rows[:i] else RAISES for i, row in enumerate(rows)]
+    failed = [FAILED] * len(said)
+    return {"imported": scores, "shuffled": failed, "random_sae": failed}
+
+
 def scored(
     planted: Planted, rows: list[Explanation], ours: dict[int, Ours] | None = None
 ) -> tuple[list[dict[str, object]], ImportedLabels]:
@@ -92,6 +126,7 @@ def scored(
         ours or {},
         TokenReader(planted.vocabulary, lambda text: []),
         planted.vocabulary,
+        nothing_raised,
         window_tokens=8,
         acceptance=Acceptance(detection=0.8, precision=0.3),
         rng=rng,
@@ -109,7 +144,7 @@ def test_right_labels_lie_above_their_controls(planted: Planted) -> None:
     rows = [Explanation(i, quoted(planted, i), "np_max-act", "human") for i in (0, 1, 2)]
     rows += [
         Explanation(3, "in free words about things", "", ""),
-        Explanation(4, 'say "cat"', "", ""),
+        Explanation(4, 'say "zebra"', "", ""),
         Explanation(5, 'the word "zebra"', "", ""),
         Explanation(500, '"walk"', "", ""),
     ]
@@ -118,8 +153,7 @@ def test_right_labels_lie_above_their_controls(planted: Planted) -> None:
     assert (found.read_as_input, found.read_as_output) == (4, 1)
     assert found.unscored == {
         "in free words": 1,
-        "says what it makes the model say": 1,
-        "its tokens are not the model's": 1,
+        "its tokens are not the model's": 2,
     }
     means = {name: method.means["detection"] for name, method in found.methods.items()}
     imported, shuffled, random = means["imported"], means["shuffled"], means["random_sae"]
@@ -142,6 +176,54 @@ def test_right_labels_lie_above_their_controls(planted: Planted) -> None:
     assert free["unscored"] == "in free words"
     assert free["detection"] is None
     assert free["accepted"] is None
+    assert first["output_auroc"] is None
+
+
+def test_output_labels_are_scored_by_ablation(planted: Planted) -> None:
+    rows = [
+        Explanation(0, quoted(planted, 0), "", ""),
+        Explanation(4, 'say "walk"', "", ""),
+        Explanation(4, 'say "talk"', "", ""),
+        Explanation(5, 'say "jump"', "", ""),
+    ]
+    ours = {4: Ours("mine", NOTHING, FAILED), 5: Ours("old", NOTHING)}
+    table, found = scored(planted, rows, ours)
+    assert found.unscored == {}
+    accepted = {name: (kind.latents, kind.accepted) for name, kind in found.outputs.items()}
+    assert accepted == {
+        "imported": (3, 2), "shuffled": (3, 0), "random_sae": (3, 0), "ours": (1, 0),
+    }  # fmt: skip
+    assert found.outputs["imported"].means["auroc"] == pytest.approx(2 / 3)
+    assert found.methods["imported"].latents == 1
+    assert found.headline["imported_scored"] == 4
+    assert found.headline["imported_shuffled_output_auroc"] == 0
+    assert [row["accepted"] for row in table] == [True, True, False, True]
+    assert [row["our_output_auroc"] for row in table] == [None, 0, 0, None]
+    second = table[1]
+    assert [second[f"output_{name}"] for name in OUTPUT_SCORES] == [1, 0.9, 0.5, 0.3]
+    assert second["detection"] is None
+    assert all(row.keys() == set(IMPORTED.names) for row in table)
+
+
+def test_a_label_is_not_its_own_control() -> None:
+    for seed in range(20):
+        pairs = of_others([0, 0, 1, 2], np.random.default_rng(seed))
+        assert pairs
+        assert all({place, label} != {0, 1} and place != label for place, label in pairs)
+    assert of_others([3], np.random.default_rng(0)) == []
+    assert of_others([3, 3], np.random.default_rng(0)) == []
+
+
+def test_files_of_older_programs_are_read(planted: Planted, tmp_path: Path) -> None:
+    _, found = scored(planted, [Explanation(0, quoted(planted, 0), "", "")])
+    old = found.model_dump(mode="json")
+    del old["outputs"]
+    path = tmp_path / "imported_labels.json"
+    path.write_text(json.dumps(old), encoding="utf-8")
+    read = ImportedLabels.load(path)
+    assert read.outputs == {}
+    assert read.headline["imported_scored"] == 1
+    assert "imported_imported_output_auroc" not in read.headline
 
 
 def test_a_wrong_label_fails_and_a_lone_one_has_no_shuffled_control(planted: Planted) -> None:

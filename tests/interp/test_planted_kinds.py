@@ -19,12 +19,19 @@ from rldecoder.config.interp import PredicateSettings
 from rldecoder.data.activations import ActivationMeta, ActivationWriter
 from rldecoder.interp.ablation_pass import Ablations, choose_places
 from rldecoder.interp.calibration import Acceptance
-from rldecoder.interp.control_latents import SplitSource
+from rldecoder.interp.control_latents import SplitSource, draw_latents
 from rldecoder.interp.corpus import SplitFirings
+from rldecoder.interp.imported_outputs import OutputTrials, Said
 from rldecoder.interp.kind_confidence import output_confidences, pick
 from rldecoder.interp.kinds import BothKinds, coverages, passing, passing_shuffled
 from rldecoder.interp.labelers import PredicateLabeler
-from rldecoder.interp.labelling import calibrate, label_and_score, score_weak, shuffled_control
+from rldecoder.interp.labelling import (
+    calibrate,
+    label_and_score,
+    random_sae,
+    score_weak,
+    shuffled_control,
+)
 from rldecoder.interp.output_labels import OutputLabeler
 from rldecoder.interp.predicate import TokenIn
 from rldecoder.interp.strong import at_least, usual_highs
@@ -182,6 +189,44 @@ def test_controls_are_at_chance(world: World, found: BothKinds) -> None:
     own = both.methods["label"]
     assert own.input + own.output + own.both + own.none == own.latents == NUM
     assert both.headline["coverage_gap_drawn_random_sae"] == gap.difference
+
+
+def test_sets_of_others_are_scored_as_ours_are(
+    world: World, found: BothKinds, tmp_path: Path
+) -> None:
+    fitted = [held.tokens for held in found.outputs.sets]
+    untrained_sae = random_sae(world.sae, world.source.reader("label"), 1000, 0)
+    untrained = draw_latents(
+        world.source, untrained_sae, count=10, max_tokens=10**6, min_firings=4,
+        rng=np.random.default_rng(0),
+    )  # fmt: skip
+    trials = OutputTrials(
+        labeler(world, tmp_path), world.sae, world.fit, world.scored, fitted, untrained_sae,
+        untrained,
+    )  # fmt: skip
+    rows = [row for row, tokens in enumerate(fitted) if tokens]
+    raising = [i for i, kind in enumerate(KINDS) if kind in ("output", "both")]
+    said = [Said(i, fitted[i]) for i in rows]
+    said += [Said(i, world.raises[i]) for i in raising]
+    # A wrong one of the same latents, which none of them raises.
+    idle = [i for i in range(NUM) if i not in raising]
+    said += [Said(i, world.raises[other]) for i, other in zip(raising, idle, strict=True)]
+    scores = trials.score(said, np.random.default_rng(0))
+    assert {len(scores["imported"]), len(scores["random_sae"])} == {len(said)}
+
+    # Our own sets get the numbers that they have: the same places, the same rivals.
+    for row, got in zip(rows, scores["imported"], strict=False):
+        assert got.model_dump() == pytest.approx(found.outputs.scores[row].model_dump(), abs=1e-3)
+    passed = {
+        name: np.array([BARS.accepts_output(got) for got in values])
+        for name, values in scores.items()
+    }
+    right, wrong = np.split(passed["imported"][len(rows) :], 2)
+    assert right.mean() > 0.9
+    assert wrong.mean() == 0
+    for name in ("shuffled", "random_sae"):
+        assert passed[name].mean() <= 0.05
+        assert 0.3 < np.mean([got.auroc for got in scores[name]]) < 0.7, name
 
 
 def test_confidence_tells_the_kinds_apart(world: World, found: BothKinds) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from rldecoder.artifacts.catalogue import Labels
 from rldecoder.config.interp import LabelFeaturesConfig, PredicateSettings, RankFeaturesConfig
-from rldecoder.dashboard.label_table import OTHERS, imported_rows, label_columns
+from rldecoder.dashboard.label_table import OTHERS, OTHERS_OUTPUT, imported_rows, label_columns
 from rldecoder.errors import BadInputError
 from rldecoder.stages.fingerprints import label_features
 from rldecoder.stages.table import stage_named
@@ -66,12 +66,25 @@ def test_they_are_published_and_shown_beside_ours(tmp_path: Path, tiny_lm_dir: P
     assert found.latents == 24
     assert found.rows == found.covered == artifact.imported_rows.num_rows
     assert 0 < found.read_as_input < found.rows
-    scored = found.methods["imported"].latents
-    assert scored == found.read_as_input == found.methods["ours"].latents
-    assert scored + sum(found.unscored.values()) == found.rows
-    assert output.metrics["imported_scored"] == scored
+    inputs, outputs = (kind["imported"].latents for kind in (found.methods, found.outputs))
+    assert inputs == found.read_as_input == found.methods["ours"].latents
+    assert outputs == found.read_as_output == found.outputs["ours"].latents > 0
+    assert found.outputs["shuffled"].latents == found.outputs["random_sae"].latents == outputs
+    assert inputs + outputs + sum(found.unscored.values()) == found.rows
+    assert output.metrics["imported_scored"] == inputs + outputs
+    assert found.unscored.keys() == {"in free words"}
+    # All of them are the same set: its scores are of the latents.
+    table = artifact.imported_rows.to_pylist()
+    aurocs = [row["output_auroc"] for row in table if row["reading"] == "output"]
+    assert any(aurocs)
+    assert not any(row["output_auroc"] for row in table if row["reading"] != "output")
+    mean = found.outputs["imported"].means["auroc"]
+    assert output.metrics["imported_imported_output_auroc"] == mean
     rows = imported_rows(found)
     assert [row[0] for row in rows[:4]] == list(OTHERS.values())
+    assert [row[0].split(":")[0] for row in rows[4:8:3]] == [
+        OTHERS_OUTPUT["imported"], OTHERS_OUTPUT["ours"],
+    ]  # fmt: skip
     assert {len(row) for row in rows} == {len(label_columns())}
     assert imported_rows(published(Labels, before).imported) == []
 

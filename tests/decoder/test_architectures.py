@@ -146,10 +146,15 @@ def test_what_cannot_be_read_place_by_place_is_refused(
         places_equal_the_whole(decoder, ids[:1])
 
 
-def test_a_copy_that_differs_is_refused(tiny_lm_dir: Path) -> None:
+@pytest.mark.parametrize(("dtype", "factor"), [(torch.float32, 1.1), (torch.bfloat16, 2.0)])
+def test_a_copy_that_differs_is_refused(
+    dtype: torch.dtype, factor: float, tiny_lm_dir: Path
+) -> None:
     lm = frozen("llama", EXACT["llama"], tiny_lm_dir)
+    lm.model.to(dtype)
     decoder = decoder_of(lm, [2, 3])
-    decoder.blocks.blocks[1].self_attn.scaling *= 1.1  # type: ignore[union-attr, operator]
+    decoder.blocks.copy_from(lm.base)  # which is equal, but for rounding
+    decoder.blocks.blocks[1].self_attn.scaling *= factor  # type: ignore[union-attr, operator]
     with pytest.raises(BadInputError, match="copy of block 3"):
         decoder.blocks.copy_from(lm.base)
 

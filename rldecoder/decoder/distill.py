@@ -91,7 +91,7 @@ class LogitBuffers:
 
     def take(
         self, rows: int, vocab_size: int, device: torch.device
-    ) -> list[Float[Tensor, "tokens vocab"]]:
+    ) -> list[Float[Tensor, "_ vocab"]]:
         """Four tensors [rows, V] float32 of anything."""
         held = self._held
         if held is None or held.shape[1] < rows or held.shape[2] != vocab_size:

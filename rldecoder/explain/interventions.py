@@ -20,7 +20,7 @@ ALL_KINDS = "all"
 
 def random_interventions(
     latents: SparseLatents, donors: SparseLatents, count: int, generator: torch.Generator
-) -> dict[str, Float[Tensor, "places interventions active"]]:
+) -> dict[str, Float[Tensor, "places _ active"]]:
     """Shares [N, count, K] taken from each activation, by kind, on random sets of active latents.
 
     - `removal`: the set's activations become 0, as in training.

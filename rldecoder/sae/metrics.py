@@ -49,7 +49,7 @@ class ReconstructionQuality(NamedTuple):
 
 @torch.inference_mode()
 def reconstruction_quality(
-    sae: Sae, batches: Iterable[Float[Tensor, "tokens d_model"]]
+    sae: Sae, batches: Iterable[Float[Tensor, "_ d_model"]]
 ) -> ReconstructionQuality:
     """Measure an SAE on batches [N, D] of raw residuals in any float dtype.
 

@@ -36,7 +36,7 @@ class Group:
     def __init__(self, rank: int = 0, size: int = 1) -> None:
         self.rank, self.size = rank, size
 
-    def slice(self, batch: Shaped[Tensor, "tokens *axes"]) -> Shaped[Tensor, "some *axes"]:
+    def slice(self, batch: Shaped[Tensor, "tokens ..."]) -> Shaped[Tensor, "some ..."]:
         """This process's rows of a batch [N, D]; all slices are of one length."""
         return batch[self.rank : len(batch) // self.size * self.size : self.size]
 

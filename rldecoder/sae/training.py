@@ -294,7 +294,7 @@ class SaeTrainer:
         dec = self.weights.dec
         dec /= dec.norm(dim=1, keepdim=True).clamp_min(1e-12)
 
-    def evaluate(self, batches: Iterable[Float[Tensor, "tokens d_model"]]) -> tuple[float, float]:
+    def evaluate(self, batches: Iterable[Float[Tensor, "_ d_model"]]) -> tuple[float, float]:
         """Held-out (fvu, mean L0) on raw residuals; the weights are kept if they are the best."""
         quality = reconstruction_quality(self.sae(), batches)
         if not math.isfinite(quality.fvu):

@@ -257,6 +257,8 @@ class Guard:
             content: Any = _parsed(body) if body else None
         except (ValueError, RecursionError):
             return refused(415, "The request's body is not JSON.", "", "Send application/json.")
+
+        # Our own two requests: the login, and a new code for it.
         if scope["path"] == LOGIN_PATH:
             pairs = dict(content) if isinstance(content, Pairs) else {}
             if not self._codes.take(pairs.get("code")):
@@ -265,6 +267,8 @@ class Guard:
             return JSONResponse({"password": given}, headers={"cache-control": "no-store"})
         if scope["path"] == CODE_PATH:
             return JSONResponse({"code": self._codes.new()}, headers={"cache-control": "no-store"})
+
+        # What Prefect would take and must not: it would be lost, or run a stranger's command.
         if _answers_the_deaf(scope["path"]):
             return refused(
                 409,

@@ -120,6 +120,7 @@ class LabelsToReview(NamedTuple):
 def as_markdown(feature: FeatureLabel) -> str:
     """One label with its evidence. All text of the corpus is shown as quoted JSON strings in
     code blocks: it is data, and may hold markup or invisible characters."""
+    # What interfaces say of it comes first; a draft that they do not show is what is judged.
     said = shown(feature)
     draft = []
     if feature.failure is not None:
@@ -138,6 +139,7 @@ def as_markdown(feature: FeatureLabel) -> str:
         "Strongest examples (the token at which it fires comes second in each line):",
         "",
     ]
+
     for example in feature.examples:
         before = "".join(example.tokens[: example.focus])
         after = "".join(example.tokens[example.focus + 1 :])

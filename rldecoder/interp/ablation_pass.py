@@ -76,6 +76,8 @@ def choose_places(split: SplitFirings, least: NDArray[np.float64], count: int, s
         found, values = firings.row(row)
         keep = valid[found] & (values >= least[row]) & (values > 0)
         found, values = found[keep].astype(np.int64), values[keep]
+
+        # The turn of a place: how many of its document come before it, in a random order.
         number = np.random.default_rng([seed, int(latent)]).random(found.size)
         order = np.lexsort((number, docs[found]))
         first = np.searchsorted(docs[found][order], docs[found][order])
@@ -85,6 +87,8 @@ def choose_places(split: SplitFirings, least: NDArray[np.float64], count: int, s
         cells.append(found[chosen])
         acts.append(values[chosen])
         rows.append(np.full(chosen.size, row))
+
+    # In the order of the text, so that a sequence is read once for all its places.
     cell = np.concatenate(cells)
     owner = np.concatenate(rows)
     sequence, position = np.divmod(cell, grid.num_positions)

@@ -84,6 +84,8 @@ def pick(inputs: Confidences, outputs: Confidences, latents: Sequence[int]) -> P
         latents: [K] in the rows of both; calibration rows of outputs are numbered by row.
     """
     output = outputs.p > inputs.p
+
+    # Calibration rows know latents and rotations: of each pair the surer kind is what is shown.
     row_of = {latent: row for row, latent in enumerate(latents)}
     best: dict[tuple[int, int], tuple[float, bool]] = {}
     for confidences, by_latent in ((inputs, True), (outputs, False)):
@@ -96,6 +98,8 @@ def pick(inputs: Confidences, outputs: Confidences, latents: Sequence[int]) -> P
             row = row_of[int(group)] if by_latent else int(group)
             if p > best.get((row, int(rotation)), (-1.0, False))[0]:
                 best[row, int(rotation)] = (float(p), bool(passed))
+
+    # Levels and reliability of what is picked, not of either kind by itself.
     keys = sorted(best)
     found = np.array([best[key][0] for key in keys])
     passed_best = np.array([best[key][1] for key in keys], bool)

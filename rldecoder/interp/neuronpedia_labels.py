@@ -95,6 +95,8 @@ def read_explanations(path: Path) -> Explanations:
     rows: list[Explanation] = []
     sources: dict[tuple[str, str], None] = {}
     empty = 0
+
+    # Lines without a text are counted, lines of another form are damage: none is skipped unsaid.
     for file in explanation_files(path):
         for place, value in _values(file):
             if not isinstance(value, dict):
@@ -116,6 +118,7 @@ def read_explanations(path: Path) -> Explanations:
                     _text(value, "explanationModelName", place),
                 )
             )
+
     if len(sources) > 1:
         listed = ", ".join("/".join(source) for source in list(sources)[:5])
         raise BadInputError(

@@ -213,16 +213,21 @@ class Trier:
         lost = (found.before.exp() - found.without.exp()).clamp_min(0).sum(-1)
         rows = self.places.row[found.places]
         for number, (group, member) in enumerate(zip(self.groups, self._members, strict=True)):
+            # Every set's drop at every place; the sums give each latent's mean over its places.
             own = torch.from_numpy(group.own[rows]).to(member.device)
             filled = member.sum(0) > 0
             start = _log(before @ member)
             drops = start - _log(without @ member)
             sums = self.trial.sums[number]
             np.add.at(sums, (self.part[found.places], rows), drops.cpu().numpy())
+
+            # The own set against its rivals, place by place; a tie counts half.
             mine = drops.gather(1, own[:, None])
             rivals = torch.from_numpy(group.against(rows)).to(member.device)
             under = ((mine > drops).float() + 0.5 * (mine == drops).float()) * rivals
             above = under.sum(1) / rivals.sum(1).clamp_min(1)
+
+            # The other latent's effect on the own set, and how much of all that falls is in it.
             after_other = _log(other @ member).gather(1, own[:, None])
             fallen = (before - without).clamp_min(0) @ member
             share = fallen.gather(1, own[:, None])[:, 0] / lost.clamp_min(TINY)

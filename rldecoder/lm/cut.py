@@ -204,7 +204,7 @@ class _NumberedCache(DynamicCache):
     """
 
     def place(self, number: int) -> int:
-        """The layer of the block that has this number in the whole model."""
+        """The layer of the block that has this number in the whole model; subclasses know it."""
         raise NotImplementedError
 
     def update(

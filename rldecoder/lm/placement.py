@@ -31,6 +31,8 @@ def loading_arguments(
         BadInputError: the device or a package for it is missing.
     """
     arguments: dict[str, Any] = {}
+
+    # Refused here: transformers would say so only after the weights are read.
     if loading.quantization != "none":
         if device.type != "cuda" or find_spec("bitsandbytes") is None:
             missing = "no CUDA device" if device.type != "cuda" else "no package bitsandbytes"
@@ -46,6 +48,7 @@ def loading_arguments(
             if loading.quantization == "8bit"
             else BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=dtype)
         )
+
     if loading.device_map == "auto":
         arguments |= {"device_map": "auto", "max_memory": _most_memory(device)}
         if loading.offload:

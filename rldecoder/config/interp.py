@@ -133,7 +133,7 @@ class LabelFeaturesConfig(StageConfig):
     """Share of the labels that are drawn uniformly for review, whatever their score: only verdicts
     on those may recalibrate confidences. They are spread evenly through the review queue."""
     reviews: Path | None = free(None)
-    """A JSONL file with people's verdicts (docs/metrics/interp.md). Its content, not its place, is
+    """A JSONL file with people's verdicts (docs/labels.md). Its content, not its place, is
     part of the stage's fingerprint."""
     imported: Path | None = free(None, validation_alias=AliasChoices("import", "imported"))
     """`import: neuronpedia.jsonl`: labels of others for the same SAE, a file of Neuronpedia's

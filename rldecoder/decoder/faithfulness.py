@@ -1,7 +1,7 @@
 """Held-out faithfulness of predicted final hidden states: KL, CE, accuracy, agreement, ECE.
 
 Every predictor is compared with the frozen model on the same cached tokens, and the frozen
-logits are computed once for all of them. Formulas: docs/metrics/decoder.md.
+logits are computed once for all of them. Formulas: docs/metrics.md.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Every decoder has the same token budget. Beside it stand the floor (the frozen model's own upper
 blocks on the SAE's reconstruction: splice KL), an affine map of the bare residual, and a decoder of
-the greatest depth on a random SAE. Formulas: docs/metrics/decoder.md.
+the greatest depth on a random SAE. Formulas: docs/metrics.md.
 """
 
 from __future__ import annotations

@@ -317,7 +317,7 @@ class FeatureLabel(JsonRecord):
     """Which labeler gave the label, or `person:<name>`."""
     confidence: float = Field(ge=0, le=1)
     """p(accept) of the label; of two the larger one; 0 for failures. Of a person's label: see
-    `review` in docs/metrics/interp.md."""
+    By people in docs/labels.md."""
     confidence_low: float = Field(ge=0, le=1)
     """Lower end of its 95 % interval."""
     confidence_high: float = Field(ge=0, le=1)

@@ -2,7 +2,7 @@
 
 Axes: B rollout, T response token, V vocabulary. Responses are padded on the right; `mask` [B, T]
 is 1 on response tokens (the end token included) and 0 on padding, and whatever lies under a 0 is
-never read. All formulas are in docs/metrics/rl.md.
+never read. All formulas are in docs/metrics.md.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ class PpoStep(NamedTuple):
     task_scores: Tensor
     """[B]"""
     metrics: dict[str, float]
-    """Means over the step; names as in docs/metrics/rl.md."""
+    """Means over the step; names as in docs/metrics.md."""
 
 
 class StepData(NamedTuple):

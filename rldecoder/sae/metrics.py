@@ -1,4 +1,4 @@
-"""Quality of an SAE on held-out residuals. Formulas: docs/metrics/sae.md."""
+"""Quality of an SAE on held-out residuals. Formulas: docs/metrics.md."""
 
 from __future__ import annotations
 

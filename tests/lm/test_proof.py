@@ -63,18 +63,20 @@ SAMPLE = {
 def test_an_architecture_is_exact_or_refused(name: str, tiny_lm_dir: Path) -> None:
     found = outcome(name, tiny_lm_dir)
     assert (found.status, found.error < 1e-4) == (SAMPLE[name], True), found
-    if name in ARCHITECTURES:  # variants have no line in the page
-        assert model_table.row(found) == model_table.rows()[name]
+    if name in ARCHITECTURES:  # variants are not in the page
+        assert model_table.verdict(found) == model_table.verdicts()[name]
     if found.status == "refused":
         assert found.reason.startswith("Models of type ")  # refused by name, for a reason
 
 
 def test_the_page_names_every_type() -> None:
-    rows = model_table.rows()
-    assert list(rows) == list(ARCHITECTURES), "run `python -m tests.lm.model_table`"
-    results = Counter(line.split(" | ")[1].split(" (")[0].strip() for line in rows.values())
+    said = model_table.verdicts()
+    assert set(said) == set(ARCHITECTURES), "run `python -m tests.lm.model_table`"
+    results = Counter(one.split(":")[0].split(",")[0] for one in said.values())
     assert results["exact"] >= 130
     assert set(results) == {"exact", "refused", "not tried"}
+    page = model_table.PAGE.read_text(encoding="utf-8")
+    assert "\n".join(model_table.lines(said)) in page, "edited by hand"
 
 
 @pytest.mark.slow
@@ -85,8 +87,8 @@ def test_the_page_names_every_type() -> None:
 def test_every_architecture_is_exact_or_refused(tiny_lm_dir: Path) -> None:
     found = [outcome(name, tiny_lm_dir) for name in (*ARCHITECTURES, *VARIANTS)]
     assert [row for row in found if row.status == "wrong"] == []
-    lines = {row.name: model_table.row(row) for row in found if row.name in ARCHITECTURES}
-    assert lines == model_table.rows()
+    said = model_table.try_all(one for one in found if one.name in ARCHITECTURES)
+    assert said == model_table.verdicts()
 
 
 def tiny(name: str, folder: Path) -> FrozenLM:

@@ -29,7 +29,7 @@ const Cards = (() => {
     tokens.forEach((token) => row.append(element("span", "tok", token)));
     return row;
   };
-  // Names of scores as people read them, in the order of a card; docs/metrics/interp.md has formulas.
+  // Names of scores as people read them, in the order of a card; docs/metrics.md has formulas.
   const SCORES = [
     ["detection", "detection"], ["detection_hard", "detection on near misses"],
     ["fuzzing", "fuzzing"], ["fuzzing_hard", "fuzzing on near misses"],

@@ -62,6 +62,7 @@ test: install-dev readers lint types debug  ## Lint, types, tests, and configs/d
 lint:
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python -m tests.docs_lint
 
 types:
 	$(BIN)/mypy

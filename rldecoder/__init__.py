@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rldecoder.run import Run, open_run
     from rldecoder.sae.model import Sae
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "FrozenLM",

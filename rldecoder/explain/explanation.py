@@ -12,7 +12,13 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from rldecoder.explain.claims import CheckedClaim, Verdict, claim_sentence, measured_text, prediction_text
+from rldecoder.explain.claims import (
+    CheckedClaim,
+    Verdict,
+    claim_sentence,
+    measured_text,
+    prediction_text,
+)
 from rldecoder.explain.ranking import RankedFeature, ranking_rows
 from rldecoder.schemas import JsonFile, write_json
 from rldecoder.visible_text import visible_text, visible_token

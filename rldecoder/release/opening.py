@@ -123,6 +123,7 @@ class Release(Opened):
 
         released = [self.artifact(kind) for kind in CATALOGUE if kind.stage in self._released]
         return release_html(self.name, str(self.root), released)
+
     @property
     def name(self) -> str:
         """The run's name."""

@@ -78,6 +78,23 @@ def run_html(name: str, place: str, published: Sequence[Artifact], damaged: Sequ
     )
 
 
+def release_html(name: str, place: str, released: Sequence[Artifact]) -> str:
+    """A release: which stages' results it holds, their verdicts and headline numbers.
+
+    Args:
+        name: of the run that it was made from.
+        place: its folder.
+        released: in the order of the pipeline.
+    """
+    return _html(
+        "notebook_release.html.j2",
+        name=visible_text(name, 80),
+        place=visible_text(place, 200),
+        stages=[stage for phase in pipeline(released) for stage in phase.stages if stage.digest],
+        caveats=caveats(released),
+    )
+
+
 def _html(template: str, **values: object) -> str:
     page = environment(autoescape=True).get_template(template)
     return page.render(css=Markup(_scoped_css()), **values)

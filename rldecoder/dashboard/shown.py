@@ -11,7 +11,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 
-from rldecoder.explain.claims import CheckedClaim, Verdict, claim_sentence
+from rldecoder.explain.claims import CheckedClaim, Verdict, claim_sentence, measured_text
 from rldecoder.explain.explanation import Explanation
 from rldecoder.explain.ranking import ranking_rows
 from rldecoder.interp.shown import UNKNOWN
@@ -101,6 +101,8 @@ class ClaimShown(Shown):
     verdict: Verdict
     css: str
     """The verdict as the name of a style."""
+    measured: Annotated[str, up_to(200)]
+    """What the frozen model and the decoder do when the feature is taken out, in words."""
     change: float
     """Of the frozen model's log p when the feature is taken out, nats."""
     noise: float
@@ -115,6 +117,7 @@ class ClaimShown(Shown):
             sentence=claim_sentence(checked.claim),
             verdict=checked.verdict,
             css=checked.verdict.replace(" ", "-"),
+            measured=measured_text(checked),
             change=-checked.effect,
             noise=checked.claim.noise,
             decoder_change=-checked.decoder_effect,
@@ -140,6 +143,9 @@ class ExampleShown(Shown):
     says: Annotated[str, up_to(600)]
     """Method B in sentences."""
     claims: tuple[ClaimShown, ...]
+    """Those to read first."""
+    more_claims: tuple[ClaimShown, ...]
+    """The others."""
 
     @classmethod
     def of(cls, explanation: Explanation) -> ExampleShown:
@@ -155,5 +161,10 @@ class ExampleShown(Shown):
             active=tuple(ranking_rows(explanation.ranked)),
             tested=explanation.tested,
             says=explanation.says,
-            claims=tuple(map(ClaimShown.of, explanation.claims)),
+            claims=tuple(map(ClaimShown.of, explanation.reasons)),
+            more_claims=tuple(
+                ClaimShown.of(checked)
+                for checked in explanation.claims
+                if checked not in explanation.reasons
+            ),
         )

@@ -57,20 +57,22 @@ class CheckedClaim:
 
 def claim_sentence(claim: Claim) -> str:
     """The claim in words, always by the same grammar."""
-    label = ""
+    what = ""
     if claim.label is not None:
-        label = f" “{visible_text(claim.label, 120)}”"
+        what = f" “{visible_text(claim.label, 120)}”"
     elif claim.description is not None:
-        label = f" ({visible_text(claim.description, 160)})"
+        what = f" ({visible_text(claim.description, 160)})"
+
+    # Nats are for tables: people compare probabilities.
     supports = claim.direction == "supports"
     effect = claim.strength if supports else -claim.strength
     without = min(1.0, claim.probability * math.exp(-effect))
-    token = visible_token(claim.output_token)
     return (
-        f"Feature #{claim.latent}{label}, most active at “{visible_token(claim.evidence_text)}” "
-        f"(token {claim.evidence_position}), speaks {'for' if supports else 'against'} “{token}”: "
-        f"without it, p would {'fall' if supports else 'rise'} from {claim.probability:.2f} to "
-        f"{without:.2f} ({-effect:+.2f} nats; {100 * claim.sure:.0f} % sure)."
+        f"Feature #{claim.latent}{what} is strongest at “{visible_token(claim.evidence_text)}” "
+        f"(token {claim.evidence_position}) and speaks {'for' if supports else 'against'} "
+        f"“{visible_token(claim.output_token)}”. Without it, the probability would "
+        f"{'fall' if supports else 'rise'} from {percent(claim.probability)} to {percent(without)} "
+        f"({100 * claim.sure:.0f} % sure)."
     )
 
 
@@ -81,10 +83,10 @@ def prediction_text(token: str, probability: float, claims: Sequence[Claim]) -> 
         token: the frozen model's most likely next token, raw.
         probability: of it.
     """
-    start = f"The model expects “{visible_token(token)}” (p {probability:.2f})"
+    start = f"The model expects “{visible_token(token)}” ({percent(probability)})."
     if not claims:
         return (
-            f"{start}. Method B names no reason: it expects no single feature to move this "
+            f"{start} Method B names no reason: it expects no single feature to move this "
             "prediction clearly more than a random direction would."
         )
     speaks = sum(claim.direction == "supports" for claim in claims)
@@ -94,7 +96,30 @@ def prediction_text(token: str, probability: float, claims: Sequence[Claim]) -> 
         for count, side in ((speaks, "for"), (len(claims) - speaks, "against"))
         if count
     ]
-    return f"{start}; {', '.join(sides)}."
+    sentence = ", ".join(sides)
+    return f"{start} {sentence[0].upper()}{sentence[1:]}."
+
+
+def measured_text(checked: CheckedClaim) -> str:
+    """What the interventions measured, in probabilities and in nats of log p."""
+    claim = checked.claim
+    without = min(1.0, claim.probability * math.exp(-checked.effect))
+    claimed = -claim.strength if claim.direction == "supports" else claim.strength
+    return (
+        f"{percent(without)} measured, {-checked.effect:+.2f} nats ({claimed:+.2f} claimed, chance "
+        f"{claim.noise:.2f}); decoder {-checked.decoder_effect:+.2f}"
+    )
+
+
+def percent(probability: float) -> str:
+    """A probability for readers: whole percents, with a tenth below ten.
+
+    >>> percent(0.167), percent(0.034), percent(0.0001)
+    ('17 %', '3.4 %', 'under 0.1 %')
+    """
+    if probability < 0.0005:
+        return "under 0.1 %"
+    return f"{100 * probability:.{1 if probability < 0.0995 else 0}f} %"
 
 
 def explanation_text(token: str, probability: float, claims: Sequence[Claim]) -> str:

@@ -12,12 +12,20 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from rldecoder.explain.claims import CheckedClaim, Verdict, claim_sentence, prediction_text
+from rldecoder.explain.claims import (
+    CheckedClaim,
+    Verdict,
+    claim_sentence,
+    measured_text,
+    prediction_text,
+)
 from rldecoder.explain.ranking import RankedFeature, ranking_rows
 from rldecoder.schemas import JsonFile, write_json
 from rldecoder.visible_text import visible_text, visible_token
 
 SHOWN_PROMPT_CHARACTERS = 600
+SHOWN_REASONS = 3
+"""Claims that are read before a reader asks for all."""
 VERDICT_STYLE: dict[Verdict, str] = {
     "supported": "green",
     "contradicted": "red",
@@ -72,6 +80,15 @@ class Explanation:
         return prediction_text(self.frozen.token, self.frozen.probability, claims)
 
     @property
+    def reasons(self) -> tuple[CheckedClaim, ...]:
+        """The claims that are shown first: those that held, then the others, the largest first."""
+
+        def first(checked: CheckedClaim) -> tuple[bool, float]:
+            return checked.verdict != "supported", -checked.claim.strength
+
+        return tuple(sorted(self.claims, key=first)[:SHOWN_REASONS])
+
+    @property
     def tested(self) -> str:
         """What came out of the tests, in words; empty when no claim is made."""
         if self.sanity is None:
@@ -83,10 +100,10 @@ class Explanation:
         )
         return (
             f"Tested by taking each feature out of the frozen model: {held} of "
-            f"{len(self.claims)} hold; the decoder moves the same way in {agree}. Without all of "
-            f"them log p changes by {-self.sanity.claimed_removed:+.2f} nats (the claims add up to "
-            f"{-self.sanity.claimed_predicted:+.2f}), without as many others by "
-            f"{-self.sanity.others_removed:+.2f}."
+            f"{len(self.claims)} claims hold. The decoder moves the same way in {agree}. Without "
+            f"all of these features log p changes by {-self.sanity.claimed_removed:+.2f} nats (the "
+            f"claims add up to {-self.sanity.claimed_predicted:+.2f}). Without as many others it "
+            f"changes by {-self.sanity.others_removed:+.2f}."
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -142,20 +159,20 @@ def render_explanation(explanation: Explanation) -> RenderableType:
         Text(),
         Text.assemble(("B  ", "bold"), explanation.says),
     ]
-    for place, checked in enumerate(explanation.claims, start=1):
+    for place, checked in enumerate(explanation.reasons, start=1):
         lines.append(_claim_line(place, checked))
+    left_out = len(explanation.claims) - len(explanation.reasons)
+    if left_out:
+        more = "One more claim" if left_out == 1 else f"{left_out} more claims"
+        lines.append(Text(f"{more}: with --html or --json.", style="dim"))
     if explanation.tested:
         lines.append(Text(explanation.tested, style="dim"))
     return Panel(Group(*lines), title="explanation", title_align="left", border_style="dim")
 
 
 def _claim_line(place: int, checked: CheckedClaim) -> Text:
-    measured = (
-        f"{-checked.effect:+.2f} nats measured (chance {checked.claim.noise:.2f}), "
-        f"decoder {-checked.decoder_effect:+.2f}"
-    )
     return Text.assemble(
         (f"B{place} ", "bold"),
         f"{claim_sentence(checked.claim)} ",
-        (f"[{checked.verdict}: {measured}]", VERDICT_STYLE[checked.verdict]),
+        (f"[{checked.verdict}: {measured_text(checked)}]", VERDICT_STYLE[checked.verdict]),
     )

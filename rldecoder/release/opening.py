@@ -118,6 +118,12 @@ class Release(Opened):
     def __repr__(self) -> str:
         return f"<Release {self.name}: {len(self.manifest.files)} files in {self.root}>"
 
+    def _repr_html_(self) -> str:
+        from rldecoder.dashboard.notebook import release_html
+
+        released = [self.artifact(kind) for kind in CATALOGUE if kind.stage in self._released]
+        return release_html(self.name, str(self.root), released)
+
     @property
     def name(self) -> str:
         """The run's name."""

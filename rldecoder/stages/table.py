@@ -30,9 +30,9 @@ STAGES: tuple[Stage, ...] = (
     Stage(catalogue.Importance, 4, inputs.RankInputs),
     Stage(catalogue.Labels, 6, inputs.LabelInputs, fingerprints.label_features),
     Stage(catalogue.Clusters, 4, inputs.ClusterInputs),
-    Stage(catalogue.TrainedExplainer, 6, inputs.ExplainerInputs),
+    Stage(catalogue.TrainedExplainer, 7, inputs.ExplainerInputs),
     Stage(catalogue.Evaluation, 6, inputs.EvaluateInputs, fingerprints.evaluate),
-    Stage(catalogue.Report, 8, inputs.ReportInputs),
+    Stage(catalogue.Report, 9, inputs.ReportInputs),
 )
 
 

@@ -29,10 +29,12 @@ def example(text: str) -> ExampleShown:
         "prompt": text, "cut": True, "kl": 0.3, "frozen": prediction,
         "decoder": prediction, "agree": True, "active": [(text, "0.75", text)], "says": text,
         "claims": [
-            {"sentence": text, "verdict": "supported", "css": "supported", "change": -0.5,
-             "decoder_change": 0.1, "noise": 0.1},
+            {"sentence": text, "verdict": "supported", "css": "supported",
+             "measured": text, "change": -0.5, "decoder_change": 0.1, "noise": 0.1},
+        ],
+        "more_claims": [
             {"sentence": text, "verdict": "too small to tell", "css": "too-small-to-tell",
-             "change": 0.0, "decoder_change": 0.0, "noise": 0.1},
+             "measured": text, "change": 0.0, "decoder_change": 0.0, "noise": 0.1},
         ],
         "tested": text,
     }  # fmt: skip

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from rldecoder.explain.claims import Claim, claim_sentence, explanation_text, judge
+from rldecoder.explain.claims import (
+    CheckedClaim,
+    Claim,
+    claim_sentence,
+    explanation_text,
+    judge,
+    measured_text,
+)
 
 
 def make_claim(**changes: object) -> Claim:
@@ -18,23 +25,30 @@ def make_claim(**changes: object) -> Claim:
 
 def test_sentence() -> None:
     assert claim_sentence(make_claim()) == (
-        "Feature #12 “months”, most active at “␣May” (token 3), speaks for “␣5”: "
-        "without it, p would fall from 0.40 to 0.30 (-0.30 nats; 91 % sure)."
+        "Feature #12 “months” is strongest at “␣May” (token 3) and speaks for “␣5”. "
+        "Without it, the probability would fall from 40 % to 30 % (91 % sure)."
     )
     against = claim_sentence(make_claim(direction="opposes", strength=0.05, label=None))
-    assert "#12, most active" in against
+    assert "#12 is strongest" in against
     assert "speaks against “␣5”" in against
-    assert "p would rise from 0.40 to 0.42 (+0.05 nats" in against
+    assert "would rise from 40 % to 42 %" in against
     unnamed = claim_sentence(make_claim(label=None, description="raises “a”\u202e"))
-    assert unnamed.startswith("Feature #12 (raises “a”⟨U+202E⟩), most active at")
+    assert unnamed.startswith("Feature #12 (raises “a”⟨U+202E⟩) is strongest")
     # No probability is above one.
-    assert "to 1.00 (+2.00" in claim_sentence(make_claim(direction="opposes", strength=2.0))
+    assert "to 100 %" in claim_sentence(make_claim(direction="opposes", strength=2.0))
+
+
+def test_what_was_measured() -> None:
+    checked = CheckedClaim(make_claim(), 0.7, "supported", -0.05)
+    assert measured_text(checked) == (
+        "20 % measured, -0.70 nats (-0.30 claimed, chance 0.10); decoder +0.05"
+    )
 
 
 def test_no_claims_say_so() -> None:
     # What the explainer expects, not what was measured: nobody removed every feature.
     assert explanation_text(" 5", 0.4, []) == (
-        "The model expects “␣5” (p 0.40). Method B names no reason: it expects no single feature "
+        "The model expects “␣5” (40 %). Method B names no reason: it expects no single feature "
         "to move this prediction clearly more than a random direction would."
     )
 
@@ -43,7 +57,7 @@ def test_reasons_for_and_against_are_counted() -> None:
     both = [make_claim(), make_claim(), make_claim(direction="opposes")]
     text = explanation_text(" 5", 0.4, both)
     assert text.startswith(
-        "The model expects “␣5” (p 0.40); two features speak for it, one feature speaks against it."
+        "The model expects “␣5” (40 %). Two features speak for it, one feature speaks against it."
     )
     assert text.count("Feature #12") == 3
     assert "(3) Feature" in text

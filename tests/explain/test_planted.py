@@ -68,8 +68,8 @@ def test_claims_about_planted_latents_are_supported(
         assert checked.verdict == "supported"
         assert checked.claim.output_token == found.frozen.token
     assert "“raises it”" in found.method_b
-    assert "one feature speaks for it, one feature speaks against it" in found.method_b
-    assert "2 of 2 hold" in found.tested
+    assert "One feature speaks for it, one feature speaks against it" in found.method_b
+    assert "2 of 2 claims hold" in found.tested
 
 
 def test_claims_of_a_liar_are_contradicted(
@@ -89,7 +89,7 @@ def test_claims_of_a_liar_are_contradicted(
     found = explain(lm, decoder, explainer, latents)
     assert {checked.claim.latent for checked in found.claims} == {latents[FOR], latents[AGAINST]}
     assert {checked.verdict for checked in found.claims} == {"contradicted"}
-    assert "0 of 2 hold" in found.tested
+    assert "0 of 2 claims hold" in found.tested
 
 
 def test_a_claim_about_what_does_nothing_is_too_small_to_tell(

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
+from markupsafe import escape
 
 from rldecoder import Release, open_release
 from rldecoder.artifacts.catalogue import (
@@ -51,6 +52,15 @@ def test_it_reads_what_the_run_reads(release: Release, run: Run) -> None:
     assert text == run.steer({latent: 4.0}).generate(PROMPT, max_new_tokens=4)
     assert 'class="rldecoder"' in ours._repr_html_()
     assert release.decoder().frozen.sae is release.sae()
+
+
+def test_a_notebook_shows_what_it_holds(release: Release) -> None:
+    html = release._repr_html_()
+    held = set(release.manifest.artifacts) - set(release.missing())
+    assert all(f">{stage}<" in html for stage in held)
+    assert ">ingest<" not in html
+    for caveat in release.artifact(FinalDecoder).caveats:
+        assert str(escape(caveat[:40])) in html
 
 
 def test_its_artifacts_are_the_runs(release: Release, run: Run) -> None:

@@ -14,6 +14,7 @@ from rldecoder.artifacts.base import Artifact
 from rldecoder.artifacts.store import ArtifactRef, ArtifactStore, Manifest, artifact_digest
 from rldecoder.config.run import RunConfig
 from rldecoder.errors import BadInputError, GateFailedError, NumericalError
+from rldecoder.executors.local import Executor, LocalExecutor
 from rldecoder.failures import translated
 from rldecoder.reporting import Reporter, interruptible
 from rldecoder.schemas import Scalar
@@ -218,7 +219,9 @@ def _build(
     started = time.monotonic()
     seed_everything(seed)
     with store.building(ref) as out:
-        context = StageContext(out, progress, seed, torch_device, report, upstream, str(ref))
+        context = StageContext(
+            out, progress, seed, torch_device, report, upstream, str(ref), executor_for(run)
+        )
         output = stage.run(inputs, run.stage(stage.name), context)
         # What was dropped with an interruption may be missing from the result.
         interrupts.check()
@@ -303,6 +306,19 @@ def _judge(
 
 def _on_fail(run: RunConfig, stage_name: str) -> str:
     return str(getattr(run.stage(stage_name), "on_fail", "stop"))
+
+
+def executor_for(run: RunConfig) -> Executor:
+    """Who computes the shards of stages that have them."""
+    if run.executor.type == "local":
+        return LocalExecutor()
+    from rldecoder.executors.ray_cluster import RayExecutor
+
+    return RayExecutor(
+        run.executor,
+        threads=run.threads or run.executor.cpus,
+        timeout_seconds=run.device_timeout_seconds,
+    )
 
 
 def store_for(run: RunConfig, root: Path | None = None) -> ArtifactStore:

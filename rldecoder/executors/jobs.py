@@ -29,7 +29,8 @@ Advance = Callable[[float], None]
 Measured = dict[str, float]
 """Sums that a worker keeps of its own work, such as tokens and seconds; several are added up."""
 
-_OURS = "rldecoder."
+OURS: tuple[str, ...] = ("rldecoder.",)
+"""Packages whose classes a job may name."""
 
 
 class ShardFile(NamedTuple):
@@ -121,7 +122,7 @@ class Job(BaseModel):
             ValueError: it is no class of this package.
         """
         module, _, name = self.worker.partition(":")
-        kind = getattr(import_module(module), name) if module.startswith(_OURS) else None
+        kind = getattr(import_module(module), name) if module.startswith(OURS) else None
         if not (isinstance(kind, type) and issubclass(kind, ShardWorker)):
             raise ValueError(f"{self.worker!r} is no shard worker of this package")
         settings = kind.settings_type.model_validate_json(self.settings)

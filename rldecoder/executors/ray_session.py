@@ -9,14 +9,21 @@ class of the worker, texts and numbers.
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from rldecoder import interrupts
 from rldecoder.errors import BadInputError
 from rldecoder.executors.far_worker import FarWorker
+from rldecoder.failures import shown
 
 LOOPBACK = "127.0.0.1"
+CONNECT_SECONDS = 10.0
+_STAY_INSIDE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""With 0 Ray takes the loopback for this machine's address, as it does by default where there are
+firewalls that ask; else it listens on an address of the network, whatever it is told."""
 
 
 class Gone(NamedTuple):
@@ -34,26 +41,51 @@ def connect(address: str) -> None:
     Raises:
         BadInputError: Ray is not installed, or no cluster is there.
     """
+    found = _found(address)
+    if found == "local" or _host(found) in ("localhost", LOOPBACK):
+        os.environ.setdefault(_STAY_INSIDE, "0")
     ray = _ray()
     if ray.is_initialized():
         return
     common = {"namespace": "rldecoder", "log_to_driver": False, "logging_level": "ERROR"}
     try:
-        if address == "local":
-            ray.init(
-                address="local", include_dashboard=False, _node_ip_address=LOOPBACK, **common
-            )
+        if found == "local":
+            ray.init(address="local", include_dashboard=False, **common)
         else:
-            ray.init(address=address, **common)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise BadInputError(
-            f"There is no Ray cluster at executor.address {address!r}.",
-            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
-            f"Start one (`ray start --head --node-ip-address {LOOPBACK}` on this machine), name "
-            "its head's host:port, or set executor.address to local.",
-        ) from error
+            # Ray itself tries for minutes.
+            host, _, port = found.rpartition(":")
+            socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+            ray.init(address=found, **common)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise _no_cluster(address, f"{found}: {shown(error)}.") from error
     finally:
         interrupts.handle_signals()  # Ray puts a handler of its own for SIGTERM
+
+
+def _found(address: str) -> str:
+    """The address that `auto` stands for, as Ray looks it up; others as they are."""
+    if address != "auto":
+        return address
+    named = os.environ.get("RAY_ADDRESS", "")
+    started = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
+    if not named and started.is_file():
+        named = started.read_text(encoding="utf-8").strip()
+    if ":" not in named:
+        raise _no_cluster(address, "Neither RAY_ADDRESS nor `ray start` names one.")
+    return named
+
+
+def _host(address: str) -> str:
+    return address.rpartition(":")[0]
+
+
+def _no_cluster(address: str, why: str) -> BadInputError:
+    return BadInputError(
+        f"There is no Ray cluster at executor.address {address!r}.",
+        why,
+        f"Start one (on this machine alone: `{_STAY_INSIDE}=0 ray start --head`), name the "
+        "host:port of its head, or set executor.address to local.",
+    )
 
 
 def hire(cpus: int, gpus: int) -> Any:
@@ -162,5 +194,3 @@ def disconnect() -> None:
     ray = _ray()
     if ray.is_initialized():
         ray.shutdown()
-
-

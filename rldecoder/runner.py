@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -218,9 +219,9 @@ def _build(
     machine = devices.snapshot()
     started = time.monotonic()
     seed_everything(seed)
-    with store.building(ref) as out:
+    with store.building(ref) as out, closing(executor_for(run)) as executor:
         context = StageContext(
-            out, progress, seed, torch_device, report, upstream, str(ref), executor_for(run)
+            out, progress, seed, torch_device, report, upstream, str(ref), executor
         )
         output = stage.run(inputs, run.stage(stage.name), context)
         # What was dropped with an interruption may be missing from the result.

@@ -67,12 +67,13 @@ class FarWorker:
 
     def __init__(self, device_ids: Callable[[], Sequence[str]] | None = None) -> None:
         self._device_ids = device_ids
+        self._device: str | None = None
         self._bench: Bench | None = None
         self._notes: list[str] = []
         self._held = ExitStack()
 
     def open(self, opening: str, wait_seconds: float) -> str:
-        """Get ready for a job (an `Opening`, as JSON).
+        """Get ready for a job (an `Opening`, as JSON), the first one or another.
 
         Args:
             wait_seconds: how long to wait for a device that another process holds.
@@ -109,8 +110,7 @@ class FarWorker:
         _check_folders(opening)
 
         # Ray keeps account of what Ray gave out; the lock tells of everybody else.
-        device = "cpu"
-        if self._device_ids is not None:
+        if self._device is None and self._device_ids is not None:
             try:
                 lease = self._held.enter_context(
                     devices.lease_assigned(
@@ -120,12 +120,16 @@ class FarWorker:
             except NoResourceError as error:
                 return Answer(busy=f"{here()}: {error.why}")
             os.environ.update(lease.env)  # before CUDA is first used, which reads it once
-            device = lease.device
+            self._device = lease.device
 
         import torch
 
+        if self._bench is not None:
+            self._bench.close()
+            self._bench = None  # its model goes before another one comes
         torch.set_num_threads(opening.threads)
-        self._bench = Bench(opening.job, torch.device(device), self._notes.append)
+        device = torch.device(self._device or "cpu")
+        self._bench = Bench(opening.job, device, self._notes.append)
         return Answer(facts=dict(self._bench.worker.facts()), machine=machine())
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from rldecoder.executors.jobs import Bench, Job, Measured
 from rldecoder.reporting import Bar, Reporter
@@ -22,6 +22,11 @@ class Crew(ABC):
     def facts(self) -> Mapping[str, int]:
         """`ShardWorker.facts`; waits for a first worker."""
 
+    @property
+    @abstractmethod
+    def num_ready(self) -> int:
+        """Workers that can compute now."""
+
     @abstractmethod
     def run(self, todo: Sequence[int], bar: Bar) -> Measured:
         """Do these shards; each one's file is sealed when it is finished.
@@ -37,6 +42,9 @@ class Crew(ABC):
 class Executor(ABC):
     """Where shards are computed."""
 
+    is_here: ClassVar[bool] = False
+    """Whether that is this process alone: what one pass computes need not go through files."""
+
     @abstractmethod
     def open(
         self, job: Job, *, device: torch.device, report: Reporter
@@ -47,9 +55,14 @@ class Executor(ABC):
             device: of this process; others use their own.
         """
 
+    def close(self) -> None:  # noqa: B027  (this process has nothing to let go)
+        """Let go what was kept for the next job."""
+
 
 class LocalExecutor(Executor):
     """One worker, in this process."""
+
+    is_here = True
 
     @contextmanager
     def open(self, job: Job, *, device: torch.device, report: Reporter) -> Iterator[Crew]:
@@ -68,6 +81,10 @@ class _Alone(Crew):
     @property
     def facts(self) -> Mapping[str, int]:
         return self._bench.worker.facts()
+
+    @property
+    def num_ready(self) -> int:
+        return 1
 
     def run(self, todo: Sequence[int], bar: Bar) -> Measured:
         for number in todo:

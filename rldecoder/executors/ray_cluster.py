@@ -27,11 +27,15 @@ from rldecoder.reporting import Bar, Reporter
 if TYPE_CHECKING:
     import torch
 
-IN_FLIGHT = 2
-"""Shards that a worker is given at once: one is computed while the next one waits at its door."""
+CALLS = 2
+"""Shards that a worker is told of at once: one is computed, the next one waits at its door."""
+IN_FLIGHT = CALLS + 1
+"""Shards that a lost worker costs at most: one more may be on its way to the disk."""
 POLL_SECONDS = 0.5
 HIRE_SECONDS = 5.0
 """How often the cluster is looked at for room."""
+TOLD_SECONDS = 30.0
+"""After which the user hears that no worker is ready; one begins within ten seconds or so."""
 DEVICE_SECONDS = 1.0
 """How long a worker waits for a device before it says that it is taken."""
 
@@ -46,6 +50,7 @@ class RayExecutor(Executor):
 
     def __init__(self, config: ExecutorConfig, *, threads: int, timeout_seconds: float) -> None:
         self.config, self.threads, self.timeout_seconds = config, threads, timeout_seconds
+        self._free: list[Any] = []
 
     @contextmanager
     def open(self, job: Job, *, device: torch.device, report: Reporter) -> Iterator[Crew]:
@@ -60,12 +65,22 @@ class RayExecutor(Executor):
         )
         crew = _RayCrew(self.config, opening, self.timeout_seconds, report)
         try:
+            crew.take_on(self._free)
             yield crew
-        finally:
+        except BaseException:
             crew.dismiss()
+            raise
+        # A process with its imports is worth ten seconds: the stage's next job takes it on.
+        self._free = crew.release()
+
+    def close(self) -> None:
+        """See `Executor.close`."""
+        for actor in self._free:
+            ray_session.kill(actor)
+        self._free = []
 
 
-@dataclass
+@dataclass(eq=False)
 class _Hand:
     """A worker, as the driver knows it."""
 
@@ -109,6 +124,11 @@ class _RayCrew(Crew):
             self._step(wanted=1)
         return self._facts
 
+    @property
+    def num_ready(self) -> int:
+        """See `Crew.num_ready`."""
+        return sum(hand.ready for hand in self._hands)
+
     def run(self, todo: Sequence[int], bar: Bar) -> Measured:
         """See `Crew.run`."""
         self._todo, self._left, self._bar = deque(todo), set(todo), bar
@@ -121,6 +141,20 @@ class _RayCrew(Crew):
         for hand in self._hands:
             self._measured.update(hand.measured)
         return dict(self._measured)
+
+    def take_on(self, actors: Sequence[Any]) -> None:
+        """Use workers of an earlier job."""
+        for actor in actors:
+            hand = _Hand(actor)
+            self._hands.append(hand)
+            self._open(hand)
+
+    def release(self) -> list[Any]:
+        """The workers that have nothing to do; the others are let go."""
+        free = [hand for hand in self._hands if hand.ready and not hand.given]
+        self._hands = [hand for hand in self._hands if hand not in free]
+        self.dismiss()
+        return [hand.actor for hand in free]
 
     def dismiss(self) -> None:
         """Let the workers go, whatever they are doing."""
@@ -198,7 +232,7 @@ class _RayCrew(Crew):
         """Give a worker shards, a bounded number; without any, let it finish what it wrote."""
         if not hand.ready:
             return
-        while self._todo and hand.calls < IN_FLIGHT:
+        while self._todo and hand.calls < CALLS:
             number = self._todo.popleft()
             hand.given.append(number)
             hand.calls += 1
@@ -271,8 +305,8 @@ class _RayCrew(Crew):
                 "Add machines, lower executor.cpus or executor.gpus, or raise "
                 "device_timeout_seconds.",
             )
-        if waited > 2 * HIRE_SECONDS:
-            self._tell(f"Waiting for a worker of the Ray cluster: {why}")
+        if waited > TOLD_SECONDS:
+            self._tell(f"Still waiting for a first worker of the Ray cluster. {why}")
 
     def _tell(self, message: str) -> None:
         if message not in self._told:

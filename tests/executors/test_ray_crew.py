@@ -16,7 +16,7 @@ from rldecoder.executors import ray_cluster
 from rldecoder.executors.far_worker import FarWorker
 from rldecoder.executors.jobs import Job
 from rldecoder.executors.local import Crew
-from rldecoder.executors.ray_cluster import IN_FLIGHT, RayExecutor
+from rldecoder.executors.ray_cluster import CALLS, IN_FLIGHT, RayExecutor
 from rldecoder.executors.ray_session import Gone
 from rldecoder.reporting import SilentReporter
 from tests.executors.counting import counting_job, products
@@ -125,6 +125,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[
             assert isinstance(crew, Crew)
             assert crew.facts == {"factor": 3}
             crew.run(job.unfinished(lambda note: None), bar)
+        executor.close()
         assert bar.total == len(job.files)
         return job, report.notes
 
@@ -140,7 +141,7 @@ def test_all_workers_do_a_part_and_go_home(run: Any) -> None:
     assert sum(done) == 30
     assert min(done) >= 5
     assert notes == []
-    assert ray.most_waiting == IN_FLIGHT
+    assert ray.most_waiting == CALLS
     assert all(actor.killed for actor in ray.actors)
 
 
@@ -231,3 +232,21 @@ def test_an_interruption_lets_all_workers_go(
     kept = len(list((tmp_path / "shards").glob("*.seal")))
     assert kept >= 3
     monkeypatch.undo()
+
+
+def test_the_next_job_takes_on_the_same_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray = PretendedRay()
+    monkeypatch.setattr(ray_cluster, "ray_session", ray)
+    executor = RayExecutor(ExecutorConfig(type="ray"), threads=1, timeout_seconds=60)
+    for name, factor in (("first", 3), ("second", 5)):
+        job = counting_job(tmp_path / name, monkeypatch, factor=factor)
+        with executor.open(job, device=CPU, report=SilentReporter()) as crew:
+            assert crew.facts == {"factor": factor}
+            crew.run(job.unfinished(lambda note: None), Counted())
+        assert products(job) == [factor * n for n in range(6)]
+        assert not any(actor.killed for actor in ray.actors)
+    assert len(ray.actors) == 2
+    executor.close()
+    assert all(actor.killed for actor in ray.actors)

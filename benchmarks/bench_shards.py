@@ -61,7 +61,7 @@ def _ready(stack: ExitStack, executor: Executor, job: Job, workers: int = 1) -> 
     """A crew of which every worker has its model, and is warm."""
     crew = stack.enter_context(executor.open(job, device=CPU, report=SilentReporter()))
     while crew.num_ready < workers:
-        crew.run([0], SilentBar())
+        crew.run([0, 1], SilentBar())
     crew.run([0, 1, 2, 3], SilentBar())
     return crew
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer.exceptions import TyperException
 
+from rldecoder.cli.harness import lm_eval
+from rldecoder.cli.layout import configs
 from rldecoder.errors import BadInputError
 from rldecoder.terminal import Terminal
 
@@ -29,7 +31,7 @@ judge = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(judge, name="judge", help="People compare explanations: blind pairs out, files in.")
 console = Terminal()
 
-ConfigPath = Annotated[Path, typer.Argument(help="A run's YAML, such as configs/quickstart.yaml.")]
+ConfigPath = Annotated[Path, typer.Argument(help="A run's YAML, or a name: quickstart.")]
 StoreOption = Annotated[
     Path | None, typer.Option("--store", help="Artifact store; default: the config's `store`.")
 ]
@@ -357,6 +359,10 @@ def devices() -> None:
     from rldecoder.cli.show import show_devices
 
     show_devices(console)
+
+
+app.command()(configs)
+app.command(name="lm-eval")(lm_eval)
 
 
 def run_command_line() -> int:

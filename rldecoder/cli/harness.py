@@ -141,9 +141,10 @@ def _systems(run: Run, wanted: Sequence[str]) -> dict[str, System]:
             found[name] = frozen_system(lm)
         elif name == SPLICED:
             found[name] = spliced_system(lm, run.sae(), run.config.cache_activations.hook_layer)
+        elif name == SUPERVISED:
+            found[name] = decoder_system(lm, run.artifact(SupervisedDecoder).load(lm, run.sae()))
         else:
-            artifact = run.artifact(Policy if name == RL else SupervisedDecoder)
-            found[name] = decoder_system(lm, artifact.load(lm, run.sae()))
+            found[name] = decoder_system(lm, run.artifact(Policy).load(lm, run.sae()))
     return found
 
 

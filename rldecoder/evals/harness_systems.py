@@ -83,7 +83,8 @@ def _regenerating(lm: FrozenLM, hidden: Callable[[Tensor, Tensor], Tensor]) -> G
             raise ValueError("the spliced model is greedy")
         rows = []
         for ids, mask in zip(input_ids, attention_mask, strict=True):
-            text, new = ids[mask.bool()][None], []
+            text = ids[mask.bool()][None]
+            new: list[int] = []
             while len(new) < max_new_tokens and (not new or new[-1] not in eos_token_id):
                 state = hidden(text, torch.ones_like(text))[:, -1]
                 new.append(int(lm.unembed(state).argmax()))

@@ -15,8 +15,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from rldecoder import files
 from rldecoder.artifacts import unsealed
 from rldecoder.artifacts.manifests import (
@@ -85,6 +83,23 @@ class ArtifactStore:
         """
         return read_manifest(self.path(ref) / MANIFEST, ref)
 
+    def glance(self, ref: ArtifactRef) -> Manifest:
+        """Check the manifest, and the sizes of the files: quick, for what is only shown.
+
+        Raises:
+            DamagedFileError: the manifest was changed, or a file is missing or of another size.
+        """
+        manifest = self.manifest(ref)
+        for name, entry in manifest.files.items():
+            file = self.path(ref) / name
+            if not file.is_file() or file.stat().st_size != entry.size:
+                raise DamagedFileError(
+                    f"{file} is not what was published.",
+                    f"It is missing, or does not have the manifest's {entry.size} bytes.",
+                    _REBUILD,
+                )
+        return manifest
+
     def verify(self, ref: ArtifactRef) -> Manifest:
         """Check the manifest, and every file against it.
 
@@ -133,6 +148,8 @@ class ArtifactStore:
             StoreBusyError: another run kept it longer than `lock_timeout_seconds`.
             NoResourceError: its file cannot be made, or is no file.
         """
+        from filelock import FileLock, Timeout  # here, because looking locks nothing
+
         folder = self.root / ".locks"
         path = folder / f"{ref.stage}-{ref.digest}.lock"
         with files.explained(self.root, f"locking {ref}"):

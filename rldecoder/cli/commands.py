@@ -81,12 +81,19 @@ def run(
 
 
 @app.command()
-def status(config: ConfigPath, store: StoreOption = None, overrides: SetOption = None) -> None:
+def status(
+    config: ConfigPath,
+    store: StoreOption = None,
+    overrides: SetOption = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read and hash every file, as a run does.")
+    ] = False,
+) -> None:
     """Show each stage's artifact: published, failed gate, interrupted or missing."""
     opened = _open(config, store, overrides)
     from rldecoder.cli.show import show_status
 
-    show_status(opened, console)
+    show_status(opened, console, str(config), verify=verify)
 
 
 @app.command()
@@ -349,6 +356,24 @@ def models() -> None:
     from rldecoder.cli.show import show_models
 
     show_models(console)
+
+
+@app.command()
+def settings(
+    stage: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[STAGE]", help="A stage, `run`, or one setting.", show_default=False
+        ),
+    ] = None,
+) -> None:
+    """List every setting with its meaning, unit and default.
+
+    Examples: rldecoder settings; rldecoder settings train_sae; rldecoder settings train_sae.k.
+    """
+    from rldecoder.cli.settings import show_settings
+
+    show_settings(stage, console)
 
 
 @app.command()

@@ -19,24 +19,44 @@ if TYPE_CHECKING:
     from rldecoder.run import Run
 
 
-def show_status(run: Run, console: Console) -> None:
-    """One row a stage: its address and what is there."""
+WIDE = 100
+"""Columns from which tables show what can be done without, too."""
+
+
+def show_status(
+    run: Run, console: Console, config: str = "CONFIG", *, verify: bool = False
+) -> None:
+    """One row a stage: its address and what is there; then what to do next.
+
+    Args:
+        config: the run's YAML as it was named.
+        verify: read and hash every file; else manifests and sizes are looked at.
+    """
     table = Table(title=escape(f"{run.config.name} in {run.store.root}"), title_justify="left")
-    for column in ("stage", "digest", "state", "wall", "device"):
-        table.add_column(column, justify="right" if column == "wall" else "left")
+    shown = 5 if console.width >= WIDE else 4
+    for column in ("stage", "digest", "state", "took", "device")[:shown]:
+        table.add_column(column, justify="right" if column == "took" else "left", no_wrap=True)
     for name, ref in run.refs.items():
-        table.add_row(name, ref.digest, *_state(run.store, ref))
+        table.add_row(*(name, ref.digest, *_state(run.store, ref, verify))[:shown])
     console.print(table)
 
+    missing = run.missing(run.refs)
+    if missing:
+        done = len(run.refs) - len(missing)
+        said = f"{done} of {len(run.refs)} stages are there; next: rldecoder run {config}"
+    else:
+        said = f"all stages are there; explain a text: rldecoder explain {config} TEXT"
+    console.print(escape(said), highlight=False, soft_wrap=True)
 
-def _state(store: ArtifactStore, ref: ArtifactRef) -> tuple[str, str, str]:
+
+def _state(store: ArtifactStore, ref: ArtifactRef, verify: bool) -> tuple[str, str, str]:
     if not store.is_published(ref):
         progress = store.progress_path(ref)
         if progress.is_dir() and any(progress.iterdir()):
             return "[yellow]interrupted, resumable[/yellow]", "", ""
         return "[dim]missing[/dim]", "", ""
     try:
-        manifest = store.verify(ref)
+        manifest = store.verify(ref) if verify else store.glance(ref)
     except DamagedFileError:
         return "[red]damaged, will be rebuilt[/red]", "", ""
     state = "[green]published[/green]"
@@ -124,12 +144,20 @@ def show_models(console: Console) -> None:
     from rldecoder.lm.registry import list_models
 
     table = Table(title="base models", title_justify="left")
-    table.add_column("name", no_wrap=True)
-    for column in ("parameters", "layers", "d_model", "hook layer", "licence", "weights"):
-        table.add_column(column)
+    wide = console.width >= WIDE
+    for column in ("name", "size", "layers", *(("width", "hook", "licence") if wide else ())):
+        table.add_column(column, no_wrap=column in ("name", "size", "layers"))
+    table.add_column("weights", overflow="fold")
     for row in list_models():
-        table.add_row(*(escape(str(value)) for value in row))
+        more = (row.d_model, row.hook_layer, row.licence) if wide else ()
+        values = (row.name, row.parameters, row.num_layers, *more, row.weights)
+        table.add_row(*(escape(str(value)) for value in values))
     console.print(table)
+    console.print(
+        "A name here, a hub name (google/gemma-2-2b) or a folder: rldecoder init MINE.yaml "
+        "--model NAME --text FILE",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
 
 
 def show_devices(console: Console) -> None:

@@ -13,8 +13,6 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from rldecoder.config.data import (
     DatasetSource,
     LocalSource,
@@ -283,6 +281,8 @@ def _row_documents(
 
 def _check_parquet(path: Path, source: LocalSource) -> None:
     """Refuse a file without the text column, or with something else than text in it."""
+    import pyarrow as pa
+
     columns = parquet_columns(path)
     where = f"{printable(path)} has"
     if source.text_column not in columns:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_type_hints
 from rldecoder.artifacts.base import Artifact
 from rldecoder.artifacts.catalogue import PHASES, Phase
 from rldecoder.config.base import StageConfig
+from rldecoder.json_records import Scalar
 from rldecoder.reporting import Reporter
-from rldecoder.schemas import Scalar
 
 if TYPE_CHECKING:
     import torch

@@ -22,7 +22,7 @@ from rldecoder.config.data import (
     Source,
     TasksSource,
 )
-from rldecoder.data.documents import Candidate, Document, plain, unit_hash
+from rldecoder.data.documents import Candidate, Document, paragraphs, plain, unit_hash
 from rldecoder.data.files import (
     as_text,
     holds_text,
@@ -202,6 +202,9 @@ def _text_documents(
         parts = iter([read_text(file.path)])
     else:
         parts = read_parts(file.path, source.document_separator)
+    if source.document_chars is not None:
+        size = source.document_chars
+        parts = (piece for part in parts for piece in paragraphs(part, size))
     for number, part in enumerate(parts):
         why = _why_no_text(part, whole_file=True)
         if why is None:

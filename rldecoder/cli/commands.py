@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from typer.exceptions import TyperException
 
+from rldecoder.cli import starting
 from rldecoder.errors import BadInputError
 from rldecoder.terminal import Terminal
 
@@ -80,6 +82,9 @@ def run(
     run_and_summarise(opened, until=until, prefect=prefect)
 
 
+app.command()(starting.init)
+
+
 @app.command()
 def status(
     config: ConfigPath,
@@ -115,6 +120,9 @@ def explain(
     html: Annotated[
         Path | None, typer.Option("--html", help="Write a self-contained page to this file.")
     ] = None,
+    caveats: Annotated[
+        bool, typer.Option("--caveats", help="List the run's caveats; else they are counted.")
+    ] = False,
 ) -> None:
     """Explain the next-token prediction for a prompt, in claims tested by intervention.
 
@@ -132,7 +140,7 @@ def explain(
     opened = _open_any(config, store, overrides, release, model)
     from rldecoder.cli.show import show_explanation
 
-    show_explanation(opened, prompt, console, as_json=as_json, html=html)
+    show_explanation(opened, prompt, console, as_json=as_json, html=html, list_caveats=caveats)
 
 
 @app.command(
@@ -358,22 +366,7 @@ def models() -> None:
     show_models(console)
 
 
-@app.command()
-def settings(
-    stage: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="[STAGE]", help="A stage, `run`, or one setting.", show_default=False
-        ),
-    ] = None,
-) -> None:
-    """List every setting with its meaning, unit and default.
-
-    Examples: rldecoder settings; rldecoder settings train_sae; rldecoder settings train_sae.k.
-    """
-    from rldecoder.cli.settings import show_settings
-
-    show_settings(stage, console)
+app.command()(starting.settings)
 
 
 @app.command()
@@ -449,4 +442,9 @@ def _open(config: Path, store: Path | None, overrides: list[str] | None) -> Run:
     loaded = load_run_config(config, overrides or [])
     from rldecoder.run import open_run  # slow: only for a config that can be used
 
-    return open_run(loaded, store)
+    run = open_run(loaded, store)
+    # Said where something is missing: the one command that makes it.
+    more = [f"--store {shlex.quote(str(store))}"] if store is not None else []
+    more += [f"--set {shlex.quote(override)}" for override in overrides or []]
+    run.made_by = " ".join(["rldecoder run", shlex.quote(str(config)), *more])
+    return run

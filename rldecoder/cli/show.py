@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,11 +12,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from rldecoder.artifacts.catalogue import TrainedExplainer
+from rldecoder.artifacts.catalogue import TrainedExplainer, TrainedSae
 from rldecoder.artifacts.store import ArtifactRef, ArtifactStore
 from rldecoder.errors import BadInputError, DamagedFileError
+from rldecoder.terminal import Terminal
 
 if TYPE_CHECKING:
+    from rldecoder.explain.explanation import Explanation
     from rldecoder.opened import Opened
     from rldecoder.run import Run
 
@@ -74,12 +78,14 @@ def show_explanation(
     *,
     as_json: bool = False,
     html: Path | None = None,
+    list_caveats: bool = False,
 ) -> None:
-    """Explain one prompt with the published decoder.
+    """Explain one prompt with the published decoder; what it is doing is said on stderr.
 
     Args:
         as_json: print one JSON object (ASCII, so that no terminal acts on it) and nothing else.
         html: write a self-contained page there, too.
+        list_caveats: print all caveats of the run; else one line counts them.
 
     Raises:
         BadInputError: the prompt is empty, the run has not come so far, or the page cannot be
@@ -98,34 +104,65 @@ def show_explanation(
     from rldecoder.opened import EXPLAINING
 
     run.require(EXPLAINING, "to explain")
-    artifacts = {kind.stage: run.artifact(kind) for kind in EXPLAINING}
     caveats = run.artifact(TrainedExplainer).caveats
+    with Terminal(stderr=True).status("checking the run's files ...") as doing:
+        artifacts = {kind.stage: run.artifact(kind) for kind in EXPLAINING}
+        doing.update("loading model, SAE, decoder and labels ...")
+        from rldecoder.explain.explanation import render_explanation
+        from rldecoder.explain.familiarity import familiarity
 
-    from rldecoder.dashboard.explanation import explanation_page
-    from rldecoder.explain.explanation import render_explanation
+        reader = run.reader()
+        doing.update("reading the text ...")
+        reading = reader.read(prompt)
+        best = run.artifact(TrainedSae).best
+        known = familiarity(reading.states, reader.sae, best.fvu)
+        doing.update("testing claims: taking features out of both models ...")
+        explanation = reading.explain()
 
-    explanation = run.reader().explain(prompt)
     if html is not None:
-        try:
-            page = explanation_page(explanation, run.name, caveats)
-            html.write_text(page, encoding="utf-8", errors="backslashreplace")
-        except OSError as error:
-            raise BadInputError(
-                f"The page {html} cannot be written.", str(error), "Give another path to --html."
-            ) from error
+        _write_page(html, explanation, run.name, caveats)
     if as_json:
         digests = {name: artifact.digest for name, artifact in artifacts.items()}
         value = {
             "run": run.name, "artifacts": digests, "caveats": list(caveats),
+            "familiarity": None if known is None else known._asdict() | {"verdict": known.verdict},
             **explanation.to_json(),
         }  # fmt: skip
         console.out(json.dumps(value, indent=2), highlight=False)
         return
     console.print(render_explanation(explanation))
-    for caveat in caveats:
-        console.print(f"[yellow]caveat[/yellow] {escape(caveat)}", highlight=False)
+    if known is not None:
+        style = "dim" if known.verdict == "like" else "yellow"
+        console.print(f"[{style}]{escape(known.said)}[/{style}]", highlight=False)
+    _print_caveats(console, caveats, list_caveats)
     if html is not None:
         console.print(f"page: {escape(str(html))}", highlight=False, soft_wrap=True)
+
+
+def _write_page(html: Path, explanation: Explanation, name: str, caveats: Sequence[str]) -> None:
+    from rldecoder.dashboard.explanation import explanation_page
+
+    try:
+        page = explanation_page(explanation, name, caveats)
+        html.write_text(page, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise BadInputError(
+            f"The page {html} cannot be written.", str(error), "Give another path to --html."
+        ) from error
+
+
+def _print_caveats(console: Console, caveats: Sequence[str], whole: bool) -> None:
+    if whole or len(caveats) == 1:
+        for caveat in caveats:
+            console.print(f"[yellow]caveat[/yellow] {escape(caveat)}", highlight=False)
+    elif caveats:
+        stages = Counter(caveat.split(":")[0] for caveat in caveats)
+        listed = ", ".join(f"{name} {count}" for name, count in stages.items())
+        console.print(
+            f"[yellow]{len(caveats)} caveats[/yellow] of this run ({escape(listed)}); "
+            "--caveats lists them",
+            highlight=False,
+        )
 
 
 def show_smoke(model: str, console: Console) -> None:

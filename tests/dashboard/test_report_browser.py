@@ -96,6 +96,32 @@ def test_axe_finds_nothing_serious(page_file: Path, scheme: str, width: int) -> 
         assert browser.serious() == []
 
 
+@pytest.mark.parametrize("width", [1280, 390])
+def test_tables_and_legends_are_whole(page_file: Path, width: int) -> None:
+    """Nothing is cut off or has to be scrolled for; on a telephone rows are cards."""
+    with open_browser(width=width) as browser:
+        page = browser.page
+        page.goto(page_file.as_uri())
+        assert (page.locator(".opening li").first.text_content() or "").startswith("Decoded:")
+        places = page.evaluate(
+            """() => [...document.querySelectorAll(".opening li, .scroll td, figure svg text")]
+                .map(e => [e.getBoundingClientRect(), e.tagName])
+                .filter(([r]) => r.width > 0 && (r.right > innerWidth + 1 || r.left < -1))
+                .map(([r, name]) => [name, r.left, r.right])"""
+        )
+        assert places == []
+        wide = page.evaluate(
+            """() => [...document.querySelectorAll(".scroll")]
+                .filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.ariaLabel)"""
+        )
+        assert wide == []
+        if width == 390:
+            label = page.evaluate(
+                "getComputedStyle(document.querySelector('.scroll td.num'), '::before').content"
+            )
+            assert "goal" in label
+
+
 def test_printing_shows_what_was_folded(page_file: Path) -> None:
     with open_browser() as browser:
         page = browser.page

@@ -53,8 +53,8 @@ def published(root: Path, name: str, files: dict[str, Any], **facts: Any) -> Any
 
 def test_headline_numbers(tmp_path: Path, made: dict[str, Any]) -> None:
     show_stage(*published(tmp_path, "train_sae", {}, metrics={"fvu": 0.1, "l0": 32}))
-    assert list(made) == ["train-sae"]
-    assert made["train-sae"]["data"] == [
+    assert list(made) == ["07-train-sae"]
+    assert made["07-train-sae"]["data"] == [
         {"metric": "fvu", "value": 0.1}, {"metric": "l0", "value": 32},
     ]  # fmt: skip
 
@@ -67,9 +67,9 @@ def test_a_gates_criteria_and_its_verdict(tmp_path: Path, made: dict[str, Any]) 
             verdict="fail", reasons=["mse 0.4 misses < 0.01"],
         )
     )  # fmt: skip
-    assert made["gate-sae-gate"]["data"] == [{"name": "mse", **row}]
-    assert "**fail**" in made["gate-sae-gate"]["description"]
-    assert "mse 0.4 misses" in made["gate-sae-gate"]["description"]
+    assert made["08-gate-sae-gate"]["data"] == [{"name": "mse", **row}]
+    assert "**fail**" in made["08-gate-sae-gate"]["description"]
+    assert "mse 0.4 misses" in made["08-gate-sae-gate"]["description"]
 
 
 def test_targets(tmp_path: Path, made: dict[str, Any]) -> None:

@@ -139,7 +139,8 @@ TARGETS: tuple[Target, ...] = (
     ),
     Target(
         "simulatability", "Method B simulates better than every baseline", "<", 0.05, "p",
-        "claims", "held-out positions, AUROC over unseen and seen interventions; the largest p of all",
+        "claims",
+        "held-out positions, AUROC over unseen and seen interventions; the largest p of all",
     ),
 )  # fmt: skip
 

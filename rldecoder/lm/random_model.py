@@ -13,7 +13,6 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
-    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
@@ -114,15 +113,15 @@ def _train_tokenizer(vocab_size: int, n_positions: int) -> PreTrainedTokenizerFa
     )
 
 
-def random_config(
+def _build_model(
     architecture: Architecture,
     n_layer: int,
     d_model: int,
     n_head: int,
     vocab_size: int,
     n_positions: int,
-) -> PreTrainedConfig:
-    """The configuration of such a model; nothing is built."""
+    seed: int,
+) -> PreTrainedModel:
     common: dict[str, Any] = {
         "vocab_size": vocab_size,
         "hidden_size": d_model,
@@ -134,26 +133,15 @@ def random_config(
         "eos_token_id": 0,
         "pad_token_id": 0,
     }
-    if architecture == "gpt2":
-        return GPT2Config(**common)
-    return LlamaConfig(
-        intermediate_size=3 * d_model,
-        num_key_value_heads=1 if n_head % 2 else n_head // 2,
-        tie_word_embeddings=True,
-        **common,
-    )
-
-
-def _build_model(
-    architecture: Architecture,
-    n_layer: int,
-    d_model: int,
-    n_head: int,
-    vocab_size: int,
-    n_positions: int,
-    seed: int,
-) -> PreTrainedModel:
-    config = random_config(architecture, n_layer, d_model, n_head, vocab_size, n_positions)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "random_model", architecture))
-        return GPT2LMHeadModel(config) if architecture == "gpt2" else LlamaForCausalLM(config)
+        if architecture == "gpt2":
+            return GPT2LMHeadModel(GPT2Config(**common))
+        return LlamaForCausalLM(
+            LlamaConfig(
+                intermediate_size=3 * d_model,
+                num_key_value_heads=1 if n_head % 2 else n_head // 2,
+                tie_word_embeddings=True,
+                **common,
+            )
+        )

@@ -1,1 +1,0 @@
-"""What a run will take, before anything runs: arithmetic over its settings, no weights."""

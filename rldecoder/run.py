@@ -143,7 +143,7 @@ class Run(Opened):
 
     def _release_here(self) -> str:
         """Where a release of this run lies in the current folder, how to open it."""
-        from rldecoder.release.manifest import MANIFEST
+        from rldecoder.artifacts.manifests import MANIFEST
 
         for folder in sorted(Path().glob(f"*/{MANIFEST}")):
             if f'"name": "{self.config.name}"' in folder.read_text("utf-8", "replace"):

@@ -22,6 +22,8 @@ LEAST_TRAIN = 40_000
 MOST_HELD_OUT = {"validation": 8_192, "label": 16_384, "test": 12_288}
 """Tokens: more of them sharpens intervals, and costs time at each measurement."""
 OOD_TOKENS = 8_192
+TASK_TOKENS = 8_192
+"""Of the solved task prompts, which come on top of the text."""
 SAE_VISITS = (8, 900_000)
 """Times that each training token is read at most, and visits in all at most."""
 DECODER_SHARE, DECODER_LEAST = 4, 16_384
@@ -83,6 +85,8 @@ def fit_budgets(tokens: Mapping[str, int], most_train: int) -> Budgets:
     """
     most = {"train": max(most_train, LEAST_TRAIN), **MOST_HELD_OUT}
     splits = {name: min(tokens[name], most[name]) // LENGTH * LENGTH for name in SPLITS}
+    if splits["train"] >= tokens["train"] // LENGTH * LENGTH:
+        splits["train"] += TASK_TOKENS  # all of the text is used: the prompts push none of it out
     train = splits["train"]
     times, visits = SAE_VISITS
     return Budgets(
@@ -110,7 +114,8 @@ def own_text_yaml(text: OwnText, budgets: Budgets) -> str:
     label, test = splits["label"], splits["test"]
     times = round(budgets.sae_visits / train)
     return f"""\
-# A run over your own text. Written by: {text.command}
+# A run over your own text, written by
+#   {text.command}
 # Time: {text.time_said}.
 # `rldecoder settings STAGE` lists every setting with its meaning, unit and default.
 name: {text.name}

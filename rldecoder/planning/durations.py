@@ -77,7 +77,7 @@ def seconds_left(expected: Mapping[str, float], took: Mapping[str, float], share
         share: of the present stage that is done, 0 to 1.
     """
     done = sum(expected[name] for name in took)
-    last = next(reversed(took), None)
+    last = [*took][-1] if took else None
     if last is not None:
         done -= (1 - share) * expected[last]
     left = sum(expected.values()) - done

@@ -76,7 +76,7 @@ def test_targets(tmp_path: Path, made: dict[str, Any]) -> None:
     targets = fill_targets({}, {target.source: "evaluate" for target in TARGETS})
     rows = [row.model_dump() for row in targets.root]
     show_stage(*published(tmp_path, "evaluate", {"targets.json": rows}))
-    assert made["evaluate-targets"]["data"] == rows
+    assert made["18-evaluate-targets"]["data"] == rows
     assert {row["met"] for row in rows} == {None}
 
 
@@ -86,12 +86,12 @@ def test_the_report_is_named_with_its_caveats(tmp_path: Path, made: dict[str, An
     )
     show_stage(stage, ref, store)
     page = store.path(ref) / "report.html"
-    assert made["report-page"]["data"] == page.as_uri()
-    assert str(page) in made["report-path"]["data"]
-    assert "- gate_sae: mse 0.4" in made["report-path"]["data"]
+    assert made["19-report-page"]["data"] == page.as_uri()
+    assert str(page) in made["19-report-path"]["data"]
+    assert "- gate_sae: mse 0.4" in made["19-report-path"]["data"]
 
 
 def test_keys_never_collide(tmp_path: Path, made: dict[str, Any]) -> None:
     """Metrics of the report stage must not overwrite the link to the report."""
     show_stage(*published(tmp_path, "report", {"report.html": "<html>"}, metrics={"pages": 1}))
-    assert set(made) == {"report", "report-page", "report-path"}
+    assert set(made) == {"19-report", "19-report-page", "19-report-path"}

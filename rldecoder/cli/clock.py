@@ -88,14 +88,14 @@ def expected_of(run: Run, until: str | None) -> dict[str, float]:
     try:
         constants = model_sizes(settings).constants
         rate = rate_for(settings.repo or settings.path or settings.model, None, None)
+        missing = run.missing()
     except RlDecoderError:
-        return {}  # a model that is not here yet: its own stage says what is wrong with it
+        return {}  # a model or a file that is not here: its own stage says what is wrong with it
     # Without a measurement a middling machine is assumed; the first stages correct that.
     speed = REFERENCE_RATE / 3 if rate is None else rate.flops_per_second
     seconds = expected_seconds(run.config, constants, speed)
     names = list(seconds)
     wanted = names if until is None else names[: names.index(until) + 1]
-    missing = run.missing()
     return {name: seconds[name] for name in wanted if name in missing}
 
 

@@ -98,9 +98,14 @@ def rl_changed(against_start: Comparison | None, verdict: str) -> str:
     )
 
 
+def _inside(name: str) -> str:
+    """A name as it stands inside a sentence; `SAE` and `KL` stay as they are."""
+    return name if name[1:2].isupper() else name[:1].lower() + name[1:]
+
+
 def not_to_believe(targets: Sequence[TargetRow], ood: Faithfulness | None) -> str:
     """Which of the page's subjects fall short of the plan."""
-    missed = [row.name[:1].lower() + row.name[1:] for row in targets if row.met is False]
+    missed = [_inside(row.name) for row in targets if row.met is False]
     parts = []
     if missed:
         shown = "; ".join(missed[:_SHOWN_TARGETS])

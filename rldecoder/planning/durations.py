@@ -83,4 +83,6 @@ def seconds_left(expected: Mapping[str, float], took: Mapping[str, float], share
     left = sum(expected.values()) - done
     # Early on, the estimate counts; later what was measured. A minute's worth weighs as much.
     pace = (sum(took.values()) + 60) / (done + 60)
-    return max(0.0, left * pace)
+    # A stage that tells no share may be nearly done, or slower than ever: it is given some time.
+    late = took[last] - expected[last] * pace if last is not None and share == 0 else 0.0
+    return max(0.0, left * pace, 0.0 if share else late / 4)

@@ -48,6 +48,8 @@ def test_what_not_to_believe_names_what_was_missed() -> None:
     said = not_to_believe(targets, faithfulness())
     assert said.startswith("what rests on the 6 of 12 targets that are missed (target 1; target 3;")
     assert "and 2 more" in said
+    sae: Any = [SimpleNamespace(name="SAE: mean L0", met=False)]
+    assert "(SAE: mean L0)" in not_to_believe(sae, None)
     assert "text unlike it" in said
     assert "not measured" in not_to_believe(targets[:1], None)
     assert "missed" not in not_to_believe(targets[:1], None)

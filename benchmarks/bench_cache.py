@@ -34,7 +34,7 @@ app = typer.Typer(help=__doc__, add_completion=False)
 console = Console()
 
 
-def _only(store: Path, stage: str) -> Path:
+def newest(store: Path, stage: str) -> Path:
     """The stage's newest artifact."""
     found = sorted(store.glob(f"{stage}/*/manifest.json"), key=lambda path: path.stat().st_mtime)
     if not found:
@@ -51,11 +51,11 @@ def main(
 ) -> None:
     """Print both ratios."""
     torch.set_num_threads(threads)
-    model = _only(store, ModelFolder.stage)
+    model = newest(store, ModelFolder.stage)
     lm = FrozenLM.load(ModelFolder.model.path(model), record=ModelFolder.record.path(model))
-    cache = _only(store, "cache_activations")
+    cache = newest(store, "cache_activations")
     meta = read_meta(cache)
-    ids = torch.from_numpy(read_tokens(_only(store, "ingest"), "train", sequences))
+    ids = torch.from_numpy(read_tokens(newest(store, "ingest"), "train", sequences))
     forward = ActivationPass(lm, meta.hook_layer, 8, console.print)
     stream = ActivationPass(lm, meta.hook_layer, 8, console.print, with_final=False)
 

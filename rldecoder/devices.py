@@ -233,6 +233,56 @@ def lease_device(
             f"`device: {wanted}` allows {', '.join(sorted(names))}.",
             "Lower the stage's `processes`, or set device to cuda on a machine with more of them.",
         )
+    with _holding(names, count, lister, folder, timeout_seconds, task, say) as lease:
+        yield lease
+
+
+@contextlib.contextmanager
+def lease_assigned(
+    ids: Sequence[str],
+    folder: Path | None = None,
+    *,
+    timeout_seconds: float,
+    task: str = "",
+    lister: Callable[[], Sequence[DeviceInfo]] = list_devices,
+) -> Iterator[DeviceLease]:
+    """Hold the devices that a cluster's scheduler gave this process, all of them.
+
+    The scheduler knows what it gave out itself, and nothing of runs without it on this machine:
+    they and its workers exclude each other by the same lock files.
+
+    Args:
+        ids: as in CUDA_VISIBLE_DEVICES.
+
+    Raises:
+        BadInputError: they are no devices of this machine.
+        NoResourceError: another process held one of them for `timeout_seconds`.
+    """
+    listed = lister()
+    names = {device.uuid for device in _visible(list(listed), ",".join(ids))}
+    if not ids or len(names) < len(ids):
+        raise BadInputError(
+            f"The cluster gave this process the devices {', '.join(ids) or 'none'}.",
+            f"Devices here: {', '.join(d.uuid for d in listed) or 'none'}.",
+            "Start the cluster's node with the accelerators that the machine has.",
+        )
+    with _holding(
+        names, len(names), lister, folder, timeout_seconds, task, lambda message: None
+    ) as lease:
+        yield lease
+
+
+@contextlib.contextmanager
+def _holding(
+    names: set[str],
+    count: int,
+    lister: Callable[[], Sequence[DeviceInfo]],
+    folder: Path | None,
+    timeout_seconds: float,
+    task: str,
+    say: Callable[[str], None],
+) -> Iterator[DeviceLease]:
+    """`count` of the named devices, for the length of the block."""
     folder = folder or default_lease_folder()
     make_folder(folder)
     held = _wait(names, count, lister, folder, timeout_seconds, task, say)

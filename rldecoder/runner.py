@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -14,6 +15,7 @@ from rldecoder.artifacts.base import Artifact
 from rldecoder.artifacts.store import ArtifactRef, ArtifactStore, Manifest, artifact_digest
 from rldecoder.config.run import RunConfig
 from rldecoder.errors import BadInputError, GateFailedError, NumericalError
+from rldecoder.executors.local import Executor, LocalExecutor
 from rldecoder.failures import translated
 from rldecoder.json_records import Scalar
 from rldecoder.reporting import Reporter, interruptible
@@ -217,8 +219,10 @@ def _build(
     machine = devices.snapshot()
     started = time.monotonic()
     seed_everything(seed)
-    with store.building(ref) as out:
-        context = StageContext(out, progress, seed, torch_device, report, upstream, str(ref))
+    with store.building(ref) as out, closing(executor_for(run)) as executor:
+        context = StageContext(
+            out, progress, seed, torch_device, report, upstream, str(ref), executor
+        )
         output = stage.run(inputs, run.stage(stage.name), context)
         # What was dropped with an interruption may be missing from the result.
         interrupts.check()
@@ -303,6 +307,19 @@ def _judge(
 
 def _on_fail(run: RunConfig, stage_name: str) -> str:
     return str(getattr(run.stage(stage_name), "on_fail", "stop"))
+
+
+def executor_for(run: RunConfig) -> Executor:
+    """Who computes the shards of stages that have them."""
+    if run.executor.type == "local":
+        return LocalExecutor()
+    from rldecoder.executors.ray_cluster import RayExecutor
+
+    return RayExecutor(
+        run.executor,
+        threads=run.threads or run.executor.cpus,
+        timeout_seconds=run.device_timeout_seconds,
+    )
 
 
 def store_for(run: RunConfig, root: Path | None = None) -> ArtifactStore:

@@ -109,8 +109,20 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
             raise pa.ArrowKeyError(f"it has no column {', '.join(sorted(absent))}")
         return table
     except (pa.ArrowException, OSError) as error:
-        raise DamagedFileError(
-            f"{path} cannot be read as Parquet.",
-            f"It is truncated, damaged, or of another schema ({error}).",
-            "Delete the artifact's folder and run again; it will be rebuilt.",
-        ) from error
+        raise _no_parquet(path, error) from error
+
+
+def count_rows(path: Path) -> int:
+    """Rows of a Parquet file, from its footer; raises DamagedFileError if that is none."""
+    try:
+        return int(pq.read_metadata(path).num_rows)
+    except (pa.ArrowException, OSError) as error:
+        raise _no_parquet(path, error) from error
+
+
+def _no_parquet(path: Path, error: Exception) -> DamagedFileError:
+    return DamagedFileError(
+        f"{path} cannot be read as Parquet.",
+        f"It is truncated, damaged, or of another schema ({error}).",
+        "Delete the artifact's folder and run again; it will be rebuilt.",
+    )

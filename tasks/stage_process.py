@@ -15,20 +15,20 @@ from typing import IO
 
 from pydantic import TypeAdapter
 
-from rldecoder import errors, interrupts
+from rldecoder import interrupts
 from rldecoder.artifacts.store import ArtifactRef, ArtifactStore
 from rldecoder.config.run import RunConfig
 from rldecoder.devices import DeviceLease
 from rldecoder.errors import (
     InterruptedRunError,
     NoResourceError,
-    RlDecoderError,
     UnexpectedError,
 )
+from rldecoder.far_failures import Failure
 from rldecoder.reporting import Bar, Reporter
 from rldecoder.runner import StageRun
 from tasks import tied
-from tasks.stage_worker import Failure, Request
+from tasks.stage_worker import Request
 
 WORKER = (sys.executable, "-m", "tasks.stage_worker")
 """The child's command; tests put their own."""
@@ -165,7 +165,5 @@ def _unexpected(what: str, details: str) -> StageProcessError:
 
 def _rebuilt(stage_name: str, failure: Failure) -> Exception:
     """The child's error as an exception of the same class, where that class is known here."""
-    known = getattr(errors, failure.type, None)
-    if failure.parts and isinstance(known, type) and issubclass(known, RlDecoderError):
-        return known(*failure.parts)
-    return _unexpected(f"{stage_name} failed with {failure.message}.", failure.traceback)
+    known = failure.known()
+    return known or _unexpected(f"{stage_name} failed with {failure.message}.", failure.traceback)

@@ -10,7 +10,6 @@ import itertools
 import json
 import sys
 import time
-import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import IO, Any
@@ -20,11 +19,11 @@ from pydantic import BaseModel
 from rldecoder.artifacts.store import ArtifactRef, ArtifactStore
 from rldecoder.config.run import RunConfig
 from rldecoder.entry import guarded
-from rldecoder.errors import EXIT_DONE, EXIT_UNEXPECTED, InterruptedRunError, RlDecoderError
-from rldecoder.failures import foreseen, shown
+from rldecoder.errors import EXIT_DONE, EXIT_UNEXPECTED, InterruptedRunError
+from rldecoder.failures import foreseen
+from rldecoder.far_failures import Failure
 from rldecoder.reporting import Bar
 from rldecoder.runner import run_stage
-from rldecoder.urls import without_credentials
 
 _FLUSH_SECONDS = 0.1
 
@@ -114,16 +113,6 @@ class Request(BaseModel):
     """The descriptor to answer on."""
 
 
-class Failure(BaseModel):
-    """What the parent needs to raise an error again."""
-
-    type: str
-    parts: tuple[str, str, str] | None
-    """What, why and mend of one of ours."""
-    message: str = ""
-    traceback: str = ""
-
-
 def work(request: Request, reporter: PipeReporter) -> int:
     """Run the requested stage and send its result, or its error; the exit code says which."""
     try:
@@ -137,21 +126,11 @@ def work(request: Request, reporter: PipeReporter) -> int:
         )
     except Exception as error:
         known = foreseen(error)
-        reporter.send("error", **_failure(known or error).model_dump())
+        reporter.send("error", **Failure.of(error).model_dump())
         return EXIT_UNEXPECTED if known is None else known.exit_code
     values = result._asdict() | {"ref": result.ref.model_dump()}
     reporter.send("result", values=values)
     return EXIT_DONE
-
-
-def _failure(error: Exception) -> Failure:
-    return Failure(
-        type=type(error).__name__,
-        parts=(error.what, error.why, error.mend) if isinstance(error, RlDecoderError) else None,
-        # Both may end in Prefect's states and logs.
-        message=without_credentials(shown(error)),
-        traceback=without_credentials(traceback.format_exc()),
-    )
 
 
 def main() -> int:
@@ -162,7 +141,7 @@ def main() -> int:
         try:
             return work(request, reporter)
         except KeyboardInterrupt:
-            failure = _failure(InterruptedRunError("The stage was interrupted."))
+            failure = Failure.of(InterruptedRunError("The stage was interrupted."))
             reporter.send("error", **failure.model_dump())
             raise
 

@@ -22,7 +22,7 @@ from rldecoder.failures import foreseen
 from rldecoder.reporting import Reporter, TeeReporter
 from rldecoder.runner import StageRun, run_stage
 from rldecoder.stages.context import Stage
-from rldecoder.stages.table import STAGES
+from rldecoder.stages.table import STAGES, stage_named
 from tasks.pages import show_stage
 from tasks.reporter import PrefectReporter
 from tasks.stage_process import run_in_process
@@ -76,6 +76,9 @@ def build(
     run, store = context.run, context.store
     if _is_intact(store, context.planned[stage_name]):
         # Nothing will be computed, so no device is waited for.
+        return run_stage(run, stage_name, refs, store=store, report=report, device="cpu")
+    if run.executor.type == "ray" and stage_named(stage_name).in_shards:
+        # A device that this process held would be missing among the workers'.
         return run_stage(run, stage_name, refs, store=store, report=report, device="cpu")
     with lease_device(
         run.device,

@@ -27,7 +27,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "rldecoder.axes", "rldecoder.checkpoints", "rldecoder.config", "rldecoder.curves",
         "rldecoder.devices",
         "rldecoder.entry",
-        "rldecoder.errors", "rldecoder.failures", "rldecoder.figures", "rldecoder.files",
+        "rldecoder.errors", "rldecoder.executors", "rldecoder.failures", "rldecoder.far_failures",
+        "rldecoder.figures", "rldecoder.files",
         "rldecoder.gates",
         "rldecoder.interrupts", "rldecoder.json_records", "rldecoder.json_text",
         "rldecoder.lease_files",
@@ -169,6 +170,11 @@ def test_readers_of_artifacts_stand_beside_the_stages() -> None:
 def test_only_tasks_and_flows_know_prefect() -> None:
     users = {unit(n) for n in modules() if any(i.split(".")[0] == "prefect" for i in imports(n))}
     assert users == {"tasks", "flows"}
+
+
+def test_only_the_session_knows_ray() -> None:
+    users = {n for n in modules() if any(i.split(".")[0] == "ray" for i in imports(n))}
+    assert users == {"rldecoder.executors.ray_session"}
 
 
 def test_nothing_but_the_command_line_imports_it() -> None:

@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError, field_serializer, model_validator
 from rldecoder.config.base import Config, StageConfig, free
 from rldecoder.config.data import BaselinesConfig, CacheActivationsConfig, IngestConfig
 from rldecoder.config.decoder import FrontierConfig, GateDecoderConfig, TrainDecoderConfig
+from rldecoder.config.executor import ExecutorConfig
 from rldecoder.config.explain import EvaluateConfig, ReportConfig, TrainExplainerConfig
 from rldecoder.config.interp import (
     ClusterFeaturesConfig,
@@ -56,6 +57,8 @@ class RunConfig(Config):
     """How long a stage waits for a device while all that would do are taken."""
     tracking: TrackingConfig = free(TrackingConfig())
     """wandb."""
+    executor: ExecutorConfig = free(ExecutorConfig())
+    """Who computes the shards of stages that have them: this process, or a Ray cluster."""
 
     sync_tokenizer: SyncTokenizerConfig
     ingest: IngestConfig = IngestConfig()

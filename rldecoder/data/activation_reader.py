@@ -263,23 +263,29 @@ class ActivationReader(ShuffledActivations):
         *,
         columns: Sequence[VectorColumn] = ("resid",),
         max_tokens: int | None = None,
+        first: int = 0,
     ) -> Iterator[ActivationBatch]:
         """Rows in (seq_id, pos) order; the last batch may be smaller.
 
         Args:
             batch_tokens: rows per batch.
             columns: vectors to read.
-            max_tokens: stop after this many rows (None: all).
+            max_tokens: stop after this many rows, counted from the first of all (None: all).
+            first: number of the row to begin at; shards before it are not read.
         """
         left = self.num_tokens if max_tokens is None else min(max_tokens, self.num_tokens)
+        left -= first
         carry: dict[str, Tensor] | None = None
         for shard in range(len(self._paths)):
+            if first >= self._shard_rows[shard]:
+                first -= self._shard_rows[shard]
+                continue
             data = self._load((shard,), columns)
-            if shard + 1 < len(self._paths) and left > self._shard_rows[shard]:
+            if shard + 1 < len(self._paths) and left > self._shard_rows[shard] - first:
                 self._prepare((shard + 1,), columns)
             if carry is not None:
                 data = {k: torch.cat([carry[k], v]) for k, v in data.items()}
-            start = 0
+            start, first = first, 0
             while left > 0 and len(data["pos"]) - start >= min(batch_tokens, left):
                 stop = start + min(batch_tokens, left)
                 yield _as_batch({k: v[start:stop] for k, v in data.items()})

@@ -69,12 +69,12 @@ class ActivationPass:
         self._lm, self._hook_layer, self._say = lm, hook_layer, say
         self._with_final = with_final
         self.micro_batch = micro_batch
-        self._num_tokens, self._seconds = 0, 0.0
+        self.num_tokens, self.seconds = 0, 0.0
 
     @property
     def tokens_per_second(self) -> float | None:
         """Of the forward passes of this process, first one (warm-up) included; None if none."""
-        return self._num_tokens / self._seconds if self._seconds else None
+        return self.num_tokens / self.seconds if self.seconds else None
 
     def shard(
         self, input_ids: Tensor, first_sequence: int, advance: Callable[[int], None]
@@ -126,8 +126,8 @@ class ActivationPass:
                 f"{type(error).__name__}: {error}",
                 "Lower `ingest.context_length`, or use a device with more memory.",
             ) from error
-        self._seconds += time.perf_counter() - begun
-        self._num_tokens += ids.numel()
+        self.seconds += time.perf_counter() - begun
+        self.num_tokens += ids.numel()
         return batch
 
     def _shrink(self) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from rldecoder.errors import BadInputError, DamagedFileError
-from rldecoder.schemas import read_parquet, table_schema, write_parquet
+from rldecoder.schemas import count_rows, read_parquet, table_schema, write_parquet
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,6 +71,10 @@ def read_token_table(folder: Path, split: str) -> pa.Table:
         BadInputError: if the artifact holds no such split.
         DamagedFileError: if a shard cannot be read.
     """
+    return pa.concat_tables([read_parquet(path) for path in _shards_of(folder, split)])
+
+
+def _shards_of(folder: Path, split: str) -> list[Path]:
     paths = sorted(folder.glob(f"{split}-*.parquet"))
     if not paths:
         raise BadInputError(
@@ -78,7 +82,45 @@ def read_token_table(folder: Path, split: str) -> pa.Table:
             "Its budget was 0.",
             f"Give `ingest.budget_tokens.{split}` a value above 0.",
         )
-    return pa.concat_tables([read_parquet(path) for path in paths])
+    return paths
+
+
+class SplitSequences:
+    """A split's sequences, read a few at a time: memory does not grow with the split.
+
+    Args:
+        folder: the `ingest` artifact.
+        split: one of `SPLITS`.
+
+    Raises:
+        BadInputError: the artifact holds no such split.
+        DamagedFileError: a shard cannot be read.
+    """
+
+    def __init__(self, folder: Path, split: str) -> None:
+        self._folder, self._split = folder, split
+        self._paths = _shards_of(folder, split)
+        self._ends = np.cumsum([count_rows(path) for path in self._paths])
+        self._held: tuple[int, pa.Table] | None = None
+        self.num_sequences = int(self._ends[-1])
+        self.length = self.read(0, 1).shape[1]
+        """Tokens of each."""
+
+    def read(self, first: int, count: int) -> np.ndarray:
+        """Token ids [B, T] int64 of the sequences `first` to `first + count`, which exist."""
+        parts = []
+        for number, end in enumerate(self._ends.tolist()):
+            start = 0 if number == 0 else int(self._ends[number - 1])
+            if start < first + count and end > first:
+                rows = slice(max(first, start) - start, min(first + count, end) - start)
+                parts.append(self._table(number)[rows])
+        return _as_matrix(pa.concat_tables(parts), self._split, self._folder)
+
+    def _table(self, number: int) -> pa.Table:
+        """A shard; the last one is kept, for the next sequences are most often in it, too."""
+        if self._held is None or self._held[0] != number:
+            self._held = number, read_parquet(self._paths[number], ["input_ids"])
+        return self._held[1]
 
 
 def read_tokens(folder: Path, split: str, max_sequences: int | None = None) -> np.ndarray:
@@ -96,6 +138,10 @@ def read_tokens(folder: Path, split: str, max_sequences: int | None = None) -> n
     table = read_token_table(folder, split)
     if max_sequences is not None:
         table = table.slice(0, max_sequences)
+    return _as_matrix(table, split, folder)
+
+
+def _as_matrix(table: pa.Table, split: str, folder: Path) -> np.ndarray:
     lists = table.column("input_ids").combine_chunks()
     flat = lists.flatten().to_numpy(zero_copy_only=False).astype(np.int64)
     lengths = np.unique(lists.value_lengths().to_numpy(zero_copy_only=False))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,6 +39,7 @@ class SplitSource(NamedTuple):
         max_tokens: int,
         observe: Callable[[ActivationBatch, SparseLatents], None] | None = None,
         sequences: NDArray[np.int64] | None = None,
+        encoded: Iterator[SparseLatents] | None = None,
     ) -> SplitFirings:
         """Firings on cached activations, with documents from the token table; see `read_firings`.
 
@@ -54,6 +55,7 @@ class SplitSource(NamedTuple):
             batch_tokens=self.batch_tokens,
             observe=observe,
             sequences=sequences,
+            encoded=encoded,
         )
         return SplitFirings(with_documents(grid, read_token_table(self.tokens, split)), firings)
 

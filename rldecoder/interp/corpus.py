@@ -8,7 +8,7 @@ about 20 bytes a cell. Of a long text the firings of a sample of its sequences m
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from rldecoder.data.activation_reader import ActivationReader
-from rldecoder.data.activations import ActivationBatch
+from rldecoder.data.activations import ActivationBatch, VectorColumn
 from rldecoder.errors import BadInputError
 from rldecoder.sae.model import Sae, SparseLatents
 
@@ -151,6 +151,7 @@ def read_firings(
     batch_tokens: int = 4096,
     sequences: IntArray | None = None,
     observe: Callable[[ActivationBatch, SparseLatents], None] | None = None,
+    encoded: Iterator[SparseLatents] | None = None,
 ) -> SplitFirings:
     """Encode a split's cached residuals once and keep the firings of the latents of interest.
 
@@ -160,6 +161,7 @@ def read_firings(
         batch_tokens: rows encoded at a time; changes memory, not results.
         sequences: only firings on these are kept; None keeps all. The grid holds all that was read.
         observe: called with each batch and its latents, all of the dictionary.
+        encoded: the latents of each batch in turn, where they were computed before.
 
     Raises:
         BadInputError: the split has no activations.
@@ -172,9 +174,13 @@ def read_firings(
 
     seqs, positions, tokens = [], [], []
     kept_rows, kept_acts, counts = [], [], []
-    for batch in reader.ordered(batch_tokens, columns=("resid",), max_tokens=max_tokens):
-        assert batch.resid is not None
-        found = sae.encode(batch.resid.to(device).float())
+    columns: tuple[VectorColumn, ...] = ("resid",) if encoded is None else ()
+    for batch in reader.ordered(batch_tokens, columns=columns, max_tokens=max_tokens):
+        if encoded is not None:
+            found = next(encoded)
+        else:
+            assert batch.resid is not None
+            found = sae.encode(batch.resid.to(device).float())
         if observe is not None:
             observe(batch, found)
         acts, rows = found.acts.cpu().numpy(), row_of[found.indices.cpu().numpy()]

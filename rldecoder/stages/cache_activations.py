@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import os
 import shutil
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
-import pyarrow.parquet as pq
 import torch
-from torch import Tensor
+from pydantic import BaseModel, ConfigDict
 
-from rldecoder import sealed
+from rldecoder.artifacts.catalogue import ModelFolder
 from rldecoder.config.data import CacheActivationsConfig
 from rldecoder.data.activations import (
     ActivationBatch,
@@ -26,67 +26,69 @@ from rldecoder.data.activations import (
     write_meta,
 )
 from rldecoder.data.forward import ActivationPass, Shard, plan_shards
-from rldecoder.data.shards import SPLITS, read_tokens
+from rldecoder.data.shards import SPLITS, SplitSequences
 from rldecoder.errors import BadInputError, NoResourceError
+from rldecoder.executors.jobs import Measured, ShardFile, ShardWorker, make_job
+from rldecoder.lm.frozen import FrozenLM
 from rldecoder.lm.proof import prove
 from rldecoder.lm.sinks import SKIP_FIRST
+from rldecoder.schemas import count_rows
 from rldecoder.stages.context import Output, StageContext
 from rldecoder.stages.inputs import TextInputs
 
 
 def run(inputs: TextInputs, config: CacheActivationsConfig, ctx: StageContext) -> Output:
     """Publish shards of (seq_id, pos, token_id, resid, final_hidden), and what they are."""
-    tokens = _read_budgets(inputs.corpus.folder, config)
-    lm = inputs.model.load(ctx.device)
-    if config.hook_layer > lm.num_layers:
-        raise BadInputError(
-            f"`cache_activations.hook_layer` is {config.hook_layer}.",
-            f"The model has {lm.num_layers} blocks.",
-            f"Choose a layer from 1 to {lm.num_layers}.",
-        )
-    prove(lm, hook_layer=config.hook_layer)  # every later stage cuts the model here
+    budgets = _read_budgets(inputs.corpus.folder, config)
+    length = next(iter(budgets.values())).length
+    plan = plan_shards(
+        {name: budget.num_sequences for name, budget in budgets.items()},
+        length,
+        config.shard_tokens,
+    )
+
+    # What a worker needs to compute any shard of the plan, in this process or in another.
+    settings = CacheSettings(
+        model=inputs.model.model.absolute(),
+        record=ModelFolder.record.path(inputs.model.folder).absolute(),
+        corpus=inputs.corpus.folder.absolute(),
+        hook_layer=config.hook_layer,
+        micro_batch=config.micro_batch_sequences,
+        plan=tuple(plan),
+    )
+    shards = [
+        ShardFile(shard_path(ctx.progress, s.split, s.index).name, s.num_sequences * length)
+        for s in plan
+    ]
+    job = make_job(
+        CacheWorker, settings, shards, folder=ctx.progress, owner=ctx.owner,
+        reads=[inputs.model.folder, inputs.corpus.folder],
+    )  # fmt: skip
 
     # What an earlier, interrupted run wrote is kept; disk is needed for the rest.
-    context_length = next(iter(tokens.values())).shape[1]
-    counts = {name: len(ids) for name, ids in tokens.items()}
-    plan = plan_shards(counts, context_length, config.shard_tokens)
-    done = {shard for shard in plan if _is_complete(shard, ctx)}
-    todo = [shard for shard in plan if shard not in done]
-    _check_disk(todo, context_length, lm.d_model, ctx.progress, config.disk_reserve_bytes)
+    todo = job.unfinished(ctx.report.note)
+    total = sum(shard.size for shard in shards)
+    finished = total - sum(shards[number].size for number in todo)
+    with ctx.executor.open(job, device=ctx.device, report=ctx.report) as crew:
+        model = crew.facts
+        rows = sum(plan[number].max_rows(length) for number in todo)
+        _check_disk(rows, model["d_model"], ctx.progress, config.disk_reserve_bytes)
+        with ctx.report.track("cache_activations", total, unit="tokens", done=finished) as bar:
+            spent = crew.run(todo, bar)
 
-    finished = sum(shard.num_sequences for shard in done) * context_length
-    total = sum(len(ids) for ids in tokens.values()) * context_length
-    forward = ActivationPass(lm, config.hook_layer, config.micro_batch_sequences, ctx.report.note)
-    pending: Future[None] | None = None
-    # One writer thread: Parquet encoding and the disk overlap the next shard's forward passes.
-    with (
-        ctx.report.track("cache_activations", total, unit="tokens", done=finished) as bar,
-        ThreadPoolExecutor(max_workers=1) as writer,
-    ):
-        for shard in todo:
-            rows = slice(shard.first_sequence, shard.first_sequence + shard.num_sequences)
-            batch = forward.shard(tokens[shard.split][rows], shard.first_sequence, bar.advance)
-            if pending is not None:
-                pending.result()  # raises what the write raised; at most two shards in memory
-            path = shard_path(ctx.progress, shard.split, shard.index)
-            pending = writer.submit(_write, path, batch, f"{ctx.owner} {path.name}")
-        if pending is not None:
-            pending.result()
-
+    for number in range(len(plan)):
+        _publish(job.path(number), ctx.out)
+    kept = dict.fromkeys(budgets, 0)
     for shard in plan:
-        _publish(shard_path(ctx.progress, shard.split, shard.index), ctx.out)
-    kept = dict.fromkeys(tokens, 0)
-    for shard in plan:
-        path = shard_path(ctx.out, shard.split, shard.index)
-        kept[shard.split] += pq.read_metadata(path).num_rows
-    possible = sum(shard.max_rows(context_length) for shard in plan)
+        kept[shard.split] += count_rows(shard_path(ctx.out, shard.split, shard.index))
+    possible = sum(shard.max_rows(length) for shard in plan)
     meta = ActivationMeta(
         model_name=inputs.model.record.name,
         hook_layer=config.hook_layer,
-        num_layers=lm.num_layers,
-        d_model=lm.d_model,
-        vocab_size=lm.vocab_size,
-        context_length=context_length,
+        num_layers=model["num_layers"],
+        d_model=model["d_model"],
+        vocab_size=model["vocab_size"],
+        context_length=length,
         skip_first=SKIP_FIRST,
         tokens=kept,
     )
@@ -97,49 +99,103 @@ def run(inputs: TextInputs, config: CacheActivationsConfig, ctx: StageContext) -
             "sink_tokens": possible - sum(kept.values()),
             "hook_layer": config.hook_layer,
             "cache_bytes": sum(path.stat().st_size for path in ctx.out.glob("*.parquet")),
-            "tokens_per_second": forward.tokens_per_second,
+            # Of one worker, first passes (warm-up) included; None where all was there already.
+            "tokens_per_second": spent["tokens"] / spent["seconds"] if todo else None,
         }
     )
 
 
-def _read_budgets(folder: Path, config: CacheActivationsConfig) -> dict[str, Tensor]:
-    """Sequences [S, T] of every split with a budget and with text."""
-    tokens = {}
-    for name in SPLITS:
-        budget = getattr(config.budget_tokens, name)
-        if budget == 0 or not any(folder.glob(f"{name}-*.parquet")):
-            continue
-        length = read_tokens(folder, name, 1).shape[1]
-        if budget < length:
+class CacheSettings(BaseModel):
+    """What computes shards of the cache, and of what."""
+
+    model_config = ConfigDict(frozen=True)
+
+    model: Path
+    record: Path
+    corpus: Path
+    hook_layer: int
+    micro_batch: int
+    """Sequences a pass."""
+    plan: tuple[Shard, ...]
+
+
+class CacheWorker(ShardWorker[CacheSettings, ActivationBatch]):
+    """The frozen model, which turns a shard's sequences into rows of the cache."""
+
+    settings_type = CacheSettings
+
+    def __init__(
+        self, settings: CacheSettings, device: torch.device, note: Callable[[str], None]
+    ) -> None:
+        super().__init__(settings, device, note)
+        self._lm = FrozenLM.load(settings.model, device=device, record=settings.record)
+        if settings.hook_layer > self._lm.num_layers:
             raise BadInputError(
-                f"`cache_activations.budget_tokens.{name}` is {budget}.",
-                f"One sequence has {length} tokens.",
-                f"Set it to {length} or more, or to 0 to leave the split out.",
+                f"`cache_activations.hook_layer` is {settings.hook_layer}.",
+                f"The model has {self._lm.num_layers} blocks.",
+                f"Choose a layer from 1 to {self._lm.num_layers}.",
             )
-        tokens[name] = torch.from_numpy(read_tokens(folder, name, budget // length))
-    if "train" not in tokens:
+        # Every later stage cuts the model here.
+        prove(self._lm, hook_layer=settings.hook_layer)
+        self._forward = ActivationPass(self._lm, settings.hook_layer, settings.micro_batch, note)
+        self._texts: dict[str, SplitSequences] = {}
+
+    def facts(self) -> Mapping[str, int]:
+        """What `ActivationMeta` says of the model."""
+        lm = self._lm
+        return {
+            "num_layers": lm.num_layers, "d_model": lm.d_model, "vocab_size": lm.vocab_size,
+        }  # fmt: skip
+
+    def measured(self) -> Measured:
+        """Tokens through the model, and the seconds that they took."""
+        return {"tokens": self._forward.num_tokens, "seconds": self._forward.seconds}
+
+    def compute(self, number: int, advance: Callable[[float], None]) -> ActivationBatch:
+        """The rows of a shard, from its sequences and the size of the micro-batches alone."""
+        shard = self.settings.plan[number]
+        if shard.split not in self._texts:
+            self._texts[shard.split] = SplitSequences(self.settings.corpus, shard.split)
+        ids = self._texts[shard.split].read(shard.first_sequence, shard.num_sequences)
+        return self._forward.shard(torch.from_numpy(ids), shard.first_sequence, advance)
+
+    def write(self, path: Path, result: ActivationBatch) -> str:
+        """See `write_activation_shard`."""
+        return write_activation_shard(path, result)
+
+
+class _Budget(NamedTuple):
+    """Of one split."""
+
+    num_sequences: int
+    length: int
+
+
+def _read_budgets(folder: Path, config: CacheActivationsConfig) -> dict[str, _Budget]:
+    """Sequences to read of every split with a budget and with text."""
+    budgets = {}
+    for name in SPLITS:
+        tokens = getattr(config.budget_tokens, name)
+        if tokens == 0 or not any(folder.glob(f"{name}-*.parquet")):
+            continue
+        text = SplitSequences(folder, name)
+        if tokens < text.length:
+            raise BadInputError(
+                f"`cache_activations.budget_tokens.{name}` is {tokens}.",
+                f"One sequence has {text.length} tokens.",
+                f"Set it to {text.length} or more, or to 0 to leave the split out.",
+            )
+        budgets[name] = _Budget(min(tokens // text.length, text.num_sequences), text.length)
+    if "train" not in budgets:
         raise BadInputError(
             "There are no tokens to train on.",
             "Split `train` has no budget here, or no text in `ingest`.",
             "Raise `cache_activations.budget_tokens.train` and `ingest.budget_tokens.train`.",
         )
-    return tokens
+    return budgets
 
 
-def _write(path: Path, batch: ActivationBatch, owner: str) -> None:
-    sealed.seal_file(path, owner=owner, sha256=write_activation_shard(path, batch))
-
-
-def _is_complete(shard: Shard, ctx: StageContext) -> bool:
-    """Whether an earlier, interrupted run wrote this shard, and nothing changed it since."""
-    path = shard_path(ctx.progress, shard.split, shard.index)
-    return sealed.is_intact(path, owner=f"{ctx.owner} {path.name}", note=ctx.report.note)
-
-
-def _check_disk(
-    todo: list[Shard], context_length: int, d_model: int, folder: Path, reserve: int
-) -> None:
-    num_rows = sum(shard.max_rows(context_length) for shard in todo)
+def _check_disk(num_rows: int, d_model: int, folder: Path, reserve: int) -> None:
     need = num_rows * row_bytes(d_model)
     free = shutil.disk_usage(folder).free
     if need + reserve > free:

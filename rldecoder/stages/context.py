@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_type_hints
 from rldecoder.artifacts.base import Artifact
 from rldecoder.artifacts.catalogue import PHASES, Phase
 from rldecoder.config.base import StageConfig
+from rldecoder.executors.local import Executor, LocalExecutor
 from rldecoder.json_records import Scalar
 from rldecoder.reporting import Reporter
 
@@ -37,6 +38,8 @@ class StageContext:
     """The caveats of all inputs, for stages that print results."""
     owner: str = ""
     """Whose progress it is (stage and digest): another's checkpoints are not taken up."""
+    executor: Executor = field(default_factory=LocalExecutor)
+    """Where shards are computed; their bytes are the same everywhere."""
 
 
 class Output(NamedTuple):
@@ -69,6 +72,9 @@ class Stage:
     """Hashes of what the stage reads from outside the store (local files, package versions)."""
     gate: bool = False
     """Whether it gives a verdict."""
+    in_shards: bool = False
+    """Whether all that needs a device is done in shards: where others compute them, this process
+    needs none."""
 
     @property
     def name(self) -> str:

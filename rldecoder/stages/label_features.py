@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,11 +12,13 @@ from rldecoder.config.interp import LabelFeaturesConfig
 from rldecoder.data.activations import ActivationBatch
 from rldecoder.data.shards import read_token_table
 from rldecoder.errors import BadInputError
+from rldecoder.executors.jobs import make_job
 from rldecoder.interp.assembly import Material, records
 from rldecoder.interp.calibration import Acceptance, high_confidence_threshold
 from rldecoder.interp.control_latents import ControlLatents, SplitSource, draw_latents
 from rldecoder.interp.corpus import SplitFirings, TokenGrid, sample_sequences
 from rldecoder.interp.descriptions import StrongestTokens, description_rows
+from rldecoder.interp.encoding_shards import EncodingSettings, EncodingWorker, read_encoded
 from rldecoder.interp.example_pass import ExamplePass
 from rldecoder.interp.examples import ExampleSettings, token_effects
 from rldecoder.interp.imported_labels import Ours, TokenReader, score_imported
@@ -255,15 +257,48 @@ class _Labelling:
             seed=derive_seed(self.ctx.seed, "fit-sample"),
         )
         whole = self.source.firings(
-            self.sae, "label", self.latents, size, observe=observe, sequences=chosen
-        )
+            self.sae, "label", self.latents, size, observe=observe, sequences=chosen,
+            encoded=self._encoded("label", size),
+        )  # fmt: skip
         if chosen is None:
             return whole.grid, whole
         return whole.grid, whole.only(np.intersect1d(chosen, whole.grid.seq_ids))
 
     def read_scored(self) -> SplitFirings:
         """The text that labels are scored on."""
-        return self.source.firings(self.sae, "test", self.latents, self.config.score_tokens)
+        size = self.config.score_tokens
+        return self.source.firings(
+            self.sae, "test", self.latents, size, encoded=self._encoded("test", size)
+        )
+
+    def _encoded(self, split: str, max_tokens: int) -> Iterator[SparseLatents] | None:
+        """What the workers of a cluster make of a split; None where this process encodes it."""
+        ctx = self.ctx
+        if ctx.executor.is_here:
+            return None
+        settings = EncodingSettings(
+            sae=self.inputs.sae.sae.absolute(),
+            cache=self.inputs.cache.folder.absolute(),
+            split=split,
+            max_tokens=max_tokens,
+            batch_tokens=self.config.batch_tokens,
+        )
+        folder = ctx.progress / "encoded"
+        folder.mkdir(exist_ok=True)
+        job = make_job(
+            EncodingWorker, settings, settings.plan(), folder=folder, owner=ctx.owner,
+            reads=[self.inputs.sae.folder, self.inputs.cache.folder],
+        )  # fmt: skip
+        todo = job.unfinished(ctx.report.note)
+        total = sum(shard.size for shard in job.files)
+        done = total - sum(job.files[number].size for number in todo)
+        if todo:
+            with (
+                ctx.executor.open(job, device=ctx.device, report=ctx.report) as crew,
+                ctx.report.track(f"encode {split}", total, unit="tokens", done=done) as bar,
+            ):
+                crew.run(todo, bar)
+        return read_encoded([job.path(number) for number in range(len(job.files))])
 
     def strong(self, fit: SplitFirings, split: SplitFirings) -> SplitFirings:
         """A split with strong firings alone; `fit` says how high each latent usually goes."""

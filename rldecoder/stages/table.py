@@ -19,7 +19,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(catalogue.Baselines, 4, inputs.TextInputs),
     Stage(catalogue.Sweep, 3, inputs.TextInputs),
     Stage(catalogue.Frontier, 2, inputs.FrontierInputs),
-    Stage(catalogue.ActivationCache, 2, inputs.TextInputs),
+    Stage(catalogue.ActivationCache, 2, inputs.TextInputs, in_shards=True),
     Stage(catalogue.TrainedSae, 4, inputs.SaeInputs, fingerprints.train_sae),
     Stage(catalogue.SaeGate, 2, inputs.SaeGateInputs, gate=True),
     Stage(catalogue.SupervisedDecoder, 2, inputs.DecoderInputs),

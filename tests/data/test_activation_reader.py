@@ -94,6 +94,16 @@ def test_ordered_stops_at_max_tokens(tmp_path: Path, limit: int) -> None:
     assert token_order(batches) == list(range(min(limit, 50)))
 
 
+@pytest.mark.parametrize("first", [0, 9, 10, 27, 49, 50])
+def test_ordered_begins_at_any_row(tmp_path: Path, first: int) -> None:
+    write(tmp_path, 50, 10)
+    reader = ActivationReader(tmp_path, "train")
+    assert token_order(list(reader.ordered(9, first=first))) == list(range(first, 50))
+    assert token_order(list(reader.ordered(9, first=first, max_tokens=31))) == list(
+        range(first, 31)
+    )
+
+
 def test_batch_larger_than_split_is_refused(tmp_path: Path) -> None:
     write(tmp_path, 5, 10)
     with pytest.raises(BadInputError, match="larger than the split"):

@@ -111,6 +111,23 @@ def test_a_leased_device_means_a_process_of_its_own(
     assert lease.env == {"CUDA_VISIBLE_DEVICES": "GPU-a"}
 
 
+def test_what_a_cluster_computes_holds_no_device_here(
+    calls: list[Any], planned: dict[str, ArtifactRef], tmp_path: Path, monkeypatch: Any
+) -> None:
+    """Held here, it would be missing among those of the workers: Ray gives out the devices."""
+    monkeypatch.setenv(FAKE_DEVICES, "GPU-a")
+    far = load_run_config(ROOT / "configs" / "debug.yaml", ["executor.type=ray"])
+    assert plan(far) == planned  # the executor is in no digest
+    context = run_context(far, planned, tmp_path)
+    build("cache_activations", planned, context, SilentReporter())
+    assert calls.pop() == ("here", "cpu")
+    # Training is done by this machine, whoever computes the shards.
+    build("train_sae", planned, context, SilentReporter())
+    kind, lease = calls.pop()
+    assert kind == "process"
+    assert lease.uuids == ("GPU-a",)
+
+
 def test_a_stage_of_several_processes_holds_a_device_for_each(
     run: RunConfig, planned: dict[str, ArtifactRef], calls: list[Any],
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch,

@@ -1,0 +1,187 @@
+"""What runs on a machine of the cluster: opens a job, does its shards, and says so in JSON.
+
+Errors are answers, too, so that Ray, which would pickle them, carries texts and numbers alone. Of
+Ray this module knows nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from rldecoder import devices, files, provenance
+from rldecoder.errors import BadInputError, NoResourceError
+from rldecoder.executors.jobs import Bench, Job, Measured
+from rldecoder.far_failures import Failure
+
+PROBE = ".seen-from-here"
+"""A file of the driver's in the folder of finished shards, which workers must find there."""
+
+
+class Opening(BaseModel):
+    """What a worker is told first."""
+
+    model_config = ConfigDict(frozen=True)
+
+    job: Job
+    code: str
+    """`provenance.source_digest` of the job's module, as the driver has it."""
+    probe: str
+    """Content of the file PROBE."""
+    threads: int
+    task: str
+    """For the device's lock file: who holds it."""
+
+
+class Answer(BaseModel):
+    """What a worker says to each call."""
+
+    model_config = ConfigDict(frozen=True)
+
+    finished: tuple[int, ...] = ()
+    """Shards whose files are sealed since the last answer."""
+    notes: tuple[str, ...] = ()
+    measured: Measured = {}
+    """Of all that the worker did so far."""
+    facts: dict[str, int] = {}
+    machine: str = ""
+    """Kind of processor, where that decides about rounding."""
+    busy: str = ""
+    """Why the device cannot be used yet; ask again."""
+    failure: Failure | None = None
+
+
+class FarWorker:
+    """A process of the cluster.
+
+    Args:
+        device_ids: the accelerators that the cluster's scheduler gave this process; None computes
+            on the CPU.
+    """
+
+    def __init__(self, device_ids: Callable[[], Sequence[str]] | None = None) -> None:
+        self._device_ids = device_ids
+        self._device: str | None = None
+        self._bench: Bench | None = None
+        self._notes: list[str] = []
+        self._held = ExitStack()
+
+    def open(self, opening: str, wait_seconds: float) -> str:
+        """Get ready for a job (an `Opening`, as JSON), the first one or another.
+
+        Args:
+            wait_seconds: how long to wait for a device that another process holds.
+        """
+        return self._answer(lambda: self._open(Opening.model_validate_json(opening), wait_seconds))
+
+    def do(self, number: int) -> str:
+        """Compute a shard, and name those that were finished meanwhile."""
+        return self._answer(lambda: self._done(self._ready.do(number, lambda amount: None)))
+
+    def settle(self) -> str:
+        """Finish what is being written."""
+        return self._answer(lambda: self._done(self._ready.settle()))
+
+    @property
+    def _ready(self) -> Bench:
+        if self._bench is None:
+            raise RuntimeError("no job was opened")
+        return self._bench
+
+    def _answer(self, work: Callable[[], Answer]) -> str:
+        try:
+            answer = work()
+        except Exception as error:
+            answer = Answer(failure=Failure.of(error))
+        notes, self._notes = tuple(self._notes), []
+        return answer.model_copy(update={"notes": notes}).model_dump_json()
+
+    def _done(self, finished: Sequence[int]) -> Answer:
+        return Answer(finished=tuple(finished), measured=self._ready.worker.measured())
+
+    def _open(self, opening: Opening, wait_seconds: float) -> Answer:
+        _check_code(opening)
+        _check_folders(opening)
+
+        # Ray keeps account of what Ray gave out; the lock tells of everybody else.
+        if self._device is None and self._device_ids is not None:
+            try:
+                lease = self._held.enter_context(
+                    devices.lease_assigned(
+                        self._device_ids(), task=opening.task, timeout_seconds=wait_seconds
+                    )
+                )
+            except NoResourceError as error:
+                return Answer(busy=f"{here()}: {error.why}")
+            os.environ.update(lease.env)  # before CUDA is first used, which reads it once
+            self._device = lease.device
+
+        import torch
+
+        if self._bench is not None:
+            self._bench.close()
+            self._bench = None  # its model goes before another one comes
+        torch.set_num_threads(opening.threads)
+        device = torch.device(self._device or "cpu")
+        self._bench = Bench(opening.job, device, self._notes.append)
+        return Answer(facts=dict(self._bench.worker.facts()), machine=machine())
+
+
+def here() -> str:
+    """This process, for people."""
+    return f"worker {os.getpid()} on {socket.gethostname()}"
+
+
+def machine() -> str:
+    """What decides about rounding: processor's instructions, and the version of torch."""
+    import torch
+
+    return f"torch {torch.__version__} with {torch.backends.cpu.get_cpu_capability()}"
+
+
+def write_probe(folder: Path) -> str:
+    """Put the file PROBE into a folder; returns what is in it."""
+    content = f"{socket.gethostname()} {os.getpid()} {time.time_ns()}"
+    files.write_bytes(folder / PROBE, content.encode())
+    return content
+
+
+def _check_code(opening: Opening) -> None:
+    found = provenance.source_digest(opening.job.module)
+    if found != opening.code:
+        raise BadInputError(
+            f"The {here()} has other code than the run.",
+            f"{opening.job.module} and what it imports hash to {found[:12]} there, and to "
+            f"{opening.code[:12]} here.",
+            "Install the same version of RL-Decoder on every machine of the cluster.",
+        )
+
+
+def _check_folders(opening: Opening) -> None:
+    """Whether the worker sees the same files: a folder of that name may be another one."""
+    folder = opening.job.folder
+    for path in (*opening.job.reads, folder):
+        if not os.access(path, os.R_OK):
+            raise _unseen(path, "There is no such folder, or it cannot be read.")
+    try:
+        seen = files.read_regular(folder / PROBE).decode()
+    except OSError as error:
+        raise _unseen(folder, f"What the run wrote there is missing ({error}).") from error
+    if seen != opening.probe:
+        raise _unseen(folder, "It is another folder of the same name.")
+    if not os.access(folder, os.W_OK):
+        raise _unseen(folder, "It cannot be written to.")
+
+
+def _unseen(path: Path, why: str) -> BadInputError:
+    return BadInputError(
+        f"The {here()} does not see {path} of the store.",
+        why,
+        "Mount the store at the same path on every machine of the cluster, writable for workers.",
+    )

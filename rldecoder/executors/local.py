@@ -1,0 +1,93 @@
+"""Shards in order in this process; and what every executor offers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, ClassVar
+
+from rldecoder.executors.jobs import Bench, Job, Measured
+from rldecoder.reporting import Bar, Reporter
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Crew(ABC):
+    """Who does a job."""
+
+    @property
+    @abstractmethod
+    def facts(self) -> Mapping[str, int]:
+        """`ShardWorker.facts`; waits for a first worker."""
+
+    @property
+    @abstractmethod
+    def num_ready(self) -> int:
+        """Workers that can compute now."""
+
+    @abstractmethod
+    def run(self, todo: Sequence[int], bar: Bar) -> Measured:
+        """Do these shards; each one's file is sealed when it is finished.
+
+        Returns:
+            What the workers measured, added up.
+
+        Raises:
+            RlDecoderError: a shard cannot be done. The files that are finished stay.
+        """
+
+
+class Executor(ABC):
+    """Where shards are computed."""
+
+    is_here: ClassVar[bool] = False
+    """Whether that is this process alone: what one pass computes need not go through files."""
+
+    @abstractmethod
+    def open(
+        self, job: Job, *, device: torch.device, report: Reporter
+    ) -> AbstractContextManager[Crew]:
+        """A crew for a job, which goes home at the end of the block.
+
+        Args:
+            device: of this process; others use their own.
+        """
+
+    def close(self) -> None:  # noqa: B027  (this process has nothing to let go)
+        """Let go what was kept for the next job."""
+
+
+class LocalExecutor(Executor):
+    """One worker, in this process."""
+
+    is_here = True
+
+    @contextmanager
+    def open(self, job: Job, *, device: torch.device, report: Reporter) -> Iterator[Crew]:
+        """See `Executor.open`."""
+        bench = Bench(job, device, report.note)
+        try:
+            yield _Alone(bench)
+        finally:
+            bench.close()
+
+
+class _Alone(Crew):
+    def __init__(self, bench: Bench) -> None:
+        self._bench = bench
+
+    @property
+    def facts(self) -> Mapping[str, int]:
+        return self._bench.worker.facts()
+
+    @property
+    def num_ready(self) -> int:
+        return 1
+
+    def run(self, todo: Sequence[int], bar: Bar) -> Measured:
+        for number in todo:
+            self._bench.do(number, bar.advance)
+        self._bench.settle()
+        return self._bench.worker.measured()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 
 FEW_DOCUMENTS = 40
 """Fewer documents than this cannot fill four splits evenly."""
+BUSY = 0.7
+"""Share of one core's time below which the machine was busy with something else."""
 _PARTS = 120
 _PART_CHARS = (1500, 8000)
 _MOST_TOKENS = 3_000_000
@@ -93,8 +96,15 @@ def write_config(asked: Asked, console: Console) -> None:
     _require_enough(count)
 
     _say(console, f"running {asked.model} on 1,024 tokens to see how fast it is here ...")
+    began, used = time.perf_counter(), time.process_time()
     smoke = replace(smoke_test(str(folder)), model=asked.model)
-    keep(smoke, device_name(torch.device("cpu")), torch.get_num_threads())  # `plan` starts from it
+    share = (time.process_time() - used) / (time.perf_counter() - began)
+    if share < BUSY:
+        # Others' work is not the machine's speed; what it is worth alone is at least this.
+        smoke = replace(smoke, tokens_per_second=smoke.tokens_per_second / share)
+        _say(console, f"  other work is in the way (this had {share:.0%} of one core); allowed for")
+    else:
+        keep(smoke, device_name(torch.device("cpu")), torch.get_num_threads())
     text = _described(asked, settings, source, count, smoke)
     budgets, seconds = _fitted(text, smoke, asked)
     said = f"about {_minutes(sum(seconds.values()))} on {_machine()}, nothing beside it"

@@ -69,8 +69,9 @@ def test_one_long_file_becomes_a_config_that_can_be_planned(
     # Every stage has an address: the config can be run as it is.
     refs = Run(run, ArtifactStore(tmp_path / "store")).refs
     assert list(refs) == [stage.name for stage in STAGES]
-    # The speed that was measured is there for other plans.
-    assert [one.model for one in throughput.measured()] == [str(tiny_lm_dir)]
+    # The speed that was measured is there for other plans, unless other work was in the way.
+    kept = [one.model for one in throughput.measured()]
+    assert kept == ([] if "other work is in the way" in said else [str(tiny_lm_dir)])
     with pytest.raises(BadInputError, match="is there already"):
         written(asked(tmp_path, tiny_lm_dir, book))
 

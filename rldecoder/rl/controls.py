@@ -92,7 +92,7 @@ class Comparison(JsonRecord):
 
     def reason(self) -> str:
         """One sentence for a control that was not beaten."""
-        return f"the trained decoder is not clearly ahead of {self.control}: {self._numbers()}"
+        return f"control {self.control} comes near the trained decoder: {self._numbers()}"
 
     def no_gain(self) -> str:
         """One sentence for a start that was not improved on."""
@@ -120,9 +120,9 @@ class Comparison(JsonRecord):
 
     def _numbers(self) -> str:
         return (
-            f"its task score is {self.score_difference:+.2f} [{self.score_low:+.2f}, "
-            f"{self.score_high:+.2f}] beside it, its held-out KL {-self.kl_difference:+.3f} "
-            f"[{-self.kl_high:+.3f}, {-self.kl_low:+.3f}] nats"
+            f"beside it the trained one's task score is {self.score_difference:+.2f} "
+            f"[{self.score_low:+.2f}, {self.score_high:+.2f}] and its held-out KL "
+            f"{-self.kl_difference:+.3f} [{-self.kl_high:+.3f}, {-self.kl_low:+.3f}] nats"
         )
 
 

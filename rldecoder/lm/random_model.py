@@ -156,4 +156,7 @@ def _build_model(
     config = random_config(architecture, n_layer, d_model, n_head, vocab_size, n_positions)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "random_model", architecture))
-        return GPT2LMHeadModel(config) if architecture == "gpt2" else LlamaForCausalLM(config)
+        if isinstance(config, GPT2Config):
+            return GPT2LMHeadModel(config)
+        assert isinstance(config, LlamaConfig)
+        return LlamaForCausalLM(config)

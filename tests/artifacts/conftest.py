@@ -58,7 +58,7 @@ def machine(bucket: str, tmp_path: Path) -> Opener:
     """Opens the store as on a machine of that name: with a cache of its own."""
 
     def opened(name: str, **settings: object) -> RemoteStore:
-        values = {"cache": tmp_path / name, "lease_seconds": 2.0, **settings}
+        values = {"cache": tmp_path / name, "lease_seconds": 60.0, **settings}
         return RemoteStore(bucket, S3Config.model_validate(values))
 
     return opened

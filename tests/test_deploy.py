@@ -40,16 +40,13 @@ def pod_template() -> dict[str, Any]:
     """Kubernetes' schema of a pod template, strict: unknown fields are wrong."""
     place = files("kubernetes_validate") / "kubernetes-json-schema"
     folder = f"v{KUBERNETES}-local-strict"
-    definitions = json.loads((place / folder / "_definitions.json").read_text())["definitions"]
-    return {
-        "$ref": "#/definitions/io.k8s.api.core.v1.PodTemplateSpec",
-        "definitions": definitions,
-    }
+    definitions = json.loads((place / folder / "_definitions.json").read_text())["$defs"]
+    return {"$ref": "#/$defs/io.k8s.api.core.v1.PodTemplateSpec", "$defs": definitions}
 
 
 def test_compose_is_what_compose_takes() -> None:
     schema = json.loads((DEPLOY / "schemas" / "compose-spec.json").read_text())
-    checker = jsonschema.validators.validator_for(schema)(schema)
+    checker = jsonschema.Draft7Validator(schema)
     assert [error.message for error in checker.iter_errors(compose())] == []
     # The schema can say no.
     wrong = compose()
@@ -133,7 +130,7 @@ def test_the_ray_cluster_is_made_of_pods_that_kubernetes_takes() -> None:
         "groupName", "replicas", "minReplicas", "maxReplicas", "rayStartParams", "template",
     }  # fmt: skip
     assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
-    checker = jsonschema.validators.validator_for(pod_template())(pod_template())
+    checker = jsonschema.Draft202012Validator(pod_template())
     for part in (spec["headGroupSpec"], group):
         assert all(isinstance(value, str) for value in part["rayStartParams"].values())
         assert [error.message for error in checker.iter_errors(part["template"])] == []

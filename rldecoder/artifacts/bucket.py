@@ -93,9 +93,11 @@ class Bucket:
 
     def size(self, key: str) -> int | None:
         """Bytes of an object; None where there is none."""
-        with self._explained(f"looking at {key}"):
+        with self._explained(f"looking at {key}") as said:
             answer = self._client.head_object(Bucket=self.name, Key=self._prefix + key)
             return int(answer["ContentLength"])
+        if not said.absent:
+            raise self._unreachable(f"looking at {key}", "The answer broke off")
         return None
 
     def write_new(self, key: str, data: bytes) -> str | None:
@@ -126,7 +128,7 @@ class Bucket:
                 now = self.read(key)
                 return now.etag if now is not None and now.data == data else None
             self._pause(attempt)  # two writes at once: one of them is asked again
-        return None
+        raise self._unreachable(f"writing {key}", "The answer broke off")
 
     def upload(self, path: Path, key: str) -> None:
         """Write a file, in parts where it is large; an object of that key is replaced."""
@@ -139,8 +141,9 @@ class Bucket:
             with self._explained(f"writing {key}") as said:
                 self._client.upload_file(str(path), self.name, self._prefix + key, Config=parts)
                 return
-            if said.absent:  # parts that the server forgot
-                self._pause(attempt)
+            if said.taken:
+                break  # no condition was made
+            self._pause(attempt)  # an answer that broke off, or parts that the server forgot
         raise self._broken_off(key)
 
     def download(self, key: str, path: Path, size: int, sha256: str) -> None:
@@ -189,8 +192,10 @@ class Bucket:
 
     def delete(self, key: str) -> None:
         """Remove an object, or see that there is none."""
-        with self._explained(f"deleting {key}"):
+        with self._explained(f"deleting {key}") as said:
             self._client.delete_object(Bucket=self.name, Key=self._prefix + key)
+        if said.broken:
+            raise self._unreachable(f"deleting {key}", "The answer broke off")
 
     def _pause(self, attempt: int) -> None:
         time.sleep(min(5.0, 0.05 * 2**attempt) * random.uniform(0.5, 1))

@@ -79,7 +79,7 @@ def model_sizes(config: SyncTokenizerConfig) -> ModelSizes:
     choice = choose_model(
         config.model, path=config.path, repo=config.repo, revision=config.revision
     )
-    folder = next((found for source in choice.sources if (found := _folder(source))), None)
+    folder = next(filter(None, map(_folder, choice.sources)), None)
 
     # A folder that is here says how many bytes its weights have; a spec says all else.
     found = sorted(folder.glob("model*.safetensors")) if folder is not None else []

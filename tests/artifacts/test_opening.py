@@ -83,7 +83,7 @@ def test_a_run_through_a_server_that_fails(bucket: str, proxy: Proxy, tmp_path: 
     assert [result.reused for result in again] == [True, True]
     assert [result.ref for result in again] == [result.ref for result in results]
     assert run.artifact("ingest").metrics == results[1].metrics
-    assert sum(proxy.put_in.values()) >= 5
+    assert sum(proxy.put_in.values()) >= 3
 
     # No key is in anything that was written.
     for path in tmp_path.rglob("*"):

@@ -229,9 +229,10 @@ class Bucket:
         except (NoCredentialsError, PartialCredentialsError):
             raise self._no_access("the environment names no keys") from None
         except ClientError as error:
+            error.args = (_code(error),)  # what the server wrote freely goes nowhere
             self._judge(_code(error), doing, said)
         except S3UploadFailedError as error:
-            cause = error.__cause__ or error.__context__
+            cause, error.args = error.__cause__ or error.__context__, ()
             if not isinstance(cause, ClientError):
                 raise self._unreachable(doing, type(error).__name__) from None
             self._judge(_code(cause), doing, said)
@@ -280,7 +281,7 @@ class Bucket:
             ) from None
 
     def _no_access(self, why: str) -> RlDecoderError:
-        return NoResourceError(
+        return BadInputError(  # no attempt of a task's mends it
             f"The bucket {self.name} refuses access.",
             f"{why[:1].upper()}{why[1:]}.",
             "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or AWS_PROFILE) to keys that may "

@@ -261,7 +261,7 @@ def test_what_the_bucket_has_not_got_stays(machine: Opener, proxy: Proxy) -> Non
 @pytest.mark.parametrize(
     ("fault", "error", "words"),
     [
-        ("denied", NoResourceError, r"refuses access.*AccessDenied.*AWS_ACCESS_KEY_ID"),
+        ("denied", BadInputError, r"refuses access.*AccessDenied.*AWS_ACCESS_KEY_ID"),
         ("slow", NoResourceError, r"asks to slow down.*SlowDown to 2 attempts"),
         ("error", NoResourceError, r"fails.*500 to 2 attempts"),
         ("drop", NoResourceError, r"cannot be reached.*at 2 attempts"),
@@ -299,5 +299,5 @@ def test_without_keys_or_server(
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
-    with pytest.raises(NoResourceError, match="names no keys"):
+    with pytest.raises(BadInputError, match="names no keys"):
         Bucket(bucket, S3Config()).read("x")

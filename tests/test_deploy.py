@@ -76,7 +76,7 @@ def test_compose_hangs_together() -> None:
 def test_worker_manifests_are_what_kubernetes_takes() -> None:
     found = manifests("worker.yaml")
     assert [one["kind"] for one in found] == [
-        "Namespace", "ServiceAccount", "Role", "RoleBinding", "Deployment",
+        "Namespace", "PersistentVolumeClaim", "ServiceAccount", "Role", "RoleBinding", "Deployment",
     ]  # fmt: skip
     for one in found:
         kubernetes_validate.validate(one, KUBERNETES, strict=True)

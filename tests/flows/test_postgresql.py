@@ -9,13 +9,16 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
+from datetime import UTC, datetime
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
 from flows.api import Api
 from flows.database import DATABASE_ENV, PREFECT_ENV, take_database, without_password
 from flows.local_server import LocalServer, free_port, offline_settings
+from flows.lost_runs import SILENCE_SECONDS, automation
 from rldecoder.errors import BadInputError
 from tasks import tied
 from tests.conftest import ROOT
@@ -110,3 +113,38 @@ def test_fifty_runs_through_two_workers(
     # It is the database of the URL: nothing went into a file of the home.
     assert not list(home.glob("*.db"))
     assert PASSWORD not in (home / "server.log").read_text()
+
+
+@pytest.mark.slow
+def test_a_run_whose_worker_fell_silent_is_ended(server: tuple[Api, Path, dict[str, str]]) -> None:
+    """Prefect's own automation, with ten seconds of silence in place of two minutes."""
+    api, _, _ = server
+    wanted = automation()
+    wanted["trigger"]["within"] = 10
+    api.send("POST", "/automations/", wanted)
+    flow = api.send("POST", "/flows/", {"name": "beating"})["id"]
+    silent, ended = (
+        api.send("POST", "/flow_runs/", {"flow_id": flow, "state": {"type": "RUNNING"}})["id"]
+        for _ in range(2)
+    )
+
+    def report(run: str, what: str) -> None:
+        event = {
+            "id": str(uuid4()),
+            "occurred": datetime.now(UTC).isoformat(),
+            "event": f"prefect.flow-run.{what}",
+            "resource": {"prefect.resource.id": f"prefect.flow-run.{run}"},
+            "related": [],
+            "payload": {},
+        }
+        api.send("POST", "/events", [event])
+
+    for run in (silent, ended):
+        report(run, "heartbeat")
+    report(ended, "Completed")
+    deadline = time.monotonic() + 240
+    while (state := api.send("GET", f"/flow_runs/{silent}", None)["state"])["type"] != "CRASHED":
+        assert time.monotonic() < deadline, state
+        time.sleep(1)
+    assert state["message"] == f"No heartbeat for {SILENCE_SECONDS} s."
+    assert api.send("GET", f"/flow_runs/{ended}", None)["state"]["type"] == "RUNNING"

@@ -17,7 +17,8 @@ from tasks.reporter import artifact_key
 
 def show_stage(stage: Stage, ref: ArtifactRef, store: ArtifactStore) -> None:
     """Publish the UI artifacts of one stage; all read from what the stage published."""
-    folder, manifest = store.path(ref), store.manifest(ref)
+    read = stage.artifact in (SaeGate, DecoderGate, Evaluation, Report)
+    folder, manifest = store.path(ref), (store.verify if read else store.manifest)(ref)
     key = artifact_key(stage.name)
 
     if manifest.metrics:

@@ -39,7 +39,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     tuple(f"rldecoder.{name}" for name in SUBJECTS),
     ("rldecoder.artifacts",),
     (
-        "rldecoder", "rldecoder.dashboard", "rldecoder.opened", "rldecoder.release",
+        "rldecoder", "rldecoder.dashboard", "rldecoder.opened", "rldecoder.planning",
+        "rldecoder.release",
         "rldecoder.run", "rldecoder.runner", "rldecoder.serve", "rldecoder.stages",
     ),
     ("rldecoder.cli",),

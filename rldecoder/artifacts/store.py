@@ -65,6 +65,24 @@ class ArtifactStore:
         unsealed.record(self.root)
         self.mirror = Mirror(mirror, self.root) if mirror else None
 
+    @property
+    def place(self) -> str:
+        """Where the store is, as it may be shown and named again."""
+        return str(self.root)
+
+    def looked_at(self, ref: ArtifactRef) -> Manifest:
+        """What can be said of an artifact in passing: here, its manifest with all files verified.
+
+        Raises:
+            DamagedFileError: as `verify`.
+        """
+        return self.verify(ref)
+
+    @contextmanager
+    def session(self) -> Iterator[None]:
+        """What is used in the block may be let go of at its end; a folder has nothing to let go."""
+        yield
+
     def path(self, ref: ArtifactRef) -> Path:
         """The artifact's folder, whether or not it exists yet."""
         return self.root / ref.stage / ref.digest

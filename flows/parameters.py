@@ -14,6 +14,7 @@ from prefect.runtime import flow_run
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from flows.places import CONFIGS, allowed_here, check_config, check_overrides, check_place
+from rldecoder.artifacts.opening import store_place
 from rldecoder.artifacts.store import ArtifactStore
 from rldecoder.config.run import RunConfig, load_run_config
 from rldecoder.errors import BadInputError
@@ -47,7 +48,7 @@ class RunParameters(BaseModel):
     overrides: list[str] = []
     """Settings changed for this run, each of the form `train_sae.k=32`."""
     store: str | None = Field(None, max_length=1024)
-    """The folder of the artifact store; empty takes the one that the YAML names."""
+    """The artifact store, a folder or s3://bucket/prefix; empty takes the YAML's."""
 
     def load(self) -> tuple[RunConfig, ArtifactStore]:
         """Read the YAML and open the store.
@@ -57,7 +58,7 @@ class RunParameters(BaseModel):
                 started, a place that is not allowed there (`flows.places`).
         """
         path, allowed = _find(self.config), allowed_here()
-        root = None if self.store is None else Path(self.store)
+        root = None if self.store is None else store_place(self.store)
         if allowed is None:
             run = load_run_config(path, self.overrides)
             return run, store_for(run, root)

@@ -68,7 +68,7 @@ def pipeline(parameters: PipelineParameters) -> list[StageRun]:
 def run_from_parameters(parameters: PipelineParameters) -> list[StageRun]:
     """What the flows of deployments share: load, track, run all stages asked for."""
     run, store = parameters.load()
-    get_run_logger().info("Run %s, store %s", run.name, store.root)
+    get_run_logger().info("Run %s, store %s", run.name, store.place)
     with wandb_reporter(run, store.root / "wandb") as tracked:
         reporters: list[Reporter] = [] if tracked is None else [tracked]
         return run_stages(run, store, TeeReporter(reporters), parameters.until)

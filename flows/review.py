@@ -274,7 +274,7 @@ def _published(run: RunConfig, store: ArtifactStore, keys: list[str]) -> LabelsT
         if not store.is_published(ref):
             raise BadInputError(
                 f"The run {run.name} has no labels to review yet.",
-                f"{ref} is not in {store.root}.",
+                f"{ref} is not in {store.place}.",
                 "Run the pipeline until cluster_features first (again, after new verdicts).",
             )
         store.verify(ref)

@@ -37,7 +37,8 @@ def open_run(
 
     Args:
         config: a run's YAML, or what was loaded from one.
-        store: where the artifacts are; None: the config's `store`.
+        store: where the artifacts are, a folder or `s3://bucket/prefix`; None: the config's
+            `store`.
         device: where models go.
 
     Raises:
@@ -45,7 +46,7 @@ def open_run(
     """
     loaded = config if isinstance(config, RunConfig) else load_run_config(Path(config))
     if not isinstance(store, ArtifactStore):
-        store = store_for(loaded, None if store is None else Path(store))
+        store = store_for(loaded, store)
     return Run(loaded, store, device=device)
 
 
@@ -75,7 +76,7 @@ class Run(Opened):
 
     def __repr__(self) -> str:
         published, damaged = self.look()
-        facts = [f"{len(published)} of {len(STAGES)} stages in {self.store.root}"]
+        facts = [f"{len(published)} of {len(STAGES)} stages in {self.store.place}"]
         facts += [f"{one.stage}: {one.verdict}" for one in published if one.verdict is not None]
         if damaged:
             facts.append(f"damaged: {', '.join(damaged)}")
@@ -85,7 +86,7 @@ class Run(Opened):
         from rldecoder.dashboard.notebook import run_html
 
         published, damaged = self.look()
-        return run_html(self.config.name, str(self.store.root), published, damaged)
+        return run_html(self.config.name, self.store.place, published, damaged)
 
     @cached_property
     def refs(self) -> Mapping[str, ArtifactRef]:
@@ -134,7 +135,7 @@ class Run(Opened):
             last = max(missing, key=[stage.name for stage in STAGES].index)
             raise BadInputError(
                 f"The run {self.config.name} has not come far enough{purpose and f' {purpose}'}.",
-                f"Missing in {self.store.root}: {', '.join(missing)}.",
+                f"Missing in {self.store.place}: {', '.join(missing)}.",
                 f"Make it: {self.made_by}{self._until(last)}{self._release_here()}",
             )
 

@@ -17,7 +17,8 @@ from tasks.reporter import stage_key
 
 def show_stage(stage: Stage, ref: ArtifactRef, store: ArtifactStore) -> None:
     """Publish the UI artifacts of one stage; all read from what the stage published."""
-    folder, manifest = store.path(ref), store.manifest(ref)
+    read = stage.artifact in (SaeGate, DecoderGate, Evaluation, Report)
+    folder, manifest = store.path(ref), (store.verify if read else store.manifest)(ref)
     key = stage_key(stage.name)
     about = " ".join((stage.artifact.__doc__ or "").split())
 

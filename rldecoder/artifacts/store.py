@@ -63,6 +63,33 @@ class ArtifactStore:
         unsealed.record(self.root)
         self.mirror = Mirror(mirror, self.root) if mirror else None
 
+    @property
+    def place(self) -> str:
+        """Where the store is, as it may be shown and named again."""
+        return str(self.root)
+
+    def looked_at(self, ref: ArtifactRef) -> Manifest:
+        """What can be said of an artifact in passing: its manifest and sizes are checked.
+
+        Raises:
+            DamagedFileError: the manifest was changed, or a file is missing or of another size.
+        """
+        manifest = self.manifest(ref)
+        for name, entry in manifest.files.items():
+            file = self.path(ref) / name
+            if not file.is_file() or file.stat().st_size != entry.size:
+                raise DamagedFileError(
+                    f"{file} is not what was published.",
+                    f"It is missing, or does not have the manifest's {entry.size} bytes.",
+                    _REBUILD,
+                )
+        return manifest
+
+    @contextmanager
+    def session(self) -> Iterator[None]:
+        """What is used in the block may be let go of at its end; a folder has nothing to let go."""
+        yield
+
     def path(self, ref: ArtifactRef) -> Path:
         """The artifact's folder, whether or not it exists yet."""
         return self.root / ref.stage / ref.digest
@@ -82,23 +109,6 @@ class ArtifactStore:
             DamagedFileError: it is missing, was changed, or is not that of `ref`.
         """
         return read_manifest(self.path(ref) / MANIFEST, ref)
-
-    def glance(self, ref: ArtifactRef) -> Manifest:
-        """Check the manifest, and the sizes of the files: quick, for what is only shown.
-
-        Raises:
-            DamagedFileError: the manifest was changed, or a file is missing or of another size.
-        """
-        manifest = self.manifest(ref)
-        for name, entry in manifest.files.items():
-            file = self.path(ref) / name
-            if not file.is_file() or file.stat().st_size != entry.size:
-                raise DamagedFileError(
-                    f"{file} is not what was published.",
-                    f"It is missing, or does not have the manifest's {entry.size} bytes.",
-                    _REBUILD,
-                )
-        return manifest
 
     def verify(self, ref: ArtifactRef) -> Manifest:
         """Check the manifest, and every file against it.

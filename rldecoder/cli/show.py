@@ -36,7 +36,7 @@ def show_status(
         config: the run's YAML as it was named.
         verify: read and hash every file; else manifests and sizes are looked at.
     """
-    table = Table(title=escape(f"{run.config.name} in {run.store.root}"), title_justify="left")
+    table = Table(title=escape(f"{run.config.name} in {run.store.place}"), title_justify="left")
     shown = 5 if console.width >= WIDE else 4
     for column in ("stage", "digest", "state", "took", "device")[:shown]:
         table.add_column(column, justify="right" if column == "took" else "left", no_wrap=True)
@@ -60,7 +60,7 @@ def _state(store: ArtifactStore, ref: ArtifactRef, verify: bool) -> tuple[str, s
             return "[yellow]interrupted, resumable[/yellow]", "", ""
         return "[dim]missing[/dim]", "", ""
     try:
-        manifest = store.verify(ref) if verify else store.glance(ref)
+        manifest = store.verify(ref) if verify else store.looked_at(ref)
     except DamagedFileError:
         return "[red]damaged, will be rebuilt[/red]", "", ""
     state = "[green]published[/green]"
@@ -165,11 +165,26 @@ def _print_caveats(console: Console, caveats: Sequence[str], whole: bool) -> Non
         )
 
 
-def show_smoke(model: str, console: Console) -> None:
-    """Throughput, shapes and memory of a frozen model."""
-    from rldecoder.lm.smoke import smoke_test
+def show_smoke(model: str, console: Console, device: str = "cpu") -> None:
+    """Throughput, shapes and memory of a frozen model; plans of runs start from it.
 
-    result = smoke_test(model, note=lambda text: console.print(escape(text)))
+    Args:
+        device: `cpu` or `cuda`.
+    """
+    import torch
+
+    from rldecoder.lm.smoke import smoke_test
+    from rldecoder.planning.throughput import keep
+    from rldecoder.provenance import device_name
+
+    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
+        raise BadInputError(
+            f"There is no device {device!r} here.",
+            "A smoke test runs on `cpu`, or on `cuda` where torch sees such a device.",
+            "Leave --device out.",
+        )
+    result = smoke_test(model, device=device, note=lambda text: console.print(escape(text)))
+    keep(result, device_name(torch.device(device)), torch.get_num_threads())
     table = Table(title=escape(f"smoke test of {model}"), title_justify="left", show_header=False)
     for name, value in result.rows():
         table.add_row(escape(name), escape(value))

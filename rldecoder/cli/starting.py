@@ -1,4 +1,4 @@
-"""The commands before a run: `init` writes a config, `settings` says what can be in one."""
+"""The commands before a run: `init`, `settings`, `models`, `devices`."""
 
 from __future__ import annotations
 
@@ -67,3 +67,17 @@ def settings(
     from rldecoder.cli.settings import show_settings
 
     show_settings(stage, console)
+
+
+def models() -> None:
+    """List the known base models and whether their weights are on this machine."""
+    from rldecoder.cli.show import show_models
+
+    show_models(console)
+
+
+def devices() -> None:
+    """List accelerators: memory, utilisation, and who holds a lease."""
+    from rldecoder.cli.show import show_devices
+
+    show_devices(console)

@@ -332,7 +332,9 @@ def _said_before(latent: int, form: type[_Form]) -> _Form | None:
         if int(key.split("-")[1]) == latent:
             said = read_flow_run_input(keyset_from_base_key(f"paused-{key}")["response"])
             if said is not None:
-                return form.model_validate(said)
+                # The first form asked for a name, too, which is known by now.
+                named = form.model_fields.keys() | {"accept"}
+                return form.model_validate({k: v for k, v in said.items() if k in named})
     return None
 
 

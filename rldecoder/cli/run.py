@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from rldecoder.artifacts.catalogue import Evaluation, Report, TrainedExplainer
+from rldecoder.cli.clock import RunClock, expected_of, heartbeat
 from rldecoder.cli.plan import warn_of_disk
 from rldecoder.cli.progress import RichReporter
 from rldecoder.devices import lease_device
@@ -56,7 +57,11 @@ def run_and_summarise(run: Run, *, until: str | None, prefect: bool) -> None:
             reporters.append(tracked)
         report = TeeReporter(reporters)
 
+        clock = terminal.clock = RunClock(expected_of(run, until))
+        stack.enter_context(heartbeat(console, clock))
+
         def show(stage: Stage, result: StageRun) -> None:
+            clock.done(stage.name)
             _print_stage(console, stage, result)
 
         if through_prefect is not None:

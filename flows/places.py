@@ -21,11 +21,12 @@ from rldecoder.config.named import SHIPPED_FOLDER
 from rldecoder.config.run import RunConfig
 from rldecoder.errors import BadInputError
 
+CONFIGS = ROOT / "configs"
 ALLOWED_ENV = "RLDECODER_UI_ALLOWED"
 
 FILES = ("store", "path", "paths", "cache", "reviews", "sae", "clusters", "folder", "imported")
 """Settings that name files or folders of this machine; `model` does so in some of its values."""
-ELSEWHERE = ("mirror", "repo", "revision", "base_url", "api_key_env", "release", "id")
+ELSEWHERE = ("mirror", "address", "repo", "revision", "base_url", "api_key_env", "release", "id")
 """Settings that name an address, what lies there, or an environment variable, as the `name` of a
 dataset does."""
 
@@ -80,7 +81,7 @@ def check_config(path: Path, allowed: Allowed) -> None:
         )
 
 
-def check_place(what: str, path: Path, allowed: Allowed, own: RunConfig) -> None:
+def check_place(what: str, path: Path | str, allowed: Allowed, own: RunConfig) -> None:
     """Refuse a store or a file outside of what is allowed.
 
     Args:
@@ -90,8 +91,10 @@ def check_place(what: str, path: Path, allowed: Allowed, own: RunConfig) -> None
     Raises:
         BadInputError: it lies elsewhere.
     """
-    roots = (*allowed.stores, own.store)
-    if not _below(path, roots):
+    if path == own.store:
+        return
+    roots = _roots(allowed, own)
+    if isinstance(path, str) or not _below(path, roots):
         raise BadInputError(
             f"The {what} {_short(path)} is not one that a form may name.",
             f"Those lie in {_listed(roots)}.",
@@ -111,8 +114,8 @@ def check_overrides(run: RunConfig, own: RunConfig, allowed: Allowed) -> None:
     """
     known = {(key, value) for _, key, value in _places(own.model_dump(mode="json"))}
     for dotted, key, value in _places(run.model_dump(mode="json")):
-        local = key == "model" or key in FILES
-        if (key, value) in known or (local and _below(Path(value), (*allowed.stores, own.store))):
+        local = (key == "model" or key in FILES) and "://" not in value
+        if (key, value) in known or (local and _below(Path(value), _roots(allowed, own))):
             continue
         raise BadInputError(
             f"A form's override may not set {dotted} to {_short(value)}.",
@@ -120,6 +123,11 @@ def check_overrides(run: RunConfig, own: RunConfig, allowed: Allowed) -> None:
             "Write it into a config of your own and name that. "
             f"{_MEND.format(option='--allow-config')}",
         )
+
+
+def _roots(allowed: Allowed, own: RunConfig) -> tuple[Path, ...]:
+    """Folders that may be named; the config's own store is one unless it is a bucket."""
+    return (*allowed.stores, *([own.store] if isinstance(own.store, Path) else []))
 
 
 def _places(value: Any, dotted: str = "", key: str = "") -> Iterator[tuple[str, str, str]]:

@@ -12,6 +12,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from rldecoder.cli.options import ConfigPath, SetOption, StoreOption, open_named
 from rldecoder.errors import BadInputError
 from rldecoder.terminal import Terminal
 
@@ -27,16 +28,14 @@ RESULTS = "lm_eval.json"
 
 
 def lm_eval(
-    config: Annotated[Path, typer.Argument(help="A run's YAML, or a name: quickstart.")],
+    config: ConfigPath,
     tasks: Annotated[
         str,
         typer.Option(help="Names: the run's own, those of --include, or published ones (hub)."),
     ],
     out: Annotated[Path, typer.Option(help="Folder for tasks and results.")] = Path("lm-eval"),
-    store: Annotated[Path | None, typer.Option(help="Artifact store.")] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="Change one setting of the run.")
-    ] = None,
+    store: StoreOption = None,
+    overrides: SetOption = None,
     systems: Annotated[str, typer.Option(help="Of these four, in order.")] = ",".join(SYSTEMS),
     include: Annotated[
         list[Path] | None, typer.Option(help="A folder with YAMLs of tasks (repeatable).")
@@ -54,10 +53,7 @@ def lm_eval(
             "It is an extra.",
             "pip install -c constraints.txt -e '.[eval]'",
         )
-    from rldecoder.config.run import load_run_config
-    from rldecoder.run import open_run
-
-    run = open_run(load_run_config(config, overrides or []), store)
+    run = open_named(config, store, overrides)
     wanted = _names(systems, "--systems")
     if wanted[:1] != [FROZEN] or not set(wanted) <= set(SYSTEMS):
         raise BadInputError(

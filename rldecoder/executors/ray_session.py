@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,7 +62,7 @@ def connect(address: str) -> None:
         interrupts.handle_signals()  # Ray puts a handler of its own for SIGTERM
 
 
-def _start(ray: Any, common: dict[str, str | bool]) -> None:
+def _start(ray: Any, common: Mapping[str, object]) -> None:
     """A cluster of this machine alone. Ray waits 15 seconds for processes of its own, which are
     few on a busy machine: a second try finds its files in memory."""
     try:

@@ -19,29 +19,21 @@ from rldecoder.sae.training import SaeTrainer, input_statistics
 from rldecoder.stages.table import STAGES
 from tests.conftest import ROOT
 from tests.pretended_cuda import CudaTensor, pretended_cuda
+from tests.smallest import smallest
 
+# What has code of its own on a GPU: bfloat16, AuxK, blocks; and no step more than it takes.
 SHORT = [
-    # What has code of its own on a GPU: bfloat16, AuxK, blocks; and no step more than it takes.
+    *smallest(
+        train_sae={
+            "architecture": "batchtopk", "budget_tokens": 8192, "batch_tokens": 1024,
+            "dead_after_tokens": 2048,
+        },
+        control_ppo={"supervised_continuation": False},
+    ),
     "sync_tokenizer.compute_dtype=bfloat16",
     "sweep_sae.layers=[]",
     "frontier.depths=[]",
-    "train_sae.architecture=batchtopk",
-    "train_sae.budget_tokens=16384",
-    "train_sae.dead_after_tokens=2048",
-    "train_decoder.depth=1",
-    "train_decoder.budget_tokens=4096",
-    "train_ppo.stages=[{steps: 1, faithfulness: 0.5, monosemanticity: 0.3, task: 0.2}, "
-    "{steps: 1, faithfulness: 0.4, monosemanticity: 0.3, task: 0.3}, "
-    "{steps: 1, faithfulness: 0.3, monosemanticity: 0.2, task: 0.5}]",
-    "control_ppo.test_tokens=128",
-    "control_ppo.supervised_continuation=false",
-    "rank_features.validation_tokens=64",
-    "train_explainer.steps=4",
-    "train_explainer.num_pairs=8",
-    "train_explainer.num_test_positions=4",
-    "evaluate.num_tokens=256",
-    "evaluate.deletion_positions=4",
-]
+]  # fmt: skip
 
 
 def test_devices_do_not_mix() -> None:

@@ -70,10 +70,10 @@ def test_the_tour_runs(debug_store: Path, monkeypatch: pytest.MonkeyPatch, tmp_p
     shown = []
     for cell in cells:
         if cell["cell_type"] == "code":
-            with capture_output() as captured:
-                result = shell.run_cell("".join(cell["source"]))
-            result.raise_error()
-            outputs = [output.data for output in captured.outputs]
-            shown += [data["text/html"] for data in outputs if "text/html" in data]
+            with capture_output():
+                ran = shell.run_cell("".join(cell["source"]))
+            ran.raise_error()
+            data, _ = shell.display_formatter.format(ran.result)
+            shown += [data["text/html"]] if "text/html" in data else []
     assert len(shown) == 4  # the run, a reading, a feature table, an explanation
     assert all('class="rldecoder"' in html for html in shown)

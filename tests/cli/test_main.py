@@ -99,7 +99,10 @@ def test_explain_and_report_before_the_run_say_what_is_missing(
     for command in (["explain", "configs/debug.yaml", "Hello"], ["report", "configs/debug.yaml"]):
         result = forks.run(*command, "--store", str(tmp_path))
         assert result.returncode == 2
-        assert "Missing" in result.stderr
+        said = " ".join(result.stderr.split())
+        assert "Missing" in said
+        # The one command that makes it, with what was given here.
+        assert "Make it: rldecoder run configs/debug.yaml --store" in said
 
 
 def test_status_of_an_empty_store_is_a_table(forks: ForkServer, tmp_path: Path) -> None:

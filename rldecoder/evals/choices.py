@@ -126,6 +126,7 @@ def choice_questions(task: ChoiceName, split: Split, rng: random.Random) -> list
 @cache
 def _task(task: ChoiceName) -> ChoiceTask:
     """The templates were not chosen for what a decoder makes of them."""
+    examples: tuple[tuple[str, str], ...]
     if task == "alive":
         things = [*_TOOLS.split()[:36], *_VEHICLES.split()[:36]]
         words = _words({"alive": _ANIMALS.split()[:72], "dead": things})
@@ -166,7 +167,7 @@ def _pairs() -> tuple[Question, ...]:
     """Both orders of 120 pairs of numbers of two digits."""
     rng = random.Random(0)
     found: set[tuple[int, int]] = {(12, 34), (25, 71)}  # the examples
-    questions = []
+    questions: list[Question] = []
     while len(questions) < 240:
         low, high = sorted(rng.sample(range(10, 100), 2))
         if (low, high) in found:
@@ -192,7 +193,7 @@ def _reviews() -> tuple[Question, ...]:
 def _sentences() -> tuple[Question, ...]:
     """Each verb in both times."""
     rng = random.Random(0)
-    questions = []
+    questions: list[Question] = []
     for verb in _VERBS.split():
         past = _IRREGULAR.get(verb, verb + ("d" if verb.endswith("e") else "ed"))
         questions.append(Question(f"{rng.choice(_WHO)} {past}.", "past", verb))

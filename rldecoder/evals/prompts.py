@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Literal, cast, get_args
+from typing import Literal, get_args
 
 from rldecoder.config.tasks import Metric, TaskName
 from rldecoder.errors import BadInputError
@@ -114,7 +114,7 @@ def make_prompts(
     elif task == "cloze":
         make, metric, length = _cloze_round, "place", 4
     else:
-        make = partial(choice_questions, cast("ChoiceName", task))
+        make = partial(choice_questions, task)
         metric, length = "first_word", MAX_NEW_TOKENS
     rounds = _CLOZE_ROUNDS if task == "cloze" and repeat_facts else 1
 

@@ -6,7 +6,7 @@ The rule, stated before any PPO run: PPO asks tasks that the frozen model answer
 .6 of its samples, and that a linear probe on the latents of the prompt's last token answers rightly
 in .8 or more. Then the layer knows and the model does not say. The probe is logistic regression,
 judged on groups of questions (a word, a pair) that it was not fitted on. Needs a run that has come
-to `train_sae`; about two minutes of one CPU core. Results: docs/experiments/ppo_tasks.md.
+to `train_sae`; about three minutes of one CPU core. Results: docs/experiments/ppo_tasks.md.
 """
 
 from __future__ import annotations
@@ -165,13 +165,15 @@ def main(
     run = open_run(config, store=store)
     lm = run.artifact(ModelFolder).load("cpu")
     sae = run.artifact(TrainedSae).load("cpu")
-    names: list[Task] = [*TASKS, *CHOICES]
+    names: list[Task] = [*CHOICES, *TASKS]
+    console = Console(width=100)
     table = Table(title=f"{run.name}: {prompts} training prompts a task")
     for column in ("task", "samples right", "95 %", "greedy", "commonest", "probe", "fits"):
         table.add_column(column, justify="left" if column == "task" else "right")
     for name in names:
         if tasks and name not in tasks.split(","):
             continue
+        console.print(f"[dim]{name}[/dim]")
         found = measure(lm, sae, make_prompts(name, "train", prompts, 0), samples, 0)
         mean, low, high = bootstrap_mean_ci(found.samples, seed=0)
         table.add_row(
@@ -183,7 +185,7 @@ def main(
             f"{found.probe:.2f}",
             "yes" if found.fits else "no",
         )
-    Console(width=100).print(table)
+    console.print(table)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -70,8 +69,7 @@ def run(
     opened = _open(config, store, overrides)
     from rldecoder.cli.run import run_and_summarise
 
-    typed = _typed(config, store, overrides)
-    run_and_summarise(opened, typed, until=until, prefect=prefect)
+    run_and_summarise(opened, (config, store, overrides), until=until, prefect=prefect)
 
 
 app.command()(starting.init)
@@ -222,7 +220,7 @@ def report(config: ConfigPath, store: StoreOption = None, overrides: SetOption =
     opened = _open(config, store, overrides)
     from rldecoder.cli.run import rebuild_report
 
-    rebuild_report(opened, _typed(config, store, overrides))
+    rebuild_report(opened, (config, store, overrides))
 
 
 @app.command()
@@ -442,10 +440,3 @@ def _open_any(
     return open_release(
         release, model=model, note=lambda text: said.print(text, markup=False, highlight=False)
     )
-
-
-def _typed(config: Path, store: Path | None, overrides: list[str] | None) -> str:
-    """Config and options of a run, to be typed again."""
-    options = [] if store is None else ["--store", str(store)]
-    options += [word for override in overrides or [] for word in ("--set", override)]
-    return shlex.join([str(config), *options])

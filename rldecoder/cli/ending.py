@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
+
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -15,17 +18,20 @@ from rldecoder.artifacts.catalogue import (
 )
 from rldecoder.run import Run
 
+Typed = tuple[Path, str | None, list[str] | None]
+"""Config, `--store` and the texts of `--set`, as they were given on the command line."""
+
 SHOWN_EXAMPLES = 3
 EXAMPLE_PROMPT = "She opened the door and saw"
 
 
-def print_summary(console: Console, run: Run, typed: str) -> None:
+def print_summary(console: Console, run: Run, typed: Typed) -> None:
     """What was built, targets with measured values, caveats, explanations, commands.
 
     Args:
         console: prints.
         run: finished.
-        typed: config and options that open it again, as on a command line.
+        typed: what opens it again.
     """
     for line in built(run):
         console.print(line, highlight=False)
@@ -45,10 +51,14 @@ def print_summary(console: Console, run: Run, typed: str) -> None:
         console.print(render_explanation(example))
 
     console.print("next:", highlight=False)
+    config, store, overrides = typed
+    options = [] if store is None else ["--store", store]
+    options += [word for override in overrides or [] for word in ("--set", override)]
+    again = shlex.join([str(config), *options])
     for command in (
-        f'rldecoder explain {typed} "{EXAMPLE_PROMPT}"',
-        f"rldecoder serve {typed}",
-        f"rldecoder status {typed}",
+        f'rldecoder explain {again} "{EXAMPLE_PROMPT}"',
+        f"rldecoder serve {again}",
+        f"rldecoder status {again}",
     ):
         console.print(f"  {escape(command)}", highlight=False, soft_wrap=True)
     console.print(f"report: {escape(str(report.page))}", highlight=False, soft_wrap=True)

@@ -13,7 +13,7 @@ from rich.markup import escape
 
 from rldecoder.artifacts.catalogue import Report
 from rldecoder.cli.clock import RunClock, expected_of, heartbeat
-from rldecoder.cli.ending import print_summary
+from rldecoder.cli.ending import Typed, print_summary
 from rldecoder.cli.plan import warn_of_disk
 from rldecoder.cli.progress import RichReporter
 from rldecoder.devices import lease_device
@@ -27,12 +27,12 @@ from rldecoder.terminal import Terminal
 from rldecoder.tracking import wandb_reporter
 
 
-def run_and_summarise(run: Run, typed: str, *, until: str | None, prefect: bool) -> None:
+def run_and_summarise(run: Run, typed: Typed, *, until: str | None, prefect: bool) -> None:
     """Run the pipeline with progress bars, then say what was built (`rldecoder.cli.ending`).
 
     Args:
         run: a config and its store.
-        typed: config and options that open it again, as on a command line.
+        typed: what opens it again.
         until: the last stage to build; None: all.
         prefect: as a Prefect flow, or plainly.
 
@@ -125,12 +125,12 @@ def prefect_runner() -> Callable[..., list[StageRun]]:
     )
 
 
-def rebuild_report(run: Run, typed: str) -> None:
+def rebuild_report(run: Run, typed: Typed) -> None:
     """Build the report of a finished run (or reuse it), then print the summary.
 
     Args:
         run: a config and its store.
-        typed: config and options that open it again, as on a command line.
+        typed: what opens it again.
 
     Raises:
         BadInputError: a stage that the report reads has not been published.

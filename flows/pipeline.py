@@ -8,6 +8,7 @@ from typing import Any
 from prefect import flow
 from prefect.logging import get_run_logger
 
+from flows.outcome import NAME, plainly
 from flows.parameters import PipelineParameters
 from rldecoder.artifacts.store import ArtifactRef, ArtifactStore
 from rldecoder.config.run import RunConfig
@@ -54,14 +55,14 @@ def run_stages(
     return results
 
 
-@flow(name="pipeline", persist_result=False)
+@flow(name="pipeline", flow_run_name=NAME, persist_result=False)
 def pipeline(parameters: PipelineParameters) -> list[StageRun]:
     """Run the pipeline. Finished stages are reused, an interrupted one goes on.
 
     Args:
         parameters: which run, where it is kept, and how far it goes.
     """
-    return run_from_parameters(parameters)
+    return plainly(lambda: run_from_parameters(parameters))
 
 
 def run_from_parameters(parameters: PipelineParameters) -> list[StageRun]:

@@ -20,6 +20,7 @@ from rldecoder.config.run import RunConfig
 from rldecoder.errors import BadInputError
 
 ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = ROOT / "configs"
 ALLOWED_ENV = "RLDECODER_UI_ALLOWED"
 
 FILES = ("store", "path", "paths", "cache", "reviews", "sae", "clusters", "folder", "imported")

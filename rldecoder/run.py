@@ -70,6 +70,8 @@ class Run(Opened):
     ) -> None:
         super().__init__(device)
         self.config, self.store = config, store
+        self.made_by = "rldecoder run CONFIG"
+        """The command that makes the run, said where something of it is missing."""
         self._refs = refs
 
     def __repr__(self) -> str:
@@ -134,8 +136,20 @@ class Run(Opened):
             raise BadInputError(
                 f"The run {self.config.name} has not come far enough{purpose and f' {purpose}'}.",
                 f"Missing in {self.store.place}: {', '.join(missing)}.",
-                f"Run `rldecoder run CONFIG --until {last}`, with the same --store and --set.",
+                f"Make it: {self.made_by}{self._until(last)}{self._release_here()}",
             )
+
+    def _until(self, last: str) -> str:
+        return "" if last == STAGES[-1].name else f" --until {last}"
+
+    def _release_here(self) -> str:
+        """Where a release of this run lies in the current folder, how to open it."""
+        from rldecoder.artifacts.manifests import MANIFEST
+
+        for folder in sorted(Path().glob(f"*/{MANIFEST}")):
+            if f'"name": "{self.config.name}"' in folder.read_text("utf-8", "replace"):
+                return f"\nOr open the release that is here: --release {folder.parent}"
+        return ""
 
     @property
     def name(self) -> str:

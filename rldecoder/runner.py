@@ -18,8 +18,8 @@ from rldecoder.config.run import RunConfig
 from rldecoder.errors import BadInputError, GateFailedError, NumericalError
 from rldecoder.executors.local import Executor, LocalExecutor
 from rldecoder.failures import translated
+from rldecoder.json_records import Scalar
 from rldecoder.reporting import Reporter, interruptible
-from rldecoder.schemas import Scalar
 from rldecoder.seeds import derive_seed, seed_everything
 from rldecoder.stages import preflight
 from rldecoder.stages.context import Output, Stage, StageContext

@@ -28,6 +28,8 @@ Note = Callable[[str], None]
 BEATS = 4
 """A holder writes so many times in the length of its lease."""
 POLL_SECONDS = 1.0
+GIVING_BACK_SECONDS = 10.0
+"""How long the end of a block waits for the lock to be given back."""
 
 
 class _Held(NamedTuple):
@@ -68,7 +70,8 @@ class Lease:
             yield
         finally:
             stop.set()
-            beating.join()
+            # A server that does not answer keeps nobody: the lock then ends by itself.
+            beating.join(GIVING_BACK_SECONDS)
 
     def _acquire(self, what: str, on_wait: Note, timeout_seconds: float) -> _Held:
         deadline, told = time.monotonic() + timeout_seconds, False

@@ -39,6 +39,7 @@ class LocalCopies:
     def __init__(self, root: Path, most_bytes: int) -> None:
         self._root, self._most_bytes = root, most_bytes
         self._held: dict[str, int] = {}
+        self._told = False
         for name in (USES, PENDING):
             (root / name).mkdir(exist_ok=True)
 
@@ -73,7 +74,7 @@ class LocalCopies:
         """Remove copies until `wanted` more bytes are within the limit, or none can go.
 
         Args:
-            note: told where the limit cannot be kept.
+            note: told, once, where the limit cannot be kept.
         """
         copies = sorted(self._copies(), key=lambda copy: copy.used)
         total = sum(copy.size for copy in copies) + wanted
@@ -82,10 +83,11 @@ class LocalCopies:
                 return
             if self._remove(copy):
                 total -= copy.size
-        if total > self._most_bytes:
+        if total > self._most_bytes and not self._told:
+            self._told = True
             note(
                 f"The local copies in {self._root} take {total:,} bytes, more than "
-                f"s3.cache_bytes ({self._most_bytes:,}): all of them are in use."
+                f"s3.cache_bytes ({self._most_bytes:,}): all are in use, or not in the bucket yet."
             )
 
     def _copies(self) -> list[_Copy]:

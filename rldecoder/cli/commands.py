@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer.exceptions import TyperException
 
+from rldecoder.cli import starting
 from rldecoder.cli.options import ConfigPath, SetOption, StoreOption
 from rldecoder.cli.options import open_named as _open
 from rldecoder.errors import BadInputError
@@ -68,16 +69,26 @@ def run(
     opened = _open(config, store, overrides)
     from rldecoder.cli.run import run_and_summarise
 
-    run_and_summarise(opened, until=until, prefect=prefect)
+    run_and_summarise(opened, (config, store, overrides), until=until, prefect=prefect)
+
+
+app.command()(starting.init)
 
 
 @app.command()
-def status(config: ConfigPath, store: StoreOption = None, overrides: SetOption = None) -> None:
+def status(
+    config: ConfigPath,
+    store: StoreOption = None,
+    overrides: SetOption = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read and hash every file, as a run does.")
+    ] = False,
+) -> None:
     """Show each stage's artifact: published, failed gate, interrupted or missing."""
     opened = _open(config, store, overrides)
     from rldecoder.cli.show import show_status
 
-    show_status(opened, console)
+    show_status(opened, console, str(config), verify=verify)
 
 
 @app.command()
@@ -124,6 +135,9 @@ def explain(
     html: Annotated[
         Path | None, typer.Option("--html", help="Write a self-contained page to this file.")
     ] = None,
+    caveats: Annotated[
+        bool, typer.Option("--caveats", help="List the run's caveats; else they are counted.")
+    ] = False,
 ) -> None:
     """Explain the next-token prediction for a prompt, in claims tested by intervention.
 
@@ -141,7 +155,7 @@ def explain(
     opened = _open_any(config, store, overrides, release, model)
     from rldecoder.cli.show import show_explanation
 
-    show_explanation(opened, prompt, console, as_json=as_json, html=html)
+    show_explanation(opened, prompt, console, as_json=as_json, html=html, list_caveats=caveats)
 
 
 @app.command(
@@ -206,7 +220,7 @@ def report(config: ConfigPath, store: StoreOption = None, overrides: SetOption =
     opened = _open(config, store, overrides)
     from rldecoder.cli.run import rebuild_report
 
-    rebuild_report(opened)
+    rebuild_report(opened, (config, store, overrides))
 
 
 @app.command()
@@ -362,20 +376,11 @@ def smoke(
     show_smoke(model, console, device)
 
 
-@app.command()
-def models() -> None:
-    """List the known base models and whether their weights are on this machine."""
-    from rldecoder.cli.show import show_models
-
-    show_models(console)
+app.command()(starting.models)
+app.command()(starting.settings)
 
 
-@app.command()
-def devices() -> None:
-    """List accelerators: memory, utilisation, and who holds a lease."""
-    from rldecoder.cli.show import show_devices
-
-    show_devices(console)
+app.command()(starting.devices)
 
 
 def run_command_line() -> int:

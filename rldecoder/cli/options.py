@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -30,4 +31,9 @@ def open_named(config: Path, store: str | None, overrides: list[str] | None) -> 
     loaded = load_run_config(config, overrides or [])
     from rldecoder.run import open_run  # slow: only for a config that can be used
 
-    return open_run(loaded, store)
+    run = open_run(loaded, store)
+    # Said where something is missing: the one command that makes it.
+    more = [f"--store {shlex.quote(store)}"] if store is not None else []
+    more += [f"--set {shlex.quote(override)}" for override in overrides or []]
+    run.made_by = " ".join(["rldecoder run", shlex.quote(str(config)), *more])
+    return run

@@ -177,7 +177,7 @@ def load_run_config(path: Path | str, overrides: list[str] | None = None) -> Run
     raise BadInputError(
         f"{path} has settings that cannot be used:\n{listed}\n",
         "",
-        "Every setting is described in rldecoder/config/ and docs/pipeline.md.",
+        "`rldecoder settings STAGE` lists the settings of a stage with their meaning.",
     )
 
 

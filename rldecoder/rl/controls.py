@@ -40,6 +40,13 @@ TRAINED_END = "trained_end"
 SUPERVISED = "supervised"
 FROZEN = "frozen"
 
+BESIDE = {
+    "losses_only": "distillation on own responses",
+    "reverse_distillation": "distillation on own responses by the reverse KL",
+    "gold_answers": "cross-entropy on the right answers of the same prompts",
+}
+"""Trainings without a reward that are measured beside the verdict, in words."""
+
 
 class System(NamedTuple):
     """One policy on the test split, from one training or several."""
@@ -109,20 +116,20 @@ class Comparison(JsonRecord):
             f"(allowed {bound:g})"
         )
 
-    def beside_distillation(self) -> str:
-        """What the reward adds to distillation, as a sentence; it decides nothing."""
+    def beside(self) -> str:
+        """What the reward adds to a training of BESIDE, as a sentence; it decides nothing."""
         return (
             f"the reward adds {self.score_difference:+.2f} [{self.score_low:+.2f}, "
-            f"{self.score_high:+.2f}] of task score to distillation on own responses, which has "
+            f"{self.score_high:+.2f}] of task score to {BESIDE[self.control]}, which has "
             f"held-out KL {'higher' if self.kl_difference > 0 else 'lower'} by "
             f"{abs(self.kl_difference):.3f} nats (measured beside the verdict, no part of it)"
         )
 
     def _numbers(self) -> str:
         return (
-            f"task score of the trained one higher by {self.score_difference:+.2f} "
-            f"[{self.score_low:+.2f}, {self.score_high:+.2f}], held-out KL lower by "
-            f"{self.kl_difference:+.3f} [{self.kl_low:+.3f}, {self.kl_high:+.3f}] nats"
+            f"beside it the trained one's task score is {self.score_difference:+.2f} "
+            f"[{self.score_low:+.2f}, {self.score_high:+.2f}] and its held-out KL "
+            f"{-self.kl_difference:+.3f} [{-self.kl_high:+.3f}, {-self.kl_low:+.3f}] nats"
         )
 
 

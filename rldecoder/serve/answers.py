@@ -12,7 +12,7 @@ from rldecoder.dashboard.shown import (
     Token,
     TokenShown,
 )
-from rldecoder.explain.reading import FeatureTable, Intervention
+from rldecoder.explain.read_records import FeatureTable, Intervention
 from rldecoder.schemas import optional
 
 

@@ -61,6 +61,8 @@ class Opened(ABC):
         self.device = device
         self._artifacts: dict[str, Artifact] = {}
         self._held_out: dict[str, HeldOutText] = {}
+        self.python: tuple[str, ...] = ()
+        """Lines of Python that open the same as `run`; none where nobody said what was opened."""
 
     @property
     @abstractmethod
@@ -100,6 +102,11 @@ class Opened(ABC):
     @abstractmethod
     def _open(self, kind: type[A]) -> A:
         """An artifact that is here, its files verified."""
+
+    @property
+    @abstractmethod
+    def sources(self) -> tuple[str, ...]:
+        """Names of the text that everything was trained on; paths cut to their last part."""
 
     def report(self, say: Callable[[str], None]) -> bytes | None:
         """The page of the run's report as it was published; None where there is none.

@@ -422,6 +422,8 @@ def _open(config: Path, store: Path | None, overrides: list[str] | None) -> Run:
     from rldecoder.config.run import load_run_config
 
     loaded = load_run_config(config, overrides or [])
-    from rldecoder.run import open_run  # slow: only for a config that can be used
+    from rldecoder.run import open_run, python_lines  # slow: only for a config that can be used
 
-    return open_run(loaded, store)
+    opened = open_run(loaded, store)
+    opened.python = python_lines(config, opened.store, overrides or [])
+    return opened

@@ -21,8 +21,8 @@ from rldecoder.explain.inputs import LabelText
 from rldecoder.explain.reading import Reading
 from rldecoder.interp.records import Review
 from rldecoder.interp.review import ReviewLine, append_review, read_reviews
-from rldecoder.serve.app import Served
 from rldecoder.serve.requests import ReviewRequest
+from rldecoder.serve.served import Served
 from rldecoder.serve.workbench import Workbench
 from rldecoder.visible_text import visible_token
 from tests.serve.conftest import HOSTILE, LONG, PROMPT, catalogue_of, client_of

@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from rldecoder.explain.reading import Reading
-from rldecoder.serve.app import Served
+from rldecoder.serve.served import Served
 from tests.browser import Watched, open_browser
 from tests.serve.conftest import HOSTILE, PROMPT, Running
 

@@ -10,7 +10,7 @@ from rldecoder.artifacts.catalogue import Clusters, Labels
 from rldecoder.dashboard.cards import FeatureCard, ReviewShown, feature_cards
 from rldecoder.dashboard.relations import Relations
 from rldecoder.errors import BadInputError
-from rldecoder.interp.records import Review
+from rldecoder.interp.records import FeatureLabel, Review
 from rldecoder.interp.review import ReviewLine, append_review, read_reviews, settled
 from rldecoder.interp.shown import ShownLatents
 from rldecoder.serve.answers import (
@@ -138,7 +138,7 @@ class Catalogue:
             usual=usual,
             kind="none" if feature is None else feature.kind,
             kind_words=kind_words(feature, said),
-            worth=[] if feature is None else worth_words(feature, said),
+            worth=[] if feature is None else self._worth(feature),
             tried=[] if card is None else card.tried,
             numbers=[] if feature is None else numbers(feature),
             promoted=effects[0],
@@ -150,6 +150,10 @@ class Catalogue:
             reviews=[] if card is None else card.reviews,
             code=code,
         )
+
+    def _worth(self, feature: FeatureLabel) -> list[str]:
+        bar = self.labels.high_confidence_threshold
+        return worth_words(feature, self._said.of(feature.latent), bar)
 
     def has(self, latent: int) -> bool:
         """Whether the latent was among those to label."""

@@ -27,15 +27,24 @@ def kind_words(feature: FeatureLabel | None, said: Shown) -> str:
     return KINDS[feature.kind]
 
 
-def worth_words(feature: FeatureLabel, said: Shown) -> list[str]:
-    """How far to trust a label, a sentence each; none for a description."""
+def worth_words(feature: FeatureLabel, said: Shown, bar: float | None) -> list[str]:
+    """How far to trust a label, a sentence each.
+
+    Args:
+        bar: least confidence of a label that may be quoted; None: none is safe in this run.
+    """
     found = []
+    low_bar = (
+        "this run knows no confidence that is high enough to quote a label"
+        if bar is None
+        else f"to be quoted it takes {_percent(bar)}, so it is a guess"
+    )
     if said.is_label:
         low, high = feature.confidence_low, feature.confidence_high
         found.append(
             f"The chance that a label with its record holds is {_percent(feature.confidence)} "
             f"({_percent(low)} to {_percent(high)}): "
-            + ("it may be quoted." if said.sure else "too little to quote it; it is a guess.")
+            + ("it may be quoted." if said.sure else f"{low_bar}.")
         )
     if feature.input is not None and feature.input.text is not None:
         found += _input_words(feature.input.scores)

@@ -77,28 +77,29 @@ class Workbench:
         Raises:
             BadInputError: the prompt, a latent or a value cannot be used.
         """
-        self.read(asked.prompt)  # refuses a prompt that is too long before anything is written
-        reader = self.reader
-        changes = changes_of(asked.changes)
+        # What cannot be used is refused before anything is written.
+        self.read(asked.prompt)
+        plain, steered = (
+            self._steering(changes, asked.start)
+            for changes in (Changes(), changes_of(asked.changes))
+        )
         key = (asked.prompt, asked.new_tokens, asked.temperature, asked.seed)
         written: list[tuple[Which, bool, str]] = []
         for number, (model, changed) in enumerate((m, c) for m in MODELS for c in (False, True)):
             if not changed and (model, *key) in self._unchanged:
                 text = self._unchanged[model, *key]
             else:
-                steering = Steering(
-                    reader.lm,
-                    reader.sae,
-                    lambda: reader.decoder,
-                    changes if changed else Changes(),
-                    asked.start,
-                )
-                text = self._one(steering, asked, model, changed, number, told)
+                one = steered if changed else plain
+                text = self._one(one, asked, model, changed, number, told)
                 if not changed:
                     self._keep((model, *key), text)
             written.append((model, changed, text))
             told(model, changed, text, (number + 1) * asked.new_tokens)
         return written
+
+    def _steering(self, changes: Changes, start: int) -> Steering:
+        reader = self.reader
+        return Steering(reader.lm, reader.sae, lambda: reader.decoder, changes, start)
 
     def _one(
         self,

@@ -101,5 +101,5 @@ const Cards = (() => {
     (feature.reviews || []).forEach((review) => box.append(element("p", "note", reviewText(review))));
     return box;
   };
-  return { element, number, context, effects, card, reviewText };
+  return { element, number, effects, card, reviewText };
 })();

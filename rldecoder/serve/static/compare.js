@@ -23,7 +23,7 @@ const Compare = (() => {
       return box;
     };
     at("compare-predictions").replaceChildren(side("frozen model", found.frozen), side("decoder", found.decoder));
-    at("compare-features").replaceChildren(Parts.table("", COLUMNS, found.features.map((one) => [
+    at("compare-features").replaceChildren(Parts.table("cells", COLUMNS, found.features.map((one) => [
       Parts.named(one), one.act.toFixed(2), one.other_act.toFixed(2), Parts.moved(Parts.nats(one.difference), one.difference, 0.05)])));
     at("compared").hidden = false;
   };

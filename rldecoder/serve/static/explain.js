@@ -29,7 +29,7 @@ const Explain = (() => {
   };
   const ranking = (rows) => {
     if (!rows.length) return tagged("A", "No feature is active here.");
-    const table = Parts.table("ranking", [{ text: "active here" }, { text: "of its usual high", num: true }, { text: "what it is" }],
+    const table = Parts.table("ranking cells", [{ text: "active here" }, { text: "of its usual high", num: true }, { text: "what it is" }],
       rows.map(([feature, high, what]) => [element("span", "mono", feature), high, what]));
     const part = element("div");
     part.append(tagged("A", "Active here, strongest first:"), table);

@@ -48,7 +48,7 @@ const Feature = (() => {
     const parts = [kind, list(page.worth), contexts];
     if (page.examples.length) {
       const used = element("div");
-      used.append(heading("Where it fires", mark("text its label was made from", false)), ...page.examples.map(Cards.context));
+      used.append(heading("Where it fires", mark("text its label was made from", false)), ...page.examples.map(Parts.context));
       parts.push(used);
     }
     const does = element("div");
@@ -57,7 +57,7 @@ const Feature = (() => {
     if (page.lowered.length) does.append(Cards.effects("and lowers", page.lowered));
     parts.push(does, ...relations(page.relations));
     if (page.tried.length) parts.push(fold("Both labels that were tried", list(page.tried.map((row) => row.join(" · ")))));
-    if (page.numbers.length) parts.push(fold("All numbers", Parts.table("", [{ text: "measure" }, { text: "value", num: true }], page.numbers)));
+    if (page.numbers.length) parts.push(fold("All numbers", Parts.table("numbers-table", [{ text: "measure" }, { text: "value", num: true }], page.numbers)));
     page.reviews.forEach((review) => parts.push(element("p", "note", Cards.reviewText(review))));
     const row = element("div", "row");
     row.append(button("Steer with it", () => Steer.take([{ latent: page.latent, how: "set", value: Number((page.usual || 1).toPrecision(3)), high: null }])),
@@ -69,7 +69,7 @@ const Feature = (() => {
     const box = at("unseen");
     const said = found.firings ? "Fires on " + found.firings.toLocaleString("en") + " of " + found.tokens.toLocaleString("en") + " tokens; the strongest:"
       : "Fires on none of " + found.tokens.toLocaleString("en") + " tokens.";
-    box.replaceChildren(box.firstChild, element("p", "note", said), ...found.contexts.map(Cards.context));
+    box.replaceChildren(box.firstChild, element("p", "note", said), ...found.contexts.map(Parts.context));
   };
 
   const open = async (latent) => {

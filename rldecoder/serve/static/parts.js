@@ -7,10 +7,10 @@ const Parts = (() => {
   const nats = (value) => signed(value, 2);
   const token = (text) => element("span", "tok", text);
 
-  // A table that narrow windows show as cards: every cell knows the name of its column. Roles are
-  // said because styles that turn rows into blocks take them away.
+  // Narrow windows show a table of the class `cells` as cards: every cell knows the name of its
+  // column. Roles are said because styles that turn rows into blocks take them away.
   const table = (className, names, rows) => {
-    const box = element("table", className + " cells");
+    const box = element("table", className);
     box.setAttribute("role", "table");
     const head = box.createTHead();
     head.setAttribute("role", "rowgroup");
@@ -57,6 +57,19 @@ const Parts = (() => {
     return box;
   };
 
+  // A window of text: the colour is the activation, the underline marks the strongest token.
+  const KINDS = { quantile: "weaker: ", near_miss: "silent here: " };
+  const context = (window) => {
+    const row = element("p", "context");
+    if (KINDS[window.kind]) row.append(element("em", "", KINDS[window.kind]));
+    window.tokens.forEach((text, place) => {
+      const span = element("span", place === window.focus ? "focus" : "", text);
+      span.style.setProperty("--h", String(window.heat[place]));
+      row.append(span);
+    });
+    return row;
+  };
+
   // Tokens to choose from, by mouse or arrow keys.
   const strip = (box, texts, chosen) => {
     let place = -1;
@@ -94,5 +107,5 @@ const Parts = (() => {
     };
     return { select };
   };
-  return { percent, signed, nats, token, table, fill, moved, shifts, named, labelText, strip };
+  return { percent, signed, nats, token, table, fill, moved, shifts, named, labelText, context, strip };
 })();

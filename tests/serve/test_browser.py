@@ -224,12 +224,13 @@ def test_a_hostile_claim_does_nothing(running: Running) -> None:
     prediction = {"token": HOSTILE_MARKUP, "p": 0.5, "then": []}
     claim = {
         "sentence": HOSTILE_MARKUP, "verdict": "<img src=x>", "css": "supported",
-        "change": 0.25, "decoder_change": -0.5, "noise": 0.125,
+        "change": 0.25, "decoder_change": -0.5, "noise": 0.125, "measured": HOSTILE_MARKUP,
     }  # fmt: skip
     answer = {
         "prompt": HOSTILE_MARKUP, "cut": False, "kl": 0.1, "frozen": prediction,
         "decoder": prediction, "agree": True, "active": [["#7", "0.75", HOSTILE_MARKUP]],
-        "says": HOSTILE_MARKUP, "claims": [claim], "tested": HOSTILE_MARKUP,
+        "says": HOSTILE_MARKUP, "claims": [claim], "more_claims": [claim],
+        "tested": HOSTILE_MARKUP,
     }  # fmt: skip
     with open_browser() as browser:
         page = browser.page
@@ -239,10 +240,11 @@ def test_a_hostile_claim_does_nothing(running: Running) -> None:
         page.click("#explain")
         page.wait_for_selector("#explanation .claims li")
         shown = str(page.text_content("#explanation"))
-        assert shown.count(HOSTILE_MARKUP) == 4  # both methods, the claim, what was tested
-        assert page.text_content("#explanation .chip") == "<img src=x>"
-        for words in ("frozen model: measured +0.25 nats (chance 0.13)", "decoder −0.50"):
-            assert words in shown
+        # Both methods, two claims with what was measured, what was tested.
+        assert shown.count(HOSTILE_MARKUP) == 7
+        assert page.locator("#explanation .chip").all_text_contents() == ["<img src=x>"] * 2
+        assert "frozen model: " + HOSTILE_MARKUP in shown  # the badge judges that one
+        assert page.locator("#explanation details").get_attribute("open") is None
         assert page.locator("#explanation img, #explanation script").count() == 0
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth + 1")
         assert_quiet(browser, running.url)

@@ -2,7 +2,6 @@
 // Both methods' explanation of the prediction after a token.
 const Explain = (() => {
   const { at, element, ask, complain } = Bench;
-  const { nats } = Parts;
   const box = at("explanation");
 
   const reset = (place) => {
@@ -35,22 +34,29 @@ const Explain = (() => {
     part.append(tagged("A", "Active here, strongest first:"), table);
     return part;
   };
+  const claims = (list, first) => {
+    const box = element("ul", "claims");
+    list.forEach((claim, place) => {
+      const item = element("li");
+      const words = element("div");
+      words.append(element("span", "tag", "B" + (first + place)), claim.sentence);
+      const measure = element("div", "measure");
+      measure.append(element("span", "chip " + claim.css, claim.verdict), element("br"), "frozen model: " + claim.measured);
+      item.append(words, measure);
+      box.append(item);
+    });
+    return box;
+  };
   const explanation = (found) => {
     const parts = [ranking(found.active), tagged("B", found.says)];
     if (!found.claims.length) return parts;
-    const list = element("ul", "claims");
-    found.claims.forEach((claim, place) => {
-      const item = element("li");
-      const words = element("div");
-      words.append(element("span", "tag", "B" + (place + 1)), claim.sentence);
-      const measure = element("div", "measure");
-      measure.append(element("span", "chip " + claim.css, claim.verdict), element("br"),
-        "frozen model: measured " + nats(claim.change) + " nats (chance " + claim.noise.toFixed(2) + ")", element("br"),
-        "decoder " + nats(claim.decoder_change));
-      item.append(words, measure);
-      list.append(item);
-    });
-    parts.push(list, element("p", "note", found.tested));
+    parts.push(claims(found.claims, 1));
+    if (found.more_claims.length) {
+      const rest = element("details", "fold");
+      rest.append(element("summary", "", found.more_claims.length + " more"), claims(found.more_claims, found.claims.length + 1));
+      parts.push(rest);
+    }
+    parts.push(element("p", "note", found.tested));
     return parts;
   };
   at("explain").addEventListener("click", run);

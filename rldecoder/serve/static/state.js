@@ -6,6 +6,8 @@ const State = (() => {
     "new", "temperature", "seed", "other", "otherat", "feature", "words", "sort", "only"];
   let written = "";
   let values = {};
+  let noted = 0;
+  let waiting = 0;
   const watchers = [];
 
   const parse = () => {
@@ -19,6 +21,18 @@ const State = (() => {
   // `adopted`: the values came from the address, not from the page.
   const tell = (adopted) => watchers.forEach((watcher) => watcher(adopted));
 
+  // Arrow keys held down: browsers refuse hundreds of addresses in seconds, so some wait.
+  const note = () => {
+    waiting = 0;
+    noted = performance.now();
+    history.replaceState(null, "", written);
+  };
+  const flush = () => {
+    if (!waiting) return;
+    clearTimeout(waiting);
+    note();
+  };
+
   // Changes some values; null takes one out. `step`: the browser's Back takes it back.
   const set = (changes, step) => {
     for (const [key, value] of Object.entries(changes)) {
@@ -27,16 +41,26 @@ const State = (() => {
     }
     const next = address();
     if (next === written) return;
+    if (step) flush();
     written = next;
-    history[step ? "pushState" : "replaceState"](null, "", next);
-    if (step) tell(false);
+    if (step) {
+      history.pushState(null, "", next);
+      tell(false);
+      return;
+    }
+    if (waiting) return;
+    if (performance.now() - noted > 150) note();
+    else waiting = setTimeout(note, 150);
   };
   const adopt = () => {
+    clearTimeout(waiting);
+    waiting = 0;
     values = parse();
     written = address();
     tell(true);
   };
   addEventListener("popstate", adopt);
+  addEventListener("pagehide", flush);
   const whole = (key, fallback) => (/^\d{1,9}$/.test(values[key] || "") ? Number(values[key]) : fallback);
   return { set, adopt, watch: (watcher) => watchers.push(watcher), get: (key) => values[key] || "", whole };
 })();

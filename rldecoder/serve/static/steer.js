@@ -28,7 +28,7 @@ const Steer = (() => {
   const draw = (finished) => KINDS.forEach(([model, changed]) => {
     const text = state.texts[key(model, changed)];
     const box = at("text-" + key(model, changed));
-    if (text === undefined) { box.replaceChildren(element("span", "note", finished === null ? "" : "…")); return; }
+    if (text === undefined) { box.replaceChildren(element("span", "note", "…")); return; }
     if (!changed) { box.replaceChildren(broken(text)); return; }
     const plain = state.texts[key(model, false)] || "";
     const start = same(plain, text);

@@ -50,7 +50,11 @@ $(READERS)/.installed: tests/export_readers.txt $(VENV)/.installed-dev
 quickstart: install  ## The real pretrained model, end to end, on 2 CPU cores
 	$(BIN)/rldecoder run configs/quickstart.yaml
 
+# DATABASE=postgresql+asyncpg://USER@HOST/NAME puts the server on PostgreSQL. It goes by the
+# environment: command lines are everybody's to read.
 UI_ARGS ?=
+DATABASE ?=
+ui: export RLDECODER_DATABASE := $(DATABASE)
 ui: install  ## Prefect server, work pool, worker and deployments on 127.0.0.1
 	$(BIN)/python -m flows.serve_ui $(UI_ARGS)
 

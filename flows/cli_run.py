@@ -49,7 +49,9 @@ def run_with_prefect(
 
         from flows.pipeline import run_stages
 
-        @flow(name="pipeline", persist_result=False, validate_parameters=False)
+        name = "-".join([run.name, *([f"until-{until}"] if until else []), "from-terminal"])
+
+        @flow(name="pipeline", flow_run_name=name, persist_result=False, validate_parameters=False)
         def from_command_line(run: RunConfig, until: str | None) -> list[StageRun]:
             """The pipeline, started by `rldecoder run`."""
             # Prefect has put its own for SIGTERM, whose exception may be dropped for good.

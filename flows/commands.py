@@ -86,14 +86,14 @@ def _complaint(key: str, value: Any, *, in_deployment: bool) -> str | None:
     if key in ("job_variables", "infra_overrides"):
         return _foreign_variables(value)
     if key == "base_job_template":
-        if _plain(value) in (None, {}, default_template()):
+        if plain(value) in (None, {}, default_template()):
             return None
         return "A work pool's job template decides which command is run, and is not changed here."
     if key in _FOREIGN_ID and value is not None:
         return f"`{key}` would load code or commands from a block."
     if key == "entrypoint" and value is not None and value not in entrypoints():
         return f"The entrypoint {_short(value)} is no flow of prefect.yaml."
-    if key == "pull_steps" and _plain(value) not in (None, [], PULL_STEPS):
+    if key == "pull_steps" and plain(value) not in (None, [], PULL_STEPS):
         return "`pull_steps` are commands, and are not changed here."
     if in_deployment and key == "path" and value not in (None, "", ".", str(ROOT)):
         return f"The path {_short(value)} is not the project's folder."
@@ -101,7 +101,7 @@ def _complaint(key: str, value: Any, *, in_deployment: bool) -> str | None:
 
 
 def _foreign_variables(value: Any) -> str | None:
-    given = _plain(value)
+    given = plain(value)
     if given in (None, {}):
         return None
     if not isinstance(given, dict):
@@ -135,13 +135,13 @@ def _pairs(value: Any) -> list[tuple[str, Any]] | None:
     return value if isinstance(value, Pairs) else None
 
 
-def _plain(value: Any) -> Any:
-    """The value with mappings for objects."""
+def plain(value: Any) -> Any:
+    """A parsed body with mappings for objects."""
     pairs = _pairs(value)
     if pairs is not None:
-        return {key: _plain(inner) for key, inner in pairs}
+        return {key: plain(inner) for key, inner in pairs}
     if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
+        return [plain(inner) for inner in value]
     return value
 
 

@@ -32,7 +32,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from flows.commands import Pairs, foreign_command
+from flows.commands import Pairs, foreign_command, plain
+from flows.form_check import unusable
 from flows.listening import is_deaf
 from flows.password import authorization
 from rldecoder.serve.patience import PatientProtocol
@@ -281,7 +282,8 @@ class Guard:
         except RecursionError:
             complaint = "The request is nested too deeply."
         if complaint is None:
-            return None
+            wrong = unusable(scope["path"], plain(content))
+            return None if wrong is None else refused(422, wrong.what, wrong.why, wrong.mend)
         return refused(
             403,
             complaint,

@@ -1,4 +1,5 @@
-"""A Prefect server of this machine: SQLite, 127.0.0.1, a password, nothing sent anywhere.
+"""A Prefect server of this machine: 127.0.0.1, a password, nothing sent anywhere; SQLite, unless
+`make ui` is given another database.
 
 Its home (`PREFECT_HOME`, by default `.prefect` in the working directory) belongs to one server at
 a time: two servers on one SQLite file disturb each other. Who owns it holds an `flock` on
@@ -27,6 +28,7 @@ from typing import NamedTuple
 
 import httpx
 
+from flows.database import PREFECT_ENV, without_password
 from flows.password import password_of
 from rldecoder.errors import BadInputError, NoResourceError
 from tasks import tied
@@ -127,10 +129,14 @@ class LocalServer:
         port: where it listens, on 127.0.0.1.
         ui: serve the web UI and run the scheduler; without it the server only records a run.
         password: what its API asks for.
+        database: the URL of a PostgreSQL database; None: SQLite in the home.
     """
 
-    def __init__(self, home: Path, port: int, *, ui: bool, password: str) -> None:
+    def __init__(
+        self, home: Path, port: int, *, ui: bool, password: str, database: str | None = None
+    ) -> None:
         self.url = f"http://127.0.0.1:{port}/api"
+        self._database = database
         self._port = port
         self._log = home / "server.log"
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -152,6 +158,8 @@ class LocalServer:
         }
         if not ui:
             env["PREFECT__SERVER_EPHEMERAL"] = "1"
+        if database is not None:
+            env[PREFECT_ENV] = database
 
         command = [sys.executable, "-m", "flows.guarded_server"]
         with self._log.open("wb") as log:
@@ -175,7 +183,8 @@ class LocalServer:
         while not self._answers():
             ended = self.process.poll() is not None
             if ended or time.monotonic() > deadline:
-                tail = self._log.read_text(encoding="utf-8", errors="replace")[-_TAIL_CHARACTERS:]
+                said = self._log.read_text(encoding="utf-8", errors="replace")
+                tail = without_password(said[-_TAIL_CHARACTERS:], self._database)
                 raise NoResourceError(
                     "The Prefect server "
                     + ("ended at once." if ended else f"did not start in {STARTUP_SECONDS} s."),

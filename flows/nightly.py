@@ -9,18 +9,23 @@ from __future__ import annotations
 from prefect import flow
 from prefect.artifacts import create_table_artifact
 
+from flows.outcome import NAME, plainly
 from flows.parameters import PipelineParameters
 from flows.pipeline import run_from_parameters
 from rldecoder.runner import StageRun
 
 
-@flow(name="nightly", persist_result=False)
+@flow(name="nightly", flow_run_name=NAME, persist_result=False)
 def nightly(parameters: PipelineParameters) -> list[StageRun]:
     """Run the pipeline and list, stage by stage, what was reused and what was built.
 
     Args:
         parameters: as for the pipeline.
     """
+    return plainly(lambda: _run_and_list(parameters))
+
+
+def _run_and_list(parameters: PipelineParameters) -> list[StageRun]:
     results = run_from_parameters(parameters)
     create_table_artifact(
         [

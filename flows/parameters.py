@@ -6,17 +6,31 @@ and an annotation that cannot be resolved gives an empty form.
 
 from __future__ import annotations
 
+import uuid
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+from prefect.runtime import flow_run
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from flows.places import ROOT, allowed_here, check_config, check_overrides, check_place
+from flows.places import CONFIGS, allowed_here, check_config, check_overrides, check_place
+from rldecoder.artifacts.opening import store_place
 from rldecoder.artifacts.store import ArtifactStore
 from rldecoder.config.run import RunConfig, load_run_config
 from rldecoder.errors import BadInputError
 from rldecoder.runner import store_for
 from rldecoder.stages.table import STAGES, stage_named
+
+
+def _config_menu(schema: dict[str, Any]) -> None:
+    """The known configs as a menu of the form, beside a path of one's own."""
+    text = {key: schema.pop(key) for key in ("type", "minLength", "maxLength")}
+    known = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+    schema["anyOf"] = [
+        {"title": "of configs/", "type": "string", "enum": known},
+        {"title": "another's path", **text},
+    ]
+
 
 StageName = Annotated[str, Field(json_schema_extra={"enum": [stage.name for stage in STAGES]})]
 
@@ -29,12 +43,12 @@ class RunParameters(BaseModel):
         extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True
     )
 
-    config: str = Field("quickstart", min_length=1, max_length=1024)
-    """The run's YAML: a path, or the name of a file in configs/ (debug, quickstart, ...)."""
+    config: str = Field("quickstart", min_length=1, max_length=1024, json_schema_extra=_config_menu)
+    """The run's YAML: one of configs/, or the path of another."""
     overrides: list[str] = []
     """Settings changed for this run, each of the form `train_sae.k=32`."""
     store: str | None = Field(None, max_length=1024)
-    """The folder of the artifact store; empty takes the one that the YAML names."""
+    """The artifact store, a folder or s3://bucket/prefix; empty takes the YAML's."""
 
     def load(self) -> tuple[RunConfig, ArtifactStore]:
         """Read the YAML and open the store.
@@ -44,7 +58,7 @@ class RunParameters(BaseModel):
                 started, a place that is not allowed there (`flows.places`).
         """
         path, allowed = _find(self.config), allowed_here()
-        root = None if self.store is None else Path(self.store)
+        root = None if self.store is None else store_place(self.store)
         if allowed is None:
             run = load_run_config(path, self.overrides)
             return run, store_for(run, root)
@@ -57,6 +71,14 @@ class RunParameters(BaseModel):
         run = load_run_config(path, self.overrides)
         check_overrides(run, own, allowed)
         return run, store_for(run, root)
+
+    @property
+    def run_name(self) -> str:
+        """What the run is called in the UI: config, how far it goes, and four digits of its own."""
+        until = getattr(self, "until", None)
+        digits = int(uuid.UUID(str(flow_run.id)).hex[:8], 16) % 10_000 if flow_run.id else 0
+        parts = [Path(self.config).stem, *([f"until-{until}"] if until else []), f"{digits:04d}"]
+        return "-".join(parts)
 
     def named_files(self) -> dict[str, Path]:
         """Further files that the form names."""
@@ -82,7 +104,7 @@ class PipelineParameters(RunParameters):
 
 def _find(config: str) -> Path:
     """The YAML that a person means: a path that exists, else a name in configs/."""
-    named = ROOT / "configs" / f"{config}.yaml"
+    named = CONFIGS / f"{config}.yaml"
     return named if not _is_file(Path(config)) and _is_file(named) else Path(config)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from prefect import Flow, flow
 
+from flows.outcome import NAME, plainly
 from flows.parameters import PipelineParameters, RunParameters
 from flows.pipeline import run_from_parameters
 from flows.review import ReviewParameters, ask, is_resumed
@@ -22,9 +23,13 @@ def last_stage(phase: str) -> str:
 def _phase_flow(phase: str) -> Flow[[RunParameters], list[StageRun]]:
     until = last_stage(phase)
 
-    @flow(name=phase, description=f"The pipeline up to {until}.", persist_result=False)
+    @flow(
+        name=phase, description=f"The pipeline up to {until}.", flow_run_name=NAME,
+        persist_result=False,
+    )  # fmt: skip
     def run_phase(parameters: RunParameters) -> list[StageRun]:
-        return run_from_parameters(PipelineParameters(**parameters.model_dump(), until=until))
+        whole = PipelineParameters(**parameters.model_dump(), until=until)
+        return plainly(lambda: run_from_parameters(whole))
 
     return run_phase
 
@@ -45,6 +50,7 @@ class InterpretationParameters(ReviewParameters):
 @flow(
     name="interpretation",
     description=f"The pipeline up to {last_stage('interpretation')}, with a review if wanted.",
+    flow_run_name=NAME,
     persist_result=False,
 )
 def interpretation(parameters: InterpretationParameters) -> list[StageRun]:
@@ -53,6 +59,10 @@ def interpretation(parameters: InterpretationParameters) -> list[StageRun]:
     Args:
         parameters: which run, and who looks at its labels.
     """
+    return plainly(lambda: _build_and_ask(parameters))
+
+
+def _build_and_ask(parameters: InterpretationParameters) -> list[StageRun]:
     results: list[StageRun] = []
     if not is_resumed():  # a review that was suspended must not rebuild the labels it is about
         plain = parameters.model_dump(include=set(RunParameters.model_fields))

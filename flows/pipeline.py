@@ -8,6 +8,7 @@ from typing import Any
 from prefect import flow
 from prefect.logging import get_run_logger
 
+from flows.outcome import NAME, plainly
 from flows.parameters import PipelineParameters
 from rldecoder.artifacts.store import ArtifactRef, ArtifactStore
 from rldecoder.config.run import RunConfig
@@ -54,20 +55,20 @@ def run_stages(
     return results
 
 
-@flow(name="pipeline", persist_result=False)
+@flow(name="pipeline", flow_run_name=NAME, persist_result=False)
 def pipeline(parameters: PipelineParameters) -> list[StageRun]:
     """Run the pipeline. Finished stages are reused, an interrupted one goes on.
 
     Args:
         parameters: which run, where it is kept, and how far it goes.
     """
-    return run_from_parameters(parameters)
+    return plainly(lambda: run_from_parameters(parameters))
 
 
 def run_from_parameters(parameters: PipelineParameters) -> list[StageRun]:
     """What the flows of deployments share: load, track, run all stages asked for."""
     run, store = parameters.load()
-    get_run_logger().info("Run %s, store %s", run.name, store.root)
+    get_run_logger().info("Run %s, store %s", run.name, store.place)
     with wandb_reporter(run, store.root / "wandb") as tracked:
         reporters: list[Reporter] = [] if tracked is None else [tracked]
         return run_stages(run, store, TeeReporter(reporters), parameters.until)

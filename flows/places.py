@@ -20,6 +20,7 @@ from rldecoder.config.run import RunConfig
 from rldecoder.errors import BadInputError
 
 ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = ROOT / "configs"
 ALLOWED_ENV = "RLDECODER_UI_ALLOWED"
 
 FILES = ("store", "path", "paths", "cache", "reviews", "sae", "clusters", "folder", "imported")
@@ -78,7 +79,7 @@ def check_config(path: Path, allowed: Allowed) -> None:
         )
 
 
-def check_place(what: str, path: Path, allowed: Allowed, own: RunConfig) -> None:
+def check_place(what: str, path: Path | str, allowed: Allowed, own: RunConfig) -> None:
     """Refuse a store or a file outside of what is allowed.
 
     Args:
@@ -88,8 +89,10 @@ def check_place(what: str, path: Path, allowed: Allowed, own: RunConfig) -> None
     Raises:
         BadInputError: it lies elsewhere.
     """
-    roots = (*allowed.stores, own.store)
-    if not _below(path, roots):
+    if path == own.store:
+        return
+    roots = _roots(allowed, own)
+    if isinstance(path, str) or not _below(path, roots):
         raise BadInputError(
             f"The {what} {_short(path)} is not one that a form may name.",
             f"Those lie in {_listed(roots)}.",
@@ -109,8 +112,8 @@ def check_overrides(run: RunConfig, own: RunConfig, allowed: Allowed) -> None:
     """
     known = {(key, value) for _, key, value in _places(own.model_dump(mode="json"))}
     for dotted, key, value in _places(run.model_dump(mode="json")):
-        local = key == "model" or key in FILES
-        if (key, value) in known or (local and _below(Path(value), (*allowed.stores, own.store))):
+        local = (key == "model" or key in FILES) and "://" not in value
+        if (key, value) in known or (local and _below(Path(value), _roots(allowed, own))):
             continue
         raise BadInputError(
             f"A form's override may not set {dotted} to {_short(value)}.",
@@ -118,6 +121,11 @@ def check_overrides(run: RunConfig, own: RunConfig, allowed: Allowed) -> None:
             "Write it into a config of your own and name that. "
             f"{_MEND.format(option='--allow-config')}",
         )
+
+
+def _roots(allowed: Allowed, own: RunConfig) -> tuple[Path, ...]:
+    """Folders that may be named; the config's own store is one unless it is a bucket."""
+    return (*allowed.stores, *([own.store] if isinstance(own.store, Path) else []))
 
 
 def _places(value: Any, dotted: str = "", key: str = "") -> Iterator[tuple[str, str, str]]:

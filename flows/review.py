@@ -30,6 +30,7 @@ from prefect.logging import get_run_logger
 from pydantic import ConfigDict, Field, model_validator
 
 from flows.listening import listening
+from flows.outcome import NAME, plainly
 from flows.parameters import PipelineParameters, RunParameters
 from flows.pipeline import run_from_parameters
 from rldecoder.artifacts.catalogue import Clusters, Labels
@@ -54,8 +55,8 @@ POLL_SECONDS = 2
 class ReviewParameters(RunParameters):
     """Whose labels, who looks at them, and how many."""
 
-    reviewer: str = Field("anonymous", min_length=1)
-    """Who answers; kept with every verdict."""
+    reviewer: str = Field("", max_length=100)
+    """Who answers; kept with every verdict. Empty: the first form asks for it, once."""
     count: int = Field(5, ge=1)
     """How many labels to look at, from the top of the queue."""
     timeout_seconds: int = Field(3600, ge=1)
@@ -63,9 +64,10 @@ class ReviewParameters(RunParameters):
     file: str | None = Field(None, max_length=1024)
     """Where verdicts are appended; empty takes the run's `label_features.reviews`, or else
     `reviews.jsonl` in the store."""
-    wait: Literal["pause", "suspend"] = "pause"
-    """`pause`: a process waits for each answer. `suspend`: none does, and a worker takes the run up
-    again after each answer; this needs a deployment."""
+    wait: Literal["suspend", "pause"] = "suspend"
+    """`suspend`: no process waits; a worker takes the run up again after each answer, also after
+    `make ui` was started anew. `pause`: a process waits for each answer, as one always does for
+    a review that was called from Python."""
     rebuild: bool = False
     """After the last verdict run the pipeline until cluster_features with them, so that
     feature_labels.json and the queue hold them."""
@@ -82,8 +84,8 @@ class _Form(RunInput):
 class Verdict(_Form):
     """The form of a label."""
 
-    verdict: Literal["undecided", "accept", "reject"] = "undecided"
-    """Is the label right? `undecided` keeps no verdict."""
+    verdict: Literal["accept", "reject", "skip"]
+    """Is the label right? `skip` keeps no verdict. Nothing is chosen for you."""
     better_label: str = ""
     """A better label, if you have one."""
     note: str = ""
@@ -96,6 +98,8 @@ class Verdict(_Form):
         if isinstance(values, dict) and isinstance(values.get("accept"), bool):
             rest = {key: value for key, value in values.items() if key != "accept"}
             return {"verdict": "accept" if values["accept"] else "reject", **rest}
+        if isinstance(values, dict) and values.get("verdict") == "undecided":
+            return {**values, "verdict": "skip"}
         return values
 
 
@@ -106,6 +110,20 @@ class MissingLabel(_Form):
     """A label, if you have one."""
     note: str = ""
     """Anything to remember."""
+
+
+class NamedVerdict(Verdict):
+    """The first form of a review whose reviewer is not known yet."""
+
+    reviewer: str = Field(min_length=1, max_length=100)
+    """Your name; it is kept with every verdict of this review, and asked for once."""
+
+
+class NamedMissingLabel(MissingLabel):
+    """The same, where there is no label."""
+
+    reviewer: str = Field(min_length=1, max_length=100)
+    """Your name; it is kept with every verdict of this review, and asked for once."""
 
 
 class LabelsToReview(NamedTuple):
@@ -130,11 +148,17 @@ def as_markdown(feature: FeatureLabel) -> str:
     lines = [
         f"# Latent {feature.latent}",
         "",
+        _ASKED if feature.label is not None else _ASKED_FOR_A_LABEL,
+        "",
+        f"{_KINDS[feature.kind]}:" if said.is_label else "What is known without a label:",
+        "",
         _code(said.text),
         "",
         *draft,
-        f"Confidence {feature.confidence:.2f}, importance {feature.importance:.3g} nats "
-        f"(rank {feature.importance_rank}), fires on {feature.density:.2%} of tokens.",
+        f"A test on unseen text gives it {feature.confidence:.0%} to be accepted; "
+        f"{'sure enough to be quoted' if said.sure else 'not sure enough to be quoted'}. "
+        f"It carries {feature.importance:.3g} nats of the predictions, the "
+        f"{feature.importance_rank}. most of all, and fires on {feature.density:.2%} of tokens.",
         "",
         "Strongest examples (the token at which it fires comes second in each line):",
         "",
@@ -153,14 +177,25 @@ def _code(*texts: str) -> str:
     return "    " + "  ".join(json.dumps(text, ensure_ascii=True) for text in texts)
 
 
-@flow(name="review", persist_result=False)
+_RESUME = "Then press **Resume** (or Submit): the next label comes by itself."
+_ASKED = f"**Is this label right?** Choose accept, reject or skip below. {_RESUME}"
+_ASKED_FOR_A_LABEL = f"**There is no label.** Write one below if you can see it. {_RESUME}"
+_KINDS = {
+    "input": "The label says what the text is where it fires",
+    "output": "The label says what it makes more likely",
+    "both": "The label says what the text is where it fires, and what it makes more likely",
+    "none": "A label that no test holds up",
+}
+
+
+@flow(name="review", flow_run_name=NAME, persist_result=False)
 def review(parameters: ReviewParameters) -> int:
     """Show the top of the review queue and keep the verdicts; returns how many were asked for.
 
     Args:
         parameters: whose labels, who looks at them, and how many.
     """
-    return ask(parameters)
+    return plainly(lambda: ask(parameters))
 
 
 def ask(parameters: ReviewParameters) -> int:
@@ -185,6 +220,9 @@ def _ask(parameters: ReviewParameters) -> int:
     labels = published.labels
     lines = read_reviews(path, labels.sae_digest, strict=False) if path.is_file() else []
     asked = {int(key.split("-")[1]) for key in keys}
+    parameters = parameters.model_copy(
+        update={"reviewer": parameters.reviewer.strip() or _name_given(keys)}
+    )
     waiting = published.queue.waiting(labels, settled(lines, labels.features))
     kept = {line.latent for line in lines if line.reviewer == parameters.reviewer}
     # Answered before this run came back, and not in the file yet.
@@ -192,7 +230,8 @@ def _ask(parameters: ReviewParameters) -> int:
     new = [f for f in waiting if f.latent not in asked][: parameters.count - len(asked)]
     get_run_logger().info("%d labels to review; verdicts go to %s", len(open_) + len(new), path)
     for feature in (*open_, *new):
-        line = _ask_one(feature, published, parameters)
+        line, name = _ask_one(feature, published, parameters)
+        parameters = parameters.model_copy(update={"reviewer": name})
         if line is not None:
             append_review(path, line)
     if parameters.rebuild and path.is_file():
@@ -207,6 +246,15 @@ def _pause_keys() -> list[str]:
         return []
     keys = context.flow_run.empirical_policy.pause_keys or ()
     return sorted(key for key in keys if key.startswith("latent-"))
+
+
+def _name_given(keys: list[str]) -> str:
+    """The name that the first form of this run was answered with; empty where none was."""
+    for key in keys:
+        said = read_flow_run_input(keyset_from_base_key(f"paused-{key}")["response"])
+        if isinstance(said, dict) and str(said.get("reviewer", "")).strip():
+            return str(said["reviewer"]).strip()
+    return ""
 
 
 def is_resumed() -> bool:
@@ -226,7 +274,7 @@ def _published(run: RunConfig, store: ArtifactStore, keys: list[str]) -> LabelsT
         if not store.is_published(ref):
             raise BadInputError(
                 f"The run {run.name} has no labels to review yet.",
-                f"{ref} is not in {store.root}.",
+                f"{ref} is not in {store.place}.",
                 "Run the pipeline until cluster_features first (again, after new verdicts).",
             )
         store.verify(ref)
@@ -241,9 +289,11 @@ def _load(store: ArtifactStore, first: ArtifactRef, second: ArtifactRef) -> Labe
 
 def _ask_one(
     feature: FeatureLabel, published: LabelsToReview, parameters: ReviewParameters
-) -> ReviewLine | None:
-    """Show one form and wait; None if the answer says nothing."""
-    form: type[Verdict] | type[MissingLabel] = MissingLabel if feature.label is None else Verdict
+) -> tuple[ReviewLine | None, str]:
+    """Show one form and wait: what to keep, None if the answer says nothing; and who answered."""
+    form: type[_Form] = MissingLabel if feature.label is None else Verdict
+    if not parameters.reviewer:
+        form = NamedMissingLabel if feature.label is None else NamedVerdict
     answer: Any = _said_before(feature.latent, form)
     if answer is None:
         text = as_markdown(feature)
@@ -254,24 +304,26 @@ def _ask_one(
             parameters,
         )
 
+    reviewer = parameters.reviewer or answer.reviewer.strip() or "anonymous"
     better = answer.better_label.strip() or None
     accept = None
-    if feature.label is not None and answer.verdict != "undecided":
+    if feature.label is not None and answer.verdict != "skip":
         accept = answer.verdict == "accept"
     note = answer.note.strip()
     if accept is None and better is None and not note:
-        return None  # an untouched form says nothing
+        return None, reviewer  # skipped, or an untouched form: it says nothing
 
-    return ReviewLine(
+    line = ReviewLine(
         sae_digest=published.labels.sae_digest,
         latent=feature.latent,
-        reviewer=parameters.reviewer,
+        reviewer=reviewer,
         accept=accept,
         label=better,
         audit=feature.audit,
         note=note,
         shown=feature.label,
     )
+    return line, reviewer
 
 
 def _said_before(latent: int, form: type[_Form]) -> _Form | None:
@@ -280,13 +332,18 @@ def _said_before(latent: int, form: type[_Form]) -> _Form | None:
         if int(key.split("-")[1]) == latent:
             said = read_flow_run_input(keyset_from_base_key(f"paused-{key}")["response"])
             if said is not None:
-                return form.model_validate(said)
+                # The first form asked for a name, too, which is known by now.
+                named = form.model_fields.keys() | {"accept"}
+                return form.model_validate({k: v for k, v in said.items() if k in named})
     return None
 
 
 def _wait(form: Any, key: str, parameters: ReviewParameters) -> Any:
     """The answer. A suspended run comes back with the same key, and is given what was said."""
-    if parameters.wait == "suspend":
+    context = FlowRunContext.get()
+    flow_run = None if context is None else context.flow_run
+    has_deployment = flow_run is not None and flow_run.deployment_id is not None
+    if parameters.wait == "suspend" and has_deployment:  # only a worker can take it up again
         return suspend_flow_run(wait_for_input=form, timeout=parameters.timeout_seconds, key=key)
     return pause_flow_run(
         wait_for_input=form,

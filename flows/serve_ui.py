@@ -1,12 +1,14 @@
 """`make ui`: one command for the Prefect server, the work pool, the deployments and a worker.
 
-Everything is local to this machine and to the project (`.prefect`); Ctrl-C stops all of it.
+Everything is local to this machine and to the project (`.prefect`), but for a PostgreSQL database
+where one is named (RLDECODER_DATABASE); Ctrl-C stops all of it.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import os
 import signal
 import subprocess
@@ -18,10 +20,12 @@ import httpx
 import psutil
 
 from flows.api import Api
+from flows.database import take_database
 from flows.deployments import deploy
 from flows.ghosts import keep_paused_runs
 from flows.guarded_server import CODE_PATH, CODE_SECONDS, LOGIN_PATH
 from flows.local_server import LocalServer, offline_settings, owned, prefect_home, shared_url
+from flows.lost_runs import ENVIRONMENT, CrashedRuns, watch_workers
 from flows.password import password_of
 from flows.places import Allowed, allowed_with
 from flows.worker import POOL
@@ -34,13 +38,17 @@ ROOT = Path(__file__).resolve().parents[1]
 LOGIN_COMMAND = ".venv/bin/python -m flows.serve_ui --login"
 
 _GRACE_SECONDS = 15.0
+_TURN_SECONDS = 0.5
+_LOOK_EVERY = 20
+"""Turns between two looks for crashed runs."""
 
 
-def serve(home: Path, port: int, allowed: Allowed) -> None:
+def serve(home: Path, port: int, allowed: Allowed, database: str | None = None) -> None:
     """Run server and worker until interrupted.
 
     Args:
         allowed: what forms may name.
+        database: the URL of a PostgreSQL database; None: SQLite in the home.
 
     Raises:
         BadInputError: the UI already runs on this home.
@@ -58,7 +66,7 @@ def serve(home: Path, port: int, allowed: Allowed) -> None:
 
         _say("starting the server ...")
         password = password_of(home)
-        server = LocalServer(home, port, ui=True, password=password)
+        server = LocalServer(home, port, ui=True, password=password, database=database)
         stack.callback(server.stop)
         server.wait()
 
@@ -66,13 +74,15 @@ def serve(home: Path, port: int, allowed: Allowed) -> None:
         env = {**os.environ, **offline_settings(home), **client}
         api = Api(server.url, password)
         _make_pool(api)
+        watch_workers(api)
         for said in keep_paused_runs(api):
             _say(said)
         stack.callback(_keep_answers, api)  # after the worker: its runs have no process then
         with (home / "worker.log").open("wb") as log:
             worker = tied.start(
                 [sys.executable, "-m", "flows.worker"],
-                env={**env, **allowed.as_env()}, cwd=ROOT, death_signal=signal.SIGTERM,
+                env={**env, **allowed.as_env(), **ENVIRONMENT}, cwd=ROOT,
+                death_signal=signal.SIGTERM,
                 stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
             )  # fmt: skip
         stack.callback(_stop_worker, worker)
@@ -83,8 +93,15 @@ def serve(home: Path, port: int, allowed: Allowed) -> None:
         _say(f"ready: {server.url.removesuffix('/api')}   (Ctrl-C stops everything)")
         # A link lets its first user in, so it goes to a person and into no log.
         _say(_login(api) if sys.stdout.isatty() else f"{LOGIN_COMMAND} prints a link to log in")
-        while server.process.poll() is None and worker.poll() is None:
-            time.sleep(0.5)
+        crashed = CrashedRuns(api)
+        for turn in itertools.count():
+            if server.process.poll() is not None or worker.poll() is not None:
+                break
+            if turn % _LOOK_EVERY == 0:
+                with contextlib.suppress(NoResourceError, httpx.HTTPError):  # it is asked again
+                    for said in crashed.restart():
+                        _say(said)
+            time.sleep(_TURN_SECONDS)
         raise NoResourceError(
             "The Prefect server or its worker ended by itself.", "", f"Logs are in {home}."
         )
@@ -163,7 +180,7 @@ def _serve_until_interrupted(given: argparse.Namespace) -> int:
             _say(login(prefect_home()))
             return 0
         allowed = allowed_with(given.allow_config, given.allow_store)
-        serve(prefect_home(), given.port, allowed)
+        serve(prefect_home(), given.port, allowed, take_database())
     except KeyboardInterrupt:
         _say("stopped")
         interrupts.forget()

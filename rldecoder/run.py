@@ -37,7 +37,8 @@ def open_run(
 
     Args:
         config: a run's YAML, or what was loaded from one.
-        store: where the artifacts are; None: the config's `store`.
+        store: where the artifacts are, a folder or `s3://bucket/prefix`; None: the config's
+            `store`.
         device: where models go.
 
     Raises:
@@ -45,7 +46,7 @@ def open_run(
     """
     loaded = config if isinstance(config, RunConfig) else load_run_config(Path(config))
     if not isinstance(store, ArtifactStore):
-        store = store_for(loaded, None if store is None else Path(store))
+        store = store_for(loaded, store)
     run = Run(loaded, store, device=device)
     if not isinstance(config, RunConfig):
         run.python = python_lines(Path(config), store)
@@ -60,7 +61,7 @@ def python_lines(
     Args:
         overrides: `a.b=c` settings that were put over those of the file.
     """
-    file, root = ascii(str(config.resolve())), ascii(str(store.root.resolve()))
+    file, root = ascii(str(config.resolve())), ascii(store.place)
     if not overrides:
         return (f"run = rldecoder.open_run({file}, {root})",)
     return (
@@ -90,11 +91,13 @@ class Run(Opened):
     ) -> None:
         super().__init__(device)
         self.config, self.store = config, store
+        self.made_by = "rldecoder run CONFIG"
+        """The command that makes the run, said where something of it is missing."""
         self._refs = refs
 
     def __repr__(self) -> str:
         published, damaged = self.look()
-        facts = [f"{len(published)} of {len(STAGES)} stages in {self.store.root}"]
+        facts = [f"{len(published)} of {len(STAGES)} stages in {self.store.place}"]
         facts += [f"{one.stage}: {one.verdict}" for one in published if one.verdict is not None]
         if damaged:
             facts.append(f"damaged: {', '.join(damaged)}")
@@ -104,7 +107,7 @@ class Run(Opened):
         from rldecoder.dashboard.notebook import run_html
 
         published, damaged = self.look()
-        return run_html(self.config.name, str(self.store.root), published, damaged)
+        return run_html(self.config.name, self.store.place, published, damaged)
 
     @cached_property
     def refs(self) -> Mapping[str, ArtifactRef]:
@@ -153,9 +156,21 @@ class Run(Opened):
             last = max(missing, key=[stage.name for stage in STAGES].index)
             raise BadInputError(
                 f"The run {self.config.name} has not come far enough{purpose and f' {purpose}'}.",
-                f"Missing in {self.store.root}: {', '.join(missing)}.",
-                f"Run `rldecoder run CONFIG --until {last}`, with the same --store and --set.",
+                f"Missing in {self.store.place}: {', '.join(missing)}.",
+                f"Make it: {self.made_by}{self._until(last)}{self._release_here()}",
             )
+
+    def _until(self, last: str) -> str:
+        return "" if last == STAGES[-1].name else f" --until {last}"
+
+    def _release_here(self) -> str:
+        """Where a release of this run lies in the current folder, how to open it."""
+        from rldecoder.artifacts.manifests import MANIFEST
+
+        for folder in sorted(Path().glob(f"*/{MANIFEST}")):
+            if f'"name": "{self.config.name}"' in folder.read_text("utf-8", "replace"):
+                return f"\nOr open the release that is here: --release {folder.parent}"
+        return ""
 
     @property
     def name(self) -> str:

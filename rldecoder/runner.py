@@ -12,13 +12,14 @@ from typing import Any, NamedTuple, TypeVar
 
 from rldecoder import devices, interrupts, provenance
 from rldecoder.artifacts.base import Artifact
+from rldecoder.artifacts.opening import open_store
 from rldecoder.artifacts.store import ArtifactRef, ArtifactStore, Manifest, artifact_digest
 from rldecoder.config.run import RunConfig
 from rldecoder.errors import BadInputError, GateFailedError, NumericalError
 from rldecoder.executors.local import Executor, LocalExecutor
 from rldecoder.failures import translated
+from rldecoder.json_records import Scalar
 from rldecoder.reporting import Reporter, interruptible
-from rldecoder.schemas import Scalar
 from rldecoder.seeds import derive_seed, seed_everything
 from rldecoder.stages import preflight
 from rldecoder.stages.context import Output, Stage, StageContext
@@ -73,7 +74,7 @@ def run_stage(
         RlDecoderError: anything that can be foreseen, such as a full disk, as one of our own.
         KeyboardInterrupt: the process was asked to stop; nothing computed since is published.
     """
-    with translated(stage_name):
+    with translated(stage_name), store.session():
         return _run_stage(
             run, stage_named(stage_name), refs,
             store=store, report=interruptible(report), device=device,
@@ -322,6 +323,6 @@ def executor_for(run: RunConfig) -> Executor:
     )
 
 
-def store_for(run: RunConfig, root: Path | None = None) -> ArtifactStore:
-    """The store that a run's config names, unless `root` says otherwise."""
-    return ArtifactStore(root or run.store, mirror=run.mirror)
+def store_for(run: RunConfig, place: Path | str | None = None) -> ArtifactStore:
+    """The store that a run's config names, unless `place` (a folder, a bucket) says otherwise."""
+    return open_store(place or run.store, run.mirror, run.s3)

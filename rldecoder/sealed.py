@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rldecoder import files, schemas
+from rldecoder import files, json_records
 from rldecoder.errors import DamagedFileError
 
 _log = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ def write(path: Path, value: Any, *, owner: str = "") -> None:
     Raises:
         NumericalError: the value holds NaN or infinity, which JSON cannot carry.
     """
-    body = schemas.to_json(path, {"owner": owner, "value": value})
+    body = json_records.to_json(path, {"owner": owner, "value": value})
     files.write_bytes(path, _hash(body) + b"\n" + body)
 
 

@@ -12,17 +12,19 @@ from rldecoder.artifacts.catalogue import DecoderGate, Evaluation, Report, SaeGa
 from rldecoder.artifacts.store import ArtifactRef, ArtifactStore
 from rldecoder.gates import GateReport
 from rldecoder.stages.context import Stage
-from tasks.reporter import artifact_key
+from tasks.reporter import stage_key
 
 
 def show_stage(stage: Stage, ref: ArtifactRef, store: ArtifactStore) -> None:
     """Publish the UI artifacts of one stage; all read from what the stage published."""
-    folder, manifest = store.path(ref), store.manifest(ref)
-    key = artifact_key(stage.name)
+    read = stage.artifact in (SaeGate, DecoderGate, Evaluation, Report)
+    folder, manifest = store.path(ref), (store.verify if read else store.manifest)(ref)
+    key = stage_key(stage.name)
+    about = " ".join((stage.artifact.__doc__ or "").split())
 
     if manifest.metrics:
         rows = [{"metric": name, "value": value} for name, value in manifest.metrics.items()]
-        create_table_artifact(rows, key=key, description=f"`{ref}`: headline numbers")
+        create_table_artifact(rows, key=key, description=f"{about} `{ref}`")
 
     # What a person looks for in a gate and in the targets: all rows, not the headline alone.
     if stage.artifact is SaeGate or stage.artifact is DecoderGate:

@@ -15,6 +15,7 @@ from prefect.exceptions import PrefectException
 from prefect.logging import get_run_logger
 
 from rldecoder.reporting import Bar, SilentBar
+from rldecoder.stages.table import STAGES
 from rldecoder.terminal import printable
 
 DRIFT_EVENT = "rldecoder.drift"
@@ -27,6 +28,13 @@ _METRICS_SECONDS = 10.0
 def artifact_key(text: str) -> str:
     """A Prefect artifact key: lowercase letters, digits and dashes."""
     return "-".join("".join(c if c.isalnum() else " " for c in text.lower()).split())
+
+
+def stage_key(stage_name: str, *more: str) -> str:
+    """The key of a stage's artifact: its place in the pipeline comes first, so lists sort by it."""
+    names = [stage.name for stage in STAGES]
+    place = [f"{names.index(stage_name) + 1:02d}"] if stage_name in names else []
+    return artifact_key(" ".join([*place, stage_name, *more]))
 
 
 class PrefectReporter:
@@ -128,7 +136,7 @@ class _ArtifactBar:
         )
         percent = min(100.0, 100.0 * self._done / self._total)
         if self._artifact is None:
-            key = artifact_key(f"{self._reporter.stage} progress")
+            key = stage_key(self._reporter.stage, "progress")
             self._artifact = self._reporter.display(
                 create_progress_artifact, percent, key=key, description=text.strip()
             )

@@ -66,7 +66,7 @@ def run_in_process(
         run=run,
         stage=stage_name,
         refs=refs,
-        root=str(store.root),
+        place=store.place,
         mirror=store.mirror.url if store.mirror else None,
         device=lease.device,
         events_fd=writing,

@@ -16,7 +16,8 @@ from typing import IO, Any
 
 from pydantic import BaseModel
 
-from rldecoder.artifacts.store import ArtifactRef, ArtifactStore
+from rldecoder.artifacts.opening import open_store
+from rldecoder.artifacts.store import ArtifactRef
 from rldecoder.config.run import RunConfig
 from rldecoder.entry import guarded
 from rldecoder.errors import EXIT_DONE, EXIT_UNEXPECTED, InterruptedRunError
@@ -104,8 +105,8 @@ class Request(BaseModel):
     stage: str
     refs: dict[str, ArtifactRef]
     """Of the stage's inputs, by stage."""
-    root: str
-    """The store's."""
+    place: str
+    """The store's folder or bucket."""
     mirror: str | None
     """Its address with the password in it, which configs do not tell."""
     device: str
@@ -120,7 +121,7 @@ def work(request: Request, reporter: PipeReporter) -> int:
             request.run,
             request.stage,
             request.refs,
-            store=ArtifactStore(request.root, mirror=request.mirror),
+            store=open_store(request.place, request.mirror, request.run.s3),
             report=reporter,
             device=request.device,
         )

@@ -96,7 +96,8 @@ def _is_intact(store: ArtifactStore, ref: ArtifactRef) -> bool:
     if not store.is_published(ref):
         return False
     try:
-        store.verify(ref)
+        with store.session():
+            store.verify(ref)
     except DamagedFileError:
         return False
     return True

@@ -95,6 +95,12 @@ def test_explain_prints_both_predictions_and_claims(forks: ForkServer, debug_sto
     assert "frozen" in result.stdout.lower()
     assert "decoder" in result.stdout.lower()
     assert "active" in result.stdout.lower()
+    # How far the text is from the run's; caveats in one line, or all of them where asked for.
+    said = " ".join(result.stdout.split())
+    assert "on the run's held-out text" in said
+    assert re.search(r"\d+ caveats of this run \(.*gate_sae \d.*\); --caveats lists them", said)
+    asked = forks.run("explain", str(CONFIG), "3 + 4 =", "--caveats", "--store", str(debug_store))
+    assert asked.stdout.count("caveat ") > 2
 
 
 def test_explain_as_json_and_as_a_page(
@@ -113,6 +119,7 @@ def test_explain_as_json_and_as_a_page(
     assert value["artifacts"]["train_explainer"]
     for who in ("frozen", "decoder"):
         assert len(value[who]["top"]) == 3
+    assert set(value["familiarity"]) == {"fvu", "of_run", "num_tokens", "verdict"}
     assert all(claim["sentence"] and claim["verdict"] for claim in value["claims"])
     assert {"latent", "label", "confidence"} <= set(value["ranked"][0])
     html = page.read_text(encoding="utf-8")

@@ -17,8 +17,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, Self, TypeVar, overload
 
-from rldecoder import schemas
-from rldecoder.schemas import Scalar
+from rldecoder.json_records import Scalar
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -135,6 +134,8 @@ class Table(File["pa.Table"]):
 
     def read(self, folder: Path) -> pa.Table:
         """All columns."""
+        from rldecoder import schemas  # here, because looking at an artifact reads no table
+
         return schemas.read_parquet(self.path(folder), self.schema.names)
 
     @property
@@ -145,6 +146,8 @@ class Table(File["pa.Table"]):
 
     def save(self, folder: Path, columns: Mapping[str, Any]) -> None:
         """Write columns of equal length into a folder that is to be published."""
+        from rldecoder import schemas
+
         schemas.write_parquet(self.path(folder), columns, self.schema)
 
     def save_rows(self, folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:

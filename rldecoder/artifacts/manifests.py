@@ -16,11 +16,12 @@ from typing import Annotated, Any, NoReturn, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from rldecoder import files, schemas
+from rldecoder import files
 from rldecoder.artifacts import unsealed
 from rldecoder.config.base import StageConfig, hash_json
 from rldecoder.devices import Machine
 from rldecoder.errors import DamagedFileError
+from rldecoder.json_records import to_json
 
 MANIFEST = "manifest.json"
 DIGEST_LENGTH = 16
@@ -124,9 +125,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
 
 def write_sealed(path: Path, record: Sealed) -> Sealed:
     """Write a record with a field `seal` under the hash of its own bytes; returns it with it."""
-    blank = schemas.to_json(
-        path, record.model_copy(update={"seal": _BLANK}).model_dump(mode="json")
-    )
+    blank = to_json(path, record.model_copy(update={"seal": _BLANK}).model_dump(mode="json"))
     seal = hashlib.sha256(blank).hexdigest()
     files.write_bytes(path, _with_seal(blank, _BLANK, seal))
     return record.model_copy(update={"seal": seal})

@@ -15,8 +15,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import fsspec
-
 from rldecoder.artifacts.manifests import (
     MANIFEST,
     MOST_BYTES,
@@ -51,6 +49,8 @@ class Mirror:
         """The URL as it may be shown."""
         self._place: tuple[Any, str] | None = None
         self._left_alone = False
+        import fsspec  # here, because most stores have no mirror
+
         protocol, path = fsspec.core.split_protocol(url)
         if not path.strip("/ "):
             raise BadInputError(
@@ -169,6 +169,8 @@ class Mirror:
     def _open(self) -> tuple[Any, str]:
         """The file system, which some backends connect to here, and the place in it."""
         if self._place is None:
+            import fsspec
+
             fs, base = fsspec.core.url_to_fs(self.url)
             self._place = fs, str(base).rstrip("/")
         return self._place

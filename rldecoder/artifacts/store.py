@@ -15,8 +15,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from rldecoder import files
 from rldecoder.artifacts import unsealed
 from rldecoder.artifacts.manifests import (
@@ -64,6 +62,33 @@ class ArtifactStore:
             ) from error
         unsealed.record(self.root)
         self.mirror = Mirror(mirror, self.root) if mirror else None
+
+    @property
+    def place(self) -> str:
+        """Where the store is, as it may be shown and named again."""
+        return str(self.root)
+
+    def looked_at(self, ref: ArtifactRef) -> Manifest:
+        """What can be said of an artifact in passing: its manifest and sizes are checked.
+
+        Raises:
+            DamagedFileError: the manifest was changed, or a file is missing or of another size.
+        """
+        manifest = self.manifest(ref)
+        for name, entry in manifest.files.items():
+            file = self.path(ref) / name
+            if not file.is_file() or file.stat().st_size != entry.size:
+                raise DamagedFileError(
+                    f"{file} is not what was published.",
+                    f"It is missing, or does not have the manifest's {entry.size} bytes.",
+                    _REBUILD,
+                )
+        return manifest
+
+    @contextmanager
+    def session(self) -> Iterator[None]:
+        """What is used in the block may be let go of at its end; a folder has nothing to let go."""
+        yield
 
     def path(self, ref: ArtifactRef) -> Path:
         """The artifact's folder, whether or not it exists yet."""
@@ -133,6 +158,8 @@ class ArtifactStore:
             StoreBusyError: another run kept it longer than `lock_timeout_seconds`.
             NoResourceError: its file cannot be made, or is no file.
         """
+        from filelock import FileLock, Timeout  # here, because looking locks nothing
+
         folder = self.root / ".locks"
         path = folder / f"{ref.stage}-{ref.digest}.lock"
         with files.explained(self.root, f"locking {ref}"):

@@ -11,7 +11,7 @@ import hashlib
 from contextlib import suppress
 from pathlib import Path
 
-from rldecoder import files, schemas
+from rldecoder import files, json_records
 from rldecoder.errors import DamagedFileError
 from rldecoder.json_text import parse_json
 
@@ -24,7 +24,7 @@ def record(root: Path) -> None:
     path = root / LIST_FILE
     if not path.exists():
         with suppress(OSError):
-            files.write_bytes(path, schemas.to_json(path, sorted(_found(root))))
+            files.write_bytes(path, json_records.to_json(path, sorted(_found(root))))
 
 
 def listed(root: Path) -> frozenset[str]:

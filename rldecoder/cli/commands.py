@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer.exceptions import TyperException
 
+from rldecoder.cli import starting
+from rldecoder.cli.options import ConfigPath, SetOption, StoreOption
+from rldecoder.cli.options import open_named as _open
 from rldecoder.errors import BadInputError
 from rldecoder.terminal import Terminal
 
 if TYPE_CHECKING:
     from rldecoder.opened import Opened
-    from rldecoder.run import Run
 
 TYPER_INTERRUPTED = 130
 """What typer makes of a KeyboardInterrupt."""
@@ -28,16 +30,6 @@ app = typer.Typer(
 judge = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(judge, name="judge", help="People compare explanations: blind pairs out, files in.")
 console = Terminal()
-
-ConfigPath = Annotated[Path, typer.Argument(help="A run's YAML, such as configs/quickstart.yaml.")]
-StoreOption = Annotated[
-    Path | None, typer.Option("--store", help="Artifact store; default: the config's `store`.")
-]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="Change one setting: --set train_sae.k=32 (repeatable)."),
-]
-
 
 MaybeConfig = Annotated[
     str | None,
@@ -80,13 +72,48 @@ def run(
     run_and_summarise(opened, until=until, prefect=prefect)
 
 
+app.command()(starting.init)
+
+
 @app.command()
-def status(config: ConfigPath, store: StoreOption = None, overrides: SetOption = None) -> None:
+def status(
+    config: ConfigPath,
+    store: StoreOption = None,
+    overrides: SetOption = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read and hash every file, as a run does.")
+    ] = False,
+) -> None:
     """Show each stage's artifact: published, failed gate, interrupted or missing."""
     opened = _open(config, store, overrides)
     from rldecoder.cli.show import show_status
 
-    show_status(opened, console)
+    show_status(opened, console, str(config), verify=verify)
+
+
+@app.command()
+def plan(
+    config: ConfigPath,
+    store: StoreOption = None,
+    overrides: SetOption = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            help="A published device (h100, a100, ...) in place of what `smoke` measured here."
+        ),
+    ] = None,
+    share: Annotated[
+        float | None, typer.Option(help="With --device: the share of its peak that is reached.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object and nothing else.")
+    ] = False,
+) -> None:
+    """Say what each stage will take: tokens, FLOPs, hours, disk, memory. Nothing runs."""
+    opened = _open(config, store, overrides)
+    from rldecoder.cli.plan import show_plan
+
+    show_plan(opened, console, device=device, share=share, as_json=as_json)
 
 
 @app.command()
@@ -108,6 +135,9 @@ def explain(
     html: Annotated[
         Path | None, typer.Option("--html", help="Write a self-contained page to this file.")
     ] = None,
+    caveats: Annotated[
+        bool, typer.Option("--caveats", help="List the run's caveats; else they are counted.")
+    ] = False,
 ) -> None:
     """Explain the next-token prediction for a prompt, in claims tested by intervention.
 
@@ -125,7 +155,7 @@ def explain(
     opened = _open_any(config, store, overrides, release, model)
     from rldecoder.cli.show import show_explanation
 
-    show_explanation(opened, prompt, console, as_json=as_json, html=html)
+    show_explanation(opened, prompt, console, as_json=as_json, html=html, list_caveats=caveats)
 
 
 @app.command(
@@ -336,27 +366,21 @@ def judge_score(
 
 
 @app.command()
-def smoke(model: Annotated[str, typer.Argument(help="A name from `rldecoder models`.")]) -> None:
+def smoke(
+    model: Annotated[str, typer.Argument(help="A name from `rldecoder models`.")],
+    device: Annotated[str, typer.Option(help="Where it runs: cpu or cuda.")] = "cpu",
+) -> None:
     """Run the frozen model on 1k tokens: throughput, hidden-state shapes, memory."""
     from rldecoder.cli.show import show_smoke
 
-    show_smoke(model, console)
+    show_smoke(model, console, device)
 
 
-@app.command()
-def models() -> None:
-    """List the known base models and whether their weights are on this machine."""
-    from rldecoder.cli.show import show_models
-
-    show_models(console)
+app.command()(starting.models)
+app.command()(starting.settings)
 
 
-@app.command()
-def devices() -> None:
-    """List accelerators: memory, utilisation, and who holds a lease."""
-    from rldecoder.cli.show import show_devices
-
-    show_devices(console)
+app.command()(starting.devices)
 
 
 def run_command_line() -> int:
@@ -383,7 +407,7 @@ def run_command_line() -> int:
 
 def _open_any(
     config: str | None,
-    store: Path | None,
+    store: str | None,
     overrides: list[str] | None,
     release: str | None,
     model: Path | None,
@@ -416,14 +440,3 @@ def _open_any(
     return open_release(
         release, model=model, note=lambda text: said.print(text, markup=False, highlight=False)
     )
-
-
-def _open(config: Path, store: Path | None, overrides: list[str] | None) -> Run:
-    from rldecoder.config.run import load_run_config
-
-    loaded = load_run_config(config, overrides or [])
-    from rldecoder.run import open_run, python_lines  # slow: only for a config that can be used
-
-    opened = open_run(loaded, store)
-    opened.python = python_lines(config, opened.store, overrides or [])
-    return opened

@@ -17,6 +17,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from rldecoder.cli.clock import RunClock
 from rldecoder.reporting import Bar
 from rldecoder.terminal import Terminal
 
@@ -24,8 +25,10 @@ from rldecoder.terminal import Terminal
 class RichBar:
     """A bar in the terminal that shows its speed in its own unit."""
 
-    def __init__(self, progress: Progress, task: TaskID, unit: str) -> None:
-        self._progress, self._task, self._unit = progress, task, unit
+    def __init__(
+        self, progress: Progress, task: TaskID, unit: str, clock: RunClock | None = None
+    ) -> None:
+        self._progress, self._task, self._unit, self._clock = progress, task, unit, clock
 
     def advance(self, amount: float = 1, note: str = "") -> None:
         """Move on and refresh the speed."""
@@ -33,6 +36,9 @@ class RichBar:
         task = self._progress.tasks[self._progress.task_ids.index(self._task)]
         speed = f"{task.speed:,.0f} {self._unit}/s" if task.speed else ""
         self._progress.update(self._task, speed=speed, note=escape(note))
+        if self._clock is not None:
+            self._clock.share = min(1.0, task.completed / task.total) if task.total else 0.0
+            self._clock.note = note
 
 
 class RichReporter:
@@ -40,7 +46,8 @@ class RichReporter:
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Terminal(stderr=True)
-        self.stage = ""
+        self.clock: RunClock | None = None
+        """Told how far the present bar is, where a run keeps one."""
 
     @contextmanager
     def track(
@@ -64,7 +71,9 @@ class RichReporter:
             task = progress.add_task(
                 escape(description), total=total, completed=int(done), speed="", note=""
             )
-            yield RichBar(progress, task, unit)
+            if self.clock is not None:
+                self.clock.doing, self.clock.share, self.clock.note = description, 0.0, ""
+            yield RichBar(progress, task, unit, self.clock)
 
     def metrics(self, stage: str, step: int, values: Mapping[str, float]) -> None:
         """Not shown here: bars carry a note, wandb and Parquet carry the curves."""

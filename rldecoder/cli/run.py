@@ -13,6 +13,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from rldecoder.artifacts.catalogue import Evaluation, Report, TrainedExplainer
+from rldecoder.cli.clock import RunClock, expected_of, heartbeat
+from rldecoder.cli.plan import warn_of_disk
 from rldecoder.cli.progress import RichReporter
 from rldecoder.devices import lease_device
 from rldecoder.errors import BadInputError
@@ -44,8 +46,9 @@ def run_and_summarise(run: Run, *, until: str | None, prefect: bool) -> None:
     console.print(
         f"[bold]{escape(config.name)}[/bold] {escape(config.description)}", highlight=False
     )
-    console.print(f"  [dim]store {escape(str(store.root))}[/dim]", highlight=False)
+    console.print(f"  [dim]store {escape(store.place)}[/dim]", highlight=False)
 
+    warn_of_disk(run, console)
     started = time.monotonic()
     with ExitStack() as stack:
         reporters: list[Reporter] = [terminal]
@@ -54,7 +57,11 @@ def run_and_summarise(run: Run, *, until: str | None, prefect: bool) -> None:
             reporters.append(tracked)
         report = TeeReporter(reporters)
 
+        clock = terminal.clock = RunClock(expected_of(run, until))
+        stack.enter_context(heartbeat(console, clock))
+
         def show(stage: Stage, result: StageRun) -> None:
+            clock.done(stage.name)
             _print_stage(console, stage, result)
 
         if through_prefect is not None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,33 +12,55 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from rldecoder.artifacts.catalogue import TrainedExplainer
+from rldecoder.artifacts.catalogue import TrainedExplainer, TrainedSae
 from rldecoder.artifacts.store import ArtifactRef, ArtifactStore
 from rldecoder.errors import BadInputError, DamagedFileError
+from rldecoder.terminal import Terminal
 
 if TYPE_CHECKING:
+    from rldecoder.explain.explanation import Explanation
     from rldecoder.opened import Opened
     from rldecoder.run import Run
 
 
-def show_status(run: Run, console: Console) -> None:
-    """One row a stage: its address and what is there."""
-    table = Table(title=escape(f"{run.config.name} in {run.store.root}"), title_justify="left")
-    for column in ("stage", "digest", "state", "wall", "device"):
-        table.add_column(column, justify="right" if column == "wall" else "left")
+WIDE = 100
+"""Columns from which tables show what can be done without, too."""
+
+
+def show_status(
+    run: Run, console: Console, config: str = "CONFIG", *, verify: bool = False
+) -> None:
+    """One row a stage: its address and what is there; then what to do next.
+
+    Args:
+        config: the run's YAML as it was named.
+        verify: read and hash every file; else manifests and sizes are looked at.
+    """
+    table = Table(title=escape(f"{run.config.name} in {run.store.place}"), title_justify="left")
+    shown = 5 if console.width >= WIDE else 4
+    for column in ("stage", "digest", "state", "took", "device")[:shown]:
+        table.add_column(column, justify="right" if column == "took" else "left", no_wrap=True)
     for name, ref in run.refs.items():
-        table.add_row(name, ref.digest, *_state(run.store, ref))
+        table.add_row(*(name, ref.digest, *_state(run.store, ref, verify))[:shown])
     console.print(table)
 
+    missing = run.missing(run.refs)
+    if missing:
+        done = len(run.refs) - len(missing)
+        said = f"{done} of {len(run.refs)} stages are there; next: rldecoder run {config}"
+    else:
+        said = f"all stages are there; explain a text: rldecoder explain {config} TEXT"
+    console.print(escape(said), highlight=False, soft_wrap=True)
 
-def _state(store: ArtifactStore, ref: ArtifactRef) -> tuple[str, str, str]:
+
+def _state(store: ArtifactStore, ref: ArtifactRef, verify: bool) -> tuple[str, str, str]:
     if not store.is_published(ref):
         progress = store.progress_path(ref)
         if progress.is_dir() and any(progress.iterdir()):
             return "[yellow]interrupted, resumable[/yellow]", "", ""
         return "[dim]missing[/dim]", "", ""
     try:
-        manifest = store.verify(ref)
+        manifest = store.verify(ref) if verify else store.looked_at(ref)
     except DamagedFileError:
         return "[red]damaged, will be rebuilt[/red]", "", ""
     state = "[green]published[/green]"
@@ -54,12 +78,14 @@ def show_explanation(
     *,
     as_json: bool = False,
     html: Path | None = None,
+    list_caveats: bool = False,
 ) -> None:
-    """Explain one prompt with the published decoder.
+    """Explain one prompt with the published decoder; what it is doing is said on stderr.
 
     Args:
         as_json: print one JSON object (ASCII, so that no terminal acts on it) and nothing else.
         html: write a self-contained page there, too.
+        list_caveats: print all caveats of the run; else one line counts them.
 
     Raises:
         BadInputError: the prompt is empty, the run has not come so far, or the page cannot be
@@ -78,41 +104,87 @@ def show_explanation(
     from rldecoder.opened import EXPLAINING
 
     run.require(EXPLAINING, "to explain")
-    artifacts = {kind.stage: run.artifact(kind) for kind in EXPLAINING}
     caveats = run.artifact(TrainedExplainer).caveats
+    with Terminal(stderr=True).status("checking the run's files ...") as doing:
+        artifacts = {kind.stage: run.artifact(kind) for kind in EXPLAINING}
+        doing.update("loading model, SAE, decoder and labels ...")
+        from rldecoder.explain.explanation import render_explanation
+        from rldecoder.explain.familiarity import familiarity
 
-    from rldecoder.dashboard.explanation import explanation_page
-    from rldecoder.explain.explanation import render_explanation
+        reader = run.reader()
+        doing.update("reading the text ...")
+        reading = reader.read(prompt)
+        best = run.artifact(TrainedSae).best
+        known = familiarity(reading.states, reader.sae, best.fvu)
+        doing.update("testing claims: taking features out of both models ...")
+        explanation = reading.explain()
 
-    explanation = run.reader().explain(prompt)
     if html is not None:
-        try:
-            page = explanation_page(explanation, run.name, caveats)
-            html.write_text(page, encoding="utf-8", errors="backslashreplace")
-        except OSError as error:
-            raise BadInputError(
-                f"The page {html} cannot be written.", str(error), "Give another path to --html."
-            ) from error
+        _write_page(html, explanation, run.name, caveats)
     if as_json:
         digests = {name: artifact.digest for name, artifact in artifacts.items()}
         value = {
             "run": run.name, "artifacts": digests, "caveats": list(caveats),
+            "familiarity": None if known is None else known._asdict() | {"verdict": known.verdict},
             **explanation.to_json(),
         }  # fmt: skip
         console.out(json.dumps(value, indent=2), highlight=False)
         return
     console.print(render_explanation(explanation))
-    for caveat in caveats:
-        console.print(f"[yellow]caveat[/yellow] {escape(caveat)}", highlight=False)
+    if known is not None:
+        style = "dim" if known.verdict == "like" else "yellow"
+        console.print(f"[{style}]{escape(known.said)}[/{style}]", highlight=False)
+    _print_caveats(console, caveats, list_caveats)
     if html is not None:
         console.print(f"page: {escape(str(html))}", highlight=False, soft_wrap=True)
 
 
-def show_smoke(model: str, console: Console) -> None:
-    """Throughput, shapes and memory of a frozen model."""
-    from rldecoder.lm.smoke import smoke_test
+def _write_page(html: Path, explanation: Explanation, name: str, caveats: Sequence[str]) -> None:
+    from rldecoder.dashboard.explanation import explanation_page
 
-    result = smoke_test(model, note=lambda text: console.print(escape(text)))
+    try:
+        page = explanation_page(explanation, name, caveats)
+        html.write_text(page, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise BadInputError(
+            f"The page {html} cannot be written.", str(error), "Give another path to --html."
+        ) from error
+
+
+def _print_caveats(console: Console, caveats: Sequence[str], whole: bool) -> None:
+    if whole or len(caveats) == 1:
+        for caveat in caveats:
+            console.print(f"[yellow]caveat[/yellow] {escape(caveat)}", highlight=False)
+    elif caveats:
+        stages = Counter(caveat.split(":")[0] for caveat in caveats)
+        listed = ", ".join(f"{name} {count}" for name, count in stages.items())
+        console.print(
+            f"[yellow]{len(caveats)} caveats[/yellow] of this run ({escape(listed)}); "
+            "--caveats lists them",
+            highlight=False,
+        )
+
+
+def show_smoke(model: str, console: Console, device: str = "cpu") -> None:
+    """Throughput, shapes and memory of a frozen model; plans of runs start from it.
+
+    Args:
+        device: `cpu` or `cuda`.
+    """
+    import torch
+
+    from rldecoder.lm.smoke import smoke_test
+    from rldecoder.planning.throughput import keep
+    from rldecoder.provenance import device_name
+
+    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
+        raise BadInputError(
+            f"There is no device {device!r} here.",
+            "A smoke test runs on `cpu`, or on `cuda` where torch sees such a device.",
+            "Leave --device out.",
+        )
+    result = smoke_test(model, device=device, note=lambda text: console.print(escape(text)))
+    keep(result, device_name(torch.device(device)), torch.get_num_threads())
     table = Table(title=escape(f"smoke test of {model}"), title_justify="left", show_header=False)
     for name, value in result.rows():
         table.add_row(escape(name), escape(value))
@@ -124,12 +196,20 @@ def show_models(console: Console) -> None:
     from rldecoder.lm.registry import list_models
 
     table = Table(title="base models", title_justify="left")
-    table.add_column("name", no_wrap=True)
-    for column in ("parameters", "layers", "d_model", "hook layer", "licence", "weights"):
-        table.add_column(column)
+    wide = console.width >= WIDE
+    for column in ("name", "size", "layers", *(("width", "hook", "licence") if wide else ())):
+        table.add_column(column, no_wrap=column in ("name", "size", "layers"))
+    table.add_column("weights", overflow="fold")
     for row in list_models():
-        table.add_row(*(escape(str(value)) for value in row))
+        more = (row.d_model, row.hook_layer, row.licence) if wide else ()
+        values = (row.name, row.parameters, row.num_layers, *more, row.weights)
+        table.add_row(*(escape(str(value)) for value in values))
     console.print(table)
+    console.print(
+        "A name here, a hub name (google/gemma-2-2b) or a folder: rldecoder init MINE.yaml "
+        "--model NAME --text FILE",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
 
 
 def show_devices(console: Console) -> None:

@@ -13,7 +13,7 @@ from pydantic import (
     model_validator,
 )
 
-from rldecoder.config.base import Config, Revision, StageConfig, free
+from rldecoder.config.base import Config, Revision, StageConfig, free, late
 
 Bos = Literal["auto", "always", "never"]
 """Whether texts begin with the tokenizer's BOS token; `auto`: as the tokenizer does by itself."""
@@ -118,6 +118,10 @@ class LocalSource(Config):
     """Column with a title (None: the file name and row number)."""
     document_separator: str | None = None
     """Line that separates the documents of a text file (None: a file is one document)."""
+    document_chars: PositiveInt | None = late(None)
+    """A longer text file, or a longer part of one, becomes documents of about so many characters
+    that end where a paragraph does; so one long file reaches every split (None: it stays whole).
+    Neighbours in one file may then be in different splits, which a caveat says."""
     licence: str = "unknown"
     """Licence of the text. A column `licence` or `license` of a row goes before it."""
 

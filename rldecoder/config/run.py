@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationError, field_serializer, model_validator
+from pydantic import Field, ValidationError, field_serializer, field_validator, model_validator
 
 from rldecoder.config.base import Config, StageConfig, free
 from rldecoder.config.data import BaselinesConfig, CacheActivationsConfig, IngestConfig
@@ -21,6 +22,7 @@ from rldecoder.config.model import SyncTokenizerConfig
 from rldecoder.config.problems import pasted_keys, problem_lines, shown_key
 from rldecoder.config.rl import ControlPpoConfig, FreezeDecoderConfig, TrainPpoConfig
 from rldecoder.config.sae import GateSaeConfig, SweepSaeConfig, TrainSaeConfig
+from rldecoder.config.store import BUCKET_URL, BucketUrl, S3Config
 from rldecoder.config.yaml_files import YamlFaultError, parse_yaml, read_yaml
 from rldecoder.errors import BadInputError
 from rldecoder.urls import without_credentials
@@ -44,8 +46,10 @@ class RunConfig(Config):
     """One line about what the run is for."""
     seed: int = Field(0, ge=0)
     """The one seed; every stage derives its own from it."""
-    store: Path = free(Path("artifacts"))
-    """The folder of the artifact store, relative to the working directory."""
+    store: BucketUrl | Path = free(Path("artifacts"))
+    """The artifact store: a folder, relative to the working directory, or `s3://bucket/prefix`."""
+    s3: S3Config = free(S3Config())
+    """How a store in a bucket is used."""
     mirror: str | None = free(None, repr=False)
     """fsspec URL that published artifacts are copied to and fetched from (s3://...), or null. A
     user and password in it are used and never shown; better keep them in the environment."""
@@ -84,6 +88,22 @@ class RunConfig(Config):
     def _without_credentials(self, mirror: str | None) -> str | None:
         """What is written anywhere (wandb, Prefect, a worker's request) has no password."""
         return None if mirror is None else without_credentials(mirror)
+
+    @field_validator("store", mode="before")
+    @classmethod
+    def _no_other_url(cls, store: Any) -> Any:
+        """A URL that is no bucket's would otherwise be taken for a folder of that name."""
+        if isinstance(store, str) and "://" in store and not re.match(BUCKET_URL, store):
+            raise ValueError(
+                "a store is a folder, or s3://bucket/prefix without user, password and query"
+            )
+        return store
+
+    @model_validator(mode="after")
+    def _one_copy_elsewhere(self) -> Self:
+        if isinstance(self.store, str) and self.mirror is not None:
+            raise ValueError("mirror is for a store in a folder; a bucket is shared already")
+        return self
 
     @model_validator(mode="after")
     def _one_bos(self) -> Self:
@@ -157,7 +177,7 @@ def load_run_config(path: Path | str, overrides: list[str] | None = None) -> Run
     raise BadInputError(
         f"{path} has settings that cannot be used:\n{listed}\n",
         "",
-        "Every setting is described in rldecoder/config/ and docs/pipeline.md.",
+        "`rldecoder settings STAGE` lists the settings of a stage with their meaning.",
     )
 
 

@@ -103,7 +103,7 @@ class TrainSaeConfig(StageConfig):
     """`topk`: exactly k latents a token. `batchtopk`: k on average, read later with a threshold.
     `matryoshka`: batchtopk in nested dictionaries, so that general latents come first. `jumprelu`:
     learnt thresholds, L0 held at k by a penalty. `relu`: L1 with a schedule, resampling of dead
-    latents; the original plan's choice. Sources: rldecoder/sae/architectures.py."""
+    latents; the original plan's choice. docs/sae.md names the papers."""
     expansion: float = Field(10.0, gt=0)
     """Latents per residual dimension; the plan's is 10."""
     k: int = Field(64, gt=0)

@@ -19,6 +19,7 @@ from rldecoder.dashboard.claims import (
     simulation_rows,
 )
 from rldecoder.dashboard.label_table import imported_rows, label_columns, label_rows
+from rldecoder.dashboard.opening import five_sentences
 from rldecoder.dashboard.report import ControlsShown, Fact, FaithfulnessRow, ReportData
 from rldecoder.dashboard.shown import ExampleShown
 from rldecoder.evals.comparison import RL, SUPERVISED, FaithfulnessTable, TaskScore
@@ -51,6 +52,7 @@ def build_report(inputs: ReportInputs, *, title: str, max_features: int) -> Repo
     return ReportData(
         title=visible_text(title, 120),
         subtitle=_subtitle(inputs),
+        opening=five_sentences(inputs),
         facts=_facts(inputs),
         caveats=collect.caveats(inputs),
         targets=[
@@ -61,7 +63,7 @@ def build_report(inputs: ReportInputs, *, title: str, max_features: int) -> Repo
         faithfulness=_faithfulness_rows(inputs.evaluation.faithfulness),
         tasks=tasks,
         freeze_note=freeze_note(inputs.final.freeze),
-        controls=controls_table(inputs.controls),
+        controls=controls_table(inputs.controls, inputs.evaluation.faithfulness),
         label_columns=label_columns(),
         label_methods=label_rows(inputs.labels.controls) + imported_rows(inputs.labels.imported),
         claim_columns=precision_columns(),
@@ -168,6 +170,19 @@ def _facts(inputs: ReportInputs) -> list[Fact]:
     ]
 
 
+def _two_measurements(rows: Sequence[Sequence[str]], faithfulness: FaithfulnessTable | None) -> str:
+    """Why KL and task scores of one decoder stand on the page with two values."""
+    if not rows or faithfulness is None or RL not in faithfulness["test"]:
+        return ""
+    tokens = faithfulness["test"][RL].num_tokens
+    return (
+        f"Measured by control_ppo on {rows[0][3]} prompts and its own, smaller part of the test "
+        "text, the same for every system. Scores and KL of the same decoders in the targets and "
+        f"under Faithfulness are evaluate's, on other prompts and {tokens:,} tokens: they differ "
+        "by the sample, not by the decoder."
+    )
+
+
 def _faithfulness_rows(faithfulness: FaithfulnessTable) -> list[FaithfulnessRow]:
     return [
         FaithfulnessRow(model=shown, split=split, **dict(by_model[model]))
@@ -186,7 +201,9 @@ def freeze_note(freeze: Freeze) -> str:
     return f"Not frozen. {which[0].upper()}{which[1:]} is published as final, because {reasons}."
 
 
-def controls_table(controls: Controls) -> ControlsShown:
+def controls_table(
+    controls: Controls, faithfulness: FaithfulnessTable | None = None
+) -> ControlsShown:
     """PPO beside its controls: columns, rows, verdict, reasons."""
     shown = [
         (
@@ -205,6 +222,7 @@ def controls_table(controls: Controls) -> ControlsShown:
         columns=("system", "task score", "95 %", "prompts", "KL, nats/token", "95 %"),
         rows=shown,
         verdict=verdict.verdict,
+        measured_on=_two_measurements(shown, faithfulness),
         reasons="; ".join(
             visible_text(reason, 300) for reason in (*verdict.reasons, *verdict.beside)
         ),

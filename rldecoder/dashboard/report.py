@@ -18,6 +18,7 @@ from markupsafe import Markup
 from rldecoder.dashboard.cards import FeatureCard
 from rldecoder.dashboard.collect import ConfigShown, PhaseShown, format_seconds
 from rldecoder.dashboard.figures import Drawing
+from rldecoder.dashboard.opening import Sentence
 from rldecoder.dashboard.shown import ExampleShown
 from rldecoder.decoder.faithfulness import Faithfulness
 from rldecoder.evals.comparison import TaskScore
@@ -65,6 +66,8 @@ class ControlsShown(NamedTuple):
     rows: Sequence[Sequence[str]]
     verdict: str
     reasons: str
+    measured_on: str = ""
+    """How these numbers differ from others of the same name on the page."""
 
 
 class FigureEntry(NamedTuple):
@@ -81,6 +84,8 @@ class ReportData:
 
     title: str
     subtitle: str
+    opening: Sequence[Sentence]
+    """The five sentences that the page begins with."""
     facts: Sequence[Fact]
     caveats: Sequence[str]
     targets: Sequence[TargetRow]

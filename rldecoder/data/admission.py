@@ -39,6 +39,8 @@ class Admission:
         """Documents left out, by reason."""
         self.cut: Counter[str] = Counter()
         """Characters of each split's documents that `max_document_chars` has left unread so far."""
+        self.unread: Counter[str] = Counter()
+        """Characters left unread of each of the user's documents that was begun, by its key."""
         self.continued = 0
         """Documents that were read on because a budget was not filled by their beginnings."""
 
@@ -70,6 +72,8 @@ class Admission:
                 self._duplicates.add(candidate.key)
                 continue
             self.cut[split] += sum(map(len, rest))
+            if candidate.users and rest:
+                self.unread[candidate.key] = sum(map(len, rest))
             yield Admitted(split, document._replace(text=text))
 
     def rests(self, stream: Iterator[Candidate], choose_split: ChooseSplit) -> Iterator[Admitted]:
@@ -95,6 +99,7 @@ class Admission:
                 if not self._has_room(split):
                     break
                 self.cut[split] -= len(text)
+                self.unread[candidate.key] -= len(text)
                 if not self._is_duplicate(split, text):
                     title = f"{document.title} (part {number})"
                     yield Admitted(split, document._replace(title=title, text=text))

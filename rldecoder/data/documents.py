@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 # Control characters apart from newline and tab; zero-width and bidirectional marks stay, since
@@ -73,6 +73,25 @@ def split_text(text: str, max_chars: int | None, min_chars: int = 0) -> list[str
         pieces.append(head[:end].rstrip())
         text = text[end:].lstrip("\n")
     return [*pieces, text] if text or not pieces else pieces
+
+
+def paragraphs(text: str, chars: int) -> Iterator[str]:
+    """A text in pieces of about `chars` characters that end with a paragraph; nothing is lost.
+
+    Where no paragraph ends within twice as many, a piece ends with a line, a word or anywhere.
+    """
+    start = 0
+    while len(text) - start > chars * 3 // 2:
+        window = text[start : start + 2 * chars]
+        # The first end behind the wanted length is nearer to it than the last before it, as a rule.
+        end = window.find("\n\n", chars)
+        for mark in ("\n\n", "\n", " "):
+            if end < 0:
+                end = window.rfind(mark, chars // 2)
+        end = chars if end < 0 else end
+        yield text[start : start + end]
+        start += end
+    yield text[start:]
 
 
 def plain(text: str) -> str:

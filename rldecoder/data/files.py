@@ -19,13 +19,13 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, Literal
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 from rldecoder.data.documents import plain
 from rldecoder.errors import BadInputError
+
+if TYPE_CHECKING:  # slow to import; a plan only lists files
+    import pyarrow as pa
 
 Kind = Literal["text", "jsonl", "json", "csv", "parquet"]
 
@@ -48,7 +48,6 @@ MAX_VALUE_CHARS = 1 << 29
 """A text file, a JSON file or a line that is longer is refused: a small packed file may hold a
 thousand times its size, and one document of this length is a mistake."""
 _ROWS_PER_READ = 256
-_READ_ERRORS = (OSError, EOFError, ValueError, RecursionError, zlib.error, pa.ArrowException)
 _ESCAPED_BYTE = re.compile("[\udc80-\udcff]")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _BINARY_LOOK = 8192
@@ -151,6 +150,8 @@ def parquet_columns(path: Path) -> dict[str, pa.DataType]:
     Raises:
         BadInputError: it is no Parquet.
     """
+    import pyarrow.parquet as pq
+
     with _reading(path, "Parquet"):
         schema = pq.read_schema(path)
         return dict(zip(schema.names, schema.types, strict=True))
@@ -158,6 +159,8 @@ def parquet_columns(path: Path) -> dict[str, pa.DataType]:
 
 def holds_text(data_type: pa.DataType) -> bool:
     """Whether a Parquet column is text, or bytes that may be text."""
+    import pyarrow as pa
+
     if pa.types.is_dictionary(data_type):
         data_type = data_type.value_type
     return bool(
@@ -178,12 +181,18 @@ def _inner_suffix(path: Path) -> str:
     return (Path(path.stem) if packed else path).suffix.lower()
 
 
+def _read_errors() -> tuple[type[Exception], ...]:
+    import pyarrow as pa
+
+    return OSError, EOFError, ValueError, RecursionError, zlib.error, pa.ArrowException
+
+
 @contextmanager
 def _reading(path: Path, kind: str) -> Iterator[None]:
     """Whatever goes wrong inside becomes an error that names the file."""
     try:
         yield
-    except _READ_ERRORS as error:
+    except _read_errors() as error:
         nested = isinstance(error, RecursionError)
         raise BadInputError(
             f"{printable(path)} cannot be read as {kind}.",
@@ -203,6 +212,8 @@ def _open(path: Path, newline: str | None = None) -> Iterator[IO[str]]:
         elif suffix == ".bz2":
             raw = bz2.BZ2File(packed)
         elif suffix == ".zst":
+            import pyarrow as pa
+
             raw = pa.CompressedInputStream(pa.PythonFile(packed, mode="r"), "zstd")
         buffered = io.BufferedReader(raw)
         encoding = _encoding(buffered.peek(4)[:4])
@@ -300,6 +311,8 @@ def _check_names(names: list[str]) -> None:
 
 
 def _parquet_rows(path: Path, only: Collection[str | None] | None) -> Iterator[dict[str, Any]]:
+    import pyarrow.parquet as pq
+
     with _reading(path, "Parquet"), pq.ParquetFile(path) as file:
         names = [name for name in file.schema_arrow.names if only is None or name in only]
         _check_names(names)
@@ -311,6 +324,8 @@ def _parquet_rows(path: Path, only: Collection[str | None] | None) -> Iterator[d
 
 def _values(column: pa.Array) -> list[Any]:
     """A column's values; text is decoded here, where one bad value spoils no other."""
+    import pyarrow as pa
+
     if not holds_text(column.type) or pa.types.is_null(column.type):
         return column.to_pylist()
     if pa.types.is_dictionary(column.type):

@@ -13,8 +13,6 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from rldecoder.config.data import (
     DatasetSource,
     LocalSource,
@@ -24,7 +22,7 @@ from rldecoder.config.data import (
     Source,
     TasksSource,
 )
-from rldecoder.data.documents import Candidate, Document, plain, unit_hash
+from rldecoder.data.documents import Candidate, Document, paragraphs, plain, unit_hash
 from rldecoder.data.files import (
     as_text,
     holds_text,
@@ -204,6 +202,9 @@ def _text_documents(
         parts = iter([read_text(file.path)])
     else:
         parts = read_parts(file.path, source.document_separator)
+    if source.document_chars is not None:
+        size = source.document_chars
+        parts = (piece for part in parts for piece in paragraphs(part, size))
     for number, part in enumerate(parts):
         why = _why_no_text(part, whole_file=True)
         if why is None:
@@ -283,6 +284,8 @@ def _row_documents(
 
 def _check_parquet(path: Path, source: LocalSource) -> None:
     """Refuse a file without the text column, or with something else than text in it."""
+    import pyarrow as pa
+
     columns = parquet_columns(path)
     where = f"{printable(path)} has"
     if source.text_column not in columns:

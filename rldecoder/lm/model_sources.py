@@ -12,10 +12,9 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import huggingface_hub.constants
-from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
+import huggingface_hub.constants  # its client, which is slow to import, only where it is used
 
 from rldecoder.errors import BadInputError, DamagedFileError
 from rldecoder.json_text import read_json_file
@@ -45,12 +44,6 @@ _ALLOWED_PATTERNS = ["model*.safetensors", *_CONFIG_FILES, *TOKENIZER_FILES]
 _PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB_TIMEOUT_SECONDS = 20.0
-# The hub's error derives from its HTTP client's (which client depends on the hub's version) and
-# from OSError; a failed connection raises the client's error itself, a bad name a ValueError.
-_HUB_ERRORS: tuple[type[Exception], ...] = (
-    *HfHubHTTPError.__bases__,  # type: ignore[arg-type]
-    ValueError,
-)
 
 
 class SourceUnavailableError(Exception):
@@ -154,15 +147,17 @@ def _locate_in_cache(source: HfCacheSource) -> Located:
 def _locate_on_hub(source: HubSource) -> Located:
     if huggingface_hub.constants.HF_HUB_OFFLINE:
         raise SourceUnavailableError("the hub is switched off (HF_HUB_OFFLINE)")
+    from huggingface_hub.errors import GatedRepoError
+
     try:
-        info = HfApi().model_info(
+        info = huggingface_hub.HfApi().model_info(
             source.repo, revision=source.revision, timeout=_HUB_TIMEOUT_SECONDS
         )
     except GatedRepoError:
         raise SourceUnavailableError(
             f"{source.repo} is gated: accept its licence on the hub and run `hf auth login`"
         ) from None
-    except _HUB_ERRORS as error:
+    except hub_errors() as error:
         first_line = _first_line(error)
         raise SourceUnavailableError(
             f"the hub has no reachable {source.repo} ({first_line})"
@@ -195,14 +190,14 @@ def fetch(located: Located, note: Note) -> Path:
     note(f"downloading {repo} from the hub")
     try:
         folder = Path(
-            snapshot_download(
+            huggingface_hub.snapshot_download(
                 repo,
                 revision=commit,
                 allow_patterns=_ALLOWED_PATTERNS,
                 etag_timeout=_HUB_TIMEOUT_SECONDS,
             )
         )
-    except _HUB_ERRORS as error:
+    except hub_errors() as error:
         raise BadInputError(
             f"{repo} could not be downloaded.",
             _first_line(error),
@@ -294,6 +289,18 @@ def copy_model_files(folder: Path, out: Path) -> list[Path]:
         if (out / own).is_file() and not (out / common).is_file():
             copies.append(Path(shutil.copyfile(out / own, out / common)))
     return copies
+
+
+def hub_errors() -> tuple[type[Exception], ...]:
+    """What a failed call of the hub raises, as a rule the first of them.
+
+    The hub's error derives from its HTTP client's (which client depends on the hub's version) and
+    from OSError; a failed connection raises the client's error itself, a bad name a ValueError.
+    """
+    from huggingface_hub.errors import HfHubHTTPError
+
+    bases: tuple[Any, ...] = HfHubHTTPError.__bases__
+    return (*bases, ValueError)
 
 
 def _first_line(error: Exception) -> str:

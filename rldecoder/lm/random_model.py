@@ -13,6 +13,7 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
@@ -113,15 +114,15 @@ def _train_tokenizer(vocab_size: int, n_positions: int) -> PreTrainedTokenizerFa
     )
 
 
-def _build_model(
+def random_config(
     architecture: Architecture,
     n_layer: int,
     d_model: int,
     n_head: int,
     vocab_size: int,
     n_positions: int,
-    seed: int,
-) -> PreTrainedModel:
+) -> PreTrainedConfig:
+    """The configuration of such a model; nothing is built."""
     common: dict[str, Any] = {
         "vocab_size": vocab_size,
         "hidden_size": d_model,
@@ -133,15 +134,29 @@ def _build_model(
         "eos_token_id": 0,
         "pad_token_id": 0,
     }
+    if architecture == "gpt2":
+        return GPT2Config(**common)
+    return LlamaConfig(
+        intermediate_size=3 * d_model,
+        num_key_value_heads=1 if n_head % 2 else n_head // 2,
+        tie_word_embeddings=True,
+        **common,
+    )
+
+
+def _build_model(
+    architecture: Architecture,
+    n_layer: int,
+    d_model: int,
+    n_head: int,
+    vocab_size: int,
+    n_positions: int,
+    seed: int,
+) -> PreTrainedModel:
+    config = random_config(architecture, n_layer, d_model, n_head, vocab_size, n_positions)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "random_model", architecture))
-        if architecture == "gpt2":
-            return GPT2LMHeadModel(GPT2Config(**common))
-        return LlamaForCausalLM(
-            LlamaConfig(
-                intermediate_size=3 * d_model,
-                num_key_value_heads=1 if n_head % 2 else n_head // 2,
-                tie_word_embeddings=True,
-                **common,
-            )
-        )
+        if isinstance(config, GPT2Config):
+            return GPT2LMHeadModel(config)
+        assert isinstance(config, LlamaConfig)
+        return LlamaForCausalLM(config)

@@ -20,11 +20,12 @@ from rldecoder.lm.model_sources import fetch, locate
 from rldecoder.lm.quiet import quiet_transformers
 from rldecoder.lm.random_model import make_random_model
 from rldecoder.lm.registry import choose_model
-from rldecoder.lm.specs import check_constants, read_constants
+from rldecoder.lm.specs import ArchitectureConstants, check_constants, read_constants
 from rldecoder.precision import fast_dtype
 from rldecoder.provenance import peak_memory_bytes
 
-_SEQUENCE_TOKENS = 128
+SEQUENCE_TOKENS = 128
+"""Tokens a sequence of the test."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ class SmokeResult:
     """Nats per token on the standard library's language reference."""
     peak_memory_bytes: int
     """Of the whole process (CPU) or of the device's allocator (GPU)."""
+    constants: ArchitectureConstants
+    """What the model's own config says of it."""
 
     def rows(self) -> list[tuple[str, str]]:
         """(what, value) lines for a table."""
@@ -154,12 +157,13 @@ def _measure(
         logits_shape=tuple(logits.shape),
         cross_entropy=cross_entropy.item(),
         peak_memory_bytes=peak_memory_bytes(lm.device),
+        constants=read_constants(lm.model.config, parameters, lm.context_length),
     )
 
 
 def _sample(lm: FrozenLM, num_tokens: int) -> torch.Tensor:
     """About `num_tokens` tokens [B, T] of the language reference, which every Python carries."""
-    length = min(_SEQUENCE_TOKENS, lm.context_length)
+    length = min(SEQUENCE_TOKENS, lm.context_length)
     wanted = math.ceil(num_tokens / length) * length
     ids: list[int] = []
     texts = itertools.cycle(text for _, text in sorted(pydoc_data.topics.topics.items()))

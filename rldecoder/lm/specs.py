@@ -15,7 +15,7 @@ from rldecoder.config.model import Loading
 from rldecoder.config.problems import problem_lines, shown_name
 from rldecoder.config.yaml_files import read_yaml
 from rldecoder.errors import BadInputError
-from rldecoder.schemas import JsonRecord, Scalar
+from rldecoder.json_records import JsonRecord, Scalar
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

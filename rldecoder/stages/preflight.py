@@ -6,11 +6,14 @@ before any text is read.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from rldecoder.artifacts.catalogue import ModelFolder
 from rldecoder.config.run import RunConfig
 from rldecoder.interp.neuronpedia_labels import check_first
-from rldecoder.sae.fit import Surroundings, check_fit, described
-from rldecoder.sae.releases import find
+
+if TYPE_CHECKING:
+    from rldecoder.sae.fit import Surroundings
 
 
 def check(run: RunConfig, model: ModelFolder | None = None) -> None:
@@ -27,6 +30,9 @@ def check(run: RunConfig, model: ModelFolder | None = None) -> None:
     config = run.train_sae.pretrained
     if config is None:
         return
+    from rldecoder.sae.fit import Surroundings, check_fit, described  # slow to import
+    from rldecoder.sae.releases import find
+
     found = find(config)
     around = Surroundings(run.cache_activations.hook_layer, run.ingest.context_length)
     if model is not None:

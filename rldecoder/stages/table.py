@@ -32,7 +32,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(catalogue.Clusters, 4, inputs.ClusterInputs),
     Stage(catalogue.TrainedExplainer, 7, inputs.ExplainerInputs),
     Stage(catalogue.Evaluation, 6, inputs.EvaluateInputs, fingerprints.evaluate),
-    Stage(catalogue.Report, 9, inputs.ReportInputs),
+    Stage(catalogue.Report, 10, inputs.ReportInputs),
 )
 
 

@@ -21,9 +21,9 @@ def config() -> RunConfig:
     return load_run_config(ROOT / "configs" / "debug.yaml")
 
 
-def shown(store: ArtifactStore, config: RunConfig) -> str:
-    console = Console(record=True, width=200)
-    show_status(Run(config, store, refs={REF.stage: REF}), console)
+def shown(store: ArtifactStore, config: RunConfig, width: int = 200, verify: bool = False) -> str:
+    console = Console(record=True, width=width)
+    show_status(Run(config, store, refs={REF.stage: REF}), console, verify=verify)
     return console.export_text()
 
 
@@ -34,8 +34,14 @@ def test_status_tells_what_is_there(tmp_path: Path, config: RunConfig) -> None:
     assert "interrupted, resumable" in shown(store, config)
     file = publish(store)
     assert "published, gate failed" in shown(store, config)
-    file.write_bytes(b"other")
+    whole = file.read_bytes()
+    file.write_bytes(whole + b"more")
     assert "damaged, will be rebuilt" in shown(store, config)
+    # Of the same size: only hashing sees it, which `status` does where it is asked to.
+    file.write_bytes(bytes(len(whole)))
+    assert "damaged" not in shown(store, config)
+    assert "damaged, will be rebuilt" in shown(store, config, verify=True)
+    assert max(map(len, shown(store, config, width=80).splitlines()[1:])) <= 80
 
 
 @pytest.mark.parametrize("caveats", [[], ["the text is short"]])
@@ -62,6 +68,10 @@ def test_models_and_devices_are_tables() -> None:
     console = Console(record=True, width=200)
     show_models(console)
     show_devices(console)
+    narrow = Console(record=True, width=80)
+    show_models(narrow)
+    show_devices(narrow)
+    assert "…" not in narrow.export_text()
     text = console.export_text()
     assert "smollm2-135m-instruct" in text
     assert "gpt2" in text

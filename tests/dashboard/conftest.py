@@ -7,6 +7,7 @@ import pytest
 from rldecoder.dashboard import figures
 from rldecoder.dashboard.cards import FeatureCard, OtherLabelShown
 from rldecoder.dashboard.collect import ConfigShown, PhaseShown, StageShown
+from rldecoder.dashboard.opening import Sentence
 from rldecoder.dashboard.report import (
     ControlsShown,
     Fact,
@@ -97,6 +98,7 @@ def data() -> ReportData:
     return ReportData(
         title=text,
         subtitle=text,
+        opening=[Sentence("Decoded:", text)],
         facts=[Fact(text, text, text)],
         caveats=[text],
         targets=targets.root,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import pytest
 from rldecoder.artifacts.store import ArtifactStore
 from rldecoder.config.run import load_run_config
 from rldecoder.dashboard.cards import Context, feature_cards
+from rldecoder.dashboard.claims import precision_columns, simulation_columns
+from rldecoder.dashboard.label_table import label_columns
 from rldecoder.dashboard.report import ReportData, render_html
 from rldecoder.dashboard.shown import ExampleShown
 from rldecoder.explain.claims import CheckedClaim, Claim
@@ -94,6 +97,43 @@ def test_axe_finds_nothing_serious(page_file: Path, scheme: str, width: int) -> 
         browser.page.goto(page_file.as_uri())
         browser.page.locator("details.stage summary").first.click()
         assert browser.serious() == []
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_tables_and_legends_are_whole(data: ReportData, tmp_path: Path, width: int) -> None:
+    """Nothing is cut off or has to be scrolled for; on a telephone rows are cards."""
+
+    def rows(columns: Sequence[str]) -> list[list[str]]:
+        return [["random features", *["0.623 [0.581, 0.667]"] * (len(columns) - 1)]] * 2
+
+    labels, claims, simulated = label_columns(), precision_columns(), simulation_columns()
+    path = tmp_path / "report.html"
+    usual = replace(
+        data, caveats=[], label_columns=labels, label_methods=rows(labels), claim_columns=claims,
+        claim_methods=rows(claims), simulation_columns=simulated, simulation_rows=rows(simulated),
+    )  # fmt: skip
+    path.write_text(render_html(usual), encoding="utf-8")
+    with open_browser(width=width) as browser:
+        page = browser.page
+        page.goto(path.as_uri())
+        assert (page.locator(".opening li").first.text_content() or "").startswith("Decoded:")
+        places = page.evaluate(
+            """() => [...document.querySelectorAll(".opening li, .scroll td, figure svg text")]
+                .map(e => [e.getBoundingClientRect(), e.tagName])
+                .filter(([r]) => r.width > 0 && (r.right > innerWidth + 1 || r.left < -1))
+                .map(([r, name]) => [name, r.left, r.right])"""
+        )
+        assert places == []
+        wide = page.evaluate(
+            """() => [...document.querySelectorAll(".scroll")]
+                .filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.ariaLabel)"""
+        )
+        assert wide == []
+        if width == 390:
+            label = page.evaluate(
+                "getComputedStyle(document.querySelector('.scroll td.num'), '::before').content"
+            )
+            assert "goal" in label
 
 
 def test_printing_shows_what_was_folded(page_file: Path) -> None:

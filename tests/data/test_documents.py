@@ -8,7 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rldecoder.data.documents import assign_split, clean_text, plain, split_text, unit_hash
+from rldecoder.data.documents import (
+    assign_split,
+    clean_text,
+    paragraphs,
+    plain,
+    split_text,
+    unit_hash,
+)
 
 FRACTIONS = {"train": 0.7, "validation": 0.1, "label": 0.1, "test": 0.1}
 
@@ -54,6 +61,18 @@ def test_pieces_hold_the_whole_text() -> None:
     first, *others = split_text(long, 60, min_chars=20)
     assert first == ("Title\n" + "word " * 11)[:60].rsplit(" ", 1)[0]
     assert "".join([first, *others]).replace(" ", "") == long.replace(" ", "")
+
+
+def test_paragraphs_hold_the_whole_text_in_pieces_of_about_one_length() -> None:
+    text = "\n\n".join(f"{i} " + "word " * (i % 40) for i in range(400))
+    pieces = list(paragraphs(text, 500))
+    assert "".join(pieces) == text
+    assert all(250 <= len(piece) <= 1000 for piece in pieces)
+    assert all(piece.startswith("\n\n") for piece in pieces[1:])
+    # Without paragraphs or lines: at a word, or anywhere.
+    assert [len(p) for p in paragraphs("x" * 1000, 300)] == [300, 300, 400]
+    assert "".join(paragraphs("ab " * 500, 100)) == "ab " * 500
+    assert list(paragraphs("short", 300)) == ["short"]
 
 
 def test_plain_text_is_one_line_without_control_characters() -> None:

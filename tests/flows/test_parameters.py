@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
 from flows import phases
+from flows.form_check import unusable
 from flows.parameters import PipelineParameters, RunParameters
 from flows.phases import decoder, explanations, features, interpretation, last_stage, prepare, rl
 from flows.review import ReviewParameters
@@ -42,6 +44,38 @@ def test_unknown_keys_and_stages_are_refused() -> None:
     with pytest.raises(ValidationError, match="no stage called"):
         PipelineParameters(until="nowhere")
     assert PipelineParameters(until="report").until == "report"
+
+
+def test_the_form_is_a_menu_of_the_known_configs() -> None:
+    schema = PipelineParameters.model_json_schema()["properties"]["config"]
+    menu, path = schema["anyOf"]
+    assert {"quickstart", "debug", "own_text"} <= set(menu["enum"])
+    assert path["type"] == "string"
+    assert schema["default"] == "quickstart"
+    assert "type" not in schema
+
+
+def test_a_run_is_named_after_its_config_and_its_end() -> None:
+    named = PipelineParameters(config="configs/debug.yaml", until="gate_sae").run_name
+    assert re.fullmatch(r"debug-until-gate_sae-\d{4}", named)
+    assert re.fullmatch(r"quickstart-\d{4}", RunParameters().run_name)
+
+
+def test_what_is_wrong_with_a_form_is_said_before_its_run_is_made() -> None:
+    path = "/api/deployments/123/create_flow_run"
+
+    def said(where: str = path, **values: object) -> str:
+        wrong = unusable(where, {"parameters": {"parameters": values}})
+        return "" if wrong is None else str(wrong)
+
+    assert "did you mean k" in said(config="debug", overrides=["train_sae.kk=3"])
+    assert "not of the form a.b=c" in said(config="debug", overrides=["train_sae.k"])
+    assert said(config="debug", overrides=["train_sae.k=3"]) == ""
+    # Not a run that is made, and a config that the worker decides about.
+    assert said("/api/flow_runs/1/resume", config="debug", overrides=["x.y=3"]) == ""
+    assert said(config="/etc/passwd", overrides=["x.y=3"]) == ""
+    assert unusable(path, {"parameters": {}}) is None
+    assert unusable(path, None) is None
 
 
 def test_there_is_a_flow_for_every_phase() -> None:

@@ -155,11 +155,18 @@ def _parts(annotation: Any) -> typing.Iterator[Any]:
 
 @pytest.mark.slow
 def test_the_worker_confines_forms(ui: Ui, tmp_path_factory: pytest.TempPathFactory) -> None:
+    wrong = {"config": "debug", "overrides": ["train_sae.kk=3"]}
+    refused = ui.trigger("pipeline/pipeline-debug", wrong)
+    assert refused.status_code == 422
+    assert "did you mean k" in refused.json()["detail"]
     outside = tmp_path_factory.getbasetemp().parent / "outside-of-what-is-allowed"
     given = {"config": "debug", "until": "sync_tokenizer", "store": str(outside)}
     run = ui.trigger("pipeline/pipeline-debug", given).raise_for_status().json()["id"]
     state = ui.finished(run)
     assert state["type"] == "FAILED"
+    # One line that says what to do, with no name of a class and no traceback.
+    assert "Error" not in state["message"]
+    assert "\n" not in state["message"]
     assert "not one that a form may name" in state["message"]
     assert "--allow-store" in state["message"]
     assert not outside.exists()

@@ -90,10 +90,13 @@ def test_without_a_label_there_is_nothing_to_accept() -> None:
 
 def test_an_untouched_form_is_no_verdict() -> None:
     # A switch that starts off was sent as a rejection by whoever only pressed the button.
-    assert Verdict().verdict == "undecided"
+    # Now there is none to start with, and a form without one is refused.
     choice = Verdict.model_json_schema()["properties"]["verdict"]
-    assert choice["enum"] == ["undecided", "accept", "reject"]
-    assert choice["default"] == "undecided"
+    assert choice["enum"] == ["accept", "reject", "skip"]
+    assert "default" not in choice
+    with pytest.raises(ValueError, match="verdict"):
+        Verdict.model_validate({"note": "n"})
+    assert Verdict.model_validate({"verdict": "undecided"}).verdict == "skip"
     # A form of before, answered after an upgrade.
     assert Verdict.model_validate({"accept": True, "note": "n"}).verdict == "accept"
     assert Verdict.model_validate({"accept": False}).verdict == "reject"
@@ -168,9 +171,11 @@ def is_taken(ui: Ui, path: str, answer: dict[str, Any]) -> bool:
 
 @pytest.mark.slow
 def test_the_flow_asks_waits_and_keeps_the_answers(ui: Ui, published: ArtifactStore) -> None:
-    parameters = ReviewParameters(config="debug", store=str(published.root), reviewer="ann")
+    parameters = ReviewParameters(config="debug", store=str(published.root))
     better = {"verdict": "reject", "better_label": "digits", "note": "n"}
-    answers = [{"verdict": "accept"}, {"verdict": "reject"}, better, {}]
+    # Nobody is named at the start: the first form asks who answers, and no later one does.
+    first = {"verdict": "accept", "reviewer": " ann "}
+    answers = [first, {"verdict": "reject"}, better, {"verdict": "skip"}]
     with ThreadPoolExecutor(1) as pool:
         flow = start(ui, parameters, pool)
         seen: set[str] = set()
@@ -180,8 +185,8 @@ def test_the_flow_asks_waits_and_keeps_the_answers(ui: Ui, published: ArtifactSt
             seen.add(run["state"]["id"])
             path = f"/flow_runs/{run['id']}/resume"
             # The form is checked by the server.
-            wrong = {"run_input": {"verdict": "perhaps"}}
-            assert ui.post(path, wrong).json()["status"] == "REJECT"
+            for wrong in ({"verdict": "perhaps"}, {}):
+                assert ui.post(path, {"run_input": wrong}).json()["status"] == "REJECT"
             ui.until(functools.partial(is_taken, ui, path, answer))
         assert flow.result(60) == 4
     lines = read_reviews(published.root / "reviews.jsonl", "abc")
@@ -191,8 +196,10 @@ def test_the_flow_asks_waits_and_keeps_the_answers(ui: Ui, published: ArtifactSt
     assert {(line.reviewer, line.shown) for line in lines} == {("ann", "a <b>number</b>")}
     shown = ui.get("/artifacts/review/latest")["data"]
     assert json.dumps("a <b>number</b>") in shown
+    assert "press **Resume**" in shown
+    assert "The label says what the text is where it fires:" in shown
     # Nothing is asked twice but the last one, whose form was sent as it came: it says nothing.
-    again = parameters.model_copy(update={"timeout_seconds": 1})
+    again = parameters.model_copy(update={"timeout_seconds": 1, "reviewer": "ann"})
     with ThreadPoolExecutor(1) as pool, pytest.raises(FlowPauseTimeout):
         start(ui, again, pool).result(300)
     assert latest_asked(ui) == 9
@@ -212,14 +219,15 @@ def test_a_suspended_review_goes_on_where_it_was(ui: Ui, tmp_path: Path) -> None
     ours = labels(feature(8), feature(9, importance=0.01), missing)
     publish(store, "label_features", ours, overrides)
     publish(store, "cluster_features", make_queue(ours, {}, 0), overrides)
-    parameters = {"config": "debug", "store": str(store.root), "reviewer": "ann", "count": 3,
-                  "wait": "suspend", "overrides": overrides}  # fmt: skip
+    # As the form comes: nobody is named, and nothing waits in a process.
+    parameters = {"config": "debug", "store": str(store.root), "count": 3, "overrides": overrides}
     run = ui.trigger("review/review", parameters).raise_for_status().json()["id"]
+    named = {"verdict": "accept", "reviewer": "ann"}
     accepted, worded = {"verdict": "accept"}, {"better_label": "digits"}
     seen: set[str] = set()
     wrong_words = {"better_label": 7}
     switch = {"accept": True}
-    for wrong, answer in ((switch, accepted), (switch, accepted), (wrong_words, worded)):
+    for wrong, answer in ((switch, named), (switch, accepted), (wrong_words, worded)):
 
         def asks() -> Any:
             state = ui.get(f"/flow_runs/{run}")["state"]
@@ -233,9 +241,12 @@ def test_a_suspended_review_goes_on_where_it_was(ui: Ui, tmp_path: Path) -> None
         assert ui.post(path, {"run_input": wrong}).json()["status"] == "REJECT"
         ui.until(functools.partial(is_taken, ui, path, answer))
     assert ui.finished(run)["type"] == "COMPLETED"
-    assert [(line.latent, line.accept, line.label) for line in read_reviews(reviews, "abc")] == [
+    lines = read_reviews(reviews, "abc")
+    assert [(line.latent, line.accept, line.label) for line in lines] == [
         (8, True, None), (9, True, None), (5, None, "digits"),
     ]  # fmt: skip
+    assert {line.reviewer for line in lines} == {"ann"}
+    assert ui.get(f"/flow_runs/{run}")["name"].startswith("debug-")
 
 
 @pytest.mark.slow

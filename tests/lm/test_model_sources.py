@@ -14,12 +14,12 @@ import pytest
 from huggingface_hub.errors import GatedRepoError
 
 from rldecoder.errors import BadInputError, DamagedFileError, NoResourceError
-from rldecoder.lm import model_sources
 from rldecoder.lm.model_sources import (
     SourceUnavailableError,
     check_model_folder,
     copy_model_files,
     fetch,
+    hub_errors,
     locate,
     locate_one,
 )
@@ -217,8 +217,8 @@ def test_hub_resolves_a_branch_and_downloads_that_commit(
         return str(tiny_lm_dir)
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(model_sources, "HfApi", Api)
-    monkeypatch.setattr(model_sources, "snapshot_download", download)
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     located = locate([HubSource(repo=REPO)])
     assert located.identity == {"hub": f"{REPO}@{COMMIT}"}
     assert located.folder is None
@@ -237,14 +237,14 @@ def test_hub_failures_are_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
             def model_info(self, repo: str, **kwargs: Any) -> None:
                 raise error
 
-        monkeypatch.setattr(model_sources, "HfApi", Api)
+        monkeypatch.setattr(huggingface_hub, "HfApi", Api)
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     failing(GatedRepoError("gated", response=_response(403)))
     with pytest.raises(SourceUnavailableError, match="hf auth login"):
         locate_one(HubSource(repo=REPO))
     # A connection that fails raises the HTTP client's own error, here without any server.
-    failing(model_sources._HUB_ERRORS[0]("Name or service not known"))
+    failing(hub_errors()[0]("Name or service not known"))
     with pytest.raises(SourceUnavailableError, match="Name or service not known"):
         locate_one(HubSource(repo=REPO))
 
@@ -258,8 +258,8 @@ def test_failed_download_is_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError("connection reset")
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(model_sources, "HfApi", Api)
-    monkeypatch.setattr(model_sources, "snapshot_download", download)
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     with pytest.raises(BadInputError, match=r"could not be downloaded\. connection reset"):
         fetch(locate([HubSource(repo=REPO)]), silent)
 

@@ -155,7 +155,8 @@ def test_long_documents_are_read_on_where_their_beginnings_fill_no_split(
     limits = {"max_document_chars": 300, "min_document_chars": 50}
 
     ctx, whole = context("roomy"), context("whole")
-    STAGE.run(inputs, settings(tmp_path, **base, budget_tokens=roomy, **limits), ctx)
+    read_on = STAGE.run(inputs, settings(tmp_path, **base, budget_tokens=roomy, **limits), ctx)
+    assert read_on.reasons == ()
     STAGE.run(
         inputs, settings(tmp_path, **base, budget_tokens=roomy, max_document_chars=None), whole
     )
@@ -176,10 +177,30 @@ def test_long_documents_are_read_on_where_their_beginnings_fill_no_split(
     # Budgets that the beginnings fill see many documents, as before.
     small = {"train": 640, "validation": 0, "label": 0, "test": 64, "ood": 0}
     ctx = context("small")
-    STAGE.run(inputs, settings(tmp_path, **base, budget_tokens=small, **limits), ctx)
+    output = STAGE.run(inputs, settings(tmp_path, **base, budget_tokens=small, **limits), ctx)
+    (caveat,) = output.reasons
+    assert "of your documents were cut: after their first 300 characters" in caveat
     written = Corpus.provenance.path(ctx.out).read_text()
     assert "continued_documents" not in written
     assert "cut_characters" not in written
+
+
+def test_one_long_file_reaches_every_split_under_a_caveat(
+    tmp_path: Path, inputs: IngestInputs, context: MakeContext
+) -> None:
+    path = tmp_path / "book.txt"
+    path.write_text("\n\n".join(f"Chapter {i} of " + f"tale{i} " * 60 for i in range(150)))
+    source = {"type": "local", "paths": [str(path)], "document_chars": 900}
+    budget = {"train": 64_000, "validation": 64, "label": 64, "test": 64, "ood": 0}
+    ctx = context()
+    config = settings(
+        tmp_path, sources=[source], ood_sources=[], budget_tokens=budget, max_document_chars=None
+    )
+    output = STAGE.run(inputs, config, ctx)
+    rows = published(Corpus, ctx.out).documents.to_pylist()
+    assert {row["split"] for row in rows} == {"train", "validation", "label", "test"}
+    (caveat,) = output.reasons
+    assert "the same 1 files as training text" in caveat
 
 
 def test_what_the_limit_cut_off_is_said(

@@ -53,8 +53,8 @@ def published(root: Path, name: str, files: dict[str, Any], **facts: Any) -> Any
 
 def test_headline_numbers(tmp_path: Path, made: dict[str, Any]) -> None:
     show_stage(*published(tmp_path, "train_sae", {}, metrics={"fvu": 0.1, "l0": 32}))
-    assert list(made) == ["train-sae"]
-    assert made["train-sae"]["data"] == [
+    assert list(made) == ["07-train-sae"]
+    assert made["07-train-sae"]["data"] == [
         {"metric": "fvu", "value": 0.1}, {"metric": "l0", "value": 32},
     ]  # fmt: skip
 
@@ -67,16 +67,16 @@ def test_a_gates_criteria_and_its_verdict(tmp_path: Path, made: dict[str, Any]) 
             verdict="fail", reasons=["mse 0.4 misses < 0.01"],
         )
     )  # fmt: skip
-    assert made["gate-sae-gate"]["data"] == [{"name": "mse", **row}]
-    assert "**fail**" in made["gate-sae-gate"]["description"]
-    assert "mse 0.4 misses" in made["gate-sae-gate"]["description"]
+    assert made["08-gate-sae-gate"]["data"] == [{"name": "mse", **row}]
+    assert "**fail**" in made["08-gate-sae-gate"]["description"]
+    assert "mse 0.4 misses" in made["08-gate-sae-gate"]["description"]
 
 
 def test_targets(tmp_path: Path, made: dict[str, Any]) -> None:
     targets = fill_targets({}, {target.source: "evaluate" for target in TARGETS})
     rows = [row.model_dump() for row in targets.root]
     show_stage(*published(tmp_path, "evaluate", {"targets.json": rows}))
-    assert made["evaluate-targets"]["data"] == rows
+    assert made["18-evaluate-targets"]["data"] == rows
     assert {row["met"] for row in rows} == {None}
 
 
@@ -86,12 +86,12 @@ def test_the_report_is_named_with_its_caveats(tmp_path: Path, made: dict[str, An
     )
     show_stage(stage, ref, store)
     page = store.path(ref) / "report.html"
-    assert made["report-page"]["data"] == page.as_uri()
-    assert str(page) in made["report-path"]["data"]
-    assert "- gate_sae: mse 0.4" in made["report-path"]["data"]
+    assert made["19-report-page"]["data"] == page.as_uri()
+    assert str(page) in made["19-report-path"]["data"]
+    assert "- gate_sae: mse 0.4" in made["19-report-path"]["data"]
 
 
 def test_keys_never_collide(tmp_path: Path, made: dict[str, Any]) -> None:
     """Metrics of the report stage must not overwrite the link to the report."""
     show_stage(*published(tmp_path, "report", {"report.html": "<html>"}, metrics={"pages": 1}))
-    assert set(made) == {"report", "report-page", "report-path"}
+    assert set(made) == {"19-report", "19-report-page", "19-report-path"}

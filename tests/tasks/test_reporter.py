@@ -65,7 +65,7 @@ def test_a_long_bar_is_updated_now_and_then_and_ends_complete(ui: Ui) -> None:
         for _ in range(80):
             ui.now += 0.5
             bar.advance(1, "loss 2")
-    assert ui.created == [(26.0, "train-sae-progress")]
+    assert ui.created == [(26.0, "07-train-sae-progress")]
     assert len(ui.updated) == 13  # every 3 s of 40, after the first, and the end
     assert ui.updated[-1][0] == 100.0
     assert "100 of 100 tok, 2.0 tok/s. loss 2" in ui.updated[-1][1]

@@ -30,7 +30,7 @@ def lines(stream: io.StringIO) -> list[dict[str, Any]]:
 def request(tmp_path: Path) -> Request:
     run = load_run_config(ROOT / "configs" / "debug.yaml")
     return Request(
-        run=run, stage="ingest", refs={}, root=str(tmp_path), mirror=None, device="cpu",
+        run=run, stage="ingest", refs={}, place=str(tmp_path), mirror=None, device="cpu",
         events_fd=1,
     )  # fmt: skip
 

@@ -14,9 +14,10 @@ import unicodedata
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import jinja2
+if TYPE_CHECKING:
+    import jinja2
 
 FOLDER = Path(__file__).parent / "prompts"
 BEGIN, END = "=== BEGIN DATA", "=== END DATA"
@@ -124,6 +125,8 @@ def prompts_digest() -> str:
 
 @cache
 def _templates() -> jinja2.Environment:
+    import jinja2  # here, because a plan only hashes the templates
+
     # Plain text, not HTML: nothing is escaped here, and no value is ever a template.
     return jinja2.Environment(
         loader=jinja2.FileSystemLoader(FOLDER), undefined=jinja2.StrictUndefined, autoescape=False

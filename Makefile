@@ -59,7 +59,9 @@ ui: install  ## Prefect server, work pool, worker and deployments on 127.0.0.1
 	$(BIN)/python -m flows.serve_ui $(UI_ARGS)
 
 # The tests look at what `debug` has built, so it is built once.
-test: install-dev readers lint types debug  ## Lint, types, tests, and configs/debug.yaml twice
+# It and mypy keep one core busy each, so they run side by side.
+test: install-dev readers lint  ## Lint, types, tests, and configs/debug.yaml twice
+	$(MAKE) -j 2 types debug
 	RLDECODER_DEBUG_STORE="$(CURDIR)/.debug-store" $(MAKE) unit
 	rm -rf .debug-store
 
@@ -71,11 +73,11 @@ lint:
 types:
 	$(BIN)/mypy
 
-# A worker a core, one thread each: most tests are too small for two threads, and those that talk
-# to a Prefect server mostly wait for it.
+# One thread each: most tests are too small for two. Three workers for two cores: one is with the
+# tests that talk to a Prefect server, which mostly wait for it.
 unit: export OMP_NUM_THREADS := 1
 unit:
-	$(BIN)/python -m pytest -m "not gpu" -q -n 2 --dist loadgroup --durations=15
+	$(BIN)/python -m pytest -m "not gpu" -q -n 3 --dist loadgroup --no-loadscope-reorder --durations=15
 
 # The second run must do no work at all. One thread, as in `unit`, whose tests compare this store's
 # bytes with those of resumed runs: sums over two threads round differently.

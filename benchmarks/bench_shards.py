@@ -2,9 +2,9 @@
 
     python -m benchmarks.bench_shards STORE
 
-STORE is an artifact store in which a run has published `sync_tokenizer` and `ingest`. A cluster is
-started on this machine alone. All take turns on the same shards, models loaded before; the ratios
-are of medians, so that a busy minute hits all of them. Results: docs/results.md.
+STORE is an artifact store in which a run has published `sync_tokenizer` and `ingest`. Unless one is
+named, a cluster is started on this machine alone. All take turns on the same shards, models loaded
+before; the ratios are of medians, so that a busy minute hits all of them. Results: docs/results.md.
 """
 
 from __future__ import annotations
@@ -79,11 +79,12 @@ def main(
     shard_tokens: Annotated[int, typer.Option(help="Tokens a shard.")] = 4096,
     shards: Annotated[int, typer.Option(help="Shards a turn.")] = 8,
     turns: int = 5,
+    address: Annotated[str, typer.Option(help="As `executor.address`; two cores free.")] = "local",
 ) -> None:
     """Print both ratios."""
 
     def ray(workers: int) -> RayExecutor:
-        config = ExecutorConfig(type="ray", address="local", workers=workers)
+        config = ExecutorConfig(type="ray", address=address, workers=workers)
         return RayExecutor(config, threads=1, timeout_seconds=600)
 
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:

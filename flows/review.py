@@ -330,7 +330,7 @@ def _said_before(latent: int, form: type[_Form]) -> _Form | None:
     """What was answered to a form of this run whose process ended before it heard of it."""
     for key in reversed(_pause_keys()):
         if int(key.split("-")[1]) == latent:
-            said = read_flow_run_input(keyset_from_base_key(f"paused-{key}")["response"])
+            said: Any = read_flow_run_input(keyset_from_base_key(f"paused-{key}")["response"])
             if said is not None:
                 # The first form asked for a name, too, which is known by now.
                 named = form.model_fields.keys() | {"accept"}

@@ -69,10 +69,12 @@ class GateEntry(JsonRecord):
 
     def judged(self, target: Band, threshold: Band | None = None) -> GateEntry:
         """With the plan's target and, where the metric gates, what this run demands."""
-        found: dict[str, object] = {"target": target.plain(), "met": target.holds(self.value)}
-        if threshold is not None:
-            found |= {"threshold": threshold.plain(), "passed": threshold.holds(self.value)}
-        return self.model_copy(update=found)
+        judged = self.model_copy(update={"target": target.plain(), "met": target.holds(self.value)})
+        if threshold is None:
+            return judged
+        return judged.model_copy(
+            update={"threshold": threshold.plain(), "passed": threshold.holds(self.value)}
+        )
 
 
 def metric(value: float | None, unit: str, formula: str) -> GateEntry:

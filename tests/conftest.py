@@ -54,15 +54,19 @@ SHARED_DATA = ROOT.parent / "shared" / "data"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For `--dist loadgroup`: a file to one worker, and all that share the Prefect UI to one."""
+    """For `--dist loadgroup`: a file to one worker, and all that share the Prefect UI to one.
 
-    def uses_ui(item: pytest.Item) -> bool:
-        return "ui" in getattr(item, "fixturenames", ())
+    What takes longest begins first, so that no worker is left alone with it at the end; xdist
+    would begin with what has most tests (`--no-loadscope-reorder` keeps this order).
+    """
 
+    def group(item: pytest.Item) -> str:
+        return "ui" if "ui" in getattr(item, "fixturenames", ()) else item.path.name
+
+    slow = {group(item) for item in items if item.get_closest_marker("slow")}
     for item in items:
-        item.add_marker(pytest.mark.xdist_group("ui" if uses_ui(item) else item.path.name))
-    # The longest group first: one worker is busy with it while the other takes the rest.
-    items.sort(key=uses_ui, reverse=True)
+        item.add_marker(pytest.mark.xdist_group(group(item)))
+    items.sort(key=lambda item: (group(item) != "ui", group(item) not in slow))
 
 
 @pytest.fixture(autouse=True)

@@ -1,9 +1,9 @@
 """Runs `rldecoder` commands in forks of a process that has imported everything already.
 
 An interpreter and its imports cost ten CPU seconds; a fork costs none. `python -m
-tests.fork_server` reads lines of JSON (`arguments`, and the files `out` and `err`), and answers
-each with two lines: the child's process id, once it is about to begin, and its exit code. Its other
-end is `tests.forked`.
+tests.fork_server` reads lines of JSON (`arguments`, the files `out` and `err`, the folder `cwd`,
+and `env`, added to the environment), and answers each with two lines: the child's process id, once
+it is about to begin, and its exit code. Its other end is `tests.forked`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from rldecoder.cli.main import main
 from rldecoder.stages.table import STAGES
 
 
-def child(arguments: list[str], out: str, err: str, answers: int) -> None:
+def child(request: dict[str, Any], answers: int) -> None:
     """Become the command. A signal that comes before it listens waits until it does."""
     signal.pthread_sigmask(signal.SIG_BLOCK, interrupts.SIGNALS)
     original = interrupts.listen
@@ -35,9 +35,11 @@ def child(arguments: list[str], out: str, err: str, answers: int) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, interrupts.SIGNALS)
 
     interrupts.listen = listen
-    for place, file in ((1, out), (2, err)):
+    for place, file in ((1, request["out"]), (2, request["err"])):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND), place)
-    sys.argv = ["rldecoder", *arguments]
+    os.environ.update(request["env"])
+    os.chdir(request["cwd"])
+    sys.argv = ["rldecoder", *request["arguments"]]
     os.write(answers, f"{os.getpid()}\n".encode())
     try:
         main()
@@ -59,7 +61,7 @@ def serve() -> None:
         request: dict[str, Any] = json.loads(line)
         pid = os.fork()
         if pid == 0:
-            child(request["arguments"], request["out"], request["err"], answers)
+            child(request, answers)
         # Collected with the next line only: until then a signal for it reaches no other process.
         ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
         assert ended is not None

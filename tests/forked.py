@@ -8,6 +8,7 @@ import select
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,14 +40,23 @@ class ForkServer:
         assert self._process.stdout is not None
         self._requests, self._answers = self._process.stdin, self._process.stdout
 
-    def run(self, *arguments: str) -> Done:
-        """Run a command and wait."""
-        self.start(*arguments)
+    def run(self, *arguments: str, cwd: Path = ROOT, env: Mapping[str, str] | None = None) -> Done:
+        """Run a command and wait. For `cwd` and `env` see `start`."""
+        self.start(*arguments, cwd=cwd, env=env)
         return self.wait()
 
-    def start(self, *arguments: str) -> int:
-        """Start a command; its process id, once it is about to begin."""
-        request = {"arguments": arguments, "out": str(self._out), "err": str(self._err)}
+    def start(self, *arguments: str, cwd: Path = ROOT, env: Mapping[str, str] | None = None) -> int:
+        """Start a command; its process id, once it is about to begin.
+
+        Args:
+            cwd: where it runs.
+            env: what its environment has besides the server's. What a library reads when it is
+                imported was read before.
+        """
+        request = {
+            "arguments": arguments, "out": str(self._out), "err": str(self._err), "cwd": str(cwd),
+            "env": dict(env or {}),
+        }  # fmt: skip
         self._requests.write(f"{json.dumps(request)}\n".encode())
         return int(self._answers.readline())
 

@@ -50,7 +50,17 @@ def test_second_run_does_no_work(forks: ForkServer, debug_store: Path) -> None:
 def test_summary_shows_targets_examples_and_report(debug_store: Path) -> None:
     shown = (debug_store / "stdout.txt").read_text()
     assert "Targets of the original plan" in shown
-    assert "report.html" in shown
+    # What was built in three lines, before all else; what to type next at the end.
+    words = " ".join(shown.split("Targets of the original plan")[0].split())
+    for part in (
+        " decoder is not frozen: ",
+        "nats a token",
+        "Labels of high confidence",
+        "PPO added",
+    ):
+        assert part in words, part
+    assert "rldecoder explain" in shown.split("next:")[1]
+    assert "report.html" in shown.strip().splitlines()[-1]
     targets = schemas.read_json(
         ArtifactStore(debug_store).path(plan(load_run_config(CONFIG))["evaluate"]) / "targets.json"
     )

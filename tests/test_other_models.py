@@ -17,6 +17,7 @@ from rldecoder.reporting import SilentReporter
 from rldecoder.runner import run_pipeline
 from rldecoder.stages.table import STAGES
 from tests.lm.causal_architectures import tiny_config
+from tests.smallest import SMALLEST
 from tests.tiny_models import with_tokens_around
 
 pytestmark = pytest.mark.slow
@@ -26,74 +27,17 @@ BEGINS_WITH_BOS = ("llama", "gemma3_text")
 
 def settings(model: Path, text: Path, other: Path) -> dict[str, Any]:
     """A run through every stage with nearly nothing to do in each."""
-    training = {
-        "budget_tokens": 2048, "batch_tokens": 512, "init_tokens": 512, "warmup_steps": 1,
-    }  # fmt: skip
+    sources = {
+        "sources": [{"type": "local", "paths": [str(text)]}],
+        "ood_sources": [{"type": "local", "paths": [str(other)]}],
+    }
     return {
+        **SMALLEST,
         "name": "tiny",
         "tracking": {"wandb": "off"},
         "sync_tokenizer": {"model": "folder", "path": str(model), "compute_dtype": "float32"},
-        "ingest": {
-            "sources": [{"type": "local", "paths": [str(text)]}],
-            "ood_sources": [{"type": "local", "paths": [str(other)]}],
-            "context_length": 32,
-            "budget_tokens": {
-                "train": 4096, "validation": 512, "label": 1024, "test": 1024, "ood": 512,
-            },
-            "max_document_chars": 600,
-        },
-        "baselines": {
-            "lens_layers": [2], "fit_tokens": 2048, "validation_tokens": 512, "eval_tokens": 256,
-            "num_task_prompts": 0, "ridge_strengths": [0.01],
-        },
-        "cache_activations": {
-            "hook_layer": 2,
-            "budget_tokens": {
-                "train": 4096, "validation": 512, "label": 1024, "test": 1024, "ood": 512,
-            },
-        },
-        "train_sae": {
-            **training, "expansion": 4, "k": 8, "eval_every_steps": 2, "eval_tokens": 256,
-            "dead_after_tokens": 2048,
-        },
-        "gate_sae": {"eval_tokens": 512, "splice_sequences": 4, "on_fail": "warn"},
-        "train_decoder": {
-            "epochs": 1, "budget_tokens": 1024, "batch_tokens": 256, "lr": 0.002, "depth": 1,
-            "validation_tokens": 256, "ood_tokens": 128, "fit_tokens": 512,
-            "matmul_precision": "highest",
-        },
-        "gate_decoder": {
-            "test_tokens": 256, "ood_tokens": 128, "matmul_precision": "highest", "on_fail": "warn",
-        },
-        "train_ppo": {
-            "tasks": ["cloze"],
-            "stages": 3 * [{"steps": 1, "faithfulness": 0.4, "monosemanticity": 0.3, "task": 0.3}],
-            "ppo": {
-                "batch_size": 2, "inner_epochs": 1, "replay_tokens": 32, "critic_width": 8,
-            },
-            "eval_every_steps": 1, "eval_prompts": 1, "eval_tokens": 64,
-        },
-        "control_ppo": {"test_prompts": 1, "test_tokens": 64, "on_fail": "warn"},
-        "rank_features": {
-            "budget_tokens": 128, "num_prompts": 1, "validation_tokens": 32, "validation_top": 2,
-            "validation_others": 2, "domains": ["label", "cloze"],
-        },
-        "label_features": {
-            "num_features": 4, "control_features": 2, "control_tokens": 256, "score_tokens": 512,
-            "fit_tokens": 1024,
-        },
-        "cluster_features": {"num_probe_tokens": 8, "fingerprint_tokens": 128},
-        "train_explainer": {
-            "num_pairs": 8, "num_test_positions": 4, "scale_tokens": 128, "width": 8,
-            "num_layers": 1, "steps": 2, "batch_size": 4, "bootstrap_resamples": 100,
-            "example_tokens": 8,
-        },
-        "evaluate": {
-            "num_prompts": 2, "tasks": ["cloze"], "num_tokens": 128, "deletion_positions": 4,
-            "bootstrap_resamples": 100, "matmul_precision": "highest",
-        },
-        "report": {"max_feature_cards": 2},
-    }  # fmt: skip
+        "ingest": {**SMALLEST["ingest"], **sources},
+    }
 
 
 @pytest.fixture(scope="module")

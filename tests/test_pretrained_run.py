@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -23,11 +21,18 @@ from rldecoder.runner import open_artifact, open_inputs, plan, run_pipeline
 from rldecoder.seeds import derive_seed
 from rldecoder.stages.table import STAGES, stage_named
 from tests.conftest import make_context
+from tests.forked import ForkServer
 from tests.sae.foreign_folders import Foreign, Weights, changed_config, write_foreign
+from tests.smallest import smallest
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs" / "debug.yaml"
 BEFORE = ("sync_tokenizer", "ingest", "baselines", "sweep_sae", "frontier", "cache_activations")
+AFTERWARDS = (
+    "train_decoder", "gate_decoder", "train_ppo", "control_ppo", "rank_features", "label_features",
+    "cluster_features", "train_explainer", "evaluate", "report",
+)  # fmt: skip
+"""What has little to do with whose SAE it is."""
 
 pytestmark = pytest.mark.slow
 
@@ -72,25 +77,22 @@ def test_the_whole_run(
     gemma_scope: Foreign,
     trained: tuple[Weights, torch.Tensor],
     debug_store: Path,
+    forks: ForkServer,
     tmp_path: Path,
 ) -> None:
     for stage in BEFORE:
         shutil.copytree(debug_store / stage, tmp_path / "store" / stage)
-    short = "{steps: 1, faithfulness: 0.5, monosemanticity: 0.3, task: 0.2}"
     line = {"modelId": "x", "layer": "2-gemmascope-res-16k", "description": 'the word "the"'}
     labels = tmp_path / "neuronpedia.jsonl"
     labels.write_text("".join(json.dumps(line | {"index": i}) + "\n" for i in range(256)))
     settings = [
         f"label_features.import={labels}", "train_sae.pretrained.accept=[bos]",
-        f"train_ppo.stages=[{short}, {short}, {short}]",
-        "train_ppo.eval_every_steps=3", "label_features.control_features=4",
+        *smallest(*AFTERWARDS),
     ]  # fmt: skip
     chosen = f"train_sae.pretrained.folder={gemma_scope.folder}"
-    done = subprocess.run(
-        [sys.executable, "-m", "rldecoder.cli", "run", str(CONFIG), "--no-prefect",
-         "--store", str(tmp_path / "store"),
-         *(part for setting in (chosen, *settings) for part in ("--set", setting))],
-        cwd=ROOT, capture_output=True, text=True, timeout=600, check=False,
+    done = forks.run(
+        "run", str(CONFIG), "--no-prefect", "--store", str(tmp_path / "store"),
+        *(part for setting in (chosen, *settings) for part in ("--set", setting)),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert f"{len(STAGES) - len(BEFORE)} stages built, {len(BEFORE)} reused" in done.stderr

@@ -15,6 +15,7 @@ from rldecoder import runner
 from rldecoder.artifacts.base import Artifact, Plain
 from rldecoder.artifacts.store import ArtifactRef, ArtifactStore
 from rldecoder.config.base import OnFail, StageConfig, free
+from rldecoder.config.executor import ExecutorConfig
 from rldecoder.errors import BadInputError, GateFailedError, NumericalError
 from rldecoder.reporting import SilentReporter
 from rldecoder.stages.context import Output, Stage, StageContext
@@ -41,6 +42,7 @@ class FakeRun:
     name = "fake"
     seed = 0
     threads = None
+    executor = ExecutorConfig()
     # Nothing of others is brought along.
     label_features = SimpleNamespace(imported=None)
     train_sae = SimpleNamespace(pretrained=None)

@@ -19,6 +19,7 @@ from rich.text import Text
 from rldecoder.cli.progress import RichReporter
 from rldecoder.terminal import PrintableFormatter, Terminal, printable
 from tests.conftest import ROOT
+from tests.forked import ForkServer
 
 ATTACKS = {
     "clear the screen": "\x1b[2J",
@@ -90,15 +91,31 @@ def test_log_lines_and_their_tracebacks_are_printable() -> None:
     assert not ACTS.search(line)
 
 
-@pytest.mark.parametrize("command", [["status"], ["run", "--no-prefect"], ["explain"], ["\x1b[2J"]])
-def test_errors_that_quote_a_file_name_do_nothing(command: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", [["status"], ["run", "--no-prefect"], ["explain"]])
+def test_errors_that_quote_a_file_name_do_nothing(
+    forks: ForkServer, command: list[str], tmp_path: Path
+) -> None:
+    named = str(tmp_path / "\x1b]0;owned\x07.yaml")
+    result = forks.run(*command, named, cwd=tmp_path, env={"FORCE_COLOR": "1"})
+    assert result.returncode == 2
+    does_nothing(result.stderr + result.stdout)
+
+
+def test_a_command_that_there_is_not_does_nothing(tmp_path: Path) -> None:
+    """In a process of its own: typer reads FORCE_COLOR when it is imported."""
     env = {**os.environ, "PYTHONPATH": str(ROOT), "FORCE_COLOR": "1"}
     result = subprocess.run(
-        [sys.executable, "-m", "rldecoder.cli", *command, str(tmp_path / "\x1b]0;owned\x07.yaml")],
+        [sys.executable, "-m", "rldecoder.cli", "\x1b[2J", "\x1b]0;owned\x07.yaml"],
         cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert result.returncode == 2
-    said = re.sub(r"\x1b\[[\d;]*m", "", result.stderr + result.stdout)  # colours
+    does_nothing(result.stderr + result.stdout)
+
+
+def does_nothing(shown: str) -> None:
+    """An error with colours, and no other escape."""
+    assert "\x1b[" in shown
+    said = re.sub(r"\x1b\[[\d;]*m", "", shown)  # colours
     assert "error:" in said
     assert not ACTS.search(said)
     assert "owned" in said or "[2J" in said or "Missing argument" in said

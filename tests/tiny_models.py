@@ -19,6 +19,7 @@ from transformers import (
     PhiConfig,
 )
 
+from rldecoder.data.activations import ActivationMeta
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM, new_decoder
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.lm.specs import ModelRecord
@@ -120,3 +121,11 @@ TINY_RECORD = ModelRecord(
     tied_embeddings=True,
 )
 """What `sync_tokenizer` would say of the fixture `tiny_lm_dir`."""
+
+
+def cache_meta(lm: FrozenLM, hook_layer: int, context_length: int) -> ActivationMeta:
+    """What the activation cache of a tiny model says of itself."""
+    return ActivationMeta(
+        model_name="tiny", hook_layer=hook_layer, num_layers=lm.num_layers, d_model=lm.d_model,
+        vocab_size=lm.vocab_size, context_length=context_length,
+    )  # fmt: skip

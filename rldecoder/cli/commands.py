@@ -69,7 +69,7 @@ def run(
     opened = _open(config, store, overrides)
     from rldecoder.cli.run import run_and_summarise
 
-    run_and_summarise(opened, until=until, prefect=prefect)
+    run_and_summarise(opened, (config, store, overrides), until=until, prefect=prefect)
 
 
 app.command()(starting.init)
@@ -220,7 +220,7 @@ def report(config: ConfigPath, store: StoreOption = None, overrides: SetOption =
     opened = _open(config, store, overrides)
     from rldecoder.cli.run import rebuild_report
 
-    rebuild_report(opened)
+    rebuild_report(opened, (config, store, overrides))
 
 
 @app.command()

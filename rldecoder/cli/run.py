@@ -10,10 +10,10 @@ from importlib.metadata import entry_points
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
-from rldecoder.artifacts.catalogue import Evaluation, Report, TrainedExplainer
+from rldecoder.artifacts.catalogue import Report
 from rldecoder.cli.clock import RunClock, expected_of, heartbeat
+from rldecoder.cli.ending import Typed, print_summary
 from rldecoder.cli.plan import warn_of_disk
 from rldecoder.cli.progress import RichReporter
 from rldecoder.devices import lease_device
@@ -26,11 +26,15 @@ from rldecoder.stages.table import STAGES, stage_named
 from rldecoder.terminal import Terminal
 from rldecoder.tracking import wandb_reporter
 
-SHOWN_EXAMPLES = 3
 
+def run_and_summarise(run: Run, typed: Typed, *, until: str | None, prefect: bool) -> None:
+    """Run the pipeline with progress bars, then say what was built (`rldecoder.cli.ending`).
 
-def run_and_summarise(run: Run, *, until: str | None, prefect: bool) -> None:
-    """Run the pipeline with progress bars, then print targets, report path and examples.
+    Args:
+        run: a config and its store.
+        typed: what opens it again.
+        until: the last stage to build; None: all.
+        prefect: as a Prefect flow, or plainly.
 
     Raises:
         GateFailedError: a gate with `on_fail: stop` said no; its report is published.
@@ -92,7 +96,7 @@ def run_and_summarise(run: Run, *, until: str | None, prefect: bool) -> None:
     )
     refs = {result.ref.stage: result.ref for result in results}
     if Report.stage in refs:
-        print_summary(Terminal(), Run(config, store, refs=refs))
+        print_summary(Terminal(), Run(config, store, refs=refs), typed)
 
 
 def prefect_runner() -> Callable[..., list[StageRun]]:
@@ -121,42 +125,19 @@ def prefect_runner() -> Callable[..., list[StageRun]]:
     )
 
 
-def rebuild_report(run: Run) -> None:
+def rebuild_report(run: Run, typed: Typed) -> None:
     """Build the report of a finished run (or reuse it), then print the summary.
+
+    Args:
+        run: a config and its store.
+        typed: what opens it again.
 
     Raises:
         BadInputError: a stage that the report reads has not been published.
     """
     run.require(stage_named(Report.stage).upstream, "to report on it")
     run_stage(run.config, Report.stage, run.refs, store=run.store, report=RichReporter())
-    print_summary(Terminal(), run)
-
-
-def print_summary(console: Console, run: Run) -> None:
-    """Targets with measured values, caveats, example explanations, the report's path."""
-    table = Table(title="Targets of the original plan", title_justify="left")
-    table.add_column("target")
-    table.add_column("goal", justify="right")
-    table.add_column("measured", justify="right")
-    table.add_column("met")
-    marks = {True: "[green]yes[/green]", False: "[red]no[/red]", None: "[yellow]unknown[/yellow]"}
-    for row in run.artifact(Evaluation).targets.root:
-        value = "-" if row.value is None else f"{row.value:.4g}"
-        table.add_row(escape(row.name), escape(row.target), value, marks[row.met])
-    console.print(table)
-
-    report = run.artifact(Report)
-    for caveat in report.caveats:
-        console.print(f"[yellow]caveat[/yellow] {escape(caveat)}", highlight=False)
-    console.print()
-
-    from rldecoder.explain.explanation import render_explanation  # slow: imports torch
-
-    # Explanations that claim something are worth more of the reader's screen.
-    examples = run.artifact(TrainedExplainer).examples.root
-    for example in sorted(examples, key=lambda example: not example.claims)[:SHOWN_EXAMPLES]:
-        console.print(render_explanation(example))
-    console.print(f"report: {escape(str(report.page))}", highlight=False, soft_wrap=True)
+    print_summary(Terminal(), run, typed)
 
 
 def _print_stage(console: Console, stage: Stage, result: StageRun) -> None:

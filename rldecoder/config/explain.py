@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field
 
 from rldecoder.config.base import StageConfig, free
 from rldecoder.config.decoder import MatmulPrecision
-from rldecoder.config.tasks import FileTask
+from rldecoder.config.tasks import FileTask, TaskName
 
 
 class TrainExplainerConfig(StageConfig):
@@ -53,7 +51,7 @@ class EvaluateConfig(StageConfig):
 
     num_prompts: int = Field(64, ge=2)
     """Test prompts a task (fewer where a file has fewer)."""
-    tasks: tuple[Literal["addition", "cloze"], ...] = ("addition", "cloze")
+    tasks: tuple[TaskName, ...] = ("addition", "cloze")
     """Generated tasks."""
     file_tasks: tuple[FileTask, ...] = ()
     """Further tasks by file (GSM8K, BoolQ, SQuAD); a missing file is noted, not an error."""

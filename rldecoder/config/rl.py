@@ -7,10 +7,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from rldecoder.config.base import Config, OnFail, StageConfig, free
-from rldecoder.config.tasks import FileTask
+from rldecoder.config.base import Config, OnFail, StageConfig, free, late
+from rldecoder.config.tasks import FileTask, TaskName
 
-TaskName = Literal["addition", "cloze"]
 Share = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -208,6 +207,9 @@ class ControlPpoConfig(StageConfig):
     """Also train as long with the KL loss on text alone (more supervised training, which gates),
     and with the differentiable losses alone, at their full weight on all responses (what does the
     reward add to distillation? measured beside the verdict)."""
+    further_arms: tuple[Literal["reverse_distillation", "gold_answers"], ...] = late(())
+    """Trainings of the same length beside these, which gate nothing: distillation by the reverse
+    KL on own responses, and cross-entropy on the right answers of the same prompts."""
     max_kl_increase: float = Field(default=0.05, ge=0)
     """Held-out KL above the supervised decoder's, nats per token, that the verdict allows."""
     checkpoint_every_steps: int = free(4, ge=1)

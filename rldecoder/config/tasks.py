@@ -13,6 +13,9 @@ TASK_READER_VERSION = 2
 """Raised when the same file would give other questions or answers, or other scores. It is part of
 the digest of runs with such tasks, and of no others."""
 
+TaskName = Literal["addition", "cloze", "alive", "kind", "larger", "mood", "opposite", "tense"]
+"""The generated tasks (`rldecoder.evals.prompts`)."""
+
 Metric = Literal["exact_match", "first_word", "f1", "number"]
 
 

@@ -38,10 +38,10 @@ def task_candidates(tasks: Iterable[Task], num_documents: int, seed: int) -> Ite
 
 def _document(task: Task, number: int, prompts: list[TaskPrompt]) -> Document:
     """Solved prompts one below the other; worked examples that open each are told once."""
-    texts = [prompts[0].prompt + _solution(prompts[0])]
+    texts = [prompts[0].prompt + solution(prompts[0])]
     for prompt in prompts[1:]:
         question = prompt.prompt.split("\n\n")[-1]
-        texts.append(question + _solution(prompt))
+        texts.append(question + solution(prompt))
     text = "\n\n".join(texts) + "\n"
     return Document(_key(task, number), f"{task} {number}", "rldecoder tasks", LICENCE, text)
 
@@ -50,10 +50,10 @@ def _key(task: Task, number: int) -> str:
     return f"tasks:{task}:{number}"
 
 
-def _solution(prompt: TaskPrompt) -> str:
-    """What stands after the prompt when it is answered as the worked examples are."""
-    if prompt.metric == "place":
-        return f" {prompt.answer}."
-    # In the order in which they are asked; `group` has the smaller one first.
-    first, second = re.findall(r"(\d+) \+ (\d+)", prompt.prompt)[-1]
-    return f" {first} + {second} = {prompt.answer}. The answer is {prompt.answer}."
+def solution(prompt: TaskPrompt) -> str:
+    """What stands after the prompt when it is answered as its worked examples are."""
+    if prompt.metric == "sum":
+        # In the order in which they are asked; `group` has the smaller one first.
+        first, second = re.findall(r"(\d+) \+ (\d+)", prompt.prompt)[-1]
+        return f" {first} + {second} = {prompt.answer}. The answer is {prompt.answer}."
+    return f" {prompt.answer}." if prompt.metric == "place" else f" {prompt.answer}"

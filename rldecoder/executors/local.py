@@ -38,6 +38,9 @@ class Crew(ABC):
             RlDecoderError: a shard cannot be done. The files that are finished stay.
         """
 
+    def stop(self) -> None:  # noqa: B027  (shards here end by themselves)
+        """Make a `run` in another thread raise; no further one begins."""
+
 
 class Executor(ABC):
     """Where shards are computed."""

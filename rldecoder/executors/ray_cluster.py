@@ -16,7 +16,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rldecoder import interrupts, provenance
 from rldecoder.config.executor import ExecutorConfig
-from rldecoder.errors import NoResourceError, RlDecoderError, UnexpectedError
+from rldecoder.errors import (
+    InterruptedRunError,
+    NoResourceError,
+    RlDecoderError,
+    UnexpectedError,
+)
 from rldecoder.executors import ray_session
 from rldecoder.executors.far_worker import Answer, Opening, machine, write_probe
 from rldecoder.executors.jobs import Job, Measured
@@ -113,6 +118,7 @@ class _RayCrew(Crew):
         self._facts: Mapping[str, int] | None = None
         self._measured: Counter[str] = Counter()
         self._told: set[str] = set()
+        self._stopped = False
         self._bar: Bar | None = None
         self._hired_at = -HIRE_SECONDS
         self._moved_at = time.monotonic()
@@ -142,6 +148,10 @@ class _RayCrew(Crew):
             self._measured.update(hand.measured)
         return dict(self._measured)
 
+    def stop(self) -> None:
+        """See `Crew.stop`."""
+        self._stopped = True
+
     def take_on(self, actors: Sequence[Any]) -> None:
         """Use workers of an earlier job."""
         for actor in actors:
@@ -166,6 +176,8 @@ class _RayCrew(Crew):
     def _step(self, wanted: int) -> None:
         """Hire where there is room, and take in the next answers."""
         interrupts.check()
+        if self._stopped:
+            raise InterruptedRunError("The work of the cluster was stopped.")
         self._hire(wanted)
         for ref in ray_session.answered(list(self._asked), POLL_SECONDS):
             if ref not in self._asked:

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rldecoder import interrupts
-from rldecoder.errors import BadInputError
+from rldecoder.errors import BadInputError, NoResourceError
 from rldecoder.executors.far_worker import FarWorker
 from rldecoder.failures import shown
 
@@ -50,7 +50,7 @@ def connect(address: str) -> None:
     common = {"namespace": "rldecoder", "log_to_driver": False, "logging_level": "ERROR"}
     try:
         if found == "local":
-            ray.init(address="local", include_dashboard=False, **common)
+            _start(ray, common)
         else:
             # Ray itself tries for minutes.
             host, _, port = found.rpartition(":")
@@ -60,6 +60,25 @@ def connect(address: str) -> None:
         raise _no_cluster(address, f"{found}: {shown(error)}.") from error
     finally:
         interrupts.handle_signals()  # Ray puts a handler of its own for SIGTERM
+
+
+def _start(ray: Any, common: Mapping[str, object]) -> None:
+    """A cluster of this machine alone. Ray waits 15 seconds for processes of its own, which are
+    few on a busy machine: a second try finds its files in memory."""
+    try:
+        ray.init(address="local", include_dashboard=False, **common)
+    except Exception as first:  # Ray has no class for it
+        ray.shutdown()
+        try:
+            ray.init(address="local", include_dashboard=False, **common)
+        except Exception as error:
+            ray.shutdown()
+            raise NoResourceError(
+                "Ray did not start on this machine.",
+                f"{shown(error)} (the try before: {shown(first)})",
+                "Most often the machine is too busy: run again when it is less so, or name a "
+                "cluster that runs already in executor.address.",
+            ) from error
 
 
 def _found(address: str) -> str:

@@ -136,7 +136,7 @@ class OutputLabeler:
         asked = np.array([len(first.tokens[own]) > 0 for own in first.own.tolist()], bool)
         tried = tried.of(asked[tried.row])
         whole = np.zeros(len(tried.row), np.int64)
-        trial = self._try(f"{name}-test", "test", sae, tried, whole, groups)
+        trial = self._try(f"{name}-test", "test", sae, tried, whole, 1, groups)
         return [
             score_outputs(tried, trial, group, number, whole, 0)
             for number, group in enumerate(groups)
@@ -158,7 +158,7 @@ class OutputLabeler:
             part = Gains(*(column[inside] for column in gains))
             sets.append(fit_sets(places.of(inside), part, len(own)))
             groups.append(SetGroup([held.tokens for held in sets[fold]], own))
-        trial = self._try(f"{name}-folds", "label", sae, places, folds, groups)
+        trial = self._try(f"{name}-folds", "label", sae, places, folds, NUM_ROTATIONS, groups)
         out = []
         for fold in range(NUM_ROTATIONS):
             held_out, outcome = (
@@ -177,9 +177,10 @@ class OutputLabeler:
         sae: Sae,
         places: Places,
         part: NDArray[np.int64],
+        parts: int,
         groups: Sequence[SetGroup],
     ) -> Trial:
-        parts = int(part.max(initial=0)) + 1
+        # Of `parts`, whatever the places: a short text may leave the last fold without any.
         shape = (len(groups[0].own), len(groups[0].tokens))
         trial = Trial.empty(len(places.row), len(groups), parts, *shape)
         trier = Trier(groups, places, part, self._lm.device, trial)

@@ -23,6 +23,10 @@ REFERENCE_RATE = 457e9
 """FLOPs a second of the machine of the table, 2 cores of an EPYC (Zen 5) in bfloat16."""
 
 
+SLOWEST = 2.5
+"""Times that what does not compute is slower on the slowest machine that was seen (2.4)."""
+
+
 class Pace(NamedTuple):
     """How a stage's time follows from its FLOPs."""
 
@@ -58,8 +62,9 @@ def expected_seconds(
         flops_per_second: of one large forward pass, as `rate_of` gives it.
     """
     sizing = Sizing(run, sizes_of(constants))
-    # What does not compute is slower on a slower machine too, but not by as much.
-    hardware = max(1.0, REFERENCE_RATE / flops_per_second) ** 0.5
+    # What does not compute is slower on a slower machine too, but not by as much. A tiny model's
+    # rate is low on any machine, so it says little about this one.
+    hardware = min(max(1.0, REFERENCE_RATE / flops_per_second) ** 0.5, SLOWEST)
     seconds = {}
     for stage in STAGES:
         pace = PACES[stage.name]

@@ -40,6 +40,13 @@ TRAINED_END = "trained_end"
 SUPERVISED = "supervised"
 FROZEN = "frozen"
 
+BESIDE = {
+    "losses_only": "distillation on own responses",
+    "reverse_distillation": "distillation on own responses by the reverse KL",
+    "gold_answers": "cross-entropy on the right answers of the same prompts",
+}
+"""Trainings without a reward that are measured beside the verdict, in words."""
+
 
 class System(NamedTuple):
     """One policy on the test split, from one training or several."""
@@ -109,11 +116,11 @@ class Comparison(JsonRecord):
             f"(allowed {bound:g})"
         )
 
-    def beside_distillation(self) -> str:
-        """What the reward adds to distillation, as a sentence; it decides nothing."""
+    def beside(self) -> str:
+        """What the reward adds to a training of BESIDE, as a sentence; it decides nothing."""
         return (
             f"the reward adds {self.score_difference:+.2f} [{self.score_low:+.2f}, "
-            f"{self.score_high:+.2f}] of task score to distillation on own responses, which has "
+            f"{self.score_high:+.2f}] of task score to {BESIDE[self.control]}, which has "
             f"held-out KL {'higher' if self.kl_difference > 0 else 'lower'} by "
             f"{abs(self.kl_difference):.3f} nats (measured beside the verdict, no part of it)"
         )

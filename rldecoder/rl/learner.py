@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,10 @@ from rldecoder.rl.replay import ReplayBatch
 from rldecoder.rl.rewards import Composite, RewardInputs, WeightedReward
 from rldecoder.rl.rollout import Rollout
 from rldecoder.sae.model import SparseLatents
+
+ResponseLoss = Literal["forward_kl", "reverse_kl", "gold"]
+"""What the differentiable loss on responses is: KL(frozen || decoder), KL(decoder || frozen), or
+the cross-entropy of the responses themselves, which are then gold answers."""
 
 
 class PpoStep(NamedTuple):
@@ -170,3 +174,5 @@ class Plan(NamedTuple):
     seed: int
     output_dir: Path
     """TRL insists on one; nothing is written there."""
+    response_loss: ResponseLoss = "forward_kl"
+    """The loss on responses, weighted as faithfulness is and by `response_kl_factors`."""

@@ -54,6 +54,27 @@ def token_stats(
     return TokenStats(*_TokenStats.apply(hidden, token_ids, unembed, temperature, frozen_logprobs))
 
 
+def reverse_kl(
+    hidden: Float[Tensor, "tokens d_model"],
+    unembed: Unembed,
+    frozen_logprobs: Float[Tensor, "tokens vocab"],
+    *,
+    temperature: float = 1.0,
+) -> Float[Tensor, " tokens"]:
+    """KL(pi || frozen) in nats at each of N tokens, differentiable: the other way round than
+    `token_stats`. On the policy's own responses it is what TRL's distillation takes by default
+    (on-policy distillation: Agarwal et al. 2024, arXiv 2306.13649). Keeps some [N, V] for autograd.
+
+    Args:
+        hidden: [N, D] predicted final hidden states.
+        unembed: the frozen output layer.
+        frozen_logprobs: [N, V] of the frozen model at the same temperature.
+        temperature: divides the logits.
+    """
+    logprobs = (unembed(hidden) / temperature).log_softmax(-1)
+    return (logprobs.exp() * (logprobs - frozen_logprobs)).sum(-1)
+
+
 class _TokenStats(torch.autograd.Function):
     @staticmethod
     def forward(

@@ -20,7 +20,7 @@ from rldecoder.curves import Curves
 from rldecoder.decoder.distill import matmul_precision
 from rldecoder.decoder.loading import save_decoder
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
-from rldecoder.errors import NumericalError
+from rldecoder.errors import BadInputError, NumericalError
 from rldecoder.evals.prompts import TaskPrompt
 from rldecoder.evals.suite import TaskSuite, check_lengths
 from rldecoder.files import remove
@@ -30,19 +30,31 @@ from rldecoder.reporting import Reporter
 from rldecoder.rl import core
 from rldecoder.rl.collapse import CollapseState, CollapseWatch
 from rldecoder.rl.evaluation import EVALUATIONS, EvaluationRow, Evaluator
-from rldecoder.rl.learner import Plan, PpoStep, choose_share, make_learner
+from rldecoder.rl.learner import Plan, PpoStep, ResponseLoss, choose_share, make_learner
 from rldecoder.rl.replay import Replay
 from rldecoder.rl.rewards import RandomReward, WeightedReward, decoder_rewards
 from rldecoder.rl.rollout import DecoderSampler
 from rldecoder.rl.rollout_log import RolloutLog, rollout_rows
+from rldecoder.rl.text_training import train_on_text
 from rldecoder.schemas import JsonRecord, write_parquet
 from rldecoder.seeds import derive_seed
 
-Kind = Literal["trained", "random_reward", "losses_only", "text_only"]
+Kind = Literal[
+    "trained", "random_reward", "losses_only", "text_only", "reverse_distillation", "gold_answers"
+]
 """`trained`: everything. `random_reward`: noise as reward and no other loss.
 `losses_only`: the differentiable losses without any reward, on its own responses and on text, the
 KL loss at its full weight on the responses of all tasks, whatever `response_kl_factors` says.
+`reverse_distillation`: the same with KL(decoder || frozen) on responses.
+`gold_answers`: the same with cross-entropy on the right answers of the same prompts, which stand in
+the place of responses.
 `text_only`: the KL loss on text alone, which is what supervised training did."""
+
+RESPONSE_LOSSES: dict[Kind, ResponseLoss] = {
+    "reverse_distillation": "reverse_kl",
+    "gold_answers": "gold",
+}
+"""Of the kinds whose loss on responses is not KL(frozen || decoder)."""
 
 
 class PolicyTraining(JsonRecord):
@@ -122,28 +134,11 @@ class PpoRun:
             self._evaluate(stage=0)
 
         if self.done < self.total_steps and self.stopped is None:
-            settings = self.settings
-            sampler = DecoderSampler(
-                self.decoder,
-                temperature=settings.temperature,
-                frozen_states=self.kind in ("trained", "losses_only"),
-            )
-            plan = Plan(
-                settings=settings,
-                prompts=self._prompts(),
-                total_steps=self.total_steps,
-                rewards=self._rewards,
-                loss_weights=self.weights,
-                replay=self._replay(),
-                after_step=lambda step: self._after_step(step, advance),
-                seed=self.seed,
-                output_dir=self.progress / "trl",
-            )
-            # Importing TRL takes seconds, which only stages that train should pay for.
-            from rldecoder.rl.trainer import DecoderPPOTrainer
-
-            with quiet_transformers(), matmul_precision(settings.matmul_precision):
-                DecoderPPOTrainer(self.learner, plan, sampler, first_step=self.done).train()
+            with quiet_transformers(), matmul_precision(self.settings.matmul_precision):
+                if self.kind == "text_only":
+                    self._train_on_text(advance)
+                else:
+                    self._train_on_responses(advance)
 
         # A run that collapsed publishes its last weights in order, for stages that it missed too.
         self.decoder.requires_grad_(False).eval()
@@ -151,6 +146,52 @@ class PpoRun:
             self._restore_healthy()
             for stage in range(self._stage_of(self.done - 1), len(self.config.stages) + 1):
                 self._keep_decoder(stage)
+
+    def _train_on_responses(self, advance: Callable[[str], None]) -> None:
+        sampler = DecoderSampler(
+            self.decoder,
+            temperature=self.settings.temperature,
+            frozen_states=self.kind in ("trained", "losses_only", "reverse_distillation"),
+            gold=self.kind == "gold_answers",
+        )
+        plan = Plan(
+            settings=self.settings,
+            prompts=self._prompts(),
+            total_steps=self.total_steps,
+            rewards=self._rewards,
+            loss_weights=self.weights,
+            replay=self._replay(),
+            after_step=lambda step: self._after_step(step, advance),
+            seed=self.seed,
+            output_dir=self.progress / "trl",
+            response_loss=RESPONSE_LOSSES.get(self.kind, "forward_kl"),
+        )
+        # Importing TRL takes seconds, which only stages that train should pay for.
+        from rldecoder.rl.trainer import DecoderPPOTrainer
+
+        DecoderPPOTrainer(self.learner, plan, sampler, first_step=self.done).train()
+
+    def _train_on_text(self, advance: Callable[[str], None]) -> None:
+        replay = self._replay()
+        if replay is None:
+            raise BadInputError(
+                "More supervised training has no text to train on.",
+                "`train_ppo.ppo.replay_tokens` or `kl_loss_coef` is 0.",
+                "Set `control_ppo.supervised_continuation: false`, or give both a value.",
+            )
+
+        def after_step(step: int, metrics: dict[str, float]) -> bool:
+            return self._finish(step, metrics, lambda: advance(f"KL {metrics['text_kl']:.3f}"))
+
+        train_on_text(
+            self.learner,
+            self.settings,
+            replay,
+            total_steps=self.total_steps,
+            first_step=self.done,
+            faithfulness=lambda: self.weights().faithfulness,
+            after_step=after_step,
+        )
 
     def publish(self, evaluations: Path, rollouts: Path) -> None:
         """Write both tables."""
@@ -179,25 +220,32 @@ class PpoRun:
 
     def _after_step(self, step: PpoStep, advance: Callable[[str], None]) -> bool:
         """Keep, judge and save what a PPO step did; whether training ends here."""
+        self.rollouts.add(rollout_rows(step, self._stage_of(step.step)))
+        reward, task = step.metrics["reward"], step.metrics["task_score"]
+        return self._finish(
+            step.step, step.metrics, lambda: advance(f"reward {reward:.3f} task {task:.2f}")
+        )
+
+    def _finish(self, step: int, seen: Mapping[str, float], advance: Callable[[], None]) -> bool:
+        """Step number `step` (from 0) is over; whether training ends here."""
         weights = {f"weight_{name}": value for name, value in self.weights()._asdict().items()}
-        metrics = step.metrics | weights
+        metrics = {**seen, **weights}
         if bad := sorted(name for name, value in metrics.items() if not math.isfinite(value)):
             raise NumericalError(
-                f"PPO step {step.step} of {self.name} gave NaN or infinity in {', '.join(bad)}.",
+                f"PPO step {step} of {self.name} gave NaN or infinity in {', '.join(bad)}.",
                 "Training diverged.",
                 "Lower train_ppo.ppo.lr; the last checkpoint is kept.",
             )
 
-        stage = self._stage_of(step.step)
-        self.done = step.step + 1
+        stage = self._stage_of(step)
+        self.done = step + 1
         self.curves.log(self.done, **metrics)
-        self.rollouts.add(rollout_rows(step, stage))
         self.report.metrics(self.name, self.done, metrics)
-
-        warning = self.watch.warning(step.step, metrics)
-        if warning is not None and self.kind == "trained":
-            self.report.alert(f"{self.name}: {warning}")
-        self._stop_if(self.watch.after_step(metrics))
+        if self.kind == "trained":  # a control runs to its end whatever becomes of it
+            warning = self.watch.warning(step, metrics)
+            if warning is not None:
+                self.report.alert(f"{self.name}: {warning}")
+            self._stop_if(self.watch.after_step(metrics))
 
         # The end of a stage is kept as it was, before a share of the way is chosen; what is
         # evaluated last is what is published.
@@ -211,9 +259,13 @@ class PpoRun:
         ):
             self._evaluate(stage, effective_latents=metrics["effective_latents"])
 
-        if ends_stage or self.stopped or self.done % self.checkpoint_every_steps == 0:
+        if (
+            self.done == self.total_steps
+            or self.stopped
+            or self.done % self.checkpoint_every_steps == 0
+        ):
             self._save()
-        advance(f"reward {metrics['reward']:.3f} task {metrics['task_score']:.2f}")
+        advance()
         return self.stopped is not None
 
     def _evaluator(self) -> Evaluator:
@@ -258,8 +310,7 @@ class PpoRun:
             self.healthy = self._weights_now()
 
     def _stop_if(self, reason: str | None) -> None:
-        # A control runs to its end whatever becomes of it: it must be as long as the training.
-        if reason is not None and self.stopped is None and self.kind == "trained":
+        if reason is not None and self.stopped is None:
             self.stopped = f"stopped after PPO step {self.done}: {reason}"
             self.report.alert(f"{self.name} {self.stopped}")
 
@@ -388,11 +439,8 @@ def _settings(ppo: PpoSettings, kind: Kind) -> PpoSettings:
         off = {"kl_loss_coef": 0.0, "sparsity_loss_coef": 0.0, "replay_tokens": 0}
         return ppo.model_copy(update=off)
     no_reward = {"policy_coef": 0.0, "entropy_coef": 0.0}
-    if kind == "losses_only":
+    if kind in ("losses_only", "reverse_distillation", "gold_answers"):
         return ppo.model_copy(update={**no_reward, "response_kl_factors": {}})
     if kind == "text_only":
-        off = {**no_reward, "sparsity_loss_coef": 0.0}
-        # No loss of the decoder's looks at responses then: as few as the updates can be taken with.
-        few = {"batch_size": 2 * ppo.minibatches, "responses_per_prompt": 1}
-        return ppo.model_copy(update={**off, **few})
+        return ppo.model_copy(update={**no_reward, "sparsity_loss_coef": 0.0})
     return ppo

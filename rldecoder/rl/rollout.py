@@ -30,6 +30,7 @@ from rldecoder.evals.generation import (
     split_prefix,
 )
 from rldecoder.evals.prompts import TaskPrompt
+from rldecoder.evals.task_text import solution
 from rldecoder.lm.cut import keeps_states, repeat_rows
 from rldecoder.lm.text_tokens import answer_texts, encode_prompts
 from rldecoder.sae.model import SparseLatents
@@ -92,6 +93,8 @@ class DecoderSampler:
         temperature: divides the logits.
         frozen_states: also run the rest of the frozen model over the responses, once, for its
             final hidden states (the KL loss and the faithfulness reward need them).
+        gold: nothing is sampled: each response is the prompt's right answer, as its worked examples
+            give it, and a line break.
     """
 
     def __init__(
@@ -100,8 +103,10 @@ class DecoderSampler:
         *,
         temperature: float = 1.0,
         frozen_states: bool = True,
+        gold: bool = False,
     ) -> None:
         lm = decoder.frozen.lm
+        self.gold = gold
         self.decoder, self.temperature, self.frozen_states = decoder, temperature, frozen_states
         self.tokenizer, self.pad_token_id = lm.tokenizer, lm.pad_token_id
         self.end_ids = lm.end_token_ids
@@ -116,8 +121,9 @@ class DecoderSampler:
         for task in dict.fromkeys(prompt.task for prompt in prompts):
             rows = [i for i, prompt in enumerate(prompts) if prompt.task == task]
             ids = encode_prompts(self.tokenizer, [prompts[i].prompt for i in rows])
-            length = prompts[rows[0]].max_new_tokens
-            groups.append((rows, self._sample(rows, ids, length, generator)))
+            forced = self._gold([prompts[i] for i in rows]) if self.gold else None
+            length = prompts[rows[0]].max_new_tokens if forced is None else forced.shape[1]
+            groups.append((rows, self._sample(rows, ids, length, generator, forced)))
         return self._merge(prompts, groups)
 
     def _sample(
@@ -126,8 +132,10 @@ class DecoderSampler:
         prompt_ids: list[list[int]],
         max_tokens: int,
         generator: torch.Generator,
+        forced: Tensor | None,
     ) -> _Group:
-        """Responses to prompts that share a prefix; `rows` are their places in the batch."""
+        """Responses to prompts that share a prefix; `rows` are their places in the batch. Where
+        `forced` [B, T] is given, its tokens are taken instead of drawn ones."""
         decoder, lm = self.decoder, self.decoder.frozen.lm
         batch = split_prefix(
             prompt_ids, self.pad_token_id, decoder.device,
@@ -141,7 +149,7 @@ class DecoderSampler:
         tokens, keep, acts, indices, resids, places = [], [], [], [], [], []
         context: Context | None = None
 
-        for _ in range(max_tokens):
+        for turn in range(max_tokens):
             # The first pass reads the prompts, every later one a token of each.
             seen = decoder.features(
                 ids,
@@ -163,8 +171,12 @@ class DecoderSampler:
                     numbers = torch.tensor(rows, device=ids.device)
                     context = Context(numbers, prefix, seen.latents, mask, positions)
 
-            logits = lm.unembed(hidden) / self.temperature
-            token = torch.where(alive, draw(logits.softmax(-1), generator), self.pad_token_id)
+            if forced is None:
+                logits = lm.unembed(hidden) / self.temperature
+                drawn = draw(logits.softmax(-1), generator)
+            else:
+                drawn = forced[:, turn]
+            token = torch.where(alive, drawn, self.pad_token_id)
             tokens.append(token)
             keep.append(alive)
             acts.append(last.acts * alive[:, None])
@@ -187,6 +199,14 @@ class DecoderSampler:
             )[:, batch.suffix.shape[1] - 1 :]
         latents = SparseLatents(_stack_padded(acts), _stack_padded(indices))
         return _Group(token_ids, torch.stack(keep, 1).long(), latents, frozen, ~alive, context)
+
+    def _gold(self, prompts: Sequence[TaskPrompt]) -> Tensor:
+        """Tokens [B, T] of the right answers, each ended by a line break and padded with more."""
+        texts = [solution(prompt) + "\n" for prompt in prompts]
+        ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        length = max(map(len, ids))
+        rows = [[*row, *row[-1:] * (length - len(row))] for row in ids]
+        return torch.tensor(rows, device=self.decoder.device)
 
     def _start(
         self, batch: PrefixedBatch, keep: bool

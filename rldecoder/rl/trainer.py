@@ -32,7 +32,7 @@ from rldecoder.decoder.distill import LogitBuffers, matmul_precision
 from rldecoder.evals.prompts import score
 from rldecoder.rl import core
 from rldecoder.rl.learner import Learner, Plan, PolicyNow, PpoStep, StepData
-from rldecoder.rl.policy import TokenStats, token_stats
+from rldecoder.rl.policy import TokenStats, reverse_kl, token_stats
 from rldecoder.rl.replay import text_losses
 from rldecoder.rl.rewards import RewardInputs, at_last_token, compose
 from rldecoder.rl.rollout import Rollout, Sampler
@@ -235,8 +235,9 @@ class DecoderPPOTrainer(GRPOTrainer):
         frozen = data.frozen_logprobs
         if frozen is not None and len(rows) < len(data.rollout.mask):
             frozen = frozen[here]  # a copy of [n, V], which the whole batch can do without
+        hidden = predict(learner.decoder, data.rollout, rows).hidden
         now = token_stats(
-            predict(learner.decoder, data.rollout, rows).hidden,
+            hidden,
             data.token_ids[here],
             learner.decoder.frozen.lm.unembed,
             temperature=settings.temperature,
@@ -255,9 +256,9 @@ class DecoderPPOTrainer(GRPOTrainer):
         metrics = {"value_loss": value_loss}
 
         # What can be differentiated is a loss and no reward: faithfulness on own responses...
-        if kl_coef > 0 and frozen is not None:
-            loss = loss + kl_coef * (data.kl_factors[data.row[here]] * now.kl).mean()
-            metrics["rollout_kl"] = now.kl.mean()
+        if kl_coef > 0 and (distance := self._distance(now, hidden, frozen)) is not None:
+            loss = loss + kl_coef * (data.kl_factors[data.row[here]] * distance).mean()
+            metrics["rollout_kl" if frozen is not None else "gold_ce"] = distance.mean()
 
         # ... few latents carrying each choice ...
         if sparsity_coef > 0:
@@ -297,6 +298,15 @@ class DecoderPPOTrainer(GRPOTrainer):
         for name, value in metrics.items():
             self._metrics["train"][f"ppo/{name}"].append(float(value.detach()))
         return policy_loss + loss / self.current_gradient_accumulation_steps
+
+    def _distance(self, now: TokenStats, hidden: Tensor, frozen: Tensor | None) -> Tensor | None:
+        """What the loss on responses wants small at each of the minibatch's tokens, in nats."""
+        if self.plan.response_loss == "gold":
+            return -now.logprobs
+        if frozen is None or self.plan.response_loss == "forward_kl":
+            return None if frozen is None else now.kl
+        unembed = self.learner.decoder.frozen.lm.unembed
+        return reverse_kl(hidden, unembed, frozen, temperature=self.plan.settings.temperature)
 
     def finish_step(self) -> PpoStep:
         """The finished PPO step; called at the rollout boundary."""

@@ -5,10 +5,10 @@ length on a random reward, and, unless switched off, more supervised training of
 KL loss on text alone). Another training of equal length answers a question of its own and does not
 gate: with the differentiable losses and no reward it is distillation of the frozen model on own
 responses (to all tasks, also where PPO leaves some to the reward by `ppo.response_kl_factors`), and
-what the reward adds to that is said in words. Trainings
-are repeated for every seed of `train_ppo` and with that very seed: same prompts, replayed text,
-sampling noise and critic, so that pairs differ in what drives them alone. The supervised decoder
-and the frozen model are measured beside them, and the trainings at their ends where what is
+what the reward adds to that is said in words. `further_arms` are measured in the same way.
+Trainings are repeated for every seed of `train_ppo` and with that very seed: same prompts, replayed
+text, sampling noise and critic, so that pairs differ in what drives them alone. The supervised
+decoder and the frozen model are measured beside them, and the trainings at their ends where what is
 published lies short of them (`ppo.interpolation`). The gate fails where the task score is not
 clearly above a control's, or where held-out KL rose above the supervised decoder's by too much.
 """
@@ -31,6 +31,7 @@ from rldecoder.evals.statistics import crossed_bootstrap
 from rldecoder.evals.suite import TaskSuite
 from rldecoder.evals.tasks import TaskResult
 from rldecoder.rl.controls import (
+    BESIDE,
     FROZEN,
     SUPERVISED,
     TRAINED,
@@ -93,6 +94,7 @@ def run(inputs: ControlInputs, config: ControlPpoConfig, ctx: StageContext) -> O
     decoders[RANDOM_INIT] = [new_decoder(lm, sae, decoders[SUPERVISED][0].upper.numbers)]
     kinds: list[Kind] = ["random_reward"]
     kinds += [DISTILLATION, MORE_SUPERVISED] if config.supervised_continuation else []
+    kinds += dict.fromkeys(config.further_arms)
     curves = Curves()
     for kind in kinds:
         decoders[kind] = [
@@ -129,7 +131,7 @@ def run(inputs: ControlInputs, config: ControlPpoConfig, ctx: StageContext) -> O
     verdict: Literal["pass", "fail"] = "fail" if failures else "pass"
     notes = [] if start.beaten else [start.no_gain()]
     reasons = (*failures, *notes)
-    beside = tuple(c.beside_distillation() for c in comparisons if c.control == DISTILLATION)
+    beside = tuple(c.beside() for c in comparisons if c.control in BESIDE)
     for sentence in beside:
         ctx.report.note(sentence)
 

@@ -1,6 +1,7 @@
 """Train the sparse autoencoder on cached residuals; publish the weights of the best held-out fvu.
 
-In streaming mode the frozen model computes the residuals of the train split as they are needed.
+In streaming mode the frozen model computes the residuals of the train split as they are needed,
+here or, a window ahead, on a cluster.
 Killed and run again, the stage goes on from its last checkpoint and ends with the same bytes.
 With `pretrained` nothing is trained: somebody else's SAE is published as it is, and measured.
 """
@@ -9,23 +10,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from rldecoder.artifacts.catalogue import TrainedSae
+from rldecoder.artifacts.catalogue import ModelFolder, TrainedSae
 from rldecoder.artifacts.store import MANIFEST
 from rldecoder.checkpoints import Checkpoints
 from rldecoder.config.sae import PretrainedSae, Retraining, TrainSaeConfig
 from rldecoder.curves import Curves
 from rldecoder.data.activation_reader import ShuffledActivations
-from rldecoder.data.forward import ActivationPass
-from rldecoder.data.shards import read_tokens
-from rldecoder.data.streaming import StreamedActivations
+from rldecoder.data.forward import ActivationPass, Shard, plan_shards
+from rldecoder.data.shards import SplitSequences, read_tokens
+from rldecoder.data.stream_shards import ModelElsewhere, StreamSettings, StreamWorker
+from rldecoder.data.streaming import ModelHere, StreamedActivations
 from rldecoder.errors import BadInputError, DamagedFileError, NumericalError
+from rldecoder.executors.jobs import make_job
 from rldecoder.lm.user_cache import sha256_file
 from rldecoder.reporting import SilentReporter
 from rldecoder.sae.drift import DriftState, DriftWatch
@@ -58,8 +61,11 @@ def run(inputs: SaeInputs, config: TrainSaeConfig, ctx: StageContext) -> Output:
     if config.pretrained is not None:
         return _take(inputs, config, config.pretrained, ctx)
     arguments = (inputs, config, replace(ctx, report=SilentReporter()))
-    with peers(config.processes, _assist, arguments, ctx.device) as (group, device):
-        return _train(inputs, config, replace(ctx, device=device), group)
+    with (
+        ExitStack() as stack,
+        peers(config.processes, _assist, arguments, ctx.device) as (group, device),
+    ):
+        return _train(inputs, config, replace(ctx, device=device), group, stack)
 
 
 def _assist(
@@ -70,9 +76,10 @@ def _assist(
     ctx: StageContext,
 ) -> None:
     """What a further process does: the same steps, and nothing else."""
-    training = _Training(inputs, config, replace(ctx, device=device), group)
-    while training.trainer.step_index < training.num_steps:
-        training.step()
+    with ExitStack() as stack:
+        training = _Training(inputs, config, replace(ctx, device=device), group, stack)
+        while training.trainer.step_index < training.num_steps:
+            training.step()
 
 
 class _Training:
@@ -84,9 +91,10 @@ class _Training:
         config: TrainSaeConfig,
         ctx: StageContext,
         group: Group,
+        stack: ExitStack,
     ) -> None:
         seed_everything(ctx.seed)
-        self.reader = open_train_split(inputs, config, ctx)
+        self.reader = open_train_split(inputs, config, ctx, stack)
         self.num_steps = max(1, config.budget_tokens // config.batch_tokens)
         batch_seed = derive_seed(ctx.seed, "batches")
         meta = self.reader.meta
@@ -149,8 +157,10 @@ class _Training:
         self.checkpoints.save(self.trainer.step_index, tensors, state)
 
 
-def _train(inputs: SaeInputs, config: TrainSaeConfig, ctx: StageContext, group: Group) -> Output:
-    training = _Training(inputs, config, ctx, group)
+def _train(
+    inputs: SaeInputs, config: TrainSaeConfig, ctx: StageContext, group: Group, stack: ExitStack
+) -> Output:
+    training = _Training(inputs, config, ctx, group, stack)
     trainer, curves, num_steps = training.trainer, training.curves, training.num_steps
     held_out = _sample(
         inputs.cache.reader("validation"), config.eval_tokens, derive_seed(ctx.seed, "validation")
@@ -295,9 +305,13 @@ def flagged_latents(retrain: Retraining) -> Tensor:
 
 
 def open_train_split(
-    inputs: SaeInputs, config: TrainSaeConfig, ctx: StageContext
+    inputs: SaeInputs, config: TrainSaeConfig, ctx: StageContext, stack: ExitStack
 ) -> ShuffledActivations:
-    """The training activations, from the cache or from the frozen model."""
+    """The training activations, from the cache or from the frozen model.
+
+    Args:
+        stack: closed when they are no longer read.
+    """
     cache = inputs.cache
     if config.source == "cache":
         return cache.reader("train", config.window_bytes)
@@ -305,26 +319,62 @@ def open_train_split(
     # The same shards in the same micro-batches as in the cache, so that the numbers are the same.
     meta = cache.meta
     most = config.stream_tokens
-    sequences = None if most is None else max(1, most // meta.context_length)
-    lm = inputs.model.load(ctx.device)
-    forward = ActivationPass(
-        lm, meta.hook_layer, int(cache.config["micro_batch_sequences"]), ctx.report.note,
-        with_final=False,
-    )  # fmt: skip
+    sequences = SplitSequences(inputs.corpus.folder, "train").num_sequences
+    if most is not None:
+        sequences = min(sequences, max(1, most // meta.context_length))
+    plan = plan_shards({"train": sequences}, meta.context_length, int(cache.config["shard_tokens"]))
+    # Each of several processes reads its own part of every batch: one crew for all is not there.
+    here = ctx.executor.is_here or config.processes > 1
+    source = (_model_here if here else _model_elsewhere)(inputs, ctx, sequences, plan, stack)
 
     @contextmanager
-    def progress(num_tokens: int) -> Iterator[Callable[[int], None]]:
+    def progress(num_tokens: int) -> Iterator[Callable[[float], None]]:
         with ctx.report.track("frozen model", num_tokens, "tokens") as bar:
             yield bar.advance
 
-    return StreamedActivations(
-        meta,
-        torch.from_numpy(read_tokens(inputs.corpus.folder, "train", sequences)),
-        forward,
-        shard_tokens=int(cache.config["shard_tokens"]),
-        window_bytes=config.window_bytes,
-        progress=progress,
+    reader = StreamedActivations(
+        meta, plan, source, window_bytes=config.window_bytes, progress=progress
     )
+    stack.callback(reader.close)
+    return reader
+
+
+def _model_here(
+    inputs: SaeInputs, ctx: StageContext, sequences: int, plan: list[Shard], stack: ExitStack
+) -> ModelHere:
+    """The frozen model on this process's device."""
+    forward = ActivationPass(
+        inputs.model.load(ctx.device),
+        inputs.cache.meta.hook_layer,
+        int(inputs.cache.config["micro_batch_sequences"]),
+        ctx.report.note,
+        with_final=False,
+    )
+    ids = read_tokens(inputs.corpus.folder, "train", sequences)
+    return ModelHere(forward, torch.from_numpy(ids))
+
+
+def _model_elsewhere(
+    inputs: SaeInputs, ctx: StageContext, sequences: int, plan: list[Shard], stack: ExitStack
+) -> ModelElsewhere:
+    """The frozen model on the workers of a cluster, a window ahead of the trainer."""
+    meta = inputs.cache.meta
+    settings = StreamSettings(
+        model=inputs.model.model.absolute(),
+        record=ModelFolder.record.path(inputs.model.folder).absolute(),
+        corpus=inputs.corpus.folder.absolute(),
+        hook_layer=meta.hook_layer,
+        micro_batch=int(inputs.cache.config["micro_batch_sequences"]),
+        plan=tuple(plan),
+    )
+    folder = ctx.progress / "stream"
+    folder.mkdir(exist_ok=True)
+    job = make_job(
+        StreamWorker, settings, settings.files(meta.context_length), folder=folder,
+        owner=ctx.owner, reads=[inputs.model.folder, inputs.corpus.folder],
+    )  # fmt: skip
+    crew = stack.enter_context(ctx.executor.open(job, device=ctx.device, report=ctx.report))
+    return ModelElsewhere(crew, job, ctx.report.note)
 
 
 def _sample(reader: ShuffledActivations, num_tokens: int, seed: int) -> Tensor:

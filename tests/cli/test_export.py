@@ -31,6 +31,7 @@ from rldecoder.interp.shown import shown
 from rldecoder.sae.model import Sae
 from rldecoder.schemas import read_json
 from rldecoder.stages.table import stage_named
+from tests.forked import ForkServer
 from tests.stages.interp_inputs import HOOK_LAYER, LENGTH, NUM_LATENTS, make_inputs, run_stage
 from tests.stages.published import published
 
@@ -303,13 +304,11 @@ EXPLAINED = {
 """All columns that the importer knows, of three tables."""
 
 
-def test_export_wants_a_finished_run_and_an_empty_folder(tmp_path: Path) -> None:
+def test_export_wants_a_finished_run_and_an_empty_folder(forks: ForkServer, tmp_path: Path) -> None:
     def export(*arguments: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "rldecoder.cli", "export", "configs/debug.yaml", *arguments,
-             "--store", str(tmp_path / "store")],
-            cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
-        )  # fmt: skip
+        done = forks.run(
+            "export", "configs/debug.yaml", *arguments, "--store", str(tmp_path / "store")
+        )
         assert done.returncode == 2
         assert "Traceback" not in done.stderr
         return " ".join(done.stderr.split())

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,20 +12,17 @@ from rldecoder import open_run
 from rldecoder.cli.judge import export_pairs, score_files
 from rldecoder.errors import BadInputError
 from rldecoder.schemas import read_json
+from tests.forked import Done, ForkServer
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "configs" / "debug.yaml"
 
 
-def command(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "rldecoder.cli", "judge", *map(str, arguments)],
-        cwd=ROOT, capture_output=True, text=True, timeout=600, check=False,
-    )  # fmt: skip
-
-
 @pytest.mark.slow
-def test_export_fill_in_and_score(debug_store: Path, tmp_path: Path) -> None:
+def test_export_fill_in_and_score(forks: ForkServer, debug_store: Path, tmp_path: Path) -> None:
+    def command(*arguments: object) -> Done:
+        return forks.run("judge", *map(str, arguments))
+
     out = tmp_path / "judging"
     result = command("export", CONFIG, out, "--store", debug_store, "--pairs", 9)
     assert result.returncode == 0, result.stderr

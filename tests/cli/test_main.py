@@ -8,15 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.forked import ForkServer
+
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def rldecoder(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the command as a user would."""
-    return subprocess.run(
-        [sys.executable, "-m", "rldecoder.cli", *arguments],
-        cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
 
 
 LOOKING = """
@@ -42,8 +36,8 @@ def test_commands_that_only_look_import_nothing_slow(tmp_path: Path) -> None:
     assert (result.returncode, result.stdout.strip()) == (0, "[]"), result.stderr
 
 
-def test_help_lists_the_commands() -> None:
-    result = rldecoder("--help")
+def test_help_lists_the_commands(forks: ForkServer) -> None:
+    result = forks.run("--help")
     assert result.returncode == 0
     for command in (
         "run",
@@ -89,24 +83,29 @@ def test_help_lists_the_commands() -> None:
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else None,
 )
 def test_bad_input_exits_2_with_one_message(
-    arguments: list[str], message: str, tmp_path: Path
+    forks: ForkServer, arguments: list[str], message: str, tmp_path: Path
 ) -> None:
     if len(arguments) > 1 and arguments[0] in ("run", "explain"):
         arguments = [*arguments, "--store", str(tmp_path)]
-    result = rldecoder(*arguments)
+    result = forks.run(*arguments)
     assert result.returncode == 2, result.stderr
     assert message in " ".join((result.stderr + result.stdout).split())
     assert "Traceback" not in result.stderr
 
 
-def test_explain_and_report_before_the_run_say_what_is_missing(tmp_path: Path) -> None:
+def test_explain_and_report_before_the_run_say_what_is_missing(
+    forks: ForkServer, tmp_path: Path
+) -> None:
     for command in (["explain", "configs/debug.yaml", "Hello"], ["report", "configs/debug.yaml"]):
-        result = rldecoder(*command, "--store", str(tmp_path))
+        result = forks.run(*command, "--store", str(tmp_path))
         assert result.returncode == 2
-        assert "Missing" in result.stderr
+        said = " ".join(result.stderr.split())
+        assert "Missing" in said
+        # The one command that makes it, with what was given here.
+        assert "Make it: rldecoder run configs/debug.yaml --store" in said
 
 
-def test_status_of_an_empty_store_is_a_table(tmp_path: Path) -> None:
-    status = rldecoder("status", "configs/debug.yaml", "--store", str(tmp_path))
+def test_status_of_an_empty_store_is_a_table(forks: ForkServer, tmp_path: Path) -> None:
+    status = forks.run("status", "configs/debug.yaml", "--store", str(tmp_path))
     assert status.returncode == 0
     assert status.stdout.count("missing") == 19

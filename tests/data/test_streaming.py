@@ -16,8 +16,10 @@ from rldecoder.artifacts.catalogue import ActivationCache, TrainedSae
 from rldecoder.config.data import CacheActivationsConfig
 from rldecoder.config.sae import TrainSaeConfig
 from rldecoder.data import forward
+from rldecoder.executors.local import LocalExecutor
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.reporting import Bar, SilentReporter
+from rldecoder.sae.training import SaeTrainer, StepResult
 from rldecoder.stages import cache_activations, train_sae
 from rldecoder.stages.context import StageContext
 from rldecoder.stages.inputs import SaeInputs
@@ -113,6 +115,40 @@ def test_stream_and_cache_give_the_same_weights(inputs: SaeInputs, context: Make
         path.unlink()  # the stream must not need them
     train_sae.run(inputs, STREAM, streamed)
     assert weights(streamed.out) == weights(cached.out)
+
+
+class Elsewhere(LocalExecutor):
+    """As if the workers were on other machines: through files, a window ahead of the trainer."""
+
+    is_here = False
+
+
+@pytest.mark.parametrize("stops_at", [None, 12])
+def test_a_stream_from_elsewhere_gives_the_same_weights(
+    inputs: SaeInputs,
+    context: MakeContext,
+    monkeypatch: pytest.MonkeyPatch,
+    stops_at: int | None,
+) -> None:
+    """And leaves no file behind; killed and run again it ends the same."""
+    here, there = context("here"), replace(context("there"), executor=Elsewhere())
+    train_sae.run(inputs, STREAM, here)
+    if stops_at is not None:
+        step = SaeTrainer.step
+
+        def stopping(self: SaeTrainer, batch: Tensor) -> StepResult:
+            if self.step_index == stops_at:
+                raise KeyboardInterrupt
+            return step(self, batch)
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(SaeTrainer, "step", stopping)
+            train_sae.run(inputs, STREAM, there)
+    train_sae.run(inputs, STREAM, there)
+    assert weights(there.out) == weights(here.out)
+    # What was computed ahead of the last step is not read; it goes with the progress folder.
+    kept = [path for path in (there.progress / "stream").iterdir() if path.suffix != ".seal"]
+    assert len(kept) <= 2
 
 
 def test_a_killed_stream_goes_on_without_computing_what_it_skips(

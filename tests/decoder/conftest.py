@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from rldecoder.data.activation_reader import ActivationReader
-from rldecoder.data.activations import ActivationMeta, ActivationWriter
+from rldecoder.data.activations import ActivationWriter
 from rldecoder.decoder.loading import AffineLens, decoder_from_lens
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.sae.model import Sae, SaeSpec
 from rldecoder.seeds import torch_generator
+from tests.tiny_models import cache_meta
 
 HOOK_LAYER = 2
 
@@ -52,14 +53,7 @@ def decoder(lm: FrozenLM, sae: Sae, lens: AffineLens) -> SaeDecoderForCausalLM:
 def reader(lm: FrozenLM, tmp_path_factory: pytest.TempPathFactory) -> ActivationReader:
     """Six sequences of 16 tokens, ids from 40; the last one is cut after position 9."""
     folder = tmp_path_factory.mktemp("cache")
-    meta = ActivationMeta(
-        model_name="tiny",
-        hook_layer=HOOK_LAYER,
-        num_layers=lm.num_layers,
-        d_model=lm.d_model,
-        vocab_size=lm.vocab_size,
-        context_length=16,
-    )
+    meta = cache_meta(lm, HOOK_LAYER, 16)
     input_ids = torch.randint(lm.vocab_size, (6, 16), generator=torch_generator(5, "ids"))
     resid, final_hidden = lm.resid_and_final(input_ids, HOOK_LAYER)
     with ActivationWriter(folder, "test", meta, shard_rows=37) as writer:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rldecoder.data.activation_reader import ActivationReader
-from rldecoder.data.activations import ActivationMeta, ActivationWriter
+from rldecoder.data.activations import ActivationWriter
 from rldecoder.decoder.loading import AffineLens, decoder_from_lens
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
 from rldecoder.explain.explainer import Explainer, ExplainerSpec
@@ -17,6 +17,7 @@ from rldecoder.explain.positions import Positions, positions_from_cache
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.sae.model import Sae, SaeSpec
 from rldecoder.seeds import torch_generator
+from tests.tiny_models import cache_meta
 
 HOOK_LAYER = 2
 NUM_LATENTS = 160
@@ -49,14 +50,7 @@ def lm(tiny_lm_dir: Path) -> FrozenLM:
 def cache(lm: FrozenLM, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Splits `label` and `test`, 8 sequences of 24 random tokens each."""
     folder = tmp_path_factory.mktemp("explain-cache")
-    meta = ActivationMeta(
-        model_name="tiny",
-        hook_layer=HOOK_LAYER,
-        num_layers=lm.num_layers,
-        d_model=lm.d_model,
-        vocab_size=lm.vocab_size,
-        context_length=24,
-    )
+    meta = cache_meta(lm, HOOK_LAYER, 24)
     for split in ("label", "test"):
         ids = split_tokens(split)
         resid, final_hidden = lm.resid_and_final(ids, HOOK_LAYER)

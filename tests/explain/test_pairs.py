@@ -10,7 +10,7 @@ import torch
 
 from rldecoder.artifacts.catalogue import TrainedExplainer
 from rldecoder.data.activation_reader import ActivationReader
-from rldecoder.data.activations import ActivationMeta, ActivationWriter
+from rldecoder.data.activations import ActivationWriter
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
 from rldecoder.explain import pairs as pairs_module
 from rldecoder.explain.pairs import (
@@ -32,6 +32,7 @@ from rldecoder.sae.model import SparseLatents
 from rldecoder.seeds import torch_generator
 from tests.explain.conftest import HOOK_LAYER, SETTINGS, split_tokens, text_positions
 from tests.stages.published import published
+from tests.tiny_models import cache_meta
 
 
 def test_cached_positions_are_distinct_and_repeatable(
@@ -70,10 +71,7 @@ def test_sinks_that_the_cache_leaves_out_are_made_again(
 ) -> None:
     ids = split_tokens("label")[:2]
     resid, final = lm.resid_and_final(ids, HOOK_LAYER)
-    meta = ActivationMeta(
-        model_name="tiny", hook_layer=HOOK_LAYER, num_layers=lm.num_layers, d_model=lm.d_model,
-        vocab_size=lm.vocab_size, context_length=24,
-    )  # fmt: skip
+    meta = cache_meta(lm, HOOK_LAYER, 24)
     with ActivationWriter(tmp_path, "label", meta, shard_rows=1000) as writer:
         for row in range(2):
             kept = torch.tensor([place for place in range(1, 24) if (row, place) != (1, 5)])

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from rldecoder.data.activations import ActivationMeta, ActivationWriter
+from rldecoder.data.activations import ActivationWriter
 from rldecoder.data.shards import read_token_table
 from rldecoder.interp.ablation_pass import Ablations, Texts, choose_places
 from rldecoder.interp.control_latents import SplitSource
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.sae.model import Sae, SaeSpec
 from tests.stages.interp_inputs import write_tokens
+from tests.tiny_models import cache_meta
 
 HOOK, SEQUENCES, LENGTH = 2, 5, 20
 
@@ -31,10 +32,7 @@ def world(
     source = SplitSource(folder / "activations", folder / "tokens", 64)
     write_tokens(source.tokens, "label", ids.numpy(), docs, lm.vocab_size)
     resid = lm.trunk(ids, HOOK).resid
-    meta = ActivationMeta(
-        model_name="tiny", hook_layer=HOOK, num_layers=lm.num_layers, d_model=lm.d_model,
-        vocab_size=lm.vocab_size, context_length=LENGTH,
-    )  # fmt: skip
+    meta = cache_meta(lm, HOOK, LENGTH)
     with ActivationWriter(source.activations, "label", meta, shard_rows=40) as writer:
         for row in range(SEQUENCES):
             at = torch.tensor([n for n in range(1, LENGTH) if (row, n) != (2, 7)])

@@ -18,9 +18,9 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from rldecoder.config.interp import PredicateSettings
 from rldecoder.data.activations import ActivationMeta, ActivationWriter
 from rldecoder.interp.ablation_pass import Ablations, choose_places
-from rldecoder.interp.calibration import Acceptance
+from rldecoder.interp.calibration import NUM_ROTATIONS, Acceptance
 from rldecoder.interp.control_latents import SplitSource, draw_latents
-from rldecoder.interp.corpus import SplitFirings
+from rldecoder.interp.corpus import SplitFirings, document_folds
 from rldecoder.interp.imported_outputs import OutputTrials, Said
 from rldecoder.interp.kind_confidence import output_confidences, pick
 from rldecoder.interp.kinds import BothKinds, coverages, passing, passing_shuffled
@@ -269,6 +269,23 @@ def test_a_killed_pass_goes_on_to_the_same_numbers(
     again = labeler(world, tmp_path).label("a", world.sae, world.fit, world.scored, rotate=False)
     assert again.sets == found.outputs.sets
     assert again.scores == found.outputs.scores
+
+
+def test_a_text_so_short_that_folds_hold_no_place_fails_no_run(
+    world: World, tmp_path: Path
+) -> None:
+    some = np.array([0, 10, 20])
+    fit, scored = (
+        split._replace(firings=split.firings.select(some)) for split in (world.fit, world.scored)
+    )
+    first = document_folds(fit.grid, NUM_ROTATIONS) == 0
+    fit = fit._replace(grid=fit.grid.restricted(first))
+    rotations = labeler(world, tmp_path).label("few", world.sae, fit, scored, rotate=True).rotations
+    assert [[s.places > 0 for s in rotation.held_out] for rotation in rotations] == [
+        [False] * 3, [False] * 3, [False] * 3,
+    ]  # fmt: skip
+    assert all(found.tokens for found in rotations[0].sets[1:])
+    assert not any(found.tokens for rotation in rotations[1:] for found in rotation.sets)
 
 
 def test_places_come_from_many_documents(world: World) -> None:

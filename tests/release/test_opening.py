@@ -6,8 +6,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -30,6 +28,7 @@ from rldecoder.opened import EXPLAINING
 from rldecoder.release.manifest import read_release, verify_release
 from rldecoder.run import Run
 from rldecoder.serve.app import make_app
+from tests.forked import ForkServer
 from tests.release.conftest import PROMPT, Released, reseal
 
 
@@ -79,14 +78,12 @@ def test_its_artifacts_are_the_runs(release: Release, run: Run) -> None:
 
 
 def test_another_process_in_another_folder_explains_the_same(
-    released: Released, run: Run, tmp_path: Path
+    forks: ForkServer, released: Released, run: Run, tmp_path: Path
 ) -> None:
     """The command, with a cache of its own: not even the model is taken from this one."""
-    environment = {**os.environ, "RLDECODER_CACHE": str(tmp_path / "cache")}
-    done = subprocess.run(
-        [sys.executable, "-m", "rldecoder.cli", "explain", "--json", "--release",
-         str(released.root), PROMPT],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False,
+    done = forks.run(
+        "explain", "--json", "--release", str(released.root), PROMPT,
+        cwd=tmp_path, env={"RLDECODER_CACHE": str(tmp_path / "cache")},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from rldecoder.data.activations import ActivationMeta, ActivationWriter
+from rldecoder.data.activations import ActivationWriter
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM, new_decoder
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.sae.model import Sae, SaeSpec
 from rldecoder.seeds import torch_generator
+from tests.tiny_models import cache_meta
 
 HOOK_LAYER = 2
 
@@ -46,14 +47,7 @@ def tiny_cache(tiny_lm_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     folder = tmp_path_factory.mktemp("cache")
     lm = FrozenLM.load(tiny_lm_dir)
     length = 16
-    meta = ActivationMeta(
-        model_name="tiny",
-        hook_layer=HOOK_LAYER,
-        num_layers=lm.num_layers,
-        d_model=lm.d_model,
-        vocab_size=lm.vocab_size,
-        context_length=length,
-    )
+    meta = cache_meta(lm, HOOK_LAYER, length)
     for split, num_sequences in (("train", 12), ("validation", 6), ("test", 6)):
         ids = torch.randint(
             lm.vocab_size, (num_sequences, length), generator=torch_generator(0, split)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rldecoder.rl import core
-from rldecoder.rl.policy import token_stats
+from rldecoder.rl.policy import reverse_kl, token_stats
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -49,3 +49,21 @@ def test_no_graph_without_gradients():
         found = token_stats(hidden, torch.tensor([1, 2]), lambda h: h @ weight.T)
     assert not found.logprobs.requires_grad
     assert (found.kl == 0).all()
+
+
+def test_the_reverse_kl_looks_the_other_way():
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(5, 8, generator=generator, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(11, 8, generator=generator, dtype=torch.float64)
+    frozen = torch.randn(5, 11, generator=generator, dtype=torch.float64).log_softmax(-1)
+    found = reverse_kl(hidden, lambda h: h @ weight.T, frozen, temperature=0.7)
+    pi = torch.distributions.Categorical(logits=hidden @ weight.T / 0.7)
+    expected = torch.distributions.kl_divergence(pi, torch.distributions.Categorical(logits=frozen))
+    torch.testing.assert_close(found, expected)
+
+    # Minimal, with a gradient of zero, where both are the same.
+    same = (hidden @ weight.T / 0.7).log_softmax(-1).detach()
+    none = reverse_kl(hidden, lambda h: h @ weight.T, same, temperature=0.7)
+    none.sum().backward()
+    torch.testing.assert_close(none, torch.zeros_like(none))
+    torch.testing.assert_close(hidden.grad, torch.zeros_like(hidden))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,7 +14,7 @@ from rldecoder.checkpoints import Checkpoints
 from rldecoder.config.rl import AdaptiveRule, CollapseRule
 from rldecoder.config.run import load_run_config
 from rldecoder.config.tasks import FileTask
-from rldecoder.errors import NumericalError
+from rldecoder.errors import BadInputError, NumericalError
 from rldecoder.reporting import SilentReporter
 from rldecoder.rl import core
 from rldecoder.rl.learner import interpolate
@@ -66,8 +67,6 @@ def test_prompts_are_repeated_for_their_responses(make_ppo_run):
     tasks = [prompt.task for prompt in one._prompts()]
     assert tasks == ["addition"] * 4 + ["cloze"] * 4 + ["addition"] * 4
     ppo_run.train(lambda note: None)
-    text, _ = make_ppo_run("text_only", "text", ppo=ppo)
-    assert (text.settings.batch_size, text.settings.responses_per_prompt) == (2, 1)
 
 
 def test_a_file_is_a_task_like_the_others(make_ppo_run, tmp_path):
@@ -105,6 +104,22 @@ def test_kinds_differ_in_rewards_and_losses_only(make_ppo_run):
     assert noise.evaluator is None
 
 
+def test_arms_without_reward_differ_in_the_loss_on_responses(make_ppo_run):
+    """Same prompts and text; no advantages; each makes its own distance smaller."""
+    seen, weights = {}, []
+    for kind in ("losses_only", "reverse_distillation", "gold_answers"):
+        ppo_run, _ = make_ppo_run(kind, kind, tasks=("cloze",))
+        assert ppo_run.settings.policy_coef == ppo_run.settings.entropy_coef == 0
+        ppo_run.train(lambda note: None)
+        weights.append(ppo_run.decoder.W.detach().clone())
+        name = "gold_ce" if kind == "gold_answers" else "rollout_kl"
+        seen[kind] = [row.value for row in ppo_run.curves.rows if row.name == name]
+        assert len(seen[kind]) == ppo_run.total_steps
+    assert not any(torch.equal(one, other) for one, other in combinations(weights, 2))
+    assert seen["gold_answers"][-1] < seen["gold_answers"][0]
+    assert seen["losses_only"][0] != seen["reverse_distillation"][0]
+
+
 @pytest.mark.parametrize(("kind", "same"), [("losses_only", True), ("trained", False)])
 def test_a_task_left_to_the_reward_is_distilled_in_the_control(make_ppo_run, kind, same):
     """`losses_only` has the KL loss on the responses of all tasks; training as it is told."""
@@ -124,22 +139,33 @@ def test_the_text_only_continuation_learns_from_text_alone(make_ppo_run):
     ppo_run.train(lambda note: None)
     names = {row.name for row in ppo_run.curves.rows}
     assert "text_kl" in names
-    assert not names & {"rollout_kl", "contribution_entropy", "text_entropy"}
-    text = [row.value for row in ppo_run.curves.rows if row.name == "policy_loss"]
-    assert text == [0.0] * ppo_run.total_steps
+    assert not names & {"rollout_kl", "contribution_entropy", "text_entropy", "reward"}
 
 
-def test_the_text_only_continuation_is_the_same_with_more_responses(make_ppo_run):
-    weights = []
-    for name, size in (("few", 2), ("more", 8)):
-        ppo_run, _ = make_ppo_run("text_only", name)
-        assert ppo_run.settings.batch_size == 2
-        ppo_run.settings = ppo_run.settings.model_copy(update={"batch_size": size})
-        start = ppo_run.decoder.W.detach().clone()
+def test_the_text_only_continuation_takes_the_steps_of_the_trainer(make_ppo_run, monkeypatch):
+    """PPO's trainer samples responses that no loss reads, and ends at the same weights."""
+    ppo = small_config().ppo.model_copy(update={"inner_epochs": 2, "minibatches": 2})
+    alone, _ = make_ppo_run("text_only", "alone", ppo=ppo)
+    start = alone.decoder.W.detach().clone()
+    with monkeypatch.context() as without:
+        without.setattr(PpoRun, "_train_on_responses", lambda *_: pytest.fail("sampled"))
+        alone.train(lambda note: None)
+    assert not torch.equal(alone.decoder.W, start)
+
+    beside, _ = make_ppo_run("text_only", "beside", ppo=ppo)
+    monkeypatch.setattr(PpoRun, "_train_on_text", PpoRun._train_on_responses)
+    beside.train(lambda note: None)
+    torch.testing.assert_close(alone.decoder.W, beside.decoder.W, rtol=0, atol=0)
+    assert [row for row in alone.curves.rows if row.name == "text_kl"] == [
+        row for row in beside.curves.rows if row.name == "text_kl"
+    ]
+
+
+def test_the_text_only_continuation_needs_text(make_ppo_run):
+    ppo = small_config().ppo.model_copy(update={"replay_tokens": 0})
+    ppo_run, _ = make_ppo_run("text_only", ppo=ppo)
+    with pytest.raises(BadInputError, match="supervised_continuation"):
         ppo_run.train(lambda note: None)
-        assert not torch.equal(ppo_run.decoder.W, start)
-        weights.append(ppo_run.decoder.W.detach().clone())
-    torch.testing.assert_close(*weights, rtol=0, atol=0)
 
 
 def test_stage_weights_and_adaptive_rule(make_ppo_run):
@@ -188,7 +214,7 @@ def test_evaluates_and_saves_every_n_steps_and_at_the_ends_of_stages(make_ppo_ru
     evaluated = [row[0] for row in ppo_run.evaluations if row[2] == "all"]
     assert evaluated == [0, 2, 3, 4, 6, 8, 9]
     assert [row[1] for row in ppo_run.evaluations if row[2] == "all"] == [0, 1, 1, 2, 2, 3, 3]
-    assert saved == [3, 4, 6, 8, 9]
+    assert saved == [4, 8, 9]
     # Live metrics: each step's and each evaluation's, as in the curves.
     assert {name for name, *_ in watched.seen} == {"test"}
     steps = [(step, values) for _, step, values in watched.seen if "reward" in values]

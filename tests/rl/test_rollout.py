@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from rldecoder.errors import NumericalError
 from rldecoder.evals.generation import split_prefix
-from rldecoder.evals.prompts import TaskPrompt, make_prompts
+from rldecoder.evals.prompts import TaskPrompt, make_prompts, score
+from rldecoder.evals.task_text import solution
 from rldecoder.rl.policy import token_stats
 from rldecoder.rl.rollout import DecoderSampler, draw
 from rldecoder.sae.model import SparseLatents
@@ -249,3 +250,21 @@ def test_every_end_of_the_model_ends_a_response(make_decoder, prompts):
             assert finished
             assert int((hit & keep).nonzero()[0]) == int(keep.sum()) - 1
             assert text == lm.tokenizer.decode(ids[keep][:-1], skip_special_tokens=True)
+
+
+def test_gold_rollouts_are_the_right_answers(decoder, prompts):
+    """No token is drawn; states are those of a pass over prompt and answer."""
+    rollout = DecoderSampler(decoder, gold=True)(prompts, torch_generator(0))
+    again = DecoderSampler(decoder, gold=True)(prompts, torch_generator(1))
+    assert torch.equal(rollout.token_ids, again.token_ids)
+    tokenizer = decoder.frozen.lm.tokenizer
+    for i, ids, start, length in rows_of(rollout, decoder):
+        answer = tokenizer(solution(prompts[i]) + "\n", add_special_tokens=False)["input_ids"]
+        assert rollout.token_ids[i, :length].tolist() == answer[:length]
+        assert length == len(answer) or answer[length - 1] in DecoderSampler(decoder).stop_ids
+        assert score(prompts[i], rollout.completions[i]) == 1
+        states = slice(start - 1, start - 1 + length)
+        seen = decoder.features(ids).latents
+        torch.testing.assert_close(
+            rollout.latents.acts[i, :length], seen.acts[0, states], atol=1e-4, rtol=1e-4
+        )

@@ -20,6 +20,7 @@ from rldecoder.artifacts.store import ArtifactStore
 from rldecoder.cli.serve import allowed_hosts, listen
 from rldecoder.errors import BadInputError
 from tests.conftest import ROOT
+from tests.forked import ForkServer
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.5", "::", "example.org"])
@@ -48,16 +49,14 @@ def test_a_port_in_use_is_said_so() -> None:
         listen("203.0.113.1", 0)
 
 
-def test_the_command_says_what_is_missing_before_it_loads(tmp_path: Path) -> None:
+def test_the_command_says_what_is_missing_before_it_loads(
+    forks: ForkServer, tmp_path: Path
+) -> None:
     for extra, message in (
         (["--store", str(tmp_path)], "has not come far enough to explain"),
         (["--host", "0.0.0.0"], "let other machines in"),
     ):
-        result = subprocess.run(
-            [sys.executable, "-m", "rldecoder.cli", "serve", "configs/debug.yaml",
-             "--port", "0", *extra],
-            cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
-        )  # fmt: skip
+        result = forks.run("serve", "configs/debug.yaml", "--port", "0", *extra)
         assert result.returncode == 2
         assert message in " ".join(result.stderr.split())
         assert "Traceback" not in result.stderr

@@ -9,13 +9,14 @@ import torch
 from safetensors.torch import save_file
 
 from rldecoder.artifacts.catalogue import Baselines, Frontier, ModelFolder, TrainedSae
-from rldecoder.data.activations import ActivationMeta, ActivationWriter
+from rldecoder.data.activations import ActivationWriter
 from rldecoder.data.packing import PackedSequence, TokenShardWriter
 from rldecoder.sae.model import Sae, SaeSpec
 from rldecoder.schemas import write_json
 from rldecoder.seeds import torch_generator
 from rldecoder.stages.inputs import DecoderInputs
 from tests.stages.published import inputs_in
+from tests.tiny_models import cache_meta
 
 HOOK_LAYER = 2
 LENGTH = 16
@@ -26,14 +27,7 @@ def make_inputs(folder: Path, model_folder: Path) -> DecoderInputs:
     inputs = inputs_in(DecoderInputs, folder)
     shutil.copytree(model_folder, ModelFolder.model.path(inputs.model.folder))
     lm = inputs.model.load()
-    meta = ActivationMeta(
-        model_name="tiny",
-        hook_layer=HOOK_LAYER,
-        num_layers=lm.num_layers,
-        d_model=lm.d_model,
-        vocab_size=lm.vocab_size,
-        context_length=LENGTH,
-    )
+    meta = cache_meta(lm, HOOK_LAYER, LENGTH)
     for split, num_sequences in (("train", 20), ("validation", 6), ("test", 6), ("ood", 4)):
         generator = torch_generator(0, split)
         input_ids = torch.randint(lm.vocab_size, (num_sequences, LENGTH), generator=generator)

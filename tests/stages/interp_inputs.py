@@ -19,13 +19,14 @@ from rldecoder.artifacts.catalogue import (
     ModelFolder,
     TrainedSae,
 )
-from rldecoder.data.activations import ActivationMeta, ActivationWriter
+from rldecoder.data.activations import ActivationWriter
 from rldecoder.data.shards import write_token_shard
 from rldecoder.decoder.modeling_sae_decoder import new_decoder
 from rldecoder.reporting import SilentReporter
 from rldecoder.sae.model import Sae, SaeSpec
 from rldecoder.stages.context import Output, Stage, StageContext
 from tests.stages.published import published
+from tests.tiny_models import cache_meta
 
 HOOK_LAYER = 2
 LENGTH = 48
@@ -46,14 +47,7 @@ def make_inputs(folder: Path, model_folder: Path) -> Folders:
     lm = published(ModelFolder, made[ModelFolder.stage]).load()
     text = "\n".join(topics.topics[name] for name in sorted(topics.topics))
     ids = np.array(lm.tokenizer(text[:60_000], verbose=False)["input_ids"])
-    meta = ActivationMeta(
-        model_name="tiny",
-        hook_layer=HOOK_LAYER,
-        num_layers=lm.num_layers,
-        d_model=lm.d_model,
-        vocab_size=lm.vocab_size,
-        context_length=LENGTH,
-    )
+    meta = cache_meta(lm, HOOK_LAYER, LENGTH)
     size = NUM_SEQUENCES * LENGTH
     for number, split in enumerate(SPLITS):
         tokens = ids[number * size : (number + 1) * size].reshape(NUM_SEQUENCES, LENGTH)

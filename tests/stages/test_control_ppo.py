@@ -193,8 +193,10 @@ def test_every_seed_is_trained_again_and_judged(inputs, context, monkeypatch, tm
     monkeypatch.setattr(control_ppo, "PpoRun", Untrained)
     ctx = context()
     lm, sae = inputs.model.load(), inputs.sae.load()
-    run(inputs._replace(policy=trained), CONFIG, ctx)
-    kinds = ("random_reward", "losses_only", "text_only")
+    arms = ("reverse_distillation", "gold_answers")
+    further = CONFIG.model_copy(update={"further_arms": arms})
+    output = run(inputs._replace(policy=trained), further, ctx)
+    kinds = ("random_reward", "losses_only", "text_only", *arms)
     assert [row[:2] for row in seen] == [(kind, seed) for kind in kinds for seed in (11, 12)]
     for kind, seed, control in seen:
         pair = PpoRun(
@@ -213,8 +215,17 @@ def test_every_seed_is_trained_again_and_judged(inputs, context, monkeypatch, tm
     trainings = {row["system"]: row["num_trainings"] for row in rows}
     assert trainings == {
         "trained": 2, "random_reward": 2, "losses_only": 2, "text_only": 2,
+        "reverse_distillation": 2, "gold_answers": 2,
         "supervised": 1, "frozen": 1, "uniform_policy": 1, "random_decoder": 1,
     }  # fmt: skip
+    # What is measured beside the verdict is said and gates nothing.
+    beside = artifact(Controls, ctx.out).record.beside
+    assert [sum(words in line for line in beside) for words in ("reverse KL", "right ans")] == [
+        1,
+        1,
+    ]
+    assert not any(arm in reason for arm in arms for reason in output.reasons)
+    assert not {row["system"] for row in rows if row["gates"]} & set(arms)
 
 
 def test_the_end_of_training_stands_beside_a_share_of_the_way(inputs, context, monkeypatch):

@@ -11,7 +11,7 @@ import torch
 
 from rldecoder.artifacts.catalogue import ModelFolder, SaeGate, TrainedSae
 from rldecoder.config.sae import GateSaeConfig
-from rldecoder.data.activations import ActivationMeta, ActivationWriter
+from rldecoder.data.activations import ActivationWriter
 from rldecoder.data.shards import write_token_shard
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.sae.model import Sae, SaeSpec
@@ -19,6 +19,7 @@ from rldecoder.stages.context import StageContext
 from rldecoder.stages.inputs import SaeGateInputs
 from rldecoder.stages.table import stage_named
 from tests.stages.published import inputs_in, published
+from tests.tiny_models import cache_meta
 
 STAGE = stage_named("gate_sae")
 
@@ -63,14 +64,7 @@ def base(tmp_path_factory: pytest.TempPathFactory, tiny_lm_dir: Path) -> SaeGate
     write_token_shard(inputs.corpus.folder, "test", 0, columns, lm.vocab_size)
     input_ids = torch.from_numpy(ids)
     resid, final = (x[:, 1:].flatten(0, 1) for x in lm.resid_and_final(input_ids, LAYER))
-    meta = ActivationMeta(
-        model_name="tiny",
-        hook_layer=LAYER,
-        num_layers=lm.num_layers,
-        d_model=lm.d_model,
-        vocab_size=lm.vocab_size,
-        context_length=CONTEXT,
-    )
+    meta = cache_meta(lm, LAYER, CONTEXT)
     index = torch.arange(len(resid))
     with ActivationWriter(inputs.cache.folder, "test", meta, shard_rows=200) as writer:
         writer.add(

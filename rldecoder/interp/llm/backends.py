@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
+from rldecoder.interp.llm.parsing import AnswerSchema
 from rldecoder.interp.llm.prompts import Message
 
 Purpose = str
@@ -19,8 +20,8 @@ class ChatRequest(NamedTuple):
     messages: tuple[Message, ...]
     max_tokens: int
     """Longest answer."""
-    schema: dict[str, Any]
-    """JSON schema of the answer, for servers that can enforce it."""
+    schema: AnswerSchema
+    """Of the answer, for servers that can enforce it."""
     expected_tokens: int | None = None
     """How long an answer is expected to be, for estimates; None: a share of the longest."""
 

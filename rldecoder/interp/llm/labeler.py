@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -103,12 +103,23 @@ def _counts(evidence: Evidence) -> np.ndarray[Any, Any]:
     return evidence.firings.within(evidence.grid.valid.reshape(-1)).counts
 
 
-def _active(examples: list[tuple[list[str], list[float]]]) -> list[dict[str, Any]]:
+class _ActiveWindow(TypedDict):
+    """A window where the latent fires, as a prompt shows it."""
+
+    text: str
+    """With marks."""
+    strengths: list[list[str | int]]
+    """[token, strength] of each mark."""
+
+
+def _active(examples: list[tuple[list[str], list[float]]]) -> list[_ActiveWindow]:
     """Windows with marks and strengths relative to the strongest activation shown."""
     largest = max((max(acts) for _, acts in examples), default=0.0)
-    out = []
+    out: list[_ActiveWindow] = []
     for tokens, acts in examples:
         marks = [i for i, act in enumerate(acts) if act > 0]
-        strengths = [[tokens[i], max(1, math.ceil(LEVELS * acts[i] / largest))] for i in marks]
+        strengths: list[list[str | int]] = [
+            [tokens[i], max(1, math.ceil(LEVELS * acts[i] / largest))] for i in marks
+        ]
         out.append({"text": marked_text(Marked(tokens, frozenset(marks))), "strengths": strengths})
     return out

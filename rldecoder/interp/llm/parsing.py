@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypedDict, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -56,26 +56,42 @@ class _Activations(_Answer):
     answers: list[Annotated[StrictInt, Field(ge=0, le=MAX_ACTIVATION)]]
 
 
-LABEL_SCHEMA: dict[str, Any] = {
+class FieldSchema(TypedDict, total=False):
+    """What one field of an answer may hold, as JSON schema says it."""
+
+    type: str | list[str]
+    items: FieldSchema
+
+
+class AnswerSchema(TypedDict):
+    """JSON schema of an answer."""
+
+    type: str
+    properties: dict[str, FieldSchema]
+    required: list[str]
+    additionalProperties: bool
+
+
+LABEL_SCHEMA: AnswerSchema = {
     "type": "object",
     "properties": {"label": {"type": ["string", "null"]}},
     "required": ["label"],
     "additionalProperties": False,
 }
-ANSWERS_SCHEMA: dict[str, Any] = {
+ANSWERS_SCHEMA: AnswerSchema = {
     "type": "object",
     "properties": {"answers": {"type": "array", "items": {"type": "boolean"}}},
     "required": ["answers"],
     "additionalProperties": False,
 }
 # Bounds are checked here alone: not every server knows them in a schema.
-CHOICE_SCHEMA: dict[str, Any] = {
+CHOICE_SCHEMA: AnswerSchema = {
     "type": "object",
     "properties": {"answer": {"type": "integer"}},
     "required": ["answer"],
     "additionalProperties": False,
 }
-ACTIVATIONS_SCHEMA: dict[str, Any] = {
+ACTIVATIONS_SCHEMA: AnswerSchema = {
     "type": "object",
     "properties": {"answers": {"type": "array", "items": {"type": "integer"}}},
     "required": ["answers"],

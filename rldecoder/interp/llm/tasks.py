@@ -38,6 +38,7 @@ from rldecoder.interp.llm.parsing import (
     ANSWERS_SCHEMA,
     CHOICE_SCHEMA,
     MAX_ACTIVATION,
+    AnswerSchema,
     parse_activations,
     parse_answers,
     parse_choice,
@@ -55,7 +56,7 @@ Acts = NDArray[np.float32]
 class LabelTask(Protocol):
     """One kind of question about a label."""
 
-    schema: dict[str, Any]
+    schema: AnswerSchema
     """JSON schema of an answer."""
 
     def draw(

@@ -1,0 +1,108 @@
+"""The end of a run: what was built in three lines, the targets, three explanations, what next."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from rldecoder.artifacts.catalogue import (
+    Controls,
+    Evaluation,
+    FinalDecoder,
+    Report,
+    TrainedExplainer,
+)
+from rldecoder.run import Run
+
+Typed = tuple[Path, str | None, list[str] | None]
+"""Config, `--store` and the texts of `--set`, as they were given on the command line."""
+
+SHOWN_EXAMPLES = 3
+EXAMPLE_PROMPT = "She opened the door and saw"
+
+
+def print_summary(console: Console, run: Run, typed: Typed) -> None:
+    """What was built, targets with measured values, caveats, explanations, commands.
+
+    Args:
+        console: prints.
+        run: finished.
+        typed: what opens it again.
+    """
+    for line in built(run):
+        console.print(line, highlight=False)
+    console.print()
+    console.print(_targets(run))
+
+    report = run.artifact(Report)
+    for caveat in report.caveats:
+        console.print(f"[yellow]caveat[/yellow] {escape(caveat)}", highlight=False)
+    console.print()
+
+    from rldecoder.explain.explanation import render_explanation  # slow: imports torch
+
+    # Explanations that claim something are worth more of the reader's screen.
+    examples = run.artifact(TrainedExplainer).examples.root
+    for example in sorted(examples, key=lambda example: not example.claims)[:SHOWN_EXAMPLES]:
+        console.print(render_explanation(example))
+
+    console.print("next:", highlight=False)
+    config, store, overrides = typed
+    options = [] if store is None else ["--store", store]
+    options += [word for override in overrides or [] for word in ("--set", override)]
+    again = shlex.join([str(config), *options])
+    for command in (
+        f'rldecoder explain {again} "{EXAMPLE_PROMPT}"',
+        f"rldecoder serve {again}",
+        f"rldecoder status {again}",
+    ):
+        console.print(f"  {escape(command)}", highlight=False, soft_wrap=True)
+    console.print(f"report: {escape(str(report.page))}", highlight=False, soft_wrap=True)
+
+
+def built(run: Run) -> list[str]:
+    """Whether the decoder is frozen, how faithful and how labelled it is, what the reward gave."""
+    freeze = run.artifact(FinalDecoder).freeze
+    evaluation = run.artifact(Evaluation)
+    targets = evaluation.targets
+    if freeze.frozen:
+        status = "[green]frozen[/green]: its KL, its task scores and its controls allow it"
+    else:
+        status = f"[yellow]not frozen[/yellow]: {escape('; '.join(freeze.reasons))}"
+    kl, agreement = (
+        targets["kl_rl" if freeze.which == "ppo" else "kl_supervised"],
+        targets["agreement"],
+    )
+    labelled, precision = targets["label_coverage"], targets["claim_precision"]
+
+    gain = next(c for c in run.artifact(Controls).record.comparisons if c.control == "supervised")
+    return [
+        f"[bold]The {escape(freeze.which)} decoder is {status}.[/bold]",
+        f"Against the frozen model on held-out text: KL {_number(kl.value, '.2f')} nats a token, "
+        f"the same first choice at {_number(agreement.value, '.0%')} of the tokens. Labels of high "
+        f"confidence: {_number(labelled.value, '.0%')}; claims that hold: "
+        f"{_number(precision.value, '.0%')}.",
+        f"PPO added {gain.score_difference:+.2f} [{gain.score_low:+.2f}, {gain.score_high:+.2f}] "
+        "of task score to the supervised decoder it started from.",
+    ]
+
+
+def _number(value: float | None, form: str) -> str:
+    return "unknown" if value is None else format(value, form)
+
+
+def _targets(run: Run) -> Table:
+    table = Table(title="Targets of the original plan", title_justify="left")
+    table.add_column("target")
+    table.add_column("goal", justify="right")
+    table.add_column("measured", justify="right")
+    table.add_column("met")
+    marks = {True: "[green]yes[/green]", False: "[red]no[/red]", None: "[yellow]unknown[/yellow]"}
+    for row in run.artifact(Evaluation).targets.root:
+        value = "-" if row.value is None else f"{row.value:.4g}"
+        table.add_row(escape(row.name), escape(row.target), value, marks[row.met])
+    return table

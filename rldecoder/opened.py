@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints, overload
 
 from rldecoder.artifacts.base import Artifact
 from rldecoder.artifacts.catalogue import (
+    ActivationCache,
     Clusters,
     FinalDecoder,
     Labels,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from rldecoder.explain.explainer import Explainer
     from rldecoder.explain.reading import PromptReader
     from rldecoder.explain.steering import Steering
+    from rldecoder.interp.contexts import HeldOutText, LatentContexts
     from rldecoder.interp.records import FeatureLabel
     from rldecoder.lm.frozen import FrozenLM
     from rldecoder.sae.model import Sae
@@ -44,6 +46,8 @@ EXPLAINING: tuple[type[Artifact], ...] = (
     ModelFolder, TrainedSae, FinalDecoder, Labels, Clusters, TrainedExplainer,
 )  # fmt: skip
 """What explanations and the server read."""
+CONTEXT_TOKENS = 32_768
+"""Most tokens of a split that `contexts` reads: seconds, not minutes, whatever the budget."""
 
 
 class Opened(ABC):
@@ -56,6 +60,9 @@ class Opened(ABC):
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self.device = device
         self._artifacts: dict[str, Artifact] = {}
+        self._held_out: dict[str, HeldOutText] = {}
+        self.python: tuple[str, ...] = ()
+        """Lines of Python that open the same as `run`; none where nobody said what was opened."""
 
     @property
     @abstractmethod
@@ -95,6 +102,11 @@ class Opened(ABC):
     @abstractmethod
     def _open(self, kind: type[A]) -> A:
         """An artifact that is here, its files verified."""
+
+    @property
+    @abstractmethod
+    def sources(self) -> tuple[str, ...]:
+        """Names of the text that everything was trained on; paths cut to their last part."""
 
     def report(self, say: Callable[[str], None]) -> bytes | None:
         """The page of the run's report as it was published; None where there is none.
@@ -191,6 +203,7 @@ class Opened(ABC):
         scale: Mapping[int, float] | None = None,
         *,
         set: Mapping[int, float] | None = None,
+        clamp: Mapping[int, tuple[float, float]] | None = None,
         start: int = 1,
     ) -> Steering:
         """Both models with some latents changed, for `.generate(prompt)`.
@@ -198,6 +211,7 @@ class Opened(ABC):
         Args:
             scale: factors by latent; an inactive latent stays inactive.
             set: activations by latent, in the SAE's units, active or not.
+            clamp: least and greatest activation by latent.
             start: the first position that is changed; those after it are, too.
 
         Raises:
@@ -205,8 +219,31 @@ class Opened(ABC):
         """
         from rldecoder.explain.steering import Changes, Steering
 
-        changes = Changes(dict(scale or {}), dict(set or {}))
+        changes = Changes(dict(scale or {}), dict(set or {}), dict(clamp or {}))
         return Steering(self.lm(), self.sae(), self.decoder, changes, start)
+
+    def contexts(self, latent: int, *, split: str = "test", count: int = 6) -> LatentContexts:
+        """Where a latent fires most strongly in held-out text, any latent of the dictionary.
+
+        The first call reads the split, a few seconds; what it found is kept.
+
+        Args:
+            split: `test` was used for no label (it scored them); `label` is what they are made of.
+            count: windows of text, at most.
+
+        Raises:
+            BadInputError: no such latent or split, or the text is not here: no release has it.
+        """
+        if split not in self._held_out:
+            from rldecoder.explain.prompts import token_text
+            from rldecoder.interp.contexts import HeldOutText
+            from rldecoder.interp.corpus import read_firings
+
+            sae, lm = self.sae(), self.lm()
+            reader = self.artifact(ActivationCache).reader(split)
+            found = read_firings(reader, sae, split=split, max_tokens=CONTEXT_TOKENS)
+            self._held_out[split] = HeldOutText(found, partial(token_text, lm))
+        return self._held_out[split].contexts(latent, count)
 
     @cached_property
     def _lm(self) -> FrozenLM:

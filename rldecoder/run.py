@@ -6,12 +6,12 @@ Notebooks, the server and the commands open models, labels and tables through it
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rldecoder.artifacts.catalogue import Report
+from rldecoder.artifacts.catalogue import Corpus, Report
 from rldecoder.artifacts.store import ArtifactRef, ArtifactStore
 from rldecoder.config.run import RunConfig, load_run_config
 from rldecoder.errors import BadInputError, DamagedFileError
@@ -47,7 +47,28 @@ def open_run(
     loaded = config if isinstance(config, RunConfig) else load_run_config(Path(config))
     if not isinstance(store, ArtifactStore):
         store = store_for(loaded, store)
-    return Run(loaded, store, device=device)
+    run = Run(loaded, store, device=device)
+    if not isinstance(config, RunConfig):
+        run.python = python_lines(Path(config), store)
+    return run
+
+
+def python_lines(
+    config: Path, store: ArtifactStore, overrides: Sequence[str] = ()
+) -> tuple[str, ...]:
+    """Lines of Python that open a run as `run`, from any folder.
+
+    Args:
+        overrides: `a.b=c` settings that were put over those of the file.
+    """
+    file, root = ascii(str(config.resolve())), ascii(store.place)
+    if not overrides:
+        return (f"run = rldecoder.open_run({file}, {root})",)
+    return (
+        "from rldecoder.config.run import load_run_config",
+        f"config = load_run_config({file}, {list(overrides)!r})",
+        f"run = rldecoder.open_run(config, {root})",
+    )
 
 
 class Run(Opened):
@@ -167,6 +188,12 @@ class Run(Opened):
         from rldecoder.interp.review import REVIEWS_FILE
 
         return self.config.label_features.reviews or self.store.root / REVIEWS_FILE
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """As the corpus says."""
+        names = self.artifact(Corpus).provenance.sources
+        return tuple(name.rstrip("/").rpartition("/")[2] for name in names)
 
     def report(self, say: Callable[[str], None]) -> bytes | None:
         """The report as it was published, read once; None where there is none to trust."""

@@ -29,9 +29,10 @@ def open_named(config: Path, store: str | None, overrides: list[str] | None) -> 
     from rldecoder.config.run import load_run_config
 
     loaded = load_run_config(config, overrides or [])
-    from rldecoder.run import open_run  # slow: only for a config that can be used
+    from rldecoder.run import open_run, python_lines  # slow: only for a config that can be used
 
     run = open_run(loaded, store)
+    run.python = python_lines(config, run.store, overrides or [])
     # Said where something is missing: the one command that makes it.
     more = [f"--store {shlex.quote(store)}"] if store is not None else []
     more += [f"--set {shlex.quote(override)}" for override in overrides or []]

@@ -19,7 +19,8 @@ from rldecoder.opened import EXPLAINING, Opened
 from rldecoder.serve.guard import LOOPBACK
 
 if TYPE_CHECKING:
-    from rldecoder.serve.app import Served
+    from rldecoder.interp.contexts import LatentContexts
+    from rldecoder.serve.served import Served
 
 WARM_UP = "The first answer should not wait for anything."
 
@@ -85,9 +86,11 @@ def open_served(
 
     from rldecoder.explain.prompts import tokenize_prompt
     from rldecoder.explain.reading import Reading
-    from rldecoder.serve.app import Served
+    from rldecoder.serve.about import about, example_prompts
     from rldecoder.serve.catalogue import Catalogue
+    from rldecoder.serve.code import Code
     from rldecoder.serve.pages import PageFacts
+    from rldecoder.serve.served import Served
     from rldecoder.serve.workbench import Workbench
 
     if run.threads is not None:
@@ -114,8 +117,14 @@ def open_served(
         caveats=run.artifact(TrainedExplainer).caveats,
         reviews_file=str(file),
         has_report=report is not None,
+        about=about(run),
+        examples=example_prompts(run),
     )
-    return Served(bench, catalogue, facts, report)
+
+    def texts(latent: int, count: int) -> LatentContexts:
+        return run.contexts(latent, count=count)
+
+    return Served(bench, catalogue, facts, report, texts, Code(run.python))
 
 
 def allowed_hosts(host: str, allow_remote: bool, host_names: Sequence[str]) -> list[str]:

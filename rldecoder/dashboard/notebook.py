@@ -14,7 +14,9 @@ from rldecoder.dashboard.collect import caveats, pipeline
 from rldecoder.dashboard.report import environment
 from rldecoder.dashboard.shown import ExampleShown, MeasuredShown, TokenShown
 from rldecoder.explain.explanation import Explanation
-from rldecoder.explain.reading import FeatureTable, Reading
+from rldecoder.explain.read_records import FeatureTable
+from rldecoder.explain.reading import Reading
+from rldecoder.explain.target import Target
 from rldecoder.visible_text import visible_text, visible_token
 
 SHOWN_TOKENS = 200
@@ -34,16 +36,17 @@ class ShownFeatures(FeatureTable):
     def _repr_html_(self) -> str:
         rows = [MeasuredShown.model_validate(row) for row in self]
         token = visible_token(self.token.token)
-        return _html("notebook_features.html.j2", rows=rows, token=token, at=self.at)
+        minus = None if self.minus is None else visible_token(self.minus.token)
+        return _html("notebook_features.html.j2", rows=rows, token=token, minus=minus, at=self.at)
 
 
 class ShownReading(Reading):
     """A reading that a notebook shows, with what is asked of it."""
 
-    def features(self, at: int = -1) -> ShownFeatures:
+    def features(self, at: int = -1, target: Target | None = None) -> ShownFeatures:
         """See `Reading.features`."""
-        table = super().features(at)
-        return ShownFeatures(list(table), table.token, table.at)
+        table = super().features(at, target)
+        return ShownFeatures(list(table), table.token, table.at, table.minus)
 
     def explain(self, at: int = -1) -> ShownExplanation:
         """See `Reading.explain`."""

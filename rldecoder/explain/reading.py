@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -22,144 +21,31 @@ from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
 from rldecoder.decoder.places import last_of_text
 from rldecoder.errors import BadInputError
 from rldecoder.explain.checking import TextStates, explain_last
+from rldecoder.explain.compared import Comparison, compare
 from rldecoder.explain.explainer import Explainer
 from rldecoder.explain.explanation import Explanation
 from rldecoder.explain.inputs import LabelText
 from rldecoder.explain.patching import decoder_effects
 from rldecoder.explain.prompts import encode_prompt, token_text
 from rldecoder.explain.ranking import RankedFeature, rank_active
+from rldecoder.explain.read_records import (
+    Change,
+    Choice,
+    Feature,
+    FeatureTable,
+    Intervention,
+    Shift,
+    TokenTrace,
+)
 from rldecoder.explain.steering import Changes
+from rldecoder.explain.target import Target, find_target
 from rldecoder.lm.frozen import FrozenLM
+from rldecoder.lm.sinks import SKIP_FIRST, is_sink
 from rldecoder.sae.model import Sae
 from rldecoder.sae.selection import SparseLatents
 
 TOP_TOKENS = 5
 TOP_FEATURES = 5
-
-
-class Choice(NamedTuple):
-    """One token that a model may say next, raw text."""
-
-    token: str
-    token_id: int
-    probability: float
-
-
-class TokenTrace(NamedTuple):
-    """One position of a prompt and what both models predict after it."""
-
-    token: str
-    """Raw text."""
-    frozen: list[Choice]
-    """Most likely first."""
-    decoder: list[Choice]
-    kl: float
-    """KL(frozen || decoder), nats."""
-    actual: tuple[float, float] | None
-    """Probability of the token that follows, by frozen model and decoder; None at the end."""
-    features: list[RankedFeature]
-    """The strongest; none at position 0, an attention sink that no SAE was trained on."""
-    num_active: int
-
-    @property
-    def agree(self) -> bool:
-        """Whether both models would say the same."""
-        return self.frozen[0].token_id == self.decoder[0].token_id
-
-
-class Feature(NamedTuple):
-    """One active feature of a position."""
-
-    latent: int
-    label: str | None
-    """None where there is none that may be quoted."""
-    activation: float
-    """In the SAE's units."""
-    effect: float
-    """Measured: log p(the decoder's token) - log p(it without the feature), nats."""
-    normalised: float
-    """Activation over the latent's usual high (p99 on the label split); 0 if never seen."""
-    confidence: float | None
-    """Of the label, quoted or not."""
-    unsure_label: str | None
-    """A label below the bar of confidence: a guess, to be shown as one."""
-    description: str | None = None
-    """What is known of a latent without a label that may be quoted."""
-
-    @property
-    def quoted(self) -> bool:
-        """Whether the label may be quoted as what is known of the latent."""
-        return self.label is not None
-
-
-class FeatureTable(Sequence[Feature]):
-    """All active features of one position, strongest first; `pandas.DataFrame` takes it."""
-
-    def __init__(self, rows: Sequence[Feature], token: Choice, at: int) -> None:
-        self._rows = tuple(rows)
-        self.token = token
-        """The decoder's most likely next token, which the effects are about."""
-        self.at = at
-        """The position."""
-
-    @overload
-    def __getitem__(self, index: int) -> Feature: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Feature]: ...
-
-    def __getitem__(self, index: int | slice) -> Feature | Sequence[Feature]:
-        return self._rows[index]
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __repr__(self) -> str:
-        lines = [f"features at {self.at}; effects on {self.token.token!r}, nats"]
-        lines += [
-            f"#{row.latent:<7} {row.activation:9.3f} {row.effect:+8.3f}  "
-            f"{row.label or row.description}"
-            for row in self._rows
-        ]
-        return "\n".join(lines)
-
-
-class Shift(NamedTuple):
-    """One token's probability before and after a change."""
-
-    token: str
-    """Raw text."""
-    token_id: int
-    before: float
-    after: float
-
-
-class Change(NamedTuple):
-    """One model before and after an intervention."""
-
-    shifts: list[Shift]
-    """The most likely tokens before, and then those that came to be among them after."""
-    effect: float
-    """log p before - after of the token most likely before, nats: > 0 when the change makes it
-    less likely."""
-    moved: list[float]
-    """KL(before || after), nats, at position `first` of the intervention and at every later one
-    that can move: with a linear decoder none after the last change does."""
-
-
-class Intervention(NamedTuple):
-    """What happens when activations are changed."""
-
-    at: int
-    """The position whose predictions `shifts` and `effect` are about."""
-    first: int
-    """The first position that may differ: `at`, or 1 where every position was changed."""
-    act: float
-    """What the changed latents' activations add up to before, in the SAE's units."""
-    new_act: float
-    """And after."""
-    decoder: Change
-    frozen: Change
 
 
 @dataclass(frozen=True)
@@ -243,12 +129,36 @@ class Reading:
         """KL(frozen || decoder) at every position, nats."""
         return tuple(trace.kl for trace in self.predictions)
 
+    def target(self, token: str | int, minus: str | int | None = None) -> Target:
+        """What effects are to be about: log p of a token, or the difference of two.
+
+        Args:
+            token: its text, with its spaces, or its number.
+            minus: the same of a token whose log p is taken off.
+
+        Raises:
+            BadInputError: as in `find_target`.
+        """
+        return find_target(self.reader.lm, token, minus)
+
+    def compare(self, other: Reading, at: int = -1, other_at: int = -1) -> Comparison:
+        """Which features and which predictions differ from those of another prompt.
+
+        Args:
+            at, other_at: the position here, and in the other prompt.
+
+        Raises:
+            BadInputError: there is no such position, or it is the attention sink.
+        """
+        return compare(self, other, self.place(at), other.place(other_at))
+
     @torch.no_grad()
-    def features(self, at: int = -1) -> FeatureTable:
+    def features(self, at: int = -1, target: Target | None = None) -> FeatureTable:
         """All active features of one position, each with the measured effect of its removal.
 
         Args:
             at: the position; negative ones count from the end.
+            target: what the effects are about; None: log p of the decoder's most likely token.
 
         Raises:
             BadInputError: there is no such position, or it is the attention sink.
@@ -257,20 +167,23 @@ class Reading:
         decoder, text = self.reader.decoder, self.states.until(at + 1)
         acts, indices = text.latents
         logits = decoder.logits(SparseLatents(acts[None], indices[None]))[0, -1]
-        token = self._choices(logits.log_softmax(-1))[0]
+        logprobs = logits.log_softmax(-1)
+        about = Target(int(logprobs.argmax())) if target is None else target
 
         ranked = self._ranked(at, acts.shape[1])
         named = torch.tensor([[one.latent for one in ranked]], dtype=torch.long, device=acts.device)
-        about = torch.tensor([token.token_id], device=acts.device)
-        effects = decoder_effects(decoder, last_of_text(text.latents), about, named)[0].tolist()
+        effects = self._effects(text.latents, about.token_id, named)
+        if about.minus_id is not None:
+            effects = effects - self._effects(text.latents, about.minus_id, named)
         rows = [
             Feature(
                 one.latent, one.label, one.act, effect, one.normalised, one.confidence,
                 one.unsure_label, one.description,
             )
-            for one, effect in zip(ranked, effects, strict=True)
+            for one, effect in zip(ranked, effects.tolist(), strict=True)
         ]  # fmt: skip
-        return FeatureTable(rows, token, at)
+        minus = None if about.minus_id is None else self._choice(logprobs, about.minus_id)
+        return FeatureTable(rows, self._choice(logprobs, about.token_id), at, minus)
 
     def ablate(self, latent: int, at: int | None = None) -> Intervention:
         """Take a feature out at one position, or everywhere; see `intervene`."""
@@ -299,12 +212,21 @@ class Reading:
         return self.intervene(Changes(set={latent: act}), at)
 
     @torch.no_grad()
-    def intervene(self, changes: Changes, at: int | None = None) -> Intervention:
+    def intervene(
+        self,
+        changes: Changes,
+        at: int | None = None,
+        *,
+        start: int = 1,
+        target: Target | None = None,
+    ) -> Intervention:
         """Change activations and run both models again.
 
         Args:
             at: the position, which is then the one to look at; negative ones count from the end.
-                None changes every position but the attention sink and looks at the last.
+                None changes every position from `start` on and looks at the last.
+            start: the first position that is changed where `at` is None; not the attention sink.
+            target: what `effect` is about; None: log p of each model's most likely token.
 
         Raises:
             BadInputError: no such position or latent, or a feature that is to be scaled is not
@@ -313,9 +235,9 @@ class Reading:
         reader, lm = self.reader, self.reader.lm
         changes.check(reader.sae.num_latents)
         size = len(self.ids)
-        first, seen = (1, size - 1) if at is None else (self.place(at),) * 2
+        first, seen = (self.place(start), size - 1) if at is None else (self.place(at),) * 2
         positions = torch.arange(size, device=lm.device)
-        where = positions >= 1 if at is None else positions == first
+        where = positions >= first if at is None else positions == first
         self._check_active(changes, where, at if at is None else first)
         changed = changes.apply(self.states.latents, where)
 
@@ -337,7 +259,8 @@ class Reading:
         ]
         return Intervention(
             seen, first, totals[0], totals[1],
-            self._change(decoder, seen - first), self._change(lm.unembed(final), seen - first),
+            self._change(decoder, seen - first, target),
+            self._change(lm.unembed(final), seen - first, target),
         )  # fmt: skip
 
     def explain(self, at: int = -1) -> Explanation:
@@ -380,6 +303,8 @@ class Reading:
         decoder = self.reader.decoder.logits(SparseLatents(acts[None], indices[None]))[0]
         decoder = decoder.log_softmax(-1)
         kl = (frozen.exp() * (frozen - decoder)).sum(-1).tolist()
+        ids = torch.tensor(self.ids, device=frozen.device)
+        sinks = is_sink(states.resid, ids, lm.front).tolist()
 
         out = []
         for t, token in enumerate(states.tokens):
@@ -395,6 +320,7 @@ class Reading:
                     else (float(frozen[t, following].exp()), float(decoder[t, following].exp())),
                     features=self._ranked(t, TOP_FEATURES) if t else [],
                     num_active=int((acts[t] > 0).sum()),
+                    sink=t < SKIP_FIRST or sinks[t],
                 )
             )
         return out
@@ -408,13 +334,20 @@ class Reading:
                 raise BadInputError(
                     f"Feature #{latent} is not active {place}.",
                     "Only active features can be taken out or amplified.",
-                    "Choose one from the token's list.",
+                    "Choose one from the token's list, or set its activation.",
                 )
 
-    def _change(self, logits: Tensor, seen: int) -> Change:
+    def _effects(self, latents: SparseLatents, token: int, named: Tensor) -> Tensor:
+        """[n]: what taking each of `named` [1, n] out at the end costs log p(token), nats."""
+        about = torch.tensor([token], device=named.device)
+        return decoder_effects(self.reader.decoder, last_of_text(latents), about, named)[0]
+
+    def _change(self, logits: Tensor, seen: int, target: Target | None) -> Change:
         """From logits [2, n, V], before and after, of which the position `seen` is looked at."""
         before, after = logits.log_softmax(-1)
         best = [row[seen].topk(TOP_TOKENS).indices.tolist() for row in (before, after)]
+        about = Target(best[0][0]) if target is None else target
+        wanted = [about.token_id, *([] if about.minus_id is None else [about.minus_id])]
         shifts = [
             Shift(
                 token_text(self.reader.lm, token),
@@ -422,11 +355,11 @@ class Reading:
                 float(before[seen, token].exp()),
                 float(after[seen, token].exp()),
             )
-            for token in dict.fromkeys(best[0] + best[1])
+            for token in dict.fromkeys(best[0] + best[1] + wanted)
         ]
-        first = best[0][0]
         kl = (before.exp() * (before - after)).sum(-1).clamp_min(0)
-        return Change(shifts, float(before[seen, first] - after[seen, first]), kl.tolist())
+        old, new = (about.of(row[seen]) for row in (before, after))
+        return Change(shifts, float(old - new), kl.tolist(), (float(old), float(new)))
 
     def _ranked(self, at: int, top: int) -> list[RankedFeature]:
         acts, indices = self.states.latents
@@ -434,9 +367,10 @@ class Reading:
         return rank_active(acts[at], indices[at], scales, labels, top=top)
 
     def _choices(self, logprobs: Tensor) -> list[Choice]:
-        best = logprobs.topk(TOP_TOKENS)
-        pairs = zip(best.indices.tolist(), best.values.exp().tolist(), strict=True)
-        return [Choice(token_text(self.reader.lm, token), token, p) for token, p in pairs]
+        return [self._choice(logprobs, one) for one in logprobs.topk(TOP_TOKENS).indices.tolist()]
+
+    def _choice(self, logprobs: Tensor, token: int) -> Choice:
+        return Choice(token_text(self.reader.lm, token), token, float(logprobs[token].exp()))
 
     def _decoded(self, ids: Sequence[int]) -> str:
         return str(self.reader.lm.tokenizer.decode(list(ids)))
@@ -444,5 +378,5 @@ class Reading:
 
 def _named(indices: Tensor, changes: Changes) -> Tensor:
     """Whether each latent is one that the changes name."""
-    named = torch.tensor([*changes.scale, *changes.set], device=indices.device, dtype=torch.long)
+    named = torch.tensor(changes.latents, device=indices.device, dtype=torch.long)
     return torch.isin(indices, named)

@@ -10,6 +10,7 @@ Axes: B sequence, T position, K active latents, D model width.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import Cache, GenerationConfig
+from transformers.generation.streamers import BaseStreamer
 
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
 from rldecoder.errors import BadInputError
@@ -39,7 +41,7 @@ class Changed(NamedTuple):
     """Latents before and after, in the same columns."""
 
     before: SparseLatents
-    """[..., T, K + s]: with s changes of the kind `set`, columns for them, here without act."""
+    """[..., T, K + s]: s changes of the kinds `set` and `clamp` have columns, here without act."""
     after: SparseLatents
     """The same columns with the new acts."""
 
@@ -59,6 +61,13 @@ class Changes:
     """Factors: 0 takes a latent out, 1 changes nothing, 2 doubles it. An inactive one stays so."""
     set: Mapping[int, float] = field(default_factory=dict)
     """Activations, in the SAE's units, whatever they were."""
+    clamp: Mapping[int, tuple[float, float]] = field(default_factory=dict)
+    """Least and greatest activation; between the two it stays. The greatest may be infinite."""
+
+    @property
+    def latents(self) -> list[int]:
+        """All that are named."""
+        return [*self.scale, *self.set, *self.clamp]
 
     def check(self, num_latents: int) -> None:
         """Refuse what cannot be meant.
@@ -66,7 +75,7 @@ class Changes:
         Raises:
             BadInputError: no such latent, a value that is no number, or two changes of one latent.
         """
-        for latent in {**self.scale, **self.set}:
+        for latent in self.latents:
             if not 0 <= latent < num_latents:
                 raise BadInputError(
                     f"There is no latent {latent}.",
@@ -75,7 +84,8 @@ class Changes:
                 )
 
         # NaN or infinity would make every later residual NaN, and so every token the same.
-        for latent, value in (*self.scale.items(), *self.set.items()):
+        lows = [(latent, low) for latent, (low, _) in self.clamp.items()]
+        for latent, value in (*self.scale.items(), *self.set.items(), *lows):
             if not math.isfinite(value):
                 raise BadInputError(
                     f"Latent {latent} cannot be changed by {value}.",
@@ -91,10 +101,18 @@ class Changes:
                     "Set 0 or more; a negative factor (`scale`) turns an active latent around.",
                 )
 
-        if both := sorted(set(self.scale) & set(self.set)):
+        for latent, (low, high) in self.clamp.items():
+            if not 0 <= low <= high:  # NaN is none of them
+                raise BadInputError(
+                    f"Latent {latent} cannot be held between {low} and {high}.",
+                    "Activations are never negative, and the least is not above the greatest.",
+                    "Give 0 <= least <= greatest.",
+                )
+
+        if twice := sorted(one for one, times in Counter(self.latents).items() if times > 1):
             raise BadInputError(
-                f"Latent {both[0]} is to be scaled and set.",
-                "One of the two would be lost.",
+                f"Latent {twice[0]} is to be changed in two ways.",
+                "It can be scaled, set or clamped; one of the two would be lost.",
                 "Name it once.",
             )
 
@@ -104,20 +122,29 @@ class Changes:
         acts = latents.acts
         for latent, factor in self.scale.items():
             acts = torch.where(here & (latents.indices == latent), acts * factor, acts)
-        if not self.set:
+        own = [*self.set, *self.clamp]
+        if not own:
             return Changed(latents, SparseLatents(acts, latents.indices))
 
-        # A latent that is set loses its place among the active ones and gets a column of its own.
-        named = torch.tensor(list(self.set), device=acts.device)
-        values = acts.new_tensor(list(self.set.values()))
+        # A latent that is set or clamped loses its place among the active ones and gets a column
+        # of its own: it may have been inactive.
+        named = torch.tensor(own, device=acts.device)
+        values = torch.stack([self._own(latent, latents) for latent in own], dim=-1)
         acts = acts.masked_fill(here & torch.isin(latents.indices, named), 0.0)
         shape = (*acts.shape[:-1], len(named))
         indices = torch.cat([latents.indices, named.expand(shape)], dim=-1)
-        new = torch.cat([acts, (values * here).expand(shape)], dim=-1)
+        new = torch.cat([acts, values * here], dim=-1)
         return Changed(
             SparseLatents(F.pad(latents.acts, (0, len(named))), indices),
             SparseLatents(new, indices),
         )
+
+    def _own(self, latent: int, latents: SparseLatents) -> Tensor:
+        """[..., T]: what a latent that is set or clamped becomes."""
+        act = (latents.acts * (latents.indices == latent)).sum(-1)
+        if latent in self.set:
+            return torch.full_like(act, self.set[latent])
+        return act.clamp(*self.clamp[latent])
 
 
 @contextmanager
@@ -188,12 +215,14 @@ class Steering:
         max_new_tokens: int = 32,
         temperature: float = 0.0,
         seed: int = 0,
+        on_text: Callable[[str], None] | None = None,
     ) -> str:
         """What the model writes after the prompt, as far as `max_new_tokens` or its end of text.
 
         Args:
             temperature: 0 takes the likeliest token each time; above, tokens are drawn.
             seed: of the draws.
+            on_text: told the new text so far after each token; what it raises ends the writing.
 
         Raises:
             BadInputError: the prompt is empty, it and the new tokens are longer than the model's
@@ -224,9 +253,14 @@ class Steering:
                 ids[None],
                 attention_mask=torch.ones_like(ids[None]),
                 generation_config=settings,
+                streamer=None if on_text is None else _Teller(self._text, on_text),
                 **cache,
             )
-        return answer_texts(lm.tokenizer, out[:, len(ids) :].tolist(), lm.end_token_ids)[0]
+        return self._text(out[0, len(ids) :].tolist())
+
+    def _text(self, new: list[int]) -> str:
+        """New tokens as text, up to the end of the text."""
+        return answer_texts(self.lm.tokenizer, [new], self.lm.end_token_ids)[0]
 
     def _of(self, model: Which) -> tuple[Any, dict[str, Cache], AbstractContextManager[None]]:
         """A model, its KV cache where it does not make the right one itself, and its steering."""
@@ -242,6 +276,25 @@ class Steering:
             "Text is written by `frozen` or `decoder`.",
             "Take one.",
         )
+
+
+class _Teller(BaseStreamer):
+    """Tells the text so far after each new token."""
+
+    def __init__(self, text: Callable[[list[int]], str], tell: Callable[[str], None]) -> None:
+        self._text, self._tell = text, tell
+        self._new: list[int] | None = None
+
+    def put(self, value: Tensor) -> None:
+        """First the prompt, then each new token."""
+        if self._new is None:
+            self._new = []
+            return
+        self._new += value.flatten().tolist()
+        self._tell(self._text(self._new))
+
+    def end(self) -> None:
+        """Nothing is kept back."""
 
 
 @contextmanager

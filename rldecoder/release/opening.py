@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any
 from rldecoder.artifacts.catalogue import CATALOGUE, ModelFolder
 from rldecoder.errors import BadInputError, DamagedFileError
 from rldecoder.opened import EXPLAINING, A, Named, Opened, stage_name
-from rldecoder.release.contents import PIN, SETTINGS, Settings, folder_of
+from rldecoder.release.contents import (
+    CORPUS,
+    PIN,
+    SETTINGS,
+    ReleasedCorpus,
+    Settings,
+    folder_of,
+)
 from rldecoder.release.manifest import ReleaseManifest, read_release, verify_release
 
 if TYPE_CHECKING:
@@ -109,6 +116,8 @@ class Release(Opened):
         super().__init__(device)
         self.root, self.manifest = root, manifest
         self._model, self._note = model, note
+        named = "" if model is None else f", model={str(Path(model).resolve())!a}"
+        self.python = (f"run = rldecoder.open_release({str(root.resolve())!a}{named})",)
         missing = self.missing(EXPLAINING)
         if missing:
             raise DamagedFileError(
@@ -140,6 +149,11 @@ class Release(Opened):
         from rldecoder.interp.review import REVIEWS_FILE
 
         return Path(REVIEWS_FILE)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """As was released with it."""
+        return tuple(source.name for source in ReleasedCorpus.load(self.root / CORPUS).sources)
 
     @cached_property
     def _released(self) -> frozenset[str]:

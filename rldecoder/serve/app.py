@@ -4,90 +4,23 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable, Collection
-from typing import Annotated, NamedTuple, TypeVar
+from collections.abc import Collection
 
-import anyio
-from fastapi import FastAPI, Query, Request
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.status import HTTP_422_UNPROCESSABLE_CONTENT
 
-from rldecoder.dashboard.cards import ReviewShown
 from rldecoder.dashboard.report import script_sha256
-from rldecoder.dashboard.shown import ExampleShown
 from rldecoder.errors import BadInputError, RlDecoderError
 from rldecoder.serve import pages
-from rldecoder.serve.answers import (
-    FeatureAnswer,
-    InterventionAnswer,
-    PositionAnswer,
-    QueueAnswer,
-    SearchAnswer,
-    TraceAnswer,
-)
-from rldecoder.serve.catalogue import Catalogue
 from rldecoder.serve.guard import LOOPBACK, REPORT_POLICY, Guard
-from rldecoder.serve.requests import (
-    FeatureQuery,
-    InterventionRequest,
-    PositionRequest,
-    PromptRequest,
-    ReviewRequest,
-)
-from rldecoder.serve.workbench import Workbench
+from rldecoder.serve.questions import add_catalogue, add_questions
+from rldecoder.serve.served import Served
+from rldecoder.serve.turns import MAX_WAITING, BusyError, OneAtATime
 
 _log = logging.getLogger(__name__)
-
-MAX_WAITING = 4
-"""Questions to the model that may wait behind the one being answered; more are turned away."""
-QUEUE_SHOWN = 10
-Answer = TypeVar("Answer")
-
-
-class BusyError(RlDecoderError):
-    """Too many questions wait already."""
-
-
-class Served(NamedTuple):
-    """What a server serves."""
-
-    workbench: Workbench
-    catalogue: Catalogue
-    facts: pages.PageFacts
-    report: bytes | None
-    """`report.html` of the run as it was published, where it is."""
-
-
-class OneAtATime:
-    """Runs work in a thread, one piece at a time: it fills all cores, and the models' hooks are
-    not made for two."""
-
-    def __init__(self, max_waiting: int) -> None:
-        self.max_waiting = max_waiting
-        self._inside = 0  # counted here: anyio's own count of those that wait lags behind a burst
-        self._limiter: anyio.CapacityLimiter | None = None
-
-    async def run(self, work: Callable[[], Answer]) -> Answer:
-        """The result of `work`.
-
-        Raises:
-            BusyError: too many wait already.
-        """
-        if self._limiter is None:  # it belongs to the event loop that serves
-            self._limiter = anyio.CapacityLimiter(1)
-        if self._inside > self.max_waiting:
-            raise BusyError(
-                "The server is busy.",
-                f"{self.max_waiting} questions are waiting for the model already.",
-                "Try again in a moment.",
-            )
-        self._inside += 1
-        try:
-            return await anyio.to_thread.run_sync(work, limiter=self._limiter)
-        finally:
-            self._inside -= 1
 
 
 def make_app(
@@ -109,9 +42,8 @@ def make_app(
     app = FastAPI(title="RL-Decoder", docs_url=None, redoc_url=None, openapi_url=None)
     _add_error_pages(app)
     _add_pages(app, served, token)
-    model = OneAtATime(max_waiting)
-    _add_questions(app, served.workbench, model)
-    _add_features(app, served.catalogue, served.workbench, model)
+    add_questions(app, served, OneAtATime(max_waiting))
+    add_catalogue(app, served)
     return Guard(app, hosts=hosts, token=token)
 
 
@@ -135,55 +67,6 @@ def _add_pages(app: FastAPI, served: Served, token: str) -> None:
         # Its one script lies in the page: it may run if it is the one that we ship.
         policy = {"content-security-policy": REPORT_POLICY.format(script=script_sha256())}
         return HTMLResponse(served.report, headers=policy)
-
-
-def _add_questions(app: FastAPI, bench: Workbench, model: OneAtATime) -> None:
-    @app.post("/api/trace")
-    async def trace(request: PromptRequest) -> TraceAnswer:
-        found = await model.run(lambda: bench.read(request.prompt).predictions)
-        return TraceAnswer.model_validate({"tokens": found})
-
-    @app.post("/api/position")
-    async def position(request: PositionRequest) -> PositionAnswer:
-        found = await model.run(lambda: bench.read(request.prompt).features(request.position))
-        return PositionAnswer.of(found)
-
-    @app.post("/api/intervene")
-    async def intervene(request: InterventionRequest) -> InterventionAnswer:
-        found = await model.run(
-            lambda: bench.read(request.prompt).amplify(
-                request.latent, request.factor, request.position
-            )
-        )
-        return InterventionAnswer.of(found, request.latent)
-
-    @app.post("/api/explain")
-    async def explain(request: PositionRequest) -> ExampleShown:
-        found = await model.run(lambda: bench.read(request.prompt).explain(request.position))
-        return ExampleShown.of(found)
-
-
-def _add_features(app: FastAPI, catalogue: Catalogue, bench: Workbench, model: OneAtATime) -> None:
-    @app.get("/api/features")
-    def features(query: Annotated[FeatureQuery, Query()]) -> SearchAnswer:
-        return catalogue.search(query)
-
-    @app.get("/api/features/{latent}")
-    async def feature(latent: int) -> FeatureAnswer:
-        # Only the most important latents are labelled; of the others the decoder's row is known.
-        if not catalogue.has(latent):
-            raised, lowered = await model.run(lambda: bench.reader.row_effects(latent))
-            said = catalogue.said(latent)
-            return FeatureAnswer(shown=said, promoted=raised, suppressed=lowered)
-        return FeatureAnswer(card=await anyio.to_thread.run_sync(catalogue.card, latent))
-
-    @app.get("/api/queue")
-    def queue(count: Annotated[int, Query(ge=1, le=5000)] = QUEUE_SHOWN) -> QueueAnswer:
-        return catalogue.queue(count)
-
-    @app.post("/api/reviews", status_code=201)
-    def review(request: ReviewRequest) -> ReviewShown:
-        return catalogue.review(request)
 
 
 def _add_error_pages(app: FastAPI) -> None:

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 
 from rldecoder.artifacts.catalogue import Clusters, Labels
 from rldecoder.dashboard.cards import FeatureCard, ReviewShown, feature_cards
+from rldecoder.dashboard.relations import Relations
 from rldecoder.errors import BadInputError
-from rldecoder.interp.records import Review
+from rldecoder.interp.records import FeatureLabel, Review
 from rldecoder.interp.review import ReviewLine, append_review, read_reviews, settled
 from rldecoder.interp.shown import ShownLatents
-from rldecoder.serve.answers import QueueAnswer, SearchAnswer
-from rldecoder.serve.requests import FeatureQuery, ReviewRequest
+from rldecoder.serve.answers import (
+    FeaturePage,
+    FindAnswer,
+    FoundLatent,
+    QueueAnswer,
+    SearchAnswer,
+)
+from rldecoder.serve.requests import FeatureQuery, FindQuery, ReviewRequest
+from rldecoder.serve.words import kind_words, numbers, worth_words
 
+Usual = Callable[[int], float]
+Effects = tuple[Sequence[str], Sequence[str]]
 ORDERS: dict[str, Callable[[FeatureCard], tuple[float, ...]]] = {
     "importance": lambda card: (card.rank,),
     "confidence": lambda card: (-card.confidence, card.rank),
@@ -42,6 +53,8 @@ class Catalogue:
         self.labels = labels.labels
         self._said = ShownLatents(self.labels, labels.descriptions)
         self._queue = clusters.load_queue(self.labels)
+        self._relations = Relations(clusters.clusters)
+        self._features = {feature.latent: feature for feature in self.labels.features}
         self._label_of = {feature.latent: feature.label for feature in self.labels.features}
         self._audit = {feature.latent for feature in self.labels.features if feature.audit}
         self.reviews = reviews
@@ -60,23 +73,96 @@ class Catalogue:
         page = found[query.start : query.start + query.count]
         return SearchAnswer(cards=page, found=len(found), all=len(self.cards))
 
+    def find(self, query: FindQuery, usual: Usual) -> FindAnswer:
+        """Latents of the whole dictionary by words or number, labelled ones first.
+
+        Args:
+            usual: a latent's usual high.
+
+        Raises:
+            BadInputError: it has no latent of that number.
+        """
+        words = query.words.lower().split()
+        number = _number_in(query.words)
+        if number is not None:
+            if number >= self.labels.num_latents:
+                raise BadInputError(
+                    f"There is no latent {number}.",
+                    f"The dictionary has latents 0 to {self.labels.num_latents - 1}.",
+                    "Choose one of those.",
+                )
+            return FindAnswer(found=[self._found(number, usual)], more=0)
+
+        cards = [c.latent for c in self.cards if all(self._holds(c, word) for word in words)]
+        rest = [
+            latent
+            for latent, text in self._descriptions.items()
+            if all(word in text for word in words)
+        ]
+        found = [*cards, *rest]
+        shown = [self._found(latent, usual) for latent in found[: query.count]]
+        return FindAnswer(found=shown, more=len(found) - len(shown))
+
+    def _found(self, latent: int, usual: Usual) -> FoundLatent:
+        said = self._said.of(latent)
+        return FoundLatent(
+            latent=latent,
+            shown=said.text,
+            is_label=said.is_label,
+            sure=said.sure,
+            usual=usual(latent),
+        )
+
+    @cached_property
+    def _descriptions(self) -> dict[int, str]:
+        """Of the latents without a card."""
+        latents = (latent for latent in self._said.latents if latent not in self._by_latent)
+        return {latent: self._said.of(latent).text.lower() for latent in latents}
+
+    def feature(self, latent: int, usual: float, effects: Effects, code: str) -> FeaturePage:
+        """The page of any latent.
+
+        Args:
+            usual: its usual high.
+            effects: tokens that the decoder's row raises, and lowers.
+            code: the same in Python.
+        """
+        said, feature = self._said.of(latent), self._features.get(latent)
+        card = self.card(latent) if feature is not None else None
+        output = None if feature is None else feature.output
+        return FeaturePage(
+            latent=latent,
+            shown=said.text,
+            is_label=said.is_label,
+            sure=said.sure,
+            usual=usual,
+            kind="none" if feature is None else feature.kind,
+            kind_words=kind_words(feature, said),
+            worth=[] if feature is None else self._worth(feature),
+            tried=[] if card is None else card.tried,
+            numbers=[] if feature is None else numbers(feature),
+            promoted=effects[0],
+            suppressed=effects[1],
+            raised=[] if output is None else [gain.token for gain in output.raised],
+            lowered=[] if output is None else [gain.token for gain in output.lowered],
+            examples=[] if card is None else card.examples,
+            relations=self._relations.of(latent),
+            reviews=[] if card is None else card.reviews,
+            code=code,
+        )
+
+    def _worth(self, feature: FeatureLabel) -> list[str]:
+        bar = self.labels.high_confidence_threshold
+        return worth_words(feature, self._said.of(feature.latent), bar)
+
     def has(self, latent: int) -> bool:
         """Whether the latent was among those to label."""
         return latent in self._by_latent
 
-    def said(self, latent: int) -> str:
-        """What is said of any latent."""
-        return self._said.of(latent).text
-
     def card(self, latent: int) -> FeatureCard:
         """The card of a latent that there is one of (`has`), with the verdicts on it."""
         lines = [line.bare() for line in self._lines() if line.latent == latent]
-        published = [
-            review
-            for feature in self.labels.features
-            if feature.latent == latent
-            for review in feature.reviews
-        ]
+        published = self._features[latent].reviews
         # What the labels already took in stands in the file as well, unless the file is new.
         earlier = [review for review in published if not any(_same(review, r) for r in lines)]
         reviews = tuple(ReviewShown.model_validate(review) for review in (*earlier, *lines))
@@ -128,6 +214,12 @@ class Catalogue:
         if word.startswith("#"):
             return word == f"#{card.latent}"
         return word in self._haystacks[card.latent]
+
+
+def _number_in(words: str) -> int | None:
+    """The latent that `#1472` or `1472` names; None: these are words."""
+    text = words.strip().removeprefix("#")
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else None
 
 
 def _haystack(card: FeatureCard) -> str:

@@ -16,20 +16,25 @@ ASSETS = {
     "base.css": ("rldecoder.dashboard", "templates/report.css"),
     "serve.css": ("rldecoder.serve", "static/serve.css"),
     "cards.js": ("rldecoder.dashboard", "templates/cards.js"),
-    "common.js": ("rldecoder.serve", "static/common.js"),
-    "trace.js": ("rldecoder.serve", "static/trace.js"),
-    "intervene.js": ("rldecoder.serve", "static/intervene.js"),
-    "features.js": ("rldecoder.serve", "static/features.js"),
-    "review.js": ("rldecoder.serve", "static/review.js"),
-    "icon.svg": ("rldecoder.serve", "static/icon.svg"),
-}
-"""Everything that is served as a file, by its name; nothing else can be asked for."""
+    **{
+        name: ("rldecoder.serve", f"static/{name}")
+        for name in (
+            "common.js", "state.js", "parts.js", "sheet.js", "changes.js", "trace.js",
+            "intervene.js", "explain.js", "steer.js", "compare.js", "feature.js", "features.js",
+            "review.js", "start.js", "icon.svg",
+        )
+    },
+}  # fmt: skip
+"""Everything that is served as a file, by its name; nothing else can be asked for. Scripts run in
+this order."""
 TYPES = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
+MAX_EXAMPLE = 120
+"""Characters of a prompt to click: longer ones are left out."""
 SCRIPTS = tuple(name for name in ASSETS if name.endswith(".js"))
 
 
 class PageFacts(NamedTuple):
-    """What stands on the page before any question was asked."""
+    """What stands on the page before any question was asked. Texts in it are raw."""
 
     run_name: str
     model_name: str
@@ -42,6 +47,10 @@ class PageFacts(NamedTuple):
     caveats: Sequence[str]
     reviews_file: str
     has_report: bool
+    about: tuple[str, str]
+    """What this run is of, and how far to trust it (`serve.about`)."""
+    examples: tuple[str, ...]
+    """Prompts to click."""
 
 
 def main_page(facts: PageFacts, token: str) -> str:
@@ -52,22 +61,26 @@ def main_page(facts: PageFacts, token: str) -> str:
         model_name=visible_text(facts.model_name, 80),
         caveats=[visible_text(caveat, 600) for caveat in facts.caveats],
         reviews_file=visible_text(facts.reviews_file, 300),
+        about=(visible_text(facts.about[0], 600), visible_text(facts.about[1], 600)),
+        examples=tuple(visible_text(prompt, MAX_EXAMPLE) for prompt in facts.examples),
     )
     return _template("page.html.j2", {**shown._asdict(), "token": token, "scripts": SCRIPTS})
 
 
 def error_response(path: str, status: int, what: str, why: str, mend: str) -> Response:
     """What happened, why, and how to mend it: JSON below /api/, a page elsewhere."""
-    parts = {
-        "what": visible_text(what, 600),
-        "why": visible_text(why, 600),
-        "mend": visible_text(mend, 600),
-    }
+    parts = error_parts(what, why, mend)
     headers = {"retry-after": "1"} if status == 503 else None
     if path.startswith("/api/"):
         return JSONResponse({"error": parts}, status_code=status, headers=headers)
     html = _template("error.html.j2", {**parts, "status": status})
     return HTMLResponse(html, status_code=status, headers=headers)
+
+
+def error_parts(what: str, why: str, mend: str) -> dict[str, str]:
+    """The three parts of an error, made visible."""
+    parts = {"what": what, "why": why, "mend": mend}
+    return {name: visible_text(text, 600) for name, text in parts.items()}
 
 
 @lru_cache(maxsize=len(ASSETS))

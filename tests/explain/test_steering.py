@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from rldecoder.sae.model import Sae, SaeSpec, SparseLatents
 PROMPT = "The import statement finds a module and then"
 NEW = 10
 START = 3
+Kind = Callable[[FrozenLM, Sae], Changes]
 
 
 @pytest.fixture(scope="module", params=["gpt2", "llama"])
@@ -57,12 +59,20 @@ def edited(acts: Tensor, changes: Changes) -> Tensor:
         out[START:, latent] *= factor
     for latent, act in changes.set.items():
         out[START:, latent] = act
+    for latent, (low, high) in changes.clamp.items():
+        out[START:, latent] = out[START:, latent].clip(low, high)
     return out
 
 
 def changes_of(lm: FrozenLM, sae: Sae) -> Changes:
     first, second, third = busy(lm, sae)
     return Changes({first: 6.0, second: 0.0}, {third: 9.0, 155: 20.0})
+
+
+def clamps_of(lm: FrozenLM, sae: Sae) -> Changes:
+    """One latent held down, one that is mostly quiet held up, one in a band, one scaled."""
+    first, second, third = busy(lm, sae)
+    return Changes({third: 3.0}, {}, {first: (0.0, 0.1), 155: (12.0, math.inf), second: (1.0, 1.5)})
 
 
 def written(lm: FrozenLM, ids: Tensor, predict: object) -> list[int]:
@@ -89,11 +99,12 @@ def _no_end(monkeypatch: pytest.MonkeyPatch, models: tuple[FrozenLM, Sae]) -> No
     monkeypatch.setattr(lm.model.generation_config, "eos_token_id", None)
 
 
+@pytest.mark.parametrize("kind", [changes_of, clamps_of])
 def test_the_frozen_model_writes_what_exact_interventions_give(
-    models: tuple[FrozenLM, Sae],
+    models: tuple[FrozenLM, Sae], kind: Kind
 ) -> None:
     lm, sae = models
-    ids, changes = torch.tensor(lm.encode_prompt(PROMPT)), changes_of(lm, sae)
+    ids, changes = torch.tensor(lm.encode_prompt(PROMPT)), kind(lm, sae)
 
     def predict(text: Tensor) -> Tensor:
         resid = lm.trunk(text[None], 2).resid[0]
@@ -113,11 +124,12 @@ def test_the_frozen_model_writes_what_exact_interventions_give(
         assert generated(lm.model, ids) == plain
 
 
+@pytest.mark.parametrize("kind", [changes_of, clamps_of])
 def test_the_decoder_writes_what_changed_latents_give(
-    models: tuple[FrozenLM, Sae], decoder: SaeDecoderForCausalLM
+    models: tuple[FrozenLM, Sae], decoder: SaeDecoderForCausalLM, kind: Kind
 ) -> None:
     lm, sae = models
-    ids, changes = torch.tensor(lm.encode_prompt(PROMPT)), changes_of(lm, sae)
+    ids, changes = torch.tensor(lm.encode_prompt(PROMPT)), kind(lm, sae)
     everything = torch.arange(sae.num_latents)
 
     def predict(text: Tensor) -> Tensor:
@@ -161,26 +173,55 @@ def test_steering_writes_with_either_model_and_draws_by_seed(
 
 
 @pytest.mark.parametrize(
-    ("scale", "set_", "start", "message"),
+    ("changes", "start", "message"),
     [
-        ({160: 2.0}, {}, 1, "There is no latent 160"),
-        ({}, {-1: 2.0}, 1, "There is no latent -1"),
-        ({3: math.nan}, {}, 1, "cannot be changed by nan"),
-        ({}, {3: -1.0}, 1, "never negative"),
-        ({3: 1.0}, {3: 1.0}, 1, "scaled and set"),
-        ({}, {}, 0, "attention sink"),
+        (Changes({160: 2.0}), 1, "There is no latent 160"),
+        (Changes(set={-1: 2.0}), 1, "There is no latent -1"),
+        (Changes(clamp={160: (0.0, 1.0)}), 1, "There is no latent 160"),
+        (Changes({3: math.nan}), 1, "cannot be changed by nan"),
+        (Changes(set={3: -1.0}), 1, "never negative"),
+        (Changes(clamp={3: (2.0, 1.0)}), 1, "cannot be held between 2.0 and 1.0"),
+        (Changes(clamp={3: (-1.0, 1.0)}), 1, "cannot be held between -1.0 and 1.0"),
+        (Changes(clamp={3: (0.0, math.nan)}), 1, "cannot be held between 0.0 and nan"),
+        (Changes(clamp={3: (math.inf, math.inf)}), 1, "cannot be changed by inf"),
+        (Changes({3: 1.0}, {3: 1.0}), 1, "two ways"),
+        (Changes({}, {4: 1.0}, {4: (0.0, 1.0)}), 1, "two ways"),
+        (Changes(), 0, "attention sink"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(
-    models: tuple[FrozenLM, Sae],
-    scale: dict[int, float],
-    set_: dict[int, float],
-    start: int,
-    message: str,
+    models: tuple[FrozenLM, Sae], changes: Changes, start: int, message: str
 ) -> None:
     lm, sae = models
     with pytest.raises(BadInputError, match=message):
-        Steering(lm, sae, lambda: pytest.fail("not asked for"), Changes(scale, set_), start)
+        Steering(lm, sae, lambda: pytest.fail("not asked for"), changes, start)
+
+
+def test_the_text_so_far_is_told_and_the_listener_may_end_it(
+    models: tuple[FrozenLM, Sae], decoder: SaeDecoderForCausalLM
+) -> None:
+    lm, sae = models
+    steering = Steering(lm, sae, lambda: decoder, changes_of(lm, sae), START)
+    told: list[str] = []
+    text = steering.generate(PROMPT, max_new_tokens=NEW, on_text=told.append)
+    assert len(told) == NEW
+    assert told[-1] == text == steering.generate(PROMPT, max_new_tokens=NEW)
+    assert told[2] == steering.generate(PROMPT, max_new_tokens=3)
+
+    class EnoughError(Exception):
+        pass
+
+    def enough(_text: str) -> None:
+        raise EnoughError
+
+    with pytest.raises(EnoughError):
+        steering.generate(PROMPT, model="decoder", on_text=enough)
+    # Nothing of the change is left behind in the models.
+    plain = Steering(lm, sae, lambda: decoder, Changes())
+    ids = torch.tensor([lm.encode_prompt(PROMPT)])
+    assert plain.generate(PROMPT, max_new_tokens=1) == lm.tokenizer.decode(
+        [int(lm.model(ids).logits[0, -1].argmax())]
+    )
 
 
 def test_too_long_a_text_and_an_unknown_model_are_refused(models: tuple[FrozenLM, Sae]) -> None:

@@ -19,8 +19,9 @@ from rldecoder import open_run
 from rldecoder.artifacts.catalogue import Clusters, Labels
 from rldecoder.cli.serve import listen, open_served
 from rldecoder.explain.inputs import LabelText
-from rldecoder.serve.app import Served, make_app
+from rldecoder.serve.app import make_app
 from rldecoder.serve.catalogue import Catalogue
+from rldecoder.serve.served import Served
 from rldecoder.serve.server import make_server
 from rldecoder.serve.workbench import Workbench
 from tests.conftest import ROOT
@@ -113,9 +114,11 @@ def hostile(served: Served, debug_labels: Path, debug_clusters: Path, tmp_path: 
         latent: LabelText(HOSTILE, 0.5, latent % 2 == 0) for latent in range(reader.sae.num_latents)
     }
     bench = Workbench(replace(reader, labels=texts), max_tokens=64)
-    facts = served.facts._replace(run_name=HOSTILE, caveats=[HOSTILE])
+    facts = served.facts._replace(
+        run_name=HOSTILE, caveats=[HOSTILE], about=(HOSTILE, HOSTILE), examples=(HOSTILE,)
+    )
     catalogue = catalogue_of(folder, debug_clusters, tmp_path / "reviews.jsonl")
-    return Served(bench, catalogue, facts, served.report)
+    return served._replace(workbench=bench, catalogue=catalogue, facts=facts)
 
 
 class Running:

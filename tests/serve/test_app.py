@@ -21,8 +21,8 @@ from rldecoder.explain.inputs import LabelText
 from rldecoder.explain.reading import Reading
 from rldecoder.interp.records import Review
 from rldecoder.interp.review import ReviewLine, append_review, read_reviews
-from rldecoder.serve.app import Served
 from rldecoder.serve.requests import ReviewRequest
+from rldecoder.serve.served import Served
 from rldecoder.serve.workbench import Workbench
 from rldecoder.visible_text import visible_token
 from tests.serve.conftest import HOSTILE, LONG, PROMPT, catalogue_of, client_of
@@ -41,6 +41,11 @@ def refused(client: TestClient, path: str, status: int, **body: Any) -> str:
     return " ".join(part for part in error.values() if part)
 
 
+def changed(*changes: dict[str, Any]) -> dict[str, Any]:
+    """A request with changes of latent 1."""
+    return {"prompt": PROMPT, "position": 1, "changes": [{"latent": 1} | one for one in changes]}
+
+
 def test_a_prompt_is_traced_opened_changed_and_explained(
     client: TestClient, served: Served
 ) -> None:
@@ -55,8 +60,8 @@ def test_a_prompt_is_traced_opened_changed_and_explained(
     feature = found["features"][0]
     for factor in (0, 2):
         changed = ask(
-            client, "/api/intervene",
-            prompt=PROMPT, position=last, latent=feature["latent"], factor=factor,
+            client, "/api/intervene", prompt=PROMPT, position=last,
+            changes=[{"latent": feature["latent"], "how": "scale", "value": factor}],
         )  # fmt: skip
         assert changed["new_act"] == pytest.approx(factor * feature["act"])
         if factor == 0:
@@ -76,8 +81,16 @@ def test_a_prompt_is_traced_opened_changed_and_explained(
         ("/api/trace", {"prompt": PROMPT, "more": 1}, "more: Extra inputs"),
         ("/api/trace", {"prompt": ["x"]}, "valid string"),
         ("/api/position", {"prompt": PROMPT, "position": -1}, "greater than or equal to 0"),
-        ("/api/intervene", {"prompt": PROMPT, "position": 1, "latent": 1, "factor": 11}, "10"),
-        ("/api/intervene", {"prompt": PROMPT, "position": 1, "latent": 1, "factor": -1}, "0"),
+        ("/api/intervene", changed({"how": "scale", "value": 21}), "from -20 to 20"),
+        ("/api/intervene", changed({"how": "scale", "value": -21}), "from -20 to 20"),
+        ("/api/intervene", changed({"how": "scale", "value": 1, "high": 2}), "only a clamp"),
+        ("/api/intervene", changed({"how": "set", "value": 1e7}), "less than or equal"),
+        ("/api/intervene", changed({"how": "add", "value": 1}), "'scale', 'set' or 'clamp'"),
+        ("/api/intervene", changed(*[{"how": "set", "value": 1}] * 2), "named twice"),
+        ("/api/steer", changed() | {"new_tokens": 201}, "200"),
+        ("/api/steer", {"prompt": PROMPT, "start": 0}, "greater than or equal to 1"),
+        ("/api/compare", {"prompt": PROMPT}, "other: Field required"),
+        ("/api/token", {"text": ""}, "at least 1 character"),
         ("/api/reviews", {"latent": 1, "reviewer": "ann"}, "verdict or a better label"),
         ("/api/reviews", {"latent": 1, "reviewer": " ", "accept": True}, "say who you are"),
         ("/api/reviews", {"latent": 1, "reviewer": "a", "label": " "}, "label is empty"),
@@ -92,8 +105,9 @@ def test_requests_that_cannot_be_used(
 def test_numbers_that_are_none_and_text_that_is_none(client: TestClient) -> None:
     json = {"content-type": "application/json"}
     bodies = (
-        b'{"prompt": "a b", "position": 1, "latent": 1, "factor": NaN}',
-        b'{"prompt": "\\ud800 x", "position": 1, "latent": 1, "factor": 1}',
+        b'{"prompt": "a b", "position": 1, "changes": '
+        b'[{"latent": 1, "how": "set", "value": NaN}]}',
+        b'{"prompt": "\\ud800 x", "position": 1}',
         b"{", b"[]", b"null", b"\xff\xfe",
     )  # fmt: skip
     for body in bodies:
@@ -149,13 +163,13 @@ def test_features_are_searched_sorted_and_paged(client: TestClient, served: Serv
     assert client.get("/api/features", params={"what": 1}).status_code == 422
 
 
-def test_latents_without_a_label_show_what_the_decoder_makes_of_them(
-    client: TestClient, served: Served
-) -> None:
+def test_any_latent_has_a_page(client: TestClient, served: Served) -> None:
     labelled = {feature.latent for feature in served.catalogue.labels.features}
     latent = next(latent for latent in range(256) if latent not in labelled)
     found = client.get(f"/api/features/{latent}").json()
-    assert found["card"] is None
+    assert not found["is_label"]
+    assert found["shown"].startswith("not labelled; ")
+    assert found["worth"] == found["numbers"] == found["examples"] == []
     reader = served.workbench.reader
     logits = reader.lm.unembedding @ reader.decoder.W[latent]
     for name, token in (("promoted", logits.argmax()), ("suppressed", logits.argmin())):
@@ -206,7 +220,7 @@ def test_verdicts_are_kept_with_who_and_when(
         (first, "ann", True), (first, "bob", False), (second, "bob", None),
     ]  # fmt: skip
     assert lines[2].label == HOSTILE[:50].strip()
-    shown = client.get(f"/api/features/{first}").json()["card"]["reviews"]
+    shown = client.get(f"/api/features/{first}").json()["reviews"]
     assert [review["reviewer"] for review in shown] == ["ann", "bob"]
     assert "no label to judge" in refused(
         client, "/api/reviews", 400, latent=2**30, reviewer="ann", accept=True

@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from rldecoder.explain.reading import Reading
-from rldecoder.serve.app import Served
+from rldecoder.serve.served import Served
 from tests.browser import Watched, open_browser
 from tests.serve.conftest import HOSTILE, PROMPT, Running
 
@@ -65,19 +65,21 @@ def test_everything_works_by_keyboard(running: Running, own_reviews: Served) -> 
         exact = own_reviews.workbench.read(PROMPT).ablate(latent, last)
         assert shown_after(page, 1) == percent(exact.decoder.shifts[0].after)
 
-        # A feature's card opens and closes.
+        # A feature's page opens, and Back leads to the prompt as it was.
         browser.tab_to("#active-rows .feature-name", back=True)
         keys.press("Enter")
-        page.wait_for_selector("dialog[open]")
-        keys.press("Escape")
-        page.wait_for_selector("dialog[open]", state="detached")
+        expect(page.locator("#feature-title")).to_contain_text(f"#{latent}")
+        page.wait_for_selector("#unseen .context")
+        page.go_back()
+        page.wait_for_selector(".change-table")
         browser.tab_to("#explain")
         keys.press("Enter")
         page.wait_for_selector("#explanation .tag")
 
         # Tabs by arrow, search by slash.
         browser.tab_to("#tab-trace", back=True, limit=200)
-        keys.press("ArrowRight")
+        for _ in range(3):
+            keys.press("ArrowRight")
         page.wait_for_selector("#cards article")
         keys.press("/")
         keys.type("zzqq")
@@ -195,13 +197,14 @@ def test_later_moves_are_those_of_the_decoder_at_hand(
 ) -> None:
     def change(moved: list[float]) -> dict[str, Any]:
         return {
-            "shifts": [{"token": "x", "before": 0.5, "after": 0.25}],
+            "shifts": [{"token": "x", "token_id": 1, "before": 0.5, "after": 0.25}],
             "effect": 0.7,
             "moved": moved,
+            "target": [-0.7, -1.4],
         }
 
     answer = {
-        "latent": 1, "act": 1.0, "new_act": 0.0,
+        "at": 15, "first": 15, "act": 1.0, "new_act": 0.0, "about": "log p", "code": "",
         "frozen": change([0.3, 0.5, 0.25]), "decoder": change(moved),
     }  # fmt: skip
     with open_browser() as browser:
@@ -221,12 +224,13 @@ def test_a_hostile_claim_does_nothing(running: Running) -> None:
     prediction = {"token": HOSTILE_MARKUP, "p": 0.5, "then": []}
     claim = {
         "sentence": HOSTILE_MARKUP, "verdict": "<img src=x>", "css": "supported",
-        "change": 0.25, "decoder_change": -0.5, "noise": 0.125,
+        "change": 0.25, "decoder_change": -0.5, "noise": 0.125, "measured": HOSTILE_MARKUP,
     }  # fmt: skip
     answer = {
         "prompt": HOSTILE_MARKUP, "cut": False, "kl": 0.1, "frozen": prediction,
         "decoder": prediction, "agree": True, "active": [["#7", "0.75", HOSTILE_MARKUP]],
-        "says": HOSTILE_MARKUP, "claims": [claim], "tested": HOSTILE_MARKUP,
+        "says": HOSTILE_MARKUP, "claims": [claim], "more_claims": [claim],
+        "tested": HOSTILE_MARKUP,
     }  # fmt: skip
     with open_browser() as browser:
         page = browser.page
@@ -236,10 +240,11 @@ def test_a_hostile_claim_does_nothing(running: Running) -> None:
         page.click("#explain")
         page.wait_for_selector("#explanation .claims li")
         shown = str(page.text_content("#explanation"))
-        assert shown.count(HOSTILE_MARKUP) == 4  # both methods, the claim, what was tested
-        assert page.text_content("#explanation .chip") == "<img src=x>"
-        for words in ("measured +0.25 nats (chance 0.13)", "decoder −0.50"):
-            assert words in shown
+        # Both methods, two claims with what was measured, what was tested.
+        assert shown.count(HOSTILE_MARKUP) == 7
+        assert page.locator("#explanation .chip").all_text_contents() == ["<img src=x>"] * 2
+        assert "frozen model: " + HOSTILE_MARKUP in shown  # the badge judges that one
+        assert page.locator("#explanation details").get_attribute("open") is None
         assert page.locator("#explanation img, #explanation script").count() == 0
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth + 1")
         assert_quiet(browser, running.url)
@@ -271,7 +276,7 @@ def test_shortcuts_can_be_turned_off(running: Running) -> None:
         assert page.locator("#back").is_disabled()  # nothing was skipped
 
 
-@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 420)])
+@pytest.mark.parametrize(("scheme", "width"), [("dark", 1280), ("light", 390)])
 def test_axe_finds_nothing_serious(running: Running, scheme: str, width: int) -> None:
     with open_browser(scheme=scheme, width=width) as browser:
         page = browser.page
@@ -287,9 +292,23 @@ def test_axe_finds_nothing_serious(running: Running, scheme: str, width: int) ->
         page.wait_for_selector("#explanation .tag")
         assert browser.serious() == []
         page.click("#active-rows .feature-name")
-        page.wait_for_selector("dialog[open]")
+        page.wait_for_selector("#unseen .context")
         assert browser.serious() == []
-        page.keyboard.press("Escape")
+        page.click("#tab-compare")
+        page.fill("#other", "The import of another")
+        page.click("#compare-go")
+        page.wait_for_selector("#compare-features tr")
+        assert browser.serious() == []
+        page.click("#tab-steer")
+        page.fill("#steer-add", "raises")
+        page.wait_for_selector("#steer-editor .results button")
+        assert browser.serious() == []
+        page.press("#steer-add", "Enter")
+        page.fill("#steer-new", "2")
+        page.click("#steer-go")
+        page.wait_for_selector("#steer-export:not([hidden])")
+        page.click("#steer-export button[aria-label='export as Python']")
+        assert browser.serious() == []
         for tab, ready in (
             ("#tab-features", "#cards article"), ("#tab-review", "#review-card article"),
         ):  # fmt: skip
@@ -312,6 +331,19 @@ def test_hostile_text_does_nothing(running_hostile: Running) -> None:
         page.wait_for_selector(".change-table")
         page.click("#explain")
         page.wait_for_selector("#explanation .tag")
+        page.click("#active-rows .feature-name")
+        page.wait_for_selector("#unseen .context")
+        page.click("#tab-steer")
+        page.fill("#steer-add", "img")
+        page.wait_for_selector("#steer-editor .results button")
+        page.press("#steer-add", "Enter")
+        page.fill("#steer-new", "2")
+        page.click("#steer-go")
+        page.wait_for_selector("#steer-export:not([hidden])")
+        page.click("#tab-compare")
+        page.fill("#other", HOSTILE)
+        page.click("#compare-go")
+        page.wait_for_selector("#compare-features tr")
         page.click("#tab-features")
         page.wait_for_selector("#cards article")
         assert page.locator("#cards .other").count() == page.locator("#cards article").count()

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from starlette.routing import Route
 
-from rldecoder.serve.app import Served
 from rldecoder.serve.patience import PatientProtocol
+from rldecoder.serve.served import Served
 from tests.serve.conftest import Running, catalogue_of
 
 BODIES: dict[str, dict[str, Any]] = {

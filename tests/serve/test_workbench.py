@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rldecoder.errors import BadInputError
-from rldecoder.serve.app import Served
+from rldecoder.serve.served import Served
 from tests.serve.conftest import PROMPT
 
 

@@ -8,7 +8,7 @@
   const draw = () => {
     const feature = current();
     const box = at("review-card");
-    box.replaceChildren(feature ? Cards.card(feature)
+    box.replaceChildren(feature ? Features.card(feature)
       : element("p", "panel note", "Nothing waits: every label has a verdict, or was skipped."));
     ["accept", "reject"].forEach((id) => { at(id).disabled = !feature || feature.label === null; });
     ["skip", "relabel"].forEach((id) => { at(id).disabled = !feature; });

@@ -1,11 +1,11 @@
 "use strict";
-// A prompt token by token: predictions, active features, explanation.
+// A prompt token by token: predictions, active features, what effects are about.
 const Trace = (() => {
-  const { at, element, ask, complain, showCard } = Bench;
+  const { at, element, ask, complain, button } = Bench;
+  const { percent, nats } = Parts;
   const strip = at("tokens");
-  const state = { prompt: "", tokens: [], position: -1, features: [], abort: null };
-  const percent = (p) => (p >= 0.0995 ? (100 * p).toFixed(0) : (100 * p).toFixed(1)) + " %";
-  const nats = (value) => (value >= 0 ? "+" : "−") + Math.abs(value).toFixed(2);
+  const state = { prompt: "", tokens: [], position: -1, features: [], about: "", code: "", target: null, heat: [], abort: null };
+  let chooser = null;
 
   const choices = (list) => list.map((choice) => {
     const row = element("div", "choice");
@@ -13,20 +13,29 @@ const Trace = (() => {
     const fill = element("i");
     fill.style.setProperty("--w", String(choice.p));
     bar.append(fill);
-    row.append(element("span", "tok", choice.token), element("span", "p", percent(choice.p)), bar);
+    const aim = button("", () => setTarget({ token: choice.token_id, minus: null }), "tok", "make “" + choice.token + "” the target");
+    aim.textContent = choice.token;
+    aim.title = "make it what effects are about";
+    row.append(aim, element("span", "p", percent(choice.p)), bar);
     return row;
   });
 
-  // Heat: KL between the models, or how far an intervention moved each later prediction.
+  // Heat: KL between the models, or how far a change moved each prediction. Sinks are left out, of
+  // the colours and of their scale.
   const paint = (values, meaning, offset = 0) => {
-    const highest = Math.max(...values, 1e-9);
-    at("heat-meaning").textContent = meaning + ", up to " + highest.toFixed(2) + " nats";
+    const shown = state.tokens.map((token, place) => (place < offset || token.sink ? null : values[place - offset] || 0));
+    const highest = Math.max(...shown.map((value) => value || 0), 1e-9);
+    const sinks = state.tokens.filter((token) => token.sink).length;
+    at("heat-meaning").textContent = meaning + ", up to " + highest.toFixed(2) + " nats"
+      + (sinks ? " (" + sinks + " attention sink" + (sinks > 1 ? "s" : "") + " left out)" : "");
+    state.heat = shown.map((value) => (value || 0) / highest);
     [...strip.children].forEach((node, place) => {
-      const value = place >= offset ? values[place - offset] || 0 : 0;
-      node.style.setProperty("--h", String(value / highest));
-      node.title = (place < offset ? "before the change" : value.toFixed(3) + " nats")
-        + (state.tokens[place].features.length
-          ? "\nmost active: " + state.tokens[place].features.map((f) => "#" + f.latent + (f.label ? " " + f.label : "")).join(", ") : "");
+      const token = state.tokens[place];
+      node.style.setProperty("--h", String(state.heat[place]));
+      node.title = (token.sink ? "an attention sink: left out of the colours"
+        : shown[place] === null ? "before the change" : shown[place].toFixed(3) + " nats")
+        + (token.features.length
+          ? "\nmost active: " + token.features.map((f) => "#" + f.latent + (f.label ? " " + f.label : "")).join(", ") : "");
     });
   };
   const paintDistance = () => paint(state.tokens.map((token) => token.kl), "colour: KL(frozen model || decoder)");
@@ -38,42 +47,39 @@ const Trace = (() => {
   };
 
   const draw = () => {
-    strip.replaceChildren(...state.tokens.map((token, place) => {
-      const node = element("span", "", token.token);
-      node.setAttribute("role", "option");
-      node.setAttribute("aria-selected", "false");
-      node.id = "token-" + place;
-      node.tabIndex = -1;
-      node.addEventListener("click", () => select(place));
-      return node;
-    }));
+    chooser = Parts.strip(strip, state.tokens.map((token) => token.token), (place) => {
+      State.set({ at: place, change: null });
+      Intervene.forget();
+      show(place);
+    });
+    state.tokens.forEach((token, place) => {
+      strip.children[place].id = "token-" + place;
+      strip.children[place].classList.toggle("sink", token.sink);
+    });
     paintDistance();
     at("traced").hidden = false;
   };
 
-  const select = async (place) => {
+  const show = async (place) => {
     const token = state.tokens[place];
-    if (state.position >= 0 && strip.children[state.position]) {
-      strip.children[state.position].setAttribute("aria-selected", "false");
-      strip.children[state.position].tabIndex = -1;
-    }
     state.position = place;
-    const node = strip.children[place];
-    node.setAttribute("aria-selected", "true");
-    node.tabIndex = 0;
-    node.scrollIntoView({ block: "nearest" });
     paintDistance();
     at("where").textContent = "after token " + place + " of " + (state.tokens.length - 1) + ", “" + token.token + "”";
     at("frozen").replaceChildren(...choices(token.frozen));
     at("decoder").replaceChildren(...choices(token.decoder));
     at("distance").textContent = "KL " + token.kl.toFixed(2) + " nats; the first choices " + (token.agree ? "agree" : "differ")
       + (token.actual ? ". What follows has " + percent(token.actual[0]) + " and " + percent(token.actual[1]) + "." : ".");
-    at("explanation").replaceChildren(element("p", "note", "Claims about single features, each tested by taking the feature out of the decoder and of the frozen model."));
-    at("explain").disabled = place === 0;
+    Explain.reset(place);
     Intervene.reset();
+    await showFeatures();
+  };
+
+  const showFeatures = async () => {
+    const place = state.position;
     const signal = fresh();  // also where nothing is asked: a late answer about another token must not show
     // The old token's rows must not be clicked for the new one.
     state.features = [];
+    state.code = "";
     list();
     if (place === 0) {
       at("effect-meaning").textContent = "Token 0 is an attention sink that no SAE was trained on: no feature is shown.";
@@ -83,58 +89,76 @@ const Trace = (() => {
     await new Promise((done) => setTimeout(done, 120));
     if (signal.aborted) return;
     try {
-      const found = await ask("/api/position", { prompt: state.prompt, position: place }, signal);
-      at("effect-meaning").textContent = found.features.length + " active. Effect: how much log p of the decoder’s “"
-        + found.token.token + "” falls when this feature alone is taken out of the decoder, measured. Positive supports it.";
+      const found = await ask("/api/position", { prompt: state.prompt, position: place, target: state.target }, signal);
+      state.about = "log p of “" + found.token.token + "”" + (found.minus ? " less that of “" + found.minus.token + "”" : "");
+      at("effect-meaning").textContent = found.features.length + " active. Effect: how much " + state.about
+        + (state.target ? "" : ", the decoder’s first choice,") + " falls when this feature alone is taken out of the decoder, measured. Positive supports it.";
+      at("target-now").textContent = state.target ? state.about : "log p of each model’s likeliest token";
       state.features = found.features;
+      state.code = found.code;
       list();
     } catch (error) { complain(error); }
   };
 
+  // What effects are about: a token by its number, and perhaps another whose log p is taken off.
+  const setTarget = async (target) => {
+    state.target = target;
+    State.set({ target: target && target.token, minus: target && target.minus });
+    if (!target) {
+      at("target-token").value = "";
+      at("target-minus").value = "";
+      at("target-now").textContent = "log p of each model’s likeliest token";
+    }
+    if (state.position < 0) return;
+    await showFeatures();
+    if (Intervene.changed()) Intervene.run();
+  };
+  // What the page shows of spaces and line ends is what people type back.
+  const typed = (id) => at(id).value.replaceAll("␣", " ").replaceAll("↵", "\n");
+  const readTarget = async () => {
+    const [token, minus] = [typed("target-token"), typed("target-minus")];
+    if (!token) {
+      complain(new Error("Write a token first, with its space, such as “␣the”."));
+      at("target-token").focus();
+      return;
+    }
+    try {
+      const first = await ask("/api/token", { text: token });
+      const second = minus ? await ask("/api/token", { text: minus }) : null;
+      await setTarget({ token: first.token_id, minus: second && second.token_id });
+    } catch (error) { complain(error); }
+  };
+
   const orders = {
-    normalised: (feature) => feature.normalised,
     effect: (feature) => Math.abs(feature.effect),
+    normalised: (feature) => feature.normalised,
     confidence: (feature) => (feature.confidence === null ? -1 : feature.confidence),
   };
-  const list = () => {
+  const sorted = () => {
     const by = orders[at("order").value];
-    at("active-rows").replaceChildren(...[...state.features].sort((a, b) => by(b) - by(a)).map(featureRow));
+    return [...state.features].sort((a, b) => by(b) - by(a));
+  };
+  const COLUMNS = [{ text: "feature" }, { text: "effect, nats", num: true }, { text: "activation", num: true },
+    { text: "of its usual high", num: true }, { text: "label confidence", num: true }, { text: "change" }];
+  const list = () => {
+    const rows = sorted().map((feature) => {
+      const change = element("span", "buttons");
+      const act = (text, what, factor) => button(text, () => Intervene.scale(feature, factor()), "", what + " feature " + feature.latent);
+      change.append(act("take out", "take out", () => 0), act("amplify", "amplify", () => Number(at("factor").value)));
+      return [Parts.named(feature), Parts.moved(nats(feature.effect), feature.effect, 0.05), feature.act.toFixed(2),
+        feature.normalised > 0 ? feature.normalised.toFixed(2) : "first seen",
+        feature.confidence === null ? "–" : feature.confidence.toFixed(2), change];
+    });
+    Parts.fill(at("active-rows"), COLUMNS, rows);
   };
 
-  // A label below the bar of confidence is shown as a guess.
-  const labelText = (feature) => feature.label || (feature.unsure_label ? "unsure: " + feature.unsure_label : feature.description);
-  const featureRow = (feature) => {
-    const row = element("tr");
-    const name = element("td");
-    const open = element("button", "feature-name", "#" + feature.latent);
-    open.type = "button";
-    open.setAttribute("aria-haspopup", "dialog");
-    open.addEventListener("click", () => showCard(feature.latent));
-    name.append(open, element("span", "label-text" + (feature.label ? "" : " none"), labelText(feature)));
-    const change = element("td");
-    const button = (text, what, factor) => {
-      const node = element("button", "", text);
-      node.type = "button";
-      node.setAttribute("aria-label", what + " feature " + feature.latent);
-      node.addEventListener("click", () => Intervene.run(feature, factor()));
-      return node;
-    };
-    change.append(button("take out", "take out", () => 0), button("amplify", "amplify", () => Number(at("factor").value)));
-    const cell = (text, className) => element("td", "num" + (className || ""), text);
-    row.append(
-      name, cell(feature.act.toFixed(2)),
-      cell(feature.normalised > 0 ? feature.normalised.toFixed(2) : "first seen"),
-      cell(feature.confidence === null ? "–" : feature.confidence.toFixed(2)),
-      cell(nats(feature.effect), Math.abs(feature.effect) < 0.05 ? "" : feature.effect > 0 ? " up" : " down"), change);
-    return row;
-  };
-
-  const readPrompt = async () => {
+  // Reads the prompt; `place` is the token to look at, null the last one.
+  const read = async (place = null) => {
     const prompt = at("prompt").value;
     if (!prompt.trim()) {
-      complain(new Error("Write some text first."));
+      complain(new Error("Write some text first, or take an example."));
       at("prompt").focus();
-      return;
+      return false;
     }
     at("go").disabled = true;
     at("ask-state").textContent = "reading …";
@@ -144,82 +168,46 @@ const Trace = (() => {
       Object.assign(state, { prompt, tokens: found.tokens, position: -1 });
       draw();
       at("ask-state").textContent = found.tokens.length + " tokens, " + ((performance.now() - started) / 1000).toFixed(2) + " s";
-      await select(found.tokens.length - 1);
+      const last = found.tokens.length - 1;
+      const chosen = place === null ? last : Math.min(place, last);
+      State.set({ prompt, at: chosen });
+      chooser.select(chosen, true);
+      await show(chosen);
+      return true;
     } catch (error) {
       at("ask-state").textContent = "";
       complain(error);
+      return false;
     } finally { at("go").disabled = false; }
   };
+  const move = (place) => { chooser.select(place, true); return show(place); };
 
-  const explain = async () => {
-    const box = at("explanation");
-    const position = state.position;
-    box.replaceChildren(element("p", "note", "testing claims …"));
-    at("explain").disabled = true;
-    try {
-      const found = await ask("/api/explain", { prompt: state.prompt, position });
-      if (position === state.position) box.replaceChildren(...explanation(found));
-    } catch (error) {
-      box.replaceChildren();
-      complain(error);
-    } finally { at("explain").disabled = state.position === 0; }
+  const sheet = () => {
+    const token = state.tokens[state.position];
+    const predicted = (name, list_) => ({ name, columns: ["token", "p"], rows: list_.map((c) => [c.token, c.p]) });
+    const change = Intervene.shown();
+    return {
+      name: "prompt", title: "Token " + state.position + " of a prompt, " + document.title,
+      facts: [at("heat-meaning").textContent, at("where").textContent + ". " + at("distance").textContent, at("effect-meaning").textContent],
+      tokens: state.tokens.map((one, place) => ({ text: one.token, heat: state.heat[place] })), blocks: [],
+      tables: [
+        predicted("frozen model, next token", token.frozen), predicted("decoder, next token", token.decoder),
+        ...(change ? change.tables : []),
+        { name: "active features", columns: ["latent", "said", "effect", "activation", "of its usual high", "label confidence"],
+          rows: sorted().map((f) => [f.latent, Parts.labelText(f), f.effect, f.act, f.normalised, f.confidence]) },
+      ],
+      question: { prompt: state.prompt, position: state.position, target: state.target, ...(change ? change.question : {}) },
+      answers: { token, features: state.features, ...(change ? { intervention: change.answer } : {}) },
+      code: change ? change.answer.code : state.code,
+    };
   };
+  Sheet.bar(at("trace-export"), sheet);
 
-  const tagged = (tag, text) => {
-    const line = element("p");
-    line.append(element("span", "tag", tag), text);
-    return line;
-  };
-  const ranking = (rows) => {
-    if (!rows.length) return tagged("A", "No feature is active here.");
-    const table = element("table", "ranking");
-    const head = table.createTHead().insertRow();
-    for (const name of ["active here", "of its usual high", ""]) {
-      const cell = element("th", name === "of its usual high" ? "num" : "", name);
-      cell.scope = "col";
-      head.append(cell);
-    }
-    head.cells[0].prepend(element("span", "tag", "A"));
-    const body = table.createTBody();
-    for (const [feature, high, what] of rows) {
-      const row = body.insertRow();
-      row.append(element("td", "mono", feature), element("td", "num", high), element("td", "", what));
-    }
-    return table;
-  };
-  const explanation = (found) => {
-    const parts = [ranking(found.active), tagged("B", found.says)];
-    if (!found.claims.length) return parts;
-    const list = element("ul", "claims");
-    found.claims.forEach((claim, place) => {
-      const item = element("li");
-      const words = element("div");
-      words.append(element("span", "tag", "B" + (place + 1)), claim.sentence);
-      const measure = element("div", "measure");
-      measure.append(element("span", "chip " + claim.css, claim.verdict), element("br"),
-        "measured " + nats(claim.change) + " nats (chance " + claim.noise.toFixed(2) + ")", element("br"),
-        "decoder " + nats(claim.decoder_change));
-      item.append(words, measure);
-      list.append(item);
-    });
-    parts.push(list, element("p", "note", found.tested));
-    return parts;
-  };
-
-  at("ask").addEventListener("submit", (event) => { event.preventDefault(); readPrompt(); });
   at("prompt").addEventListener("keydown", (event) => {
-    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); readPrompt(); }
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); at("ask").requestSubmit(); }
   });
-  at("order").addEventListener("change", list);
-  at("explain").addEventListener("click", explain);
-  strip.addEventListener("keydown", (event) => {
-    const last = state.tokens.length - 1;
-    const next = { ArrowRight: state.position + 1, ArrowLeft: state.position - 1, Home: 0, End: last }[event.key];
-    if (next === undefined) return;
-    event.preventDefault();
-    const place = Math.min(Math.max(next, 0), last);
-    if (place !== state.position) select(place);
-    strip.children[place].focus();
-  });
-  return { state, paint, paintDistance, percent, nats };
+  at("order").addEventListener("change", () => { State.set({ order: at("order").value }); list(); });
+  at("target-form").addEventListener("submit", (event) => { event.preventDefault(); readTarget(); });
+  at("target-reset").addEventListener("click", () => setTarget(null));
+  return { state, paint, paintDistance, read, move, setTarget, list };
 })();

@@ -1,0 +1,129 @@
+"""Two prompts side by side: which features differ, and which predictions.
+
+Axes: V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from rldecoder.explain.prompts import token_text
+from rldecoder.explain.ranking import RankedFeature, rank_active
+from rldecoder.explain.read_records import Shift
+from rldecoder.sae.selection import SparseLatents
+
+if TYPE_CHECKING:
+    from rldecoder.explain.reading import Reading
+
+TOP_TOKENS = 5
+
+
+class FeatureDifference(NamedTuple):
+    """A feature that is active at one of two places, or at both."""
+
+    latent: int
+    label: str | None
+    """None where there is none that may be quoted."""
+    activation: float
+    """At the first place, in the SAE's units; 0: not active."""
+    other_activation: float
+    """At the second."""
+    difference: float
+    """Second less first, as a share of the latent's usual high (p99 on the label split); where it
+    was never seen, of the larger of the two."""
+    confidence: float | None
+    """Of the label, quoted or not."""
+    unsure_label: str | None
+    """A label below the bar of confidence: a guess, to be shown as one."""
+    description: str | None = None
+    """What is known of a latent without a label that may be quoted."""
+
+    @property
+    def quoted(self) -> bool:
+        """Whether the label may be quoted as what is known of the latent."""
+        return self.label is not None
+
+
+class Predictions(NamedTuple):
+    """One model's predictions at both places."""
+
+    shifts: list[Shift]
+    """The most likely tokens at the first place (`before`), and then those at the second
+    (`after`)."""
+    kl: float
+    """KL(first || second), nats."""
+
+
+class Comparison(NamedTuple):
+    """What differs between two prompts, each at one place."""
+
+    at: tuple[int, int]
+    features: list[FeatureDifference]
+    """All active ones, the largest difference first."""
+    frozen: Predictions
+    decoder: Predictions
+
+
+@torch.no_grad()
+def compare(first: Reading, second: Reading, at: int, other_at: int) -> Comparison:
+    """Compare two readings by the same reader; positions count from the beginning."""
+    frozen, decoder = (
+        torch.stack(both)
+        for both in zip(_logprobs(first, at), _logprobs(second, other_at), strict=True)
+    )
+    features = _differences(_active(first, at), _active(second, other_at))
+    return Comparison((at, other_at), features, _both(first, frozen), _both(first, decoder))
+
+
+def _logprobs(reading: Reading, at: int) -> tuple[Tensor, Tensor]:
+    """[V] each: the frozen model's and the decoder's."""
+    text = reading.states.until(at + 1)
+    acts, indices = text.latents
+    mine = reading.reader.decoder.logits(SparseLatents(acts[None], indices[None]))[0, -1]
+    return reading.reader.lm.unembed(text.final[-1]).log_softmax(-1), mine.log_softmax(-1)
+
+
+def _active(reading: Reading, at: int) -> list[RankedFeature]:
+    acts, indices = reading.states.latents
+    scales, labels = reading.reader.explainer.scales, reading.reader.labels
+    return rank_active(acts[at], indices[at], scales, labels, top=acts.shape[1])
+
+
+def _differences(
+    first: Sequence[RankedFeature], second: Sequence[RankedFeature]
+) -> list[FeatureDifference]:
+    here, there = ({one.latent: one for one in side} for side in (first, second))
+    found = []
+    for latent in here.keys() | there.keys():
+        one, other = here.get(latent), there.get(latent)
+        known = one or other
+        assert known is not None
+        acts = [0.0 if side is None else side.act for side in (one, other)]
+        usual = known.act / known.normalised if known.normalised > 0 else max(acts)
+        found.append(
+            FeatureDifference(
+                latent, known.label, acts[0], acts[1], (acts[1] - acts[0]) / usual,
+                known.confidence, known.unsure_label, known.description,
+            )
+        )  # fmt: skip
+    return sorted(found, key=lambda one: (-abs(one.difference), one.latent))
+
+
+def _both(reading: Reading, logprobs: Tensor) -> Predictions:
+    """From log probabilities [2, V]."""
+    before, after = logprobs
+    best = [row.topk(TOP_TOKENS).indices.tolist() for row in logprobs]
+    shifts = [
+        Shift(
+            token_text(reading.reader.lm, token),
+            token,
+            float(before[token].exp()),
+            float(after[token].exp()),
+        )
+        for token in dict.fromkeys(best[0] + best[1])
+    ]
+    return Predictions(shifts, float((before.exp() * (before - after)).sum().clamp_min(0)))

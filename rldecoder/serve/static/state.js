@@ -1,0 +1,66 @@
+"use strict";
+// What is looked at stands in the address, behind the #, which no server is ever sent: reloading
+// and sharing it show the same.
+const State = (() => {
+  const KEYS = ["view", "prompt", "at", "target", "minus", "where", "change", "order", "steer", "start",
+    "new", "temperature", "seed", "other", "otherat", "feature", "words", "sort", "only"];
+  let written = "";
+  let values = {};
+  let noted = 0;
+  let waiting = 0;
+  const watchers = [];
+
+  const parse = () => {
+    const found = new URLSearchParams(location.hash.slice(1));
+    return Object.fromEntries(KEYS.filter((key) => found.has(key)).map((key) => [key, found.get(key)]));
+  };
+  const address = () => {
+    const params = new URLSearchParams(KEYS.filter((key) => values[key]).map((key) => [key, values[key]]));
+    return params.size ? "#" + params : location.pathname;
+  };
+  // `adopted`: the values came from the address, not from the page.
+  const tell = (adopted) => watchers.forEach((watcher) => watcher(adopted));
+
+  // Arrow keys held down: browsers refuse hundreds of addresses in seconds, so some wait.
+  const note = () => {
+    waiting = 0;
+    noted = performance.now();
+    history.replaceState(null, "", written);
+  };
+  const flush = () => {
+    if (!waiting) return;
+    clearTimeout(waiting);
+    note();
+  };
+
+  // Changes some values; null takes one out. `step`: the browser's Back takes it back.
+  const set = (changes, step) => {
+    for (const [key, value] of Object.entries(changes)) {
+      if (value === null || value === undefined || value === "") delete values[key];
+      else values[key] = String(value);
+    }
+    const next = address();
+    if (next === written) return;
+    if (step) flush();
+    written = next;
+    if (step) {
+      history.pushState(null, "", next);
+      tell(false);
+      return;
+    }
+    if (waiting) return;
+    if (performance.now() - noted > 150) note();
+    else waiting = setTimeout(note, 150);
+  };
+  const adopt = () => {
+    clearTimeout(waiting);
+    waiting = 0;
+    values = parse();
+    written = address();
+    tell(true);
+  };
+  addEventListener("popstate", adopt);
+  addEventListener("pagehide", flush);
+  const whole = (key, fallback) => (/^\d{1,9}$/.test(values[key] || "") ? Number(values[key]) : fallback);
+  return { set, adopt, watch: (watcher) => watchers.push(watcher), get: (key) => values[key] || "", whole };
+})();

@@ -13,7 +13,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 # what it imports anew (docs/logbook.md).
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install install-dev readers quickstart test lint types unit debug gpu ui format clean
+.PHONY: help install install-dev readers quickstart test wheel lint types unit debug gpu ui format clean
 
 help:  ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -64,6 +64,9 @@ test: install-dev readers lint  ## Lint, types, tests, and configs/debug.yaml tw
 	$(MAKE) -j 2 types debug
 	RLDECODER_DEBUG_STORE="$(CURDIR)/.debug-store" $(MAKE) unit
 	rm -rf .debug-store
+
+wheel: install-dev  ## Build wheel and sdist; the debug run and the API tests from the wheel
+	$(BIN)/python -m tests.wheel_check
 
 lint:
 	$(BIN)/ruff check .

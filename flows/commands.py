@@ -12,12 +12,12 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import yaml
 
-ROOT = Path(__file__).resolve().parents[1]
+from flows.project import PROJECT_FILE, ROOT
+
 HARMLESS = ("labels", "name", "stream_output")
 """Job variables that change nothing of what is executed."""
 PULL_STEPS = [{"prefect.deployments.steps.set_working_directory": {"directory": str(ROOT)}}]
@@ -33,7 +33,10 @@ class Pairs(list[tuple[str, Any]]):
 @functools.cache
 def entrypoints() -> tuple[str, ...]:
     """The flows of prefect.yaml."""
-    project = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))
+    path = ROOT / PROJECT_FILE
+    if not path.is_file():  # a server of a single `rldecoder run` needs no deployments
+        return ()
+    project = yaml.safe_load(path.read_text(encoding="utf-8"))
     return tuple(deployment["entrypoint"] for deployment in project["deployments"])
 
 

@@ -18,9 +18,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from flows.api import Api
+from flows.project import PROJECT_FILE, ROOT
 from rldecoder.errors import NoResourceError
 
-ROOT = Path(__file__).resolve().parents[1]
 APPLIED_FILE = "applied-deployments.json"
 """What prefect.yaml said when it was last applied; in the Prefect home."""
 
@@ -67,7 +67,7 @@ def deploy(api: Api, home: Path, env: Mapping[str, str]) -> None:
     Raises:
         NoResourceError: it cannot be applied.
     """
-    project = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))
+    project = yaml.safe_load((ROOT / PROJECT_FILE).read_text(encoding="utf-8"))
     wanted = [Entry.model_validate(entry) for entry in project["deployments"]]
     before = _applied(home)
     there = {found.name: found for found in _on_server(api)}

@@ -30,6 +30,7 @@ import httpx
 
 from flows.database import PREFECT_ENV, without_password
 from flows.password import password_of
+from flows.project import ROOT
 from rldecoder.errors import BadInputError, NoResourceError
 from tasks import tied
 
@@ -37,7 +38,6 @@ STARTUP_SECONDS = 300
 """A start costs 9 to 23 CPU seconds, minutes on a machine that is busy; Prefect gives it 20 s."""
 
 _TAIL_CHARACTERS = 1500
-_ROOT = Path(__file__).resolve().parents[1]
 _NOT_THE_SERVERS = ("PREFECT_API_URL", "PREFECT_API_AUTH_STRING", "PREFECT_API_KEY")
 """Settings of clients: a server that knows them would ask another server, or show them."""
 
@@ -165,7 +165,7 @@ class LocalServer:
         with self._log.open("wb") as log:
             self.process = tied.start(
                 command,
-                cwd=_ROOT,
+                cwd=ROOT,
                 env=env,
                 death_signal=signal.SIGTERM,
                 stdin=subprocess.DEVNULL,

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from flows.places import CONFIGS, allowed_here, check_config, check_overrides, check_place
 from rldecoder.artifacts.opening import store_place
 from rldecoder.artifacts.store import ArtifactStore
+from rldecoder.config.named import config_path
 from rldecoder.config.run import RunConfig, load_run_config
 from rldecoder.errors import BadInputError
 from rldecoder.runner import store_for
@@ -104,8 +105,10 @@ class PipelineParameters(RunParameters):
 
 def _find(config: str) -> Path:
     """The YAML that a person means: a path that exists, else a name in configs/."""
+    if _is_file(Path(config)):
+        return Path(config)
     named = CONFIGS / f"{config}.yaml"
-    return named if not _is_file(Path(config)) and _is_file(named) else Path(config)
+    return named if _is_file(named) else config_path(config)
 
 
 def _is_file(path: Path) -> bool:

@@ -16,16 +16,17 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from flows.project import ROOT
+from rldecoder.config.named import SHIPPED_FOLDER
 from rldecoder.config.run import RunConfig
 from rldecoder.errors import BadInputError
 
-ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
 ALLOWED_ENV = "RLDECODER_UI_ALLOWED"
 
 FILES = ("store", "path", "paths", "cache", "reviews", "sae", "clusters", "folder", "imported")
 """Settings that name files or folders of this machine; `model` does so in some of its values."""
-ELSEWHERE = ("mirror", "repo", "revision", "base_url", "api_key_env", "release", "id")
+ELSEWHERE = ("mirror", "address", "repo", "revision", "base_url", "api_key_env", "release", "id")
 """Settings that name an address, what lies there, or an environment variable, as the `name` of a
 dataset does."""
 
@@ -50,8 +51,9 @@ class Allowed(NamedTuple):
 
 def allowed_with(configs: Iterable[Path] = (), stores: Iterable[Path] = ()) -> Allowed:
     """The project's own folders and those of the command line."""
+    ours = dict.fromkeys((ROOT / "configs", SHIPPED_FOLDER.resolve()))  # one in a checkout
     return Allowed(
-        (ROOT / "configs", *(path.resolve() for path in configs)),
+        (*ours, *(path.resolve() for path in configs)),
         (ROOT / "artifacts", *(path.resolve() for path in stores)),
     )
 

@@ -28,13 +28,13 @@ from flows.local_server import LocalServer, offline_settings, owned, prefect_hom
 from flows.lost_runs import ENVIRONMENT, CrashedRuns, watch_workers
 from flows.password import password_of
 from flows.places import Allowed, allowed_with
+from flows.project import PROJECT_FILE, ROOT
 from flows.worker import POOL
 from rldecoder import interrupts
 from rldecoder.entry import guarded
 from rldecoder.errors import EXIT_DONE, BadInputError, NoResourceError
 from tasks import tied
 
-ROOT = Path(__file__).resolve().parents[1]
 LOGIN_COMMAND = ".venv/bin/python -m flows.serve_ui --login"
 
 _GRACE_SECONDS = 15.0
@@ -179,6 +179,12 @@ def _serve_until_interrupted(given: argparse.Namespace) -> int:
         if given.login:
             _say(login(prefect_home()))
             return 0
+        if not (ROOT / PROJECT_FILE).is_file():
+            raise BadInputError(
+                f"{ROOT} has no {PROJECT_FILE}.",
+                "It names the deployments that the server offers.",
+                "`rldecoder configs DIR` lays one out: start it there.",
+            )
         allowed = allowed_with(given.allow_config, given.allow_store)
         serve(prefect_home(), given.port, allowed, take_database())
     except KeyboardInterrupt:

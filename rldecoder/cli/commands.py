@@ -9,6 +9,8 @@ import typer
 from typer.exceptions import TyperException
 
 from rldecoder.cli import starting
+from rldecoder.cli.harness import lm_eval
+from rldecoder.cli.layout import configs
 from rldecoder.cli.options import ConfigPath, SetOption, StoreOption
 from rldecoder.cli.options import open_named as _open
 from rldecoder.errors import BadInputError
@@ -381,6 +383,10 @@ app.command()(starting.settings)
 
 
 app.command()(starting.devices)
+
+
+app.command()(configs)
+app.command(name="lm-eval")(lm_eval)
 
 
 def run_command_line() -> int:

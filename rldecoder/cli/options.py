@@ -11,7 +11,7 @@ import typer
 if TYPE_CHECKING:
     from rldecoder.run import Run
 
-ConfigPath = Annotated[Path, typer.Argument(help="A run's YAML, such as configs/quickstart.yaml.")]
+ConfigPath = Annotated[Path, typer.Argument(help="A run's YAML, or a name: quickstart.")]
 StoreOption = Annotated[
     str | None,
     typer.Option(

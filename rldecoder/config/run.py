@@ -19,6 +19,7 @@ from rldecoder.config.interp import (
     RankFeaturesConfig,
 )
 from rldecoder.config.model import SyncTokenizerConfig
+from rldecoder.config.named import config_path
 from rldecoder.config.problems import pasted_keys, problem_lines, shown_key
 from rldecoder.config.rl import ControlPpoConfig, FreezeDecoderConfig, TrainPpoConfig
 from rldecoder.config.sae import GateSaeConfig, SweepSaeConfig, TrainSaeConfig
@@ -154,11 +155,13 @@ class RunConfig(Config):
 def load_run_config(path: Path | str, overrides: list[str] | None = None) -> RunConfig:
     """Read a run's YAML and apply `a.b=c` overrides (values are YAML).
 
+    `path` may be a name: `debug` is configs/debug.yaml (rldecoder/config/named.py).
+
     Raises:
         BadInputError: no such file, not YAML, an unknown key, or a value out of range; every
             problem is named at once.
     """
-    path = Path(path)
+    path = config_path(path)
     values = read_yaml(path, what="config")
     if not isinstance(values, dict):
         raise BadInputError(f"{path} holds no settings.", "A mapping of keys was expected.")

@@ -1,0 +1,194 @@
+"""`rldecoder lm-eval`: the run's models on tasks of EleutherAI's harness."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from rldecoder.cli.options import ConfigPath, SetOption, StoreOption, open_named
+from rldecoder.errors import BadInputError
+from rldecoder.terminal import Terminal
+
+if TYPE_CHECKING:
+    from rldecoder.evals.harness import Score
+    from rldecoder.evals.harness_systems import System
+    from rldecoder.evals.prompts import TaskPrompt
+    from rldecoder.lm.frozen import FrozenLM
+    from rldecoder.run import Run
+
+FROZEN, SPLICED, SUPERVISED, RL = SYSTEMS = ("frozen", "spliced", "supervised", "rl")
+RESULTS = "lm_eval.json"
+
+
+def lm_eval(
+    config: ConfigPath,
+    tasks: Annotated[
+        str,
+        typer.Option(help="Names: the run's own, those of --include, or published ones (hub)."),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for tasks and results.")] = Path("lm-eval"),
+    store: StoreOption = None,
+    overrides: SetOption = None,
+    systems: Annotated[str, typer.Option(help="Of these four, in order.")] = ",".join(SYSTEMS),
+    include: Annotated[
+        list[Path] | None, typer.Option(help="A folder with YAMLs of tasks (repeatable).")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Documents a task.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Documents at once.")] = 16,
+) -> None:
+    """Ask frozen model, spliced model and decoders the tasks of lm-evaluation-harness.
+
+    Example: rldecoder lm-eval quickstart --tasks addition,cloze.
+    """
+    if find_spec("lm_eval") is None:
+        raise BadInputError(
+            "The package lm_eval is not installed.",
+            "It is an extra.",
+            "pip install -c constraints.txt -e '.[eval]'",
+        )
+    run = open_named(config, store, overrides)
+    wanted = _names(systems, "--systems")
+    if wanted[:1] != [FROZEN] or not set(wanted) <= set(SYSTEMS):
+        raise BadInputError(
+            f"--systems {systems!r} cannot be compared.",
+            "Deltas are taken to the frozen model.",
+            f"Begin with {FROZEN}; the others are {', '.join(SYSTEMS[1:])}.",
+        )
+    scores = evaluate(
+        run,
+        _names(tasks, "--tasks"),
+        wanted,
+        out,
+        include or [],
+        limit=limit,
+        batch_size=batch_size,
+    )
+    _show(scores, out / RESULTS)
+
+
+def evaluate(
+    run: Run,
+    tasks: Sequence[str],
+    wanted: Sequence[str],
+    out: Path,
+    include: Sequence[Path] = (),
+    *,
+    limit: int | None = None,
+    batch_size: int = 16,
+) -> list[Score]:
+    """Ask the systems, write `lm_eval.json`, and give the scores.
+
+    Args:
+        run: with its decoders published.
+        tasks: names.
+        wanted: systems, the frozen model first.
+        out: a folder; the run's own tasks are written to `out/tasks`.
+        include: further folders of tasks.
+        limit: documents a task at most.
+        batch_size: documents at once.
+
+    Raises:
+        BadInputError: the run has not come so far, or there is no such task.
+    """
+    from rldecoder.evals.harness import HarnessScores, evaluate_systems
+    from rldecoder.evals.harness_tasks import write_tasks
+
+    chosen = _systems(run, wanted)
+    lm = run.lm()
+    own = _own_tasks(run, lm, tasks)
+    written = write_tasks(own, out / "tasks") if own else []
+    folders = [*([out / "tasks"] if own else []), *include]
+
+    # The harness's own list is thousands of YAMLs, and its data lie on the hub.
+    here = {*written, *(path.stem for folder in include for path in folder.glob("**/*.yaml"))}
+    scores = evaluate_systems(
+        lm, chosen, tasks, folders,
+        published=not set(tasks) <= here, limit=limit, batch_size=batch_size,
+        say=lambda text: Terminal(stderr=True).print(escape(text)),
+    )  # fmt: skip
+    scores = _beside_ours(run, scores, limit)
+    out.mkdir(parents=True, exist_ok=True)
+    record = HarnessScores(harness=version("lm_eval"), scores=tuple(scores))
+    record.save(out / RESULTS)
+    return scores
+
+
+def _names(text: str, option: str) -> list[str]:
+    names = [*dict.fromkeys(name.strip() for name in text.split(",") if name.strip())]
+    if not names:
+        raise BadInputError(f"{option} names nothing.", "", f"Example: {option} addition,cloze")
+    return names
+
+
+def _systems(run: Run, wanted: Sequence[str]) -> dict[str, System]:
+    from rldecoder.artifacts.catalogue import Policy, SupervisedDecoder
+    from rldecoder.evals.harness_systems import decoder_system, frozen_system, spliced_system
+
+    lm, found = run.lm(), {}
+    for name in wanted:
+        if name == FROZEN:
+            found[name] = frozen_system(lm)
+        elif name == SPLICED:
+            found[name] = spliced_system(lm, run.sae(), run.config.cache_activations.hook_layer)
+        elif name == SUPERVISED:
+            found[name] = decoder_system(lm, run.artifact(SupervisedDecoder).load(lm, run.sae()))
+        else:
+            found[name] = decoder_system(lm, run.artifact(Policy).load(lm, run.sae()))
+    return found
+
+
+def _own_tasks(run: Run, lm: FrozenLM, tasks: Sequence[str]) -> Mapping[str, list[TaskPrompt]]:
+    """The prompts that the stage `evaluate` asks, of those of its tasks that are named."""
+    from rldecoder.evals.suite import TaskSuite
+    from rldecoder.seeds import derive_seed
+
+    settings = run.config.evaluate
+    named = {name.removesuffix("_choices") for name in tasks}
+    files = [task for task in settings.file_tasks if task.name in named and task.path.is_file()]
+    suite = TaskSuite([task for task in settings.tasks if task in named], files, lm)
+    seed = derive_seed(run.config.seed, "evaluate")
+    return {
+        name: suite.make(
+            name, "test", settings.num_prompts, derive_seed(seed, "prompts", name), fewer=True
+        )
+        for name in suite.names
+    }
+
+
+def _beside_ours(run: Run, scores: Sequence[Score], limit: int | None) -> list[Score]:
+    """The scores with those that the stage `evaluate` published, where it asked the same."""
+    from rldecoder.artifacts.catalogue import Evaluation
+
+    if limit is not None or run.missing([Evaluation]):
+        return [*scores]
+    rows = run.artifact(Evaluation).tasks.to_pylist()
+    ours = {(row["task"], row["model"]): row["score"] for row in rows}
+    return [one.model_copy(update={"ours": ours.get((one.task, one.system))}) for one in scores]
+
+
+def _show(scores: Sequence[Score], path: Path) -> None:
+    table = Table(title="lm-evaluation-harness", title_justify="left")
+    for column in ("task", "metric", "system", "n", "value", "+-", "to frozen", "+-", "ours"):
+        table.add_column(
+            column, justify="left" if column in ("task", "metric", "system") else "right"
+        )
+    for one in scores:
+        table.add_row(
+            escape(one.task), escape(one.metric), one.system, str(one.n), f"{one.value:.3f}",
+            _number(one.stderr), _number(one.delta, "+"), _number(one.delta_stderr),
+            _number(one.ours),
+        )  # fmt: skip
+    terminal = Terminal()
+    terminal.print(table)
+    terminal.print(f"results: {escape(str(path))}")
+
+
+def _number(value: float | None, sign: str = "") -> str:
+    return "" if value is None else f"{value:{sign}.3f}"

@@ -53,6 +53,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
 
 
+# First: xdist reads the marks in the same hook, and what has none when it looks goes to any worker.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """For `--dist loadgroup`: a file to one worker, and all that share the Prefect UI to one.
 

@@ -19,6 +19,14 @@ def test_every_fault_is_a_value_error(data: bytes, tmp_path: Path) -> None:
         read_json_file(path)
 
 
+def test_a_key_that_stands_twice(tmp_path: Path) -> None:
+    text = '[{"a": 1, "b": {"c": 1, "d": 2, "c": 3}}]'
+    assert parse_json(text) == [{"a": 1, "b": {"c": 3, "d": 2}}]
+    with pytest.raises(ValueError, match="the key 'c' stands twice"):
+        parse_json(text, unique_keys=True)
+    assert parse_json('{"a": {"a": 1}}', unique_keys=True) == {"a": {"a": 1}}
+
+
 def test_size_is_bounded(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     path.write_bytes(b"1" + b" " * 2000)

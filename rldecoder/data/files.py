@@ -23,6 +23,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 
 from rldecoder.data.documents import plain
 from rldecoder.errors import BadInputError
+from rldecoder.json_text import parse_json
 
 if TYPE_CHECKING:  # slow to import; a plan only lists files
     import pyarrow as pa
@@ -251,8 +252,8 @@ def _json_lines(file: IO[str], path: Path) -> Iterator[Any]:
         number += 1
         if line.strip():
             try:
-                yield json.loads(line)
-            except (ValueError, RecursionError) as error:
+                yield parse_json(line, unique_keys=True)
+            except ValueError as error:
                 with _reading(path, f"JSON at line {number}"):
                     raise error
 
@@ -262,7 +263,7 @@ def _json_rows(path: Path) -> Iterator[Any]:
     with _reading(path, "JSON"), _open(path) as file:
         text = _bounded(file.read, path)
         try:
-            value = json.loads(text)
+            value = parse_json(text, unique_keys=True)
         except json.JSONDecodeError as error:
             if error.msg != "Extra data":
                 raise

@@ -9,12 +9,14 @@ to no prompt: nothing is to be continued after the end.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from tokenizers import processors
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from rldecoder.config.data import Bos
 from rldecoder.errors import BadInputError
+from rldecoder.visible_text import visible_text
 
 # Any ordinary text: it shows what is put around it.
 _SAMPLE = "The city"
@@ -108,12 +110,27 @@ def end_token_ids(
     tokenizer: PreTrainedTokenizerBase, generation: GenerationConfig | None
 ) -> list[int]:
     """All tokens that end an answer, sorted: the tokenizer's end of text, and those that the
-    model's generation settings name (Llama 3, Qwen and Gemma have several)."""
-    named = None if generation is None else generation.eos_token_id
-    ends = set(named) if isinstance(named, Iterable) else set() if named is None else {named}
+    model's generation settings name (Llama 3, Qwen and Gemma have several). A negative number
+    means none, as in transformers.
+
+    Raises:
+        BadInputError: the settings name something that is no token.
+    """
+    named: Any = None if generation is None else generation.eos_token_id
+    listed = [] if named is None else named if isinstance(named, list | tuple) else [named]
+    for one in listed:
+        # Not rounded, not cut into digits: another token would end answers.
+        if not isinstance(one, int) or isinstance(one, bool):
+            raise BadInputError(
+                "The model's generation settings name an end that is no token.",
+                f"`eos_token_id` is {visible_text(repr(named), 60)}; it must be a whole number, or "
+                "a list of them.",
+                "Mend generation_config.json in the model's folder.",
+            )
+    ends = {one for one in listed if one >= 0}
     if tokenizer.eos_token_id is not None:
-        ends.add(tokenizer.eos_token_id)
-    return sorted(int(end) for end in ends)
+        ends.add(int(tokenizer.eos_token_id))
+    return sorted(ends)
 
 
 def answer_texts(

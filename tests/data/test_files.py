@@ -129,6 +129,13 @@ def test_the_shapes_of_json(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["json", "jsonl"])
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path, suffix: str) -> None:
+    """Which of the two texts was meant, nobody knows."""
+    with pytest.raises(BadInputError, match="'text' stands twice"):
+        rows(tmp_path, f"a.{suffix}", b'{"text": "x", "text": "y"}\n')
+
+
+@pytest.mark.parametrize("suffix", ["json", "jsonl"])
 def test_deep_json_is_refused(tmp_path: Path, suffix: str) -> None:
     with pytest.raises(BadInputError, match="nested too deeply"):
         rows(tmp_path, f"a.{suffix}", b"[" * 100_000 + b"]" * 100_000)

@@ -116,6 +116,18 @@ def test_all_ends_of_the_model_count(tiny_lm_dir: Path) -> None:
     assert end_token_ids(tokenizer, GenerationConfig(eos_token_id=7)) == [7]
 
 
+@pytest.mark.parametrize("named", ["abc", 1.5, [0, "x"], [[0]], True])
+def test_an_end_that_is_no_token_is_refused(tiny_lm_dir: Path, named: Any) -> None:
+    """Rounded or cut into digits it would be another token."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_lm_dir)
+    settings = GenerationConfig()
+    settings.eos_token_id = named
+    with pytest.raises(BadInputError, match="eos_token_id"):
+        end_token_ids(tokenizer, settings)
+    settings.eos_token_id = [-1, 5]
+    assert end_token_ids(tokenizer, settings) == [0, 5]
+
+
 def test_an_answer_ends_at_any_of_them(tiny_lm_dir: Path) -> None:
     prompts = make_prompts("cloze", "test", 6, 0)
     lm = FrozenLM.load(tiny_lm_dir)

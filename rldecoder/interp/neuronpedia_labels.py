@@ -211,7 +211,8 @@ def _values(file: Path) -> Iterator[tuple[str, Any]]:
                 if len(line) > _MAX_LINE:
                     raise ValueError(f"it is longer than {_MAX_LINE >> 20} MB")
                 if line.strip():
-                    yield f"{file}, line {number}", parse_json(line.decode("utf-8"), unique_keys=True)
+                    entry = parse_json(line.decode("utf-8"), unique_keys=True)
+                    yield f"{file}, line {number}", entry
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise _damaged(f"{file}, line {number}", str(error)) from error
 

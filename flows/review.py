@@ -251,10 +251,19 @@ def _pause_keys() -> list[str]:
 def _name_given(keys: list[str]) -> str:
     """The name that the first form of this run was answered with; empty where none was."""
     for key in keys:
-        said = read_flow_run_input(keyset_from_base_key(f"paused-{key}")["response"])
+        said = _response(key)
         if isinstance(said, dict) and str(said.get("reviewer", "")).strip():
             return str(said["reviewer"]).strip()
     return ""
+
+
+def _response(key: str) -> Any:
+    """What a form was answered; None where nothing was. Prefect files it by how the run waited."""
+    for state in ("paused", "suspended"):
+        said = read_flow_run_input(keyset_from_base_key(f"{state}-{key}")["response"])
+        if said is not None:
+            return said
+    return None
 
 
 def is_resumed() -> bool:
@@ -330,7 +339,7 @@ def _said_before(latent: int, form: type[_Form]) -> _Form | None:
     """What was answered to a form of this run whose process ended before it heard of it."""
     for key in reversed(_pause_keys()):
         if int(key.split("-")[1]) == latent:
-            said: Any = read_flow_run_input(keyset_from_base_key(f"paused-{key}")["response"])
+            said = _response(key)
             if said is not None:
                 # The first form asked for a name, too, which is known by now.
                 named = form.model_fields.keys() | {"accept"}

@@ -1,4 +1,4 @@
-"""A Prefect worker that runs flows of a few milliseconds itself: it asks, claims and reports as
+"""A Prefect worker that runs flows of a few seconds itself: it asks, claims and reports as
 every worker does, and starts no process.
 
 Arguments: the work pool, and the file that gets a line a run.
@@ -38,7 +38,9 @@ class InlineWorker(BaseWorker[BaseJobConfiguration, Any, InlineResult]):
             if answer.status.value == "ACCEPT":
                 with open(sys.argv[2], "a", encoding="utf-8") as log:
                     log.write(f"{flow_run.id} {os.getpid()}\n")
-                await asyncio.sleep(0.05)
+                # As no flow of ours is over in less: a worker that looked before the run began may
+                # claim it again once it has ended, which Prefect's server allows.
+                await asyncio.sleep(5)
                 await client.set_flow_run_state(flow_run.id, Completed())
         return InlineResult(identifier=str(os.getpid()), status_code=0)
 

@@ -21,12 +21,20 @@ from tests.serve.conftest import Running, catalogue_of
 BODIES: dict[str, dict[str, Any]] = {
     "/api/trace": {"prompt": "a b c"},
     "/api/position": {"prompt": "a b c", "position": 1},
-    "/api/intervene": {"prompt": "a b c", "position": 1, "latent": 1, "factor": 0},
+    "/api/intervene": {"prompt": "a b c", "position": 1},
     "/api/explain": {"prompt": "a b c", "position": 1},
+    "/api/compare": {"prompt": "a b c", "other": "a b"},
+    "/api/token": {"text": "a"},
+    "/api/steer": {"prompt": "a b c", "new_tokens": 2},
     "/api/reviews": {"latent": 1, "reviewer": "eve", "accept": True},
 }
 PAGES = ("/", "/report")
-FILLED = {"/static/{name}": "/static/trace.js", "/api/features/{latent}": "/api/features/1"}
+FILLED = {
+    "/static/{name}": "/static/trace.js",
+    "/api/features/{latent}": "/api/features/1",
+    "/api/features/{latent}/contexts": "/api/features/1/contexts",
+    "/api/find": "/api/find?words=a",
+}
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,12 @@ imports few: Ctrl-C must be caught from the first line on.
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 import traceback
 from collections.abc import Callable
+from typing import NoReturn
 
 from rldecoder import interrupts
 from rldecoder.errors import (
@@ -42,6 +44,20 @@ def guarded(command: Callable[[], int | None]) -> int:
         code = EXIT_INTERRUPTED
         interrupts.settle(code)
     return code
+
+
+def leave(code: int) -> NoReturn:
+    """End the program with an exit code of `guarded`.
+
+    Once a KeyboardInterrupt has passed through C code that runs Python (one of 32 interruptions
+    while imports ran), CPython ends by SIGINT itself, whatever the exit code is. So an interrupted
+    program does what is left to do and goes.
+    """
+    if code == EXIT_INTERRUPTED:
+        atexit._run_exitfuncs()
+        _give_up_output()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _run(command: Callable[[], int | None]) -> int:

@@ -123,3 +123,22 @@ def test_a_name_that_is_not_unicode_is_printed() -> None:
     code = "from rldecoder.entry import guarded; import sys; sys.exit(guarded(lambda: print({!r})))"
     result = shell('LC_ALL=C PYTHONIOENCODING=ascii "$PY" -c "$CODE"', code.format("a\udcffb–"))
     assert (result.returncode, result.stdout) == (0, "a\\udcffb\\u2013\n")
+
+
+def test_an_interrupted_program_ends_with_its_code() -> None:
+    """What libraries left to do at the end is done, and what was written is out."""
+    code = """
+import atexit
+from rldecoder.entry import guarded, leave
+atexit.register(print, "done at exit")
+def command():
+    print("begun")
+    raise KeyboardInterrupt
+leave(guarded(command))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 3
+    assert done.stdout == "begun\ndone at exit\n"
+    assert "Interrupted" in done.stderr

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-
-from rldecoder.entry import guarded
+from rldecoder.entry import guarded, leave
 
 
 def main() -> None:
     """Entry point: turns errors into one message and an exit code."""
-    sys.exit(guarded(_command_line))
+    leave(guarded(_command_line))
 
 
 def _command_line() -> int:

@@ -6,6 +6,9 @@ const State = (() => {
     "new", "temperature", "seed", "other", "otherat", "feature", "words", "sort", "only"];
   let written = "";
   let values = {};
+  const BURST = 40;
+  const REFILL_MS = 150;
+  let spare = BURST;
   let noted = 0;
   let waiting = 0;
   const watchers = [];
@@ -21,10 +24,17 @@ const State = (() => {
   // `adopted`: the values came from the address, not from the page.
   const tell = (adopted) => watchers.forEach((watcher) => watcher(adopted));
 
-  // Arrow keys held down: browsers refuse hundreds of addresses in seconds, so some wait.
+  // Arrow keys held down: browsers refuse hundreds of addresses in seconds, so after a burst some
+  // wait. All others are written at once: one that waits while the page is reloaded is lost.
+  const refill = () => {
+    const now = performance.now();
+    spare = Math.min(BURST, spare + (now - noted) / REFILL_MS);
+    noted = now;
+  };
   const note = () => {
     waiting = 0;
-    noted = performance.now();
+    refill();
+    spare -= 1;
     history.replaceState(null, "", written);
   };
   const flush = () => {
@@ -49,8 +59,9 @@ const State = (() => {
       return;
     }
     if (waiting) return;
-    if (performance.now() - noted > 150) note();
-    else waiting = setTimeout(note, 150);
+    refill();
+    if (spare >= 1) note();
+    else waiting = setTimeout(note, REFILL_MS);
   };
   const adopt = () => {
     clearTimeout(waiting);

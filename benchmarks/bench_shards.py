@@ -23,14 +23,14 @@ from rich.console import Console
 from benchmarks.bench_cache import newest
 from rldecoder.artifacts.catalogue import Corpus, ModelFolder
 from rldecoder.config.executor import ExecutorConfig
-from rldecoder.data.forward import plan_shards
+from rldecoder.data.forward import PassSettings, plan_shards
 from rldecoder.data.shards import SplitSequences
 from rldecoder.executors.jobs import Job, ShardFile, make_job
 from rldecoder.executors.local import Crew, Executor, LocalExecutor
 from rldecoder.executors.ray_cluster import RayExecutor
 from rldecoder.lm.specs import ModelRecord
 from rldecoder.reporting import SilentBar, SilentReporter
-from rldecoder.stages.cache_activations import CacheSettings, CacheWorker
+from rldecoder.stages.cache_activations import CacheWorker
 
 app = typer.Typer(help=__doc__, add_completion=False)
 console = Console()
@@ -44,7 +44,7 @@ def _job(store: Path, folder: Path, shard_tokens: int, num_shards: int) -> Job:
     count = min(text.num_sequences, num_shards * max(1, shard_tokens // text.length))
     plan = plan_shards({"train": count}, text.length, shard_tokens)
     record = ModelFolder.record.path(model)
-    settings = CacheSettings(
+    settings = PassSettings(
         model=ModelFolder.model.path(model).absolute(),
         record=record.absolute(),
         corpus=corpus.absolute(),

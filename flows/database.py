@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from urllib.parse import unquote, urlsplit
 
 from rldecoder.errors import BadInputError
@@ -41,6 +41,11 @@ def take_database(env: MutableMapping[str, str] = os.environ) -> str | None:
             "password in PGPASSWORD or ~/.pgpass.",
         )
     return url
+
+
+def for_clients(env: Mapping[str, str], url: str | None) -> dict[str, str]:
+    """The environment of the worker and its runs: they ask the server, and never its database."""
+    return {name: value for name, value in env.items() if url is None or name != "PGPASSWORD"}
 
 
 def without_password(text: str, url: str | None) -> str:

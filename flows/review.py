@@ -24,7 +24,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.context import FlowRunContext
 from prefect.flow_runs import pause_flow_run, suspend_flow_run
 from prefect.input import RunInput
-from prefect.input.actions import read_flow_run_input
+from prefect.input.actions import create_flow_run_input, read_flow_run_input
 from prefect.input.run_input import keyset_from_base_key
 from prefect.logging import get_run_logger
 from pydantic import ConfigDict, Field, model_validator
@@ -115,14 +115,14 @@ class MissingLabel(_Form):
 class NamedVerdict(Verdict):
     """The first form of a review whose reviewer is not known yet."""
 
-    reviewer: str = Field(min_length=1, max_length=100)
+    reviewer: str = Field(min_length=1, max_length=100, pattern=r"\S")
     """Your name; it is kept with every verdict of this review, and asked for once."""
 
 
 class NamedMissingLabel(MissingLabel):
     """The same, where there is no label."""
 
-    reviewer: str = Field(min_length=1, max_length=100)
+    reviewer: str = Field(min_length=1, max_length=100, pattern=r"\S")
     """Your name; it is kept with every verdict of this review, and asked for once."""
 
 
@@ -224,9 +224,9 @@ def _ask(parameters: ReviewParameters) -> int:
         update={"reviewer": parameters.reviewer.strip() or _name_given(keys)}
     )
     waiting = published.queue.waiting(labels, settled(lines, labels.features))
-    kept = {line.latent for line in lines if line.reviewer == parameters.reviewer}
-    # Answered before this run came back, and not in the file yet.
-    open_ = [f for f in labels.features if f.latent in asked - kept]
+    # Answered before this run came back, and not in the file yet. The file cannot say: the same
+    # person may have judged an older label of the latent, or this one in another run.
+    open_ = [f for f in labels.features if f.latent in asked and not _is_done(f.latent)]
     new = [f for f in waiting if f.latent not in asked][: parameters.count - len(asked)]
     get_run_logger().info("%d labels to review; verdicts go to %s", len(open_) + len(new), path)
     for feature in (*open_, *new):
@@ -234,6 +234,7 @@ def _ask(parameters: ReviewParameters) -> int:
         parameters = parameters.model_copy(update={"reviewer": name})
         if line is not None:
             append_review(path, line)
+        _mark_done(feature.latent)
     if parameters.rebuild and path.is_file():
         _rebuild(parameters, path)
     return len(asked) + len(new)
@@ -264,6 +265,17 @@ def _response(key: str) -> Any:
         if said is not None:
             return said
     return None
+
+
+def _is_done(latent: int) -> bool:
+    """Whether this flow run has kept what was said of a latent."""
+    return read_flow_run_input(f"done-{latent}") is not None
+
+
+def _mark_done(latent: int) -> None:
+    """Remember it with the flow run: one that was suspended is given all of its answers again."""
+    if not _is_done(latent):
+        create_flow_run_input(f"done-{latent}", True)
 
 
 def is_resumed() -> bool:
@@ -313,7 +325,7 @@ def _ask_one(
             parameters,
         )
 
-    reviewer = parameters.reviewer or answer.reviewer.strip() or "anonymous"
+    reviewer = parameters.reviewer or answer.reviewer.strip()
     better = answer.better_label.strip() or None
     accept = None
     if feature.label is not None and answer.verdict != "skip":

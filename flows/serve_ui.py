@@ -20,7 +20,7 @@ import httpx
 import psutil
 
 from flows.api import Api
-from flows.database import take_database
+from flows.database import for_clients, take_database
 from flows.deployments import deploy
 from flows.ghosts import keep_paused_runs
 from flows.guarded_server import CODE_PATH, CODE_SECONDS, LOGIN_PATH
@@ -71,7 +71,7 @@ def serve(home: Path, port: int, allowed: Allowed, database: str | None = None) 
         server.wait()
 
         client = {"PREFECT_API_URL": server.url, "PREFECT_API_AUTH_STRING": password}
-        env = {**os.environ, **offline_settings(home), **client}
+        env = {**for_clients(os.environ, database), **offline_settings(home), **client}
         api = Api(server.url, password)
         _make_pool(api)
         watch_workers(api)

@@ -108,6 +108,8 @@ def _relay(events: Iterable[str], report: Reporter) -> StageRun | Failure | None
         for line in events:
             event = json.loads(line)
             match event.pop("event"):
+                # A bar's block is entered here and left by its number, in any order; those that a
+                # killed child never closed are closed at the end.
                 case "open":
                     number = event.pop("bar")
                     block = report.track(**event)
@@ -117,12 +119,16 @@ def _relay(events: Iterable[str], report: Reporter) -> StageRun | Failure | None
                     open_bars[event["bar"]][1].advance(event["amount"], event["note"])
                 case "close":
                     _close(open_bars, event["bar"])
+
+                # What is said in passing.
                 case "metrics":
                     report.metrics(event["stage"], event["step"], event["values"])
                 case "note":
                     report.note(event["message"])
                 case "alert":
                     report.alert(event["message"])
+
+                # The last word: one of these, or none where the child was killed.
                 case "result":
                     answer = TypeAdapter(StageRun).validate_python(event["values"])
                 case "error":

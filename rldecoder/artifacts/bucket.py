@@ -29,6 +29,7 @@ _NO_ACCESS = (
 _BUSY = ("503", "429", "SlowDown", "ServiceUnavailable", "RequestLimitExceeded", "Throttling")
 _CLOCK = ("RequestTimeTooSkewed",)
 _CANNOT = ("501", "NotImplemented")
+_TOO_SHORT = ("416", "InvalidRange")
 
 
 class Found(NamedTuple):
@@ -53,15 +54,21 @@ class Bucket:
         self.url, self.config = url.rstrip("/"), config
         self.name, _, prefix = self.url.removeprefix("s3://").partition("/")
         self._prefix = f"{prefix}/" if prefix else ""
+        self._refuses = False
+
+        # boto3 is an extra, and slow to import.
         try:
             import boto3
             from botocore.config import Config
+            from botocore.exceptions import BotoCoreError
         except ImportError:
             raise BadInputError(
                 f"The store {self.url} cannot be opened.",
                 "The package boto3 is not installed.",
                 "`pip install -e '.[s3]'`.",
             ) from None
+
+        # Addresses, regions and profiles are read here; its words may hold a password of theirs.
         try:
             self._client: Any = boto3.session.Session().client(
                 "s3",
@@ -71,10 +78,11 @@ class Bucket:
                     read_timeout=config.timeout_seconds,
                 ),
             )
-        except Exception:
+        except (BotoCoreError, ValueError) as error:
             raise BadInputError(
                 f"The store {self.url} cannot be opened.",
-                "boto3 cannot use the address, region or profile that the environment names.",
+                "boto3 cannot use the address, region or profile that the environment names "
+                f"({type(error).__name__}).",
                 "Look at AWS_ENDPOINT_URL_S3, AWS_DEFAULT_REGION and AWS_PROFILE.",
             ) from None
 
@@ -115,6 +123,21 @@ class Bucket:
             The new ETag; None where another has written meanwhile.
         """
         return self._write(key, data, IfMatch=etag)
+
+    def require_conditions(self, key: str, data: bytes) -> None:
+        """See, once, that the server refuses a conditional write: some take the condition and
+        write all the same.
+
+        Args:
+            key: of an object that is there.
+            data: other bytes than it has.
+
+        Raises:
+            BadInputError: it wrote.
+        """
+        if not self._refuses and self.write_new(key, data) is not None:
+            raise self._unconditional("it wrote over an object that was to be new")
+        self._refuses = True
 
     def _write(self, key: str, data: bytes, **condition: str) -> str | None:
         for attempt in range(self.config.attempts):
@@ -182,6 +205,11 @@ class Bucket:
                     raise DamagedFileError(
                         f"{self.url}/{key} is missing.", "Its manifest names it."
                     )
+                if said.short:
+                    raise DamagedFileError(
+                        f"{self.url}/{key} is not what was published.",
+                        f"It ends before the {size} bytes that the manifest says.",
+                    )
                 # Attempts are counted anew where some bytes came: large files meet many faults.
                 failures = 0 if done > before else failures + 1
                 if failures >= self.config.attempts:
@@ -245,12 +273,17 @@ class Bucket:
 
     def _judge(self, code: str, doing: str, said: _Said) -> None:
         """Set a mark for what callers deal with; raise all else."""
+        # What is no fault of anybody's: the caller asked to be told.
         if code in _NOT_THERE:
             said.absent = True
         elif code in _TAKEN:
             said.taken = True
         elif code in _AT_ONCE:
             said.broken = True
+        elif code in _TOO_SHORT:
+            said.short = True
+
+        # What a person must mend.
         elif code == "NoSuchBucket":
             raise BadInputError(
                 f"There is no bucket {self.name}.",
@@ -260,18 +293,15 @@ class Bucket:
         elif code in _NO_ACCESS:
             raise self._no_access(f"the server answered {code} when {doing}") from None
         elif code in _CANNOT:
-            raise BadInputError(
-                f"The server of {self.url} cannot be used as a store.",
-                f"It knows no conditional writes ({code} when {doing}): of two runs that publish "
-                "at once, neither would notice.",
-                "Use S3 itself, or a server that knows If-None-Match and If-Match.",
-            ) from None
+            raise self._unconditional(f"{code} when {doing}") from None
         elif code in _CLOCK:
             raise NoResourceError(
                 f"The server of {self.url} refuses this machine's clock.",
                 f"It answered {code} when {doing}.",
                 "Set the clock.",
             ) from None
+
+        # What may be over by the next run.
         else:
             what = "asks to slow down" if code in _BUSY else "fails"
             raise NoResourceError(
@@ -279,6 +309,14 @@ class Bucket:
                 f"It answered {code} to {self.config.attempts} attempts when {doing}.",
                 "Run again later: it goes on from there. `s3.attempts` allows more.",
             ) from None
+
+    def _unconditional(self, why: str) -> RlDecoderError:
+        return BadInputError(
+            f"The server of {self.url} cannot be used as a store.",
+            f"It knows no conditional writes ({why}): of two runs that publish at once, neither "
+            "would notice.",
+            "Use S3 itself, or a server that knows If-None-Match and If-Match.",
+        )
 
     def _no_access(self, why: str) -> RlDecoderError:
         return BadInputError(  # no attempt of a task's mends it
@@ -302,6 +340,7 @@ class _Said:
     absent = False
     taken = False
     broken = False
+    short = False
 
 
 def _code(error: Any) -> str:

@@ -92,6 +92,7 @@ class Lease:
                     on_wait(f"{what}: {_holder(found)} gives no sign of life; its lock is taken.")
                     etag = self._bucket.write_over(self._key, self._content(token, 0), found.etag)
             if etag is not None:
+                self._bucket.require_conditions(self._key, self._content(token, -1))
                 return _Held(etag, token)
 
             if found is not None and not told and not _is_free(found):
@@ -113,18 +114,26 @@ class Lease:
         while not stop.wait(self._seconds / BEATS):
             beats += 1
             try:
-                etag = self._bucket.write_over(
-                    self._key, self._content(held.token, beats), str(etag)
-                )
+                etag = self._renew(held, self._content(held.token, beats), str(etag))
             except RlDecoderError:
                 continue  # one beat of several; and publishing says what is wrong
             if etag is None:
                 on_wait(f"{what}: the lock was lost to another run, for this one was too slow.")
                 return
         try:
-            self._bucket.write_over(self._key, _FREE, str(etag))
+            self._renew(held, _FREE, str(etag))
         except RlDecoderError as error:
             on_wait(f"{what}: the lock was not given back, and ends by itself ({error.what}).")
+
+    def _renew(self, held: _Held, data: bytes, etag: str) -> str | None:
+        """Write the object; None where it is another run's by now."""
+        written = self._bucket.write_over(self._key, data, etag)
+        if written is None:
+            # A beat whose answer was lost was a beat, and the ETag is that one's.
+            found = self._bucket.read(self._key)
+            if found is not None and _token(found) == held.token:
+                written = self._bucket.write_over(self._key, data, found.etag)
+        return written
 
     def _content(self, token: str, beats: int) -> bytes:
         """Different at each beat, so that its ETag is."""
@@ -141,14 +150,19 @@ class Lease:
 _FREE = b'{"token": null}'
 
 
-def _is_free(found: Found) -> bool:
-    """Given back, or nothing that a holder writes: then it is anybody's."""
+def _token(found: Found) -> object:
+    """Whose it is; None where it was given back, or is nothing that a holder writes."""
     try:
-        return parse_json(found.data)["token"] is None
+        return parse_json(found.data)["token"]
     except (ValueError, TypeError, KeyError):
-        return True
+        return None
+
+
+def _is_free(found: Found) -> bool:
+    """Then it is anybody's."""
+    return _token(found) is None
 
 
 def _holder(found: Found) -> str:
     values = parse_json(found.data)
-    return f"process {values.get('process')} of {str(values.get('host'))[:80]!r}"
+    return f"process {repr(values.get('process'))[:20]} of {str(values.get('host'))[:80]!r}"

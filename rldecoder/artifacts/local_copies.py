@@ -19,6 +19,7 @@ from rldecoder.artifacts.manifests import MANIFEST, ArtifactRef
 
 Note = Callable[[str], None]
 USES, PENDING = ".uses", ".pending"
+_GONE = ".gone-"
 
 
 class _Copy(NamedTuple):
@@ -76,6 +77,9 @@ class LocalCopies:
         Args:
             note: told, once, where the limit cannot be kept.
         """
+        # Of a process that was killed while it removed them: nobody sees or counts them.
+        for rest in self._root.glob(f"[!.]*/*{_GONE}*"):
+            shutil.rmtree(rest, ignore_errors=True)
         copies = sorted(self._copies(), key=lambda copy: copy.used)
         total = sum(copy.size for copy in copies) + wanted
         for copy in copies:
@@ -112,7 +116,7 @@ class LocalCopies:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # Gone at once for whoever looks for it; then file by file.
-            gone = copy.folder.with_name(f"{copy.folder.name}.gone-{time.time_ns()}")
+            gone = copy.folder.with_name(f"{copy.folder.name}{_GONE}{time.time_ns()}")
             copy.folder.rename(gone)
             shutil.rmtree(gone, ignore_errors=True)
         except OSError:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from rldecoder.data.activations import ActivationBatch, concatenate
@@ -43,6 +45,20 @@ def plan_shards(
         for split, count in num_sequences.items()
         for index, first in enumerate(range(0, count, per_shard))
     ]
+
+
+class PassSettings(BaseModel):
+    """Which model over which text, up to which layer: what a worker needs to compute any shard."""
+
+    model_config = ConfigDict(frozen=True)
+
+    model: Path
+    record: Path
+    corpus: Path
+    hook_layer: int
+    micro_batch: int
+    """Sequences a pass."""
+    plan: tuple[Shard, ...]
 
 
 class ActivationPass:

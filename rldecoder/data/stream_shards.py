@@ -11,12 +11,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from safetensors.torch import load_file, save_file
 
 from rldecoder import files, sealed
 from rldecoder.data.activations import ActivationBatch
-from rldecoder.data.forward import ActivationPass, Shard
+from rldecoder.data.forward import ActivationPass, PassSettings, Shard
 from rldecoder.data.shards import SplitSequences
 from rldecoder.data.streaming import Advance, ShardSource
 from rldecoder.executors.jobs import Job, Note, ShardFile, ShardWorker
@@ -24,19 +23,8 @@ from rldecoder.executors.local import Crew
 from rldecoder.lm.frozen import FrozenLM
 
 
-class StreamSettings(BaseModel):
-    """Which model over which text, up to which layer."""
-
-    model_config = ConfigDict(frozen=True)
-
-    model: Path
-    record: Path
-    corpus: Path
-    hook_layer: int
-    micro_batch: int
-    """Sequences a pass."""
-    plan: tuple[Shard, ...]
-    """Of one split."""
+class StreamSettings(PassSettings):
+    """The plan is of one split."""
 
     def files(self, context_length: int) -> list[ShardFile]:
         """The shards; their size is in tokens."""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from rldecoder import interrupts, provenance
 from rldecoder.config.executor import ExecutorConfig
 from rldecoder.errors import (
+    DamagedFileError,
     InterruptedRunError,
     NoResourceError,
     RlDecoderError,
@@ -113,6 +114,7 @@ class _RayCrew(Crew):
         self._asked: dict[Any, tuple[_Hand, Call]] = {}
         self._todo: deque[int] = deque()
         self._left: set[int] = set()
+        self._shown: set[int] = set()
         self._lost: Counter[int] = Counter()
         self._lost_opening = 0
         self._facts: Mapping[str, int] | None = None
@@ -138,12 +140,15 @@ class _RayCrew(Crew):
     def run(self, todo: Sequence[int], bar: Bar) -> Measured:
         """See `Crew.run`."""
         self._todo, self._left, self._bar = deque(todo), set(todo), bar
+        self._shown = set()
         self._hired_at = -HIRE_SECONDS
         self._moved_at = time.monotonic()
         for hand in self._hands:
             self._feed(hand)
         while self._left:
             self._step(wanted=len(self._left))
+            if not self._left:
+                self._check(todo)
         for hand in self._hands:
             self._measured.update(hand.measured)
         return dict(self._measured)
@@ -214,6 +219,8 @@ class _RayCrew(Crew):
         if answer.failure is not None:
             self._fail(hand, answer.failure)
             return
+
+        # Which of its calls it answers says what it can be told next.
         match call:
             case "open" if answer.busy:
                 hand.busy = answer.busy
@@ -228,6 +235,8 @@ class _RayCrew(Crew):
                 hand.calls -= 1
             case "settle":
                 hand.settling = False
+
+        # A shard counts when its file is sealed, which may be a call later than its own.
         hand.measured = answer.measured
         for number in answer.finished:
             hand.given.remove(number)
@@ -235,10 +244,34 @@ class _RayCrew(Crew):
         self._moved_at = time.monotonic()
         self._feed(hand)
 
+    def _check(self, todo: Sequence[int]) -> None:
+        """Whether the files are here what the workers wrote there; one that is not is done again.
+
+        Between them lie a network, other disks and caches, and stages read without a look at seals.
+        """
+        damaged = []
+        for number in todo:
+            interrupts.check()
+            if not self.job.is_finished(number, self.report.note):
+                damaged.append(number)
+        self._lost.update(damaged)
+        if damaged and max(self._lost[n] for n in damaged) > self.config.retries:
+            raise DamagedFileError(
+                f"{self.job.path(damaged[0])} is not what a worker of the cluster wrote.",
+                "It was done again and again, and never arrived whole.",
+                "Look at the disks and the shared file system of the cluster, and run again.",
+            )
+        self._left.update(damaged)
+        self._todo.extend(damaged)
+        for hand in self._hands:
+            self._feed(hand)
+
     def _finish(self, number: int) -> None:
         if number in self._left and self._bar is not None:
             self._left.discard(number)
-            self._bar.advance(self.job.files[number].size)
+            if number not in self._shown:
+                self._shown.add(number)
+                self._bar.advance(self.job.files[number].size)
 
     def _feed(self, hand: _Hand) -> None:
         """Give a worker shards, a bounded number; without any, let it finish what it wrote."""

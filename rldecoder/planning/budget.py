@@ -130,6 +130,8 @@ def plan_run(
     """
     sizing = Sizing(run, sizes or model_sizes(run.sync_tokenizer))
     rows = []
+
+    # A row a stage, also of those that are there: who reads the plan sees what they took.
     for stage in STAGES:
         cost = stage_cost(stage.name, sizing)
         rows.append(
@@ -144,6 +146,8 @@ def plan_run(
                 memory_bytes=cost.memory_bytes,
             )
         )
+
+    # What is free counts where it is written: a bucket's store writes its copies first.
     return RunPlan(
         name=run.name,
         rate=None if rate is None else rate.said,

@@ -113,6 +113,7 @@ def rate_for(model: str, device: str | None, share: float | None) -> Rate | None
     Raises:
         BadInputError: no such device, or a share that is none.
     """
+    # This machine was measured as it is: there is no peak to take a share of.
     if device is None:
         if share is not None:
             raise BadInputError(
@@ -121,6 +122,8 @@ def rate_for(model: str, device: str | None, share: float | None) -> Rate | None
                 "Add --device, or leave it out.",
             )
         return _here(model)
+
+    # Of another one only its data sheet is known.
     if device not in PEAKS:
         raise BadInputError(
             f"Nothing is known of the device {device!r}.",
@@ -132,6 +135,8 @@ def rate_for(model: str, device: str | None, share: float | None) -> Rate | None
         raise BadInputError(
             f"--share {share:g} is no share.", "It lies above 0 and is at most 1.", "Take 0.3."
         )
+
+    # The number never stands without the assumption that it rests on.
     peak = PEAKS[device]
     said = (
         f"{share:.0%} of {device}'s {peak.flops_per_second / 1e12:,.0f} TFLOP/s ({peak.source}): "

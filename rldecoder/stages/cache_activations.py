@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict
 
 from rldecoder.artifacts.catalogue import ModelFolder
 from rldecoder.config.data import CacheActivationsConfig
@@ -25,7 +24,7 @@ from rldecoder.data.activations import (
     write_activation_shard,
     write_meta,
 )
-from rldecoder.data.forward import ActivationPass, Shard, plan_shards
+from rldecoder.data.forward import ActivationPass, PassSettings, plan_shards
 from rldecoder.data.shards import SPLITS, SplitSequences
 from rldecoder.errors import BadInputError, NoResourceError
 from rldecoder.executors.jobs import Measured, ShardFile, ShardWorker, make_job
@@ -48,7 +47,7 @@ def run(inputs: TextInputs, config: CacheActivationsConfig, ctx: StageContext) -
     )
 
     # What a worker needs to compute any shard of the plan, in this process or in another.
-    settings = CacheSettings(
+    settings = PassSettings(
         model=inputs.model.model.absolute(),
         record=ModelFolder.record.path(inputs.model.folder).absolute(),
         corpus=inputs.corpus.folder.absolute(),
@@ -105,27 +104,13 @@ def run(inputs: TextInputs, config: CacheActivationsConfig, ctx: StageContext) -
     )
 
 
-class CacheSettings(BaseModel):
-    """What computes shards of the cache, and of what."""
-
-    model_config = ConfigDict(frozen=True)
-
-    model: Path
-    record: Path
-    corpus: Path
-    hook_layer: int
-    micro_batch: int
-    """Sequences a pass."""
-    plan: tuple[Shard, ...]
-
-
-class CacheWorker(ShardWorker[CacheSettings, ActivationBatch]):
+class CacheWorker(ShardWorker[PassSettings, ActivationBatch]):
     """The frozen model, which turns a shard's sequences into rows of the cache."""
 
-    settings_type = CacheSettings
+    settings_type = PassSettings
 
     def __init__(
-        self, settings: CacheSettings, device: torch.device, note: Callable[[str], None]
+        self, settings: PassSettings, device: torch.device, note: Callable[[str], None]
     ) -> None:
         super().__init__(settings, device, note)
         self._lm = FrozenLM.load(settings.model, device=device, record=settings.record)

@@ -276,6 +276,8 @@ class _Labelling:
         ctx = self.ctx
         if ctx.executor.is_here:
             return None
+
+        # A job a split, in one folder: its files are named by split, and are no other config's.
         settings = EncodingSettings(
             sae=self.inputs.sae.sae.absolute(),
             cache=self.inputs.cache.folder.absolute(),
@@ -289,6 +291,8 @@ class _Labelling:
             EncodingWorker, settings, settings.plan(), folder=folder, owner=ctx.owner,
             reads=[self.inputs.sae.folder, self.inputs.cache.folder],
         )  # fmt: skip
+
+        # What an earlier run left is read as it is; with all of it there no crew is called.
         todo = job.unfinished(ctx.report.note)
         total = sum(shard.size for shard in job.files)
         done = total - sum(job.files[number].size for number in todo)

@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 KEY, SECRET = "AKIAIOSFODNN7TESTING", "wJalrXUtnFEMIsecretK7MDENG"
+_CONDITIONS = ("if-none-match", "if-match")
 _SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>x</Message></Error>"
 _DENIED = f"<Error><Code>AccessDenied</Code><Message>{SECRET}</Message></Error>".encode()
 
@@ -31,6 +32,8 @@ class Proxy(ThreadingHTTPServer):
         self.rates: dict[str, float] = {}
         """Share of requests with a fault: `error`, `slow`, `denied`, `drop`, `lost` (the answer
         to a request that was carried out), `truncate`, `flip` (a byte of a body), `hang`."""
+        self.blind = False
+        """Conditions are not handed on, as by servers that do not know them."""
         self.put_in: Counter[str] = Counter()
         self.requests: list[tuple[str, str]] = []
         self._random = random.Random(0)
@@ -87,7 +90,10 @@ class _Handler(BaseHTTPRequestHandler):
             time.sleep(3)
         with self.server.writes:
             behind = http.client.HTTPConnection("127.0.0.1", self.server.port_behind, timeout=60)
-            behind.request(self.command, self.path, body, dict(self.headers))
+            asked = dict(self.headers)
+            if self.server.blind:
+                asked = {k: v for k, v in asked.items() if k.lower() not in _CONDITIONS}
+            behind.request(self.command, self.path, body, asked)
             answer = behind.getresponse()
             content, headers = answer.read(), dict(answer.getheaders())
             behind.close()

@@ -94,7 +94,7 @@ def test_faults_at_a_tenth_of_the_requests(machine: Opener, proxy: Proxy) -> Non
         assert not any("/files/" in path for path in writes[first:])
 
 
-@pytest.mark.parametrize("what", ["file", "missing", "manifest", "seal"])
+@pytest.mark.parametrize("what", ["file", "short", "missing", "manifest", "seal"])
 def test_what_is_damaged_in_the_bucket_is_not_read(machine: Opener, what: str) -> None:
     a, b = machine("a"), machine("b")
     publish(a)
@@ -103,6 +103,8 @@ def test_what_is_damaged_in_the_bucket_is_not_read(machine: Opener, what: str) -
     client, name = a._bucket._client, a._bucket.name
     if what == "file":
         client.put_object(Bucket=name, Key=file, Body=b"hellO")
+    elif what == "short":
+        client.put_object(Bucket=name, Key=file, Body=b"hel")
     elif what == "missing":
         client.delete_object(Bucket=name, Key=file)
     else:
@@ -209,6 +211,41 @@ def test_a_lock_survives_no_holder(machine: Opener) -> None:
         assert len(notes) == waited
 
 
+def test_a_beat_whose_answer_was_lost_was_a_beat(machine: Opener) -> None:
+    """What stands there is newer than the holder knows, and still its own."""
+    a = machine("a", lease_seconds=0.4)
+    key = f".locks/ingest-{REF.digest}.json"
+    notes: list[str] = []
+    with a.lock(REF, notes.append):
+        found = a._bucket.read(key)
+        assert found is not None
+        unheard = found.data.replace(b'"beats": ', b'"beats": 77')
+        while a._bucket.write_over(key, unheard, found.etag) is None:
+            found = a._bucket.read(key)
+            assert found is not None
+        deadline = time.monotonic() + 60
+        while (again := a._bucket.read(key)) is not None and again.data == unheard:
+            assert time.monotonic() < deadline, "it beats no more"
+    assert notes == []
+    freed = a._bucket.read(key)
+    assert freed is not None
+    assert b"null" in freed.data
+
+
+def test_a_server_that_ignores_conditions_is_refused(machine: Opener, proxy: Proxy) -> None:
+    proxy.blind = True
+    with pytest.raises(BadInputError, match="no conditional writes"):
+        publish_locked(machine("a"))
+    proxy.blind = False
+    assert not machine("b").is_published(REF)
+
+
+def publish_locked(store: RemoteStore) -> None:
+    """Publish as the runner does."""
+    with store.lock(REF, print):
+        publish(store)
+
+
 def test_copies_used_longest_ago_go_first_and_never_those_in_use(
     machine: Opener, tmp_path: Path
 ) -> None:
@@ -231,11 +268,15 @@ def test_copies_used_longest_ago_go_first_and_never_those_in_use(
         store.verify(refs[2])
     assert here() == [0, 2]
 
+    # What a killed process was removing goes, too.
+    rest = store.path(refs[1]).with_name("0123.gone-1")
+    rest.mkdir()
     other = machine("a", cache_bytes=50_000)  # another process of the same machine
     other.verify(refs[0])
     other.verify(refs[2])
     with store.session():
         store.verify(refs[3])
+    assert not rest.exists()
     assert here() == [0, 2, 3]  # over the limit, rather than out of somebody's hands
     other._copies.release(other._copies.used)
     with store.session():

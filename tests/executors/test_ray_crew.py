@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from rldecoder.config.executor import ExecutorConfig
-from rldecoder.errors import BadInputError, NoResourceError, UnexpectedError
+from rldecoder.errors import BadInputError, DamagedFileError, NoResourceError, UnexpectedError
 from rldecoder.executors import ray_cluster
 from rldecoder.executors.far_worker import FarWorker
 from rldecoder.executors.jobs import Job
@@ -178,6 +178,33 @@ def test_a_shard_that_was_finished_and_not_told_of_is_not_done_again(run: Any) -
     done = [call[1] for call in calls if call[0] == "do"]
     assert sorted(done) == [0, 1, 2]
     assert any("done again: nothing" in note for note in notes)
+
+
+@pytest.mark.parametrize("times", [1, 9])
+def test_a_shard_that_does_not_arrive_whole_is_done_again(
+    run: Any, tmp_path: Path, times: int
+) -> None:
+    """A worker seals what it wrote; what is read here may be something else."""
+    path = tmp_path / "shards" / "number-1"
+    spoilt = []
+
+    def dies(worker: int, name: str, arguments: Any) -> bool:
+        if name == "settle" and len(spoilt) < times:  # the last call before all are there
+            for actor in ray.actors:
+                if (written := actor.worker._ready._written) is not None:
+                    written[1].result()
+            path.write_bytes(b"4")
+            spoilt.append(1)
+        return False
+
+    ray = PretendedRay(places=1, dies=dies)
+    if times == 1:
+        job, notes = run(ray, count=3)
+        assert products(job) == [0, 3, 6]
+        assert "number-1 cannot be trusted" in notes[0]
+    else:
+        with pytest.raises(DamagedFileError, match="number-1 is not what a worker"):
+            run(ray, count=3)
 
 
 def test_a_shard_that_kills_its_workers_ends_the_run(run: Any, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from uuid import uuid4
 import pytest
 
 from flows.api import Api
-from flows.database import DATABASE_ENV, PREFECT_ENV, take_database, without_password
+from flows.database import DATABASE_ENV, PREFECT_ENV, for_clients, take_database, without_password
 from flows.local_server import LocalServer, free_port, offline_settings
 from flows.lost_runs import SILENCE_SECONDS, automation
 from rldecoder.errors import BadInputError
@@ -42,6 +42,12 @@ def test_the_url_leaves_the_environment() -> None:
         with pytest.raises(BadInputError, match="DATABASE is none") as caught:
             take_database({DATABASE_ENV: wrong})
         assert PASSWORD not in str(caught.value)
+
+
+def test_runs_do_not_inherit_the_password_of_the_database() -> None:
+    env = {"PATH": "/bin", "PGPASSWORD": PASSWORD}
+    assert for_clients(env, URL) == {"PATH": "/bin"}
+    assert for_clients(env, None) == env  # then it is for somebody else's
 
 
 def test_words_of_the_server_lose_the_password() -> None:

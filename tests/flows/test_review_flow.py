@@ -18,7 +18,7 @@ from rldecoder.artifacts.store import ArtifactRef, ArtifactStore, Manifest
 from rldecoder.config.run import load_run_config
 from rldecoder.errors import BadInputError
 from rldecoder.interp.records import Example, FeatureLabel, FeatureLabels, Scores
-from rldecoder.interp.review import read_reviews
+from rldecoder.interp.review import ReviewLine, append_review, read_reviews
 from rldecoder.interp.review_queue import ReviewQueue, make_queue
 from rldecoder.runner import plan
 from tests.flows.ui_client import PATIENCE_SECONDS, ROOT, Ui
@@ -210,7 +210,11 @@ def test_the_flow_asks_waits_and_keeps_the_answers(ui: Ui, published: ArtifactSt
 def test_a_suspended_review_goes_on_where_it_was(ui: Ui, tmp_path: Path) -> None:
     """No process waits; each answer starts the flow anew, and yet each label is asked once."""
     reviews = tmp_path / "said.jsonl"
-    reviews.touch()
+    # The same person has judged an older label of a latent: that answers nothing of this one.
+    older = ReviewLine(
+        sae_digest="abc", latent=9, reviewer="ann", accept=False, shown="an older label"
+    )
+    append_review(reviews, older)
     # The file is a part of the config: each verdict changes what the config asks for.
     overrides = [f"label_features.reviews={reviews}"]
     store = ArtifactStore(tmp_path / "store")
@@ -226,8 +230,9 @@ def test_a_suspended_review_goes_on_where_it_was(ui: Ui, tmp_path: Path) -> None
     accepted, worded = {"verdict": "accept"}, {"better_label": "digits"}
     seen: set[str] = set()
     wrong_words = {"better_label": 7}
+    nobody = {"verdict": "accept", "reviewer": "  "}
     switch = {"accept": True}
-    for wrong, answer in ((switch, named), (switch, accepted), (wrong_words, worded)):
+    for wrong, answer in ((nobody, named), (switch, accepted), (wrong_words, worded)):
 
         def asks() -> Any:
             state = ui.get(f"/flow_runs/{run}")["state"]
@@ -243,7 +248,7 @@ def test_a_suspended_review_goes_on_where_it_was(ui: Ui, tmp_path: Path) -> None
     assert ui.finished(run)["type"] == "COMPLETED"
     lines = read_reviews(reviews, "abc")
     assert [(line.latent, line.accept, line.label) for line in lines] == [
-        (8, True, None), (9, True, None), (5, None, "digits"),
+        (9, False, None), (8, True, None), (9, True, None), (5, None, "digits"),
     ]  # fmt: skip
     assert {line.reviewer for line in lines} == {"ann"}
     assert ui.get(f"/flow_runs/{run}")["name"].startswith("debug-")

@@ -327,7 +327,7 @@ def test_what_is_late_or_left_does_not_show_as_something_else(running: Running) 
 
         # An explanation of another prompt's token 2 comes when this prompt's is looked at.
         held: list[Any] = []
-        page.route("**/api/explain", held.append)
+        page.route("**/api/explain", lambda route: held.append(route))
         page.locator("#tokens [role=option]").nth(2).click()
         page.wait_for_selector("#active-rows tr")
         page.click("#explain")

@@ -66,7 +66,7 @@ def python_lines(
         return (f"run = rldecoder.open_run({file}, {root})",)
     return (
         "from rldecoder.config.run import load_run_config",
-        f"config = load_run_config({file}, {list(overrides)!r})",
+        f"config = load_run_config({file}, {list(overrides)!a})",
         f"run = rldecoder.open_run(config, {root})",
     )
 

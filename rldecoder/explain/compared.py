@@ -42,11 +42,6 @@ class FeatureDifference(NamedTuple):
     description: str | None = None
     """What is known of a latent without a label that may be quoted."""
 
-    @property
-    def quoted(self) -> bool:
-        """Whether the label may be quoted as what is known of the latent."""
-        return self.label is not None
-
 
 class Predictions(NamedTuple):
     """One model's predictions at both places."""
@@ -75,7 +70,8 @@ def compare(first: Reading, second: Reading, at: int, other_at: int) -> Comparis
         torch.stack(both)
         for both in zip(_logprobs(first, at), _logprobs(second, other_at), strict=True)
     )
-    features = _differences(_active(first, at), _active(second, other_at))
+    scales = first.reader.explainer.scales
+    features = _differences(_active(first, at), _active(second, other_at), scales)
     return Comparison((at, other_at), features, _both(first, frozen), _both(first, decoder))
 
 
@@ -94,7 +90,7 @@ def _active(reading: Reading, at: int) -> list[RankedFeature]:
 
 
 def _differences(
-    first: Sequence[RankedFeature], second: Sequence[RankedFeature]
+    first: Sequence[RankedFeature], second: Sequence[RankedFeature], scales: Tensor
 ) -> list[FeatureDifference]:
     here, there = ({one.latent: one for one in side} for side in (first, second))
     found = []
@@ -103,7 +99,7 @@ def _differences(
         known = one or other
         assert known is not None
         acts = [0.0 if side is None else side.act for side in (one, other)]
-        usual = known.act / known.normalised if known.normalised > 0 else max(acts)
+        usual = float(scales[latent]) or max(acts)
         found.append(
             FeatureDifference(
                 latent, known.label, acts[0], acts[1], (acts[1] - acts[0]) / usual,

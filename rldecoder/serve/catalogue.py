@@ -93,7 +93,8 @@ class Catalogue:
                 )
             return FindAnswer(found=[self._found(number, usual)], more=0)
 
-        cards = [c.latent for c in self.cards if all(self._holds(c, word) for word in words)]
+        asked = () if query.others else self.cards
+        cards = [c.latent for c in asked if all(self._holds(c, word) for word in words)]
         rest = [
             latent
             for latent, text in self._descriptions.items()

@@ -12,6 +12,9 @@ from typing import NamedTuple
 from rldecoder.explain.steering import Changes
 from rldecoder.serve.requests import CompareRequest, SteerRequest
 
+CONTEXTS = 8
+"""Windows of text that a feature's page shows."""
+
 
 class TargetNamed(NamedTuple):
     """A target with the texts of its tokens."""
@@ -103,7 +106,7 @@ class Code:
             f"print(run.labels.get({latent}))",
             f"raised, lowered = run.reader().row_effects({latent})",
             "print(raised, lowered)",
-            f"found = run.contexts({latent})",
+            f"found = run.contexts({latent}, count={CONTEXTS})",
             "for one in found.contexts:",
             '    print(one.act, "".join(one.tokens))',
         )

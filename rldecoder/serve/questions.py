@@ -31,7 +31,7 @@ from rldecoder.serve.answers import (
     TraceAnswer,
     WrittenLine,
 )
-from rldecoder.serve.code import TargetNamed
+from rldecoder.serve.code import CONTEXTS, TargetNamed
 from rldecoder.serve.requests import (
     CompareRequest,
     FeatureQuery,
@@ -49,7 +49,6 @@ from rldecoder.serve.workbench import changes_of
 from rldecoder.visible_text import visible_token
 
 QUEUE_SHOWN = 10
-CONTEXTS = 8
 
 
 class Asked:

@@ -122,6 +122,8 @@ class FindQuery(_Request):
 
     words: str = Field(max_length=200)
     count: int = Field(8, ge=1, le=24)
+    others: bool = False
+    """Of those found by words only the ones without a card."""
 
 
 class FeatureQuery(_Request):

@@ -78,16 +78,17 @@ def test_steering_while_both_models_write(desk: Desk, own_reviews: Served) -> No
     page.fill("input[aria-label='activation of feature 5']", "6")
     page.select_option("select[aria-label='how feature 9 is changed']", "clamp")
     page.fill("input[aria-label='least activation of feature 9']", "0")
-    page.fill("input[aria-label='greatest activation of feature 9']", "0.5")
+    page.fill("input[aria-label='greatest activation of feature 9']", "0.123456789")
     page.select_option("select[aria-label='how feature 12 is changed']", "scale")
     page.fill("input[aria-label='factor of feature 12']", "-2")
     page.fill("#steer-start", "3")
     page.fill("#steer-new", "6")
+    page.fill("#steer-seed", "2147483647")
     page.click("#steer-go")
     page.wait_for_selector("#steer-export:not([hidden])")
     assert page.evaluate("(p => p.value === p.max)(document.getElementById('steer-progress'))")
 
-    changes = Changes({12: -2.0}, {5: 6.0}, {9: (0.0, 0.5)})
+    changes = Changes({12: -2.0}, {5: 6.0}, {9: (0.0, 0.123456789)})
     exact = {
         (model, changed): visible_text(
             Steering(
@@ -108,6 +109,13 @@ def test_steering_while_both_models_write(desk: Desk, own_reviews: Served) -> No
     page.wait_for_selector("#steer-export:not([hidden])")
     assert texts(page) == exact
     assert page.locator("#steer-editor .changes li").count() == 3
+    assert page.input_value("#steer-seed") == "2147483647"
+
+    # What is taken along is what was asked, whatever was edited since.
+    page.fill("input[aria-label='activation of feature 5']", "7")
+    page.press("input[aria-label='activation of feature 5']", "Tab")
+    question = json.loads(saved_as(page, "#steer-export", "JSON"))["question"]
+    assert {one["latent"]: one["value"] for one in question["changes"]} == {5: 6, 9: 0, 12: -2}
     page.click("#steer-reset")
     assert page.locator("#written").is_hidden()
     expect(page).not_to_have_url(re.compile("steer="))
@@ -299,6 +307,65 @@ def test_what_is_seen_is_taken_along(desk: Desk, own_reviews: Served) -> None:
     assert waiting.value.suggested_filename == "prompt.py"
     assert Path(waiting.value.path()).read_text() == code
     assert "reading.features(" in code  # tests/serve/test_code.py runs it
+
+
+def test_what_is_late_or_left_does_not_show_as_something_else(running: Running) -> None:
+    with open_browser() as browser:
+        page = browser.page
+        page.goto(running.url)
+        read(page)
+
+        # Back to an address without a target: effects are about the likeliest token again.
+        page.click("#tab-steer")
+        page.click("#tab-trace")
+        page.locator("#frozen button").nth(1).click()
+        expect(page.locator("#target-now")).to_contain_text("log p of “")
+        page.go_back()
+        page.go_back()
+        expect(page.locator("#target-now")).to_contain_text("likeliest")
+        expect(page.locator("#effect-meaning")).to_contain_text("the decoder’s first choice")
+
+        # An explanation of another prompt's token 2 comes when this prompt's is looked at.
+        held: list[Any] = []
+        page.route("**/api/explain", lambda route: held.append(route))
+        page.locator("#tokens [role=option]").nth(2).click()
+        page.wait_for_selector("#active-rows tr")
+        page.click("#explain")
+        page.fill("#prompt", OTHER)
+        page.keyboard.press("Control+Enter")
+        expect(page.locator("#where")).not_to_contain_text("token 2 of")
+        page.locator("#tokens [role=option]").nth(2).click()
+        page.wait_for_selector("#active-rows tr")
+        with page.expect_response("**/api/explain"):
+            held[0].continue_()
+        expect(page.locator("#explain")).to_be_enabled()
+        expect(page.locator("#explanation")).to_contain_text("Claims about single features")
+        assert browser.trouble == []
+
+
+def test_a_spreadsheet_takes_texts_for_texts_and_numbers_for_numbers(running: Running) -> None:
+    cells = ["=1+1", "+1", "-cmd", "@x", "＝1", "-0.5", "1e-7", 'a "b", c', "-2", "", None, -3.5]
+    with open_browser() as browser:
+        page = browser.page
+        page.goto(running.url)
+        page.evaluate(
+            """cells => {
+              const box = document.createElement("div");
+              box.id = "own-export";
+              document.querySelector("main").append(box);
+              const tables = [{ name: "t", columns: ["c"], rows: cells.map(cell => [cell]) }];
+              Sheet.bar(box, () => ({ name: "own", tables }));
+            }""",
+            cells,
+        )
+        rows = list(csv.reader(saved_as(page, "#own-export", "CSV").decode().splitlines()))
+        assert rows == [["table", "c"]] + [
+            ["t", cell]
+            for cell in (
+                "'=1+1", "'+1", "'-cmd", "'@x", "'＝1", "-0.5", "1e-7", 'a "b", c', "-2", "", "",
+                "-3.5",
+            )
+        ]  # fmt: skip
 
 
 def saved_as(page: Page, bar: str, kind: str) -> bytes:

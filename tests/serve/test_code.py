@@ -57,6 +57,9 @@ def test_a_position_an_explanation_and_a_feature(
     assert [visible_token(token, 24) for token in names["raised"]] == page["promoted"]
     contexts = client.get("/api/features/5/contexts").json()
     assert names["found"].firings == contexts["firings"]
+    assert [one.act for one in names["found"].contexts] == pytest.approx(
+        [one["act"] for one in contexts["contexts"]], abs=1e-3
+    )
     assert str(names["found"].contexts[0].act) in capsys.readouterr().out
 
 
@@ -132,11 +135,12 @@ def test_a_run_with_settings_of_its_own_is_opened_with_them(
     debug_store: Path, served: Served, own_reviews: Served
 ) -> None:
     config = ROOT / "configs" / "debug.yaml"
-    overrides = ["train_sae.k=8", "description='o\"x'"]
+    overrides = ["train_sae.k=8", "description='ö\"x'"]
     run = open_run(load_run_config(config, overrides), debug_store)
     assert run.python == ()  # nobody said where the settings came from
     names: dict[str, Any] = {}
     lines = python_lines(config, run.store, overrides)
+    assert all(line.isascii() for line in lines)
     exec("import rldecoder\n" + "\n".join(lines), names)
     again = names["run"]
     assert isinstance(again, Run)

@@ -300,6 +300,10 @@ def test_any_latent_is_found_by_number_and_by_what_is_said(
     assert every["more"] > 0
     first = [one["latent"] in labelled for one in every["found"]]
     assert first == sorted(first, reverse=True)  # labelled ones come first
+    # However many cards hold a word, the others can be asked for by themselves.
+    others = client.get("/api/find", params={"words": "raises", "count": 24, "others": True})
+    assert others.json()["found"]
+    assert not {one["latent"] for one in others.json()["found"]} & labelled
     nothing = client.get("/api/find", params={"words": "zzqq xx"}).json()
     assert nothing == {"found": [], "more": 0}
 

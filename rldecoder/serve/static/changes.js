@@ -4,7 +4,7 @@
 const Changes = (() => {
   const { element, button, get, complain, showFeature } = Bench;
   const HOW = [["scale", "× factor"], ["set", "set to"], ["clamp", "hold between"]];
-  const NUMBER = "-?\\d{1,7}(?:\\.\\d{1,6})?(?:e-?\\d{1,2})?";
+  const NUMBER = "-?\\d{1,22}(?:\\.\\d{1,25})?(?:e[-+]?\\d{1,3})?";  // all that String() makes
   const FORM = new RegExp("^(\\d{1,9})(?:x(" + NUMBER + ")|=(" + NUMBER + ")|~(" + NUMBER + ")~(" + NUMBER + ")?)$");
 
   const write = (list) => list.map((one) => one.latent + (

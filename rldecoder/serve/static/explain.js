@@ -10,13 +10,15 @@ const Explain = (() => {
   };
   const run = async () => {
     const { position, prompt } = Trace.state;
+    // A late answer must not stand under another text or token.
+    const here = () => prompt === Trace.state.prompt && position === Trace.state.position;
     box.replaceChildren(element("p", "note", "testing claims …"));
     at("explain").disabled = true;
     try {
       const found = await ask("/api/explain", { prompt, position });
-      if (position === Trace.state.position) box.replaceChildren(...explanation(found));
+      if (here()) box.replaceChildren(...explanation(found));
     } catch (error) {
-      box.replaceChildren();
+      if (here()) box.replaceChildren();
       complain(error);
     } finally { at("explain").disabled = Trace.state.position === 0; }
   };

@@ -15,10 +15,9 @@ const Features = (() => {
   const others = async (words, cards, signal) => {
     at("others").replaceChildren();
     if (!words.trim()) return;
-    const found = await get("/api/find?" + new URLSearchParams({ words, count: 24 }), signal);
+    const found = await get("/api/find?" + new URLSearchParams({ words, count: 24, others: true }), signal);
     const known = new Set(cards.map((one) => one.latent));
-    const rest = found.found.filter((one) => !one.is_label && !known.has(one.latent));
-    at("others").replaceChildren(...rest.map((one) => {
+    at("others").replaceChildren(...found.found.filter((one) => !known.has(one.latent)).map((one) => {
       const item = element("li");
       item.append(button("#" + one.latent, () => showFeature(one.latent), "feature-name", "feature " + one.latent + ", its page"),
         element("span", "label-text none", one.shown));

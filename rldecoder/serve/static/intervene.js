@@ -44,6 +44,7 @@ const Intervene = (() => {
     const where = at("change-where").value;
     if (!changed()) { complain(new Error("Add a feature first.")); return; }
     const mine = last += 1;
+    answer = null;  // what is taken along meanwhile holds no change, not the one before
     const changes = editor.list.map((one) => ({ ...one }));
     body.replaceChildren(element("p", "note", "running both models again …"));
     try {

@@ -23,8 +23,9 @@ const Sheet = (() => {
     const cell = (value) => {
       if (value === null || value === undefined) return "";
       if (typeof value === "number") return String(value);
-      // Spreadsheets would run a text that begins like a formula.
-      const text = /^[=+\-@\t\r]/.test(value) ? "'" + value : value;
+      // Spreadsheets would run a text that begins like a formula; a number is none.
+      const formula = /^[=+\-@\t\r\n＝＋－＠]/.test(value) && !/^-?\d+(\.\d+)?(e[-+]\d+)?$/.test(value);
+      const text = formula ? "'" + value : value;
       return /[",\n\r]/.test(text) ? "\"" + text.replaceAll("\"", "\"\"") + "\"" : text;
     };
     const lines = [["table", ...columns]];

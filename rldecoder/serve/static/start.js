@@ -15,13 +15,18 @@
   const readPrompt = async () => {
     const prompt = State.get("prompt");
     const place = State.whole("at", null);
-    Trace.state.target = targetOf();
+    const target = targetOf();
+    const aimed = JSON.stringify(target) === JSON.stringify(Trace.state.target);
+    Trace.state.target = target;
     const change = State.get("change");
+    const moves = Trace.state.prompt === prompt && place !== null && place !== Trace.state.position
+      && place < Trace.state.tokens.length;
     if (Trace.state.prompt !== prompt) {
       Intervene.editor.clear();
       if (!await Trace.read(place)) return;
-    } else if (place !== null && place !== Trace.state.position && place < Trace.state.tokens.length) await Trace.move(place);
-    if (change !== Intervene.editor.text()) {
+    } else if (moves) await Trace.move(place);
+    else if (!aimed) await Trace.setTarget(target);
+    if (moves || change !== Intervene.editor.text()) {
       Intervene.editor.read(change);
       State.set({ change: Intervene.editor.text() });
       if (Intervene.changed()) await Intervene.run();

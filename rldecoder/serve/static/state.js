@@ -72,6 +72,6 @@ const State = (() => {
   };
   addEventListener("popstate", adopt);
   addEventListener("pagehide", flush);
-  const whole = (key, fallback) => (/^\d{1,9}$/.test(values[key] || "") ? Number(values[key]) : fallback);
+  const whole = (key, fallback) => (/^\d{1,10}$/.test(values[key] || "") ? Number(values[key]) : fallback);
   return { set, adopt, watch: (watcher) => watchers.push(watcher), get: (key) => values[key] || "", whole };
 })();

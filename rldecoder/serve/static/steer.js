@@ -43,7 +43,7 @@ const Steer = (() => {
     if (!prompt.trim()) { complain(new Error("Write some text first, or take an example.")); at("prompt").focus(); return; }
     let asked;
     try {
-      asked = { prompt, changes: editor.list, start: number("start"), new_tokens: number("new_tokens"), temperature: number("temperature"), seed: number("seed") };
+      asked = { prompt, changes: editor.list.map((one) => ({ ...one })), start: number("start"), new_tokens: number("new_tokens"), temperature: number("temperature"), seed: number("seed") };
     } catch (error) { complain(error); return; }
     State.set({
       change: prompt === Trace.state.prompt ? State.get("change") : null, prompt, steer: editor.text(), start: asked.start === 1 ? null : asked.start, new: asked.new_tokens,
@@ -75,7 +75,7 @@ const Steer = (() => {
         draw(false);
       });
       draw(true);
-      said((editor.list.length ? "" : "No feature is changed: both columns are the same. ") + "Marked: from where the text differs.");
+      said((asked.changes.length ? "" : "No feature is changed: both columns are the same. ") + "Marked: from where the text differs.");
       at("steer-export").hidden = false;
     } catch (error) {
       said(error.name === "AbortError" ? "stopped" : "");

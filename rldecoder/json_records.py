@@ -6,6 +6,7 @@ Ground floor, without arrays: commands that only look import nothing slower than
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -16,6 +17,10 @@ from rldecoder import files
 from rldecoder.config.problems import problem_lines
 from rldecoder.errors import DamagedFileError, NumericalError
 
+Row = dict[str, Any]
+"""One row of a table, a value for each column of its schema."""
+Columns = Mapping[str, Any]
+"""The columns of a table, each with a value for every row."""
 Scalar = float | int | str | bool | None
 """A headline number, word or mark of a manifest."""
 

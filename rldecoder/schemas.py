@@ -20,8 +20,10 @@ from pydantic import BaseModel
 
 from rldecoder import files
 from rldecoder.errors import BadInputError, DamagedFileError
+from rldecoder.json_records import Columns as Columns
 from rldecoder.json_records import JsonFile as JsonFile
 from rldecoder.json_records import JsonRecord as JsonRecord
+from rldecoder.json_records import Row as Row
 from rldecoder.json_records import Scalar as Scalar
 from rldecoder.json_records import optional as optional
 from rldecoder.json_records import read_json as read_json

@@ -17,7 +17,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, Self, TypeVar, overload
 
-from rldecoder.json_records import Scalar
+from rldecoder.json_records import Columns, Row, Scalar
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -144,13 +144,13 @@ class Table(File["pa.Table"]):
         schema: pa.Schema = _located(self._schema)
         return schema
 
-    def save(self, folder: Path, columns: Mapping[str, Any]) -> None:
+    def save(self, folder: Path, columns: Columns) -> None:
         """Write columns of equal length into a folder that is to be published."""
         from rldecoder import schemas
 
         schemas.write_parquet(self.path(folder), columns, self.schema)
 
-    def save_rows(self, folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    def save_rows(self, folder: Path, rows: Sequence[Row]) -> None:
         """Write rows, each with a value for every column."""
         self.save(folder, {name: [row[name] for row in rows] for name in self.schema.names})
 
@@ -166,7 +166,7 @@ class Maybe(File[T | None]):
         """The content, or None where there is no file."""
         return self.file.read(folder) if self.path(folder).exists() else None
 
-    def save_rows(self, folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    def save_rows(self, folder: Path, rows: Sequence[Row]) -> None:
         """Write a table that was asked for."""
         assert isinstance(self.file, Table)
         self.file.save_rows(folder, rows)

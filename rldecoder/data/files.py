@@ -23,6 +23,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 
 from rldecoder.data.documents import plain
 from rldecoder.errors import BadInputError
+from rldecoder.json_records import Row
 from rldecoder.json_text import parse_json
 
 if TYPE_CHECKING:  # slow to import; a plan only lists files
@@ -311,7 +312,7 @@ def _check_names(names: list[str]) -> None:
         raise ValueError(f"two columns have the name '{listed(twice[:1])}'")
 
 
-def _parquet_rows(path: Path, only: Collection[str | None] | None) -> Iterator[dict[str, Any]]:
+def _parquet_rows(path: Path, only: Collection[str | None] | None) -> Iterator[Row]:
     import pyarrow.parquet as pq
 
     with _reading(path, "Parquet"), pq.ParquetFile(path) as file:

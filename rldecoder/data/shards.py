@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from rldecoder.errors import BadInputError, DamagedFileError
+from rldecoder.json_records import Columns
 from rldecoder.schemas import count_rows, read_parquet, table_schema, write_parquet
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def token_schema(vocab_size: int) -> pa.Schema:
 
 
 def write_token_shard(
-    folder: Path, split: str, index: int, columns: dict[str, Any], vocab_size: int
+    folder: Path, split: str, index: int, columns: Columns, vocab_size: int
 ) -> None:
     """Write one shard of sequences (columns of `token_schema`)."""
     path = folder / f"{split}-{index:05d}.parquet"

@@ -6,7 +6,7 @@ Parquet shards in the meantime, so that an interrupted run takes them up where i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
 from rldecoder.explain.frozen_effects import TextReader, find_candidates, measure
 from rldecoder.explain.patching import Candidates, Measured, random_removals
 from rldecoder.explain.positions import Positions
+from rldecoder.json_records import Columns
 from rldecoder.reporting import Bar, SilentBar
 from rldecoder.schemas import JsonFile, read_parquet, write_parquet
 from rldecoder.seeds import torch_generator
@@ -111,7 +112,7 @@ class PairShards:
             return None
         return read_parquet(path, PAIRS.names)
 
-    def save(self, number: int, columns: Mapping[str, Any]) -> None:
+    def save(self, number: int, columns: Columns) -> None:
         """Keep a shard; a kill in between leaves it out."""
         interrupts.check()
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -201,7 +202,7 @@ def _whole_texts(positions: Positions, size: int) -> Iterator[slice]:
             start = end
 
 
-def pair_columns(pairs: Pairs) -> dict[str, Any]:
+def pair_columns(pairs: Pairs) -> Columns:
     """The columns of PAIRS; padding is left out."""
     candidates, measured = pairs.candidates, pairs.measured
     keep = (candidates.acts > 0).cpu().numpy()

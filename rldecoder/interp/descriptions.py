@@ -7,7 +7,6 @@ latent, and a number alone says nothing to people.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from rldecoder.data.activations import ActivationBatch
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
 from rldecoder.interp.vocabulary import Vocabulary, visible
+from rldecoder.json_records import Row
 from rldecoder.sae.model import SparseLatents
 
 DESCRIPTIONS = pa.schema(
@@ -81,7 +81,7 @@ class StrongestTokens:
 @torch.no_grad()
 def description_rows(
     strongest: StrongestTokens, decoder: SaeDecoderForCausalLM, vocabulary: Vocabulary
-) -> list[dict[str, Any]]:
+) -> list[Row]:
     """Rows of DESCRIPTIONS."""
     found = strongest.tokens()
     latents = sorted(found)

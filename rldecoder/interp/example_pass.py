@@ -22,6 +22,7 @@ from torch import Tensor
 from rldecoder.data.activations import ActivationBatch
 from rldecoder.interp.corpus import Firings, TokenGrid
 from rldecoder.interp.examples import EXAMPLES, ExampleSettings
+from rldecoder.json_records import Columns
 from rldecoder.sae.model import SparseLatents
 
 FloatArray = NDArray[np.float64]
@@ -305,7 +306,7 @@ class _Columns:
 
     def __init__(self, grid: TokenGrid, ids: IntArray, width: int) -> None:
         self.grid, self.ids, self.width = grid, ids, width
-        self.parts: list[tuple[str, IntArray, IntArray, dict[str, Any]]] = []
+        self.parts: list[tuple[str, IntArray, IntArray, Columns]] = []
 
     def add_peaks(
         self,

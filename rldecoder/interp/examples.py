@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -13,6 +11,7 @@ from numpy.typing import NDArray
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
 from rldecoder.interp.records import Example, TokenEffect
 from rldecoder.interp.vocabulary import Vocabulary
+from rldecoder.json_records import Row
 
 EXAMPLES = pa.schema(
     [
@@ -61,7 +60,7 @@ def top_examples(table: pa.Table, vocabulary: Vocabulary, count: int) -> dict[in
 
 def contrasts(table: pa.Table, vocabulary: Vocabulary) -> dict[int, list[Example]]:
     """Of each latent the middle and the lowest `quantile` example, and two near misses."""
-    rows: dict[tuple[int, str], list[dict[str, Any]]] = {}
+    rows: dict[tuple[int, str], list[Row]] = {}
     for row in table.filter(pc.field("kind").isin(["quantile", "near_miss"])).to_pylist():
         rows.setdefault((row["latent"], row["kind"]), []).append(row)
     out: dict[int, list[Example]] = {}
@@ -75,7 +74,7 @@ def contrasts(table: pa.Table, vocabulary: Vocabulary) -> dict[int, list[Example
     return out
 
 
-def _example(row: dict[str, Any], vocabulary: Vocabulary) -> Example:
+def _example(row: Row, vocabulary: Vocabulary) -> Example:
     return Example(
         seq_id=row["seq_id"],
         pos=row["pos"],

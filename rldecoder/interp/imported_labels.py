@@ -13,7 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +27,7 @@ from rldecoder.interp.predicate import NgramIn, Predicate, TokenIn, disjunction
 from rldecoder.interp.records import OutputScores, Scores
 from rldecoder.interp.scores import ScoringText, means, score_all
 from rldecoder.interp.vocabulary import Vocabulary
+from rldecoder.json_records import Row
 from rldecoder.schemas import JsonRecord, Scalar
 
 Encode = Callable[[str], Sequence[int]]
@@ -247,7 +248,7 @@ def score_imported(
     window_tokens: int,
     acceptance: Acceptance,
     rng: np.random.Generator,
-) -> tuple[list[dict[str, Any]], ImportedLabels]:
+) -> tuple[list[Row], ImportedLabels]:
     """Score the explanations of the run's labelled latents; rows of `IMPORTED`, and the summary.
 
     Args:
@@ -374,7 +375,7 @@ def _table_row(
     says: OutputScores | None,
     own: Ours | None,
     acceptance: Acceptance,
-) -> dict[str, Any]:
+) -> Row:
     accepted = None if scores is None else _passes(scores, acceptance)
     if says is not None:
         accepted = acceptance.accepts_output(says)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +15,7 @@ from rldecoder.interp.labelling import Labelled
 from rldecoder.interp.output_labels import OutputLabelled
 from rldecoder.interp.records import Kind, OutputScores
 from rldecoder.interp.scores import LabelScores
+from rldecoder.json_records import Row
 from rldecoder.schemas import JsonRecord, Scalar
 
 BoolArray = NDArray[np.bool_]
@@ -176,9 +177,7 @@ def coverages(methods: Mapping[str, Accepted]) -> Coverages:
     )
 
 
-def output_rows(
-    methods: Mapping[str, BothKinds], passed: Mapping[str, Accepted]
-) -> list[dict[str, Any]]:
+def output_rows(methods: Mapping[str, BothKinds], passed: Mapping[str, Accepted]) -> list[Row]:
     """Rows of OUTPUT_SCORES; the shuffled ones are of the latents of `label`."""
     rows = []
     for name, of_name in passed.items():

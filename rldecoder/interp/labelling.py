@@ -29,6 +29,7 @@ from rldecoder.interp.scores import (
     score_all,
 )
 from rldecoder.interp.vocabulary import Vocabulary
+from rldecoder.json_records import Row
 from rldecoder.sae.metrics import match_l0
 from rldecoder.sae.model import Sae
 
@@ -200,7 +201,7 @@ def draw_alive(firings: Firings, count: int, min_firings: int, rng: np.random.Ge
     return np.sort(rng.choice(alive, min(count, alive.size), replace=False))
 
 
-def score_rows(methods: Mapping[str, Labelled]) -> list[dict[str, Any]]:
+def score_rows(methods: Mapping[str, Labelled]) -> list[Row]:
     """All methods' rows of scores.SCORES."""
     return [
         {

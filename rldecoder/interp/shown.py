@@ -7,12 +7,13 @@ those that it raises.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyarrow as pa
 
 from rldecoder.interp.descriptions import described
 from rldecoder.interp.records import FeatureLabel, FeatureLabels
+from rldecoder.json_records import Row
 
 MARK = "not labelled; "
 """What a description begins with."""
@@ -67,7 +68,7 @@ class ShownLatents:
 
     def __init__(self, labels: FeatureLabels, descriptions: pa.Table | None = None) -> None:
         self._labels = {feature.latent: shown(feature) for feature in labels.features}
-        self._others: dict[int, dict[str, Any]] = {}
+        self._others: dict[int, Row] = {}
         if descriptions is not None:
             self._others = {row["latent"]: row for row in descriptions.to_pylist()}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import anyio
 from fastapi import FastAPI, Query
@@ -214,10 +214,9 @@ def add_catalogue(app: FastAPI, served: Served) -> None:
 
 
 def _position(found: FeatureTable, code: str) -> PositionAnswer:
-    values: dict[str, Any] = {
-        "token": found.token, "minus": found.minus, "features": list(found), "code": code,
-    }  # fmt: skip
-    return PositionAnswer.model_validate(values)
+    return PositionAnswer.model_validate(
+        {"token": found.token, "minus": found.minus, "features": list(found), "code": code}
+    )
 
 
 def _about(target: TargetNamed | None) -> str:

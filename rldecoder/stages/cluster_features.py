@@ -4,7 +4,7 @@ each cluster first."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ from rldecoder.interp.predicate import evaluate
 from rldecoder.interp.records import FeatureLabel, FeatureLabels
 from rldecoder.interp.review_queue import make_queue
 from rldecoder.interp.vocabulary import Vocabulary
+from rldecoder.json_records import Row
 from rldecoder.sae.model import Sae, SparseLatents
 from rldecoder.seeds import derive_seed, seed_everything
 from rldecoder.stages.context import Output, StageContext
@@ -44,7 +45,7 @@ class Tested(NamedTuple):
     """Pairs with at least one vote, as rows of PAIRS without `merged`, and those that agree under
     ablation."""
 
-    rows: list[dict[str, Any]]
+    rows: list[Row]
     agreeing: set[frozenset[int]]
     fingerprint_of: dict[int, NDArray[np.float64]]
     """Of the latents of tested pairs and of absorption links."""

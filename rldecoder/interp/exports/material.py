@@ -6,7 +6,7 @@ who shows them must escape them.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +18,7 @@ from rldecoder.errors import DamagedFileError
 from rldecoder.interp.corpus import SplitFirings
 from rldecoder.interp.records import FeatureLabel, FeatureLabels
 from rldecoder.interp.vocabulary import Vocabulary
+from rldecoder.json_records import Row
 from rldecoder.sae.model import Sae
 
 NUM_BARS = 40
@@ -107,7 +108,7 @@ def gather(
         DamagedFileError: examples and labels belong to different runs.
     """
     wanted = [feature.latent for feature in labels.features]
-    rows: dict[int, list[dict[str, Any]]] = {latent: [] for latent in wanted}
+    rows: dict[int, list[Row]] = {latent: [] for latent in wanted}
     for row in examples.to_pylist():
         if row["latent"] not in rows:
             raise DamagedFileError(
@@ -145,7 +146,7 @@ def gather(
 
 
 def _examples(
-    rows: list[dict[str, Any]], split: SplitFirings, index: int, vocabulary: Vocabulary
+    rows: list[Row], split: SplitFirings, index: int, vocabulary: Vocabulary
 ) -> list[ExportExample]:
     """A latent's examples; each of the quantile ones with the interval its activation lies in."""
     acts = split.firings.row(index)[1]

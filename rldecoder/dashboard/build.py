@@ -195,10 +195,16 @@ def _faithfulness_rows(faithfulness: FaithfulnessTable) -> list[FaithfulnessRow]
 def freeze_note(freeze: Freeze) -> str:
     """Which decoder is final, and whether it is good enough to be called frozen."""
     which = {"ppo": "the RL decoder", "supervised": "the supervised decoder"}[freeze.which]
+    seeds = ""
+    if freeze.num_trainings is not None:
+        seeds = f" Of {freeze.num_trainings} trainings {freeze.num_frozen} would be by themselves."
     if freeze.frozen:
-        return f"Frozen: {which} is final."
+        return f"Frozen: {which} is final.{seeds}"
     reasons = "; ".join(visible_text(reason, 300) for reason in freeze.reasons)
-    return f"Not frozen. {which[0].upper()}{which[1:]} is published as final, because {reasons}."
+    return (
+        f"Not frozen. {which[0].upper()}{which[1:]} is published as final, because {reasons}."
+        f"{seeds}"
+    )
 
 
 def controls_table(

@@ -71,6 +71,15 @@ class System(NamedTuple):
         """[S, sequences] contribution entropy."""
         return np.array([spread.entropy for spread in self.spread])
 
+    def training(self, number: int) -> System:
+        """One training by itself; what was not trained as often is the same beside each."""
+        if len(self.tasks) == 1:
+            number = 0
+        only = slice(number, number + 1)
+        return System(
+            self.name, self.tasks[only], self.kl[only], self.gates, list(self.spread)[only]
+        )
+
 
 class Comparison(JsonRecord):
     """The trained decoder against another system; differences are positive when it is better.
@@ -177,6 +186,8 @@ class TrainingScore(JsonRecord):
     """Task score, 0 to 1."""
     kl: float
     """KL(frozen || decoder) on test text, nats per token."""
+    not_beaten: tuple[str, ...] | None = None
+    """Gating controls that it does not clearly beat by itself; None where no one asked."""
 
 
 class ControlVerdict(JsonRecord):
@@ -242,6 +253,29 @@ def compare(trained: System, control: System, seed: int) -> Comparison:
         entropy_difference=entropy.difference if entropy else None,
         entropy_low=entropy.low if entropy else None,
         entropy_high=entropy.high if entropy else None,
+    )
+
+
+def each_training(
+    trained: System, controls: Sequence[System], seed: int
+) -> tuple[TrainingScore, ...]:
+    """Every training against the gating controls of its own number, for `TrainingScore`.
+
+    Args:
+        controls: all other systems.
+    """
+    gating = [control for control in controls if control.gates]
+    return tuple(
+        TrainingScore(
+            score=result.score,
+            kl=float(trained.kl[number].mean()),
+            not_beaten=tuple(
+                control.name
+                for control in gating
+                if not compare(trained.training(number), control.training(number), seed).beaten
+            ),
+        )
+        for number, result in enumerate(trained.tasks)
     )
 
 

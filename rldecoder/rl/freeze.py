@@ -32,6 +32,10 @@ class Freeze(JsonRecord):
     """Frozen model's task score minus that of the published decoder."""
     reasons: tuple[str, ...]
     """Why it is not frozen; empty when it is."""
+    num_trainings: int | None = None
+    """Trainings that were judged each by itself; None where there is one, or no one asked."""
+    num_frozen: int | None = None
+    """How many of them this rule would call frozen: how far the decision hangs on the seed."""
 
     @property
     def headline(self) -> dict[str, Scalar]:

@@ -38,9 +38,9 @@ from rldecoder.rl.controls import (
     TRAINED_END,
     ControlVerdict,
     System,
-    TrainingScore,
     compare,
     control_rows,
+    each_training,
     sequence_kl,
     uniform_policy,
     uniform_predictor,
@@ -142,10 +142,7 @@ def run(inputs: ControlInputs, config: ControlPpoConfig, ctx: StageContext) -> O
         beside=beside,
         comparisons=tuple(comparisons),
         systems={row.system: row for row in rows if row.task == "all"},
-        trainings=tuple(
-            TrainingScore(score=result.score, kl=float(kl.mean()))
-            for result, kl in zip(trained.tasks, trained.kl, strict=True)
-        ),
+        trainings=each_training(trained, list(systems.values()), seed),
         response_entropy=responses.entropy,
         response_effective_latents=responses.effective,
     )

@@ -10,8 +10,8 @@ import shutil
 
 from rldecoder.artifacts.catalogue import FinalDecoder
 from rldecoder.config.rl import FreezeDecoderConfig
-from rldecoder.rl.controls import FROZEN, SUPERVISED
-from rldecoder.rl.freeze import Measured, decide
+from rldecoder.rl.controls import FROZEN, SUPERVISED, TrainingScore
+from rldecoder.rl.freeze import Freeze, Measured, decide
 from rldecoder.stages.context import Output, StageContext
 from rldecoder.stages.inputs import FreezeInputs
 
@@ -23,14 +23,29 @@ def run(inputs: FreezeInputs, config: FreezeDecoderConfig, ctx: StageContext) ->
     """Choose, copy, and write down why."""
     controls = inputs.controls.record
     first, supervised = controls.trainings[PUBLISHED_TRAINING], controls.systems[SUPERVISED]
-    decision = decide(
-        Measured(first.kl, first.score),
-        Measured(supervised.kl, supervised.score),
-        controls.systems[FROZEN].score,
-        control_verdict=inputs.controls.verdict,
-        judged_by=inputs.controls.stage,
-        config=config,
-    )
+
+    def decided(training: TrainingScore, verdict: str | None) -> Freeze:
+        return decide(
+            Measured(training.kl, training.score),
+            Measured(supervised.kl, supervised.score),
+            controls.systems[FROZEN].score,
+            control_verdict=verdict,
+            judged_by=inputs.controls.stage,
+            config=config,
+        )
+
+    decision = decided(first, inputs.controls.verdict)
+
+    # How far that hangs on the seed: every training by itself, against the controls of its seed.
+    alone = [
+        decided(training, "fail" if training.not_beaten else "pass").frozen
+        for training in controls.trainings
+        if training.not_beaten is not None
+    ]
+    if len(alone) > 1:
+        counts = {"num_trainings": len(alone), "num_frozen": sum(alone)}
+        decision = decision.model_copy(update=counts)
+        ctx.report.note(f"{sum(alone)} of {len(alone)} trainings would be frozen by themselves")
 
     # A copy, so that readers of the final decoder need no other artifact.
     chosen = inputs.policy if decision.which == "ppo" else inputs.supervised

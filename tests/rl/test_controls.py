@@ -16,6 +16,7 @@ from rldecoder.rl.controls import (
     System,
     compare,
     control_rows,
+    each_training,
     sequence_kl,
     uniform_policy,
     uniform_predictor,
@@ -71,6 +72,18 @@ def test_trainings_that_disagree_widen_the_interval():
     assert alike.score_high - alike.score_low < apart.score_high - apart.score_low
     assert alike.beaten
     assert not apart.beaten
+
+
+def test_every_training_is_judged_against_the_controls_of_its_own_seed():
+    trained = system("trained", [[1.0] * 20, [1.0] * 20, [0.0] * 20], [LOW, HIGH, LOW])
+    noise = system("random", [[0.0] * 20, [1.0] * 20, [0.0] * 20], [LOW] * 3, gates=True)
+    uniform = system("uniform", [[0.0] * 20], [LOW], gates=True)
+    beside = system("losses_only", [[1.0] * 20] * 3, [LOW] * 3)
+    found = each_training(trained, [noise, uniform, beside, trained], seed=0)
+    assert [one.not_beaten for one in found] == [(), ("random",), ("random", "uniform")]
+    assert [one.score for one in found] == [1.0, 1.0, 0.0]
+    assert found[0].kl == pytest.approx(np.mean(LOW))
+    assert found[1].kl == pytest.approx(np.mean(HIGH))
 
 
 def grouped(name: str, scores: list[float], size: int) -> System:

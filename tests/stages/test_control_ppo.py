@@ -92,6 +92,10 @@ def test_the_verdict_has_each_training_by_itself(published):
     (only,) = record.trainings
     trained = record.systems["trained"]
     assert (only.score, only.kl) == (trained.score, trained.kl)
+    judged = {c.control for c in record.comparisons if c.control in control_ppo.GATING}
+    assert set(only.not_beaten or ()) == judged - {
+        c.control for c in record.comparisons if c.beaten
+    }
 
 
 def test_every_system_is_measured(published):

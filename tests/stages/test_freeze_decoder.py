@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Literal
 
@@ -10,6 +11,7 @@ import pytest
 
 from rldecoder.artifacts.catalogue import Controls, FinalDecoder, Policy, SupervisedDecoder
 from rldecoder.config.rl import FreezeDecoderConfig
+from rldecoder.dashboard.build import freeze_note
 from rldecoder.rl.controls import ControlVerdict, SystemRow, TrainingScore
 from rldecoder.stages.context import Output
 from rldecoder.stages.freeze_decoder import run
@@ -33,8 +35,9 @@ def make_inputs(
     ppo_kl: float,
     verdict: Literal["pass", "fail"],
     others: Sequence[tuple[float, float]] = (),
+    not_beaten: Sequence[tuple[str, ...]] = (),
 ) -> FreezeInputs:
-    """`others`: KL and score of the trainings after the first."""
+    """`others`: KL and score of the trainings after the first; `not_beaten`: of all of them."""
     trainings = [(ppo_kl, 0.8), *others]
     kl, score = (sum(values) / len(trainings) for values in zip(*trainings, strict=True))
     record = ControlVerdict(
@@ -46,7 +49,10 @@ def make_inputs(
             "supervised": system("supervised", 0.45, 0.7),
             "frozen": system("frozen", 0.0, 0.81),
         },
-        trainings=tuple(TrainingScore(kl=kl, score=score) for kl, score in trainings),
+        trainings=tuple(
+            TrainingScore(kl=kl, score=score, not_beaten=which)
+            for (kl, score), which in zip_longest(trainings, not_beaten)
+        ),
         response_entropy={},
         response_effective_latents={},
     )
@@ -101,3 +107,21 @@ def test_decides_on_the_training_that_it_publishes(tmp_path, context, first_kl, 
     assert freeze.frozen is output.metrics["frozen"] is frozen
     assert freeze.kl == first_kl
     assert freeze.task_drop == pytest.approx(0.01)
+    assert freeze.num_trainings is None  # an older record does not say which controls each beat
+
+
+def test_says_how_many_trainings_would_be_frozen_by_themselves(tmp_path, context):
+    ctx = context()
+    inputs = make_inputs(
+        tmp_path / "in",
+        ppo_kl=0.4,
+        verdict="pass",
+        others=[(0.4, 0.8), (0.4, 0.5), (0.7, 0.9), (0.4, 0.9)],
+        not_beaten=[(), ("random_reward",), (), (), ()],
+    )
+    output = run(inputs, FreezeDecoderConfig(), ctx)
+    freeze = published(FinalDecoder, ctx.out).freeze
+    assert freeze.frozen
+    assert (freeze.num_trainings, freeze.num_frozen) == (5, 2)
+    assert "num_frozen" not in output.metrics
+    assert freeze_note(freeze).endswith("Of 5 trainings 2 would be by themselves.")

@@ -54,9 +54,13 @@ def leave(code: int) -> NoReturn:
     program does what is left to do and goes.
     """
     if code == EXIT_INTERRUPTED:
-        atexit._run_exitfuncs()
-        _give_up_output()
-        os._exit(code)
+        # Threads are not waited for: what they write is renamed into place when it is whole, so a
+        # file is there or not. Whatever fails here must not change the code.
+        try:
+            atexit._run_exitfuncs()
+            _give_up_output()
+        finally:
+            os._exit(code)
     sys.exit(code)
 
 

@@ -142,3 +142,10 @@ leave(guarded(command))
     assert done.returncode == 3
     assert done.stdout == "begun\ndone at exit\n"
     assert "Interrupted" in done.stderr
+
+    # Output that was closed on the way is nothing that could change the code.
+    code = code.replace('print, "done at exit"', "sys.stdout.close").replace(
+        "import atexit", "import atexit, sys"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=False)
+    assert done.returncode == 3

@@ -65,12 +65,17 @@ def print_summary(console: Console, run: Run, typed: Typed) -> None:
 
 
 def built(run: Run) -> list[str]:
-    """Whether the decoder is frozen, how faithful and how labelled it is, what the reward gave."""
+    """Whether the decoder is frozen, how faithful and how labelled it is, what the reward gave; and
+    tasks on which it is behind the frozen model, if any."""
     freeze = run.artifact(FinalDecoder).freeze
     evaluation = run.artifact(Evaluation)
     targets = evaluation.targets
     if freeze.frozen:
-        status = "[green]frozen[/green]: its KL, its task scores and its controls allow it"
+        asked = run.config.train_ppo
+        tasks = ", ".join([*asked.tasks, *(task.name for task in asked.file_tasks)])
+        status = (
+            f"[green]frozen[/green]: its KL, its score on {escape(tasks)} and its controls allow it"
+        )
     else:
         status = f"[yellow]not frozen[/yellow]: {escape('; '.join(freeze.reasons))}"
     kl, agreement = (
@@ -88,7 +93,29 @@ def built(run: Run) -> list[str]:
         f"{_number(precision.value, '.0%')}.",
         f"PPO added {gain.score_difference:+.2f} [{gain.score_low:+.2f}, {gain.score_high:+.2f}] "
         "of task score to the supervised decoder it started from.",
+        *tasks_behind(run, freeze.which),
     ]
+
+
+def tasks_behind(run: Run, which: str) -> list[str]:
+    """Tasks of `evaluate` that the published decoder answers worse than freezing would allow.
+
+    The decision to freeze looks at the tasks that PPO asked, and a mean over tasks hides one that
+    lost what another gained.
+    """
+    from rldecoder.evals.comparison import RL, SUPERVISED  # slow: imports torch
+
+    model = RL if which == "ppo" else SUPERVISED
+    bound = run.config.freeze_decoder.max_task_drop
+    worse = [
+        f"{row['task']} by {row['drop']:.2f} [{row['drop_low']:.2f}, {row['drop_high']:.2f}]"
+        for row in run.artifact(Evaluation).tasks.to_pylist()
+        if row["model"] == model and row["drop"] >= bound
+    ]
+    if not worse:
+        return []
+    listed = escape(", ".join(worse))
+    return [f"[yellow]Behind the frozen model[/yellow] on tasks of `evaluate`: {listed}."]
 
 
 def _number(value: float | None, form: str) -> str:

@@ -181,13 +181,17 @@ def _show(scores: Sequence[Score], path: Path) -> None:
         )
     for one in scores:
         table.add_row(
-            escape(one.task), escape(one.metric), one.system, str(one.n), f"{one.value:.3f}",
+            escape(one.task), escape(_metric(one)), one.system, str(one.n), f"{one.value:.3f}",
             _number(one.stderr), _number(one.delta, "+"), _number(one.delta_stderr),
             _number(one.ours),
         )  # fmt: skip
     terminal = Terminal()
     terminal.print(table)
     terminal.print(f"results: {escape(str(path))}")
+
+
+def _metric(score: Score) -> str:
+    return score.metric if score.filter == "none" else f"{score.metric}, {score.filter}"
 
 
 def _number(value: float | None, sign: str = "") -> str:

@@ -179,7 +179,8 @@ def _described(
             f"The model has {num_layers} blocks, of which at least one must remain above.",
             f"Take 1 to {num_layers - 1}, or leave it out.",
         )
-    ood, ood_said = _out_of_domain(asked)
+
+    # What was counted stands in the config as comments, so that its budgets can be understood.
     least = "" if count.complete else "at least "
     lines = [
         f"{least}{count.characters:,} characters, {count.total:,} tokens, "
@@ -190,6 +191,8 @@ def _described(
     if source.document_chars is not None:
         lines.append("Few long files: cut at paragraphs into documents, so that every split fills;")
         lines.append("held-out text is then of the same files, which a caveat says.")
+
+    ood, ood_said = _out_of_domain(asked)
     return OwnText(
         name=_run_name(asked.out),
         command="rldecoder init " + shlex.join(sys.argv[2:] or [str(asked.out)]),
@@ -270,9 +273,11 @@ def _tell(
     smoke: SmokeResult,
     console: Console,
 ) -> None:
+    """Say what was written, from what, and how long it takes."""
     total = sum(seconds.values())
     longest = sorted(seconds, key=lambda name: -seconds[name])[:3]
     splits = ", ".join(f"{name} {budgets.splits[name]:,}" for name in SPLITS)
+
     _say(console, f"wrote {asked.out}")
     for line in text.text_said:
         _say(console, f"  text: {line}")
@@ -288,6 +293,8 @@ def _tell(
         + ", ".join(f"{name} {_minutes(seconds[name])}" for name in longest)
         + ")",
     )
+
+    # The budgets cannot always keep to --minutes, or keep to it by leaving text out: both are told.
     if total > 60 * asked.minutes:
         _say(
             console,
@@ -302,6 +309,7 @@ def _tell(
             f"  {unused:,} training tokens are left out to keep to {asked.minutes:g} minutes: "
             "--minutes takes more of them.",
         )
+
     _say(console, f"next: rldecoder run {asked.out}")
 
 

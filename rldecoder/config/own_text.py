@@ -118,7 +118,7 @@ def own_text_yaml(text: OwnText, budgets: Budgets) -> str:
 #   {text.command}
 # Time: {text.time_said}.
 # `rldecoder settings STAGE` lists every setting with its meaning, unit and default.
-name: {text.name}
+name: {_flow(text.name)}
 description: own text, {text.model}, layer {text.hook_layer} of {text.num_layers}
 seed: 0
 

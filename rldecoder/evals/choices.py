@@ -7,7 +7,8 @@ is in docs/experiments/ppo_tasks.md (`python -m benchmarks.task_choice`). All wo
 are the project's own.
 
 A question belongs to exactly one split, together with every other one about the same thing (a word,
-a verb, a pair of numbers: its group). Worked examples are asked nowhere.
+a verb, a pair of numbers or of words: its group; one word of a pair may be in pairs of other
+splits). Worked examples are asked nowhere.
 """
 
 from __future__ import annotations

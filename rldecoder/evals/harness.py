@@ -35,6 +35,8 @@ class Score(JsonRecord):
     task: str
     system: str
     metric: str
+    filter: str
+    """Where the harness looked for the answer in what was said: a task may have several."""
     n: int
     """Documents."""
     value: float
@@ -204,6 +206,8 @@ def evaluate_systems(
     manager = TaskManager(
         include_path=[str(folder) for folder in folders], include_defaults=published
     )
+
+    # The harness itself would say so after models are loaded, in a traceback.
     unknown = sorted(set(tasks) - set(manager.all_tasks))
     if unknown:
         raise BadInputError(
@@ -211,6 +215,8 @@ def evaluate_systems(
             f"Tasks that are here: {', '.join(sorted(manager.all_tasks)[:20])}.",
             "Correct --tasks, or name a folder of YAMLs with --include.",
         )
+
+    # Every system has the same seeds, hence the same documents and worked examples.
     scores: list[Score] = []
     reference: dict[tuple[str, str], dict[int, float]] = {}
     for name, system in systems.items():
@@ -229,8 +235,14 @@ def evaluate_systems(
             verbosity="ERROR",
         )
         scores += _scores(name, cast("dict[str, Any]", out), reference)
-    first = {(s.task, s.metric): s.value for s in scores if s.system == next(iter(systems))}
-    return [s.model_copy(update={"delta": s.value - first[s.task, s.metric]}) for s in scores]
+
+    # A metric is compared with itself under the same filter.
+    first = {
+        (s.task, s.metric, s.filter): s.value for s in scores if s.system == next(iter(systems))
+    }
+    return [
+        s.model_copy(update={"delta": s.value - first[s.task, s.metric, s.filter]}) for s in scores
+    ]
 
 
 def _scores(
@@ -240,9 +252,12 @@ def _scores(
     scores = []
     for task, values in out["results"].items():
         for key, value in values.items():
+            # Keys are `metric,filter`; names and sizes stand beside them without a filter.
             metric, _, how = key.partition(",")
             if not how or metric.endswith("_stderr"):
                 continue
+
+            # Document by document where there is such a value: differences are then paired.
             samples = [one for one in out["samples"].get(task, ()) if one["filter"] == how]
             single = {
                 one["doc_id"]: float(one[metric])
@@ -250,12 +265,14 @@ def _scores(
                 if isinstance(one.get(metric), int | float)
             }
             first = reference.setdefault((task, key), single)
+
             error = values.get(f"{metric}_stderr,{how}")
             scores.append(
                 Score(
                     task=task,
                     system=system,
                     metric=metric,
+                    filter=how,
                     n=len(samples),
                     value=float(value),
                     stderr=error if isinstance(error, float) else None,

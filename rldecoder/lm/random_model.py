@@ -60,7 +60,8 @@ def make_random_model(
             "The standard library's documentation has no more pairs to merge.",
             "Lower `vocab_size`.",
         )
-    model = _build_model(architecture, n_layer, d_model, n_head, vocab_size, n_positions, seed)
+    config = random_config(architecture, n_layer, d_model, n_head, vocab_size, n_positions)
+    model = _build_model(config, derive_seed(seed, "random_model", architecture))
     with quiet_transformers():
         model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -144,18 +145,9 @@ def random_config(
     )
 
 
-def _build_model(
-    architecture: Architecture,
-    n_layer: int,
-    d_model: int,
-    n_head: int,
-    vocab_size: int,
-    n_positions: int,
-    seed: int,
-) -> PreTrainedModel:
-    config = random_config(architecture, n_layer, d_model, n_head, vocab_size, n_positions)
+def _build_model(config: PreTrainedConfig, seed: int) -> PreTrainedModel:
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(seed, "random_model", architecture))
+        torch.manual_seed(seed)
         if isinstance(config, GPT2Config):
             return GPT2LMHeadModel(config)
         assert isinstance(config, LlamaConfig)

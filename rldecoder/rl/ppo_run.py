@@ -172,13 +172,9 @@ class PpoRun:
         DecoderPPOTrainer(self.learner, plan, sampler, first_step=self.done).train()
 
     def _train_on_text(self, advance: Callable[[str], None]) -> None:
+        require_text(self.settings)
         replay = self._replay()
-        if replay is None:
-            raise BadInputError(
-                "More supervised training has no text to train on.",
-                "`train_ppo.ppo.replay_tokens` or `kl_loss_coef` is 0.",
-                "Set `control_ppo.supervised_continuation: false`, or give both a value.",
-            )
+        assert replay is not None
 
         def after_step(step: int, metrics: dict[str, float]) -> bool:
             return self._finish(step, metrics, lambda: advance(f"KL {metrics['text_kl']:.3f}"))
@@ -426,6 +422,20 @@ class PpoRun:
         self.scale = core.RewardWeights(*state["scale"])
         self.stopped = state["stopped"]
         return {Path(name).name for name in known if name.startswith("rollouts/")}
+
+
+def require_text(ppo: PpoSettings) -> None:
+    """Refuse `text_only` where PPO itself has no loss on text.
+
+    Raises:
+        BadInputError: there is none; the settings to change are named.
+    """
+    if ppo.replay_tokens == 0 or ppo.kl_loss_coef == 0:
+        raise BadInputError(
+            "More supervised training has no text to train on.",
+            "`train_ppo.ppo.replay_tokens` or `kl_loss_coef` is 0.",
+            "Set `control_ppo.supervised_continuation: false`, or give both a value.",
+        )
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

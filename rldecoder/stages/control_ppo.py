@@ -46,7 +46,7 @@ from rldecoder.rl.controls import (
     uniform_predictor,
 )
 from rldecoder.rl.evaluation import Evaluator
-from rldecoder.rl.ppo_run import Kind, PpoRun
+from rldecoder.rl.ppo_run import Kind, PpoRun, require_text
 from rldecoder.rl.spread import response_spread, sequence_spread
 from rldecoder.seeds import derive_seed, seed_everything
 from rldecoder.stages.context import Output, StageContext
@@ -68,7 +68,9 @@ def run(inputs: ControlInputs, config: ControlPpoConfig, ctx: StageContext) -> O
     lm = inputs.model.load(ctx.device)
     sae = inputs.sae.load(ctx.device)
 
-    # Before hours of training: bad prompts are refused here.
+    # Before hours of training: bad prompts, and text that is not there, are refused here.
+    if config.supervised_continuation:
+        require_text(training.ppo)
     evaluator = Evaluator(
         lm,
         inputs.cache.folder,

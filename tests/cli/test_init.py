@@ -76,6 +76,18 @@ def test_one_long_file_becomes_a_config_that_can_be_planned(
         written(asked(tmp_path, tiny_lm_dir, book))
 
 
+@pytest.mark.parametrize("name", ["2024", "no", "my-notes"])
+def test_any_file_name_names_a_run(name: str) -> None:
+    """YAML reads a bare 2024 as a number and a bare `no` as false."""
+    text = OwnText(
+        name=name, command="rldecoder init", model="smollm2-135m-instruct", num_layers=30,
+        hook_layer=27, sources=({"type": "local", "paths": ["a.txt"]},),
+        ood_sources=({"type": "pysource"},), ood_said="code", text_said=("one",), tokens=TOKENS,
+    )  # fmt: skip
+    written = own_text_yaml(text, fit_budgets(TOKENS, 95_000))
+    assert RunConfig.model_validate(yaml.safe_load(written)).name == name
+
+
 def test_what_cannot_be_a_run_is_refused_before_anything_is_written(
     tmp_path: Path, tiny_lm_dir: Path
 ) -> None:

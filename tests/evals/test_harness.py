@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from lm_eval.api.instance import Instance
 
 from rldecoder import open_run
@@ -152,6 +153,31 @@ def test_the_harness_judges_as_we_do(
     ours = [score(prompt, said) for prompt, said in zip(prompts, completions, strict=True)]
     assert 0 < sum(ours) < len(ours)
     assert (found.value, found.n) == (pytest.approx(sum(ours) / len(ours)), len(ours))
+
+
+def test_a_metric_is_compared_under_its_own_filter(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A task that looks for its answer in two ways, as the harness's GSM8K does."""
+    prompts = [TaskPrompt("mine", "test", i, f"Q{i}", "7", "number", 20) for i in range(4)]
+    write_tasks({"mine": prompts}, tmp_path)
+    task = yaml.safe_load((tmp_path / "mine.yaml").read_text())
+    first = {"function": "regex", "regex_pattern": "answer is ([0-9]+)"}
+    strict = {"name": "strict", "filter": [first, {"function": "take_first"}]}
+    task["filter_list"].insert(0, strict)
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(task))
+
+    class Canned(HarnessModel):
+        def generate_until(self, requests: Sequence[Any], **kwargs: Any) -> list[str]:
+            return [" answer is 7" if r.args[0] == "Q0" else " 7" for r in requests]
+
+    monkeypatch.setattr(harness, "HarnessModel", Canned)
+    lm = run.lm()
+    systems = {"frozen": frozen_system(lm), "again": frozen_system(lm)}
+    found = evaluate_systems(lm, systems, ["mine"], [tmp_path], published=False)
+    values = {one.filter: one.value for one in found if one.system == "frozen"}
+    assert values == {"strict": 0.25, "answer": 1.0}
+    assert [(one.delta, one.delta_stderr) for one in found] == [(0, 0)] * 4
 
 
 def test_all_systems_on_the_debug_run(debug_store: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from rldecoder.artifacts.catalogue import Controls, Policy
 from rldecoder.config.rl import ControlPpoConfig
+from rldecoder.errors import BadInputError
 from rldecoder.reporting import SilentReporter
 from rldecoder.rl.controls import Comparison
 from rldecoder.rl.ppo_run import PolicyTraining, PpoRun
@@ -52,6 +53,15 @@ def published(inputs, tmp_path_factory):
         folder / "out", folder / "progress", 0, torch.device("cpu"), SilentReporter()
     )
     return run(inputs, CONFIG, ctx), folder / "out"
+
+
+def test_a_control_without_text_is_refused_before_any_training(inputs, context, monkeypatch):
+    monkeypatch.setattr(PpoRun, "train", lambda *_: pytest.fail("trained"))
+    ppo = small_config().ppo.model_copy(update={"replay_tokens": 0})
+    config = small_config(ppo=ppo).model_dump(mode="json")
+    policy = artifact(Policy, inputs.policy.folder, config=config)
+    with pytest.raises(BadInputError, match="no text to train on"):
+        run(inputs._replace(policy=policy), CONFIG, context())
 
 
 def test_inputs_and_gate():

@@ -25,9 +25,9 @@ _REASONS = {
     "linear attention all": "no block keeps positions",
     "names no number of blocks": "made of several parts, or not of blocks",
     "transformers has no causal language model for its text part": "no text model of its own",
-    "is not proven to give alone": "its text part is not proven to be the same alone",
-    "knows no such type": "no causal language model in transformers",
-    "an index chooses": "attention over positions that an index chooses",
+    "is not proven to give alone": "its text part is not proven alone",
+    "knows no such type": "no causal model in transformers",
+    "an index chooses": "an index directs attention",
     "kinds of the blocks follow from their numbers": "a block's kind hangs on its number",
     "differ": "the parts give other numbers than the whole",
     "is no [B, T, D]": "more than one residual stream",
@@ -64,7 +64,8 @@ def lines(said: Mapping[str, str]) -> list[str]:
     counts = Counter(one.split(":")[0].split(",")[0] for one in said.values())
     groups = Counter(said.values())
     order = ("exact", "refused", "cannot be built here", "wrong")
-    page = [f"{', '.join(f'{counts[one]} {one}' for one in order)}.", ""]
+    said_of = [one for one in order if counts[one] or one == "wrong"]
+    page = [f"{', '.join(f'{counts[one]} {one}' for one in said_of)}.", ""]
     for one in sorted(groups, key=lambda g: (order.index(re.split("[:,]", g)[0]), -groups[g], g)):
         names = " ".join(f"`{name}`" for name in sorted(n for n, v in said.items() if v == one))
         page += textwrap.wrap(

@@ -93,9 +93,11 @@ def test_every_architecture_is_exact_or_refused(tiny_lm_dir: Path) -> None:
     assert said == model_table.verdicts()
 
 
-def tiny(name: str, folder: Path) -> FrozenLM:
+def tiny(name: str, folder: Path, **changes: Any) -> FrozenLM:
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(tiny_config(name))
+    config = tiny_config(name)
+    config.update(changes)
+    model = AutoModelForCausalLM.from_config(config)
     return FrozenLM(model, AutoTokenizer.from_pretrained(folder), folder)
 
 
@@ -135,15 +137,19 @@ def test_a_scale_that_nobody_knows_of_is_refused(
 @pytest.mark.parametrize("name", ["deepseek_v32", "dots3_note_text", "minimax_m3_vl_text"])
 def test_a_choice_that_begins_beyond_the_proof_is_refused(name: str, tiny_lm_dir: Path) -> None:
     """As published models have it: a proof of few tokens sees full attention."""
-    config = tiny_config(name)
-    config.index_topk, config.index_block_size = 64, 64
-    lm = FrozenLM(
-        AutoModelForCausalLM.from_config(config),
-        AutoTokenizer.from_pretrained(tiny_lm_dir),
-        tiny_lm_dir,
-    )
+    lm = tiny(name, tiny_lm_dir, index_topk=64, index_block_size=64)
     with pytest.raises(BadInputError, match=r"positions that an index chooses \(`layers\.\d.*`\)"):
         prove(lm, brief=True)
+
+
+def test_a_model_is_exact_as_far_as_its_context_goes(tiny_lm_dir: Path) -> None:
+    rope = {
+        "rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 8,
+        "short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "partial_rotary_factor": 1.0,
+    }  # fmt: skip
+    lm = tiny("phi3", tiny_lm_dir, rope_parameters=rope, original_max_position_embeddings=8)
+    assert lm.context_length == 8
+    prove(lm)  # a batch of 9 tokens would be read in another way than its shorter row alone
 
 
 def test_loading_proves(tiny_lm_dir: Path, tmp_path: Path) -> None:

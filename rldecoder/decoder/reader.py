@@ -20,6 +20,7 @@ from rldecoder.decoder.blocks import BlockDecoder
 from rldecoder.decoder.distill import matmul_precision
 from rldecoder.errors import BadInputError
 from rldecoder.lm.masks import allowed_by, seen_masks
+from rldecoder.lm.specs import stated_context_length
 from rldecoder.seeds import torch_generator
 
 _LEAST = 64
@@ -100,9 +101,9 @@ def proven_masks(blocks: BlockDecoder, length: int) -> tuple[Bool[Tensor, "seen 
     kept = blocks.proven_masks
     if kept and len(kept[0]) >= length and kept[0].device == blocks.sinks.device:
         return kept
-    most = getattr(blocks.body.config, "max_position_embeddings", None)
+    most = stated_context_length(blocks.body.config)
     wanted = max(_LEAST, 1 << (length - 1).bit_length())
-    size = wanted if most is None else max(length, min(wanted, int(most)))
+    size = wanted if most is None else max(length, min(wanted, most))
     training = blocks.training
     blocks.eval()
     try:

@@ -36,20 +36,30 @@ def with_block_list(base: PreTrainedModel) -> PreTrainedModel:
     return base
 
 
+def number_of_blocks(config: PreTrainedConfig) -> int:
+    """How many blocks a configuration says that its model has.
+
+    Raises:
+        BadInputError: it names no number.
+    """
+    depth: int | None = getattr(config, "num_hidden_layers", None)
+    if depth is None:
+        raise BadInputError(
+            f"Models of type {config.model_type!r} are not supported.",
+            "Their config names no number of blocks: they are made of several parts, or not of "
+            "blocks.",
+            "docs/models.md lists the types that work: use a model of one of these.",
+        )
+    return depth
+
+
 def find_parts(base: PreTrainedModel) -> tuple[str, str]:
     """Names of the block list and of the final norm inside a base model.
 
     Raises:
         BadInputError: there is not exactly one of each.
     """
-    depth = getattr(base.config, "num_hidden_layers", None)
-    if depth is None or not isinstance(base, PreTrainedModel):
-        raise BadInputError(
-            f"Models of type {base.config.model_type!r} are not supported.",
-            "Their config names no number of blocks: they are made of several parts, or not of "
-            "blocks.",
-            "docs/models.md lists the types that work: use a model of one of these.",
-        )
+    depth = number_of_blocks(base.config)
     blocks = [
         name
         for name, module in base.named_children()

@@ -53,9 +53,11 @@ def prove(lm: FrozenLM, *, brief: bool = False, hook_layer: int | None = None) -
         hook_layer: prove in full at this layer, and at no other.
 
     Raises:
-        BadInputError: something differs by more than rounding, or the model cannot be run so.
+        BadInputError: something differs by more than rounding, the model cannot be run so, or it
+            does what short sequences do not show.
         NumericalError: the model's own numbers are not finite.
     """
+    _require_plain_attention(lm)
     tolerance = _TOLERANCE.get(lm.dtype, _COARSE)
     try:
         with torch.no_grad():
@@ -75,6 +77,22 @@ def prove(lm: FrozenLM, *, brief: bool = False, hook_layer: int | None = None) -
         raise _refusal(
             lm, f"Its blocks cannot be run by themselves: {type(error).__name__}: {reason}"
         ) from error
+
+
+def _require_plain_attention(lm: FrozenLM) -> None:
+    """Raise if attention looks at positions that an index of its own has chosen.
+
+    The choice begins beyond thousands of positions, so that the sequences of this proof would show
+    nothing. There it hangs on more than the text: ties are broken, and blocks are counted, by the
+    place in the batch, so that padding and caches change it.
+    """
+    for name, module in lm.base.named_modules():
+        if "Indexer" in type(module).__name__:
+            raise _refusal(
+                lm,
+                f"Its attention looks at positions that an index chooses (`{name}`): in long texts "
+                "others with padding or a cache than without.",
+            )
 
 
 def _refusal(lm: FrozenLM, why: str) -> BadInputError:

@@ -42,6 +42,8 @@ _CONTEXT_NAMES = (
     "max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length",
     "seq_length",
 )  # fmt: skip
+_TWO_WAYS = ("longrope", "su")
+_FIRST_WAY = "original_max_position_embeddings"
 
 
 class LocalSource(Config):
@@ -225,12 +227,28 @@ def _check_spec(spec: ModelSpec, path: Path) -> None:
 
 
 def stated_context_length(config: PretrainedConfig | SimpleNamespace) -> int | None:
-    """The longest sequence that a model's config names, in tokens; None where it names none."""
-    for name in _CONTEXT_NAMES:
-        value = _get(config, name)
-        if isinstance(value, int) and value > 0:
-            return value
-    return None
+    """The longest sequence that a model's config names, in tokens; None where it names none.
+
+    No longer than positions are told apart in one way: `longrope` (Phi-3, Phi-4-mini) has a second
+    way beyond, in which the whole batch is then read, so that a text's numbers would hang on the
+    texts beside it and cached keys would not fit.
+    """
+    stated = [_get(config, name) for name in _CONTEXT_NAMES]
+    stated = [value for value in stated if isinstance(value, int) and value > 0]
+    bounds = [
+        bound
+        for one in _rotations(config)
+        if one.get("rope_type", one.get("type")) in _TWO_WAYS
+        for bound in (one.get(_FIRST_WAY), _get(config, _FIRST_WAY))
+    ]
+    return min([*stated[:1], *(bound for bound in bounds if isinstance(bound, int))], default=None)
+
+
+def _rotations(config: PretrainedConfig | SimpleNamespace) -> list[dict[str, Any]]:
+    """What a config says of its rotary positions: once, or once for each kind of block."""
+    said = [_get(config, name) for name in ("rope_parameters", "rope_scaling")]
+    whole = [value for value in said if isinstance(value, dict)]
+    return whole + [part for one in whole for part in one.values() if isinstance(part, dict)]
 
 
 def read_constants(

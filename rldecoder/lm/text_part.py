@@ -17,18 +17,20 @@ from transformers import PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from rldecoder.errors import BadInputError
+from rldecoder.lm.cut import number_of_blocks
 
 # Types whose text model, loaded alone, gives what the whole gives on text: each is compared by
 # `python -m tests.lm.model_table`. Not every one does: some look ahead (PaliGemma), some leave out
 # a factor of the text model's (Granite Speech).
 PROVEN = frozenset(
     {
-        "aria", "aya_vision", "cohere2_vision", "deepseek_vl", "deepseek_vl_hybrid", "fuyu",
-        "gemma3", "gemma4", "gemma4_unified", "glmasr", "got_ocr2", "hyperclovax_vision_v2",
-        "idefics2", "idefics3", "internvl", "lfm2_vl", "lfm3_vl", "lighton_ocr", "llama4",
-        "llava", "llava_next", "llava_next_video", "llava_onevision", "minicpm_ocr",
-        "minicpmv4_6", "minicpmv4_7", "mistral3", "moss_transcribe_diarize", "ovis2",
-        "pp_chart2table", "qwen2_audio", "qwen3_5", "qwen3_5_moe", "qwen3_asr", "smolvlm",
+        "aria", "aya_vision", "cohere2_vision", "cohere_compass", "deepseek_vl",
+        "deepseek_vl_hybrid", "exaone4_5", "fun_asr_nano", "fuyu", "gemma3", "gemma4",
+        "gemma4_unified", "glmasr", "got_ocr2", "hyperclovax_vision_v2", "idefics2", "idefics3",
+        "internvl", "janus", "lfm2_vl", "lfm3_vl", "lighton_ocr", "llama4", "llava", "llava_next",
+        "llava_next_video", "llava_onevision", "minicpm_ocr", "minicpmv4_6", "minicpmv4_7",
+        "mistral3", "moss_transcribe_diarize", "nemotron_h_omni", "ovis2", "pp_chart2table",
+        "qwen2_audio", "qwen3_5", "qwen3_5_moe", "qwen3_asr", "smolvlm", "vibevoice_asr",
         "video_llama_3", "video_llava", "vipllava", "voxtral",
     }
 )  # fmt: skip
@@ -62,13 +64,17 @@ def text_part(config: PreTrainedConfig) -> TextPart:
     """The configuration of the text model that a configuration is of, or holds.
 
     Raises:
-        BadInputError: it is one of several, and not known to be the same alone.
+        BadInputError: there is no such model, or it is one of several parts and not known to be
+            the same alone.
     """
+    kind = config.model_type
     inner = getattr(config, "text_config", None)
     if not isinstance(inner, PreTrainedConfig):
+        if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+            raise _refusal(kind, "`AutoModelForCausalLM` of transformers knows no such type.")
+        number_of_blocks(config)
         return TextPart(config, None)
 
-    kind = config.model_type
     if type(inner) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise _refusal(
             kind,
@@ -116,7 +122,7 @@ def _beginnings(name: str) -> set[str]:
 
 def _refusal(kind: str, why: str) -> BadInputError:
     return BadInputError(
-        f"Models of type {kind!r} are not supported: they are made of several parts.",
+        f"Models of type {kind!r} are not supported.",
         why,
         "docs/models.md lists the types that work; take a text-only model of that family.",
     )

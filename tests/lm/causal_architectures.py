@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassClassValidationError
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -31,6 +32,7 @@ from rldecoder.lm.frozen import FrozenLM
 from rldecoder.lm.loading import read_model
 from rldecoder.lm.proof import prove
 from rldecoder.lm.quiet import quiet_transformers
+from rldecoder.lm.text_part import text_part
 
 
 def _classes() -> dict[str, str]:
@@ -96,26 +98,85 @@ _SMALL: dict[str, Any] = {
 }  # fmt: skip
 _MOST_PARAMETERS = 20_000_000
 _MIXED = ["sliding_attention", "full_attention"] * 2
+_TWO_ROPES = {kind: {"rope_type": "default", "rope_theta": 1e4} for kind in set(_MIXED)}
 _OWN: dict[str, dict[str, Any]] = {
-    "cohere_compass_text": {"layer_types": _MIXED},
     "aya_vision": {"text_config": {"logit_scale": 1.0}},
+    "bailing_hybrid": {"layer_types": ["linear_attention", "full_attention"] * 2},
     "cohere2_vision": {"text_config": {"logit_scale": 1.0}},
-    "gemma3": {"text_config": {"final_logit_softcapping": None, "layer_types": _MIXED}},
-    "gemma4": {"text_config": {"layer_types": _MIXED, "hidden_size_per_layer_input": 0}},
-    "gemma4_unified": {"text_config": {"layer_types": _MIXED}},
+    "cohere_compass": {"text_config": {"layer_types": _MIXED, "rope_parameters": _TWO_ROPES}},
+    "cohere_compass_text": {"layer_types": _MIXED, "rope_parameters": _TWO_ROPES},
     "dbrx": {
-        "attn_config": {"rope_theta": 1e4, "kv_n_heads": 2},
+        "attn_config": {"rope_theta": 1e4, "kv_n_heads": 2, "clip_qkv": 1.0},
         "ffn_config": {"ffn_hidden_size": 16, "moe_num_experts": 4, "moe_top_k": 2},
     },
+    "dots3_note_text": {
+        "layer_types": ["sliding_attention", "indexed_attention"] * 2, "head_dim": 16,
+        "shared_experts_intermediate_size": 16, "per_layer_config": None,
+        "swa_num_attention_heads": 4, "swa_num_key_value_heads": 4, "swa_q_lora_rank": 16,
+        "swa_kv_lora_rank": 16, "swa_head_dim": 16, "swa_qk_nope_head_dim": 8, "swa_v_head_dim": 8,
+    },
+    "exaone4_5": {
+        "text_config": {"model_type": "exaone4"},
+        "vision_config": {
+            "depth": 2, "hidden_size": 32, "num_heads": 4, "num_key_value_heads": 2,
+            "intermediate_size": 48, "out_hidden_size": 32,
+        },
+    },
+    "fun_asr_nano": {"adaptor_config": {"intermediate_size": 8}},
+    "gemma3": {"text_config": {"final_logit_softcapping": None, "layer_types": _MIXED}},
+    "gemma4": {"text_config": {"layer_types": _MIXED, "hidden_size_per_layer_input": 0}},
+    "gemma4_assistant": {
+        "text_config": {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0},
+    },
     "gemma4_text": {"layer_types": _MIXED},
+    "gemma4_unified": {"text_config": {"layer_types": _MIXED}},
     "gemma4_unified_text": {"layer_types": _MIXED},
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
+    "granitemoehybrid": {"layer_types": ["mamba", "attention"] * 2},
+    "janus": {
+        "vision_config": {"projection_dim": 32},
+        "vq_config": {
+            "num_embeddings": 64, "base_channels": 32, "projection_dim": 32,
+            "image_token_embed_dim": 32,
+        },
+    },
+    "kimi_linear": {
+        "layer_types": ["linear_attention", "full_attention"] * 2, "linear_head_dim": 8,
+        "linear_num_heads": 4,
+    },
+    "kolibri1": {"layer_types": _MIXED},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
+    "lfm3": {"layer_types": ["sliding_attention", "conv", "full_attention", "conv"]},
     "mamba2": {"num_heads": 8, "head_dim": 8},
-    "reformer": {"is_decoder": True},
+    "minimax_m3_vl_text": {
+        "layer_types": ["full_attention", "minimax_m3_sparse"] * 2, "index_block_size": 4,
+        "index_topk_blocks": 2,
+    },
+    "nemo_speechlm": {
+        "audio_config": {"diarization_config": {"head_config": {"audio_hidden_size": 32}}},
+        "word_timestamp_config": {"blank_token_id": 511},
+    },
+    "nemotron_h_omni": {
+        "vision_config": {"video_temporal_patch_size": 2, "max_img_size": 64},
+        "projector_hidden_size": 32, "vision_hidden_size": 32,
+    },
+    "qwen4_exp_text": {
+        "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 4,
+        "indexer_compress_ratio": 2, "hc_lowrank": 8,
+    },
+    "reformer": {
+        "is_decoder": True, "axial_pos_shape": (8, 16), "axial_pos_embds_dim": (16, 16),
+        "attention_head_size": 8, "feed_forward_size": 48, "attn_layers": ["local", "lsh"] * 2,
+        "local_attn_chunk_length": 4, "lsh_attn_chunk_length": 4, "num_buckets": 2, "hash_seed": 0,
+    },
+    "vibevoice_asr": {
+        part: {"num_filters": 4, "depths": (1,) * 7}
+        for part in ("acoustic_tokenizer_encoder_config", "semantic_tokenizer_encoder_config")
+    },
+    "zamba": {"layers_block_type": ["linear_attention", "hybrid"] * 2},
     "zamba2": {"layers_block_type": ["mamba", "hybrid"] * 2},
     "zaya": {"num_experts_per_tok": 1},
-}
+}  # fmt: skip
 """What single architectures need besides."""
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "falcon, alibi": ("falcon", {"alibi": True}),
@@ -163,11 +224,34 @@ class Outcome:
 def tiny_config(name: str) -> Any:
     """The configuration of an architecture or variant, with small sizes, those of its parts too."""
     model_type, own = VARIANTS.get(name, (name, _OWN.get(name, {})))
-    values = _small_values(AutoConfig.for_model(model_type))
+    try:
+        known = AutoConfig.for_model(model_type)
+    except StrictDataclassClassValidationError:  # its own defaults do not fit together
+        known = AutoConfig.for_model(model_type, **own)
+    values = _small_values(known)
+    return AutoConfig.for_model(model_type, **_merged(values, own))
+
+
+def _some_config(name: str) -> Any:
+    """The tiny configuration, or where its settings do not fit together the one of full size.
+
+    It is enough for those that are refused by their type, or by their structure.
+    """
+    try:
+        return tiny_config(name)
+    except Exception:
+        model_type, _ = VARIANTS.get(name, (name, {}))
+        return AutoConfig.for_model(model_type)
+
+
+def _merged(values: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """The values with others, also inside the configurations of parts."""
+    merged = dict(values)
     for key, value in own.items():
         inner = values.get(key)
-        values[key] = {**inner, **value} if isinstance(inner, dict) else value
-    return AutoConfig.for_model(model_type, **values)
+        both = isinstance(inner, dict) and isinstance(value, dict)
+        merged[key] = _merged(inner, value) if both else value
+    return merged
 
 
 def _small_values(known: Any) -> dict[str, Any]:
@@ -200,7 +284,8 @@ def outcome(name: str, tokenizer_folder: Path) -> Outcome:
     ids = torch.randint(5, 400, (2, LENGTH), generator=torch.Generator().manual_seed(2))
     try:
         with quiet_transformers():
-            config = tiny_config(name)
+            config = _some_config(name)
+            text_part(config)  # what loading refuses before a weight is read
             make = getattr(transformers, CLASSES[model_type])
             with torch.device("meta"):  # what its structure alone rules out needs no weights
                 shape = make(config)

@@ -25,7 +25,9 @@ _REASONS = {
     "linear attention all": "no block keeps positions",
     "names no number of blocks": "made of several parts, or not of blocks",
     "transformers has no causal language model for its text part": "no text model of its own",
-    "is not proven to give alone": "its text part gives something else alone",
+    "is not proven to give alone": "its text part is not proven alone",
+    "knows no such type": "no causal model in transformers",
+    "an index chooses": "an index directs attention",
     "kinds of the blocks follow from their numbers": "a block's kind hangs on its number",
     "differ": "the parts give other numbers than the whole",
     "is no [B, T, D]": "more than one residual stream",
@@ -35,11 +37,11 @@ _REASONS = {
 
 
 def verdict(found: Outcome) -> str:
-    """What the page says of a type: `exact`, `not tried`, or `refused: ` and the kind of reason."""
+    """What the page says of a type: `exact`, `refused: ` and the kind of reason, or its error."""
     if found.status == "exact":
         return "exact, its text part" if has_text_part(found.name) else "exact"
     if found.status == "not made":
-        return "not tried"
+        return f"cannot be built here: {found.why}"
     kinds = [kind for words, kind in _REASONS.items() if words in found.why]
     return f"{found.status}: {kinds[0] if kinds else 'for a reason of its own'}"
 
@@ -61,9 +63,9 @@ def lines(said: Mapping[str, str]) -> list[str]:
     """The lists: verdicts by their first word, the largest group first."""
     counts = Counter(one.split(":")[0].split(",")[0] for one in said.values())
     groups = Counter(said.values())
-    total = ", ".join(f"{counts[one]} {one}" for one in ("exact", "refused", "not tried", "wrong"))
-    page = [f"{total}.", ""]
-    order = ("exact", "refused", "not tried", "wrong")
+    order = ("exact", "refused", "cannot be built here", "wrong")
+    said_of = [one for one in order if counts[one] or one == "wrong"]
+    page = [f"{', '.join(f'{counts[one]} {one}' for one in said_of)}.", ""]
     for one in sorted(groups, key=lambda g: (order.index(re.split("[:,]", g)[0]), -groups[g], g)):
         names = " ".join(f"`{name}`" for name in sorted(n for n, v in said.items() if v == one))
         page += textwrap.wrap(

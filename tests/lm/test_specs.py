@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, Phi3Config
 
 from rldecoder.errors import BadInputError
 from rldecoder.lm.specs import (
@@ -17,6 +18,7 @@ from rldecoder.lm.specs import (
     list_model_specs,
     load_model_spec,
     read_constants,
+    stated_context_length,
 )
 
 NAMES = [
@@ -78,6 +80,27 @@ def test_mismatches_are_all_named() -> None:
     small = GPT2Config(n_layer=6, n_embd=768, n_head=12, vocab_size=50000)
     with pytest.raises(BadInputError, match=r"num_layers is 6, not 12; vocab_size is 50000"):
         check_constants(spec, read_constants(small, spec.architecture.parameters), "here")
+
+
+def test_a_context_ends_where_positions_are_told_apart_in_a_second_way() -> None:
+    factors = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    rope = {"type": "longrope", **factors}
+    config = Phi3Config(
+        num_attention_heads=4, hidden_size=32, max_position_embeddings=128, rope_parameters=rope,
+        original_max_position_embeddings=16,
+    )  # fmt: skip
+    assert stated_context_length(config) == 16
+    # As in a config.json, of old and new form, and by kind of block.
+    for said in (
+        {"rope_scaling": rope, "original_max_position_embeddings": 16},
+        {"rope_parameters": {"rope_type": "longrope", "original_max_position_embeddings": 16}},
+        {"rope_parameters": {"full_attention": rope | {"original_max_position_embeddings": 16}}},
+    ):
+        assert stated_context_length(SimpleNamespace(max_position_embeddings=128, **said)) == 16
+    one_way = {"rope_type": "yarn", "original_max_position_embeddings": 16}
+    plain = SimpleNamespace(max_position_embeddings=128, rope_parameters=one_way)
+    assert stated_context_length(plain) == 128
+    assert stated_context_length(SimpleNamespace()) is None
 
 
 def test_a_spec_of_ones_own_is_read_by_path(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from rldecoder.errors import BadInputError
 from rldecoder.lm.frozen import FrozenLM
@@ -75,6 +75,12 @@ def test_what_is_not_proven_is_refused(whole_dir: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("rldecoder.lm.text_part.PROVEN", frozenset())
     with pytest.raises(BadInputError, match=r"'gemma3' are not supported.*not proven"):
         text_part(read_config(whole_dir))
+
+
+def test_what_no_causal_model_reads_is_refused_before_a_weight_is() -> None:
+    for kind, said in (("evolla", "knows no such type"), ("blt", "names no number of blocks")):
+        with pytest.raises(BadInputError, match=rf"'{kind}' are not supported.*{said}"):
+            text_part(AutoConfig.for_model(kind))
 
 
 def test_each_proven_type_is_one_that_transformers_has() -> None:

@@ -2,6 +2,11 @@
 
 Every adapter runs the library's own training step on batches that it is given; nothing of theirs
 is rewritten. A library that is not installed is left out, and said to be.
+
+Peers whose requirements clash with the pinned ones go into a folder of their own, with
+`PYTHONPATH=peers`: `pip install --no-deps --target peers eai-sparsify==1.3.3 schedulefree
+dictionary-learning==0.1.0 simple-parsing docstring-parser einops natsort`, and an `nnsight.py` with
+empty classes `LanguageModel` and `Envoy`.
 """
 
 from __future__ import annotations

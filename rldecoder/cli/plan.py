@@ -92,12 +92,13 @@ def _print(plan: RunPlan, console: Console) -> None:
     )  # fmt: skip
     console.print(table)
 
-    rate = plan.rate or "nothing: `rldecoder smoke MODEL` measures this machine's speed"
-    console.print(
-        f"Hours are FLOPs over {escape(rate)}. They leave out data, overheads and small products: "
-        "a lower bound.",
-        highlight=False,
+    hours = (
+        f"Hours are FLOPs over {escape(plan.rate)}. They leave out data, overheads and small "
+        "products: a lower bound."
+        if plan.rate
+        else "Hours are not known: `rldecoder smoke MODEL` measures this machine's speed."
     )
+    console.print(hours, highlight=False)
     console.print(
         f"Disk: {_bytes(plan.free_bytes)} free in {escape(plan.store)}; with the largest stage's "
         "checkpoints. Memory: of the largest stage.",

@@ -15,10 +15,10 @@ _INDENT = "    "
 
 
 def show_settings(which: str | None, console: Console) -> None:
-    """All stages with what they are for; or the settings of one, or one setting.
+    """All sections with what they are for; or the settings of one, or one setting.
 
     Args:
-        which: a stage (`train_sae`), `run` for those outside all stages, or a setting's name.
+        which: a section (`train_sae`, `tracking`), `run` for those of none, or a setting's name.
 
     Raises:
         BadInputError: there is no such stage or setting; what it is like is named.
@@ -27,9 +27,11 @@ def show_settings(which: str | None, console: Console) -> None:
     if which is None:
         lines = [f"{name:<18} {text}" for name, text in stages().items()]
         lines.insert(0, f"{'run':<18} Name, seed, store, device and the like: outside all stages.")
+        # wandb, Ray and buckets have sections too, and nothing else would tell their names.
+        lines += [f"{one.name:<18} {one.meaning}" for one in sections() if _beside_stages(one)]
         for line in lines:
             _print(console, textwrap.fill(line, width, subsequent_indent=" " * 19))
-        _print(console, "\nrldecoder settings STAGE lists a stage's settings with their meaning.")
+        _print(console, "\nrldecoder settings NAME lists the settings of one, with their meaning.")
         return
     chosen = _chosen(which)
     if not chosen:
@@ -74,6 +76,11 @@ def _chosen(which: str) -> list[Section]:
         if alone:
             return [section._replace(settings=alone)]
     return []
+
+
+def _beside_stages(section: Section) -> bool:
+    """Whether it is a section of the run that belongs to no stage, such as `tracking`."""
+    return section.name.isidentifier() and section.name not in stages()
 
 
 def _print(console: Console, text: str) -> None:

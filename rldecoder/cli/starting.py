@@ -56,7 +56,9 @@ def settings(
     stage: Annotated[
         str | None,
         typer.Argument(
-            metavar="[STAGE]", help="A stage, `run`, or one setting.", show_default=False
+            metavar="[STAGE]",
+            help="A section (`train_sae`, `run`), or one setting.",
+            show_default=False,
         ),
     ] = None,
 ) -> None:

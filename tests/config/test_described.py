@@ -76,7 +76,8 @@ def test_one_setting_and_those_of_the_run() -> None:
     assert "train_sae.k:" in alone
     assert "train_sae.lr:" not in alone
     assert re.search(r"^seed: 0 ", settings("run"), re.MULTILINE)
-    assert all(stage.name in settings(None) for stage in STAGES)
+    listed = {line.split(" ")[0] for line in settings(None).splitlines()}
+    assert {"run", "s3", "tracking", "executor", *(stage.name for stage in STAGES)} <= listed
     with pytest.raises(BadInputError, match=r"train_sae\.kk") as error:
         settings("train_sae.kk")
     assert "train_sae.k" in error.value.why

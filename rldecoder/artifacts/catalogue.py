@@ -94,6 +94,7 @@ class Baselines(Artifact):
 
     stage, kind = "baselines", "baselines"
     affine_lens = Plain("affine_lens.safetensors")
+    jacobian_lens = Maybe(Plain("jacobian_lens.safetensors"))
     lens = Table("lens.parquet", "rldecoder.lm.lens:LENS")
     lens_figure = Plain("lens.svg")
     record: Record[BaselineRecord] = Record(

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from rldecoder.errors import BadInputError, NumericalError
-from rldecoder.lm.cut import replaced_input
+from rldecoder.lm.cut import keeps_states, replaced_input
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.lm.placement import is_offloaded
 from rldecoder.reporting import Bar
@@ -59,6 +59,8 @@ def obstacle(lm: FrozenLM, layer: int) -> str | None:
     """Why no Jacobian from `layer` can be taken of this model; None where it can."""
     if is_offloaded(lm.model):
         return "blocks are offloaded, and no gradient goes through them"
+    if keeps_states(lm.base.config):
+        return "some blocks keep states that they overwrite, so that no gradient goes back"
     try:
         lm.tail_cache(layer)
     except BadInputError as error:

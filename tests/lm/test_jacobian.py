@@ -117,6 +117,9 @@ def test_what_stands_in_the_way_is_named(
     with monkeypatch.context() as patch:
         patch.setattr(cut, "_KEPT", {})  # a kind of block that nothing is known of
         assert "above layer 1 blocks keep no cache" in str(obstacle(lm, 1))
+    with monkeypatch.context() as patch:
+        patch.setattr(jacobian, "keeps_states", lambda config: config is lm.base.config)
+        assert "overwrite" in str(obstacle(lm, 1))
     monkeypatch.setattr(jacobian, "is_offloaded", lambda model: True)
     assert "offloaded" in str(obstacle(lm, 0))
 

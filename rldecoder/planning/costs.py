@@ -332,7 +332,12 @@ def _train_explainer(s: Sizing) -> Cost:
 def _evaluate(s: Sizing) -> Cost:
     config = s.run.evaluate
     tasks = len(config.tasks) + len(config.file_tasks)
-    tokens = 2 * config.num_tokens + 3 * config.num_prompts * tasks * ROLLOUT_TOKENS
+    # How many documents the harness has is known to it alone: taken as many as our own, of which
+    # the spliced model reads each from its beginning for every token.
+    asked = 3 * tasks
+    if config.harness is not None:
+        asked += len(config.harness.tasks) * (3 + config.harness.spliced * ROLLOUT_TOKENS // 2)
+    tokens = 2 * config.num_tokens + config.num_prompts * asked * ROLLOUT_TOKENS
     deleted = config.deletion_positions * s.run.train_sae.k
     flops = tokens * (s.forward + 2 * s.decode) + deleted * s.decode
     return Cost(tokens + deleted, flops, PAGE_BYTES, 0, _with_decoder(s))

@@ -10,6 +10,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from rldecoder.artifacts.catalogue import Evaluation
 from rldecoder.cli.options import ConfigPath, SetOption, StoreOption, open_named
 from rldecoder.config.explain import require_harness
 from rldecoder.errors import BadInputError
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from rldecoder.run import Run
 
 FROZEN, SPLICED, SUPERVISED, RL = SYSTEMS = ("frozen", "spliced", "supervised", "rl")
-RESULTS = "lm_eval.json"
+RESULTS = Evaluation.harness.name
 
 
 def lm_eval(
@@ -149,7 +150,6 @@ def _own_tasks(run: Run, lm: FrozenLM, tasks: Sequence[str]) -> Mapping[str, lis
 
 def _beside_ours(run: Run, scores: Sequence[Score], limit: int | None) -> list[Score]:
     """The scores with those that the stage `evaluate` published, where it asked the same."""
-    from rldecoder.artifacts.catalogue import Evaluation
     from rldecoder.evals.harness_scores import beside_ours
 
     if limit is not None or run.missing([Evaluation]):

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from rldecoder.decoder.loading import AffineLens, DecoderOrigin
     from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
     from rldecoder.evals.comparison import FaithfulnessTable
+    from rldecoder.evals.harness_scores import HarnessScores
     from rldecoder.evals.targets import Targets
     from rldecoder.explain.claim_scores import ClaimEvaluation
     from rldecoder.explain.explainer import Explainer
@@ -94,6 +95,7 @@ class Baselines(Artifact):
 
     stage, kind = "baselines", "baselines"
     affine_lens = Plain("affine_lens.safetensors")
+    jacobian_lens = Maybe(Plain("jacobian_lens.safetensors"))
     lens = Table("lens.parquet", "rldecoder.lm.lens:LENS")
     lens_figure = Plain("lens.svg")
     record: Record[BaselineRecord] = Record(
@@ -345,6 +347,9 @@ class Evaluation(Artifact):
     stage, kind = "evaluate", "evaluation"
     tasks = Table("tasks.parquet", "rldecoder.evals.comparison:TASK_SCORES")
     answers = Table("answers.parquet", "rldecoder.evals.comparison:ANSWERS")
+    harness: Maybe[HarnessScores] = Maybe(
+        Record("lm_eval.json", "rldecoder.evals.harness_scores:HarnessScores")
+    )
     faithfulness: Record[FaithfulnessTable] = Record(
         "faithfulness.json", "rldecoder.evals.comparison:FaithfulnessTable"
     )

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,19 +10,21 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from rldecoder.artifacts.catalogue import Evaluation
 from rldecoder.cli.options import ConfigPath, SetOption, StoreOption, open_named
+from rldecoder.config.explain import require_harness
 from rldecoder.errors import BadInputError
 from rldecoder.terminal import Terminal
 
 if TYPE_CHECKING:
-    from rldecoder.evals.harness import Score
+    from rldecoder.evals.harness_scores import Score
     from rldecoder.evals.harness_systems import System
     from rldecoder.evals.prompts import TaskPrompt
     from rldecoder.lm.frozen import FrozenLM
     from rldecoder.run import Run
 
 FROZEN, SPLICED, SUPERVISED, RL = SYSTEMS = ("frozen", "spliced", "supervised", "rl")
-RESULTS = "lm_eval.json"
+RESULTS = Evaluation.harness.name
 
 
 def lm_eval(
@@ -47,12 +47,7 @@ def lm_eval(
 
     Example: rldecoder lm-eval quickstart --tasks addition,cloze.
     """
-    if find_spec("lm_eval") is None:
-        raise BadInputError(
-            "The package lm_eval is not installed.",
-            "It is an extra.",
-            "pip install -c constraints.txt -e '.[eval]'",
-        )
+    require_harness()
     run = open_named(config, store, overrides)
     wanted = _names(systems, "--systems")
     if wanted[:1] != [FROZEN] or not set(wanted) <= set(SYSTEMS):
@@ -97,26 +92,17 @@ def evaluate(
     Raises:
         BadInputError: the run has not come so far, or there is no such task.
     """
-    from rldecoder.evals.harness import HarnessScores, evaluate_systems
-    from rldecoder.evals.harness_tasks import write_tasks
+    from rldecoder.evals.harness import ask_harness
 
-    chosen = _systems(run, wanted)
-    lm = run.lm()
-    own = _own_tasks(run, lm, tasks)
-    written = write_tasks(own, out / "tasks") if own else []
-    folders = [*([out / "tasks"] if own else []), *include]
-
-    # The harness's own list is thousands of YAMLs, and its data lie on the hub.
-    here = {*written, *(path.stem for folder in include for path in folder.glob("**/*.yaml"))}
-    scores = evaluate_systems(
-        lm, chosen, tasks, folders,
-        published=not set(tasks) <= here, limit=limit, batch_size=batch_size,
+    lm, chosen = run.lm(), _systems(run, wanted)
+    found = ask_harness(
+        lm, chosen, tasks, _own_tasks(run, lm, tasks), out / "tasks", include,
+        limit=limit, batch_size=batch_size,
         say=lambda text: Terminal(stderr=True).print(escape(text)),
     )  # fmt: skip
-    scores = _beside_ours(run, scores, limit)
+    scores = _beside_ours(run, found.scores, limit)
     out.mkdir(parents=True, exist_ok=True)
-    record = HarnessScores(harness=version("lm_eval"), scores=tuple(scores))
-    record.save(out / RESULTS)
+    found.model_copy(update={"scores": tuple(scores)}).save(out / RESULTS)
     return scores
 
 
@@ -164,13 +150,13 @@ def _own_tasks(run: Run, lm: FrozenLM, tasks: Sequence[str]) -> Mapping[str, lis
 
 def _beside_ours(run: Run, scores: Sequence[Score], limit: int | None) -> list[Score]:
     """The scores with those that the stage `evaluate` published, where it asked the same."""
-    from rldecoder.artifacts.catalogue import Evaluation
+    from rldecoder.evals.harness_scores import beside_ours
 
     if limit is not None or run.missing([Evaluation]):
         return [*scores]
     rows = run.artifact(Evaluation).tasks.to_pylist()
     ours = {(row["task"], row["model"]): row["score"] for row in rows}
-    return [one.model_copy(update={"ours": ours.get((one.task, one.system))}) for one in scores]
+    return beside_ours(scores, ours)
 
 
 def _show(scores: Sequence[Score], path: Path) -> None:
@@ -181,17 +167,13 @@ def _show(scores: Sequence[Score], path: Path) -> None:
         )
     for one in scores:
         table.add_row(
-            escape(one.task), escape(_metric(one)), one.system, str(one.n), f"{one.value:.3f}",
+            escape(one.task), escape(one.counted), one.system, str(one.n), f"{one.value:.3f}",
             _number(one.stderr), _number(one.delta, "+"), _number(one.delta_stderr),
             _number(one.ours),
         )  # fmt: skip
     terminal = Terminal()
     terminal.print(table)
     terminal.print(f"results: {escape(str(path))}")
-
-
-def _metric(score: Score) -> str:
-    return score.metric if score.filter == "none" else f"{score.metric}, {score.filter}"
 
 
 def _number(value: float | None, sign: str = "") -> str:

@@ -53,12 +53,17 @@ def free(default: Any, **kwargs: Any) -> Any:
     return Field(default, json_schema_extra={"digest": False}, **kwargs)
 
 
-def late(default: Any, **kwargs: Any) -> Any:
-    """A field that came later: in the digest only where it is not its default.
+_DEFAULT: Any = object()
 
-    So what was built before it keeps its address.
+
+def late(default: Any, *, before: Any = _DEFAULT, **kwargs: Any) -> Any:
+    """A field that came later: in the digest only where it changes what was there before.
+
+    So what was built before it keeps its address. `before` is the value that says what was done
+    then; that is the default where none is given.
     """
-    return Field(default, json_schema_extra={"digest": "changed"}, **kwargs)
+    was = default if before is _DEFAULT else before
+    return Field(default, json_schema_extra={"digest": "changed", "before": was}, **kwargs)
 
 
 def _close_scalars(schema: Any) -> None:
@@ -158,10 +163,10 @@ class Config(BaseModel):
         """The fields that can change a result, as plain JSON values, nested configs included."""
         out: dict[str, Any] = {}
         for name, info in type(self).model_fields.items():
-            extra = info.json_schema_extra
-            rule = extra.get("digest") if isinstance(extra, dict) else None
+            extra = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
+            rule = extra.get("digest")
             value = getattr(self, name)
-            if rule is False or (rule == "changed" and value == info.default):
+            if rule is False or (rule == "changed" and value == extra["before"]):
                 continue
             out[name] = _plain(value)
         return out

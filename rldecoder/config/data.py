@@ -216,7 +216,7 @@ class BaselinesConfig(StageConfig):
     """The frozen model on held-out text, and lenses that read its layers."""
 
     lens_layers: tuple[NonNegativeInt, ...] | Literal["all"] = (8, 15, 24, 27)
-    """Layers of the logit lens and the affine lens. The decoder starts from the affine lens of
+    """Layers of the lenses: logit, affine, Jacobian. The decoder starts from the affine lens of
     its hook layer, which must be among them."""
     fit_tokens: PositiveInt = 16_384
     """Tokens of `train` that the affine lens is fitted on."""
@@ -228,9 +228,19 @@ class BaselinesConfig(StageConfig):
         (1e-4, 1e-3, 1e-2, 3e-2, 1e-1, 1.0), min_length=1
     )
     """Ridge penalties tried, relative to the variance of each input dimension."""
+    jacobian_positions: NonNegativeInt = late(16, before=0)
+    """Positions of `train` at which the Jacobian lens takes d last residual / d residual, with one
+    backward pass a dimension; at least 2. 0 leaves that lens out."""
     num_task_prompts: NonNegativeInt = 24
     """Prompts per task (addition, cloze). 0 leaves the tasks out."""
     micro_batch_sequences: PositiveInt = free(8)
     """Sequences per forward pass."""
     chunk_tokens: PositiveInt = free(256)
     """Tokens whose logits exist at one time (the vocabulary is what fills the memory)."""
+
+    @field_validator("jacobian_positions")
+    @classmethod
+    def _several(cls, positions: int) -> int:
+        if positions == 1:
+            raise ValueError("at least 2 positions (one has no standard error), or 0 for no lens")
+        return positions

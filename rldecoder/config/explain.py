@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+from pathlib import Path
+
 from pydantic import Field
 
-from rldecoder.config.base import StageConfig, free
+from rldecoder.config.base import Config, StageConfig, free, late
 from rldecoder.config.decoder import MatmulPrecision
 from rldecoder.config.tasks import FileTask, TaskName
+from rldecoder.errors import BadInputError
 
 
 class TrainExplainerConfig(StageConfig):
@@ -46,6 +50,37 @@ class TrainExplainerConfig(StageConfig):
     """Tokens of context in a text that people are to judge (`rldecoder judge export`)."""
 
 
+class HarnessConfig(Config):
+    """Tasks that EleutherAI's lm-evaluation-harness asks (extra `eval`)."""
+
+    tasks: tuple[str, ...] = Field(min_length=1)
+    """Names: of `evaluate.tasks` and `evaluate.file_tasks` (a yes/no task `name` has a second form,
+    `name_choices`), of YAMLs in `include`, or of tasks published with the harness (hub)."""
+    include: tuple[Path, ...] = free(())
+    """Folders with YAMLs of tasks. The content of all their files is part of the digest."""
+    spliced: bool = True
+    """Whether the frozen model with the SAE's reconstructions is asked too; it writes without a
+    cache, and so slowly."""
+    limit: int | None = Field(None, ge=1)
+    """Documents a task at most."""
+    batch_size: int = free(16, ge=1)
+    """Documents asked together."""
+
+
+def require_harness() -> None:
+    """Refuse what needs the harness where it is not installed.
+
+    Raises:
+        BadInputError: it is not.
+    """
+    if find_spec("lm_eval") is None:
+        raise BadInputError(
+            "The package lm_eval is not installed.",
+            "It is an extra.",
+            "pip install -c constraints.txt -e '.[eval]'",
+        )
+
+
 class EvaluateConfig(StageConfig):
     """Frozen, supervised and final decoder side by side, and the targets table."""
 
@@ -55,6 +90,8 @@ class EvaluateConfig(StageConfig):
     """Generated tasks."""
     file_tasks: tuple[FileTask, ...] = ()
     """Further tasks by file (GSM8K, BoolQ, SQuAD); a missing file is noted, not an error."""
+    harness: HarnessConfig | None = late(None)
+    """What lm-evaluation-harness asks the same models besides; None asks nothing."""
     batch_size: int = free(32, ge=1)
     """Prompts generated together."""
     num_tokens: int = Field(6144, ge=16)

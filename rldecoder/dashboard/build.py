@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rldecoder.artifacts.base import Artifact
-from rldecoder.artifacts.catalogue import Controls
+from rldecoder.artifacts.catalogue import Controls, Evaluation
 from rldecoder.dashboard import collect
 from rldecoder.dashboard.build_figures import MODEL_NAMES, build_figures
 from rldecoder.dashboard.cards import feature_cards
@@ -20,12 +20,19 @@ from rldecoder.dashboard.claims import (
 )
 from rldecoder.dashboard.label_table import imported_rows, label_columns, label_rows
 from rldecoder.dashboard.opening import five_sentences
-from rldecoder.dashboard.report import ControlsShown, Fact, FaithfulnessRow, ReportData
+from rldecoder.dashboard.report import (
+    ControlsShown,
+    Fact,
+    FaithfulnessRow,
+    HarnessShown,
+    ReportData,
+)
 from rldecoder.dashboard.shown import ExampleShown
 from rldecoder.evals.comparison import RL, SUPERVISED, FaithfulnessTable, TaskScore
+from rldecoder.evals.harness_scores import HarnessScores, Score
 from rldecoder.evals.targets import TargetRow
 from rldecoder.rl.freeze import Freeze
-from rldecoder.schemas import JsonRecord, Scalar
+from rldecoder.schemas import JsonRecord, Scalar, optional
 from rldecoder.visible_text import visible_text
 
 if TYPE_CHECKING:
@@ -64,6 +71,7 @@ def build_report(inputs: ReportInputs, *, title: str, max_features: int) -> Repo
         tasks=tasks,
         freeze_note=freeze_note(inputs.final.freeze),
         controls=controls_table(inputs.controls, inputs.evaluation.faithfulness),
+        harness=harness_table(inputs.evaluation.harness),
         label_columns=label_columns(),
         label_methods=label_rows(inputs.labels.controls) + imported_rows(inputs.labels.imported),
         claim_columns=precision_columns(),
@@ -96,17 +104,21 @@ class Summary(JsonRecord):
     caveats: tuple[str, ...]
     faithfulness: tuple[FaithfulnessRow, ...]
     tasks: tuple[TaskScore, ...]
+    harness: HarnessScores | None = optional()
+    """What lm-evaluation-harness found, where it was asked."""
     stages: dict[str, StageSummary]
 
 
 def summary(data: ReportData, artifacts: Sequence[Artifact]) -> Summary:
     """The page's numbers."""
+    (evaluation,) = (one for one in artifacts if isinstance(one, Evaluation))
     return Summary(
         title=data.title,
         targets=tuple(data.targets),
         caveats=tuple(data.caveats),
         faithfulness=tuple(data.faithfulness),
         tasks=tuple(data.tasks),
+        harness=evaluation.harness,
         stages={
             artifact.stage: StageSummary(
                 digest=artifact.digest,
@@ -233,3 +245,28 @@ def controls_table(
             visible_text(reason, 300) for reason in (*verdict.reasons, *verdict.beside)
         ),
     )
+
+
+def harness_table(found: HarnessScores | None) -> HarnessShown | None:
+    """What lm-evaluation-harness found: columns, rows, its version; None where it was not asked."""
+    if found is None:
+        return None
+    return HarnessShown(
+        columns=(
+            "task", "metric", "model", "documents", "value", "± standard error", "to frozen",
+            "± paired", "ours",
+        ),
+        rows=[_harness_row(one) for one in found.scores],
+        version=visible_text(found.harness, 40),
+    )  # fmt: skip
+
+
+def _harness_row(one: Score) -> Sequence[str]:
+    def shown(value: float | None, sign: str = "") -> str:
+        return "–" if value is None else f"{value:{sign}.3f}"
+
+    return (
+        visible_text(one.task, 80), visible_text(one.counted, 80), one.system, str(one.n),
+        shown(one.value), shown(one.stderr), shown(one.delta, "+"), shown(one.delta_stderr),
+        shown(one.ours),
+    )  # fmt: skip

@@ -84,7 +84,7 @@ def _architecture(inputs: ReportInputs) -> FigureEntry:
 def _lens(baselines: Baselines) -> FigureEntry:
     rows = baselines.lens.to_pylist()
     lines = []
-    for lens in ("affine", "logit"):
+    for lens in sorted({row["lens"] for row in rows}):
         for split in dict.fromkeys(row["split"] for row in rows):
             points = [row for row in rows if row["lens"] == lens and row["split"] == split]
             lines.append(

@@ -70,6 +70,14 @@ class ControlsShown(NamedTuple):
     """How these numbers differ from others of the same name on the page."""
 
 
+class HarnessShown(NamedTuple):
+    """The table of lm-evaluation-harness."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    version: str
+
+
 class FigureEntry(NamedTuple):
     """One figure with its words."""
 
@@ -95,6 +103,7 @@ class ReportData:
     """Models named for people."""
     freeze_note: str
     controls: ControlsShown | None
+    harness: HarnessShown | None
     label_columns: Sequence[str]
     label_methods: Sequence[Sequence[str]]
     claim_columns: Sequence[str]

@@ -8,6 +8,7 @@ harness's own metrics. Source: Gao et al. 2024, github.com/EleutherAI/lm-evaluat
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from statistics import stdev
 from typing import Any, cast
@@ -20,42 +21,15 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from rldecoder.errors import BadInputError
 from rldecoder.evals.generation import newline_token_ids
+from rldecoder.evals.harness_scores import HarnessScores, Score
 from rldecoder.evals.harness_systems import System
+from rldecoder.evals.harness_tasks import write_tasks
+from rldecoder.evals.prompts import TaskPrompt
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.lm.text_tokens import answer_texts
-from rldecoder.schemas import JsonFile, JsonRecord
 
 DEFAULT_NEW_TOKENS = 64
 """Length of an answer where a task names none."""
-
-
-class Score(JsonRecord):
-    """A system on a task, as the harness counts it."""
-
-    task: str
-    system: str
-    metric: str
-    filter: str
-    """Where the harness looked for the answer in what was said: a task may have several."""
-    n: int
-    """Documents."""
-    value: float
-    stderr: float | None
-    """The harness's own; None where it gives none."""
-    delta: float | None = None
-    """`value` less the frozen model's."""
-    delta_stderr: float | None = None
-    """Of the mean of the paired differences, document by document; None for corpus metrics."""
-    ours: float | None = None
-    """What the stage `evaluate` published for this task and system, on the same prompts."""
-
-
-class HarnessScores(JsonFile):
-    """All scores of one call."""
-
-    harness: str
-    """Version of lm_eval."""
-    scores: tuple[Score, ...]
 
 
 class HarnessModel(TemplateLM):
@@ -176,6 +150,39 @@ class HarnessModel(TemplateLM):
 def _ends(settings: Mapping[str, Any]) -> list[str]:
     until = settings.get("until") or []
     return [until] if isinstance(until, str) else [str(end) for end in until]
+
+
+def ask_harness(
+    lm: FrozenLM,
+    systems: Mapping[str, System],
+    tasks: Sequence[str],
+    own: Mapping[str, Sequence[TaskPrompt]],
+    folder: Path,
+    include: Sequence[Path] = (),
+    *,
+    limit: int | None = None,
+    batch_size: int = 16,
+    say: Callable[[str], None] = lambda text: None,
+) -> HarnessScores:
+    """Ask every system tasks of three kinds: the run's own, those of folders, published ones.
+
+    Args:
+        tasks: names.
+        own: the run's tasks, by name; written for the harness to `folder`.
+        folder: for tasks, their data and its cache.
+        include: folders with YAMLs of further tasks.
+
+    The others, and the errors, are those of `evaluate_systems`.
+    """
+    written = write_tasks(own, folder) if own else []
+
+    # The harness's own list is thousands of YAMLs, and its data lie on the hub.
+    here = {*written, *(path.stem for one in include for path in one.glob("**/*.yaml"))}
+    scores = evaluate_systems(
+        lm, systems, tasks, [*([folder] if own else []), *include],
+        published=not set(tasks) <= here, limit=limit, batch_size=batch_size, say=say,
+    )  # fmt: skip
+    return HarnessScores(harness=version("lm_eval"), scores=tuple(scores))
 
 
 def evaluate_systems(

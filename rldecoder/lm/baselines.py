@@ -37,8 +37,17 @@ class LensQuality(JsonRecord):
     """Mean cross-entropy of the next token, nats."""
 
 
+class JacobianFit(JsonRecord):
+    """How well a mean Jacobian is known (see `rldecoder.lm.jacobian.JacobianMap`)."""
+
+    positions: int
+    """Over which it is the mean."""
+    relative_error: Rounded
+    """Its standard error over positions, |SE| / |J|."""
+
+
 class LayerLenses(JsonRecord):
-    """Both lenses at one layer."""
+    """The lenses at one layer."""
 
     ridge_strength: float
     """Of the affine lens."""
@@ -50,6 +59,12 @@ class LayerLenses(JsonRecord):
     """Affine lens, held-out text."""
     affine_ood: LensQuality | None = optional()
     """Affine lens, another kind of text; absent where there is none."""
+    jacobian: JacobianFit | None = optional()
+    """The Jacobian lens's map; absent, with what follows, where none was made."""
+    jacobian_test: LensQuality | None = optional()
+    """Jacobian lens, held-out text."""
+    jacobian_ood: LensQuality | None = optional()
+    """Jacobian lens, another kind of text; absent where there is none."""
 
 
 class TaskScore(JsonRecord):

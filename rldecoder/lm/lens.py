@@ -2,7 +2,8 @@
 
 Logit lens: the final norm and the unembedding, applied early (nostalgebraist 2020). Affine lens:
 the best affine map from the residual to the final normed hidden state, then the unembedding
-(Belrose et al. 2023, arXiv 2303.08112, here in closed form instead of by gradient descent).
+(Belrose et al. 2023, arXiv 2303.08112, here in closed form instead of by gradient descent). The
+Jacobian lens is in `rldecoder.lm.jacobian`.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ LENS = pa.schema(
         ("ce", pa.float64()),
     ]
 )
-"""Next-token metrics of each layer's lenses: `lens` is logit or affine; kl = KL(frozen || lens)
-and ce in nats per token."""
+"""Next-token metrics of each layer's lenses: `lens` is logit, affine or jacobian; kl =
+KL(frozen || lens) and ce in nats per token."""
 
 RIDGE_STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)
 """Penalties tried where a configuration names none."""

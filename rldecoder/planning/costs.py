@@ -54,10 +54,17 @@ def _baselines(s: Sizing) -> Cost:
     config, c = s.run.baselines, s.model.constants
     layers = range(c.num_layers + 1) if config.lens_layers == "all" else config.lens_layers
     tokens = config.fit_tokens + config.validation_tokens + 2 * config.eval_tokens
-    # Each lens: the normal equations (D^2 a token), then an unembedding a lens and token measured.
+    # The affine lens: the normal equations (D^2 a token). The Jacobian lens: D backward passes a
+    # position through the blocks above the lowest layer, for their inputs alone (the attention in
+    # its short contexts is not counted).
+    lenses = 3 if config.jacobian_positions else 2
     fit = len(layers) * config.fit_tokens * 4.0 * s.d_model**2
-    measured = 2 * config.eval_tokens * len(layers) * 2 * s.model.unembed_flops
-    disk = len(layers) * FLOAT_BYTES * (s.d_model**2 + s.d_model) + (1 << 16)
+    above = s.model.blocks_flops(c.num_layers - min(layers, default=0), 1)
+    fit += config.jacobian_positions * s.d_model * above
+
+    # Then an unembedding a lens and token measured.
+    measured = 2 * config.eval_tokens * len(layers) * lenses * s.model.unembed_flops
+    disk = len(layers) * FLOAT_BYTES * ((lenses - 1) * s.d_model**2 + s.d_model) + (1 << 16)
     rows = config.fit_tokens * s.d_model * FLOAT_BYTES * (len(layers) + 1)
     return Cost(tokens, tokens * s.forward + fit + measured, disk, 0, BASE_BYTES + s.weights + rows)
 
@@ -325,7 +332,12 @@ def _train_explainer(s: Sizing) -> Cost:
 def _evaluate(s: Sizing) -> Cost:
     config = s.run.evaluate
     tasks = len(config.tasks) + len(config.file_tasks)
-    tokens = 2 * config.num_tokens + 3 * config.num_prompts * tasks * ROLLOUT_TOKENS
+    # How many documents the harness has is known to it alone: taken as many as our own, of which
+    # the spliced model reads each from its beginning for every token.
+    asked = 3 * tasks
+    if config.harness is not None:
+        asked += len(config.harness.tasks) * (3 + config.harness.spliced * ROLLOUT_TOKENS // 2)
+    tokens = 2 * config.num_tokens + config.num_prompts * asked * ROLLOUT_TOKENS
     deleted = config.deletion_positions * s.run.train_sae.k
     flops = tokens * (s.forward + 2 * s.decode) + deleted * s.decode
     return Cost(tokens + deleted, flops, PAGE_BYTES, 0, _with_decoder(s))

@@ -25,6 +25,7 @@ from rldecoder.evals.tasks import TaskResult, run_task
 from rldecoder.figures import svg_figure
 from rldecoder.lm.baselines import (
     BaselineRecord,
+    JacobianFit,
     LayerLenses,
     LensQuality,
     NextToken,
@@ -32,6 +33,7 @@ from rldecoder.lm.baselines import (
     Timing,
 )
 from rldecoder.lm.frozen import FrozenLM
+from rldecoder.lm.jacobian import JacobianMap, draw_contexts, fit_jacobians, obstacle
 from rldecoder.lm.lens import (
     AffineMap,
     Moments,
@@ -45,8 +47,27 @@ from rldecoder.lm.sinks import SKIP_FIRST, is_sink
 from rldecoder.provenance import peak_memory_bytes
 from rldecoder.reporting import Bar
 from rldecoder.schemas import Scalar
+from rldecoder.seeds import torch_generator
 from rldecoder.stages.context import Output, StageContext
 from rldecoder.stages.inputs import TextInputs
+
+
+class LensMaps(NamedTuple):
+    """What was fitted for one layer; the logit lens needs no fit."""
+
+    affine: AffineMap
+    jacobian: JacobianMap | None
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The lenses that there are."""
+        return ("logit", "affine") if self.jacobian is None else ("logit", "affine", "jacobian")
+
+    def predict(self, kind: str, lm: FrozenLM, resid: Tensor) -> Tensor:
+        """The final hidden state [B, T, D] that a lens reads from residuals [B, T, D]."""
+        if kind == "jacobian" and self.jacobian is not None:
+            return self.jacobian(lm, resid)
+        return logit_lens(lm, resid) if kind == "logit" else self.affine(resid)
 
 
 class Residuals(NamedTuple):
@@ -87,14 +108,16 @@ def run(inputs: TextInputs, config: BaselinesConfig, ctx: StageContext) -> Outpu
     budgets |= dict.fromkeys(held_out, config.eval_tokens)
     tokens = {split: first_sequences(corpus, split, budget) for split, budget in budgets.items()}
 
-    # The affine lenses are fitted without the text that they are measured on.
+    # Lenses are fitted without the text that they are measured on.
     lm = inputs.model.load(ctx.device)
     layers = _resolve_layers(config.lens_layers, lm.num_layers)
     body = _Body(lm, layers, config.micro_batch_sequences)
 
     total = sum(ids.numel() for ids in tokens.values())
+    jacobians = _jacobians(lm, layers, tokens["train"], config.jacobian_positions, ctx)
     with ctx.report.track("baselines", total, unit="tokens") as bar:
-        lenses = _fit(body, tokens["train"], tokens["validation"], config, bar)
+        affine = _fit(body, tokens["train"], tokens["validation"], config, bar)
+        lenses = {layer: LensMaps(affine[layer], jacobians.get(layer)) for layer in layers}
         metrics = {
             split: _evaluate(body, lenses, tokens[split], config.chunk_tokens, bar)
             for split in held_out
@@ -104,17 +127,17 @@ def run(inputs: TextInputs, config: BaselinesConfig, ctx: StageContext) -> Outpu
     rows = [
         {"layer": layer, "lens": lens, "split": split, **by_name[f"{lens}.{layer}"]._asdict()}
         for split, by_name in metrics.items()
-        for lens in ("logit", "affine")
+        for lens in lenses[layers[0]].kinds
         for layer in layers
     ]
     Baselines.lens.save_rows(ctx.out, rows)
-    _lens_figure(layers, metrics, Baselines.lens_figure.path(ctx.out))
-    tensors = {f"A.{layer}": lens.A for layer, lens in lenses.items()}
-    tensors |= {f"c.{layer}": lens.c for layer, lens in lenses.items()}
-    save_file(
-        {name: tensor.cpu().contiguous() for name, tensor in tensors.items()},
-        Baselines.affine_lens.path(ctx.out),
-    )
+    _lens_figure(lenses, metrics, Baselines.lens_figure.path(ctx.out))
+    tensors = {f"A.{layer}": lens.A for layer, lens in affine.items()}
+    tensors |= {f"c.{layer}": lens.c for layer, lens in affine.items()}
+    _save(tensors, Baselines.affine_lens.path(ctx.out))
+    if jacobians:
+        maps = {f"J.{layer}": lens.J for layer, lens in jacobians.items()}
+        _save(maps, Baselines.jacobian_lens.path(ctx.out))
 
     # What depends on the machine stands apart: all other files are the same on every run.
     record = _record(inputs.model.record.name, tokens, lenses, metrics, tasks)
@@ -124,7 +147,11 @@ def run(inputs: TextInputs, config: BaselinesConfig, ctx: StageContext) -> Outpu
         peak_memory_bytes=peak_memory_bytes(ctx.device),
     )
     Baselines.timing.save(ctx.out, timing)
-    return Output(_headline(layers, metrics, tasks) | timing.headline)
+    return Output(_headline(lenses, metrics, tasks) | timing.headline)
+
+
+def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
+    save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, path)
 
 
 def _resolve_layers(configured: tuple[int, ...] | str, num_layers: int) -> list[int]:
@@ -160,22 +187,39 @@ def _fit(
     }
 
 
+def _jacobians(
+    lm: FrozenLM, layers: Sequence[int], train: Tensor, positions: int, ctx: StageContext
+) -> dict[int, JacobianMap]:
+    """The Jacobian lens per layer; nothing where none is asked for or can be had."""
+    if positions == 0:
+        return {}
+    why = obstacle(lm, min(layers))
+    if why is not None:
+        ctx.report.note(f"The Jacobian lens is left out: {why}.")
+        return {}
+    contexts = draw_contexts(train, positions, torch_generator(ctx.seed, "jacobian"), lm.front)
+    with ctx.report.track("Jacobian lens", positions * lm.d_model, unit="rows") as bar:
+        return fit_jacobians(lm, layers, contexts, bar)
+
+
 def _evaluate(
-    body: _Body, lenses: Mapping[int, AffineMap], ids: Tensor, chunk_tokens: int, bar: Bar
+    body: _Body, lenses: Mapping[int, LensMaps], ids: Tensor, chunk_tokens: int, bar: Bar
 ) -> dict[str, PredictionMeans]:
     """Metrics of the frozen model ("frozen") and of each lens ("logit.8", "affine.8", ...).
 
     The last position of a sequence has no next token and is left out.
     """
     sums = {"frozen": PredictionSums()}
-    for layer in lenses:
-        sums |= {f"{kind}.{layer}": PredictionSums() for kind in ("logit", "affine")}
+    for layer, lens in lenses.items():
+        sums |= {f"{kind}.{layer}": PredictionSums() for kind in lens.kinds}
     for batch in body.over(ids, bar):
-        predicted = {}
-        for layer, lens in lenses.items():
-            resid = batch.by_layer[layer]
-            predicted[f"logit.{layer}"] = logit_lens(body.lm, resid)[:, :-1].flatten(0, 1)
-            predicted[f"affine.{layer}"] = lens(resid[:, :-1].flatten(0, 1))
+        predicted = {
+            f"{kind}.{layer}": lens.predict(kind, body.lm, batch.by_layer[layer][:, :-1]).flatten(
+                0, 1
+            )
+            for layer, lens in lenses.items()
+            for kind in lens.kinds
+        }
         compare_predictions(
             body.lm,
             batch.final_hidden[:, :-1].flatten(0, 1),
@@ -233,21 +277,24 @@ def working_is_right(prompt: TaskPrompt, completion: str) -> bool:
 
 
 def _lens_figure(
-    layers: Sequence[int], metrics: Mapping[str, Mapping[str, PredictionMeans]], path: Path
+    lenses: Mapping[int, LensMaps], metrics: Mapping[str, Mapping[str, PredictionMeans]], path: Path
 ) -> None:
     """KL and agreement per layer."""
+    layers = list(lenses)
+    colours = {"logit": "tab:orange", "affine": "tab:blue", "jacobian": "tab:green"}
+    kinds = lenses[layers[0]].kinds
     labels = {
         "kl": "KL(frozen || lens), nats per token",
         "agreement": "agreement with the final layer",
     }
     with svg_figure(path, (8, 3.2), font_size=10) as figure:
         for axes, (field, label) in zip(figure.subplots(1, 2), labels.items(), strict=True):
-            for lens, colour in (("logit", "tab:orange"), ("affine", "tab:blue")):
+            for lens in kinds:
                 for split, style in zip(metrics, ("-", "--"), strict=False):
                     values = [getattr(metrics[split][f"{lens}.{layer}"], field) for layer in layers]
                     axes.plot(
                         layers, values, style,
-                        marker="o", color=colour, label=f"{lens} lens, {split}",
+                        marker="o", color=colours[lens], label=f"{lens} lens, {split}",
                     )  # fmt: skip
             axes.set(xlabel="layer", ylabel=label)
             axes.set_ylim(bottom=0)
@@ -258,7 +305,7 @@ def _lens_figure(
 def _record(
     model_name: str,
     tokens: Mapping[str, Tensor],
-    lenses: Mapping[int, AffineMap],
+    lenses: Mapping[int, LensMaps],
     metrics: Mapping[str, Mapping[str, PredictionMeans]],
     tasks: Mapping[str, TaskBaseline],
 ) -> BaselineRecord:
@@ -266,10 +313,17 @@ def _record(
     qualities = {
         layer: {
             f"{kind}_{split}": LensQuality(**by_name[f"{kind}.{layer}"]._asdict())
-            for kind in ("logit", "affine")
+            for kind in lens.kinds
             for split, by_name in metrics.items()
         }
-        for layer in lenses
+        for layer, lens in lenses.items()
+    }
+    known = {
+        layer: JacobianFit(
+            positions=lens.jacobian.positions, relative_error=lens.jacobian.relative_error
+        )
+        for layer, lens in lenses.items()
+        if lens.jacobian is not None
     }
 
     return BaselineRecord(
@@ -280,7 +334,9 @@ def _record(
             for split, m in metrics.items()
         },
         lenses={
-            layer: LayerLenses(ridge_strength=lens.strength, **qualities[layer])
+            layer: LayerLenses(
+                ridge_strength=lens.affine.strength, jacobian=known.get(layer), **qualities[layer]
+            )
             for layer, lens in lenses.items()
         },
         tasks={
@@ -296,7 +352,7 @@ def _record(
 
 
 def _headline(
-    layers: Sequence[int],
+    lenses: Mapping[int, LensMaps],
     metrics: Mapping[str, Mapping[str, PredictionMeans]],
     tasks: Mapping[str, TaskBaseline],
 ) -> dict[str, Scalar]:
@@ -304,8 +360,10 @@ def _headline(
     for split, by_name in metrics.items():
         values[f"accuracy_{split}"] = by_name["frozen"].accuracy
         values[f"ce_{split}"] = by_name["frozen"].ce
-    for layer in layers:
-        values[f"affine_kl_{layer}"] = metrics["test"][f"affine.{layer}"].kl
+    for kind in ("affine", "jacobian"):
+        for layer, lens in lenses.items():
+            if kind in lens.kinds:
+                values[f"{kind}_kl_{layer}"] = metrics["test"][f"{kind}.{layer}"].kl
     for task, baseline in tasks.items():
         values[f"score_{task}"] = baseline.result.score
         if baseline.working_right is not None:

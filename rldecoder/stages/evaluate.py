@@ -6,7 +6,9 @@ labels, rankings and claims hold, and every target of the plan: met, missed or u
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
@@ -18,7 +20,7 @@ from rldecoder.artifacts.catalogue import (
     SaeGate,
     TrainedExplainer,
 )
-from rldecoder.config.explain import EvaluateConfig
+from rldecoder.config.explain import EvaluateConfig, HarnessConfig
 from rldecoder.decoder.faithfulness import decoder_predictor, evaluate_predictors
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
 from rldecoder.evals.comparison import (
@@ -31,6 +33,9 @@ from rldecoder.evals.comparison import (
     score_tasks,
 )
 from rldecoder.evals.generation import GenerateFunction, prefix_generate
+from rldecoder.evals.harness_scores import HarnessScores, beside_ours
+from rldecoder.evals.harness_systems import decoder_system, frozen_system, spliced_system
+from rldecoder.evals.prompts import TaskPrompt
 from rldecoder.evals.suite import TaskSuite, check_lengths
 from rldecoder.evals.targets import Measurement, Source, fill_targets
 from rldecoder.evals.tasks import run_task
@@ -44,6 +49,7 @@ from rldecoder.explain.interpretability import (
 from rldecoder.explain.patching import decoder_attributions
 from rldecoder.explain.positions import positions_from_cache
 from rldecoder.lm.frozen import FrozenLM
+from rldecoder.sae.model import Sae
 from rldecoder.schemas import Scalar
 from rldecoder.seeds import derive_seed, seed_everything, torch_generator
 from rldecoder.stages.context import Output, StageContext
@@ -67,10 +73,14 @@ def run(inputs: EvaluateInputs, config: EvaluateConfig, ctx: StageContext) -> Ou
     sae = inputs.sae.load(ctx.device)
     decoders = {SUPERVISED: inputs.supervised.load(lm, sae), RL: inputs.policy.load(lm, sae)}
 
-    answers, missing = _answer_tasks(lm, decoders, config, ctx)
+    prompts, missing = _prompts(lm, config, ctx)
+    answers = _answer_tasks(lm, decoders, prompts, config, ctx)
     scores = score_tasks(answers, config.bootstrap_resamples, ctx.seed)
     Evaluation.tasks.save_rows(ctx.out, [score.model_dump() for score in scores])
     Evaluation.answers.save_rows(ctx.out, [answer._asdict() for answer in answers])
+    harness = _harness(inputs, lm, sae, decoders, prompts, scores, config.harness, ctx)
+    if harness is not None:
+        harness.save(Evaluation.harness.path(ctx.out))
 
     predictors = {name: decoder_predictor(decoder) for name, decoder in decoders.items()}
     by_split = {}
@@ -102,6 +112,9 @@ def run(inputs: EvaluateInputs, config: EvaluateConfig, ctx: StageContext) -> Ou
         metrics[f"{model}_kl"] = faithfulness["test"][model].kl
         metrics[f"{model}_agreement"] = faithfulness["test"][model].agreement
     metrics |= {f"{score.task}_{score.model}": score.score for score in scores}
+    for one in () if harness is None else harness.scores:
+        counted = one.metric if one.filter == "none" else f"{one.metric}_{one.filter}"
+        metrics[f"lm_eval_{one.task}_{counted}_{one.system}"] = one.value
     reasons = (f"task files not found: {', '.join(missing)}",) if missing else ()
     return Output(metrics, reasons=reasons)
 
@@ -111,30 +124,38 @@ def _final(inputs: EvaluateInputs) -> str:
     return SUPERVISED if inputs.final.freeze.which == "supervised" else RL
 
 
-def _answer_tasks(
-    lm: FrozenLM,
-    decoders: Mapping[str, SaeDecoderForCausalLM],
-    config: EvaluateConfig,
-    ctx: StageContext,
-) -> tuple[list[Answer], list[str]]:
-    """Every model's answers to the generated tasks and to the files that are here."""
+def _prompts(
+    lm: FrozenLM, config: EvaluateConfig, ctx: StageContext
+) -> tuple[dict[str, list[TaskPrompt]], list[str]]:
+    """Prompts of the generated tasks and of the files that are here; names of missing ones."""
     present = [task for task in config.file_tasks if task.path.is_file()]
     missing = [task.name for task in config.file_tasks if task not in present]
     suite = TaskSuite(config.tasks, present, lm)
     for note in suite.notes:
         ctx.report.note(note)
-    prompts = [
-        prompt
-        for name in suite.names
-        for prompt in suite.make(
+    prompts = {
+        name: suite.make(
             name,
             "test",
             config.num_prompts,
             derive_seed(ctx.seed, "prompts", name),
             fewer=True,
         )
-    ]
-    check_lengths(lm, prompts)
+        for name in suite.names
+    }
+    check_lengths(lm, [prompt for asked in prompts.values() for prompt in asked])
+    return prompts, missing
+
+
+def _answer_tasks(
+    lm: FrozenLM,
+    decoders: Mapping[str, SaeDecoderForCausalLM],
+    asked: Mapping[str, Sequence[TaskPrompt]],
+    config: EvaluateConfig,
+    ctx: StageContext,
+) -> list[Answer]:
+    """Every model's answers to the tasks."""
+    prompts = [prompt for one in asked.values() for prompt in one]
 
     # All answer the same prompts in the same order: drops are paired.
     generators: dict[str, GenerateFunction] = {FROZEN: prefix_generate(lm.model)}
@@ -155,7 +176,43 @@ def _answer_tasks(
                 for row in result.rows
             ]
             bar.advance(len(prompts), name)
-    return answers, missing
+    return answers
+
+
+def _harness(
+    inputs: EvaluateInputs,
+    lm: FrozenLM,
+    sae: Sae,
+    decoders: Mapping[str, SaeDecoderForCausalLM],
+    prompts: Mapping[str, list[TaskPrompt]],
+    scores: Sequence[TaskScore],
+    config: HarnessConfig | None,
+    ctx: StageContext,
+) -> HarnessScores | None:
+    """What lm-evaluation-harness finds, our scores of the same prompts beside; None unasked."""
+    if config is None:
+        return None
+    from rldecoder.evals.harness import ask_harness  # an extra
+
+    systems = {FROZEN: frozen_system(lm)}
+    if config.spliced:
+        systems["spliced"] = spliced_system(lm, sae, inputs.cache.meta.hook_layer)
+    systems |= {name: decoder_system(lm, decoder) for name, decoder in decoders.items()}
+
+    # Tasks are files to the harness, and nothing that is to be kept.
+    named = {name.removesuffix("_choices") for name in config.tasks}
+    own = {name: asked for name, asked in prompts.items() if name in named}
+    with TemporaryDirectory() as folder, ctx.report.track("harness", len(systems), "models") as bar:
+        found = ask_harness(
+            lm, systems, config.tasks, own, Path(folder), config.include,
+            limit=config.limit, batch_size=config.batch_size,
+            say=lambda text: bar.advance(1, text),
+        )  # fmt: skip
+
+    # With a limit it sees other prompts than ours.
+    ours = {(score.task, score.model): score.score for score in scores}
+    counted = beside_ours(found.scores, {} if config.limit is not None else ours)
+    return found.model_copy(update={"scores": tuple(counted)})
 
 
 def _interpretability(

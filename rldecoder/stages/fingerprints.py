@@ -13,7 +13,7 @@ from importlib import metadata
 from rldecoder.artifacts.catalogue import Clusters
 from rldecoder.config.base import hash_json
 from rldecoder.config.data import IngestConfig
-from rldecoder.config.explain import EvaluateConfig
+from rldecoder.config.explain import EvaluateConfig, require_harness
 from rldecoder.config.interp import LabelFeaturesConfig
 from rldecoder.config.llm import FROZEN, LocalModel
 from rldecoder.config.model import RANDOM, SyncTokenizerConfig
@@ -140,8 +140,30 @@ def train_ppo(config: TrainPpoConfig) -> dict[str, str]:
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, str]:
-    """The content of task files; a missing one counts as such."""
-    return _task_files(config.file_tasks)
+    """The content of task files, a missing one as such; what the harness reads, and its version.
+
+    Raises:
+        BadInputError: the harness is asked for and not installed, or a folder of tasks is missing.
+    """
+    found = _task_files(config.file_tasks)
+    if config.harness is None:
+        return found
+    require_harness()
+    for folder in config.harness.include:
+        if not folder.is_dir():
+            raise BadInputError(
+                f"There is no folder {folder}.",
+                "`evaluate.harness.include` names folders with YAMLs of tasks.",
+                "Correct the path.",
+            )
+    # Places in the list instead of paths: a folder may move.
+    files = {
+        f"harness-{place}-{path.relative_to(folder).as_posix()}": sha256_file(path)
+        for place, folder in enumerate(config.harness.include)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    return found | files | {"lm-eval": metadata.version("lm_eval")}
 
 
 def _task_files(tasks: Sequence[FileTask]) -> dict[str, str]:

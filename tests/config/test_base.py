@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import Field, ValidationError
 
-from rldecoder.config.base import Config, free, hash_json
+from rldecoder.config.base import Config, free, hash_json, late
 
 
 class Inner(Config):
@@ -26,6 +26,20 @@ class Outer(Config):
 def test_free_fields_stay_out_at_any_depth() -> None:
     assert Outer().digest_fields() == {"inner": {"a": 1}, "many": [{"a": 3}]}
     assert Outer(inner=Inner(b=9), path="y").digest_fields() == Outer().digest_fields()
+
+
+class Grown(Config):
+    """With fields that came later: off by default, and on."""
+
+    off: bool = late(False)
+    count: int = late(16, before=0)
+
+
+def test_a_later_field_is_in_the_digest_only_where_it_changes_something() -> None:
+    # 0 is what was done before there was a count: such a config keeps its digest.
+    assert Grown(count=0).digest_fields() == {}
+    assert Grown().digest_fields() == {"count": 16}
+    assert Grown(off=True, count=3).digest_fields() == {"off": True, "count": 3}
 
 
 def test_frozen_and_closed() -> None:

@@ -13,6 +13,7 @@ from rldecoder.dashboard.report import (
     Fact,
     FaithfulnessRow,
     FigureEntry,
+    HarnessShown,
     ReportData,
 )
 from rldecoder.dashboard.shown import ExampleShown
@@ -107,6 +108,7 @@ def data() -> ReportData:
         tasks=[task],
         freeze_note=text,
         controls=ControlsShown(("a", "b"), [(text, text)], "pass", text),
+        harness=HarnessShown([text] * 9, [[text] * 9], text),
         label_columns=[text] * 12,
         label_methods=[[text] * 12],
         claim_columns=[text] * 9,

@@ -17,7 +17,8 @@ from rldecoder.cli.harness import SYSTEMS, evaluate
 from rldecoder.config.run import load_run_config
 from rldecoder.errors import BadInputError
 from rldecoder.evals import harness
-from rldecoder.evals.harness import HarnessModel, HarnessScores, evaluate_systems
+from rldecoder.evals.harness import HarnessModel, evaluate_systems
+from rldecoder.evals.harness_scores import HarnessScores
 from rldecoder.evals.harness_systems import frozen_system, spliced_system
 from rldecoder.evals.harness_tasks import write_tasks
 from rldecoder.evals.prompts import TaskPrompt, score

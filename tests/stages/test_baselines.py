@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from rldecoder.artifacts.catalogue import Baselines
@@ -15,6 +16,7 @@ from rldecoder.data.shards import read_tokens
 from rldecoder.errors import BadInputError, DamagedFileError
 from rldecoder.evals.prompts import make_prompts
 from rldecoder.lm.frozen import FrozenLM
+from rldecoder.stages import baselines
 from rldecoder.stages.baselines import working_is_right
 from rldecoder.stages.context import StageContext
 from rldecoder.stages.inputs import TextInputs
@@ -44,15 +46,17 @@ def test_files_and_numbers(inputs: TextInputs, context: MakeContext, tiny_lm_dir
     output = STAGE.run(inputs, settings(), ctx)
     rows = published(Baselines, ctx.out).lens.to_pylist()
     by_key = {(row["layer"], row["lens"], row["split"]): row for row in rows}
-    assert len(rows) == len(by_key) == 3 * 2 * 2
-    # The logit lens after the last block is the model itself.
-    last = by_key[4, "logit", "test"]
-    assert last["kl"] == pytest.approx(0, abs=1e-6)
-    assert last["agreement"] == 1.0
+    assert len(rows) == len(by_key) == 3 * 3 * 2
+    # The logit lens after the last block is the model itself, and so is the Jacobian lens.
+    for lens in ("logit", "jacobian"):
+        last = by_key[4, lens, "test"]
+        assert last["kl"] == pytest.approx(0, abs=1e-6)
+        assert last["agreement"] == 1.0
     for split in ("test", "ood"):
         assert by_key[3, "affine", split]["kl"] < by_key[1, "affine", split]["kl"]
         assert by_key[1, "affine", split]["kl"] < by_key[1, "logit", split]["kl"]
     assert output.metrics["affine_kl_3"] == by_key[3, "affine", "test"]["kl"]
+    assert output.metrics["jacobian_kl_3"] == by_key[3, "jacobian", "test"]["kl"]
 
     lens = load_file(Baselines.affine_lens.path(ctx.out))
     assert set(lens) == {f"{part}.{layer}" for part in "Ac" for layer in (1, 3, 4)}
@@ -68,12 +72,26 @@ def test_files_and_numbers(inputs: TextInputs, context: MakeContext, tiny_lm_dir
     ce = -p.gather(-1, ids[:, 2:, None]).mean()
     assert output.metrics["ce_test"] == pytest.approx(float(ce), rel=1e-5)
 
+    # The published Jacobian, read by the model's own last norm.
+    moved = load_file(Baselines.jacobian_lens.path(ctx.out))
+    assert torch.equal(moved["J.4"], torch.eye(lm.d_model))
+    norm = lm.base.get_submodule("ln_f")
+    with torch.no_grad():
+        q = torch.log_softmax(lm.unembed(norm(resids[3] @ moved["J.3"].T)[:, 1:-1]).double(), -1)
+    kl = (p.exp() * (p - q)).sum(-1).mean()
+    assert by_key[3, "jacobian", "test"]["kl"] == pytest.approx(float(kl), rel=1e-4)
+
     record = published(Baselines, ctx.out).record
     assert record.tokens == {"train": 1280, "validation": 128, "test": 96, "ood": 64}
     assert record.tasks["addition"].prompts == 2
     assert record.tasks["addition"].shown_working_right == 0.0
     kl = by_key[3, "affine", "test"]["kl"]
     assert record.lenses[3].affine_test.kl == float(f"{kl:.4g}")
+    layer = record.lenses[3].model_dump()
+    assert layer["jacobian_test"]["kl"] == float(f"{output.metrics['jacobian_kl_3']:.4g}")
+    assert layer["jacobian"]["positions"] == 16
+    assert 0 < layer["jacobian"]["relative_error"] < 1
+    assert record.lenses[4].model_dump()["jacobian"]["relative_error"] == 0
     assert Baselines.lens_figure.path(ctx.out).read_text().lstrip().startswith("<?xml")
 
 
@@ -81,7 +99,8 @@ def test_same_bytes_twice(inputs: TextInputs, context: MakeContext) -> None:
     contents = []
     for name in ("a", "b"):
         ctx = context(name)
-        STAGE.run(inputs, settings(num_task_prompts=0, lens_layers="all"), ctx)
+        few = settings(num_task_prompts=0, lens_layers="all", jacobian_positions=2)
+        STAGE.run(inputs, few, ctx)
         contents.append(
             {
                 p.name: p.read_bytes()
@@ -90,7 +109,31 @@ def test_same_bytes_twice(inputs: TextInputs, context: MakeContext) -> None:
             }
         )
     assert contents[0] == contents[1]
-    assert len(contents[0]) == 4
+    assert len(contents[0]) == 5
+
+
+def test_without_the_jacobian_lens_all_is_as_before_it(
+    inputs: TextInputs, context: MakeContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings(num_task_prompts=0, jacobian_positions=0)
+    assert "jacobian_positions" not in config.digest_fields()
+    output = STAGE.run(inputs, config, context("off"))
+    found = published(Baselines, context("off").out)
+    assert {row["lens"] for row in found.lens.to_pylist()} == {"logit", "affine"}
+    assert not any("jacobian" in name for name in output.metrics)
+    assert not Baselines.jacobian_lens.path(found.folder).exists()
+    assert "jacobian" not in Baselines.record.path(found.folder).read_text()
+    assert found.record.lenses[3].jacobian is None
+
+    # A model that no gradient goes through has the other lenses, and a note.
+    monkeypatch.setattr(baselines, "obstacle", lambda lm, layer: "it is cut")
+    ctx = context("cut")
+    STAGE.run(inputs, settings(num_task_prompts=0), ctx)
+    assert ctx.report.notes == ["The Jacobian lens is left out: it is cut."]
+    for name in (Baselines.lens.name, Baselines.record.name, Baselines.affine_lens.name):
+        assert (ctx.out / name).read_bytes() == (found.folder / name).read_bytes()
+    with pytest.raises(ValidationError, match="at least 2 positions"):
+        settings(jacobian_positions=1)
 
 
 @pytest.mark.parametrize("layers", [[], [5], [1, 99]])

@@ -11,9 +11,15 @@ import pytest
 
 from rldecoder.artifacts.catalogue import CATALOGUE, Evaluation
 from rldecoder.artifacts.store import ArtifactStore
+from rldecoder.config import explain
+from rldecoder.config.explain import EvaluateConfig, HarnessConfig
 from rldecoder.config.run import RunConfig, load_run_config
 from rldecoder.config.tasks import FileTask
+from rldecoder.dashboard.build import harness_table
+from rldecoder.errors import BadInputError
 from rldecoder.evals.comparison import ANSWERS, TASK_SCORES
+from rldecoder.evals.harness_tasks import write_tasks
+from rldecoder.evals.prompts import TaskPrompt
 from rldecoder.evals.targets import TARGETS
 from rldecoder.runner import open_artifact, open_inputs, plan
 from rldecoder.seeds import derive_seed
@@ -107,3 +113,70 @@ def test_tasks_by_file_and_missing_files(
     assert first["gone"] == "missing"
     path.write_bytes(path.read_bytes() + b" ")
     assert STAGE.fingerprint(changed)["mine"] != first["mine"]
+
+
+@pytest.mark.slow
+def test_the_harness_asks_the_same_models(
+    inputs: EvaluateInputs,
+    evaluation: Evaluation,
+    config: RunConfig,
+    context: Callable[..., StageContext],
+    tmp_path: Path,
+) -> None:
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    prompts = [
+        TaskPrompt("mine", "test", i, f"Is {i} one?", "no", "first_word", 2) for i in range(3)
+    ]
+    write_tasks({"mine": prompts}, theirs)
+    asked = HarnessConfig(tasks=("cloze", "mine_choices"), include=(theirs,))
+    changed = config.evaluate.model_copy(update={"harness": asked})
+    ctx = context("harness", seed=derive_seed(config.seed, STAGE.name))
+    output = STAGE.run(inputs, changed, ctx)
+
+    found = published(Evaluation, ctx.out)
+    assert found.harness is not None
+    systems = ("frozen", "spliced", "supervised", "rl")
+    by_key = {(one.task, one.system): one for one in found.harness.scores}
+    assert set(by_key) == {(task, name) for task in asked.tasks for name in systems}
+    rows = {(row["task"], row["model"]): row["score"] for row in evaluation.tasks.to_pylist()}
+    for name in systems:
+        one = by_key["cloze", name]
+        assert one.ours == rows.get(("cloze", name))
+        assert one.delta == pytest.approx(one.value - by_key["cloze", "frozen"].value)
+        assert (by_key["mine_choices", name].n, by_key["mine_choices", name].ours) == (3, None)
+        assert (
+            output.metrics[f"lm_eval_mine_choices_acc_{name}"] == by_key["mine_choices", name].value
+        )
+    assert found.tasks.equals(evaluation.tasks)
+
+    # Shown with its standard errors; what the debug run published has no such table.
+    table = harness_table(found.harness)
+    assert table is not None
+    (row,) = [one for one in table.rows if one[:3] == ("mine_choices", "acc", "rl")]
+    acc = by_key["mine_choices", "rl"]
+    assert row[4:6] == (f"{acc.value:.3f}", f"{acc.stderr:.3f}")
+    assert harness_table(evaluation.harness) is None
+
+
+def test_what_the_harness_reads_is_in_the_digest(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asking(**values: object) -> EvaluateConfig:
+        harness = {"tasks": "cloze", "include": [str(tmp_path)]} | values
+        changed = config.evaluate.model_dump() | {"harness": harness}
+        return EvaluateConfig.model_validate(changed)
+
+    assert "harness" not in config.evaluate.digest_fields()
+    assert STAGE.fingerprint(config.evaluate) == {}
+    assert "include" not in asking().digest_fields()["harness"]
+    (tmp_path / "one.yaml").write_text("task: one")
+    first = STAGE.fingerprint(asking())
+    assert set(first) == {"harness-0-one.yaml", "lm-eval"}
+    (tmp_path / "one.yaml").write_text("task: two")
+    assert STAGE.fingerprint(asking()) != first
+    with pytest.raises(BadInputError, match="There is no folder"):
+        STAGE.fingerprint(asking(include=[str(tmp_path / "gone")]))
+    monkeypatch.setattr(explain, "find_spec", lambda name: None)
+    with pytest.raises(BadInputError, match="lm_eval is not installed"):
+        STAGE.fingerprint(asking())

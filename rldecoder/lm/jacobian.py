@@ -1,0 +1,166 @@
+"""The Jacobian lens: what a layer's residual moves in the model's last residual, on average.
+
+    lens_l(h) = softmax(U norm(J_l h)),    J_l = mean over positions t of d h_final[t] / d h_l[t]
+
+h_l is the residual stream after l blocks, h_final the one before the final norm. Source: Gurnee,
+Sofroniew, Lindsey et al. 2026, "Verbalizable Representations Form a Global Workspace in Language
+Models", with github.com/anthropics/jacobian-lens. They sum over the targets t' >= t; their code
+says that the mean over t' = t, taken here, works as a lens as well. It is the one that speaks of
+the next token, which all lenses are measured by, and what stands before t is then a constant: its
+keys and values are cached, so that a backward pass is one token wide instead of a whole text.
+
+Each sampled Jacobian is exact: D backward passes, one for each dimension of h_final and for all
+layers together. A randomised estimator would save nothing: from n random cotangents it is off by
+sqrt(D / n), so that it needs more than D of them a position to be worth more. What is estimated is
+the mean over positions, and `relative_error` is its standard error.
+
+Axes: P positions, S tokens of a context, D model width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rldecoder.errors import BadInputError, NumericalError
+from rldecoder.lm.cut import keeps_states, replaced_input
+from rldecoder.lm.frozen import FrozenLM
+from rldecoder.lm.placement import is_offloaded
+from rldecoder.reporting import Bar
+
+CONTEXT = 64
+"""Tokens that the model has read at a sampled position, that one included, at most."""
+
+POSITIONS_AT_ONCE = 16
+"""Jacobians taken together: their caches and graphs are in memory at one time."""
+
+
+class JacobianMap(NamedTuple):
+    """`h_final ~= J @ h_l`."""
+
+    J: Tensor
+    """[D, D] float32; a row for each dimension of h_final."""
+    positions: int
+    """Over which it is the mean."""
+    relative_error: float
+    """Standard error of J over positions, |SE| / |J| in the Frobenius norm."""
+
+    def __call__(self, lm: FrozenLM, resid: Tensor) -> Tensor:
+        """Predicted final hidden state [B, T, D] for residuals [B, T, D] of the layer."""
+        with torch.no_grad():
+            return lm.tail(resid.float() @ self.J.T, lm.num_layers)
+
+
+def obstacle(lm: FrozenLM, layer: int) -> str | None:
+    """Why no Jacobian from `layer` can be taken of this model; None where it can."""
+    if is_offloaded(lm.model):
+        return "blocks are offloaded, and no gradient goes through them"
+    if keeps_states(lm.base.config):
+        return "some blocks keep states that they overwrite, so that no gradient goes back"
+    try:
+        lm.tail_cache(layer)
+    except BadInputError as error:
+        return f"above layer {layer} blocks keep no cache ({error.why})"
+    return None
+
+
+def draw_contexts(
+    input_ids: Tensor, count: int, generator: torch.Generator, front: Sequence[int] = ()
+) -> Tensor:
+    """Contexts [count, S] that end at positions drawn from sequences [N, T].
+
+    S is `CONTEXT`, or half of T where that is less, so that positions differ in what they follow.
+
+    Args:
+        input_ids: [N, T] tokens of text that nothing is measured on.
+        count: P; a position is drawn once as long as there are enough.
+        generator: draws them.
+        front: tokens that begin a text (`FrozenLM.front`): sinks, at which no context ends.
+    """
+    length = max(1, min(CONTEXT, input_ids.shape[1] // 2))
+    windows = input_ids.unfold(1, length, 1).flatten(0, 1)
+    begins = torch.isin(windows[:, -1], torch.tensor([*front], dtype=windows.dtype))
+    usual = torch.nonzero(~begins)[:, 0]
+    order = torch.cat(
+        [torch.randperm(len(usual), generator=generator) for _ in range(-(-count // len(usual)))]
+    )
+    return windows[usual[order[:count]]]
+
+
+def fit_jacobians(
+    lm: FrozenLM, layers: Sequence[int], contexts: Tensor, bar: Bar
+) -> dict[int, JacobianMap]:
+    """The Jacobian lens of each layer, over the last positions of contexts [P, S].
+
+    Costs D backward passes of P tokens through the blocks above the lowest layer.
+
+    Args:
+        lm: with all blocks in memory (see `obstacle`).
+        layers: 0 to `num_layers`; at the last the map is the identity.
+        contexts: [P, S], from `draw_contexts`; P at least 2.
+        bar: advanced by a row of all Jacobians at a time.
+
+    Raises:
+        NumericalError: a gradient is NaN or infinite.
+    """
+    shape = (lm.d_model, lm.d_model)
+    sums = {layer: torch.zeros(shape, device=lm.device) for layer in layers}
+    squares = {layer: torch.zeros((), dtype=torch.float64, device=lm.device) for layer in layers}
+    for ids in contexts.split(POSITIONS_AT_ONCE):
+        resids, final = _graph(lm, layers, ids.to(lm.device))
+        for row in range(lm.d_model):
+            # The same dimension at every position: their graphs do not meet.
+            wanted = torch.zeros_like(final)
+            wanted[..., row] = 1
+            grads = torch.autograd.grad(final, [*resids.values()], wanted, retain_graph=True)
+            for layer, grad in zip(resids, grads, strict=True):
+                found = grad[:, 0].float()
+                sums[layer][row] = sums[layer][row] + found.sum(0)
+                squares[layer] += found.double().square().sum()
+            bar.advance(len(ids))
+    return {layer: _mean(sums[layer], float(squares[layer]), len(contexts)) for layer in layers}
+
+
+def _graph(lm: FrozenLM, layers: Sequence[int], ids: Tensor) -> tuple[dict[int, Tensor], Tensor]:
+    """Residuals by layer and h_final, [P, 1, D] each, at the last of the tokens [P, S].
+
+    All hang together in one graph, in which the earlier tokens are constants.
+    """
+    lowest = min(layers)
+    resid = lm.trunk(ids, lowest).resid
+    past = lm.tail_cache(lowest)
+    if resid.shape[1] > 1:
+        with torch.no_grad():
+            lm.tail(resid[:, :-1], lowest, past_key_values=past)
+
+    # A fresh leaf at the lowest layer; the others are met on the way up.
+    seen = {lowest: resid[:, -1:].detach().requires_grad_()}
+    with ExitStack() as hooks, torch.enable_grad():
+        for layer in sorted({*layers, lm.num_layers} - {lowest}):
+
+            def keep(met: Tensor, layer: int = layer) -> Tensor:
+                seen[layer] = met
+                return met
+
+            hooks.enter_context(replaced_input(lm.part_after(layer), keep))
+        lm.tail(seen[lowest], lowest, past_key_values=past)
+    return {layer: seen[layer] for layer in layers}, seen[lm.num_layers]
+
+
+def _mean(total: Tensor, squares: float, count: int) -> JacobianMap:
+    """The mean of `count` Jacobians from their sum and the sum of their squared norms."""
+    mean = total / count
+    norm = float(mean.double().norm())
+    variance = max(0.0, squares - count * norm**2) / (count - 1)
+    error = (variance / count) ** 0.5 / norm if norm else float("nan")
+    if error != error or error == float("inf"):
+        raise NumericalError(
+            "The Jacobian lens could not be computed.",
+            f"The mean of {count} Jacobians has norm {norm:g}.",
+            "Check the model's weights, or set `baselines.jacobian_positions: 0`.",
+        )
+    return JacobianMap(mean, count, error)

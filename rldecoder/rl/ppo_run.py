@@ -20,7 +20,7 @@ from rldecoder.curves import Curves
 from rldecoder.decoder.distill import matmul_precision
 from rldecoder.decoder.loading import save_decoder
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
-from rldecoder.errors import BadInputError, NumericalError
+from rldecoder.errors import NumericalError
 from rldecoder.evals.prompts import TaskPrompt
 from rldecoder.evals.suite import TaskSuite, check_lengths
 from rldecoder.files import remove
@@ -35,7 +35,7 @@ from rldecoder.rl.replay import Replay
 from rldecoder.rl.rewards import RandomReward, WeightedReward, decoder_rewards
 from rldecoder.rl.rollout import DecoderSampler
 from rldecoder.rl.rollout_log import RolloutLog, rollout_rows
-from rldecoder.rl.text_training import train_on_text
+from rldecoder.rl.text_training import require_text, train_on_text
 from rldecoder.schemas import JsonRecord, write_parquet
 from rldecoder.seeds import derive_seed
 
@@ -422,20 +422,6 @@ class PpoRun:
         self.scale = core.RewardWeights(*state["scale"])
         self.stopped = state["stopped"]
         return {Path(name).name for name in known if name.startswith("rollouts/")}
-
-
-def require_text(ppo: PpoSettings) -> None:
-    """Refuse `text_only` where PPO itself has no loss on text.
-
-    Raises:
-        BadInputError: there is none; the settings to change are named.
-    """
-    if ppo.replay_tokens == 0 or ppo.kl_loss_coef == 0:
-        raise BadInputError(
-            "More supervised training has no text to train on.",
-            "`train_ppo.ppo.replay_tokens` or `kl_loss_coef` is 0.",
-            "Set `control_ppo.supervised_continuation: false`, or give both a value.",
-        )
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -13,9 +13,24 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from rldecoder.config.rl import PpoSettings
 from rldecoder.decoder.distill import LogitBuffers, matmul_precision
+from rldecoder.errors import BadInputError
 from rldecoder.rl import core
 from rldecoder.rl.learner import Learner
 from rldecoder.rl.replay import ReplayBatch, text_losses
+
+
+def require_text(ppo: PpoSettings) -> None:
+    """Refuse `text_only` where PPO itself has no loss on text.
+
+    Raises:
+        BadInputError: there is none; the settings to change are named.
+    """
+    if ppo.replay_tokens == 0 or ppo.kl_loss_coef == 0:
+        raise BadInputError(
+            "More supervised training has no text to train on.",
+            "`train_ppo.ppo.replay_tokens` or `kl_loss_coef` is 0.",
+            "Set `control_ppo.supervised_continuation: false`, or give both a value.",
+        )
 
 
 def train_on_text(

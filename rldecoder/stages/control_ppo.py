@@ -46,8 +46,9 @@ from rldecoder.rl.controls import (
     uniform_predictor,
 )
 from rldecoder.rl.evaluation import Evaluator
-from rldecoder.rl.ppo_run import Kind, PpoRun, require_text
+from rldecoder.rl.ppo_run import Kind, PpoRun
 from rldecoder.rl.spread import response_spread, sequence_spread
+from rldecoder.rl.text_training import require_text
 from rldecoder.seeds import derive_seed, seed_everything
 from rldecoder.stages.context import Output, StageContext
 from rldecoder.stages.inputs import ControlInputs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import subprocess
 import sys
@@ -100,9 +101,17 @@ def test_the_documented_table_is_the_catalogue() -> None:
     assert shown == stage_table()
 
 
-def test_planning_imports_no_torch() -> None:
+def test_planning_and_flows_import_no_torch() -> None:
+    """Prefect imports every flow when `make ui` starts, and again for each run."""
+    modules = {
+        node.module
+        for path in (ROOT / "flows").glob("*.py")
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("rldecoder")
+    }
+    assert "rldecoder.interp.shown" in modules
     code = (
-        "import sys; from pathlib import Path\n"
+        f"import sys, {', '.join(sorted(map(str, modules)))}; from pathlib import Path\n"
         "from rldecoder.config.run import load_run_config; from rldecoder.runner import plan\n"
         "plan(load_run_config(Path('configs/debug.yaml'), []))\n"
         "print(sorted({'torch', 'transformers', 'sklearn', 'scipy'} & set(sys.modules)))"

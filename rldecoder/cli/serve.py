@@ -14,6 +14,7 @@ from rich.markup import escape
 
 from rldecoder import interrupts
 from rldecoder.artifacts.catalogue import Clusters, Labels, TrainedExplainer
+from rldecoder.cli.collection import no_collection
 from rldecoder.errors import BadInputError
 from rldecoder.opened import EXPLAINING, Opened
 from rldecoder.serve.guard import LOOPBACK
@@ -49,14 +50,14 @@ def serve_run(
         console.print(f"[yellow]{escape(message)}[/yellow]", highlight=False)
 
     with listen(host, port) as listener:
-        from rldecoder.serve.app import make_app
-        from rldecoder.serve.patience import MAX_CONNECTIONS
-        from rldecoder.serve.server import make_server
-
         console.print(f"loading {escape(run.name)} ...", highlight=False)
-        served = open_served(run, max_tokens=max_tokens, reviews=reviews, say=warn)
-        app = make_app(served, hosts=hosts)
-        server = make_server(app)
+        with no_collection():
+            from rldecoder.serve.app import make_app
+            from rldecoder.serve.patience import MAX_CONNECTIONS
+            from rldecoder.serve.server import make_server
+
+            served = open_served(run, max_tokens=max_tokens, reviews=reviews, say=warn)
+            server = make_server(make_app(served, hosts=hosts))
         listener.listen(MAX_CONNECTIONS)  # who follows the address at once waits, is not refused
         shown = f"[{host}]" if ":" in host else host
         address = f"http://{shown}:{listener.getsockname()[1]}/"

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from rldecoder.artifacts.catalogue import TrainedExplainer, TrainedSae
 from rldecoder.artifacts.store import ArtifactRef, ArtifactStore
+from rldecoder.cli.collection import no_collection
 from rldecoder.errors import BadInputError, DamagedFileError
 from rldecoder.terminal import Terminal
 
@@ -71,6 +72,7 @@ def _state(store: ArtifactStore, ref: ArtifactRef, verify: bool) -> tuple[str, s
     return state, f"{manifest.wall_seconds:,.1f} s", escape(manifest.device)
 
 
+@no_collection()
 def show_explanation(
     run: Opened,
     prompt: str,

@@ -78,13 +78,13 @@ def newline_token_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return [index for index, text in enumerate(texts) if "\n" in text]
 
 
-def prefix_generate(model: PreTrainedModel) -> GenerateFunction:
-    """A greedy stand-in for `model.generate` that runs the common prefix of the rows once.
+def greedy(write: Callable[[list[Tensor], int, Sequence[int], int], Tensor]) -> GenerateFunction:
+    """A way to write the likeliest tokens, under the keywords of `generate`; draws are refused.
 
-    An answer ends at the given tokens, and at those of the model's own generation settings.
+    Args:
+        write: new tokens [B, <= most] from B prompts without their padding, the most new tokens,
+            those that end a text, and the padding.
     """
-    own = model.generation_config.eos_token_id if model.generation_config is not None else None
-    own_ends = [] if own is None else [own] if isinstance(own, int) else [*own]
 
     @torch.no_grad()
     def generate(
@@ -97,15 +97,29 @@ def prefix_generate(model: PreTrainedModel) -> GenerateFunction:
         do_sample: bool = False,
     ) -> Tensor:
         if do_sample:
-            raise ValueError("prefix_generate is greedy; sample with `model.generate`.")
-        rows = [ids[keep.bool()].tolist() for ids, keep in zip(input_ids, attention_mask)]  # noqa: B905
-        share = not keeps_states(getattr(model, "trunk_config", model.config))
-        batch = split_prefix(rows, pad_token_id, input_ids.device, share=share)
-        past = _prefix_cache(model, batch)
-        new = _greedy(model, batch, past, max_new_tokens, [*eos_token_id, *own_ends], pad_token_id)
+            raise ValueError("This is greedy; sample with `model.generate`.")
+        prompts = [ids[mask.bool()] for ids, mask in zip(input_ids, attention_mask, strict=True)]
+        new = write(prompts, max_new_tokens, eos_token_id, pad_token_id)
         return torch.cat([input_ids, new], dim=1)
 
     return generate
+
+
+def prefix_generate(model: PreTrainedModel) -> GenerateFunction:
+    """A greedy stand-in for `model.generate` that runs the common prefix of the rows once.
+
+    An answer ends at the given tokens, and at those of the model's own generation settings.
+    """
+    own = model.generation_config.eos_token_id if model.generation_config is not None else None
+    own_ends = [] if own is None else [own] if isinstance(own, int) else [*own]
+    share = not keeps_states(getattr(model, "trunk_config", model.config))
+
+    def write(prompts: list[Tensor], most: int, ends: Sequence[int], pad: int) -> Tensor:
+        rows = [ids.tolist() for ids in prompts]
+        batch = split_prefix(rows, pad, prompts[0].device, share=share)
+        return _greedy(model, batch, _prefix_cache(model, batch), most, [*ends, *own_ends], pad)
+
+    return greedy(write)
 
 
 def _prefix_cache(model: PreTrainedModel, batch: PrefixedBatch) -> Any:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
-from rldecoder.evals.generation import GenerateFunction, prefix_generate
+from rldecoder.evals.generation import GenerateFunction, greedy, prefix_generate
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.lm.sinks import is_sink
 from rldecoder.sae.model import Sae
@@ -69,27 +69,16 @@ def _regenerating(lm: FrozenLM, hidden: Callable[[Tensor, Tensor], Tensor]) -> G
     """Greedy generation without a cache, a row at a time: whatever replaces residuals reads the
     whole text again for every token."""
 
-    @torch.no_grad()
-    def generate(
-        *,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        max_new_tokens: int,
-        eos_token_id: Sequence[int],
-        pad_token_id: int,
-        do_sample: bool = False,
-    ) -> Tensor:
-        if do_sample:
-            raise ValueError("the spliced model is greedy")
+    def write(prompts: list[Tensor], most: int, ends: Sequence[int], pad: int) -> Tensor:
         rows = []
-        for ids, mask in zip(input_ids, attention_mask, strict=True):
-            text = ids[mask.bool()][None]
+        for ids in prompts:
+            text = ids[None]
             new: list[int] = []
-            while len(new) < max_new_tokens and (not new or new[-1] not in eos_token_id):
+            while len(new) < most and (not new or new[-1] not in ends):
                 state = hidden(text, torch.ones_like(text))[:, -1]
                 new.append(int(lm.unembed(state).argmax()))
                 text = torch.cat([text, text.new_tensor([[new[-1]]])], dim=1)
-            rows.append(new + [pad_token_id] * (max_new_tokens - len(new)))
-        return torch.cat([input_ids, input_ids.new_tensor(rows)], dim=1)
+            rows.append(new + [pad] * (most - len(new)))
+        return prompts[0].new_tensor(rows)
 
-    return generate
+    return greedy(write)

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from rldecoder.errors import BadInputError
 from rldecoder.schemas import JsonRecord
@@ -75,6 +74,8 @@ def wilson_interval(successes: float, trials: int) -> Interval:
             "A proportion needs 0 <= successes <= trials.",
             "Check how the scores were counted.",
         )
+    from scipy import stats  # slow
+
     found = stats.binomtest(count, trials).proportion_ci(method="wilson")
     return Interval(float(found.low), float(found.high))
 
@@ -96,6 +97,8 @@ def bootstrap_mean_ci(
     if array.size == 1 or np.ptp(array) == 0:
         mean = float(array[0])
         return MeanInterval(mean, mean, mean)
+    from scipy import stats  # slow
+
     found = stats.bootstrap(
         (array,),
         np.mean,

@@ -8,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rldecoder.interp.descriptions import described
 from rldecoder.interp.example_pass import PassResult
 from rldecoder.interp.examples import contrasts, top_examples
 from rldecoder.interp.kind_confidence import Picked
@@ -24,6 +23,7 @@ from rldecoder.interp.records import (
     TokenGain,
 )
 from rldecoder.interp.set_names import name_set, show_set
+from rldecoder.interp.shown import described
 from rldecoder.interp.vocabulary import Vocabulary
 
 INPUT_LABELER, OUTPUT_LABELER = "predicate-1", "ablation-1"

@@ -6,8 +6,6 @@ latent, and a number alone says nothing to people.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import pyarrow as pa
 import torch
@@ -15,7 +13,7 @@ from numpy.typing import NDArray
 
 from rldecoder.data.activations import ActivationBatch
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
-from rldecoder.interp.vocabulary import Vocabulary, visible
+from rldecoder.interp.vocabulary import Vocabulary
 from rldecoder.json_records import Row
 from rldecoder.sae.model import SparseLatents
 
@@ -31,8 +29,6 @@ strongest activations, each once. `raises`: tokens whose logit the decoder's row
 tested by ablation."""
 KEPT = 6
 """Tokens of a latent that are kept."""
-SHOWN = 4
-"""Tokens that a description names."""
 ROWS_PER_PRODUCT = 256
 
 
@@ -108,26 +104,3 @@ def _raised(
         logits = (rows.float() @ unembedding.T).masked_fill_(unnamed, -torch.inf)
         out += logits.topk(count).indices.tolist()
     return out
-
-
-def described(fires_on: Sequence[str], raises: Sequence[str]) -> str:
-    """A description in words.
-
-    Args:
-        fires_on: texts of tokens, raw.
-        raises: the same.
-
-    >>> described([" cat", "\\n"], [" sat"])
-    'fires most strongly on "cat", "\\\\n"; raises "sat"'
-    """
-    parts = []
-    if fires_on:
-        parts.append(f"fires most strongly on {_listed(fires_on)}")
-    if raises:
-        parts.append(f"raises {_listed(raises)}")
-    return "; ".join(parts) or "fires on none of the text that was read"
-
-
-def _listed(texts: Sequence[str]) -> str:
-    words = dict.fromkeys(visible(text.strip() or text) for text in texts)
-    return ", ".join(f'"{word}"' for word in list(words)[:SHOWN])

@@ -7,18 +7,21 @@ those that it raises.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import pyarrow as pa
 
-from rldecoder.interp.descriptions import described
 from rldecoder.interp.records import FeatureLabel, FeatureLabels
+from rldecoder.interp.vocabulary import visible
 from rldecoder.json_records import Row
 
 MARK = "not labelled; "
 """What a description begins with."""
 UNSURE = "no sure label; "
 """The same, of a latent whose label is below the bar of confidence."""
+NAMED = 4
+"""Tokens that a description names."""
 
 
 class Shown(NamedTuple):
@@ -56,6 +59,29 @@ def description(feature: FeatureLabel) -> str:
     # Of an older program: from what its record shows.
     fires_on = [e.tokens[e.focus] for e in feature.examples if e.kind == "top"]
     return described(fires_on, [effect.token for effect in feature.promoted])
+
+
+def described(fires_on: Sequence[str], raises: Sequence[str]) -> str:
+    """A description in words.
+
+    Args:
+        fires_on: texts of tokens, raw.
+        raises: the same.
+
+    >>> described([" cat", "\\n"], [" sat"])
+    'fires most strongly on "cat", "\\\\n"; raises "sat"'
+    """
+    parts = []
+    if fires_on:
+        parts.append(f"fires most strongly on {_listed(fires_on)}")
+    if raises:
+        parts.append(f"raises {_listed(raises)}")
+    return "; ".join(parts) or "fires on none of the text that was read"
+
+
+def _listed(texts: Sequence[str]) -> str:
+    words = dict.fromkeys(visible(text.strip() or text) for text in texts)
+    return ", ".join(f'"{word}"' for word in list(words)[:NAMED])
 
 
 class ShownLatents:

@@ -6,11 +6,13 @@ import string
 import unicodedata
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import PreTrainedTokenizerBase
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 BoolArray = NDArray[np.bool_]
 Side = Literal["prefix", "suffix"]
@@ -130,6 +132,8 @@ def _sorted_words(words: Sequence[str]) -> tuple[list[str], NDArray[np.int64]]:
 
 def visible(text: str) -> str:
     """Text in which no character is invisible: line breaks, controls, bidi marks are escaped."""
+    if text.isprintable():  # almost every token; it knows of the same categories
+        return text
     out = []
     for char in text:
         if char == "\n":

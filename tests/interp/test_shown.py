@@ -8,9 +8,9 @@ import torch
 
 from rldecoder.data.activations import ActivationBatch
 from rldecoder.explain.inputs import label_texts
-from rldecoder.interp.descriptions import DESCRIPTIONS, KEPT, StrongestTokens, described
+from rldecoder.interp.descriptions import DESCRIPTIONS, KEPT, StrongestTokens
 from rldecoder.interp.records import FeatureLabel
-from rldecoder.interp.shown import UNKNOWN, ShownLatents, shown
+from rldecoder.interp.shown import UNKNOWN, ShownLatents, described, shown
 from rldecoder.sae.model import SparseLatents
 from tests.interp.test_records import feature, labels
 

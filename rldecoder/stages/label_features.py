@@ -12,14 +12,13 @@ from rldecoder.config.interp import LabelFeaturesConfig
 from rldecoder.data.activations import ActivationBatch
 from rldecoder.data.shards import read_token_table
 from rldecoder.errors import BadInputError
-from rldecoder.executors.jobs import make_job
 from rldecoder.interp.ablation_shards import AblationCrew
 from rldecoder.interp.assembly import Material, records
 from rldecoder.interp.calibration import Acceptance, high_confidence_threshold
 from rldecoder.interp.control_latents import ControlLatents, SplitSource, draw_latents
 from rldecoder.interp.corpus import SplitFirings, TokenGrid, sample_sequences
 from rldecoder.interp.descriptions import StrongestTokens, description_rows
-from rldecoder.interp.encoding_shards import EncodingSettings, EncodingWorker, read_encoded
+from rldecoder.interp.encoding_shards import EncodingSettings, encoding_job, read_encoded
 from rldecoder.interp.example_pass import ExamplePass
 from rldecoder.interp.examples import ExampleSettings, token_effects
 from rldecoder.interp.imported_labels import Ours, TokenReader, score_imported
@@ -306,12 +305,7 @@ class _Labelling:
             max_tokens=max_tokens,
             batch_tokens=self.config.batch_tokens,
         )
-        folder = ctx.progress / "encoded"
-        folder.mkdir(exist_ok=True)
-        job = make_job(
-            EncodingWorker, settings, settings.plan(), folder=folder, owner=ctx.owner,
-            reads=[self.inputs.sae.folder, self.inputs.cache.folder],
-        )  # fmt: skip
+        job = encoding_job(settings, ctx.progress / "encoded", ctx.owner)
 
         ctx.executor.finish(job, f"encode {split}", "tokens", device=ctx.device, report=ctx.report)
         return read_encoded([job.path(number) for number in range(len(job.files))])

@@ -25,7 +25,7 @@ from tests.executors.cluster import LoopbackCluster, loopback_cluster
 pytest.importorskip("ray")
 pytestmark = pytest.mark.slow
 
-SHARDED = ("cache_activations", "rank_features", "label_features")
+SHARDED = ("cache_activations", "rank_features", "label_features", "evaluate")
 """Stages of the debug run whose shards go to the cluster."""
 
 

@@ -76,7 +76,7 @@ def test_mass_has_the_error_term_in_its_denominator() -> None:
     assert mass.error_share.value == pytest.approx(error / total)
     without = found._replace(error=torch.zeros(B, T))
     other = Tally(L)
-    other.add(batch, without, considered)
+    fill(other, batch, without, considered)
     assert other.mass().top_k[50].per_position.value == pytest.approx(1.0)
     assert mass.top_k[50].per_position.value < 0.95
 

@@ -4,7 +4,8 @@
 
 STORE is an artifact store in which a run has published `sync_tokenizer` and `ingest`. Unless one is
 named, a cluster is started on this machine alone. All take turns on the same shards, models loaded
-before; the ratios are of medians, so that a busy minute hits all of them. Results: docs/results.md.
+before; the ratios are of medians, so that a busy minute hits all of them. Turns go on until the
+time is up, two at least. Results: docs/results.md.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import torch
 import typer
@@ -35,6 +37,7 @@ from rldecoder.stages.cache_activations import CacheWorker
 app = typer.Typer(help=__doc__, add_completion=False)
 console = Console()
 CPU = torch.device("cpu")
+MIN_TURNS = 2
 
 
 def _job(store: Path, folder: Path, shard_tokens: int, num_shards: int) -> Job:
@@ -57,28 +60,52 @@ def _job(store: Path, folder: Path, shard_tokens: int, num_shards: int) -> Job:
     return make_job(CacheWorker, settings, files, folder=folder, owner=folder.name)
 
 
-def _ready(stack: ExitStack, executor: Executor, job: Job, workers: int = 1) -> Crew:
+class _Entry(NamedTuple):
+    """Who takes turns."""
+
+    name: str
+    crew: Crew
+    job: Job
+    threads: int
+    """Of this process meanwhile."""
+
+
+def _ready(
+    stack: ExitStack, name: str, executor: Executor, job: Job, *, threads: int, workers: int = 1
+) -> _Entry:
     """A crew of which every worker has its model, and is warm."""
+    stack.callback(executor.close)  # else its workers keep their cores for a next job
     crew = stack.enter_context(executor.open(job, device=CPU, report=SilentReporter()))
-    while crew.num_ready < workers:
-        crew.run([0, 1], SilentBar())
-    crew.run([0, 1, 2, 3], SilentBar())
-    return crew
-
-
-def _seconds(crew: Crew, job: Job, threads: int) -> float:
     torch.set_num_threads(threads)
-    started = time.perf_counter()
-    crew.run(range(len(job.files)), SilentBar())
-    return time.perf_counter() - started
+    while crew.num_ready < workers:
+        crew.run(range(workers), SilentBar())
+    crew.run(range(workers), SilentBar())
+    console.print(f"{name}: ready")
+    return _Entry(name, crew, job, threads)
+
+
+def _take_turns(entries: Sequence[_Entry], seconds: float) -> dict[str, float]:
+    """Median seconds of all shards, by name."""
+    spent: dict[str, list[float]] = {entry.name: [] for entry in entries}
+    begun = time.perf_counter()
+    while len(spent[entries[0].name]) < MIN_TURNS or time.perf_counter() - begun < seconds:
+        for entry in entries:
+            torch.set_num_threads(entry.threads)
+            started = time.perf_counter()
+            entry.crew.run(range(len(entry.job.files)), SilentBar())
+            spent[entry.name].append(time.perf_counter() - started)
+    for name, found in spent.items():
+        per_shard = ", ".join(f"{turn / len(entries[0].job.files):.2f}" for turn in found)
+        console.print(f"{name}: {per_shard} s a shard, turn by turn")
+    return {name: statistics.median(found) for name, found in spent.items()}
 
 
 @app.command()
 def main(
     store: Path,
     shard_tokens: Annotated[int, typer.Option(help="Tokens a shard.")] = 4096,
-    shards: Annotated[int, typer.Option(help="Shards a turn.")] = 8,
-    turns: int = 5,
+    shards: Annotated[int, typer.Option(help="Shards a turn.")] = 4,
+    seconds: Annotated[float, typer.Option(help="Of turns, for each of the two ratios.")] = 60,
     address: Annotated[str, typer.Option(help="As `executor.address`; two cores free.")] = "local",
 ) -> None:
     """Print both ratios."""
@@ -87,44 +114,30 @@ def main(
         config = ExecutorConfig(type="ray", address=address, workers=workers)
         return RayExecutor(config, threads=1, timeout_seconds=600)
 
-    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+    with tempfile.TemporaryDirectory() as name:
         jobs = {
             kind: _job(store, Path(name) / kind, shard_tokens, shards)
             for kind in ("here", "two", "one")
         }
-        crews = {
-            "here": _ready(stack, LocalExecutor(), jobs["here"]),
-            "two": _ready(stack, ray(2), jobs["two"], 2),
-        }
-        spent: dict[str, list[float]] = {"process of 2": [], "two workers": [], "process of 1": []}
-        for _ in range(turns):
-            spent["process of 2"].append(_seconds(crews["here"], jobs["here"], 2))
-            spent["two workers"].append(_seconds(crews["two"], jobs["two"], 2))
-        stack.pop_all().close()  # one core for each of the next two
+        here = jobs["here"]
+        with ExitStack() as stack:
+            alone = _ready(stack, "process of 2", LocalExecutor(), here, threads=2)
+            spread = _ready(stack, "two workers", ray(2), jobs["two"], threads=2, workers=2)
+            median = _take_turns([alone, spread], seconds)
+        with ExitStack() as stack:  # one core for each
+            alone = _ready(stack, "process of 1", LocalExecutor(), here, threads=1)
+            spread = _ready(stack, "one worker", ray(1), jobs["one"], threads=1)
+            median |= _take_turns([alone, spread], seconds)
 
-        with ExitStack() as alone:
-            crews = {
-                "here": _ready(alone, LocalExecutor(), jobs["here"]),
-                "one": _ready(alone, ray(1), jobs["one"]),
-            }
-            spent["one worker"] = []
-            for _ in range(turns):
-                spent["process of 1"].append(_seconds(crews["here"], jobs["here"], 1))
-                spent["one worker"].append(_seconds(crews["one"], jobs["one"], 1))
-
-        median = {kind: statistics.median(seconds) for kind, seconds in spent.items()}
-        count = len(jobs["here"].files)
-        for kind, seconds in median.items():
-            console.print(f"{kind}: {seconds / count * 1000:,.0f} ms a shard")
-        console.print(
-            f"two workers of one thread / one process of two: "
-            f"{median['process of 2'] / median['two workers']:.3f} of its throughput"
-        )
-        more = median["one worker"] - median["process of 1"]
-        console.print(
-            f"overhead a shard of {shard_tokens:,} tokens: {more / count * 1000:,.1f} ms, "
-            f"{more / median['process of 1']:.1%}"
-        )
+    console.print(
+        f"two workers of one thread / one process of two: "
+        f"{median['process of 2'] / median['two workers']:.3f} of its throughput"
+    )
+    more = median["one worker"] - median["process of 1"]
+    console.print(
+        f"overhead a shard of {shard_tokens:,} tokens: {more / len(here.files) * 1000:,.1f} ms, "
+        f"{more / median['process of 1']:.1%}"
+    )
 
 
 if __name__ == "__main__":

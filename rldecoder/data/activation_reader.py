@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -248,6 +249,23 @@ class ActivationReader(ShuffledActivations):
     def batches_per_epoch(self, batch_tokens: int) -> int:
         """Full batches in one shuffled pass (`drop_last=True`)."""
         return self.num_tokens // batch_tokens
+
+    def first_row(self, seq_id: int) -> int:
+        """Number of a sequence's first row, for `ordered`; that of the next one if it has none."""
+        shard = bisect_left(
+            self._paths, seq_id, key=lambda path: int(self._ids(path)[-1])
+        )  # fmt: skip
+        inside = 0
+        if shard < len(self._paths):
+            inside = int(np.searchsorted(self._ids(self._paths[shard]), seq_id))
+        return sum(self._shard_rows[:shard]) + inside
+
+    def _ids(self, path: Path) -> np.ndarray:
+        """The sequence of each row of a shard."""
+        try:
+            return pq.read_table(path, columns=["seq_id"], memory_map=True)["seq_id"].to_numpy()
+        except (OSError, pa.ArrowException) as error:
+            raise damaged_cache(path, error) from error
 
     def _full_rows(self) -> list[int]:
         # A shard holds whole sequences, and far fewer sinks than a sequence has tokens.

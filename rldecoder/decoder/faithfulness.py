@@ -6,7 +6,8 @@ logits are computed once for all of them. Formulas: docs/metrics.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -35,6 +36,8 @@ from rldecoder.schemas import JsonRecord, table_schema
 Predictor = Callable[[ActivationBatch], Tensor]
 """From cached rows of whole sequences to predicted final hidden states [N, D] float32."""
 
+BATCH_ROWS = 4096
+"""Rows that are read at once, give or take a sequence."""
 NUM_ECE_BINS = 15
 _COLUMNS = ("kl", "ce", "frozen_ce", "correct", "frozen_correct", "agree", "confidence")
 
@@ -149,34 +152,66 @@ def evaluate_predictors(
         NumericalError: a predictor gives NaN or infinity.
     """
     next_tokens = NextTokens(reader)
-    rows = chunk_rows(lm.vocab_size)
+    batches = whole_sequences(
+        reader, BATCH_ROWS, columns=("resid", "final_hidden"), max_tokens=max_tokens
+    )
+    return summarise(
+        [score_batch(predictors, batch, next_tokens, lm, precision) for batch in batches], seed
+    )
+
+
+class TokenScores(NamedTuple):
+    """What some predictors do at n tokens, on the CPU."""
+
+    by_predictor: dict[str, Tensor]
+    """[n, 7] float32 each."""
+    has_label: Tensor
+    """[n] bool, whether the next token is known."""
+    sequence: Tensor
+    """[n] int64, which sequence each lies in."""
+
+
+@torch.no_grad()
+def score_batch(
+    predictors: Mapping[str, Predictor],
+    batch: ActivationBatch,
+    next_tokens: NextTokens,
+    lm: FrozenLM,
+    precision: MatmulPrecision,
+) -> TokenScores:
+    """Score every token of whole sequences; arguments as for `evaluate_predictors`."""
+    assert batch.final_hidden is not None
+    labels = next_tokens.labels(batch.seq_id, batch.pos)
     scores: dict[str, list[Tensor]] = {name: [] for name in predictors}
-    labels, sequences = [], []
+    predicted = {name: predict(batch) for name, predict in predictors.items()}
 
     # Logits of a whole batch would not fit: each chunk's are scored and dropped.
-    batches = whole_sequences(
-        reader, 4096, columns=("resid", "final_hidden"), max_tokens=max_tokens
-    )
-    for batch in batches:
-        assert batch.final_hidden is not None
-        labels.append(next_tokens.labels(batch.seq_id, batch.pos))
-        sequences.append(batch.seq_id)
-        predicted = {name: predict(batch) for name, predict in predictors.items()}
-        with matmul_precision(precision):
-            for start in range(0, len(batch.pos), rows):
-                part = slice(start, start + rows)
-                frozen_logits = lm.unembed(batch.final_hidden[part].to(lm.device))
-                label = labels[-1][part].to(lm.device)
-                for name, hidden in predicted.items():
-                    logits = lm.unembed(hidden[part])
-                    scores[name].append(_score_rows(logits, frozen_logits, label).cpu())
+    rows = chunk_rows(lm.vocab_size)
+    with matmul_precision(precision):
+        for start in range(0, len(batch.pos), rows):
+            part = slice(start, start + rows)
+            frozen_logits = lm.unembed(batch.final_hidden[part].to(lm.device))
+            label = labels[part].to(lm.device)
+            for name, hidden in predicted.items():
+                logits = lm.unembed(hidden[part])
+                scores[name].append(_score_rows(logits, frozen_logits, label).cpu())
+    joined = {name: torch.cat(parts) for name, parts in scores.items()}
+    return TokenScores(joined, labels != NO_LABEL, batch.seq_id)
 
-    has_label = (torch.cat(labels) != NO_LABEL).numpy()
-    sequence = torch.cat(sequences).numpy()
-    return {
-        name: _summarise(name, torch.cat(parts).double().numpy(), has_label, sequence, seed)
-        for name, parts in scores.items()
-    }
+
+def summarise(parts: Sequence[TokenScores], seed: int) -> dict[str, Faithfulness]:
+    """Means, and intervals by a bootstrap, over the tokens of all parts, in order.
+
+    Raises:
+        NumericalError: a predictor gives NaN or infinity.
+    """
+    has_label = torch.cat([part.has_label for part in parts]).numpy()
+    sequence = torch.cat([part.sequence for part in parts]).numpy()
+    found = {}
+    for name in parts[0].by_predictor:
+        scores = torch.cat([part.by_predictor[name] for part in parts]).double().numpy()
+        found[name] = _summarise(name, scores, has_label, sequence, seed)
+    return found
 
 
 def _score_rows(logits: Tensor, frozen_logits: Tensor, labels: Tensor) -> Tensor:

@@ -58,6 +58,26 @@ class Executor(ABC):
             device: of this process; others use their own.
         """
 
+    def finish(
+        self, job: Job, title: str, unit: str, *, device: torch.device, report: Reporter
+    ) -> None:
+        """Do the shards of a job that are not there yet; a crew is called only if there are any.
+
+        Args:
+            title: of the progress bar.
+            unit: of the shards' sizes.
+        """
+        todo = job.unfinished(report.note)
+        if not todo:
+            return
+        total = sum(shard.size for shard in job.files)
+        done = total - sum(job.files[number].size for number in todo)
+        with (
+            self.open(job, device=device, report=report) as crew,
+            report.track(title, total, unit=unit, done=done) as bar,
+        ):
+            crew.run(todo, bar)
+
     def close(self) -> None:  # noqa: B027  (this process has nothing to let go)
         """Let go what was kept for the next job."""
 

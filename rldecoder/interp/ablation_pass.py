@@ -34,7 +34,8 @@ ROWS_AT_ONCE = 4096
 HELD_BYTES = 1 << 29
 """Sequences that later passes find again."""
 STARTS_AT_ONCE = 256
-"""Sequences whose first tokens are run at a time."""
+"""Sequences whose first tokens are run at a time: always the same ones, whichever of them are asked
+for, because a product of matrices may round otherwise for another number of rows."""
 
 
 class Places(NamedTuple):
@@ -125,16 +126,24 @@ class Texts:
     Args:
         reader: the split's cached residuals.
         table: columns seq_id, input_ids of the split.
+        held_bytes: what is kept for the next pass, at most.
     """
 
-    def __init__(self, lm: FrozenLM, layer: int, reader: ActivationReader, table: pa.Table) -> None:
+    def __init__(
+        self,
+        lm: FrozenLM,
+        layer: int,
+        reader: ActivationReader,
+        table: pa.Table,
+        held_bytes: int = HELD_BYTES,
+    ) -> None:
         self.lm, self.blocks = lm, PlaceReader(lm, layer)
-        self._reader, self._table = reader, table
+        self._reader, self._table, self._held_bytes = reader, table, held_bytes
         self._held: dict[int, ReadSequence] = {}
         self._bytes = 0
 
     def read(self, wanted: IntArray) -> Iterator[tuple[int, ReadSequence]]:
-        """Sequences by increasing id; what fits into HELD_BYTES is kept for the next pass."""
+        """Sequences by increasing id; what fits into `held_bytes` is kept for the next pass."""
         missing = [seq for seq in wanted.tolist() if seq not in self._held]
         fresh = self._sequences(missing)
         for seq_id in sorted(wanted.tolist()):
@@ -144,7 +153,7 @@ class Texts:
             found, resid = next(fresh)
             assert found == seq_id
             text = self.blocks.sequence(resid)
-            if self._bytes + text.num_bytes <= HELD_BYTES:
+            if self._bytes + text.num_bytes <= self._held_bytes:
                 self._held[seq_id] = text
                 self._bytes += text.num_bytes
             yield seq_id, text
@@ -154,22 +163,15 @@ class Texts:
         if not wanted:
             return
         row_of = {int(seq): row for row, seq in enumerate(self._table["seq_id"].to_numpy())}
-        column = self._table["input_ids"]
-        ids = {seq: column[row_of[seq]].values.to_numpy().astype(np.int64) for seq in wanted}
+        ids = {seq: self._ids(row_of[seq]) for seq in wanted}
         device, layer = self.lm.device, self.blocks.layer
-        # The beginning is never cached: that of many sequences is run at once.
         skipped = self._reader.meta.skip_first
-        starts: dict[int, Tensor] = {}
-        for number in range(0, len(wanted), STARTS_AT_ONCE):
-            part = wanted[number : number + STARTS_AT_ONCE]
-            first = torch.from_numpy(np.stack([ids[seq][:skipped] for seq in part]))
-            with torch.no_grad():
-                starts |= zip(part, self.lm.trunk(first.to(device), layer).resid, strict=True)
+        starts = self._starts([row_of[seq] for seq in wanted])
 
         for seq_id, pos, cached in self._cached(set(wanted)):
             length = ids[seq_id].size
             resid = torch.empty(length, self.lm.d_model, dtype=self.lm.dtype, device=device)
-            resid[:skipped] = starts[seq_id]
+            resid[:skipped] = starts[row_of[seq_id]]
             known = torch.zeros(length, dtype=torch.bool)
             known[:skipped] = True
             known[pos] = True
@@ -181,11 +183,27 @@ class Texts:
             resid[pos.to(device)] = cached.to(resid)
             yield seq_id, resid
 
+    def _ids(self, row: int) -> IntArray:
+        """[T] tokens of a row of the table."""
+        return self._table["input_ids"][row].values.to_numpy().astype(np.int64)  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def _starts(self, rows: list[int]) -> dict[int, Tensor]:
+        """The beginnings of rows of the table, which are never cached, at the layer."""
+        skipped, total = self._reader.meta.skip_first, self._table.num_rows
+        starts: dict[int, Tensor] = {}
+        for first in sorted({row // STARTS_AT_ONCE * STARTS_AT_ONCE for row in rows}):
+            part = range(first, min(first + STARTS_AT_ONCE, total))
+            ids = torch.from_numpy(np.stack([self._ids(row)[:skipped] for row in part]))
+            resid = self.lm.trunk(ids.to(self.lm.device), self.blocks.layer).resid
+            starts |= {row: resid[row - first] for row in rows if row in part}
+        return starts
+
     def _cached(self, wanted: set[int]) -> Iterator[tuple[int, Tensor, Tensor]]:
         """(sequence, positions, residuals) of the wanted sequences, in order."""
-        last = max(wanted)
+        last, first = max(wanted), self._reader.first_row(min(wanted))
         held: list[tuple[Tensor, Tensor, Tensor]] = []
-        for batch in self._reader.ordered(ROWS_AT_ONCE, columns=("resid",)):
+        for batch in self._reader.ordered(ROWS_AT_ONCE, columns=("resid",), first=first):
             assert batch.resid is not None
             held.append((batch.seq_id, batch.pos, batch.resid))
             seq, pos, resid = (torch.cat(parts) for parts in zip(*held, strict=True))
@@ -209,15 +227,20 @@ class Ablations:
         self.texts, self.sae = texts, sae
 
     @torch.no_grad()
-    def run(self, places: Places, *, others: bool, first: int = 0) -> Iterator[Ablated]:
-        """All places, in order, from number `first` on; a group lies in one sequence.
+    def run(
+        self, places: Places, *, others: bool, first: int = 0, end: int | None = None
+    ) -> Iterator[Ablated]:
+        """Places in order, a group at a time, which lies in one sequence.
 
         Args:
             others: whether other latents are taken out too.
+            first: number of the place to begin at.
+            end: of the one to stop before; None runs all. A sequence's places are grouped alike
+                where both ends are ends of sequences.
         """
-        if first >= len(places.row):
+        wanted = places.seq_id[first:end]
+        if not wanted.size:
             return
-        wanted = places.seq_id[first:]
         each = 3 if others else 2
         size = max(4, LOGITS_AT_ONCE // (each * self.texts.lm.vocab_size))
         for seq_id, text in self.texts.read(np.unique(wanted)):

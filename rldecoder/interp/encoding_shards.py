@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from rldecoder import files
 from rldecoder.data.activation_reader import ActivationReader
-from rldecoder.executors.jobs import Measured, ShardFile, ShardWorker
+from rldecoder.executors.jobs import Job, Measured, ShardFile, ShardWorker, make_job
 from rldecoder.sae.model import Sae, SparseLatents
 
 BATCHES = 64
@@ -94,6 +94,19 @@ class EncodingWorker(ShardWorker[EncodingSettings, list[SparseLatents]]):
         with files.aside(path) as draft:
             save_file(tensors, draft)
             return files.hash_file(draft)
+
+
+def encoding_job(settings: EncodingSettings, folder: Path, owner: str) -> Job:
+    """The work in words; its files go into a folder, which is made.
+
+    Args:
+        owner: whose they are.
+    """
+    folder.mkdir(exist_ok=True)
+    reads = [settings.sae, settings.cache]
+    return make_job(
+        EncodingWorker, settings, settings.plan(), folder=folder, owner=owner, reads=reads
+    )
 
 
 def read_encoded(paths: Sequence[Path]) -> Iterator[SparseLatents]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 
 from rldecoder.checkpoints import Checkpoints
 from rldecoder.data.shards import read_token_table
-from rldecoder.interp.ablation_pass import Ablated, Ablations, Places, Texts, choose_places
+from rldecoder.interp.ablation_pass import Ablations, Places, Texts, choose_places
+from rldecoder.interp.ablation_shards import AblationCrew, Asked
 from rldecoder.interp.calibration import NUM_ROTATIONS
 from rldecoder.interp.control_latents import SplitSource
 from rldecoder.interp.corpus import SplitFirings, document_folds
 from rldecoder.interp.output_scores import score_outputs
-from rldecoder.interp.output_sets import Gains, OutputSet, SetGroup, Trial, Trier, fit_sets
+from rldecoder.interp.output_sets import Gains, OutputSet, SetGroup, Trial, Tried, fit_sets
 from rldecoder.interp.records import OutputScores
 from rldecoder.interp.scores import derangement
 from rldecoder.interp.strong import usual_highs
@@ -65,6 +66,7 @@ class OutputLabeler:
         count: places of a latent in a split, or in a fold of it, at most.
         progress: a folder that outlives a killed run.
         owner: whose progress it is.
+        crew: who runs the places elsewhere; None runs them here.
     """
 
     def __init__(
@@ -78,10 +80,12 @@ class OutputLabeler:
         report: Reporter,
         progress: Path,
         owner: str,
+        crew: AblationCrew | None = None,
     ) -> None:
         self._lm, self._source = lm, source
         self._share, self._count, self._seed = share, count, seed
         self._report, self._progress, self._owner = report, progress, owner
+        self._crew = crew
         self._texts: dict[str, Texts] = {}
         self.slow_because: str | None = None
         """Why places had to be run as whole sequences; None if they were not."""
@@ -100,7 +104,7 @@ class OutputLabeler:
         # As many as the folds may hold together, with or without rotations: one procedure.
         places = choose_places(fit, least, NUM_ROTATIONS * self._count, self._seed)
         gains = Gains.empty(len(places.row), self._lm.vocab_size)
-        self._run(f"{name}-fit", "label", sae, places, gains, gains.add, others=False)
+        self._run(f"{name}-fit", "label", sae, Asked(places, None), gains, gains.put)
         sets = fit_sets(places, gains, number)
 
         rotations: list[Rotation] = []
@@ -183,8 +187,11 @@ class OutputLabeler:
         # Of `parts`, whatever the places: a short text may leave the last fold without any.
         shape = (len(groups[0].own), len(groups[0].tokens))
         trial = Trial.empty(len(places.row), len(groups), parts, *shape)
-        trier = Trier(groups, places, part, self._lm.device, trial)
-        self._run(name, split, sae, places, trial, trier.add, others=True)
+
+        def put(numbers: NDArray[np.int64], found: Tried) -> None:
+            trial.put(numbers, found, part[numbers], places.row[numbers])
+
+        self._run(name, split, sae, Asked(places, groups), trial, put)
         return trial
 
     def _run(
@@ -192,45 +199,62 @@ class OutputLabeler:
         name: str,
         split: str,
         sae: Sae,
-        places: Places,
+        asked: Asked,
         filled: Gains | Trial,
-        add: Callable[[Ablated], None],
-        *,
-        others: bool,
+        put: Callable[[NDArray[np.int64], Any], None],
     ) -> None:
-        """Run the places that a killed run has not; `add` fills the arrays of `filled`."""
+        """Run the places that a killed run has not; `put` fills the arrays of `filled`.
+
+        Args:
+            put: takes numbers of places, in order, and what they say.
+        """
         checkpoints = Checkpoints(
             self._progress / name, keep=1, owner=self._owner, note=self._report.note
         )
-        total, done, saved = len(places.row), 0, time.monotonic()
+        total, done, saved = len(asked.places.row), 0, time.monotonic()
         found = checkpoints.load()
-        if found is not None:
+        # A crew's shards begin at the first place: of a pass here only a whole one is taken up.
+        if found is not None and (self._crew is None or found.step == total):
             done = found.step
             for field, array in filled._asdict().items():
                 array[:] = found.tensors[field].numpy()
+            self.slow_because = self.slow_because or found.state.get("slow")
 
         def save() -> None:
             arrays = {field: torch.from_numpy(a) for field, a in filled._asdict().items()}
-            checkpoints.save(done, arrays, {})
+            checkpoints.save(done, arrays, {"slow": self.slow_because})
 
-        layer = sae.spec.hook_layer
+        if self._crew is not None and done < total:
+            for numbers, answers, slow in self._crew.run(name, split, sae, asked):
+                put(numbers, answers)
+                self.slow_because = self.slow_because or slow
+            done = total
+        elif self._crew is None:
+            meter = asked.meter(self._lm.device)
+            texts = self._texts_of(split, sae.spec.hook_layer)
+            ablations = Ablations(texts, sae)
+            with self._report.track(f"ablations, {name}", total, "place", done) as bar:
+                for part in ablations.run(asked.places, others=asked.others, first=done):
+                    put(part.places, meter(part))
+                    done += part.places.size
+                    bar.advance(part.places.size)
+                    self.slow_because = self.slow_because or texts.blocks.slow_because
+                    if time.monotonic() - saved > CHECKPOINT_SECONDS:
+                        save()
+                        saved = time.monotonic()
+        if total and (found is None or found.step < total):
+            save()
+        if self._crew is not None:
+            self._crew.forget(name)
+
+    def _texts_of(self, split: str, layer: int) -> Texts:
+        """A split's sequences, which one pass after another reads."""
         if split not in self._texts:
             table = read_token_table(self._source.tokens, split)
             self._texts[split] = Texts(self._lm, layer, self._source.reader(split), table)
         texts = self._texts[split]
         assert texts.blocks.layer == layer
-        ablations = Ablations(texts, sae)
-        with self._report.track(f"ablations, {name}", total, "place", done) as bar:
-            for part in ablations.run(places, others=others, first=done):
-                add(part)
-                done += part.places.size
-                bar.advance(part.places.size)
-                if time.monotonic() - saved > CHECKPOINT_SECONDS:
-                    save()
-                    saved = time.monotonic()
-        if total and (found is None or found.step < total):
-            save()
-        self.slow_because = self.slow_because or texts.blocks.slow_because
+        return texts
 
 
 def _folds_of(places: Places, fit: SplitFirings) -> NDArray[np.int64]:

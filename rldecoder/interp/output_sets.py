@@ -59,16 +59,20 @@ class Gains(NamedTuple):
         ids, values = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
         return cls(ids, values, ids.copy(), values.copy())
 
-    def add(self, found: Ablated) -> None:
-        """Take in some places."""
+    @classmethod
+    def of(cls, found: Ablated) -> Gains:
+        """Of the places that were just run."""
         change = found.before - found.without
-        for gain, ids, values in (
-            (found.before.exp() * change, self.raised, self.raised_by),
-            (found.without.exp() * -change, self.lowered, self.lowered_by),
-        ):
-            best = gain.topk(ids.shape[1])
-            ids[found.places] = best.indices.cpu().numpy()
-            values[found.places] = best.values.cpu().numpy()
+        columns = []
+        for gain in (found.before.exp() * change, found.without.exp() * -change):
+            best = gain.topk(min(KEPT, gain.shape[1]))
+            columns += [best.indices.cpu().numpy().astype(np.int32), best.values.cpu().numpy()]
+        return cls(*columns)
+
+    def put(self, places: IntArray, found: Gains) -> None:
+        """Take in the places of these numbers."""
+        for column, values in zip(self, found, strict=True):
+            column[places] = values
 
 
 class OutputSet(NamedTuple):
@@ -137,6 +141,21 @@ def _recurring(
     return out
 
 
+class Tried(NamedTuple):
+    """What `Trier` says of n places; the first four become the rows of a `Trial`."""
+
+    drop: NDArray[np.float32]
+    """[n, G]"""
+    other_drop: NDArray[np.float32]
+    """[n, G]"""
+    above: NDArray[np.float32]
+    """[n, G]"""
+    share: NDArray[np.float32]
+    """[n, G]"""
+    drops: NDArray[np.float32]
+    """[n, G, M] of every set."""
+
+
 class Trial(NamedTuple):
     """What taking latents out did to sets at P places; G groups of sets."""
 
@@ -157,6 +176,18 @@ class Trial(NamedTuple):
         unknown = np.full((number, groups), np.nan, np.float32)
         sums = np.zeros((groups, parts, num_latents, num_sets), np.float32)
         return cls(unknown, unknown.copy(), unknown.copy(), unknown.copy(), sums)
+
+    def put(self, places: IntArray, found: Tried, part: IntArray, rows: IntArray) -> None:
+        """Take in the places of these numbers, each number once and in order: sums round.
+
+        Args:
+            part: [n] which part of the text each is in.
+            rows: [n] its latent.
+        """
+        for column, values in zip(self[:4], found[:4], strict=True):
+            column[places] = values
+        for sums, drops in zip(self.sums, found.drops.swapaxes(0, 1), strict=True):
+            np.add.at(sums, (part, rows), drops)
 
 
 class SetGroup(NamedTuple):
@@ -181,19 +212,12 @@ class Trier:
     """Tries groups of sets at places.
 
     Args:
-        part: [P] which part of the text each place is in, from 0 on.
-        trial: filled in.
+        groups: of equal size.
+        rows: [P] the latent of each place.
     """
 
-    def __init__(
-        self,
-        groups: Sequence[SetGroup],
-        places: Places,
-        part: IntArray,
-        device: torch.device,
-        trial: Trial,
-    ) -> None:
-        self.groups, self.places, self.part, self.trial = groups, places, part, trial
+    def __init__(self, groups: Sequence[SetGroup], rows: IntArray, device: torch.device) -> None:
+        self.groups, self._rows = groups, rows
         flat = sorted({token for group in groups for held in group.tokens for token in held})
         self._tokens = torch.tensor(flat, dtype=torch.long, device=device)
         column = {token: number for number, token in enumerate(flat)}
@@ -204,22 +228,21 @@ class Trier:
                 member[[column[token] for token in held], number] = 1
             self._members.append(member.to(device))
 
-    def add(self, found: Ablated) -> None:
-        """Take in some places, run with others."""
+    def of(self, found: Ablated) -> Tried:
+        """What the places say that were just run, with others."""
         assert found.other is not None
         before, without, other = (
             part[:, self._tokens].exp() for part in (found.before, found.without, found.other)
         )
         lost = (found.before.exp() - found.without.exp()).clamp_min(0).sum(-1)
-        rows = self.places.row[found.places]
-        for number, (group, member) in enumerate(zip(self.groups, self._members, strict=True)):
+        rows = self._rows[found.places]
+        by_group = []
+        for group, member in zip(self.groups, self._members, strict=True):
             # Every set's drop at every place; the sums give each latent's mean over its places.
             own = torch.from_numpy(group.own[rows]).to(member.device)
             filled = member.sum(0) > 0
             start = _log(before @ member)
             drops = start - _log(without @ member)
-            sums = self.trial.sums[number]
-            np.add.at(sums, (self.part[found.places], rows), drops.cpu().numpy())
 
             # The own set against its rivals, place by place; a tie counts half.
             mine = drops.gather(1, own[:, None])
@@ -233,9 +256,9 @@ class Trier:
             share = fallen.gather(1, own[:, None])[:, 0] / lost.clamp_min(TINY)
             values = (mine[:, 0], (start.gather(1, own[:, None]) - after_other)[:, 0], above, share)
             has = filled[own]
-            for column, value in zip(self.trial[:4], values, strict=True):
-                value = torch.where(has, value, torch.nan)
-                column[found.places, number] = value.cpu().numpy()
+            own_values = [torch.where(has, value, torch.nan).cpu().numpy() for value in values]
+            by_group.append((*own_values, drops.cpu().numpy()))
+        return Tried(*(np.stack(column, axis=1) for column in zip(*by_group, strict=True)))
 
 
 def _log(probability: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -82,6 +83,34 @@ class ImportanceColumns:
     count: NDArray[np.int64]
 
 
+class SequenceImportance(NamedTuple):
+    """Importance at the considered positions of one sequence, on the CPU; n of them."""
+
+    latents: Tensor
+    """[n, K] float32, of each active latent."""
+    indices: Tensor
+    """[n, K] int64, their ids."""
+    active: Tensor
+    """[n, K] bool, whether it fires there."""
+    error: Tensor
+    """[n] float32, of the SAE's error term."""
+
+
+def sequences_of(
+    batch: PatchBatch, found: Attribution, considered: Tensor
+) -> list[SequenceImportance]:
+    """The positions `considered` [B, T] of each sequence of a batch."""
+    return [
+        SequenceImportance(
+            found.latents[row][keep].cpu(),
+            batch.latents.indices[row][keep].cpu(),
+            (batch.latents.acts[row][keep] > 0).cpu(),
+            found.error[row][keep].cpu(),
+        )
+        for row, keep in enumerate(considered)
+    ]
+
+
 class Tally:
     """Adds up attributions of one domain and one target.
 
@@ -98,23 +127,18 @@ class Tally:
         self.positions = np.zeros(NUM_BLOCKS)
         self.sequences = 0
 
-    def add(self, batch: PatchBatch, found: Attribution, considered: Tensor) -> None:
-        """Add the positions `considered` [B, T] of a batch."""
-        for row in range(considered.shape[0]):
-            block = self.sequences % NUM_BLOCKS
-            self.sequences += 1
-            keep = considered[row]
-            values = found.latents[row][keep].double().cpu()
-            indices = batch.latents.indices[row][keep].cpu()
-            acts = batch.latents.acts[row][keep].cpu()
-            error = found.error[row][keep].double().abs().cpu()
-            flat = indices.reshape(-1)
-            self.absolute[block].index_add_(0, flat, values.abs().reshape(-1))
-            self.signed.index_add_(0, flat, values.reshape(-1))
-            self.count.index_add_(0, flat, (acts > 0).long().reshape(-1))
-            self.error[block] += float(error.sum())
-            self.share[block] += _top_shares(values.abs(), error)
-            self.positions[block] += int(keep.sum())
+    def add(self, found: SequenceImportance) -> None:
+        """Add a sequence."""
+        block = self.sequences % NUM_BLOCKS
+        self.sequences += 1
+        values, error = found.latents.double(), found.error.double().abs()
+        flat = found.indices.reshape(-1)
+        self.absolute[block].index_add_(0, flat, values.abs().reshape(-1))
+        self.signed.index_add_(0, flat, values.reshape(-1))
+        self.count.index_add_(0, flat, found.active.long().reshape(-1))
+        self.error[block] += float(error.sum())
+        self.share[block] += _top_shares(values.abs(), error)
+        self.positions[block] += len(error)
 
     def state(self) -> dict[str, Tensor]:
         """All sums, for a checkpoint."""

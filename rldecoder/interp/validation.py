@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 from scipy import stats
+from torch import Tensor
 
 from rldecoder.evals.statistics import Measured
 from rldecoder.interp.importance import (
@@ -49,6 +51,11 @@ class EstimatorChoice(JsonRecord):
     reason: str
     reached: bool
     """Whether its rank correlation with exact ablation is as high as it should be."""
+
+    @property
+    def integrated(self) -> bool:
+        """Whether it takes integrated gradients."""
+        return self.estimator == "integrated_gradients"
 
 
 class TargetValidation(JsonRecord):
@@ -134,10 +141,49 @@ def choose_latents(
     return np.concatenate([top, np.array(others, np.int64)]).astype(np.int64)
 
 
+class Ablation:
+    """Exact ablation over some batches: a pass over all of them for every latent."""
+
+    def __init__(self, metric: MetricFunction, batches: Sequence[PatchBatch]) -> None:
+        self.metric, self.batches = metric, batches
+
+    @cached_property
+    def _baselines(self) -> list[Tensor]:
+        """Of each batch, the metrics with nothing ablated."""
+        return [sequence_metrics(self.metric, held, held.latents.acts) for held in self.batches]
+
+    def effect(self, latent: int) -> float:
+        """What setting the latent to zero does, in nats."""
+        return sum(
+            exact_effect(self.metric, batch, latent, baseline)
+            for batch, baseline in zip(self.batches, self._baselines, strict=True)
+        )
+
+
+def effects_of(
+    ablation: Ablation,
+    latents: Sequence[int],
+    known: Sequence[float] = (),
+    on_exact: Callable[[list[float]], None] = lambda values: None,
+) -> list[float]:
+    """The exact effects of latents.
+
+    Args:
+        known: those of the first ones, which an interrupted validation had found.
+        on_exact: called with all of them so far after each new one.
+    """
+    # The dear part, so each result is kept at once.
+    found = list(known)
+    for latent in latents[len(found) :]:
+        found.append(ablation.effect(latent))
+        on_exact(found)
+    return found
+
+
 def validate(
-    metric: MetricFunction,
-    batches: Sequence[PatchBatch],
+    ablation: Ablation,
     num_latents: int,
+    exact: Callable[[Sequence[int]], list[float]],
     *,
     num_top: int,
     num_others: int,
@@ -145,38 +191,24 @@ def validate(
     seed: int,
     wanted: str = "auto",
     min_spearman: float = 0.9,
-    known: Sequence[float] = (),
-    on_exact: Callable[[list[float]], None] = lambda values: None,
 ) -> TargetValidation:
     """Compare both estimators with exact ablation on the same tokens, and choose one.
 
     Args:
+        exact: gives the ablation's effects of latents; see `effects_of`.
         wanted: an estimator, or `auto`; see `choose_estimator`.
-        known: exact effects that an interrupted validation had found, in its order.
-        on_exact: called with all exact effects so far after each new one.
 
     With fewer than 3 firing latents nothing can be compared: agreement values are None, and
     `reason` says so.
     """
+    metric, batches = ablation.metric, ablation.batches
     estimates: dict[Estimator, FloatArray] = {
         "attribution_patching": estimated_effects(metric, batches, num_latents),
         "integrated_gradients": estimated_effects(metric, batches, num_latents, integrated_steps),
     }
     rng = np.random.default_rng(seed)
     chosen = choose_latents(estimates["attribution_patching"], num_top, num_others, rng)
-    baselines = [sequence_metrics(metric, batch, batch.latents.acts) for batch in batches]
-
-    # The dear part: a pass over all batches a latent, so each result is kept at once.
-    found = list(known)
-    for latent in chosen[len(found) :]:
-        found.append(
-            sum(
-                exact_effect(metric, batch, int(latent), baseline)
-                for batch, baseline in zip(batches, baselines, strict=True)
-            )
-        )
-        on_exact(found)
-
+    found = exact(chosen.tolist())
     found_by = {
         name: agreement(values[chosen], np.array(found), seed=seed)
         for name, values in estimates.items()

@@ -17,11 +17,18 @@ from rldecoder.artifacts.catalogue import (
     Evaluation,
     Importance,
     Labels,
+    ModelFolder,
     SaeGate,
     TrainedExplainer,
 )
 from rldecoder.config.explain import EvaluateConfig, HarnessConfig
-from rldecoder.decoder.faithfulness import decoder_predictor, evaluate_predictors
+from rldecoder.decoder.faithfulness import (
+    Faithfulness,
+    decoder_predictor,
+    evaluate_predictors,
+    summarise,
+)
+from rldecoder.decoder.faithfulness_shards import FaithfulnessSettings, batch_ends, read_scores
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
 from rldecoder.evals.comparison import (
     FROZEN,
@@ -82,18 +89,10 @@ def run(inputs: EvaluateInputs, config: EvaluateConfig, ctx: StageContext) -> Ou
     if harness is not None:
         harness.save(Evaluation.harness.path(ctx.out))
 
-    predictors = {name: decoder_predictor(decoder) for name, decoder in decoders.items()}
     by_split = {}
     with ctx.report.track("faithfulness", 2, "splits") as bar:
         for split in ("test", "ood"):
-            by_split[split] = evaluate_predictors(
-                predictors,
-                inputs.cache.reader(split),
-                lm,
-                max_tokens=config.num_tokens,
-                seed=derive_seed(ctx.seed, "bootstrap"),
-                precision=config.matmul_precision,
-            )
+            by_split[split] = _faithfulness(split, lm, decoders, inputs, config, ctx)
             bar.advance()
     faithfulness = FaithfulnessTable(by_split)
     Evaluation.faithfulness.save(ctx.out, faithfulness)
@@ -122,6 +121,51 @@ def run(inputs: EvaluateInputs, config: EvaluateConfig, ctx: StageContext) -> Ou
 def _final(inputs: EvaluateInputs) -> str:
     """Which of the decoders is the published one."""
     return SUPERVISED if inputs.final.freeze.which == "supervised" else RL
+
+
+def _faithfulness(
+    split: str,
+    lm: FrozenLM,
+    decoders: Mapping[str, SaeDecoderForCausalLM],
+    inputs: EvaluateInputs,
+    config: EvaluateConfig,
+    ctx: StageContext,
+) -> dict[str, Faithfulness]:
+    """Both decoders on the same tokens of a split."""
+    seed, reader = derive_seed(ctx.seed, "bootstrap"), inputs.cache.reader(split)
+    if ctx.executor.is_here:
+        return evaluate_predictors(
+            {name: decoder_predictor(decoder) for name, decoder in decoders.items()},
+            reader,
+            lm,
+            max_tokens=config.num_tokens,
+            seed=seed,
+            precision=config.matmul_precision,
+        )
+
+    # Elsewhere they are read from disk; the scores come back, and are summed up here.
+    read = (inputs.model, inputs.sae, inputs.cache, inputs.supervised, inputs.policy)
+    settings = FaithfulnessSettings(
+        model=inputs.model.model.absolute(),
+        record=ModelFolder.record.path(inputs.model.folder).absolute(),
+        sae=inputs.sae.sae.absolute(),
+        decoders={
+            SUPERVISED: inputs.supervised.decoder.absolute(),
+            RL: inputs.policy.decoder.absolute(),
+        },
+        cache=inputs.cache.folder.absolute(),
+        split=split,
+        precision=config.matmul_precision,
+        ends=batch_ends(reader, config.num_tokens),
+    )
+    job = settings.job(
+        ctx.progress / "faithfulness", ctx.owner, [artifact.folder for artifact in read]
+    )
+    ctx.executor.finish(
+        job, f"faithfulness on {split}", "tokens", device=ctx.device, report=ctx.report
+    )
+    shards = [job.path(number) for number in range(len(job.files))]
+    return summarise([read_scores(path, list(settings.decoders)) for path in shards], seed)
 
 
 def _prompts(

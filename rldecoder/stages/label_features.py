@@ -7,18 +7,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from rldecoder.artifacts.catalogue import Labels
+from rldecoder.artifacts.catalogue import Labels, ModelFolder
 from rldecoder.config.interp import LabelFeaturesConfig
 from rldecoder.data.activations import ActivationBatch
 from rldecoder.data.shards import read_token_table
 from rldecoder.errors import BadInputError
-from rldecoder.executors.jobs import make_job
+from rldecoder.interp.ablation_shards import AblationCrew
 from rldecoder.interp.assembly import Material, records
 from rldecoder.interp.calibration import Acceptance, high_confidence_threshold
 from rldecoder.interp.control_latents import ControlLatents, SplitSource, draw_latents
 from rldecoder.interp.corpus import SplitFirings, TokenGrid, sample_sequences
 from rldecoder.interp.descriptions import StrongestTokens, description_rows
-from rldecoder.interp.encoding_shards import EncodingSettings, EncodingWorker, read_encoded
+from rldecoder.interp.encoding_shards import EncodingSettings, encoding_job, read_encoded
 from rldecoder.interp.example_pass import ExamplePass
 from rldecoder.interp.examples import ExampleSettings, token_effects
 from rldecoder.interp.imported_labels import Ours, TokenReader, score_imported
@@ -241,6 +241,26 @@ class _Labelling:
             report=ctx.report,
             progress=ctx.progress / "ablations",
             owner=ctx.owner,
+            crew=self._crew(),
+        )
+
+    def _crew(self) -> AblationCrew | None:
+        """Who runs ablations elsewhere; None where this process does."""
+        ctx, inputs = self.ctx, self.inputs
+        if ctx.executor.is_here:
+            return None
+        read = (inputs.model, inputs.cache, inputs.corpus)
+        return AblationCrew(
+            executor=ctx.executor,
+            model=inputs.model.model,
+            record=ModelFolder.record.path(inputs.model.folder),
+            cache=inputs.cache.folder,
+            tokens=inputs.corpus.folder,
+            folder=ctx.progress / "ablation-shards",
+            owner=ctx.owner,
+            reads=tuple(artifact.folder for artifact in read),
+            device=ctx.device,
+            report=ctx.report,
         )
 
     def read_fit(
@@ -285,23 +305,9 @@ class _Labelling:
             max_tokens=max_tokens,
             batch_tokens=self.config.batch_tokens,
         )
-        folder = ctx.progress / "encoded"
-        folder.mkdir(exist_ok=True)
-        job = make_job(
-            EncodingWorker, settings, settings.plan(), folder=folder, owner=ctx.owner,
-            reads=[self.inputs.sae.folder, self.inputs.cache.folder],
-        )  # fmt: skip
+        job = encoding_job(settings, ctx.progress / "encoded", ctx.owner)
 
-        # What an earlier run left is read as it is; with all of it there no crew is called.
-        todo = job.unfinished(ctx.report.note)
-        total = sum(shard.size for shard in job.files)
-        done = total - sum(job.files[number].size for number in todo)
-        if todo:
-            with (
-                ctx.executor.open(job, device=ctx.device, report=ctx.report) as crew,
-                ctx.report.track(f"encode {split}", total, unit="tokens", done=done) as bar,
-            ):
-                crew.run(todo, bar)
+        ctx.executor.finish(job, f"encode {split}", "tokens", device=ctx.device, report=ctx.report)
         return read_encoded([job.path(number) for number in range(len(job.files))])
 
     def strong(self, fit: SplitFirings, split: SplitFirings) -> SplitFirings:

@@ -2,38 +2,36 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from rldecoder.artifacts.catalogue import Importance
+from rldecoder.artifacts.catalogue import Importance, ModelFolder
 from rldecoder.checkpoints import Checkpoints
 from rldecoder.config.interp import Domain, RankFeaturesConfig
-from rldecoder.data.shards import read_tokens
-from rldecoder.evals.prompts import make_prompts
-from rldecoder.interp.importance import (
-    PatchBatch,
-    Subject,
-    attribute,
-    considered_positions,
-    make_batch,
+from rldecoder.executors.jobs import Settings, ShardFile, ShardWorker, make_job
+from rldecoder.interp.importance import Subject, TargetName
+from rldecoder.interp.patch_shards import (
+    AttributionSettings,
+    AttributionWorker,
+    ExactSettings,
+    ExactWorker,
+    PatchSettings,
+    PatchText,
+    read_attributions,
+    read_effects,
 )
 from rldecoder.interp.tally import ImportanceMass, Tally, TargetMass
-from rldecoder.interp.validation import EstimatorValidation, validate
-from rldecoder.lm.text_tokens import encode_prompts
+from rldecoder.interp.validation import Ablation, EstimatorValidation, effects_of, validate
+from rldecoder.reporting import Bar
 from rldecoder.schemas import Scalar
 from rldecoder.seeds import derive_seed, seed_everything
 from rldecoder.stages.context import Output, StageContext
 from rldecoder.stages.inputs import RankInputs
-
-TASKS = ("addition", "cloze")
 
 
 def run(inputs: RankInputs, config: RankFeaturesConfig, ctx: StageContext) -> Output:
@@ -45,14 +43,23 @@ def run(inputs: RankInputs, config: RankFeaturesConfig, ctx: StageContext) -> Ou
     sae = inputs.sae.load(ctx.device)
     subject = Subject(lm, sae, inputs.final.load(lm, sae).requires_grad_(False))
     skip_first = inputs.cache.reader("label").meta.skip_first
-    loader = _Loader(inputs.corpus.folder, config, ctx, subject, skip_first)
-    progress = _Progress(config, ctx, sae.num_latents)
+    text = PatchText(inputs.corpus.folder, config, ctx.seed, subject, skip_first)
+    crew = None if ctx.executor.is_here else _Crew(inputs, config, ctx, text)
+    progress = _Progress(config, ctx, sae.num_latents, resume=crew is None)
 
-    validation = _validate(loader, config, ctx, subject, progress)
+    validation = _validate(text, config, ctx, progress, crew)
     for name, target in validation.targets.items():
         ctx.report.note(f"{name}: {target.used.estimator} ({target.used.reason})")
+    used = {name: target.used for name, target in validation.targets.items()}
+    steps = {
+        target: config.integrated_steps if used[target].integrated else None
+        for target in config.targets
+    }
     for domain in config.domains:
-        _attribute_domain(domain, loader, config, ctx, subject, progress, validation)
+        if crew is None:
+            _attribute_domain(domain, text, config, ctx, progress, steps)
+        else:
+            crew.attribute(domain, steps, progress)
 
     rows: dict[str, list[Any]] = {name: [] for name in Importance.table.schema.names}
     masses: dict[str, dict[str, TargetMass]] = {}
@@ -88,9 +95,15 @@ def run(inputs: RankInputs, config: RankFeaturesConfig, ctx: StageContext) -> Ou
 
 
 class _Progress:
-    """What a killed run takes up: exact effects found so far, and the sums of each domain."""
+    """What a killed run takes up: exact effects found so far, and the sums of each domain.
 
-    def __init__(self, config: RankFeaturesConfig, ctx: StageContext, num_latents: int) -> None:
+    Args:
+        resume: whether it is taken up; the shards of workers begin with the first sequence.
+    """
+
+    def __init__(
+        self, config: RankFeaturesConfig, ctx: StageContext, num_latents: int, *, resume: bool
+    ) -> None:
         self.exact: dict[str, list[float]] = {target: [] for target in config.targets}
         self.tallies = {
             (domain, target): Tally(num_latents)
@@ -104,7 +117,7 @@ class _Progress:
         self._seconds, self._saved, self._step = config.checkpoint_seconds, time.monotonic(), 0
 
         # Taken up where a killed run stopped: sums, and exact effects by target.
-        found = self._checkpoints.load()
+        found = self._checkpoints.load() if resume else None
         if found is None:
             return
         self._step = found.step
@@ -137,136 +150,129 @@ class _Progress:
 
 def _attribute_domain(
     domain: Domain,
-    loader: _Loader,
+    text: PatchText,
     config: RankFeaturesConfig,
     ctx: StageContext,
-    subject: Subject,
     progress: _Progress,
-    validation: EstimatorValidation,
+    steps: Mapping[TargetName, int | None],
 ) -> None:
     """Add the attributions of a domain to its tallies, from where an earlier run stopped."""
-    done, total = progress.sequences[domain], loader.num_sequences(domain)
+    done, total = progress.sequences[domain], text.num_sequences(domain)
     with ctx.report.track(f"importance on {domain}", total, "seq", done) as bar:
-        for batch in loader.batches(domain, first=done):
+        for batch in text.batches(domain, first=done):
             for target in config.targets:
-                used = validation.targets[target].used.estimator
-                steps = config.integrated_steps if used == "integrated_gradients" else None
-                found = attribute(subject.metric(target), batch, steps)
-                considered = considered_positions(
-                    batch, looks_back=subject.looks_back(target), skip_first=loader.skip_first
-                )
-                progress.tallies[domain, target].add(batch, found, considered)
+                for found in text.attributions(target, batch, steps[target]):
+                    progress.tallies[domain, target].add(found)
             progress.sequences[domain] += batch.metric_mask.shape[0]
             bar.advance(batch.metric_mask.shape[0])
             progress.save_now_and_then()
 
 
-class _Loader:
-    """Makes the patch batches of a domain."""
-
-    def __init__(
-        self,
-        corpus: Path,
-        config: RankFeaturesConfig,
-        ctx: StageContext,
-        subject: Subject,
-        skip_first: int,
-    ) -> None:
-        self.corpus = corpus
-        self.config, self.ctx, self.subject = config, ctx, subject
-        self.skip_first = skip_first
-
-    def num_sequences(self, domain: Domain) -> int:
-        """How many sequences `batches` yields in all."""
-        return len(self._sequences(domain))
-
-    def batches(
-        self, domain: Domain, max_tokens: int | None = None, first: int = 0
-    ) -> Iterator[PatchBatch]:
-        """Patch batches of a domain, from its sequence number `first` on.
-
-        `max_tokens` stops early, after at least one sequence.
-        """
-        task = domain in TASKS
-        sequences = self._sequences(domain)
-        if max_tokens is not None:
-            ends = np.cumsum([len(sequence) for sequence in sequences])
-            sequences = sequences[: max(1, int(np.searchsorted(ends, max_tokens, "right")))]
-        # Prompts differ in length and are run one by one, which spares padding.
-        size = 1 if task else self.config.batch_sequences
-        for start in range(first, len(sequences), size):
-            rows = np.stack(sequences[start : start + size])
-            ids = torch.as_tensor(rows, dtype=torch.long, device=self.ctx.device)
-            yield make_batch(
-                self.subject,
-                ids,
-                self._metric_mask(ids, task),
-                metric_token="frozen_argmax" if task else self.config.metric_token,
-                skip_first=self.skip_first,
-            )
-
-    def _metric_mask(self, ids: Tensor, task: bool) -> Tensor:
-        mask = torch.zeros(ids.shape, dtype=torch.bool, device=ids.device)
-        if task:
-            mask[:, -1] = True
-        else:
-            # Ends at the last position but one: the last has no next token.
-            mask[:, self.skip_first : -1 : self.config.metric_stride] = True
-        return mask
-
-    def _sequences(self, domain: Domain) -> list[np.ndarray[Any, Any]]:
-        if domain in ("label", "test", "ood"):
-            length = read_tokens(self.corpus, domain, 1).shape[1]
-            count = math.ceil(self.config.budget_tokens / length)
-            return list(read_tokens(self.corpus, domain, count))
-        assert domain in TASKS
-        # Prompts of the training split: evaluation keeps the test split to itself.
-        prompts = make_prompts(
-            "addition" if domain == "addition" else "cloze",
-            "train",
-            self.config.num_prompts,
-            derive_seed(self.ctx.seed, "prompts", domain),
-        )
-        lm = self.subject.lm
-        texts = [prompt.prompt for prompt in prompts]
-        return [np.array(row) for row in encode_prompts(lm.tokenizer, texts, lm.context_length)]
-
-
 def _validate(
-    loader: _Loader,
+    text: PatchText,
     config: RankFeaturesConfig,
     ctx: StageContext,
-    subject: Subject,
     progress: _Progress,
+    crew: _Crew | None,
 ) -> EstimatorValidation:
     """The comparison with exact ablation, for each target."""
-    # Kept in memory: each is run once for every latent that is ablated.
-    batches = list(loader.batches(config.validation_domain, config.validation_tokens))
     total = (config.validation_top + config.validation_others) * len(config.targets)
     done = sum(len(values) for values in progress.exact.values())
     with ctx.report.track("exact patching", total, "latent", done) as bar:
 
-        def keep(target: str, values: list[float]) -> None:
-            progress.exact[target] = values
-            bar.advance()
-            progress.save_now_and_then()
+        def exact(target: TargetName, ablation: Ablation, latents: Sequence[int]) -> list[float]:
+            if crew is not None:
+                return crew.effects(target, latents, bar)
 
-        found = {
-            target: validate(
-                subject.metric(target),
-                batches,
-                subject.sae.num_latents,
+            def keep(values: list[float]) -> None:
+                progress.exact[target] = values
+                bar.advance()
+                progress.save_now_and_then()
+
+            return effects_of(ablation, latents, progress.exact[target], keep)
+
+        found = {}
+        for target in config.targets:
+            ablation = text.ablation(target)
+            found[target] = validate(
+                ablation,
+                text.subject.sae.num_latents,
+                partial(exact, target, ablation),
                 num_top=config.validation_top,
                 num_others=config.validation_others,
                 integrated_steps=config.integrated_steps,
                 seed=derive_seed(ctx.seed, "validate", target),
                 wanted=config.estimator,
                 min_spearman=config.min_spearman,
-                known=progress.exact[target],
-                on_exact=partial(keep, target),
             )
-            for target in config.targets
-        }
     return EstimatorValidation(
         domain=config.validation_domain, decoder=found.get("decoder"), frozen=found.get("frozen")
     )
+
+
+class _Crew:
+    """Has the same done by the workers of the stage's executor."""
+
+    def __init__(
+        self, inputs: RankInputs, config: RankFeaturesConfig, ctx: StageContext, text: PatchText
+    ) -> None:
+        self.ctx, self.text = ctx, text
+        self._reads = [
+            artifact.folder for artifact in (inputs.model, inputs.corpus, inputs.sae, inputs.final)
+        ]
+        self._common = PatchSettings(
+            model=inputs.model.model.absolute(),
+            record=ModelFolder.record.path(inputs.model.folder).absolute(),
+            sae=inputs.sae.sae.absolute(),
+            decoder=inputs.final.decoder.absolute(),
+            corpus=inputs.corpus.folder.absolute(),
+            config=config,
+            seed=ctx.seed,
+            skip_first=text.skip_first,
+        )
+
+    def effects(self, target: TargetName, latents: Sequence[int], bar: Bar) -> list[float]:
+        """Exact effects, in nats; the bar is moved on at the end, for the job has its own."""
+        settings = ExactSettings(**dict(self._common), target=target, latents=tuple(latents))
+        paths = self._finish(
+            ExactWorker, settings, settings.plan(), f"exact patching, {target}", "latent"
+        )
+        bar.advance(len(latents))
+        return read_effects(paths)
+
+    def attribute(
+        self, domain: Domain, steps: Mapping[TargetName, int | None], progress: _Progress
+    ) -> None:
+        """Add the attributions of a domain to its tallies, which are empty."""
+        settings = AttributionSettings(
+            **dict(self._common),
+            domain=domain,
+            steps=dict(steps),
+            sequences=self.text.shard_sequences(domain),
+            total=self.text.num_sequences(domain),
+        )
+        for path in self._finish(
+            AttributionWorker, settings, settings.plan(), f"importance on {domain}", "seq"
+        ):
+            for target, sequences in read_attributions(path, list(steps)).items():
+                for found in sequences:
+                    progress.tallies[domain, target].add(found)
+
+    def _finish(
+        self,
+        worker: type[ShardWorker[Settings, Any]],
+        settings: Settings,
+        shards: list[ShardFile],
+        title: str,
+        unit: str,
+    ) -> list[Path]:
+        """The files of a job that is done."""
+        ctx, kind = self.ctx, worker.__name__
+        folder = ctx.progress / kind
+        folder.mkdir(exist_ok=True)
+        job = make_job(
+            worker, settings, shards, folder=folder, owner=f"{ctx.owner} {kind}",
+            reads=self._reads,
+        )  # fmt: skip
+        ctx.executor.finish(job, title, unit, device=ctx.device, report=ctx.report)
+        return [job.path(number) for number in range(len(job.files))]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,18 +12,22 @@ import torch.nn.functional as F
 
 from rldecoder.data.activation_reader import ActivationReader
 from rldecoder.data.activations import ActivationBatch
-from rldecoder.decoder import faithfulness
+from rldecoder.decoder import faithfulness, faithfulness_shards
 from rldecoder.decoder.faithfulness import (
     decoder_predictor,
     evaluate_faithfulness,
     evaluate_predictors,
     expected_calibration_error,
     lens_predictor,
+    summarise,
 )
-from rldecoder.decoder.loading import AffineLens
+from rldecoder.decoder.faithfulness_shards import FaithfulnessSettings, batch_ends, read_scores
+from rldecoder.decoder.loading import AffineLens, save_decoder
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
 from rldecoder.errors import NumericalError
+from rldecoder.executors.local import LocalExecutor
 from rldecoder.lm.frozen import FrozenLM
+from rldecoder.reporting import SilentReporter
 from rldecoder.sae.model import Sae
 
 
@@ -94,6 +101,37 @@ def test_predictors_are_measured_on_the_same_tokens(
     assert both["decoder"].frozen_ce == both["lens"].frozen_ce
     assert both["decoder"] == evaluate_faithfulness(decoder, reader, max_tokens=30)
     assert both["decoder"].kl != both["lens"].kl
+
+
+def test_shards_say_what_one_pass_says(
+    decoder: SaeDecoderForCausalLM, lm: FrozenLM, sae: Sae, reader: ActivationReader,
+    tiny_lm_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Bit for bit, for batches that end within no sequence but the last."""
+    for module in (faithfulness, faithfulness_shards):
+        monkeypatch.setattr(module, "BATCH_ROWS", 20)
+    sae.save(tmp_path / "sae")
+    with torch.no_grad():
+        other = {"a": decoder, "b": copy.deepcopy(decoder)}
+        other["b"].W.mul_(0.9)
+    for name, held in other.items():
+        save_decoder(held, tmp_path / name)
+    settings = FaithfulnessSettings(
+        model=tiny_lm_dir, record=tmp_path / "none", sae=tmp_path / "sae",
+        decoders={name: tmp_path / name for name in other}, cache=reader.folder,
+        split="test", precision="highest", ends=batch_ends(reader, 70),
+    )  # fmt: skip
+    assert settings.ends == (15, 30, 45, 60, 70)
+    job = settings.job(tmp_path / "shards", "test/0123", [])
+    report = SilentReporter()
+    LocalExecutor().finish(job, "faithfulness", "tokens", device=torch.device("cpu"), report=report)
+    parts = [read_scores(job.path(number), ["a", "b"]) for number in range(len(job.files))]
+    expected = evaluate_predictors(
+        {name: decoder_predictor(held) for name, held in other.items()}, reader, lm,
+        max_tokens=70, seed=3,
+    )  # fmt: skip
+    assert summarise(parts, 3) == expected
+    assert expected["a"].kl != expected["b"].kl
 
 
 def test_nan_is_an_error(decoder: SaeDecoderForCausalLM, reader: ActivationReader) -> None:

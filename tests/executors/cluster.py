@@ -41,6 +41,8 @@ class LoopbackCluster:
         from ray.cluster_utils import Cluster
 
         _be_patient()
+        self.nodes: list[Any] = []
+        """Those beside the head that nobody killed."""
         self.cluster = Cluster(
             initialize_head=True,
             head_node_args={
@@ -56,7 +58,9 @@ class LoopbackCluster:
 
     def add(self, cpus: int = 1, gpus: int = 0) -> Any:
         """Another node."""
-        return self.cluster.add_node(num_cpus=cpus, num_gpus=gpus, **_node())
+        node = self.cluster.add_node(num_cpus=cpus, num_gpus=gpus, **_node())
+        self.nodes.append(node)
+        return node
 
     def kill(self, node: Any) -> list[int]:
         """End a node by kill -9, its workers first; their process ids."""
@@ -65,6 +69,7 @@ class LoopbackCluster:
         for pid in (*workers, raylet.pid):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        self.nodes.remove(node)
         return workers
 
     def workers(self, node: Any) -> list[psutil.Process]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import shutil
-import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 import pytest
@@ -16,14 +17,15 @@ from rldecoder.config.run import RunConfig, load_run_config
 from rldecoder.devices import FAKE_DEVICES, LEASE_FOLDER, lease_device
 from rldecoder.errors import NoResourceError
 from rldecoder.executors.ray_cluster import IN_FLIGHT
-from rldecoder.reporting import SilentReporter
+from rldecoder.interp import ablation_shards
+from rldecoder.reporting import Bar, SilentBar, SilentReporter
 from rldecoder.runner import StageRun, plan, run_stage, store_for
 from tests.executors.cluster import LoopbackCluster, loopback_cluster
 
 pytest.importorskip("ray")
 pytestmark = pytest.mark.slow
 
-SHARDED = ("cache_activations", "label_features")
+SHARDED = ("cache_activations", "rank_features", "label_features", "evaluate")
 """Stages of the debug run whose shards go to the cluster."""
 
 
@@ -83,64 +85,113 @@ def test_a_cluster_publishes_the_bytes_of_one_process(
     assert content(published) == content(expected)
 
 
+SMALL = {
+    "cache_activations": ["cache_activations.shard_tokens=256"],
+    "label_features": [
+        "label_features.batch_tokens=8", "label_features.num_features=4",
+        "label_features.control_features=2", "label_features.control_tokens=512",
+    ],
+}  # fmt: skip
+"""Many shards, and little else."""
+
+
+@pytest.mark.parametrize(
+    ("stage", "passes"),
+    [
+        ("cache_activations", ["cache_activations"]),
+        ("label_features", ["encode label", "ablations, label-fit"]),
+    ],
+)
 def test_a_killed_node_costs_the_shards_in_flight(
-    cluster: LoopbackCluster, debug_store: Path, tmp_path: Path
-) -> None:
-    """One worker, on either node; that node is killed -9 when some shards are done."""
-    small, stage = "cache_activations.shard_tokens=256", "cache_activations"
-    alone = configured(small)
+    stage: str, passes: list[str], cluster: LoopbackCluster, debug_store: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """One worker, on either node; in each of these passes its node is killed -9."""
+    monkeypatch.setattr(ablation_shards, "PLACES", 4)
+    alone = configured(*SMALL[stage])
     here = part_of(debug_store, tmp_path / "here", plan(alone), stage)
     expected = build(alone, here, stage, SilentReporter())
 
-    config = configured(small, *on(cluster, workers=1, gpus=1))
+    config = configured(*SMALL[stage], *on(cluster, workers=1, gpus=1))
     there = part_of(debug_store, tmp_path / "there", plan(config), stage)
-    progress = there / stage / f"{expected.ref.digest}.progress"
-    killed = Killer(cluster, progress)
-    killed.start()
-    report = SilentReporter()
+    while len(cluster.nodes) < 2:
+        cluster.add(cpus=1, gpus=1)
+    report = KillingReporter(cluster, passes, there / stage / f"{expected.ref.digest}.progress")
     result = build(config, there, stage, report)
-    killed.join()
 
     assert result.ref == expected.ref
     published = there / stage / result.ref.digest
     assert content(published) == content(here / stage / result.ref.digest)
-    assert killed.inodes, killed.problem
-    # What was finished before is the file that was written then; of the rest little was begun.
-    now = {path.name: path.stat().st_ino for path in published.glob("*.parquet")}
-    again = [name for name, inode in killed.inodes.items() if now[name] != inode]
-    assert again == []
-    (lost,) = [note for note in report.notes if "was lost" in note]
-    assert 1 <= lost.count(".parquet") <= IN_FLIGHT
-    # While the worker lived no run without Ray got its device.
-    assert "GPU-a" in killed.taken
+    # What was finished before is not done again; of the rest little was begun.
+    losses = [note for note in report.notes if "was lost" in note]
+    assert len(losses) == len(report.kills) == len(passes)
+    for lost, kill in zip(losses, report.kills, strict=True):
+        named = set(re.findall(r"[\w-]+\.(?:parquet|safetensors)", lost))
+        assert len(named) <= IN_FLIGHT
+        assert len(kill.finished) >= 3
+        assert not named & set(kill.finished)
+        # While the worker lived no run without Ray got its device.
+        assert "GPU-a" in kill.taken
+        for name, inode in kill.finished.items():
+            if (published / name).exists():
+                assert (published / name).stat().st_ino == inode
 
 
-class Killer(threading.Thread):
-    """Kills the node whose worker has finished some shards."""
+class Kill(NamedTuple):
+    """What was so when a node was killed."""
 
-    def __init__(self, cluster: LoopbackCluster, progress: Path) -> None:
-        super().__init__(daemon=True)
-        self.cluster, self.progress = cluster, progress
-        self.inodes: dict[str, int] = {}
-        self.taken, self.problem = "", "no shard was finished in time"
+    finished: dict[str, int]
+    """Inodes of the finished shards."""
+    taken: str
+    """Who had the device."""
 
-    def run(self) -> None:
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline:
-            if len(list(self.progress.glob("*.seal"))) >= 3:
-                break
-            time.sleep(0.01)
-        (node,) = [n for n in self.cluster.cluster.worker_nodes if self.cluster.workers(n)]
+
+class KillingReporter(SilentReporter):
+    """Kills the node of the worker when a pass has finished three shards, once a pass."""
+
+    def __init__(self, cluster: LoopbackCluster, passes: list[str], progress: Path) -> None:
+        super().__init__()
+        self.cluster, self.progress, self.left = cluster, progress, list(passes)
+        self.kills: list[Kill] = []
+
+    @contextmanager
+    def track(
+        self, description: str, total: float | None, unit: str = "it", done: float = 0
+    ) -> Iterator[Bar]:
+        """A bar that counts the shards, for the driver moves it on by one of them."""
+        bar = CountingBar(self.kill)
+        yield bar if description in self.left else SilentBar()
+        if bar.moves:
+            self.left.remove(description)
+
+    def kill(self) -> None:
+        """End the only worker's node, and start another one."""
+        (node,) = [node for node in self.cluster.nodes if self.cluster.workers(node)]
         # Stopped first, so that what is finished is known.
         for worker in self.cluster.workers(node):
             worker.suspend()
-        finished = [path.with_suffix("") for path in self.progress.glob("*.seal")]
+        seals = self.progress.rglob("*.seal")
+        finished = {path.stem: path.with_suffix("").stat().st_ino for path in seals}
         try:
             with lease_device("GPU-a", timeout_seconds=0):
-                self.taken = "by nobody"
+                taken = "by nobody"
         except NoResourceError as error:
-            self.taken = str(error)
+            taken = str(error)
         gone = self.cluster.kill(node)
         psutil.wait_procs([psutil.Process(p) for p in gone if psutil.pid_exists(p)], timeout=10)
-        self.inodes = {path.name: path.stat().st_ino for path in finished}
-        self.problem = ""
+        self.kills.append(Kill(finished, taken))
+        if self.left[1:]:
+            self.cluster.add(cpus=1, gpus=1)
+
+
+class CountingBar(SilentBar):
+    """Calls at its third move."""
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self.call, self.moves = call, 0
+
+    def advance(self, amount: float = 1, note: str = "") -> None:
+        """Count."""
+        self.moves += 1
+        if self.moves == 3:
+            self.call()

@@ -7,6 +7,7 @@ active latent's direction times its activation.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +18,10 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from rldecoder.config.interp import PredicateSettings
 from rldecoder.data.activations import ActivationMeta, ActivationWriter
+from rldecoder.executors.local import LocalExecutor
+from rldecoder.interp import ablation_shards
 from rldecoder.interp.ablation_pass import Ablations, choose_places
+from rldecoder.interp.ablation_shards import AblationCrew, AblationWorker, shard_ends
 from rldecoder.interp.calibration import NUM_ROTATIONS, Acceptance
 from rldecoder.interp.control_latents import SplitSource, draw_latents
 from rldecoder.interp.corpus import SplitFirings, document_folds
@@ -33,6 +37,7 @@ from rldecoder.interp.labelling import (
     shuffled_control,
 )
 from rldecoder.interp.output_labels import OutputLabeler
+from rldecoder.interp.output_sets import SetGroup
 from rldecoder.interp.predicate import TokenIn
 from rldecoder.interp.strong import at_least, usual_highs
 from rldecoder.interp.vocabulary import Vocabulary
@@ -125,10 +130,10 @@ def world(tmp_path_factory: pytest.TempPathFactory, tiny_lm_dir: Path) -> World:
     return World(lm, sae, source, *splits, fires_on, raises)
 
 
-def labeler(world: World, folder: Path) -> OutputLabeler:
+def labeler(world: World, folder: Path, crew: AblationCrew | None = None) -> OutputLabeler:
     return OutputLabeler(
         world.lm, world.source, share=0.5, count=16, seed=0, report=SilentReporter(),
-        progress=folder, owner="",
+        progress=folder, owner="", crew=crew,
     )  # fmt: skip
 
 
@@ -269,6 +274,73 @@ def test_a_killed_pass_goes_on_to_the_same_numbers(
     again = labeler(world, tmp_path).label("a", world.sae, world.fit, world.scored, rotate=False)
     assert again.sets == found.outputs.sets
     assert again.scores == found.outputs.scores
+
+
+@pytest.fixture
+def crew(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AblationCrew:
+    """A worker in this process, which has the model from disk."""
+    monkeypatch.setattr(ablation_shards, "PLACES", 100)
+    model = tmp_path / "model"
+    world.lm.model.save_pretrained(model)
+    world.lm.tokenizer.save_pretrained(model)
+    return AblationCrew(
+        LocalExecutor(), model, tmp_path / "none", world.source.activations, world.source.tokens,
+        tmp_path / "shards", "test/0123", (), torch.device("cpu"), SilentReporter(),
+    )  # fmt: skip
+
+
+def test_shards_say_what_one_pass_says(
+    world: World, found: BothKinds, crew: AblationCrew, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Bit for bit; a run that was killed between two shards does the others alone."""
+    compute = AblationWorker.compute
+    done: list[int] = []
+
+    def dying(self: AblationWorker, number: int, advance: Callable[[float], None]) -> object:
+        if number == 5 and done.count(5) == 0:
+            done.append(5)
+            raise KeyboardInterrupt
+        done.append(number)
+        return compute(self, number, advance)
+
+    monkeypatch.setattr(AblationWorker, "compute", dying)
+    with pytest.raises(KeyboardInterrupt):
+        labeler(world, tmp_path, crew).label("a", world.sae, world.fit, world.scored, rotate=True)
+    again = labeler(world, tmp_path, crew).label(
+        "a", world.sae, world.fit, world.scored, rotate=True
+    )
+    assert done[:8] == [0, 1, 2, 3, 4, 5, 5, 6]
+    assert again == found.outputs
+    assert list((tmp_path / "shards").iterdir()) == []
+    # What was joined is kept: another run asks nobody.
+    size = len(done)
+    assert labeler(world, tmp_path, crew).label(
+        "a", world.sae, world.fit, world.scored, rotate=True
+    ) == again  # fmt: skip
+    assert len(done) == size
+
+
+def test_shards_take_sets_of_others(world: World, found: BothKinds, crew: AblationCrew) -> None:
+    """Sets with rivals of their own come back from the file as they were."""
+    fitted = [held.tokens for held in found.outputs.sets]
+    rivals = np.random.default_rng(0).random((NUM, NUM)) < 0.5
+    groups = [SetGroup(fitted, np.arange(NUM)), SetGroup(fitted[::-1], np.arange(NUM), rivals)]
+    folder = crew.folder.parent
+    scores = [
+        labeler(world, folder / name, who).score(
+            "a", world.sae, world.fit, world.scored, groups
+        )
+        for name, who in (("here", None), ("there", crew))
+    ]  # fmt: skip
+    assert scores[0] == scores[1]
+    assert scores[0][1] != scores[0][0]
+
+
+def test_shards_end_with_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ablation_shards, "PLACES", 3)
+    assert shard_ends(np.array([0, 0, 1, 1, 1, 1, 4, 5, 5, 9])) == (6, 9, 10)
+    assert shard_ends(np.array([7] * 9)) == (9,)
 
 
 def test_a_text_so_short_that_folds_hold_no_place_fails_no_run(

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from rldecoder.interp.importance import Attribution, PatchBatch
-from rldecoder.interp.tally import MASS_KS, Tally, TargetMass
+from rldecoder.interp.tally import MASS_KS, Tally, TargetMass, sequences_of
 from rldecoder.sae.model import SparseLatents
 
 L, B, T, K = 30, 6, 5, 12
@@ -27,10 +27,15 @@ def _random_case() -> tuple[PatchBatch, Attribution, torch.Tensor]:
     return batch, found, considered
 
 
+def fill(tally: Tally, batch: PatchBatch, found: Attribution, considered: torch.Tensor) -> None:
+    for sequence in sequences_of(batch, found, considered):
+        tally.add(sequence)
+
+
 def test_columns_equal_a_naive_sum() -> None:
     batch, found, considered = _random_case()
     tally = Tally(L)
-    tally.add(batch, found, considered)
+    fill(tally, batch, found, considered)
     absolute, signed, count = np.zeros(L), np.zeros(L), np.zeros(L, int)
     for b, t in considered.nonzero().tolist():
         for k in range(K):
@@ -48,7 +53,7 @@ def test_columns_equal_a_naive_sum() -> None:
 def test_mass_has_the_error_term_in_its_denominator() -> None:
     batch, found, considered = _random_case()
     tally = Tally(L)
-    tally.add(batch, found, considered)
+    fill(tally, batch, found, considered)
     mass = tally.mass()
     shares: dict[int, list[float]] = {k: [] for k in MASS_KS}
     absolute, error = np.zeros(L), 0.0
@@ -71,7 +76,7 @@ def test_mass_has_the_error_term_in_its_denominator() -> None:
     assert mass.error_share.value == pytest.approx(error / total)
     without = found._replace(error=torch.zeros(B, T))
     other = Tally(L)
-    other.add(batch, without, considered)
+    fill(other, batch, without, considered)
     assert other.mass().top_k[50].per_position.value == pytest.approx(1.0)
     assert mass.top_k[50].per_position.value < 0.95
 
@@ -85,7 +90,7 @@ def test_block_interval_covers_the_value_of_equal_blocks() -> None:
     batch, found, considered = _random_case()
     tally = Tally(L)
     for _ in range(40):
-        tally.add(batch, found, considered)
+        fill(tally, batch, found, considered)
     entry = tally.mass().top_k[10].overall
     assert entry.low <= entry.value <= entry.high
     assert entry.high - entry.low < 0.1

@@ -1,13 +1,22 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
 
 from rldecoder.evals.statistics import Measured
 from rldecoder.interp.importance import PatchBatch, Subject
-from rldecoder.interp.validation import agreement, choose_estimator, choose_latents, validate
+from rldecoder.interp.validation import (
+    Ablation,
+    TargetValidation,
+    agreement,
+    choose_estimator,
+    choose_latents,
+    effects_of,
+    validate,
+)
 
 
 def test_choice_takes_the_top_and_one_of_each_stratum() -> None:
@@ -54,16 +63,19 @@ def test_undefined_agreement_is_none() -> None:
 def test_attribution_patching_agrees_with_exact_ablation(
     subject: Subject, batch: PatchBatch
 ) -> None:
-    measure = partial(
-        validate,
-        subject.metric("frozen"),
-        [batch],
-        subject.sae.num_latents,
-        num_top=15,
-        num_others=15,
-        integrated_steps=4,
-        seed=0,
-    )
+    ablation = Ablation(subject.metric("frozen"), [batch])
+
+    def measure(**arguments: Any) -> TargetValidation:
+        return validate(
+            ablation,
+            subject.sae.num_latents,
+            partial(effects_of, ablation, **arguments),
+            num_top=15,
+            num_others=15,
+            integrated_steps=4,
+            seed=0,
+        )
+
     calls: list[list[float]] = []
     found = measure(on_exact=lambda values: calls.append(list(values)))
     assert found.num_latents == 30 == len(calls) == len(found.exact)

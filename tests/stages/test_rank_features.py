@@ -13,6 +13,9 @@ from pydantic import ValidationError
 
 from rldecoder.artifacts.catalogue import Importance
 from rldecoder.config.interp import RankFeaturesConfig
+from rldecoder.executors.local import Executor, LocalExecutor
+from rldecoder.interp import patch_shards
+from rldecoder.interp.patch_shards import AttributionWorker, ExactWorker
 from rldecoder.reporting import SilentReporter
 from rldecoder.schemas import read_json
 from rldecoder.stages.context import StageContext
@@ -104,13 +107,18 @@ def test_integrated_gradients_and_next_token_are_other_numbers(
     assert np.abs(signed["plain"] - signed["next"]).max() > 1e-4
 
 
-def _run(inputs: Folders, folder: Path, report: Any, config: Any) -> None:
+def _run(
+    inputs: Folders, folder: Path, report: Any, config: Any, executor: Executor | None = None
+) -> None:
     """Run the stage in a folder that may hold what an interrupted run left."""
     out = folder / "out"
     shutil.rmtree(out, ignore_errors=True)
     for path in (out, folder / "progress"):
         path.mkdir(parents=True, exist_ok=True)
-    ctx = StageContext(out, folder / "progress", 0, torch.device("cpu"), report)
+    ctx = StageContext(
+        out, folder / "progress", 0, torch.device("cpu"), report,
+        executor=executor or LocalExecutor(),
+    )  # fmt: skip
     STAGE.run(inputs_of(STAGE, inputs), config, ctx)
 
 
@@ -132,6 +140,49 @@ class _Interrupted(SilentReporter):
         self.left -= 1
         if self.left < 0:
             raise KeyboardInterrupt
+
+
+class Elsewhere(LocalExecutor):
+    """Shards go through files, as to the workers of a cluster."""
+
+    is_here = False
+
+
+def test_shards_end_the_same(
+    tmp_path: Path, inputs: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit for bit; a run that was killed between two shards does the others alone."""
+    monkeypatch.setattr(patch_shards, "LATENTS", 3)
+    monkeypatch.setattr(patch_shards, "SHARD_TOKENS", 96)
+    monkeypatch.setattr(patch_shards, "PROMPTS", 1)
+    config = CONFIG.model_copy(update={"batch_sequences": 2, "domains": ("label", "cloze")})
+    done: list[str] = []
+
+    dying = {"decoder-0004.safetensors", "label-00001.safetensors"}
+
+    def watched(worker: type[ExactWorker] | type[AttributionWorker]) -> None:
+        compute = worker.compute
+
+        def counting(self: Any, number: int, advance: Any) -> Any:
+            name = self.settings.plan()[number].name
+            if name in dying and name not in done:
+                done.append(name)
+                raise KeyboardInterrupt
+            done.append(name)
+            return compute(self, number, advance)
+
+        monkeypatch.setattr(worker, "compute", counting)
+
+    watched(ExactWorker)
+    watched(AttributionWorker)
+    _run(inputs, tmp_path / "whole", SilentReporter(), config)
+    for _ in dying:
+        with pytest.raises(KeyboardInterrupt):
+            _run(inputs, tmp_path / "shards", SilentReporter(), config, Elsewhere())
+    _run(inputs, tmp_path / "shards", SilentReporter(), config, Elsewhere())
+    assert files_of(tmp_path / "shards" / "out") == files_of(tmp_path / "whole" / "out")
+    assert {name for name in done if done.count(name) == 2} == dying
+    assert len(done) == len(set(done)) + 2
 
 
 @pytest.mark.parametrize("after", [12, 22])

@@ -1,0 +1,243 @@
+"""Ablations of many places, computed in shards by the workers of a cluster.
+
+A shard is a run of whole sequences, so that its places are grouped as one pass would group them.
+It keeps what each place says, and no sums: those are added up in the order of the places, whoever
+ran them, and so round as in one pass.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from rldecoder import files
+from rldecoder.data.activation_reader import ActivationReader
+from rldecoder.data.shards import read_token_table
+from rldecoder.executors.jobs import Measured, ShardFile, ShardWorker, make_job
+from rldecoder.executors.local import Executor
+from rldecoder.interp.ablation_pass import Ablated, Ablations, IntArray, Places, Texts
+from rldecoder.interp.output_sets import Gains, SetGroup, Tried, Trier
+from rldecoder.lm.frozen import FrozenLM
+from rldecoder.reporting import Reporter
+from rldecoder.sae.model import Sae
+
+PLACES = 512
+"""Places a shard, at least; the last sequence's are all in it."""
+_SLOW = "slow"
+
+
+class Asked(NamedTuple):
+    """What is asked of some places."""
+
+    places: Places
+    groups: Sequence[SetGroup] | None
+    """Sets that are tried there; None asks for gains, which sets are fitted to."""
+
+    @property
+    def others(self) -> bool:
+        """Whether other latents are taken out too."""
+        return self.groups is not None
+
+    def meter(self, device: torch.device) -> Callable[[Ablated], Gains | Tried]:
+        """What turns places that were run into the answer."""
+        if self.groups is None:
+            return Gains.of
+        return Trier(self.groups, self.places.row, device).of
+
+    def save(self, path: Path) -> None:
+        """Write it for workers, whole or not at all."""
+        arrays = {f"place.{name}": column for name, column in self.places._asdict().items()}
+        for number, group in enumerate(self.groups or ()):
+            sizes = [len(tokens) for tokens in group.tokens]
+            flat = [token for tokens in group.tokens for token in tokens]
+            arrays[f"tokens.{number}"] = np.array(flat, np.int64)
+            arrays[f"sizes.{number}"] = np.array(sizes, np.int64)
+            arrays[f"own.{number}"] = group.own
+            if group.rivals is not None:
+                arrays[f"rivals.{number}"] = group.rivals
+        with files.aside(path) as draft:
+            save_file({name: np.ascontiguousarray(a) for name, a in arrays.items()}, draft)
+
+    @classmethod
+    def load(cls, path: Path) -> Asked:
+        """Read what `save` wrote."""
+        arrays = load_file(path)
+        places = Places(*(arrays[f"place.{name}"] for name in Places._fields))  # type: ignore[arg-type]
+        groups: list[SetGroup] = []
+        while (number := len(groups)) < sum(name.startswith("own.") for name in arrays):
+            ends = arrays[f"sizes.{number}"].cumsum()
+            parts = np.split(arrays[f"tokens.{number}"], ends[:-1])
+            groups.append(
+                SetGroup(
+                    [tuple(part.tolist()) for part in parts],
+                    arrays[f"own.{number}"],
+                    arrays.get(f"rivals.{number}"),
+                )
+            )
+        return cls(places, groups or None)
+
+
+class AblationSettings(BaseModel):
+    """Which model and SAE, over which text, and what is asked."""
+
+    model_config = ConfigDict(frozen=True)
+
+    model: Path
+    record: Path
+    sae: Path
+    """Its folder."""
+    cache: Path
+    """Folder of the cached activations."""
+    tokens: Path
+    """Folder of the token tables."""
+    split: str
+    asked: Path
+    """File of an `Asked`."""
+    ends: tuple[int, ...]
+    """Number of the place after each shard's last one."""
+
+    def bounds(self, number: int) -> tuple[int, int]:
+        """A shard's first place, and the one after its last."""
+        return self.ends[number - 1] if number else 0, self.ends[number]
+
+
+class AblationWorker(ShardWorker[AblationSettings, list[Gains | Tried]]):
+    """The frozen model's upper blocks and an SAE."""
+
+    settings_type = AblationSettings
+
+    def __init__(
+        self, settings: AblationSettings, device: torch.device, note: Callable[[str], None]
+    ) -> None:
+        super().__init__(settings, device, note)
+        lm = FrozenLM.load(settings.model, device=device, record=settings.record)
+        sae = Sae.load(settings.sae, device=device)
+        table = read_token_table(settings.tokens, settings.split)
+        reader = ActivationReader(settings.cache, settings.split)
+        # No sequence comes a second time in a job.
+        texts = Texts(lm, sae.spec.hook_layer, reader, table, held_bytes=0)
+        self._ablations, self._asked = Ablations(texts, sae), Asked.load(settings.asked)
+        self._meter = self._asked.meter(lm.device)
+        self._places = 0
+
+    def measured(self) -> Measured:
+        """Places that were run."""
+        return {"places": self._places}
+
+    def compute(self, number: int, advance: Callable[[float], None]) -> list[Gains | Tried]:
+        """The answers of a shard's places, group by group."""
+        first, end = self.settings.bounds(number)
+        found = []
+        for part in self._ablations.run(
+            self._asked.places, others=self._asked.others, first=first, end=end
+        ):
+            found.append(self._meter(part))
+            self._places += part.places.size
+            advance(part.places.size)
+        return found
+
+    def write(self, path: Path, result: list[Gains | Tried]) -> str:
+        """Columns of the answers; returns the file's SHA-256."""
+        joined = {
+            name: np.concatenate([getattr(part, name) for part in result])
+            for name in result[0]._fields
+        }
+        slow = self._ablations.texts.blocks.slow_because
+        with files.aside(path) as draft:
+            save_file(joined, draft, {} if slow is None else {_SLOW: slow})
+            return files.hash_file(draft)
+
+
+@dataclass(frozen=True)
+class AblationCrew:
+    """Has places run by the workers of an executor.
+
+    Args:
+        model: its folder; `record` is that of its record.
+        folder: of what is underway; outlives a killed run.
+        owner: whose it is.
+        reads: folders of artifacts that workers read.
+    """
+
+    executor: Executor
+    model: Path
+    record: Path
+    cache: Path
+    tokens: Path
+    folder: Path
+    owner: str
+    reads: tuple[Path, ...]
+    device: torch.device
+    report: Reporter
+
+    def run(
+        self, name: str, split: str, sae: Sae, asked: Asked
+    ) -> Iterator[tuple[IntArray, Any, str | None]]:
+        """Numbers of some places, in order, what they say (`Gains` or `Tried`), and why they had
+        to be run as whole sequences, if they had to.
+
+        Args:
+            name: of the pass, for progress and its files.
+        """
+        if not asked.places.row.size:
+            return
+        # Written anew by each run: the same bytes, if it is the same owner's.
+        folder = self.folder / name
+        sae.save(folder / "sae")
+        asked.save(folder / "asked.safetensors")
+        settings = AblationSettings(
+            model=self.model.absolute(),
+            record=self.record.absolute(),
+            sae=(folder / "sae").absolute(),
+            cache=self.cache.absolute(),
+            tokens=self.tokens.absolute(),
+            split=split,
+            asked=(folder / "asked.safetensors").absolute(),
+            ends=shard_ends(asked.places.seq_id),
+        )
+        bounds = [settings.bounds(number) for number in range(len(settings.ends))]
+        shards = [
+            ShardFile(f"places-{number:05d}.safetensors", end - first)
+            for number, (first, end) in enumerate(bounds)
+        ]
+        job = make_job(
+            AblationWorker, settings, shards, folder=folder, owner=f"{self.owner} {name}",
+            reads=self.reads,
+        )  # fmt: skip
+        self.executor.finish(
+            job, f"ablations, {name}", "place", device=self.device, report=self.report
+        )
+
+        kind = Gains if asked.groups is None else Tried
+        for number, (first, end) in enumerate(bounds):
+            with safe_open(job.path(number), "numpy") as file:
+                columns = [file.get_tensor(column) for column in kind._fields]
+                slow = (file.metadata() or {}).get(_SLOW)
+            yield np.arange(first, end), kind(*columns), slow
+
+    def forget(self, name: str) -> None:
+        """Remove a pass's shards: every set's drop at every place is much to keep."""
+        shutil.rmtree(self.folder / name, ignore_errors=True)
+
+
+def shard_ends(seq_ids: IntArray) -> tuple[int, ...]:
+    """Where shards of PLACES places or a few more end: with a sequence's last place.
+
+    Args:
+        seq_ids: [P] the sequence of each place, in order.
+    """
+    last = np.flatnonzero(np.append(seq_ids[1:] != seq_ids[:-1], True)) + 1
+    ends: list[int] = []
+    for end in last.tolist():
+        if end == last[-1] or end - (ends[-1] if ends else 0) >= PLACES:
+            ends.append(end)
+    return tuple(ends)

@@ -1,0 +1,302 @@
+"""Text to patch, and its exact effects and attributions in shards that any worker computes.
+
+A shard is a run of the batches that one pass over a domain would run, or of the latents that one
+pass would ablate, and keeps what each sequence or latent says. It is added up in their order,
+whoever computed it, and so rounds as in one pass.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+from safetensors.numpy import load_file, save_file
+from torch import Tensor
+
+from rldecoder import files
+from rldecoder.config.interp import Domain, RankFeaturesConfig
+from rldecoder.data.shards import read_tokens
+from rldecoder.decoder.loading import load_decoder
+from rldecoder.evals.prompts import make_prompts
+from rldecoder.executors.jobs import ShardFile, ShardWorker
+from rldecoder.interp.importance import (
+    PatchBatch,
+    Subject,
+    TargetName,
+    attribute,
+    considered_positions,
+    make_batch,
+)
+from rldecoder.interp.tally import SequenceImportance, sequences_of
+from rldecoder.interp.validation import Ablation
+from rldecoder.lm.frozen import FrozenLM
+from rldecoder.lm.text_tokens import encode_prompts
+from rldecoder.sae.model import Sae
+from rldecoder.seeds import derive_seed
+
+TASKS = ("addition", "cloze")
+LATENTS = 8
+"""Latents that a shard ablates."""
+SHARD_TOKENS = 4096
+"""Tokens of text that a shard attributes, or one batch of them."""
+PROMPTS = 64
+"""Prompts of a task that a shard attributes."""
+
+
+class PatchText:
+    """Makes the patch batches of a domain.
+
+    Args:
+        corpus: folder of the packed tokens.
+        seed: the stage's.
+        skip_first: positions at the start whose residual the SAE does not read.
+    """
+
+    def __init__(
+        self, corpus: Path, config: RankFeaturesConfig, seed: int, subject: Subject, skip_first: int
+    ) -> None:
+        self.corpus, self.config, self.seed = corpus, config, seed
+        self.subject, self.skip_first = subject, skip_first
+
+    def num_sequences(self, domain: Domain) -> int:
+        """How many sequences `batches` yields in all."""
+        return len(self._sequences(domain))
+
+    def shard_sequences(self, domain: Domain) -> int:
+        """Sequences of a shard: whole batches."""
+        if domain in TASKS:
+            return PROMPTS
+        size = self.config.batch_sequences
+        return size * max(1, SHARD_TOKENS // (size * len(self._sequences(domain)[0])))
+
+    def batches(
+        self,
+        domain: Domain,
+        max_tokens: int | None = None,
+        first: int = 0,
+        end: int | None = None,
+    ) -> Iterator[PatchBatch]:
+        """Patch batches of a domain, from its sequence number `first` on to the one before `end`.
+
+        `max_tokens` stops early, after at least one sequence.
+        """
+        task = domain in TASKS
+        sequences = self._sequences(domain)[:end]
+        if max_tokens is not None:
+            ends = np.cumsum([len(sequence) for sequence in sequences])
+            sequences = sequences[: max(1, int(np.searchsorted(ends, max_tokens, "right")))]
+        # Prompts differ in length and are run one by one, which spares padding.
+        size = 1 if task else self.config.batch_sequences
+        for start in range(first, len(sequences), size):
+            rows = np.stack(sequences[start : start + size])
+            ids = torch.as_tensor(rows, dtype=torch.long, device=self.subject.lm.device)
+            yield make_batch(
+                self.subject,
+                ids,
+                self._metric_mask(ids, task),
+                metric_token="frozen_argmax" if task else self.config.metric_token,
+                skip_first=self.skip_first,
+            )
+
+    def ablation(self, target: TargetName) -> Ablation:
+        """Exact ablation on the text that estimates are validated on."""
+        return Ablation(self.subject.metric(target), self._validated)
+
+    @cached_property
+    def _validated(self) -> list[PatchBatch]:
+        """Kept in memory: each is run once for every latent that is ablated."""
+        return list(self.batches(self.config.validation_domain, self.config.validation_tokens))
+
+    def attributions(
+        self, target: TargetName, batch: PatchBatch, integrated_steps: int | None
+    ) -> list[SequenceImportance]:
+        """What each sequence of a batch says; see `attribute` for the steps."""
+        found = attribute(self.subject.metric(target), batch, integrated_steps)
+        considered = considered_positions(
+            batch, looks_back=self.subject.looks_back(target), skip_first=self.skip_first
+        )
+        return sequences_of(batch, found, considered)
+
+    def _metric_mask(self, ids: Tensor, task: bool) -> Tensor:
+        mask = torch.zeros(ids.shape, dtype=torch.bool, device=ids.device)
+        if task:
+            mask[:, -1] = True
+        else:
+            # Ends at the last position but one: the last has no next token.
+            mask[:, self.skip_first : -1 : self.config.metric_stride] = True
+        return mask
+
+    def _sequences(self, domain: Domain) -> list[np.ndarray[Any, Any]]:
+        if domain in ("label", "test", "ood"):
+            length = read_tokens(self.corpus, domain, 1).shape[1]
+            count = math.ceil(self.config.budget_tokens / length)
+            return list(read_tokens(self.corpus, domain, count))
+        assert domain in TASKS
+        # Prompts of the training split: evaluation keeps the test split to itself.
+        prompts = make_prompts(
+            "addition" if domain == "addition" else "cloze",
+            "train",
+            self.config.num_prompts,
+            derive_seed(self.seed, "prompts", domain),
+        )
+        lm = self.subject.lm
+        texts = [prompt.prompt for prompt in prompts]
+        return [np.array(row) for row in encode_prompts(lm.tokenizer, texts, lm.context_length)]
+
+
+class PatchSettings(BaseModel):
+    """Which models, on which text."""
+
+    model_config = ConfigDict(frozen=True)
+
+    model: Path
+    record: Path
+    sae: Path
+    decoder: Path
+    corpus: Path
+    config: RankFeaturesConfig
+    seed: int
+    skip_first: int
+
+
+Settings = TypeVar("Settings", bound=PatchSettings)
+Result = dict[str, NDArray[Any]]
+
+
+class _PatchWorker(ShardWorker[Settings, Result]):
+    """The models, in float32."""
+
+    def __init__(
+        self, settings: Settings, device: torch.device, note: Callable[[str], None]
+    ) -> None:
+        super().__init__(settings, device, note)
+        lm = FrozenLM.load(
+            settings.model, device=device, dtype=torch.float32, record=settings.record
+        )
+        sae = Sae.load(settings.sae, device=device)
+        decoder = load_decoder(settings.decoder, lm, sae).requires_grad_(False)
+        self.text = PatchText(
+            settings.corpus, settings.config, settings.seed, Subject(lm, sae, decoder),
+            settings.skip_first,
+        )  # fmt: skip
+
+    def write(self, path: Path, result: Result) -> str:
+        """Columns; returns the file's SHA-256."""
+        with files.aside(path) as draft:
+            save_file({name: np.ascontiguousarray(a) for name, a in result.items()}, draft)
+            return files.hash_file(draft)
+
+
+class ExactSettings(PatchSettings):
+    """Which latents are ablated, for whose prediction."""
+
+    target: TargetName
+    latents: tuple[int, ...]
+
+    def plan(self) -> list[ShardFile]:
+        """The shards; their size is in latents."""
+        return [
+            ShardFile(f"{self.target}-{first // LATENTS:04d}.safetensors", len(self.part(first)))
+            for first in range(0, len(self.latents), LATENTS)
+        ]
+
+    def part(self, first: int) -> tuple[int, ...]:
+        """The latents of the shard that begins at this one."""
+        return self.latents[first : first + LATENTS]
+
+
+class ExactWorker(_PatchWorker[ExactSettings]):
+    """Ablates latents one by one."""
+
+    settings_type = ExactSettings
+
+    def compute(self, number: int, advance: Callable[[float], None]) -> Result:
+        """The effects of a shard's latents, in nats."""
+        found = []
+        for latent in self.settings.part(number * LATENTS):
+            found.append(self._ablation.effect(latent))
+            advance(1)
+        return {"effects": np.array(found, np.float64)}
+
+    @cached_property
+    def _ablation(self) -> Ablation:
+        return self.text.ablation(self.settings.target)
+
+
+def read_effects(paths: Sequence[Path]) -> list[float]:
+    """What the shards of an `ExactWorker` hold, in order."""
+    return [value for path in paths for value in load_file(path)["effects"].tolist()]
+
+
+class AttributionSettings(PatchSettings):
+    """Which domain, and how it is attributed."""
+
+    domain: Domain
+    steps: dict[TargetName, int | None]
+    """Of integrated gradients, for each target; None patches."""
+    sequences: int
+    """Of a shard."""
+    total: int
+    """Of the domain."""
+
+    def bounds(self, number: int) -> tuple[int, int]:
+        """A shard's first sequence, and the one after its last."""
+        first = number * self.sequences
+        return first, min(first + self.sequences, self.total)
+
+    def plan(self) -> list[ShardFile]:
+        """The shards; their size is in sequences."""
+        bounds = [self.bounds(number) for number in range(math.ceil(self.total / self.sequences))]
+        return [
+            ShardFile(f"{self.domain}-{number:05d}.safetensors", end - first)
+            for number, (first, end) in enumerate(bounds)
+        ]
+
+
+class AttributionWorker(_PatchWorker[AttributionSettings]):
+    """Attributes predictions to latents."""
+
+    settings_type = AttributionSettings
+
+    def compute(self, number: int, advance: Callable[[float], None]) -> Result:
+        """The positions of all sequences of a shard, target by target, and how many each has."""
+        settings = self.settings
+        first, end = settings.bounds(number)
+        by_target: dict[TargetName, list[SequenceImportance]] = {
+            name: [] for name in settings.steps
+        }
+        for batch in self.text.batches(settings.domain, first=first, end=end):
+            for target, steps in settings.steps.items():
+                by_target[target] += self.text.attributions(target, batch, steps)
+            advance(batch.metric_mask.shape[0])
+
+        columns: Result = {}
+        for target, found in by_target.items():
+            columns[f"{target}.positions"] = np.array([len(one.error) for one in found], np.int64)
+            for name in SequenceImportance._fields:
+                joined = torch.cat([getattr(one, name) for one in found])
+                columns[f"{target}.{name}"] = joined.numpy()
+        return columns
+
+
+def read_attributions(
+    path: Path, targets: Sequence[TargetName]
+) -> Mapping[TargetName, list[SequenceImportance]]:
+    """What a shard of an `AttributionWorker` holds: the sequences, by target."""
+    columns = load_file(path)
+    found = {}
+    for target in targets:
+        counts = columns[f"{target}.positions"].tolist()
+        parts = [
+            torch.from_numpy(columns[f"{target}.{name}"]).split(counts)
+            for name in SequenceImportance._fields
+        ]
+        found[target] = [SequenceImportance(*one) for one in zip(*parts, strict=True)]
+    return found

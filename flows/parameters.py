@@ -7,6 +7,7 @@ and an annotation that cannot be resolved gives an empty form.
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,6 +34,16 @@ def _config_menu(schema: dict[str, Any]) -> None:
     ]
 
 
+def or_empty(given: str) -> Callable[[dict[str, Any]], None]:
+    """What the form calls the two ways to answer: Prefect's own words are `str` and `None`."""
+
+    def name_both(schema: dict[str, Any]) -> None:
+        for way in schema["anyOf"]:
+            way["title"] = "empty" if way.get("type") == "null" else given
+
+    return name_both
+
+
 StageName = Annotated[str, Field(json_schema_extra={"enum": [stage.name for stage in STAGES]})]
 
 
@@ -48,7 +59,7 @@ class RunParameters(BaseModel):
     """The run's YAML: one of configs/, or the path of another."""
     overrides: list[str] = []
     """Settings changed for this run, each of the form `train_sae.k=32`."""
-    store: str | None = Field(None, max_length=1024)
+    store: str | None = Field(None, max_length=1024, json_schema_extra=or_empty("a place"))
     """The artifact store, a folder or s3://bucket/prefix; empty takes the YAML's."""
 
     def load(self) -> tuple[RunConfig, ArtifactStore]:
@@ -89,7 +100,7 @@ class RunParameters(BaseModel):
 class PipelineParameters(RunParameters):
     """Which run, where it is kept, and how far it goes."""
 
-    until: StageName | None = None
+    until: StageName | None = Field(None, json_schema_extra=or_empty("a stage"))
     """Stop after this stage; empty runs all of them."""
 
     @field_validator("until")

@@ -31,7 +31,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from flows.listening import listening
 from flows.outcome import NAME, plainly
-from flows.parameters import PipelineParameters, RunParameters
+from flows.parameters import PipelineParameters, RunParameters, or_empty
 from flows.pipeline import run_from_parameters
 from rldecoder.artifacts.catalogue import Clusters, Labels
 from rldecoder.artifacts.store import ArtifactRef, ArtifactStore
@@ -61,7 +61,7 @@ class ReviewParameters(RunParameters):
     """How many labels to look at, from the top of the queue."""
     timeout_seconds: int = Field(3600, ge=1)
     """How long the form of one label waits; the flow then fails and may be run again."""
-    file: str | None = Field(None, max_length=1024)
+    file: str | None = Field(None, max_length=1024, json_schema_extra=or_empty("a file"))
     """Where verdicts are appended; empty takes the run's `label_features.reviews`, or else
     `reviews.jsonl` in the store."""
     wait: Literal["suspend", "pause"] = "suspend"

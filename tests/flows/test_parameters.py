@@ -55,6 +55,13 @@ def test_the_form_is_a_menu_of_the_known_configs() -> None:
     assert "type" not in schema
 
 
+@pytest.mark.parametrize(("field", "given"), [("store", "a place"), ("until", "a stage")])
+def test_the_form_says_what_may_stay_empty(field: str, given: str) -> None:
+    """Prefect's own words for the two are `str` and `None`."""
+    ways = PipelineParameters.model_json_schema()["properties"][field]["anyOf"]
+    assert [way["title"] for way in ways] == [given, "empty"]
+
+
 def test_a_run_is_named_after_its_config_and_its_end() -> None:
     named = PipelineParameters(config="configs/debug.yaml", until="gate_sae").run_name
     assert re.fullmatch(r"debug-until-gate_sae-\d{4}", named)

@@ -10,6 +10,7 @@ time is up, two at least. Results: docs/results.md.
 
 from __future__ import annotations
 
+import os
 import statistics
 import tempfile
 import time
@@ -37,6 +38,8 @@ from rldecoder.stages.cache_activations import CacheWorker
 app = typer.Typer(help=__doc__, add_completion=False)
 console = Console()
 CPU = torch.device("cpu")
+# Ray's workers step back for everybody else by default, and this process does not.
+os.environ.setdefault("RAY_worker_niceness", "0")
 MIN_TURNS = 2
 
 

@@ -103,10 +103,12 @@ def encoding_job(settings: EncodingSettings, folder: Path, owner: str) -> Job:
         owner: whose they are.
     """
     folder.mkdir(exist_ok=True)
-    reads = [settings.sae, settings.cache]
+    # No digest has the size of a batch: a run that goes on with another takes up no shard.
     return make_job(
-        EncodingWorker, settings, settings.plan(), folder=folder, owner=owner, reads=reads
-    )
+        EncodingWorker, settings, settings.plan(), folder=folder,
+        owner=f"{owner} {settings.batches} x {settings.batch_tokens} tokens",
+        reads=[settings.sae, settings.cache],
+    )  # fmt: skip
 
 
 def read_encoded(paths: Sequence[Path]) -> Iterator[SparseLatents]:

@@ -270,8 +270,10 @@ class _Crew:
         ctx, kind = self.ctx, worker.__name__
         folder = ctx.progress / kind
         folder.mkdir(exist_ok=True)
+        # No digest has the size of a batch: a run that goes on with another takes up no shard.
+        size = max((shard.size for shard in shards), default=0)
         job = make_job(
-            worker, settings, shards, folder=folder, owner=f"{ctx.owner} {kind}",
+            worker, settings, shards, folder=folder, owner=f"{ctx.owner} {kind} {size:g} {unit}",
             reads=self._reads,
         )  # fmt: skip
         ctx.executor.finish(job, title, unit, device=ctx.device, report=ctx.report)

@@ -9,10 +9,9 @@ import numpy as np
 import torch
 
 from rldecoder.data.activation_reader import ActivationReader
-from rldecoder.executors.jobs import make_job
 from rldecoder.executors.local import LocalExecutor
 from rldecoder.interp.corpus import read_firings
-from rldecoder.interp.encoding_shards import EncodingSettings, EncodingWorker, read_encoded
+from rldecoder.interp.encoding_shards import EncodingSettings, encoding_job, read_encoded
 from rldecoder.reporting import SilentBar, SilentReporter
 from rldecoder.sae.model import Sae, SaeSpec
 
@@ -29,9 +28,15 @@ def test_a_pass_over_encoded_shards_is_the_pass_itself(planted: Planted, tmp_pat
     )  # fmt: skip
     shards = settings.plan()
     assert [shard.size for shard in shards] == [291, 291, 118]
-    job = make_job(EncodingWorker, settings, shards, folder=tmp_path, owner="test/0123")
+    job = encoding_job(settings, tmp_path, "test/0123")
     with LocalExecutor().open(job, device=torch.device("cpu"), report=SilentReporter()) as crew:
         assert crew.run([2, 0, 1], SilentBar()) == {"tokens": 700}
+
+    # Of another size they are nobody's.
+    fewer = settings.model_copy(update={"batch_tokens": 96})
+    for size, left in ((settings, []), (fewer, [0, 1, 2])):
+        again_job = encoding_job(size, tmp_path, "test/0123")
+        assert again_job.unfinished(lambda note: None) == left
 
     seen: list[tuple[torch.Tensor, ...]] = []
     again: list[tuple[torch.Tensor, ...]] = []

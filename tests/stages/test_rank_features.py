@@ -184,6 +184,16 @@ def test_shards_end_the_same(
     assert {name for name in done if done.count(name) == 2} == dying
     assert len(done) == len(set(done)) + 2
 
+    # Shards of another size are nobody's: what they hold would be counted twice, or not at all.
+    other = config.model_copy(update={"batch_sequences": 1, "domains": ("label",)})
+    monkeypatch.setattr(patch_shards, "SHARD_TOKENS", 48)
+    _run(inputs, tmp_path / "shards", SilentReporter(), other, Elsewhere())
+    tables = [published(Importance, tmp_path / run / "out").table for run in ("whole", "shards")]
+    counts = [
+        [row["count"] for row in table.to_pylist() if row["domain"] == "label"] for table in tables
+    ]
+    assert counts[0] == counts[1]
+
 
 @pytest.mark.parametrize("after", [12, 22])
 def test_a_killed_run_goes_on_and_ends_the_same(

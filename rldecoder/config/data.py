@@ -228,9 +228,9 @@ class BaselinesConfig(StageConfig):
         (1e-4, 1e-3, 1e-2, 3e-2, 1e-1, 1.0), min_length=1
     )
     """Ridge penalties tried, relative to the variance of each input dimension."""
-    jacobian_positions: NonNegativeInt = late(16, before=0)
-    """Positions of `train` at which the Jacobian lens takes d last residual / d residual, with one
-    backward pass a dimension; at least 2. 0 leaves that lens out."""
+    jacobian_positions: NonNegativeInt = late(8, before=0)
+    """Positions of `train` at which the Jacobian lens takes d last residual / d residual, with a
+    token's backward pass a dimension; at least 2. 0 leaves that lens out."""
     num_task_prompts: NonNegativeInt = 24
     """Prompts per task (addition, cloze). 0 leaves the tasks out."""
     micro_batch_sequences: PositiveInt = free(8)

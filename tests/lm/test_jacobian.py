@@ -86,6 +86,7 @@ def test_the_mean_and_its_error_are_those_of_whole_texts(
 ) -> None:
     lm = tiny_frozen(architecture, tiny_lm_dir, 3)
     monkeypatch.setattr(jacobian, "POSITIONS_AT_ONCE", 2)
+    monkeypatch.setattr(jacobian, "TOKENS_AT_ONCE", 10)  # five dimensions, then ten: 32 has rests
     found = fit_jacobians(lm, [1, 2], CONTEXTS, SilentBar())
     for layer in (1, 2):
         single = np.stack([jacobian_through_the_text(lm, ids, layer) for ids in CONTEXTS])

@@ -89,7 +89,7 @@ def test_files_and_numbers(inputs: TextInputs, context: MakeContext, tiny_lm_dir
     assert record.lenses[3].affine_test.kl == float(f"{kl:.4g}")
     layer = record.lenses[3].model_dump()
     assert layer["jacobian_test"]["kl"] == float(f"{output.metrics['jacobian_kl_3']:.4g}")
-    assert layer["jacobian"]["positions"] == 16
+    assert layer["jacobian"]["positions"] == 8
     assert 0 < layer["jacobian"]["relative_error"] < 1
     assert record.lenses[4].model_dump()["jacobian"]["relative_error"] == 0
     assert Baselines.lens_figure.path(ctx.out).read_text().lstrip().startswith("<?xml")

@@ -54,14 +54,15 @@ OPEN_PATHS = ("/api/health", "/api/ready", LOGIN_PATH)
 """Answered without the password: whether the server runs, and the way in."""
 
 _READS = ("GET", "HEAD")
+# Prefect's pages carry styles of their own in their markup, and start workers from blobs. PixiJS,
+# which draws the graph of a run, compiles code from strings and draws nothing where it may not.
+_PAGE_POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; worker-src 'self' "
+    "blob:; object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+)
+_API_POLICY = "default-src 'none'; frame-ancestors 'none'"
 _HEADERS = {
-    # Prefect's pages carry styles of their own in their markup, and start workers from blobs.
-    "content-security-policy": (
-        "default-src 'self'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self' "
-        "'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; "
-        "worker-src 'self' blob:; object-src 'none'; base-uri 'none'; form-action 'self'; "
-        "frame-ancestors 'none'"
-    ),
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
     "referrer-policy": "no-referrer",
@@ -168,6 +169,8 @@ class Guard:
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 answered = MutableHeaders(scope=message)
+                policy = _API_POLICY if _is_api(scope["path"]) else _PAGE_POLICY
+                answered.setdefault("content-security-policy", policy)
                 for name, value in _HEADERS.items():
                     answered.setdefault(name, value)
             await send(message)
@@ -229,7 +232,7 @@ class Guard:
         path, reads = scope["path"], scope["method"] in _READS
         if path in OPEN_PATHS and (reads or path == LOGIN_PATH):
             return None
-        if reads and path != "/api" and not path.startswith(("/api/", "/rldecoder")):
+        if reads and not _is_api(path) and not path.startswith("/rldecoder"):
             return None  # the pages themselves, which hold nothing of the user's
         given = headers.get("authorization", "").encode()
         if hmac.compare_digest(given, self._authorization):
@@ -290,6 +293,10 @@ class Guard:
             "This server runs the flows of prefect.yaml, as they are, and no other command.",
             "Change settings with the form's `overrides`, or start your own command yourself.",
         )
+
+
+def _is_api(path: str) -> bool:
+    return path == "/api" or path.startswith("/api/")
 
 
 def _answers_the_deaf(path: str) -> bool:

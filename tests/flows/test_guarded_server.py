@@ -132,6 +132,15 @@ def test_its_own_pages_and_programs_do(
     assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
 
 
+def test_only_the_pages_may_compile_code_from_strings(guard: TestClient) -> None:
+    name = "content-security-policy"
+    pages = guard.get("/runs").headers[name].split("; ")
+    assert "script-src 'self' 'unsafe-eval'" in pages
+    assert "connect-src 'self'" in pages
+    assert guard.get("/api/health").headers[name].startswith("default-src 'none'; ")
+    assert "unsafe-eval" not in guard.get("/rldecoder/login").headers[name]
+
+
 def test_a_link_elsewhere_may_lead_to_its_pages(guard: TestClient) -> None:
     link = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}
     link["sec-fetch-dest"] = "document"

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 from playwright.sync_api import expect
+from prefect import flow, task
 
 from flows.serve_ui import login
-from tests.browser import open_browser
+from tests.browser import Watched, open_browser
 from tests.flows.ui_client import Ui
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -71,10 +72,47 @@ def other_port() -> Iterator[str]:
     server.server_close()
 
 
+@task
+def drawn_task() -> int:
+    """One bar of the graph."""
+    return 1
+
+
+@flow
+def drawn_flow() -> int:
+    """A run whose page has a graph."""
+    return drawn_task()
+
+
+def shows_its_graph(ui: Ui, browser: Watched) -> None:
+    """PixiJS draws under the policy of the pages, which lets no other script in."""
+    page = browser.page
+    (run,) = ui.flow_runs(flows={"name": {"any_": ["drawn-flow"]}})
+    browser.trouble.clear()
+    page.goto(f"{ui.origin}/runs/flow-run/{run['id']}")
+    expect(page.locator("canvas")).to_be_visible()
+    # Prefect's page asks for its maker's statistics: that stays shut.
+    trouble = [said for said in browser.trouble if "amplitude.com" not in said]
+    assert [t for t in trouble if "Security Policy" in t or t.startswith("uncaught")] == []
+
+    blocked = page.evaluate("""() => new Promise(done => {
+      document.addEventListener("securitypolicyviolation", event => {
+        if (event.blockedURI === "inline") done(event.effectiveDirective);
+      });
+      const script = document.createElement("script");
+      script.textContent = "window.inline = true";
+      document.body.append(script);
+      if (window.inline) done("it ran");
+    })""")
+    assert blocked == "script-src-elem"
+
+
 def test_the_link_lets_a_person_in_and_no_other_page(ui: Ui, other_port: str) -> None:
     deployment = ui.deployment("pipeline/pipeline-debug")["id"]
     path = f"/api/deployments/{deployment}/create_flow_run"
     body = json.dumps({"job_variables": {"command": "touch /tmp/rldecoder-evil"}})
+    with ui.prefect_settings():
+        drawn_flow()
     (link,) = (word for word in login(ui.home).split() if word.startswith("http"))
     assert link.startswith(ui.origin)
     with open_browser() as browser:
@@ -97,6 +135,7 @@ def test_the_link_lets_a_person_in_and_no_other_page(ui: Ui, other_port: str) ->
         ]  # fmt: skip
         assert outside == []
         assert all("secret" not in url for url in asked)
+        shows_its_graph(ui, browser)
 
         # The same browser, logged in: another port's page gets nothing.
         runs = len(ui.flow_runs())

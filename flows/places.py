@@ -24,7 +24,9 @@ from rldecoder.errors import BadInputError
 CONFIGS = ROOT / "configs"
 ALLOWED_ENV = "RLDECODER_UI_ALLOWED"
 
-FILES = ("store", "path", "paths", "cache", "reviews", "sae", "clusters", "folder", "imported")
+FILES = (
+    "store", "path", "paths", "cache", "reviews", "sae", "clusters", "folder", "imported", "include",
+)  # fmt: skip
 """Settings that name files or folders of this machine; `model` does so in some of its values."""
 ELSEWHERE = ("mirror", "address", "repo", "revision", "base_url", "api_key_env", "release", "id")
 """Settings that name an address, what lies there, or an environment variable, as the `name` of a

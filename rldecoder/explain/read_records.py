@@ -60,6 +60,11 @@ class Feature(NamedTuple):
     description: str | None = None
     """What is known of a latent without a label that may be quoted."""
 
+    @property
+    def quoted(self) -> bool:
+        """Whether the label may be quoted as what is known of the latent (pages read it)."""
+        return self.label is not None
+
 
 class FeatureTable(Sequence[Feature]):
     """All active features of one position, strongest first; `pandas.DataFrame` takes it."""

@@ -117,7 +117,7 @@ def test_called_from_python_it_is_the_callers(
 HARMLESS = {
     "name", "description", "project", "device", "packages", "subset", "split", "text_column",
     "title_column", "document_separator", "licence", "extra_probes", "title", "model",
-    "architecture", "task_turns", "response_kl_factors", "hook_name", "model_name",
+    "architecture", "task_turns", "response_kl_factors", "hook_name", "model_name", "tasks",
 }  # fmt: skip
 """Settings with free text that names no place. `model` and `name` do in some values: see above."""
 

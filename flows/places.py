@@ -25,7 +25,8 @@ CONFIGS = ROOT / "configs"
 ALLOWED_ENV = "RLDECODER_UI_ALLOWED"
 
 FILES = (
-    "store", "path", "paths", "cache", "reviews", "sae", "clusters", "folder", "imported", "include",
+    "store", "path", "paths", "cache", "reviews", "sae", "clusters", "folder", "imported",
+    "include",
 )  # fmt: skip
 """Settings that name files or folders of this machine; `model` does so in some of its values."""
 ELSEWHERE = ("mirror", "address", "repo", "revision", "base_url", "api_key_env", "release", "id")

@@ -10,11 +10,13 @@ import pytest
 
 from rldecoder.artifacts.store import ArtifactStore
 from rldecoder.config.run import load_run_config
+from rldecoder.dashboard.build import harness_table
 from rldecoder.dashboard.cards import Context, feature_cards
 from rldecoder.dashboard.claims import precision_columns, simulation_columns
 from rldecoder.dashboard.label_table import label_columns
 from rldecoder.dashboard.report import ReportData, render_html
 from rldecoder.dashboard.shown import ExampleShown
+from rldecoder.evals.harness_scores import HarnessScores, Score
 from rldecoder.explain.claims import CheckedClaim, Claim
 from rldecoder.explain.explanation import Explanation, Prediction
 from rldecoder.interp.records import Example
@@ -107,9 +109,14 @@ def test_tables_and_legends_are_whole(data: ReportData, tmp_path: Path, width: i
         return [["random features", *["0.623 [0.581, 0.667]"] * (len(columns) - 1)]] * 2
 
     labels, claims, simulated = label_columns(), precision_columns(), simulation_columns()
+    asked = Score(
+        task="documentation_choices", system="spliced", metric="exact_match", filter="answer",
+        n=500, value=0.612, stderr=0.022, delta=-0.031, delta_stderr=0.012, ours=0.612,
+    )  # fmt: skip
     path = tmp_path / "report.html"
     usual = replace(
-        data, caveats=[], label_columns=labels, label_methods=rows(labels), claim_columns=claims,
+        data, caveats=[], harness=harness_table(HarnessScores(harness="0.4.13", scores=(asked,))),
+        label_columns=labels, label_methods=rows(labels), claim_columns=claims,
         claim_methods=rows(claims), simulation_columns=simulated, simulation_rows=rows(simulated),
     )  # fmt: skip
     path.write_text(render_html(usual), encoding="utf-8")

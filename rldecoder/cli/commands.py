@@ -11,7 +11,7 @@ from typer.exceptions import TyperException
 from rldecoder.cli import starting
 from rldecoder.cli.harness import lm_eval
 from rldecoder.cli.layout import configs
-from rldecoder.cli.options import ConfigPath, SetOption, StoreOption
+from rldecoder.cli.options import ConfigPath, SetOption, StoreOption, same_run
 from rldecoder.cli.options import open_named as _open
 from rldecoder.errors import BadInputError
 from rldecoder.terminal import Terminal
@@ -90,7 +90,7 @@ def status(
     opened = _open(config, store, overrides)
     from rldecoder.cli.show import show_status
 
-    show_status(opened, console, str(config), verify=verify)
+    show_status(opened, console, same_run(config, store, overrides), verify=verify)
 
 
 @app.command()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
 from rich.console import Console
@@ -16,6 +15,7 @@ from rldecoder.artifacts.catalogue import (
     Report,
     TrainedExplainer,
 )
+from rldecoder.cli.options import same_run
 from rldecoder.run import Run
 
 Typed = tuple[Path, str | None, list[str] | None]
@@ -51,10 +51,7 @@ def print_summary(console: Console, run: Run, typed: Typed) -> None:
         console.print(render_explanation(example))
 
     console.print("next:", highlight=False)
-    config, store, overrides = typed
-    options = [] if store is None else ["--store", store]
-    options += [word for override in overrides or [] for word in ("--set", override)]
-    again = shlex.join([str(config), *options])
+    again = same_run(*typed)
     for command in (
         f'rldecoder explain {again} "{EXAMPLE_PROMPT}"',
         f"rldecoder serve {again}",

@@ -34,7 +34,12 @@ def open_named(config: Path, store: str | None, overrides: list[str] | None) -> 
     run = open_run(loaded, store)
     run.python = python_lines(config, run.store, overrides or [])
     # Said where something is missing: the one command that makes it.
-    more = [f"--store {shlex.quote(store)}"] if store is not None else []
-    more += [f"--set {shlex.quote(override)}" for override in overrides or []]
-    run.made_by = " ".join(["rldecoder run", shlex.quote(str(config)), *more])
+    run.made_by = f"rldecoder run {same_run(config, store, overrides)}"
     return run
+
+
+def same_run(config: Path, store: str | None, overrides: list[str] | None) -> str:
+    """The words of a command line that name the same run again, quoted for a shell."""
+    options = [] if store is None else ["--store", store]
+    options += [word for override in overrides or [] for word in ("--set", override)]
+    return shlex.join([str(config), *options])

@@ -28,13 +28,11 @@ WIDE = 100
 """Columns from which tables show what can be done without, too."""
 
 
-def show_status(
-    run: Run, console: Console, config: str = "CONFIG", *, verify: bool = False
-) -> None:
+def show_status(run: Run, console: Console, named: str = "CONFIG", *, verify: bool = False) -> None:
     """One row a stage: its address and what is there; then what to do next.
 
     Args:
-        config: the run's YAML as it was named.
+        named: the words of a command line that name the run (`options.same_run`).
         verify: read and hash every file; else manifests and sizes are looked at.
     """
     table = Table(title=escape(f"{run.config.name} in {run.store.place}"), title_justify="left")
@@ -48,9 +46,9 @@ def show_status(
     missing = run.missing(run.refs)
     if missing:
         done = len(run.refs) - len(missing)
-        said = f"{done} of {len(run.refs)} stages are there; next: rldecoder run {config}"
+        said = f"{done} of {len(run.refs)} stages are there; next: rldecoder run {named}"
     else:
-        said = f"all stages are there; explain a text: rldecoder explain {config} TEXT"
+        said = f"all stages are there; explain a text: rldecoder explain {named} TEXT"
     console.print(escape(said), highlight=False, soft_wrap=True)
 
 

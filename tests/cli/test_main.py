@@ -106,6 +106,11 @@ def test_explain_and_report_before_the_run_say_what_is_missing(
 
 
 def test_status_of_an_empty_store_is_a_table(forks: ForkServer, tmp_path: Path) -> None:
-    status = forks.run("status", "configs/debug.yaml", "--store", str(tmp_path))
+    store = tmp_path / "a store"
+    status = forks.run(
+        "status", "configs/debug.yaml", "--store", str(store), "--set", "train_sae.k=8"
+    )
+    again = f"configs/debug.yaml --store '{store}' --set train_sae.k=8"
+    assert f"0 of 19 stages are there; next: rldecoder run {again}" in status.stdout
     assert status.returncode == 0
     assert status.stdout.count("missing") == 19

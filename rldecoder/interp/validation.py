@@ -206,9 +206,13 @@ def validate(
         "attribution_patching": estimated_effects(metric, batches, num_latents),
         "integrated_gradients": estimated_effects(metric, batches, num_latents, integrated_steps),
     }
+
+    # Ablation is dear: the latents that the estimate calls important, and some others by chance.
     rng = np.random.default_rng(seed)
     chosen = choose_latents(estimates["attribution_patching"], num_top, num_others, rng)
     found = exact(chosen.tolist())
+
+    # Both on the same latents; with too few of them no correlation means anything.
     found_by = {
         name: agreement(values[chosen], np.array(found), seed=seed)
         for name, values in estimates.items()

@@ -84,21 +84,21 @@ class Cached:
         self.d_model = self._train.meta.d_model
         probe = next(self._train.shuffled(min(16_384, self._train.num_tokens), seed=0)).resid
         assert probe is not None
-        self._scale = float(probe.float().var(0).mean().rsqrt())
+        self.scale = float(probe.float().var(0).mean().rsqrt())
         self.validation, self.held_out = (self._rows(folder, s) for s in ("validation", "test"))
 
     def _rows(self, folder: Path, split: str) -> Tensor:
         reader = ActivationReader(folder, split)
         rows = next(reader.ordered(min(reader.num_tokens, 16_384))).resid
         assert rows is not None
-        return rows.float() * self._scale
+        return rows.float() * self.scale
 
     def batches(self, num_tokens: int) -> Iterator[Tensor]:
         """Endless [N, D] batches, the same ones at every call."""
         for epoch in itertools.count():
             for batch in self._train.shuffled(num_tokens, seed=0, epoch=epoch):
                 assert batch.resid is not None
-                yield batch.resid.float() * self._scale
+                yield batch.resid.float() * self.scale
 
 
 @app.command()
@@ -230,10 +230,10 @@ def quality(
                     contender.step(x)
 
                 # The rate is chosen on one split and reported on another.
-                chosen_by, _ = _fvu(contender, data.validation.to(where))
-                fvu, l0 = _fvu(contender, data.held_out.to(where))
+                chosen_by, _ = fvu(contender, data.validation.to(where))
+                lost, l0 = fvu(contender, data.held_out.to(where))
                 row = [name, start, f"{rate:g}", f"{chosen_by:.4f}",
-                       f"{fvu:.4f}", f"{l0:.1f}", _recovery(contender, data.truth)]  # fmt: skip
+                       f"{lost:.4f}", f"{l0:.1f}", _recovery(contender, data.truth)]  # fmt: skip
                 console.print("  ".join(row), style="dim", highlight=False)
                 if best is None or chosen_by < best[0]:
                     best = (chosen_by, row)
@@ -366,7 +366,8 @@ def _exceeded(values: Tensor, share: float) -> Tensor:
 
 
 @torch.no_grad()
-def _fvu(contender: Contender, x: Tensor) -> tuple[float, float]:
+def fvu(contender: Contender, x: Tensor) -> tuple[float, float]:
+    """Fraction of the variance of x [N, D] that is lost, and mean active latents a token."""
     recon, active = contender.reconstruct(x)
     error = (x - recon).double().square().sum()
     return float(error / (x - x.mean(0)).double().square().sum()), float(active.float().mean())

@@ -28,7 +28,7 @@ from rldecoder.artifacts.catalogue import Corpus, ModelFolder
 from rldecoder.config.executor import ExecutorConfig
 from rldecoder.data.forward import PassSettings, plan_shards
 from rldecoder.data.shards import SplitSequences
-from rldecoder.executors.jobs import Job, ShardFile, make_job
+from rldecoder.executors.jobs import Job, make_job
 from rldecoder.executors.local import Crew, Executor, LocalExecutor
 from rldecoder.executors.ray_cluster import RayExecutor
 from rldecoder.lm.specs import ModelRecord
@@ -58,9 +58,10 @@ def _job(store: Path, folder: Path, shard_tokens: int, num_shards: int) -> Job:
         micro_batch=8,
         plan=tuple(plan),
     )
-    files = [ShardFile(f"shard-{s.index}", s.num_sequences * text.length) for s in plan]
     folder.mkdir()
-    return make_job(CacheWorker, settings, files, folder=folder, owner=folder.name)
+    return make_job(
+        CacheWorker, settings, settings.files(text.length), folder=folder, owner=folder.name
+    )
 
 
 class _Entry(NamedTuple):

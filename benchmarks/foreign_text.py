@@ -1,10 +1,12 @@
 """How faithful a run's decoder is on text that no part of its corpus is like.
 
     python -m benchmarks.foreign_text configs/quickstart.yaml --texts ../shared/data/text
+    python -m benchmarks.foreign_text configs/quickstart.yaml --tokens 160 \
+        --texts ../shared/data/mini/ood_260k.parquet
 
-Each Parquet file of `--texts` (columns `id`, `text`) is a kind of text; of novels, passages that
-are mostly direct speech are a kind of their own. From each kind passages of 256 tokens are drawn
-with a seed, one a document, and both models read them. KL(frozen || decoder) is a mean over
+Each Parquet file (columns `id`, `text`) is a kind of text, or each value of its column `domain`; of
+novels, passages that are mostly direct speech are a kind of their own. From each kind passages are
+drawn with a seed, one a document, and both models read them. KL(frozen || decoder) is a mean over
 passages with a 95 % bootstrap interval over them; the first token, an attention sink, is left out.
 About ten minutes of one CPU core for the quickstart.
 """
@@ -14,6 +16,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -28,9 +31,8 @@ from rldecoder.evals.statistics import bootstrap_mean_ci
 from rldecoder.explain.reading import Reading
 from rldecoder.run import open_run
 
-TOKENS = 256
-CHARACTERS = 12 * TOKENS
-"""More than a passage needs; the tokenizer cuts the rest off."""
+CHARACTERS = 12
+"""A token, at most on average; the tokenizer cuts the rest off."""
 SPEECH = re.compile(r"[\"“‘'][A-Z][^\"”]{8,}[\"”’']")
 MUCH_SPEECH = 6
 """Turns of direct speech in a passage that counts as a dialogue."""
@@ -47,25 +49,41 @@ class Passage(NamedTuple):
     """Cross-entropy of the frozen model, nats a token: how strange the text is to it."""
 
 
-def passages(file: Path, rng: random.Random) -> Iterator[str]:
-    """Starts of paragraphs, one a document, in random order."""
-    texts: list[str] = pq.read_table(file, columns=["text"]).column("text").to_pylist()
-    rng.shuffle(texts)
-    for text in texts:
+def read_texts(file: Path) -> dict[str, list[str]]:
+    """Documents of each kind in a file."""
+    table = pq.read_table(file)
+    if "domain" not in table.column_names:
+        return {file.stem: table.column("text").to_pylist()}
+    found: dict[str, list[str]] = {}
+    for row in table.select(["domain", "text"]).to_pylist():
+        found.setdefault(row["domain"], []).append(row["text"])
+    return found
+
+
+def passages(texts: list[str], tokens: int, rng: random.Random) -> Iterator[str]:
+    """A stretch of each document from the start of a paragraph, in random order.
+
+    Not nearer to its end than a passage is long, where the document has so much.
+    """
+    for text in rng.sample(texts, len(texts)):
         starts = [0, *(found.end() for found in re.finditer(r"\n\n+", text))]
-        starts = [start for start in starts if len(text) - start >= CHARACTERS]
-        if starts:
-            start = rng.choice(starts)
-            yield text[start : start + CHARACTERS]
+        starts = [start for start in starts if len(text) - start >= CHARACTERS * tokens] or [0]
+        start = rng.choice(starts)
+        yield text[start : start + CHARACTERS * tokens]
 
 
-def kinds(folder: Path, rng: random.Random) -> dict[str, Iterator[str]]:
-    """Every file's passages, and the dialogues among the novels'."""
-    found = {file.stem: passages(file, rng) for file in sorted(folder.glob("*.parquet"))}
-    for file in folder.glob("novels*.parquet"):
-        found["dialogue in novels"] = (
-            text for text in passages(file, rng) if len(SPEECH.findall(text)) >= MUCH_SPEECH
-        )
+def kinds(path: Path, tokens: int, rng: random.Random) -> dict[str, Iterator[str]]:
+    """Every kind's passages, and the dialogues among the novels'."""
+    found: dict[str, Iterator[str]] = {}
+    for file in sorted(path.glob("*.parquet")) if path.is_dir() else [path]:
+        for kind, texts in read_texts(file).items():
+            found[kind] = passages(texts, tokens, rng)
+            if kind.startswith("novels"):
+                found["dialogue in novels"] = (
+                    text
+                    for text in passages(texts, tokens, rng)
+                    if len(SPEECH.findall(text)) >= MUCH_SPEECH
+                )
     return found
 
 
@@ -82,21 +100,23 @@ def measured(reading: Reading) -> Passage:
 
 def main(
     config: Annotated[Path, typer.Argument(help="A finished run's YAML.")],
-    texts: Annotated[Path, typer.Option(help="Folder of Parquet files with a column `text`.")],
+    texts: Annotated[Path, typer.Option(help="Parquet file, or a folder of them.")],
     store: Annotated[str | None, typer.Option(help="Artifact store.")] = None,
     count: Annotated[int, typer.Option(help="Passages of each kind.")] = 24,
+    tokens: Annotated[
+        int, typer.Option(help="Length of a passage; shorter ones are left out.")
+    ] = 256,
     seed: int = 0,
 ) -> None:
     """Print a row for each kind of text."""
     run = open_run(str(config), store)
     reader, tokenizer = run.reader(), run.lm().tokenizer
     table = Table("text", "passages", "KL, nats a token", "agreement", "frozen model's CE")
-    for name, source in kinds(texts, random.Random(seed)).items():
-        rows = []
-        for _, text in zip(range(count), source, strict=False):
-            ids = tokenizer(text)["input_ids"][:TOKENS]
-            with torch.no_grad():
-                rows.append(measured(Reading(reader, ids)))
+    for name, source in kinds(texts, tokens, random.Random(seed)).items():
+        encoded = (tokenizer(text)["input_ids"][:tokens] for text in source)
+        whole = (ids for ids in encoded if len(ids) == tokens)
+        with torch.no_grad():
+            rows = [measured(Reading(reader, ids)) for ids in islice(whole, count)]
         kl, agreement, surprise = (
             bootstrap_mean_ci(np.array(column), seed=seed) for column in zip(*rows, strict=True)
         )

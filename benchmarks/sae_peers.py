@@ -15,6 +15,7 @@ import importlib
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -150,6 +151,12 @@ class SaeLens:
     def directions(self) -> Tensor:
         return self.sae.W_dec.detach()
 
+    def save(self, folder: Path, scale: float, hook_name: str) -> None:
+        """Write sae_lens's folder, for inputs that were scaled by `scale` here. Ends training."""
+        self.sae.fold_activation_norm_scaling_factor(scale)
+        self.sae.cfg.metadata.hook_name = hook_name
+        self.sae.save_inference_model(folder)
+
 
 class Sparsify:
     """eai-sparsify's coder, stepped as its trainer does (SignSGD by default, or Adam)."""
@@ -203,6 +210,17 @@ class Sparsify:
 
     def directions(self) -> Tensor:
         return self.coder.W_dec.detach()
+
+    def save(self, folder: Path, scale: float, hook_name: str) -> None:
+        """Write sparsify's folder, for inputs that were scaled by `scale` here. Ends training.
+
+        Its form has no hook point: the folder's name (`layers.23`) says it.
+        """
+        with torch.no_grad():
+            # TopK is homogeneous: biases and activations shrink, the unit rows stay.
+            self.coder.encoder.bias /= scale
+            self.coder.b_dec /= scale
+        self.coder.save_to_disk(folder)
 
 
 class DictionaryLearning:

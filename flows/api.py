@@ -20,7 +20,6 @@ class Api:
 
     Args:
         url: ends in `/api`.
-        password: the server's.
     """
 
     def __init__(self, url: str, password: str) -> None:

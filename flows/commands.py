@@ -52,7 +52,6 @@ def foreign_command(path: str, content: Any) -> str | None:
     """What a request would change of what the worker executes, or None.
 
     Args:
-        path: the request's path.
         content: its parsed body; objects are mappings, or `Pairs`: of a name that comes twice one
             parser takes the first value and another the last.
     """
@@ -69,7 +68,6 @@ def foreign_run(run: Mapping[str, Any], deployment: Mapping[str, Any] | None, te
     """What a run would execute that is not the project's own; empty if nothing.
 
     Args:
-        run: the flow run.
         deployment: its deployment, or None where it has none.
         template: its work pool's job template.
     """

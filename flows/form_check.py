@@ -16,7 +16,6 @@ def unusable(path: str, content: Any) -> BadInputError | None:
     Configs elsewhere are left to the worker, which knows what forms may read.
 
     Args:
-        path: of the request.
         content: its body, of plain objects and lists.
     """
     parts = path.strip("/").split("/")

@@ -258,7 +258,7 @@ class Guard:
     def _on_content(self, scope: Scope, body: bytes) -> Response | None:
         """The answer to our own requests, and to those whose content is refused."""
         try:
-            content: Any = _parsed(body) if body else None
+            content: Any = json.loads(body, object_pairs_hook=Pairs) if body else None
         except (ValueError, RecursionError):
             return refused(415, "The request's body is not JSON.", "", "Send application/json.")
 
@@ -303,10 +303,6 @@ def _answers_the_deaf(path: str) -> bool:
     """Whether this is the answer to a form whose process is gone."""
     parts = path.strip("/").split("/")
     return parts[:2] == ["api", "flow_runs"] and parts[3:] == ["resume"] and is_deaf(parts[2])
-
-
-def _parsed(body: bytes) -> Any:
-    return json.loads(body, object_pairs_hook=Pairs)
 
 
 def refused(status: int, what: str, why: str, mend: str) -> Response:

@@ -164,14 +164,9 @@ class LocalServer:
         command = [sys.executable, "-m", "flows.guarded_server"]
         with self._log.open("wb") as log:
             self.process = tied.start(
-                command,
-                cwd=ROOT,
-                env=env,
-                death_signal=signal.SIGTERM,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
+                command, cwd=ROOT, env=env, death_signal=signal.SIGTERM, stdin=subprocess.DEVNULL,
+                stdout=log, stderr=subprocess.STDOUT,
+            )  # fmt: skip
 
     def wait(self) -> None:
         """Wait until it answers.

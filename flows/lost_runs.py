@@ -70,7 +70,6 @@ class CrashedRuns:
     """Starts crashed runs of deployments again.
 
     Args:
-        api: of the server.
         since: runs that crashed before are left as they are; None: now.
     """
 

@@ -17,11 +17,7 @@ from rldecoder.runner import StageRun
 
 @flow(name="nightly", flow_run_name=NAME, persist_result=False)
 def nightly(parameters: PipelineParameters) -> list[StageRun]:
-    """Run the pipeline and list, stage by stage, what was reused and what was built.
-
-    Args:
-        parameters: as for the pipeline.
-    """
+    """Run the pipeline and list, stage by stage, what was reused and what was built."""
     return plainly(lambda: _run_and_list(parameters))
 
 
@@ -32,7 +28,7 @@ def _run_and_list(parameters: PipelineParameters) -> list[StageRun]:
             {
                 "stage": result.ref.stage,
                 "artifact": result.ref.digest,
-                "what": "reused" if result.reused else "built",
+                "what": _what(result),
                 "verdict": result.verdict or "",
                 "seconds": round(result.wall_seconds, 1),
             }
@@ -42,3 +38,9 @@ def _run_and_list(parameters: PipelineParameters) -> list[StageRun]:
         description=f"{sum(not r.reused for r in results)} of {len(results)} stages were built",
     )
     return results
+
+
+def _what(result: StageRun) -> str:
+    if not result.reused:
+        return "built"
+    return "reused, built by earlier code" if result.older_code else "reused"

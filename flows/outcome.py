@@ -31,4 +31,4 @@ def plainly(work: Callable[[], T]) -> T:
         said = printable(" ".join(str(error).split()))
         get_run_logger().error("%s", said)
         failed: Any = Failed(message=said, data=error)  # the flow's final state, as Prefect has it
-        return failed  # type: ignore[no-any-return]
+        return failed

@@ -38,13 +38,7 @@ from rldecoder.artifacts.store import ArtifactRef, ArtifactStore
 from rldecoder.config.run import RunConfig
 from rldecoder.errors import BadInputError
 from rldecoder.interp.records import FeatureLabel, FeatureLabels
-from rldecoder.interp.review import (
-    REVIEWS_FILE,
-    ReviewLine,
-    append_review,
-    read_reviews,
-    settled,
-)
+from rldecoder.interp.review import REVIEWS_FILE, ReviewLine, append_review, read_reviews, settled
 from rldecoder.interp.review_queue import ReviewQueue
 from rldecoder.interp.shown import shown
 from rldecoder.runner import plan
@@ -335,15 +329,9 @@ def _ask_one(
         return None, reviewer  # skipped, or an untouched form: it says nothing
 
     line = ReviewLine(
-        sae_digest=published.labels.sae_digest,
-        latent=feature.latent,
-        reviewer=reviewer,
-        accept=accept,
-        label=better,
-        audit=feature.audit,
-        note=note,
-        shown=feature.label,
-    )
+        sae_digest=published.labels.sae_digest, latent=feature.latent, reviewer=reviewer,
+        accept=accept, label=better, audit=feature.audit, note=note, shown=feature.label,
+    )  # fmt: skip
     return line, reviewer
 
 

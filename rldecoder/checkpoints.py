@@ -46,7 +46,6 @@ class Checkpoints:
 
     Args:
         folder: made if need be.
-        keep: how many to keep.
         owner: whose they are; another's are not loaded.
         note: told of each that is passed over.
     """

@@ -223,18 +223,34 @@ def lease_device(
             may write to `folder`.
         NoResourceError: too many candidates stayed taken for `timeout_seconds`.
     """
-    names = _candidates(wanted, lister(), say)
+    names = require_devices(wanted, count, say=say, lister=lister)
     if not names:
         yield DeviceLease("cpu", (), "CPU")
         return
-    if len(names) < count:
+    with _holding(names, count, lister, folder, timeout_seconds, task, say) as lease:
+        yield lease
+
+
+def require_devices(
+    wanted: str,
+    count: int,
+    *,
+    say: Callable[[str], None] = lambda message: None,
+    lister: Callable[[], Sequence[DeviceInfo]] = list_devices,
+) -> set[str]:
+    """Ids of the devices that `lease_device` would choose from, taken or not; empty: the CPU.
+
+    Raises:
+        BadInputError: as `lease_device` does.
+    """
+    names = _candidates(wanted, lister(), say)
+    if names and len(names) < count:
         raise BadInputError(
             f"{count} devices are wanted at once, and {len(names)} would do.",
             f"`device: {wanted}` allows {', '.join(sorted(names))}.",
             "Lower the stage's `processes`, or set device to cuda on a machine with more of them.",
         )
-    with _holding(names, count, lister, folder, timeout_seconds, task, say) as lease:
-        yield lease
+    return names
 
 
 @contextlib.contextmanager

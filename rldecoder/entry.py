@@ -112,10 +112,10 @@ def print_error(error: RlDecoderError) -> None:
     from rldecoder.terminal import Terminal
 
     target = Terminal(stderr=True)
-    target.print(f"[bold red]error:[/bold red] {escape(error.what)}", highlight=False)
+    target.print(f"[bold red]error:[/bold red] {escape(error.what)}")
     for part in (error.why, error.mend):
         if part:
-            target.print(f"  {escape(part)}", highlight=False)
+            target.print(f"  {escape(part)}")
 
 
 def _mend_streams() -> None:

@@ -28,10 +28,7 @@ from rldecoder.urls import without_credentials
 SHOWN_CHARACTERS = 300
 
 _GOES_ON = "Nothing published was touched; the same command goes on from the last checkpoint."
-_MEMORY = (
-    "Not enough memory.",
-    f"Lower batch sizes, or use a machine with more. {_GOES_ON}",
-)
+_MEMORY = ("Not enough memory.", f"Lower batch sizes, or use a machine with more. {_GOES_ON}")
 
 
 class _Kind(NamedTuple):

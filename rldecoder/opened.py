@@ -51,11 +51,7 @@ CONTEXT_TOKENS = 32_768
 
 
 class Opened(ABC):
-    """Artifacts, models and labels; each is verified and loaded once, when asked for.
-
-    Args:
-        device: where models go.
-    """
+    """Artifacts, models and labels; each is verified and loaded once, when asked for."""
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self.device = device

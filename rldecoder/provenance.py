@@ -82,6 +82,14 @@ def _read_source(path: Path) -> tuple[bytes, tuple[str, ...]]:
     return hashlib.sha256(source).digest(), tuple(imported)
 
 
+def await_device(device: torch.device) -> None:
+    """Wait until all work is done that a GPU was given: else a clock stops too early."""
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.synchronize(device)
+
+
 def peak_memory_bytes(device: torch.device) -> int:
     """Peak resident memory of this process so far, or peak allocation on the accelerator."""
     if device.type == "cuda":

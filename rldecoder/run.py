@@ -39,7 +39,6 @@ def open_run(
         config: a run's YAML, or what was loaded from one.
         store: where the artifacts are, a folder or `s3://bucket/prefix`; None: the config's
             `store`.
-        device: where models go.
 
     Raises:
         BadInputError: the config cannot be used.
@@ -76,8 +75,6 @@ class Run(Opened):
 
     Args:
         config: decides what the artifacts are.
-        store: where they are.
-        device: where models go.
         refs: the address of every artifact, where a run that has just ended knows them.
     """
 

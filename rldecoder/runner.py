@@ -38,6 +38,9 @@ class StageRun(NamedTuple):
     metrics: dict[str, Scalar]
     wall_seconds: float
     """Time spent now: near zero when reused."""
+    older_code: bool = False
+    """Reused, and the stage's code has changed since. Where that alters results, its version has to
+    be raised."""
 
 
 def plan(run: RunConfig) -> dict[str, ArtifactRef]:
@@ -107,15 +110,11 @@ def _run_stage(
                 run, stage, ref, fingerprint, seed, inputs,
                 store=store, report=report, device=device, refs=refs,
             )  # fmt: skip
-        elif manifest.source_digest != provenance.source_digest(stage.module):
-            report.note(
-                f"{ref} is reused although its code has changed since it was built. "
-                f"If the change alters results, raise the stage's version."
-            )
 
     result = StageRun(
         ref, reused, manifest.verdict, tuple(manifest.caveats), dict(manifest.metrics),
         time.monotonic() - started,
+        reused and manifest.source_digest != provenance.source_digest(stage.module),
     )  # fmt: skip
     if stage.gate and manifest.verdict == "fail":
         _judge(run, stage, store, ref, manifest, report)
@@ -216,7 +215,7 @@ def _build(
     resumed = any(progress.iterdir())
     if resumed:
         report.note(f"{stage.name} goes on from its last checkpoint.")
-    upstream = _merge_caveats(inputs)
+    upstream = tuple(dict.fromkeys(c for artifact in inputs for c in artifact.caveats))
     machine = devices.snapshot()
     started = time.monotonic()
     seed_everything(seed)
@@ -259,11 +258,6 @@ def _build(
             created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         return store.publish(ref, out, manifest, report.alert)
-
-
-def _merge_caveats(inputs: tuple[Artifact, ...]) -> tuple[str, ...]:
-    """The caveats of all inputs, each once, in order."""
-    return tuple(dict.fromkeys(c for artifact in inputs for c in artifact.caveats))
 
 
 def _check_metrics(stage: Stage, output: Output) -> None:
@@ -313,7 +307,7 @@ def _on_fail(run: RunConfig, stage_name: str) -> str:
 def executor_for(run: RunConfig) -> Executor:
     """Who computes the shards of stages that have them."""
     if run.executor.type == "local":
-        return LocalExecutor()
+        return LocalExecutor(run.executor.retries)
     from rldecoder.executors.ray_cluster import RayExecutor
 
     return RayExecutor(
@@ -321,6 +315,17 @@ def executor_for(run: RunConfig) -> Executor:
         threads=run.threads or run.executor.cpus,
         timeout_seconds=run.device_timeout_seconds,
     )
+
+
+def devices_wanted(run: RunConfig, stage: Stage) -> int:
+    """Accelerators of this machine that a stage holds at once, where there are any.
+
+    0 where a cluster does all that needs one: what this process held would be missing there.
+    """
+    config = run.stage(stage.name)
+    if run.executor.type == "ray" and (stage.in_shards or config.in_team):
+        return 0
+    return config.num_devices
 
 
 def store_for(run: RunConfig, place: Path | str | None = None) -> ArtifactStore:

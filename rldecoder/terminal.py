@@ -33,7 +33,10 @@ def printable(text: str) -> str:
 class Terminal(Console):
     """A rich console that prints other people's text as it is, and never does what it says."""
 
-    def render_str(self, text: str, **options: Any) -> Text:  # type: ignore[override]
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"highlight": False, **options})
+
+    def render_str(self, text: str, **options: Any) -> Text:
         """As rich does, of printable text: it is laid out as wide as it will be."""
         return super().render_str(printable(text), **options)
 

@@ -15,11 +15,7 @@ from rldecoder.urls import without_credentials
 
 
 class WandbReporter:
-    """Sends metrics and alerts to one wandb run; bars and notes are not its business.
-
-    Args:
-        run: the wandb run object.
-    """
+    """Sends metrics and alerts to one wandb run; bars and notes are not its business."""
 
     def __init__(self, run: Any) -> None:
         self._run = run

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from prefect.artifacts import (
-    create_link_artifact,
-    create_markdown_artifact,
-    create_table_artifact,
-)
+from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
 from rldecoder.artifacts.catalogue import DecoderGate, Evaluation, Report, SaeGate
 from rldecoder.artifacts.store import ArtifactRef, ArtifactStore

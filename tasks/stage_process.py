@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import closing
 from pathlib import Path
 from typing import IO
 
@@ -19,13 +18,10 @@ from rldecoder import interrupts
 from rldecoder.artifacts.store import ArtifactRef, ArtifactStore
 from rldecoder.config.run import RunConfig
 from rldecoder.devices import DeviceLease
-from rldecoder.errors import (
-    InterruptedRunError,
-    NoResourceError,
-    UnexpectedError,
-)
+from rldecoder.errors import InterruptedRunError, NoResourceError, UnexpectedError
 from rldecoder.far_failures import Failure
-from rldecoder.reporting import Bar, Reporter
+from rldecoder.far_reports import Replay
+from rldecoder.reporting import Reporter
 from rldecoder.runner import StageRun
 from tasks import tied
 from tasks.stage_worker import Request
@@ -103,42 +99,18 @@ def run_in_process(
 def _relay(events: Iterable[str], report: Reporter) -> StageRun | Failure | None:
     """Replay the child's reports until it closes the pipe; returns its last word, if any."""
     answer: StageRun | Failure | None = None
-    open_bars: dict[int, tuple[AbstractContextManager[Bar], Bar]] = {}
-    with ExitStack() as left_open:
+    with closing(Replay(report)) as replay:
         for line in events:
-            event = json.loads(line)
-            match event.pop("event"):
-                # A bar's block is entered here and left by its number, in any order; those that a
-                # killed child never closed are closed at the end.
-                case "open":
-                    number = event.pop("bar")
-                    block = report.track(**event)
-                    open_bars[number] = (block, block.__enter__())
-                    left_open.callback(_close, open_bars, number)
-                case "advance":
-                    open_bars[event["bar"]][1].advance(event["amount"], event["note"])
-                case "close":
-                    _close(open_bars, event["bar"])
-
-                # What is said in passing.
-                case "metrics":
-                    report.metrics(event["stage"], event["step"], event["values"])
-                case "note":
-                    report.note(event["message"])
-                case "alert":
-                    report.alert(event["message"])
-
-                # The last word: one of these, or none where the child was killed.
+            word = replay.take(line)
+            # One of these, or none where the child was killed.
+            if word is None:
+                continue
+            match word.pop("event"):
                 case "result":
-                    answer = TypeAdapter(StageRun).validate_python(event["values"])
+                    answer = TypeAdapter(StageRun).validate_python(word["values"])
                 case "error":
-                    answer = Failure.model_validate(event)
+                    answer = Failure.model_validate(word)
     return answer
-
-
-def _close(open_bars: dict[int, tuple[AbstractContextManager[Bar], Bar]], number: int) -> None:
-    if number in open_bars:
-        open_bars.pop(number)[0].__exit__(None, None, None)
 
 
 def _result(
@@ -147,7 +119,10 @@ def _result(
     if isinstance(answer, StageRun):
         return answer
     if answer is not None:
-        raise _rebuilt(stage_name, answer)
+        # The child's error as an exception of the same class, where that class is known here.
+        raise answer.known() or _unexpected(
+            f"{stage_name} failed with {answer.message}.", answer.traceback
+        )
     output.seek(0)
     tail = output.read().decode(errors="replace")[-_TAIL_CHARACTERS:].strip()
     if -returncode in (*interrupts.SIGNALS, signal.SIGHUP):
@@ -167,9 +142,3 @@ def _unexpected(what: str, details: str) -> StageProcessError:
     error = StageProcessError(what)
     error.add_note(details)
     return error
-
-
-def _rebuilt(stage_name: str, failure: Failure) -> Exception:
-    """The child's error as an exception of the same class, where that class is known here."""
-    known = failure.known()
-    return known or _unexpected(f"{stage_name} failed with {failure.message}.", failure.traceback)

@@ -16,11 +16,11 @@ from prefect.states import Completed, Failed
 
 from rldecoder.artifacts.store import ArtifactRef, ArtifactStore
 from rldecoder.config.run import RunConfig
-from rldecoder.devices import lease_device
+from rldecoder.devices import lease_device, require_devices
 from rldecoder.errors import DamagedFileError, GateFailedError, NoResourceError, StoreBusyError
 from rldecoder.failures import foreseen
 from rldecoder.reporting import Reporter, TeeReporter
-from rldecoder.runner import StageRun, run_stage
+from rldecoder.runner import StageRun, devices_wanted, run_stage
 from rldecoder.stages.context import Stage
 from rldecoder.stages.table import STAGES, stage_named
 from tasks.pages import show_stage
@@ -40,7 +40,6 @@ class RunContext:
     of earlier tasks, and would draw false edges from equal constants found there.
 
     Args:
-        run: the run's config.
         store: where artifacts are read from and published to.
         planned: the address of every stage's artifact (`rldecoder.runner.plan`).
         report: reporters beside Prefect's own, such as the terminal's.
@@ -77,12 +76,16 @@ def build(
     if _is_intact(store, context.planned[stage_name]):
         # Nothing will be computed, so no device is waited for.
         return run_stage(run, stage_name, refs, store=store, report=report, device="cpu")
-    if run.executor.type == "ray" and stage_named(stage_name).in_shards:
-        # A device that this process held would be missing among the workers'.
+    # A stage that comes hours later may want more devices than there are.
+    for stage in STAGES:
+        if devices_wanted(run, stage) > 1 and not store.is_published(context.planned[stage.name]):
+            require_devices(run.device, devices_wanted(run, stage))
+    count = devices_wanted(run, stage_named(stage_name))
+    if not count:
         return run_stage(run, stage_name, refs, store=store, report=report, device="cpu")
     with lease_device(
         run.device,
-        count=run.stage(stage_name).num_devices,
+        count=count,
         timeout_seconds=run.device_timeout_seconds,
         task=f"{run.name}/{stage_name}",
         say=context.tell_once,
@@ -122,7 +125,8 @@ def make_task(stage: Stage) -> Task[..., Any]:
             return Failed(message=str(error), data=error)
         here.display(show_stage, stage, result.ref, context.store)
         if result.reused:
-            return Completed(name="Reused", message=f"{result.ref} was there", data=result)
+            was = "was there, built by earlier code" if result.older_code else "was there"
+            return Completed(name="Reused", message=f"{result.ref} {was}", data=result)
         return Completed(message=f"{result.ref} in {result.wall_seconds:,.1f} s", data=result)
 
     return Task(

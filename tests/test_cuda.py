@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -117,6 +118,8 @@ def _every_stage(store: ArtifactStore, there: AbstractContextManager[object]) ->
 
 @pytest.mark.slow
 def test_every_stage_runs_on_a_pretended_gpu(tmp_path: Path) -> None:
+    # TRL imports bitsandbytes, which binds its kernels at once where CUDA seems to be there.
+    importlib.import_module("bitsandbytes")
     _every_stage(ArtifactStore(tmp_path), pretended_cuda())
 
 

@@ -28,6 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "rldecoder.devices",
         "rldecoder.entry",
         "rldecoder.errors", "rldecoder.executors", "rldecoder.failures", "rldecoder.far_failures",
+        "rldecoder.far_reports",
         "rldecoder.figures", "rldecoder.files",
         "rldecoder.gates",
         "rldecoder.interrupts", "rldecoder.json_records", "rldecoder.json_text",

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from rldecoder.cli.layout import lay_out
+from rldecoder.cli.starting import init
 from rldecoder.config.named import SHIPPED_FOLDER, config_path, shipped_configs
 from rldecoder.config.run import load_run_config
 from rldecoder.errors import BadInputError
@@ -55,7 +56,7 @@ def test_the_wheel_runs_from_elsewhere(debug_store: Path, tmp_path: Path) -> Non
     assert int(features) > 0
 
     # A project folder whose deployments load the flows that are installed.
-    run("rldecoder", "configs", "project")
+    run("rldecoder", "init", "project")
     project = yaml.safe_load((elsewhere / "project" / "prefect.yaml").read_text())
     entrypoints = [one["entrypoint"].split(":") for one in project["deployments"]]
     assert all(Path(path).is_relative_to(tmp_path / "env") for path, _ in entrypoints)
@@ -71,6 +72,17 @@ def test_every_config_is_shipped_and_laid_out(tmp_path: Path) -> None:
             copied == (SHIPPED_FOLDER / name).read_bytes() == (ROOT / "configs" / name).read_bytes()
         )
     assert lay_out(tmp_path / "new") == len(here) + 1  # what is the same may be there
+
+
+def test_init_without_text_lays_them_out(tmp_path: Path) -> None:
+    init(tmp_path / "new")
+    assert (tmp_path / "new" / "configs" / "debug.yaml").read_bytes() == (
+        ROOT / "configs" / "debug.yaml"
+    ).read_bytes()
+    assert (tmp_path / "new" / "prefect.yaml").is_file()
+    with pytest.raises(BadInputError, match=r"Nothing says what mine\.yaml is to read"):
+        init(tmp_path / "mine.yaml")
+    assert not (tmp_path / "mine.yaml").exists()
 
 
 def test_a_config_of_ones_own_is_never_overwritten(tmp_path: Path) -> None:

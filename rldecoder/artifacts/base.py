@@ -87,11 +87,7 @@ class Plain(File[Path]):
 
 
 class Shards(Plain):
-    """Parquet files in parts a split, which readers of their own go through.
-
-    Args:
-        name: their pattern, for people.
-    """
+    """Parquet files in parts a split, which readers of their own go through."""
 
     def path(self, folder: Path) -> Path:
         """The folder that holds them."""
@@ -102,7 +98,6 @@ class Record(File[R]):
     """A JSON or YAML file with a record class of its own.
 
     Args:
-        name: of the file.
         record: the class, as `module:Name`; imported when the file is first read.
     """
 
@@ -124,7 +119,6 @@ class Table(File["pa.Table"]):
     """A Parquet file with a schema.
 
     Args:
-        name: of the file.
         schema: where its `pa.Schema` is, as `module:NAME`.
     """
 
@@ -203,14 +197,10 @@ class Artifact:
     def opened(cls, folder: Path, manifest: Manifest) -> Self:
         """The artifact in `folder`, whose manifest has been verified."""
         return cls(
-            folder=folder,
-            digest=manifest.digest,
-            metrics=manifest.metrics,
-            config=manifest.config,
-            verdict=manifest.verdict,
-            caveats=tuple(manifest.caveats),
+            folder=folder, digest=manifest.digest, metrics=manifest.metrics, config=manifest.config,
+            verdict=manifest.verdict, caveats=tuple(manifest.caveats),
             wall_seconds=manifest.wall_seconds,
-        )
+        )  # fmt: skip
 
     @classmethod
     def files(cls) -> dict[str, File[Any]]:

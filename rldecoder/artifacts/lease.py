@@ -41,8 +41,6 @@ class Lease:
     """The lock of one name.
 
     Args:
-        bucket: where its object is.
-        key: the object.
         seconds: after so long without a sign of life the holder counts as dead.
     """
 
@@ -138,12 +136,7 @@ class Lease:
     def _content(self, token: str, beats: int) -> bytes:
         """Different at each beat, so that its ETag is."""
         return json.dumps(
-            {
-                "token": token,
-                "beats": beats,
-                "host": socket.gethostname(),
-                "process": os.getpid(),
-            }
+            {"token": token, "beats": beats, "host": socket.gethostname(), "process": os.getpid()}
         ).encode()
 
 

@@ -240,8 +240,4 @@ def _no_number(text: str) -> NoReturn:
 
 
 def _refuse(source: object, why: str, error: Exception | None = None) -> NoReturn:
-    raise DamagedFileError(
-        f"{source} cannot be trusted.",
-        f"{why.rstrip('.')}.",
-        _MEND,
-    ) from error
+    raise DamagedFileError(f"{source} cannot be trusted.", f"{why.rstrip('.')}.", _MEND) from error

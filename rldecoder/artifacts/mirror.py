@@ -35,7 +35,6 @@ class Mirror:
     """Artifacts under an fsspec URL such as `s3://bucket/rldecoder` or `file:///mnt/share`.
 
     Args:
-        url: that URL.
         store: the folder of the store that it mirrors.
 
     Raises:

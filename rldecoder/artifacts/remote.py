@@ -20,13 +20,7 @@ from rldecoder import files
 from rldecoder.artifacts.bucket import Bucket
 from rldecoder.artifacts.lease import Lease
 from rldecoder.artifacts.local_copies import LocalCopies
-from rldecoder.artifacts.manifests import (
-    MANIFEST,
-    ArtifactRef,
-    FileEntry,
-    Manifest,
-    parse_manifest,
-)
+from rldecoder.artifacts.manifests import MANIFEST, ArtifactRef, FileEntry, Manifest, parse_manifest
 from rldecoder.artifacts.store import ArtifactStore
 from rldecoder.config.store import S3Config
 from rldecoder.errors import DamagedFileError
@@ -41,7 +35,6 @@ class RemoteStore(ArtifactStore):
 
     Args:
         url: of the bucket, without user or password.
-        config: cache, lease, attempts.
         lock_timeout_seconds: as of `ArtifactStore`.
 
     Raises:

@@ -111,7 +111,7 @@ def heartbeat(
 
     def beat() -> None:
         while not over.wait(every):
-            console.print(f"  {escape(clock.line())}", highlight=False, soft_wrap=True)
+            console.print(f"  {escape(clock.line())}", soft_wrap=True)
 
     thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
     thread.start()

@@ -194,8 +194,7 @@ def serve(
         str, typer.Option(help="Address to listen on; others than loopback need --allow-remote.")
     ] = "127.0.0.1",
     allow_remote: Annotated[
-        bool,
-        typer.Option("--allow-remote", help="Let other machines in. There is no login."),
+        bool, typer.Option("--allow-remote", help="Let other machines in. There is no login.")
     ] = False,
     host_names: Annotated[
         list[str] | None,
@@ -255,8 +254,7 @@ def export(
         ),
     ],
     tool: Annotated[
-        str,
-        typer.Argument(help="What is written: release, neuronpedia, saedashboard or delphi."),
+        str, typer.Argument(help="What is written: release, neuronpedia, saedashboard or delphi.")
     ],
     out: Annotated[
         Path | None, typer.Argument(help="A folder that does not exist yet.", show_default=False)
@@ -443,6 +441,4 @@ def _open_any(
 
     # Not among the answer's lines: they may be JSON.
     said = Terminal(stderr=True)
-    return open_release(
-        release, model=model, note=lambda text: said.print(text, markup=False, highlight=False)
-    )
+    return open_release(release, model=model, note=lambda text: said.print(text, markup=False))

@@ -26,21 +26,15 @@ EXAMPLE_PROMPT = "She opened the door and saw"
 
 
 def print_summary(console: Console, run: Run, typed: Typed) -> None:
-    """What was built, targets with measured values, caveats, explanations, commands.
-
-    Args:
-        console: prints.
-        run: finished.
-        typed: what opens it again.
-    """
+    """What was built, targets with measured values, caveats, explanations, commands."""
     for line in built(run):
-        console.print(line, highlight=False)
+        console.print(line)
     console.print()
     console.print(_targets(run))
 
     report = run.artifact(Report)
     for caveat in report.caveats:
-        console.print(f"[yellow]caveat[/yellow] {escape(caveat)}", highlight=False)
+        console.print(f"[yellow]caveat[/yellow] {escape(caveat)}")
     console.print()
 
     from rldecoder.explain.explanation import render_explanation  # slow: imports torch
@@ -50,15 +44,15 @@ def print_summary(console: Console, run: Run, typed: Typed) -> None:
     for example in sorted(examples, key=lambda example: not example.claims)[:SHOWN_EXAMPLES]:
         console.print(render_explanation(example))
 
-    console.print("next:", highlight=False)
+    console.print("next:")
     again = same_run(*typed)
     for command in (
         f'rldecoder explain {again} "{EXAMPLE_PROMPT}"',
         f"rldecoder serve {again}",
         f"rldecoder status {again}",
     ):
-        console.print(f"  {escape(command)}", highlight=False, soft_wrap=True)
-    console.print(f"report: {escape(str(report.page))}", highlight=False, soft_wrap=True)
+        console.print(f"  {escape(command)}", soft_wrap=True)
+    console.print(f"report: {escape(str(report.page))}", soft_wrap=True)
 
 
 def built(run: Run) -> list[str]:

@@ -67,12 +67,10 @@ def show_estimate(run: Run, console: Console) -> None:
     console.print(table)
     console.print(
         "At most: every answer needs a second request. Attempts that fail and are repeated "
-        "come on top; the budget counts them.",
-        highlight=False,
+        "come on top; the budget counts them."
     )
     if spent.requests:
         console.print(
             f"Spent by the interrupted run: {spent.requests:,} requests, {spent.tokens:,} tokens, "
-            f"{spent.cost:,.4f} US dollars.",
-            highlight=False,
+            f"{spent.cost:,.4f} US dollars."
         )

@@ -10,14 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from rich.console import Console
 from rich.markup import escape
 
-from rldecoder.artifacts.catalogue import (
-    ActivationCache,
-    Corpus,
-    FinalDecoder,
-    Labels,
-    ModelFolder,
-    TrainedSae,
-)
+from rldecoder.artifacts import catalogue
 from rldecoder.errors import BadInputError, require_empty
 
 if TYPE_CHECKING:
@@ -27,12 +20,12 @@ if TYPE_CHECKING:
 class ExportInputs(NamedTuple):
     """What is exported, or needed for it."""
 
-    model: ModelFolder
-    corpus: Corpus
-    cache: ActivationCache
-    sae: TrainedSae
-    final: FinalDecoder
-    labels: Labels
+    model: catalogue.ModelFolder
+    corpus: catalogue.Corpus
+    cache: catalogue.ActivationCache
+    sae: catalogue.TrainedSae
+    final: catalogue.FinalDecoder
+    labels: catalogue.Labels
 
 
 class Tool(StrEnum):
@@ -76,9 +69,9 @@ def export_features(run: Run, tool: Tool, out: Path, names: Names, console: Cons
         dataset=f"{', '.join(source.type for source in config.ingest.sources)} (split label)",
         created_at=datetime.now(UTC),
     )
-    console.print(f"written: {escape(str(path))}", highlight=False)
+    console.print(f"written: {escape(str(path))}")
     for caveat in inputs.labels.caveats:
-        console.print(f"[yellow]caveat[/yellow] {escape(caveat)}", highlight=False)
+        console.print(f"[yellow]caveat[/yellow] {escape(caveat)}")
 
 
 def write_export(

@@ -30,8 +30,7 @@ RESULTS = Evaluation.harness.name
 def lm_eval(
     config: ConfigPath,
     tasks: Annotated[
-        str,
-        typer.Option(help="Names: the run's own, those of --include, or published ones (hub)."),
+        str, typer.Option(help="Names: the run's own, those of --include, or published ones (hub).")
     ],
     out: Annotated[Path, typer.Option(help="Folder for tasks and results.")] = Path("lm-eval"),
     store: StoreOption = None,
@@ -57,14 +56,9 @@ def lm_eval(
             f"Begin with {FROZEN}; the others are {', '.join(SYSTEMS[1:])}.",
         )
     scores = evaluate(
-        run,
-        _names(tasks, "--tasks"),
-        wanted,
-        out,
-        include or [],
-        limit=limit,
+        run, _names(tasks, "--tasks"), wanted, out, include or [], limit=limit,
         batch_size=batch_size,
-    )
+    )  # fmt: skip
     _show(scores, out / RESULTS)
 
 
@@ -82,12 +76,9 @@ def evaluate(
 
     Args:
         run: with its decoders published.
-        tasks: names.
         wanted: systems, the frozen model first.
         out: a folder; the run's own tasks are written to `out/tasks`.
-        include: further folders of tasks.
         limit: documents a task at most.
-        batch_size: documents at once.
 
     Raises:
         BadInputError: the run has not come so far, or there is no such task.

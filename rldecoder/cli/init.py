@@ -13,20 +13,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from rich.console import Console
 from rich.markup import escape
 
+from rldecoder.config import own_text
 from rldecoder.config.base import name_on_hub
 from rldecoder.config.data import IngestConfig, LocalSource, PysourceSource, ReaderSource, Source
 from rldecoder.config.model import SyncTokenizerConfig
-from rldecoder.config.own_text import (
-    LEAST_SEQUENCES,
-    LEAST_TRAIN,
-    LENGTH,
-    SPLITS,
-    Budgets,
-    OwnText,
-    few_blocks,
-    fit_budgets,
-    own_text_yaml,
-)
 from rldecoder.config.run import RunConfig, load_run_config
 from rldecoder.data.counting import Encode, TextCount, count_text
 from rldecoder.data.folders import list_files
@@ -82,10 +72,9 @@ def write_config(asked: Asked, console: Console) -> None:
     from rldecoder.lm.model_sources import fetch, locate
     from rldecoder.lm.registry import choose_model
     from rldecoder.lm.smoke import smoke_test
-    from rldecoder.lm.text_tokens import encode_documents
+    from rldecoder.lm.text_tokens import encode_documents, load_tokenizer
     from rldecoder.planning.throughput import keep
     from rldecoder.provenance import device_name
-    from rldecoder.stages.ingest import load_tokenizer
 
     choice = choose_model(
         settings.model, path=settings.path, repo=settings.repo, revision=settings.revision
@@ -108,7 +97,7 @@ def write_config(asked: Asked, console: Console) -> None:
     text = _described(asked, settings, source, count, smoke)
     budgets, seconds = _fitted(text, smoke, asked)
     said = f"about {_minutes(sum(seconds.values()))} on {_machine()}, nothing beside it"
-    content = own_text_yaml(text.model_copy(update={"time_said": said}), budgets)
+    content = own_text.own_text_yaml(text.model_copy(update={"time_said": said}), budgets)
     write_bytes(asked.out, content.encode())
     load_run_config(asked.out)  # what is written can be run
     _tell(asked, text, budgets, seconds, smoke, console)
@@ -149,9 +138,9 @@ def _counted(asked: Asked, encode: Encode) -> tuple[LocalSource, TextCount]:
 
 def _require_enough(count: TextCount) -> None:
     short = [
-        f"{name} {count.tokens[name]:,} (of {least * LENGTH:,})"
-        for name, least in LEAST_SEQUENCES.items()
-        if count.tokens[name] < least * LENGTH
+        f"{name} {count.tokens[name]:,} (of {least * own_text.LENGTH:,})"
+        for name, least in own_text.LEAST_SEQUENCES.items()
+        if count.tokens[name] < least * own_text.LENGTH
     ]
     if not short:
         return
@@ -170,9 +159,9 @@ def _described(
     source: LocalSource,
     count: TextCount,
     smoke: SmokeResult,
-) -> OwnText:
+) -> own_text.OwnText:
     num_layers = len(smoke.hidden_shapes) - 1
-    layer = few_blocks(num_layers) if asked.layer is None else asked.layer
+    layer = own_text.few_blocks(num_layers) if asked.layer is None else asked.layer
     if not 1 <= layer < num_layers:
         raise BadInputError(
             f"--layer {layer} is not possible.",
@@ -193,7 +182,7 @@ def _described(
         lines.append("held-out text is then of the same files, which a caveat says.")
 
     ood, ood_said = _out_of_domain(asked)
-    return OwnText(
+    return own_text.OwnText(
         name=_run_name(asked.out),
         command="rldecoder init " + shlex.join(sys.argv[2:] or [str(asked.out)]),
         model=settings.repo or settings.model,
@@ -223,29 +212,31 @@ def _plain(source: Source) -> dict[str, object]:
     return {"type": source.type, **{key: v for key, v in values.items() if key != "type"}}
 
 
-def _fitted(text: OwnText, smoke: SmokeResult, asked: Asked) -> tuple[Budgets, dict[str, float]]:
+def _fitted(
+    text: own_text.OwnText, smoke: SmokeResult, asked: Asked
+) -> tuple[own_text.Budgets, dict[str, float]]:
     """The most training text that there is time for, and the seconds of each stage."""
     from rldecoder.planning.durations import expected_seconds, rate_of
 
     rate = rate_of(smoke)
 
-    def tried(most_train: int) -> tuple[Budgets, dict[str, float]]:
-        budgets = fit_budgets(text.tokens, most_train)
+    def tried(most_train: int) -> tuple[own_text.Budgets, dict[str, float]]:
+        budgets = own_text.fit_budgets(text.tokens, most_train)
         run = _as_run(text, budgets)
         return budgets, expected_seconds(run, smoke.constants, rate)
 
-    most = max(text.tokens["train"], LEAST_TRAIN)
+    most = max(text.tokens["train"], own_text.LEAST_TRAIN)
     fitted = tried(most)
-    while sum(fitted[1].values()) > 60 * asked.minutes and most > LEAST_TRAIN:
-        most = max(LEAST_TRAIN, int(most * 0.9))
+    while sum(fitted[1].values()) > 60 * asked.minutes and most > own_text.LEAST_TRAIN:
+        most = max(own_text.LEAST_TRAIN, int(most * 0.9))
         fitted = tried(most)
     return fitted
 
 
-def _as_run(text: OwnText, budgets: Budgets) -> RunConfig:
+def _as_run(text: own_text.OwnText, budgets: own_text.Budgets) -> RunConfig:
     import yaml
 
-    return RunConfig.model_validate(yaml.safe_load(own_text_yaml(text, budgets)))
+    return RunConfig.model_validate(yaml.safe_load(own_text.own_text_yaml(text, budgets)))
 
 
 def _run_name(out: Path) -> str:
@@ -267,8 +258,8 @@ def _minutes(seconds: float) -> str:
 
 def _tell(
     asked: Asked,
-    text: OwnText,
-    budgets: Budgets,
+    text: own_text.OwnText,
+    budgets: own_text.Budgets,
     seconds: dict[str, float],
     smoke: SmokeResult,
     console: Console,
@@ -276,7 +267,7 @@ def _tell(
     """Say what was written, from what, and how long it takes."""
     total = sum(seconds.values())
     longest = sorted(seconds, key=lambda name: -seconds[name])[:3]
-    splits = ", ".join(f"{name} {budgets.splits[name]:,}" for name in SPLITS)
+    splits = ", ".join(f"{name} {budgets.splits[name]:,}" for name in own_text.SPLITS)
 
     _say(console, f"wrote {asked.out}")
     for line in text.text_said:
@@ -303,7 +294,7 @@ def _tell(
             "faster machine helps.",
         )
     unused = text.tokens["train"] - budgets.splits["train"]
-    if unused >= LENGTH:
+    if unused >= own_text.LENGTH:
         _say(
             console,
             f"  {unused:,} training tokens are left out to keep to {asked.minutes:g} minutes: "
@@ -314,4 +305,4 @@ def _tell(
 
 
 def _say(console: Console, line: str) -> None:
-    console.print(escape(line), highlight=False, soft_wrap=True)
+    console.print(escape(line), soft_wrap=True)

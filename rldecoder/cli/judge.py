@@ -55,8 +55,8 @@ def export_pairs(run: Run, out: Path, console: Console, *, count: int, seed: int
     write_blind(items, out / BLIND_FILE)
     schemas.write_json(out / KEY_FILE, key.model_dump(mode="json"))
     for name, what in ((BLIND_FILE, "give each judge a copy"), (KEY_FILE, "keep it back")):
-        console.print(f"{escape(str(out / name))}: {what}", highlight=False, soft_wrap=True)
-    console.print(f"{len(items)} pairs", highlight=False)
+        console.print(f"{escape(str(out / name))}: {what}", soft_wrap=True)
+    console.print(f"{len(items)} pairs")
 
 
 def score_files(key_path: Path, files: Sequence[Path], result: Path, console: Console) -> None:
@@ -108,4 +108,4 @@ def score_files(key_path: Path, files: Sequence[Path], result: Path, console: Co
     first = score["first_chosen"]
     table.add_row("first one chosen", "–" if first is None else f"{first:.3f}", "")
     console.print(table)
-    console.print(f"written: {escape(str(result))}", highlight=False, soft_wrap=True)
+    console.print(f"written: {escape(str(result))}", soft_wrap=True)

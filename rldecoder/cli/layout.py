@@ -38,9 +38,7 @@ def configs(
 
         for name, path in shipped_configs().items():
             said = load_run_config(path).description
-            terminal.print(
-                f"[bold]{name:16}[/bold] {escape(said)}", highlight=False, soft_wrap=True
-            )
+            terminal.print(f"[bold]{name:16}[/bold] {escape(said)}", soft_wrap=True)
         terminal.print("\n`rldecoder run NAME` runs one; `rldecoder configs DIR` copies all.")
         return
     written = lay_out(folder)

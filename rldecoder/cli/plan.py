@@ -31,7 +31,7 @@ def show_plan(
     """
     plan = _plan(run, device, share)
     if as_json:
-        console.out(json.dumps(_as_json(plan), indent=2), highlight=False)
+        console.out(json.dumps(_as_json(plan), indent=2))
     else:
         _print(plan, console)
     plan.require_disk()
@@ -45,7 +45,7 @@ def warn_of_disk(run: Run, console: Console) -> None:
             return
         _plan(run, None, None).require_disk()
     except NoResourceError as error:
-        console.print(f"[yellow]{escape(str(error))}[/yellow]", highlight=False)
+        console.print(f"[yellow]{escape(str(error))}[/yellow]")
     except RlDecoderError:
         return  # whatever else is wrong with the run, its own checks say it better
 
@@ -98,17 +98,14 @@ def _print(plan: RunPlan, console: Console) -> None:
         if plan.rate
         else "Hours are not known: `rldecoder smoke MODEL` measures this machine's speed."
     )
-    console.print(hours, highlight=False)
+    console.print(hours)
     console.print(
         f"Disk: {_bytes(plan.free_bytes)} free in {escape(plan.store)}; with the largest stage's "
-        "checkpoints. Memory: of the largest stage.",
-        highlight=False,
+        "checkpoints. Memory: of the largest stage."
     )
     if plan.why_unknown is not None:
         console.print(
-            f"[yellow]What is in the store cannot be known yet.[/yellow] "
-            f"{escape(plan.why_unknown)}",
-            highlight=False,
+            f"[yellow]What is in the store cannot be known yet.[/yellow] {escape(plan.why_unknown)}"
         )
 
 

@@ -80,8 +80,8 @@ class RichReporter:
 
     def note(self, message: str) -> None:
         """One dim line."""
-        self.console.print(f"  [dim]{escape(message)}[/dim]", highlight=False)
+        self.console.print(f"  [dim]{escape(message)}[/dim]")
 
     def alert(self, message: str) -> None:
         """One yellow line."""
-        self.console.print(f"  [yellow]alert:[/yellow] {escape(message)}", highlight=False)
+        self.console.print(f"  [yellow]alert:[/yellow] {escape(message)}")

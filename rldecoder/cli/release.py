@@ -75,9 +75,6 @@ def export_release(
 ) -> None:
     """Write a run's release, and upload it where that was asked for.
 
-    Args:
-        publishing: checked.
-
     Raises:
         BadInputError: the run has not come so far, `out` holds something, or see `push_release`.
     """
@@ -86,19 +83,16 @@ def export_release(
     manifest = write_release(run, out, supervised=supervised, overwrite=overwrite, licence=licence)
     size = sum(entry.size for entry in manifest.files.values())
     console.print(
-        f"written: {escape(str(out))}   {len(manifest.files)} files, {size / 1e6:,.1f} MB",
-        highlight=False,
+        f"written: {escape(str(out))}   {len(manifest.files)} files, {size / 1e6:,.1f} MB"
     )
     people = sorted({review.reviewer for label in run.labels.values() for review in label.reviews})
     if people:
         console.print(
-            f"[yellow]note[/yellow] its labels name their reviewers: {escape(', '.join(people))}",
-            highlight=False,
+            f"[yellow]note[/yellow] its labels name their reviewers: {escape(', '.join(people))}"
         )
     _upload(out, publishing, console)
     console.print(
         f"open it: rldecoder explain --release {escape(shlex.quote(str(out)))} PROMPT",
-        highlight=False,
         soft_wrap=True,
     )
 
@@ -135,13 +129,12 @@ def _upload(root: Path, publishing: Publishing, console: Console) -> None:
     done = push_release(root, publishing.push, public=publishing.public, dry_run=publishing.dry_run)
     seen = "private" if done.private else "public"
     if done.commit is not None:
-        console.print(f"uploaded to {escape(done.commit)} ({seen})", highlight=False)
+        console.print(f"uploaded to {escape(done.commit)} ({seen})")
         return
     for name, size in sorted(done.files.items()):
-        console.print(f"{size:>14,}  {escape(name)}", highlight=False, soft_wrap=True)
+        console.print(f"{size:>14,}  {escape(name)}", soft_wrap=True)
     console.print(
         f"{sum(done.files.values()):>14,}  bytes in {len(done.files)} files would go to "
         f"{escape(done.repo)} ({seen}); nothing was sent",
-        highlight=False,
         soft_wrap=True,
     )

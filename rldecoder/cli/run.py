@@ -20,7 +20,7 @@ from rldecoder.devices import lease_device
 from rldecoder.errors import BadInputError
 from rldecoder.reporting import Reporter, TeeReporter
 from rldecoder.run import Run
-from rldecoder.runner import StageRun, run_pipeline, run_stage
+from rldecoder.runner import StageRun, devices_wanted, run_pipeline, run_stage
 from rldecoder.stages.context import Stage
 from rldecoder.stages.table import STAGES, stage_named
 from rldecoder.terminal import Terminal
@@ -32,7 +32,6 @@ def run_and_summarise(run: Run, typed: Typed, *, until: str | None, prefect: boo
 
     Args:
         run: a config and its store.
-        typed: what opens it again.
         until: the last stage to build; None: all.
         prefect: as a Prefect flow, or plainly.
 
@@ -47,10 +46,8 @@ def run_and_summarise(run: Run, typed: Typed, *, until: str | None, prefect: boo
     config, store = run.config, run.store
     terminal = RichReporter()
     console = terminal.console
-    console.print(
-        f"[bold]{escape(config.name)}[/bold] {escape(config.description)}", highlight=False
-    )
-    console.print(f"  [dim]store {escape(store.place)}[/dim]", highlight=False)
+    console.print(f"[bold]{escape(config.name)}[/bold] {escape(config.description)}")
+    console.print(f"  [dim]store {escape(store.place)}[/dim]")
 
     warn_of_disk(run, console)
     started = time.monotonic()
@@ -77,7 +74,7 @@ def run_and_summarise(run: Run, typed: Typed, *, until: str | None, prefect: boo
             lease = stack.enter_context(
                 lease_device(
                     config.device,
-                    count=max(config.stage(stage.name).num_devices for stage in STAGES),
+                    count=max(devices_wanted(config, stage) for stage in STAGES),
                     timeout_seconds=config.device_timeout_seconds,
                     task=config.name,
                     say=report.note,
@@ -91,9 +88,13 @@ def run_and_summarise(run: Run, typed: Typed, *, until: str | None, prefect: boo
     reused = sum(result.reused for result in results)
     console.print(
         f"[bold]done[/bold] in {time.monotonic() - started:,.0f} s: "
-        f"{len(results) - reused} stages built, {reused} reused",
-        highlight=False,
+        f"{len(results) - reused} stages built, {reused} reused"
     )
+    if any(result.older_code for result in results):
+        console.print(
+            "[dim]* built by earlier code of the stage. Where the change alters results, raise the "
+            "stage's version.[/dim]"
+        )
     refs = {result.ref.stage: result.ref for result in results}
     if Report.stage in refs:
         print_summary(Terminal(), Run(config, store, refs=refs), typed)
@@ -130,7 +131,6 @@ def rebuild_report(run: Run, typed: Typed) -> None:
 
     Args:
         run: a config and its store.
-        typed: what opens it again.
 
     Raises:
         BadInputError: a stage that the report reads has not been published.
@@ -141,7 +141,8 @@ def rebuild_report(run: Run, typed: Typed) -> None:
 
 
 def _print_stage(console: Console, stage: Stage, result: StageRun) -> None:
-    state = "reused" if result.reused else f"{result.wall_seconds:,.1f} s"
+    reused = "reused*" if result.older_code else "reused"
+    state = reused if result.reused else f"{result.wall_seconds:,.1f} s"
     color = "dim" if result.reused else "green"
     verdict = {"pass": "  [green]pass[/green]", "fail": "  [red]fail[/red]"}.get(
         result.verdict or "", ""
@@ -153,8 +154,7 @@ def _print_stage(console: Console, stage: Stage, result: StageRun) -> None:
     ][:4]
     console.print(
         f"[{color}]{stage.name:<18}[/{color}] {state:>9}  [dim]{result.ref.digest}[/dim]"
-        f"{verdict}  [dim]{escape(', '.join(numbers))}[/dim]",
-        highlight=False,
+        f"{verdict}  [dim]{escape(', '.join(numbers))}[/dim]"
     )
 
 

@@ -47,10 +47,10 @@ def serve_run(
     run.require(EXPLAINING, "to explain")
 
     def warn(message: str) -> None:
-        console.print(f"[yellow]{escape(message)}[/yellow]", highlight=False)
+        console.print(f"[yellow]{escape(message)}[/yellow]")
 
     with listen(host, port) as listener:
-        console.print(f"loading {escape(run.name)} ...", highlight=False)
+        console.print(f"loading {escape(run.name)} ...")
         with no_collection():
             from rldecoder.serve.app import make_app
             from rldecoder.serve.patience import MAX_CONNECTIONS
@@ -61,14 +61,14 @@ def serve_run(
         listener.listen(MAX_CONNECTIONS)  # who follows the address at once waits, is not refused
         shown = f"[{host}]" if ":" in host else host
         address = f"http://{shown}:{listener.getsockname()[1]}/"
-        console.print(f"serving {escape(run.name)} at {address}   (Ctrl-C stops)", highlight=False)
+        console.print(f"serving {escape(run.name)} at {address}   (Ctrl-C stops)")
         if allow_remote:
             warn("Other machines may connect, and there is no login.")
         # uvicorn shuts down by itself on Ctrl-C and passes the signal on when it is done.
         with contextlib.suppress(KeyboardInterrupt):
             server.run(sockets=[listener])
         interrupts.forget()
-    console.print("stopped", highlight=False)
+    console.print("stopped")
 
 
 def open_served(

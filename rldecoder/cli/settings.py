@@ -84,4 +84,4 @@ def _beside_stages(section: Section) -> bool:
 
 
 def _print(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    console.print(text, markup=False, soft_wrap=True)

@@ -49,7 +49,7 @@ def show_status(run: Run, console: Console, named: str = "CONFIG", *, verify: bo
         said = f"{done} of {len(run.refs)} stages are there; next: rldecoder run {named}"
     else:
         said = f"all stages are there; explain a text: rldecoder explain {named} TEXT"
-    console.print(escape(said), highlight=False, soft_wrap=True)
+    console.print(escape(said), soft_wrap=True)
 
 
 def _state(store: ArtifactStore, ref: ArtifactRef, verify: bool) -> tuple[str, str, str]:
@@ -128,15 +128,15 @@ def show_explanation(
             "familiarity": None if known is None else known._asdict() | {"verdict": known.verdict},
             **explanation.to_json(),
         }  # fmt: skip
-        console.out(json.dumps(value, indent=2), highlight=False)
+        console.out(json.dumps(value, indent=2))
         return
     console.print(render_explanation(explanation))
     if known is not None:
         style = "dim" if known.verdict == "like" else "yellow"
-        console.print(f"[{style}]{escape(known.said)}[/{style}]", highlight=False)
+        console.print(f"[{style}]{escape(known.said)}[/{style}]")
     _print_caveats(console, caveats, list_caveats)
     if html is not None:
-        console.print(f"page: {escape(str(html))}", highlight=False, soft_wrap=True)
+        console.print(f"page: {escape(str(html))}", soft_wrap=True)
 
 
 def _write_page(html: Path, explanation: Explanation, name: str, caveats: Sequence[str]) -> None:
@@ -154,14 +154,13 @@ def _write_page(html: Path, explanation: Explanation, name: str, caveats: Sequen
 def _print_caveats(console: Console, caveats: Sequence[str], whole: bool) -> None:
     if whole or len(caveats) == 1:
         for caveat in caveats:
-            console.print(f"[yellow]caveat[/yellow] {escape(caveat)}", highlight=False)
+            console.print(f"[yellow]caveat[/yellow] {escape(caveat)}")
     elif caveats:
         stages = Counter(caveat.split(":")[0] for caveat in caveats)
         listed = ", ".join(f"{name} {count}" for name, count in stages.items())
         console.print(
             f"[yellow]{len(caveats)} caveats[/yellow] of this run ({escape(listed)}); "
-            "--caveats lists them",
-            highlight=False,
+            "--caveats lists them"
         )
 
 
@@ -208,7 +207,7 @@ def show_models(console: Console) -> None:
     console.print(
         "A name here, a hub name (google/gemma-2-2b) or a folder: rldecoder init MINE.yaml "
         "--model NAME --text FILE",
-        highlight=False, soft_wrap=True,
+        soft_wrap=True,
     )  # fmt: skip
 
 

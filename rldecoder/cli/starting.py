@@ -7,17 +7,21 @@ from typing import Annotated
 
 import typer
 
+from rldecoder.errors import BadInputError
 from rldecoder.terminal import Terminal
 
 console = Terminal()
 
 
 def init(
-    out: Annotated[Path, typer.Argument(help="The config to write, such as mine.yaml.")],
-    text: Annotated[
-        list[Path],
-        typer.Option("--text", help="A file or folder of your text (repeatable)."),
+    out: Annotated[
+        Path,
+        typer.Argument(help="The config to write, such as mine.yaml; without --text a folder."),
     ],
+    text: Annotated[
+        list[Path] | None,
+        typer.Option("--text", help="A file or folder of your text (repeatable)."),
+    ] = None,
     model: Annotated[
         str, typer.Option(help="A name of `rldecoder models`, of the hub, or a folder.")
     ] = "smollm2-135m-instruct",
@@ -43,8 +47,21 @@ def init(
 ) -> None:
     """Write a complete config for your own text, its budgets fitted to text and machine.
 
-    Example: rldecoder init mine.yaml --text notes/ --text book.txt
+    Without text: a folder with the package's configs and prefect.yaml, as `rldecoder configs DIR`.
+
+    Examples: rldecoder init mine.yaml --text notes/ --text book.txt; rldecoder init my-project
     """
+    if not text:
+        if out.suffix in (".yaml", ".yml"):
+            raise BadInputError(
+                f"Nothing says what {out.name} is to read.",
+                "A config is fitted to its text.",
+                "Name it: --text notes/. A name without .yaml is a folder for the shipped configs.",
+            )
+        from rldecoder.cli.layout import configs
+
+        configs(out)
+        return
     from rldecoder.cli.init import Asked, write_config
 
     write_config(

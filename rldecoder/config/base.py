@@ -180,6 +180,11 @@ class StageConfig(Config):
         """Accelerators that the stage holds at once, where there are any."""
         return 1
 
+    @property
+    def in_team(self) -> bool:
+        """Whether several processes do together all that needs a device."""
+        return False
+
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Config):

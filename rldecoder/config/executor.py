@@ -30,4 +30,5 @@ class ExecutorConfig(Config):
     """Most workers; null takes as many as the cluster has room for. A number is asked for at once,
     which makes a cluster that scales itself grow."""
     retries: NonNegativeInt = free(3)
-    """How often a shard is done again because its worker, or the worker's machine, was lost."""
+    """How often a shard is done again because its worker, or the worker's machine, was lost; and a
+    training in several processes, `local` ones too, goes on from one and the same checkpoint."""

@@ -61,8 +61,8 @@ class SyncTokenizerConfig(StageConfig):
     """The dtype in which all later stages run the frozen model. A CPU that is not faster
     with bfloat16 (x86 before AVX-512, Intel's without AMX) takes float32 in its place."""
     quantization: Literal["none", "8bit", "4bit"] = late("none")
-    """Weights of 8 or 4 bits (bitsandbytes, extra `quantized`, a CUDA device), for models that are
-    too large else. All stages then run the quantised model. Decoders with blocks need `none`."""
+    """Weights of 8 or 4 bits (bitsandbytes, extra `quantized`), for models that are too large
+    else. All stages then run the quantised model. Decoders with blocks need `none`."""
     device_map: Literal["one", "auto"] = late("one")
     """`auto` keeps what does not fit on the stage's device in the machine's memory: slow, and only
     for stages that send no gradient through the frozen blocks."""

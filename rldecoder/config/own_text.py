@@ -113,13 +113,14 @@ def own_text_yaml(text: OwnText, budgets: Budgets) -> str:
     train, validation = splits["train"], splits["validation"]
     label, test = splits["label"], splits["test"]
     times = round(budgets.sae_visits / train)
+    about = f"own text, {text.model}, layer {text.hook_layer} of {text.num_layers}"
     return f"""\
 # A run over your own text, written by
-#   {text.command}
+#   {" ".join(text.command.splitlines())}
 # Time: {text.time_said}.
 # `rldecoder settings STAGE` lists every setting with its meaning, unit and default.
 name: {_flow(text.name)}
-description: own text, {text.model}, layer {text.hook_layer} of {text.num_layers}
+description: {_flow(about)}
 seed: 0
 
 sync_tokenizer:
@@ -132,7 +133,7 @@ ingest:
 {sources}
     # Solved training prompts of the two tasks that PPO asks. Without them it cannot learn them.
     - {{type: tasks}}
-  # Out of domain, for evaluation only: {text.ood_said}
+  # Out of domain, for evaluation only: {" ".join(text.ood_said.splitlines())}
   ood_sources:
 {ood}
   context_length: {LENGTH}  # tokens a sequence

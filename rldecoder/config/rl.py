@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from rldecoder.config.base import Config, OnFail, StageConfig, free, late
 from rldecoder.config.tasks import FileTask, TaskName
 
+FurtherArm = Literal["reverse_distillation", "gold_answers", "correct_teacher"]
 Share = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -47,6 +48,9 @@ class PpoSettings(Config):
     """0: one-step TD; 1: Monte Carlo."""
     entropy_coef: float = Field(default=0.01, ge=0)
     """Weight of the entropy bonus (nats per token)."""
+    faithfulness_reward: bool = late(True)
+    """Whether log p_frozen(a) - log pi(a) is part of the reward. False, with `response_kl_factors`
+    of 0, leaves the frozen model no word in what is a good response."""
     kl_penalty: float = Field(default=0.1, ge=0)
     """Weight of log pi(a) - log reference(a), the reference being the supervised decoder."""
     consistency: float = Field(default=0.25, ge=0, le=1)
@@ -207,9 +211,10 @@ class ControlPpoConfig(StageConfig):
     """Also train as long with the KL loss on text alone (more supervised training, which gates),
     and with the differentiable losses alone, at their full weight on all responses (what does the
     reward add to distillation? measured beside the verdict)."""
-    further_arms: tuple[Literal["reverse_distillation", "gold_answers"], ...] = late(())
+    further_arms: tuple[FurtherArm, ...] = late(())
     """Trainings of the same length beside these, which gate nothing: distillation by the reverse
-    KL on own responses, and cross-entropy on the right answers of the same prompts."""
+    KL on own responses, and cross-entropy on the right answers of the same prompts, or on those of
+    the frozen model's own samples that are right."""
     max_kl_increase: float = Field(default=0.05, ge=0)
     """Held-out KL above the supervised decoder's, nats per token, that the verdict allows."""
     checkpoint_every_steps: int = free(4, ge=1)

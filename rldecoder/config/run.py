@@ -13,11 +13,7 @@ from rldecoder.config.data import BaselinesConfig, CacheActivationsConfig, Inges
 from rldecoder.config.decoder import FrontierConfig, GateDecoderConfig, TrainDecoderConfig
 from rldecoder.config.executor import ExecutorConfig
 from rldecoder.config.explain import EvaluateConfig, ReportConfig, TrainExplainerConfig
-from rldecoder.config.interp import (
-    ClusterFeaturesConfig,
-    LabelFeaturesConfig,
-    RankFeaturesConfig,
-)
+from rldecoder.config.interp import ClusterFeaturesConfig, LabelFeaturesConfig, RankFeaturesConfig
 from rldecoder.config.model import SyncTokenizerConfig
 from rldecoder.config.named import config_path
 from rldecoder.config.problems import pasted_keys, problem_lines, shown_key

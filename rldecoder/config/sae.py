@@ -128,9 +128,10 @@ class TrainSaeConfig(StageConfig):
     stream_tokens: int | None = Field(None, gt=0)
     """`stream` only: tokens of `ingest`'s train split; null takes all of them."""
     processes: PositiveInt = free(1)
-    """Processes that share every batch, each on a device of its own (or all on the CPU). Results
-    of one and of several agree to rounding. With `source: stream` each of them runs the frozen
-    model over all tokens: only the SAE's own work is shared."""
+    """Processes that share every batch, each on a device of its own (or all on the CPU): on this
+    machine, or with `executor.type: ray` on the cluster's. Results of one and of several agree to
+    rounding. With `source: stream` they share the frozen model's work, too. Where one is lost, all
+    go on from the last checkpoint, `executor.retries` times without a new one in between."""
     window_bytes: int = Field(1 << 29, gt=0)
     """Rows that are shuffled together occupy at most this much memory."""
     budget_tokens: int = Field(1_000_000, gt=0)
@@ -201,21 +202,28 @@ class TrainSaeConfig(StageConfig):
     @property
     def num_devices(self) -> int:
         """One a process."""
-        return 1 if self.pretrained is not None else self.processes
+        return self.processes if self.in_team else 1
+
+    @property
+    def in_team(self) -> bool:
+        """Whether something is trained, in several processes."""
+        return self.pretrained is None and self.processes > 1
 
     def digest_fields(self) -> dict[str, Any]:
         """Where nothing is trained, no setting of training counts."""
         if self.pretrained is None:
             return super().digest_fields()
-        return {
-            "eval_tokens": self.eval_tokens,
-            "pretrained": self.pretrained.digest_fields(),
-        }
+        return {"eval_tokens": self.eval_tokens, "pretrained": self.pretrained.digest_fields()}
 
     @model_validator(mode="after")
     def _check(self) -> TrainSaeConfig:
         if self.lr_final > self.lr:
             raise ValueError(f"lr_final {self.lr_final} is above lr {self.lr}")
+        if self.batch_tokens % self.processes:
+            raise ValueError(
+                f"batch_tokens {self.batch_tokens} is no multiple of processes {self.processes}: "
+                "each takes an equal part of every batch"
+            )
         if self.architecture == "relu" and not self.sparsity_phases:
             raise ValueError("relu needs at least one entry in sparsity_phases")
         prefixes = self.matryoshka_prefixes
@@ -244,7 +252,8 @@ class SweepSaeConfig(StageConfig):
     splice_sequences: PositiveInt = 8
     """Test sequences for the splice KL."""
     training: TrainSaeConfig = TrainSaeConfig(budget_tokens=400_000)
-    """How each SAE is trained; its `k`, `expansion` and `source` are not read."""
+    """How each SAE is trained; its `k`, `expansion`, `source` and `processes` are not
+    read."""
     max_decoder_kl: PositiveFloat = 1.5
     """Nats per token; the plan's gate for a supervised decoder."""
     max_splice_kl: PositiveFloat = 0.5

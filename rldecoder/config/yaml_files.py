@@ -43,7 +43,6 @@ class YamlFaultError(Exception):
 
     Args:
         what: the kind of fault, in words that repeat none of the text but a doubled key.
-        mark: where it is.
     """
 
     def __init__(self, what: str, mark: yaml.Mark | None = None) -> None:
@@ -82,7 +81,6 @@ def read_yaml(path: Path, *, what: str) -> Any:
     """Read a YAML file.
 
     Args:
-        path: the file.
         what: what it is, for errors: `config`, `model spec`.
 
     Raises:
@@ -132,7 +130,7 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         """Counts on the way down: the text is read no further than it can be used."""
-        mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+        mark = self.peek_event().start_mark
         self._depth += 1
         self._values += 1
         if self._depth > MAX_DEPTH:
@@ -149,7 +147,7 @@ class _Loader(yaml.SafeLoader):
         if node is None:
             return None
         _check_size(node, {})
-        return self.construct_document(node)  # type: ignore[no-untyped-call]
+        return self.construct_document(node)
 
 
 def _check_size(node: yaml.Node, known: dict[int, int | None]) -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rldecoder.artifacts.base import Artifact
 from rldecoder.artifacts.catalogue import Controls, Evaluation
 from rldecoder.dashboard import collect
-from rldecoder.dashboard.build_figures import MODEL_NAMES, build_figures
+from rldecoder.dashboard.build_figures import ALL_TASKS, MODEL_NAMES, build_figures
 from rldecoder.dashboard.cards import feature_cards
 from rldecoder.dashboard.claims import (
     precision_columns,
@@ -38,17 +38,9 @@ from rldecoder.visible_text import visible_text
 if TYPE_CHECKING:
     from rldecoder.stages.inputs import ReportInputs
 
-ALL_TASKS = "all"
-"""What the controls call the rows over all tasks."""
-
 
 def build_report(inputs: ReportInputs, *, title: str, max_features: int) -> ReportData:
-    """Gather everything that the page shows.
-
-    Args:
-        title: heading.
-        max_features: features in the browser.
-    """
+    """Gather everything that the page shows."""
     claims = inputs.evaluation.interpretability.claims
     tasks = [
         TaskScore.model_validate(row | {"model": MODEL_NAMES[row["model"]]})
@@ -164,9 +156,7 @@ def _facts(inputs: ReportInputs) -> list[Fact]:
 
     return [
         Fact(
-            "targets met",
-            f"{met} of {len(targets.root)}",
-            f"{unknown} unknown" if unknown else "",
+            "targets met", f"{met} of {len(targets.root)}", f"{unknown} unknown" if unknown else ""
         ),
         Fact("KL, supervised", f"{test[SUPERVISED].kl:.2f}", "nats/token"),
         Fact("KL, after RL", f"{test[RL].kl:.2f}", "nats/token"),

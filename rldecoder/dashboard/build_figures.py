@@ -12,6 +12,7 @@ from rldecoder.dashboard import figures
 from rldecoder.dashboard.architecture import Sizes, architecture_plot
 from rldecoder.dashboard.claims import METHOD_NAMES
 from rldecoder.dashboard.collect import format_value
+from rldecoder.dashboard.control_figures import arms_figure, coverage_figure
 from rldecoder.dashboard.figures import Dot, Line, Style
 from rldecoder.dashboard.report import FigureEntry
 from rldecoder.decoder.frontier import FrontierCell
@@ -32,8 +33,10 @@ FRONTIER_STYLES: tuple[tuple[Style, Style, str], ...] = (
     ("--", "-.", "+"),
     ((0, (8, 2, 2, 2)), (0, (1, 4)), "1"),
 )
-"""For each k in turn: style of the decoders, of the splice, marker of the random SAEs."""
+"""For each size of an SAE: style of the decoders, of the splice, marker of the random SAEs."""
 PLAN_KL = {SUPERVISED: 1.5, RL: 0.5}
+ALL_TASKS = "all"
+"""What the controls call the rows over all tasks."""
 
 
 def build_figures(inputs: ReportInputs, tasks: Sequence[TaskScore]) -> dict[str, FigureEntry]:
@@ -50,6 +53,8 @@ def build_figures(inputs: ReportInputs, tasks: Sequence[TaskScore]) -> dict[str,
         "frontier": _frontier(inputs.frontier),
         "density": _density(inputs.sae_gate),
         "tasks": _tasks(tasks),
+        "arms": arms_figure(inputs.controls.systems.to_pylist(), ALL_TASKS),
+        "coverage": coverage_figure(inputs.labels.controls.coverage),
         "mass": _mass(interpretability.importance_mass),
         "top10_mass": _top10_mass(interpretability.importance_mass),
         "calibration": _calibration(inputs.labels.controls.calibration.test),
@@ -137,20 +142,23 @@ def _frontier(frontier: Frontier) -> FigureEntry | None:
 
 
 def frontier_lines(cells: Sequence[FrontierCell]) -> list[Line]:
-    """A colour a layer and a style a k: decoders, the splice below them, random SAEs as crosses."""
+    """A colour a layer and a style an SAE's size: decoders, the splice below them, random SAEs as
+    crosses."""
     layers = list(dict.fromkeys(cell.layer for cell in cells))
-    ks = list(dict.fromkeys(cell.k for cell in cells))
+    sizes = list(dict.fromkeys((cell.k, cell.expansion) for cell in cells))
+    several = len({expansion for _, expansion in sizes}) > 1
     trained, splices, random = [], [], []
-    for layer, k in dict.fromkeys((cell.layer, cell.k) for cell in cells):
+    for layer, size in dict.fromkeys((cell.layer, (cell.k, cell.expansion)) for cell in cells):
         colour = figures.PALETTE[layers.index(layer) % len(figures.PALETTE)]
-        solid, dotted, cross = FRONTIER_STYLES[ks.index(k) % len(FRONTIER_STYLES)]
+        solid, dotted, cross = FRONTIER_STYLES[sizes.index(size) % len(FRONTIER_STYLES)]
         here = sorted(
-            (cell for cell in cells if (cell.layer, cell.k) == (layer, k)),
+            (cell for cell in cells if (cell.layer, (cell.k, cell.expansion)) == (layer, size)),
             key=lambda cell: cell.depth,
         )
         own = [cell for cell in here if cell.sae == "trained"]
         lot = [cell for cell in here if cell.sae == "random"]
-        name, depths = f"layer {layer}, k {k}", [cell.depth for cell in own]
+        name = f"layer {layer}, k {size[0]}" + (f", {size[1]:g}x" if several else "")
+        depths = [cell.depth for cell in own]
         trained.append(Line(name, depths, [c.kl for c in own], False, colour, solid, "o"))
         floor = [cell.splice_kl for cell in own]
         splices.append(Line(f"{name}, splice", depths, floor, False, colour, dotted))
@@ -304,7 +312,7 @@ def _mass(mass: ImportanceMass) -> FigureEntry | None:
         return None
     return FigureEntry(
         figures.line_plot(
-            lines[: len(figures.PALETTE)],
+            lines,
             x_label="top k features of a position",
             y_label="share of all importance",
             markers=True,

@@ -107,7 +107,12 @@ def line_plot(
     if target is not None and target > FAR * highest:
         target = None
     names = len(lines) + (target is not None) + bool(boundaries)
-    size = (SIZE[0], SIZE[1] + 0.22 * -(-names // 3)) if names > 1 else SIZE
+    # Three of the usual names fit beside each other, but not three long ones.
+    longest = max(
+        (len(name) for name in (*(line.name for line in lines), boundary_name)), default=0
+    )
+    columns = 3 if longest <= 20 else 2
+    size = (SIZE[0], SIZE[1] + 0.22 * -(-names // columns)) if names > 1 else SIZE
     with _figure(size, outside=names > 1) as (figure, axes):
         for place in boundaries:
             name = boundary_name if place == boundaries[0] else "_"  # matplotlib hides those
@@ -124,7 +129,7 @@ def line_plot(
         axes.set_ylabel(y_label)
         if names > 1:
             # Long enough that a dash shows beside the dot.
-            figure.legend(loc="outside lower center", ncols=3, handlelength=3.2)
+            figure.legend(loc="outside lower center", ncols=columns, handlelength=3.2)
         return drawing(figure)
 
 

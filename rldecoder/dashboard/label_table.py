@@ -41,6 +41,12 @@ OTHERS_OUTPUT = {
     "random_sae": "these, control: on a random SAE",
     "ours": "this run's output labels of the same latents",
 }
+OTHERS_WORDS = {
+    "imported": "labels of others in free words, by the judge",
+    "shuffled": "these, control: shuffled",
+    "random_sae": "these, control: on a random SAE",
+    "ours": "this run's labels in words of the same latents",
+}
 SCORES = {
     "detection": "detection",
     "detection_hard": "on near misses",
@@ -105,8 +111,19 @@ def imported_rows(imported: ImportedLabels | None) -> list[list[str]]:
             counts = [format_value(said.latents)] * 2 + [format_value(said.accepted)]
             auroc = _number(said.means.get("auroc"), None)
             rows.append([f"{shown}: mean AUROC {auroc}", *counts, *[NONE] * len(SCORES)])
-    unscored = format_value(sum(imported.unscored.values()))
-    return [*rows, ["labels of others that were not scored", unscored, *[NONE] * (2 + len(SCORES))]]
+    # Judged by a judge that is not to be believed, they say so, and none is accepted.
+    believed = imported.judge is None or imported.judge.trusted
+    for name, shown in OTHERS_WORDS.items():
+        judged = imported.words.get(name)
+        if judged is not None:
+            accepted = format_value(judged.accepted) if believed else NONE
+            counts = [*[format_value(judged.latents)] * 2, accepted]
+            scores = [_number(judged.means.get(score), None) for score in SCORES]
+            rows.append([shown + ("" if believed else " (not trusted)"), *counts, *scores])
+    for why, count in imported.unscored.items():
+        nothing = [NONE] * (2 + len(SCORES))
+        rows.append([f"labels of others without scores: {why}", format_value(count), *nothing])
+    return rows
 
 
 def _row(shown: str, found: ScoreSummary, accepted: int | None) -> list[str]:

@@ -63,8 +63,6 @@ def run_html(name: str, place: str, published: Sequence[Artifact], damaged: Sequ
     """A run: which stages are built, their verdicts and headline numbers.
 
     Args:
-        name: of the run.
-        place: where its store is.
         published: in the order of the pipeline.
         damaged: stages whose manifest cannot be read.
     """
@@ -86,7 +84,6 @@ def release_html(name: str, place: str, released: Sequence[Artifact]) -> str:
 
     Args:
         name: of the run that it was made from.
-        place: its folder.
         released: in the order of the pipeline.
     """
     return _html(

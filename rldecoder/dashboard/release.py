@@ -48,7 +48,6 @@ def release_files(data: ReportData, inputs: ReportInputs) -> dict[str, str]:
     """Markdown by file name.
 
     Args:
-        data: what the report shows.
         inputs: each with its manifest in its folder.
     """
     manifests = {
@@ -69,10 +68,7 @@ def release_files(data: ReportData, inputs: ReportInputs) -> dict[str, str]:
         "caveats": data.caveats,
         "targets": data.targets,
         "checks": checklist(
-            manifests,
-            documents,
-            weights_sha256=model.weights_sha256,
-            licence=model.licence,
+            manifests, documents, weights_sha256=model.weights_sha256, licence=model.licence
         ),
         "contents": [kind.stage for kind in CONTENTS],
         "model": {name: visible_text(str(value), 200) for name, value in model},
@@ -103,7 +99,6 @@ def checklist(
 
     Args:
         manifests: by stage.
-        documents: of the corpus.
         weights_sha256, licence: of the frozen model; "" where not known.
     """
     commits = {manifest.git_commit for manifest in manifests.values()}

@@ -207,7 +207,6 @@ class ActivationReader(ShuffledActivations):
         """Open a split.
 
         Args:
-            folder: the artifact's folder.
             split: `train`, `validation`, `label`, `test` or `ood`.
             window_bytes: rows that are shuffled together occupy at most this much memory; the next
                 ones are read meanwhile, and occupy as much again.
@@ -252,9 +251,7 @@ class ActivationReader(ShuffledActivations):
 
     def first_row(self, seq_id: int) -> int:
         """Number of a sequence's first row, for `ordered`; that of the next one if it has none."""
-        shard = bisect_left(
-            self._paths, seq_id, key=lambda path: int(self._ids(path)[-1])
-        )  # fmt: skip
+        shard = bisect_left(self._paths, seq_id, key=lambda path: int(self._ids(path)[-1]))
         inside = 0
         if shard < len(self._paths):
             inside = int(np.searchsorted(self._ids(self._paths[shard]), seq_id))
@@ -287,7 +284,6 @@ class ActivationReader(ShuffledActivations):
 
         Args:
             batch_tokens: rows per batch.
-            columns: vectors to read.
             max_tokens: stop after this many rows, counted from the first of all (None: all).
             first: number of the row to begin at; shards before it are not read.
         """
@@ -409,9 +405,5 @@ def _from_binary(column: pa.ChunkedArray, d_model: int) -> np.ndarray:
 
 def _as_batch(data: Mapping[str, Tensor]) -> ActivationBatch:
     return ActivationBatch(
-        data["seq_id"],
-        data["pos"],
-        data["token_id"],
-        data.get("resid"),
-        data.get("final_hidden"),
+        data["seq_id"], data["pos"], data["token_id"], data.get("resid"), data.get("final_hidden")
     )

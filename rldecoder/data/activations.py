@@ -119,7 +119,6 @@ def write_activation_shard(path: Path, batch: ActivationBatch) -> str:
     """Write one shard atomically: a file that exists is complete.
 
     Args:
-        path: where to.
         batch: N rows, both vector columns present, [N, d_model] each, of any float dtype.
 
     Returns:

@@ -43,17 +43,11 @@ class TextCount(NamedTuple):
 
 
 def count_text(
-    sources: Sequence[Source],
-    config: IngestConfig,
-    seed: int,
-    encode: Encode,
-    *,
-    most_tokens: int,
+    sources: Sequence[Source], config: IngestConfig, seed: int, encode: Encode, *, most_tokens: int
 ) -> TextCount:
     """Count the in-domain text of a run.
 
     Args:
-        sources: the text.
         config: decides what is kept and how documents are dealt to splits.
         seed: the stage's, not the run's.
         encode: the tokenizer.

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import re
-from typing import Literal
+from functools import cache
+from typing import Any, Literal, NamedTuple
 
 from datasketch import MinHash, MinHashLSH
+from numpy.typing import NDArray
 
 _UNSPACED = (
     "\u0e00-\u0eff"  # Thai, Lao
@@ -26,6 +28,22 @@ NUM_PERMUTATIONS = 64
 SHINGLE_WORDS = 5
 
 
+class Fingerprint(NamedTuple):
+    """What is compared of a text."""
+
+    words: bytes
+    """SHA-256 of its words."""
+    signature: NDArray[Any]
+    """[NUM_PERMUTATIONS] MinHash of its shingles."""
+
+
+def fingerprint(text: str) -> Fingerprint:
+    """Of a text, whatever else there is."""
+    words = _words(text.lower())
+    digest = hashlib.sha256(" ".join(words).encode()).digest()
+    return Fingerprint(digest, _signature(words).hashvalues)
+
+
 class CrossSplitDeduplicator:
     """Remembers every accepted document; finds those that another split already has.
 
@@ -42,19 +60,18 @@ class CrossSplitDeduplicator:
         self._signatures: list[tuple[str, MinHash]] = []
         self._splits_of_text: dict[bytes, str] = {}
 
-    def admit(self, split: str, text: str) -> Literal["exact", "near"] | None:
-        """Return what kind of duplicate of another split `text` is; remember it if it is none."""
-        words = _words(text.lower())
-        digest = hashlib.sha256(" ".join(words).encode()).digest()
-        owner = self._splits_of_text.get(digest)
+    def admit(self, split: str, found: Fingerprint) -> Literal["exact", "near"] | None:
+        """Return what kind of duplicate of another split a text is; remember it if it is none."""
+        owner = self._splits_of_text.get(found.words)
         if owner is not None:
             return None if owner == split else "exact"
-        signature = _signature(words)
+        signature = _empty().copy()
+        signature.hashvalues = found.signature.astype(signature.hashvalues.dtype)
         for index in self._lsh.query(signature):
             other_split, other = self._signatures[index]
             if other_split != split and signature.jaccard(other) >= self._jaccard:
                 return "near"
-        self._splits_of_text[digest] = split
+        self._splits_of_text[found.words] = split
         self._lsh.insert(len(self._signatures), signature)
         self._signatures.append((split, signature))
         return None
@@ -71,8 +88,14 @@ def _words(text: str) -> list[str]:
     return words
 
 
+@cache
+def _empty() -> MinHash:
+    """Of no text; its permutations, drawn once, are those of all."""
+    return MinHash(num_perm=NUM_PERMUTATIONS, seed=1)
+
+
 def _signature(words: list[str]) -> MinHash:
-    signature = MinHash(num_perm=NUM_PERMUTATIONS, seed=1)
+    signature = _empty().copy()
     count = max(1, len(words) - SHINGLE_WORDS + 1)
     shingles = {" ".join(words[i : i + SHINGLE_WORDS]) for i in range(count)}
     signature.update_batch([shingle.encode() for shingle in shingles])

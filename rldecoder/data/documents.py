@@ -44,7 +44,6 @@ def clean_text(text: str, max_chars: int | None = None) -> str:
     """Normalise Unicode (NFC), line ends and blank lines; drop control characters.
 
     Args:
-        text: anything.
         max_chars: cut longer texts at the last line end before this many characters.
     """
     text = unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n"))
@@ -110,7 +109,6 @@ def assign_split(key: str, seed: int, fractions: Mapping[str, float]) -> str:
     """The split of a document: a hash of (seed, key) against cumulated fractions.
 
     Args:
-        key: the document's key.
         seed: seed of the ingestion.
         fractions: share of each split, in order; they sum to 1.
     """

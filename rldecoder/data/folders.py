@@ -39,7 +39,6 @@ def list_files(paths: Iterable[str], taken: set[str] | None = None) -> Listing:
     Hidden files and folders, links to folders and files of unknown kinds are left out of folders.
 
     Args:
-        paths: files or folders.
         taken: names of files that other sources have; those found here are added.
 
     Raises:

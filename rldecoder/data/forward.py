@@ -10,13 +10,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from rldecoder.data.activations import ActivationBatch, concatenate
+from rldecoder.data.shards import SplitSequences
 from rldecoder.errors import NoResourceError
+from rldecoder.executors.jobs import ShardFile, ShardSettings
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.lm.sinks import SKIP_FIRST, is_sink
 
@@ -47,10 +49,11 @@ def plan_shards(
     ]
 
 
-class PassSettings(BaseModel):
-    """Which model over which text, up to which layer: what a worker needs to compute any shard."""
+class PassSettings(ShardSettings):
+    """Which model over which text, up to which layer."""
 
-    model_config = ConfigDict(frozen=True)
+    suffix: ClassVar[str] = ".parquet"
+    """Of the files."""
 
     model: Path
     record: Path
@@ -60,14 +63,23 @@ class PassSettings(BaseModel):
     """Sequences a pass."""
     plan: tuple[Shard, ...]
 
+    def files(self, context_length: int) -> list[ShardFile]:
+        """The shards; their size is in tokens."""
+        return [
+            ShardFile(f"{s.split}-{s.index:05d}{self.suffix}", s.num_sequences * context_length)
+            for s in self.plan
+        ]
+
+    def shards(self) -> list[ShardFile]:
+        """See `ShardSettings.shards`."""
+        return self.files(SplitSequences(self.corpus, self.plan[0].split).length)
+
 
 class ActivationPass:
     """Forward passes in micro-batches that shrink when memory runs out.
 
     Args:
-        lm: the frozen model.
         hook_layer: the residual stream after this many blocks is kept.
-        micro_batch: sequences a pass.
         say: receives a line when memory ran out.
         with_final: whether the final hidden state is computed too; else the blocks above the hook
             layer are not run.
@@ -117,7 +129,10 @@ class ActivationPass:
             ids = input_ids[start : start + self.micro_batch]
             batch = self._try(ids, first_sequence + start)
             if batch is None:
-                self._shrink()
+                self.micro_batch //= 2
+                if self._lm.device.type == "cuda":
+                    torch.cuda.empty_cache()
+                self._say(f"Memory ran out; going on with {self.micro_batch} sequences a pass.")
                 continue
             yield batch, ids.numel()
             start += len(ids)
@@ -145,12 +160,6 @@ class ActivationPass:
         self.seconds += time.perf_counter() - begun
         self.num_tokens += ids.numel()
         return batch
-
-    def _shrink(self) -> None:
-        self.micro_batch //= 2
-        if self._lm.device.type == "cuda":
-            torch.cuda.empty_cache()
-        self._say(f"Memory ran out; going on with {self.micro_batch} sequences a pass.")
 
 
 def _rows(ids: Tensor, resid: Tensor, final: Tensor | None, first_sequence: int) -> ActivationBatch:

@@ -24,27 +24,29 @@ class PackedSequence(NamedTuple):
 
 
 class SequencePacker:
-    """Lines documents up, each followed by an end-of-text token, and cuts equal sequences.
+    """Lines documents up, with what parts them, and cuts equal sequences.
 
-    The end-of-text token belongs to the document before it. Where texts begin with the same token
-    (GPT-2, OPT), the next document's stands for it. What is left at the end and fills no sequence
-    is dropped.
+    The end-of-text token belongs to the document before it. What is left at the end and fills no
+    sequence is dropped.
 
     Args:
         context_length: tokens of a sequence.
-        max_sequences: the budget.
-        eos_token_id: the end-of-text token.
+        end: what stands behind every document (`text_tokens.tokens_between`): an end-of-text
+            token, or nothing where what stands in front of the next one parts them.
         front: what the tokenizer puts in front of every text, as a rule nothing or one
             beginning-of-text token. Every document begins with it, and so does every sequence:
             one that begins inside a document too, as the model never reads text without.
     """
 
     def __init__(
-        self, context_length: int, max_sequences: int, eos_token_id: int, front: Sequence[int] = ()
+        self,
+        context_length: int,
+        max_sequences: int,
+        end: Sequence[int],
+        front: Sequence[int] = (),
     ) -> None:
         self._context_length = context_length
-        self._max_sequences, self._front = max_sequences, [*front]
-        self._end = [] if self._front[-1:] == [eos_token_id] else [eos_token_id]
+        self._max_sequences, self._front, self._end = max_sequences, [*front], [*end]
         self._num_sequences = 0
         self._done: list[PackedSequence] = []
         self._row: list[int] = []

@@ -48,6 +48,9 @@ class Provenance(JsonRecord):
     """Long documents read on because their beginnings filled not every split."""
     cut_characters: dict[str, int] | None = optional()
     """Of splits that are not full: characters that `max_document_chars` left unread."""
+    separator: tuple[int, ...] | None = optional()
+    """Tokens that part documents, where that is not the end-of-text token: those that begin each
+    (`text_tokens.tokens_between`)."""
 
     @property
     def headline(self) -> dict[str, Scalar]:

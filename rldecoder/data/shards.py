@@ -90,7 +90,6 @@ class SplitSequences:
     """A split's sequences, read a few at a time: memory does not grow with the split.
 
     Args:
-        folder: the `ingest` artifact.
         split: one of `SPLITS`.
 
     Raises:
@@ -128,7 +127,6 @@ def read_tokens(folder: Path, split: str, max_sequences: int | None = None) -> n
     """Token ids of a split as int64 [S, T]; row number is `seq_id`.
 
     Args:
-        folder: the `ingest` artifact.
         split: one of `SPLITS`.
         max_sequences: read only the first sequences (None: all).
 

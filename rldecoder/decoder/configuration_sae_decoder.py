@@ -1,5 +1,6 @@
 """Configuration of the feature decoder, in transformers' own form."""
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -65,6 +66,12 @@ class SaeDecoderConfig(PreTrainedConfig):
             raise ValueError(f"a {self.kind} decoder cannot have the blocks {blocks}")
         if sorted(set(blocks)) != list(blocks):
             raise ValueError(f"the blocks must rise, got {blocks}")
+
+
+def without_folder(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's configuration without the folder that the model was loaded from: what is published
+    says nothing of the machine that it was made on."""
+    return {name: value for name, value in settings.items() if name != "_name_or_path"}
 
 
 AutoConfig.register("sae_decoder", SaeDecoderConfig, exist_ok=True)

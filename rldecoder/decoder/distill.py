@@ -146,11 +146,7 @@ class _ChunkedLoss(torch.autograd.Function):
 
 
 def _losses_and_logit_grad(
-    logits: Tensor,
-    frozen_logits: Tensor,
-    labels: Tensor,
-    ce_weight: float,
-    room: Sequence[Tensor],
+    logits: Tensor, frozen_logits: Tensor, labels: Tensor, ce_weight: float, room: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """KL [n], CE [n], and d loss / d logits as [n, V] times [n, 1].
 

@@ -141,8 +141,6 @@ def evaluate_predictors(
     """Faithfulness of several predictors on the same rows of one split.
 
     Args:
-        predictors: name -> predictor.
-        reader: the split.
         lm: the frozen model whose `unembed` makes all logits.
         max_tokens: only the first so many rows, in (seq_id, pos) order.
         seed: of the bootstrap.

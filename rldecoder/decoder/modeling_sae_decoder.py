@@ -29,7 +29,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from rldecoder.decoder.blocks import BlockDecoder, own_layers
-from rldecoder.decoder.configuration_sae_decoder import SaeDecoderConfig
+from rldecoder.decoder.configuration_sae_decoder import SaeDecoderConfig, without_folder
 from rldecoder.decoder.upper import LinearDecoder, UpperPart
 from rldecoder.errors import BadInputError
 from rldecoder.lm.frozen import FrozenLM, count_positions
@@ -117,10 +117,7 @@ class SaeDecoderModel(PreTrainedModel):
             depth = len(self.blocks.numbers)
             cache = own_layers(past_key_values, self.config.hook_layer, depth)
         hidden: Tensor = self.blocks(
-            resid,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=cache,
+            resid, attention_mask=attention_mask, position_ids=position_ids, past_key_values=cache
         )
         return hidden
 
@@ -423,7 +420,7 @@ def new_decoder(lm: FrozenLM, sae: Sae, blocks: Sequence[int] = ()) -> SaeDecode
         num_latents=sae.spec.num_latents,
         hook_layer=sae.spec.hook_layer,
         blocks=list(blocks) or None,
-        block_config=lm.model.config.to_dict() if blocks else None,
+        block_config=without_folder(lm.model.config.to_dict()) if blocks else None,
         max_position_embeddings=lm.context_length,
         base_model=sae.spec.model_name,
         eos_token_id=end,

@@ -73,7 +73,7 @@ def at_once(
     everything = torch.arange(len(places.latents.acts), device=places.latents.acts.device)
     if not decoder.looks_back:
         for rows in everything.split(size):
-            yield rows, _identity
+            yield rows, lambda resid: resid
         return
     past = places.past
     if past is None:
@@ -113,10 +113,6 @@ def hidden_in(
     for rows, predict in at_once(decoder, places, size):
         out[rows] = predict(resid[rows, None])[:, 0]
     return out
-
-
-def _identity(resid: Tensor) -> Tensor:
-    return resid
 
 
 def past_of_prompts(latents: SparseLatents, mask: Shaped[Tensor, "sequences length"]) -> Past:

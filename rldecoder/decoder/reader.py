@@ -44,7 +44,6 @@ class Reader:
         """Run the sequence's beginning.
 
         Args:
-            blocks: the decoder's.
             resid: [1, T, D] at the door of the first block, from position 0 on.
             visible: [T] bool, positions that later ones may look at.
             masks: of `proven_masks`, for T + 1 positions or more.

@@ -107,11 +107,7 @@ def decoder_from_blocks(
 
 
 def _read(
-    lm: FrozenLM,
-    sae: Sae,
-    blocks: Sequence[int],
-    input_ids: Tensor,
-    advance: Callable[[int], None],
+    lm: FrozenLM, sae: Sae, blocks: Sequence[int], input_ids: Tensor, advance: Callable[[int], None]
 ) -> _Text:
     recons, doors, finals, usual = [], [], [], []
     for ids in input_ids.split(MICRO_BATCH):

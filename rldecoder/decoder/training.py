@@ -50,7 +50,6 @@ class DecoderTrainer:
 
     Args:
         decoder: changed in place.
-        reader: the training split.
         config: rates, batch and budget.
         seed: of the order of the data.
     """
@@ -65,7 +64,12 @@ class DecoderTrainer:
         self.decoder, self.reader, self.config, self.seed = decoder, reader, config, seed
         self.next_tokens = NextTokens(reader)
         self.batch_sequences = max(1, config.batch_tokens // reader.meta.context_length)
-        self.steps_per_epoch = steps_per_epoch(self._batches_in_reader(), config)
+        batches = (
+            reader.sequence_batches(self.batch_sequences)
+            if decoder.looks_back
+            else reader.batches_per_epoch(config.batch_tokens)
+        )
+        self.steps_per_epoch = steps_per_epoch(batches, config)
         self.total_steps = config.epochs * self.steps_per_epoch
         self._buffers = LogitBuffers.kept(decoder.config.vocab_size)
         self.step_done = 0
@@ -79,11 +83,6 @@ class DecoderTrainer:
         self.optimizer = torch.optim.AdamW(
             groups, lr=config.lr, weight_decay=WEIGHT_DECAY, fused=True
         )
-
-    def _batches_in_reader(self) -> int:
-        if self.decoder.looks_back:
-            return self.reader.sequence_batches(self.batch_sequences)
-        return self.reader.batches_per_epoch(self.config.batch_tokens)
 
     def rest_of_epoch(self) -> Iterator[ActivationBatch]:
         """The batches from `step_done` to the end of its epoch."""

@@ -69,12 +69,7 @@ class LinearDecoder(UpperPart):
     numbers = ()
 
     def forward(
-        self,
-        resid: Float[Tensor, "*places d_model"],
-        *,
-        attention_mask: Shaped[Tensor, "batch seen"] | None = None,
-        position_ids: Int[Tensor, "#batch length"] | None = None,
-        past_key_values: Cache | None = None,
+        self, resid: Float[Tensor, "*places d_model"], **_: object
     ) -> Float[Tensor, "*places d_model"]:
         """`resid` itself."""
         return resid

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterable
 from functools import cache
 from typing import Literal, NamedTuple
 
@@ -118,15 +117,15 @@ error-mistake rude-impolite center-middle stone-rock
 
 def choice_questions(task: ChoiceName, split: Split, rng: random.Random) -> list[Question]:
     """All prompts of one split, whole, in an order by `rng`."""
-    made, prefix = _task(task), _task(task).prefix
+    made, prefix = choice_task(task), choice_task(task).prefix
     questions = [question for question in made.questions if _splits(task)[question.group] == split]
     rng.shuffle(questions)
     return [q._replace(text=prefix + made.template.format(q.text)) for q in questions]
 
 
 @cache
-def _task(task: ChoiceName) -> ChoiceTask:
-    """The templates were not chosen for what a decoder makes of them."""
+def choice_task(task: ChoiceName) -> ChoiceTask:
+    """A task, whole. Its template was not chosen for what a decoder makes of it."""
     examples: tuple[tuple[str, str], ...]
     if task == "alive":
         things = [*_TOOLS.split()[:36], *_VEHICLES.split()[:36]]
@@ -207,7 +206,7 @@ def _splits(task: ChoiceName) -> dict[str, Split]:
     """Split of each group: a third is for test and a ninth for validation, by hash, of the groups
     with the same answers apart, so that no split lacks an answer."""
     answers: dict[str, set[str]] = {}
-    for question in _task(task).questions:
+    for question in choice_task(task).questions:
         answers.setdefault(question.group, set()).add(question.answer)
 
     alike: dict[tuple[str, ...], list[str]] = {}
@@ -216,13 +215,9 @@ def _splits(task: ChoiceName) -> dict[str, Split]:
 
     splits: dict[str, Split] = {}
     for groups in alike.values():
-        ordered = _by_hash(groups)
+        ordered = sorted(groups, key=lambda group: hashlib.sha256(group.encode()).digest())
         test, validation = len(ordered) // 3, len(ordered) // 9
         splits |= dict.fromkeys(ordered, "train")
         splits |= dict.fromkeys(ordered[:test], "test")
         splits |= dict.fromkeys(ordered[test : test + validation], "validation")
     return splits
-
-
-def _by_hash(groups: Iterable[str]) -> list[str]:
-    return sorted(groups, key=lambda group: hashlib.sha256(group.encode()).digest())

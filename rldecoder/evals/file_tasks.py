@@ -55,10 +55,7 @@ class FilePrompts:
     """
 
     def __init__(
-        self,
-        task: FileTask,
-        tokenizer: PreTrainedTokenizerBase,
-        context_length: int | None = None,
+        self, task: FileTask, tokenizer: PreTrainedTokenizerBase, context_length: int | None = None
     ) -> None:
         self.task, self._tokenizer = task, tokenizer
         self._room = task.max_prompt_tokens
@@ -76,7 +73,6 @@ class FilePrompts:
 
         Args:
             split: "train", "validation" or "test".
-            count: how many.
             seed: of their order.
             fewer: of a held-out split, be content with fewer, but not with none.
 

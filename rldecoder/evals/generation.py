@@ -53,7 +53,6 @@ def split_prefix(
     Args:
         prompts: token ids of each.
         pad_token_id: stands between prefix and suffix.
-        device: of the batch.
         share: False for models that do not bear padding there (`lm.cut.keeps_states`); the prefix
             is then empty.
     """

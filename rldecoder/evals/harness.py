@@ -28,6 +28,10 @@ from rldecoder.evals.prompts import TaskPrompt
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.lm.text_tokens import answer_texts
 
+# It asks git for the commit of the current folder, whatever that is: nothing here reads it, and
+# elsewhere git's complaint would stand on the terminal.
+evaluator.get_git_commit_hash = lambda: None
+
 DEFAULT_NEW_TOKENS = 64
 """Length of an answer where a task names none."""
 
@@ -167,7 +171,6 @@ def ask_harness(
     """Ask every system tasks of three kinds: the run's own, those of folders, published ones.
 
     Args:
-        tasks: names.
         own: the run's tasks, by name; written for the harness to `folder`.
         folder: for tasks, their data and its cache.
         include: folders with YAMLs of further tasks.
@@ -201,7 +204,6 @@ def evaluate_systems(
 
     Args:
         tasks: names, of the folders' tasks or of the harness's own.
-        folders: with YAMLs of tasks.
         published: look among the harness's own tasks too, which need the hub.
         limit: at most so many documents a task.
         seed: of the harness's own draws (few-shot examples).

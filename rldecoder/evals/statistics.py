@@ -81,10 +81,7 @@ def wilson_interval(successes: float, trials: int) -> Interval:
 
 
 def bootstrap_mean_ci(
-    values: Sequence[float] | FloatArray,
-    *,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    values: Sequence[float] | FloatArray, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> MeanInterval:
     """Percentile bootstrap of a mean (BCa where it is defined is not worth its traps here).
 

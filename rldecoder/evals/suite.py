@@ -15,7 +15,6 @@ class TaskSuite:
     """The tasks of a run.
 
     Args:
-        tasks: generated ones.
         file_tasks: read here, so that a bad file is refused before anything is trained.
         lm: its tokenizer measures prompts of files, its context bounds them.
 
@@ -23,12 +22,7 @@ class TaskSuite:
         BadInputError: see `FilePrompts`.
     """
 
-    def __init__(
-        self,
-        tasks: Sequence[Task],
-        file_tasks: Sequence[FileTask],
-        lm: FrozenLM,
-    ) -> None:
+    def __init__(self, tasks: Sequence[Task], file_tasks: Sequence[FileTask], lm: FrozenLM) -> None:
         self._generated: dict[str, Task] = {task: task for task in tasks}
         self._files = {
             task.name: FilePrompts(task, lm.tokenizer, lm.context_length) for task in file_tasks

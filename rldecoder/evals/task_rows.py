@@ -45,7 +45,6 @@ def read_task(path: Path, left_out: Counter[str]) -> list[TaskRow]:
     """The rows of a Parquet, JSONL, JSON or CSV file that ask something and say its answer.
 
     Args:
-        path: the file.
         left_out: counts the others, by reason.
 
     Raises:

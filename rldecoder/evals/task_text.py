@@ -22,7 +22,6 @@ def task_candidates(tasks: Iterable[Task], num_documents: int, seed: int) -> Ite
     """Documents of some solved prompts each, the tasks in turn, all for the split `train`.
 
     Args:
-        tasks: names of generated tasks.
         num_documents: documents per task.
         seed: decides which questions stand in which document.
     """

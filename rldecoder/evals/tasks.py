@@ -72,7 +72,6 @@ def run_task(
             `rldecoder.evals.generation.prefix_generate(model)`.
         prompts: of any mixture of tasks; batches hold one task each.
         tokenizer: of the frozen model; its padding side does not matter.
-        batch_size: prompts generated together.
         stop_ids: tokens that end an answer and belong to it. By default every token with a line
             break, found anew on each call (about 0.1 s for 50k tokens).
         end_ids: tokens that end an answer and do not belong to it (`FrozenLM.end_token_ids`),

@@ -12,24 +12,32 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
 from rldecoder import devices, files, provenance
 from rldecoder.errors import BadInputError, NoResourceError
 from rldecoder.executors.jobs import Bench, Job, Measured
+from rldecoder.executors.teams import TeamTask
 from rldecoder.far_failures import Failure
 
 PROBE = ".seen-from-here"
 """A file of the driver's in the folder of finished shards, which workers must find there."""
 
 
-class Opening(BaseModel):
-    """What a worker is told first."""
+W = TypeVar("W", Job, TeamTask)
+
+
+class Opening(BaseModel, Generic[W]):
+    """What a process of the cluster is told first.
+
+    Its type is named where one is made or read: `Opening[Job]`.
+    """
 
     model_config = ConfigDict(frozen=True)
 
-    job: Job
+    job: W
     code: str
     """`provenance.source_digest` of the job's module, as the driver has it."""
     probe: str
@@ -57,7 +65,7 @@ class Answer(BaseModel):
     failure: Failure | None = None
 
 
-class FarWorker:
+class FarProcess:
     """A process of the cluster.
 
     Args:
@@ -68,31 +76,8 @@ class FarWorker:
     def __init__(self, device_ids: Callable[[], Sequence[str]] | None = None) -> None:
         self._device_ids = device_ids
         self._device: str | None = None
-        self._bench: Bench | None = None
         self._notes: list[str] = []
         self._held = ExitStack()
-
-    def open(self, opening: str, wait_seconds: float) -> str:
-        """Get ready for a job (an `Opening`, as JSON), the first one or another.
-
-        Args:
-            wait_seconds: how long to wait for a device that another process holds.
-        """
-        return self._answer(lambda: self._open(Opening.model_validate_json(opening), wait_seconds))
-
-    def do(self, number: int) -> str:
-        """Compute a shard, and name those that were finished meanwhile."""
-        return self._answer(lambda: self._done(self._ready.do(number, lambda amount: None)))
-
-    def settle(self) -> str:
-        """Finish what is being written."""
-        return self._answer(lambda: self._done(self._ready.settle()))
-
-    @property
-    def _ready(self) -> Bench:
-        if self._bench is None:
-            raise RuntimeError("no job was opened")
-        return self._bench
 
     def _answer(self, work: Callable[[], Answer]) -> str:
         try:
@@ -102,10 +87,8 @@ class FarWorker:
         notes, self._notes = tuple(self._notes), []
         return answer.model_copy(update={"notes": notes}).model_dump_json()
 
-    def _done(self, finished: Sequence[int]) -> Answer:
-        return Answer(finished=tuple(finished), measured=self._ready.worker.measured())
-
-    def _open(self, opening: Opening, wait_seconds: float) -> Answer:
+    def _prepare(self, opening: Opening[Any], wait_seconds: float) -> Answer | None:
+        """See that code and folders are those of the run, and take the device; else say why not."""
         _check_code(opening)
         _check_folders(opening)
 
@@ -124,10 +107,54 @@ class FarWorker:
 
         import torch
 
+        torch.set_num_threads(opening.threads)
+        return None
+
+
+class FarWorker(FarProcess):
+    """Does shards."""
+
+    def __init__(self, device_ids: Callable[[], Sequence[str]] | None = None) -> None:
+        super().__init__(device_ids)
+        self._bench: Bench | None = None
+
+    def open(self, opening: str, wait_seconds: float) -> str:
+        """Get ready for a job (an `Opening`, as JSON), the first one or another.
+
+        Args:
+            wait_seconds: how long to wait for a device that another process holds.
+        """
+        return self._answer(
+            lambda: self._open(Opening[Job].model_validate_json(opening), wait_seconds)
+        )
+
+    def do(self, number: int) -> str:
+        """Compute a shard, and name those that were finished meanwhile."""
+        return self._answer(lambda: self._done(self._ready.do(number, lambda amount: None)))
+
+    def settle(self) -> str:
+        """Finish what is being written."""
+        return self._answer(lambda: self._done(self._ready.settle()))
+
+    @property
+    def _ready(self) -> Bench:
+        if self._bench is None:
+            raise RuntimeError("no job was opened")
+        return self._bench
+
+    def _done(self, finished: Sequence[int]) -> Answer:
+        return Answer(finished=tuple(finished), measured=self._ready.worker.measured())
+
+    def _open(self, opening: Opening[Job], wait_seconds: float) -> Answer:
+        busy = self._prepare(opening, wait_seconds)
+        if busy is not None:
+            return busy
+
+        import torch
+
         if self._bench is not None:
             self._bench.close()
             self._bench = None  # its model goes before another one comes
-        torch.set_num_threads(opening.threads)
         device = torch.device(self._device or "cpu")
         self._bench = Bench(opening.job, device, self._notes.append)
         return Answer(facts=dict(self._bench.worker.facts()), machine=machine())
@@ -152,7 +179,7 @@ def write_probe(folder: Path) -> str:
     return content
 
 
-def _check_code(opening: Opening) -> None:
+def _check_code(opening: Opening[Any]) -> None:
     found = provenance.source_digest(opening.job.module)
     if found != opening.code:
         raise BadInputError(
@@ -163,7 +190,7 @@ def _check_code(opening: Opening) -> None:
         )
 
 
-def _check_folders(opening: Opening) -> None:
+def _check_folders(opening: Opening[Any]) -> None:
     """Whether the worker sees the same files: a folder of that name may be another one."""
     folder = opening.job.folder
     for path in (*opening.job.reads, folder):

@@ -1,9 +1,16 @@
-"""How a stage says what its work in shards is: each shard becomes one file, whoever computes it.
+"""Work in shards, as everything here says it: how it splits, one shard, and what joins them.
 
-A `ShardWorker` holds what all shards need (a model, say) and computes any of them: a pure function
-of its settings and the shard's number. A `Job` is that in words, so that another process can do
-it: names, paths and JSON, nothing that would have to be unpickled. Finished files are sealed in
-the stage's progress folder one by one; what joins them reads them in order.
+- **Split**: `ShardSettings.shards` names the shards, of the settings alone. Most work is a row of
+  items, and splits into runs of them (`Runs`).
+- **One shard**: a `ShardWorker` holds what all shards need (a model, say) and computes any of
+  them: a pure function of its settings and the shard's number. Its file is published as it is,
+  or, with a `TensorWorker`, holds tensors for the stage to read.
+- **Join**: `StageShards.results` reads the files in the order of their numbers, whoever computed
+  them and in whichever order. So sums round the same everywhere.
+
+A `Job` is the work in words, so that another process can do it: names, paths and JSON, nothing
+that would have to be unpickled. Finished files are sealed in the stage's progress folder one by
+one.
 """
 
 from __future__ import annotations
@@ -17,12 +24,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from rldecoder import sealed
+from rldecoder import files, sealed
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
-Settings = TypeVar("Settings", bound=BaseModel)
 Result = TypeVar("Result")
 Note = Callable[[str], None]
 Advance = Callable[[float], None]
@@ -41,6 +48,63 @@ class ShardFile(NamedTuple):
     """In the unit of the progress bar."""
 
 
+class ShardSettings(BaseModel, ABC):
+    """All that a worker needs to know, and how the work splits; paths are readable everywhere."""
+
+    model_config = ConfigDict(frozen=True)
+
+    @abstractmethod
+    def shards(self) -> Sequence[ShardFile]:
+        """The shards by number."""
+
+    def batching(self) -> str:
+        """What no digest covers and yet may change how a shard rounds, such as the size of
+        batches: a run that goes on with another takes up no shard."""
+        return ""
+
+
+class Runs(ShardSettings):
+    """Work on a row of items (tokens, places, latents) that splits into runs of them."""
+
+    name: str
+    """Of the files, before their numbers."""
+    ends: tuple[int, ...]
+    """Number of the item after each shard's last one."""
+
+    def bounds(self, number: int) -> tuple[int, int]:
+        """A shard's first item, and the one after its last."""
+        return self.ends[number - 1] if number else 0, self.ends[number]
+
+    def shards(self) -> Sequence[ShardFile]:
+        """See `ShardSettings.shards`; their size is in items."""
+        bounds = map(self.bounds, range(len(self.ends)))
+        return [
+            ShardFile(f"{self.name}-{number:05d}.safetensors", end - first)
+            for number, (first, end) in enumerate(bounds)
+        ]
+
+
+def even_ends(total: int, size: int) -> tuple[int, ...]:
+    """The ends of runs of `size` items; the last one is what is left of the total."""
+    return tuple(min(first + size, total) for first in range(0, total, size))
+
+
+Settings = TypeVar("Settings", bound=ShardSettings)
+
+
+def as_tensor(text: str) -> Tensor:
+    """A text as bytes, for a shard of tensors."""
+    import numpy as np
+    import torch
+
+    return torch.from_numpy(np.frombuffer(bytearray(text.encode()), np.uint8))
+
+
+def as_text(tensor: Tensor) -> str:
+    """What `as_tensor` was given."""
+    return bytes(tensor.numpy()).decode()
+
+
 class ShardWorker(ABC, Generic[Settings, Result]):
     """Computes shards; made once a process.
 
@@ -50,8 +114,10 @@ class ShardWorker(ABC, Generic[Settings, Result]):
         note: receives a line for the user.
     """
 
-    settings_type: ClassVar[type[BaseModel]]
+    settings_type: ClassVar[type[ShardSettings]]
     """Class of `settings`, to read them from JSON."""
+    unit: ClassVar[str] = "tokens"
+    """Of the shards' sizes, for people."""
 
     def __init__(self, settings: Settings, device: torch.device, note: Note) -> None:
         self.settings, self.device, self.note = settings, device, note
@@ -74,6 +140,36 @@ class ShardWorker(ABC, Generic[Settings, Result]):
 
         Called in another thread while the next shard is computed.
         """
+
+
+class TensorWorker(ShardWorker[Settings, Result]):
+    """Its shards are named tensors."""
+
+    @classmethod
+    @abstractmethod
+    def pack(cls, result: Result) -> Mapping[str, Tensor]:
+        """The content of a shard as tensors on the CPU."""
+
+    @classmethod
+    @abstractmethod
+    def unpack(cls, tensors: Mapping[str, Tensor]) -> Result:
+        """What `pack` was given."""
+
+    def write(self, path: Path, result: Result) -> str:
+        """See `ShardWorker.write`."""
+        from safetensors.torch import save_file
+
+        tensors = {name: tensor.contiguous() for name, tensor in self.pack(result).items()}
+        with files.aside(path) as draft:
+            save_file(tensors, draft)
+            return files.hash_file(draft)
+
+    @classmethod
+    def read(cls, path: Path) -> Result:
+        """The content of a shard that was written."""
+        from safetensors.torch import load_file
+
+        return cls.unpack(load_file(path))
 
 
 class Job(BaseModel):
@@ -136,7 +232,7 @@ class Job(BaseModel):
 def make_job(
     worker: type[ShardWorker[Settings, Any]],
     settings: Settings,
-    files: Sequence[ShardFile],
+    shards: Sequence[ShardFile],
     *,
     folder: Path,
     owner: str,
@@ -146,7 +242,7 @@ def make_job(
     return Job(
         worker=f"{worker.__module__}:{worker.__qualname__}",
         settings=settings.model_dump_json(),
-        files=tuple(files),
+        files=tuple(shards),
         folder=folder.absolute(),
         owner=owner,
         reads=tuple(path.absolute() for path in reads),

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, ClassVar
 
 from rldecoder.executors.jobs import Bench, Job, Measured
+from rldecoder.executors.teams import TeamTask, supervise
 from rldecoder.reporting import Bar, Reporter
 
 if TYPE_CHECKING:
@@ -78,14 +79,37 @@ class Executor(ABC):
         ):
             crew.run(todo, bar)
 
+    @abstractmethod
+    def team(self, task: TeamTask, size: int, *, device: torch.device, report: Reporter) -> str:
+        """Have `size` processes do a task together; a team that is lost begins again.
+
+        Args:
+            device: of this process. On this machine the members take its kind; on a cluster they
+                use their own.
+
+        Returns:
+            What the first member returned.
+
+        Raises:
+            NoResourceError: there are too few devices, or teams were lost too often.
+            RlDecoderError: what a member raised.
+        """
+
     def close(self) -> None:  # noqa: B027  (this process has nothing to let go)
         """Let go what was kept for the next job."""
 
 
 class LocalExecutor(Executor):
-    """One worker, in this process."""
+    """One worker, in this process; a team in others beside it.
+
+    Args:
+        retries: as `executor.retries`.
+    """
 
     is_here = True
+
+    def __init__(self, retries: int = 0) -> None:
+        self.retries = retries
 
     @contextmanager
     def open(self, job: Job, *, device: torch.device, report: Reporter) -> Iterator[Crew]:
@@ -95,6 +119,16 @@ class LocalExecutor(Executor):
             yield _Alone(bench)
         finally:
             bench.close()
+
+    def team(self, task: TeamTask, size: int, *, device: torch.device, report: Reporter) -> str:
+        """See `Executor.team`; on the CPU the members share this process's threads."""
+        import torch
+
+        from rldecoder.executors.local_team import LocalAttempt, require_devices
+
+        require_devices(size, device)
+        threads = max(1, torch.get_num_threads() // size)
+        return supervise(lambda: LocalAttempt(task, size, device, threads), self.retries, report)
 
 
 class _Alone(Crew):

@@ -27,6 +27,8 @@ from rldecoder.executors import ray_session
 from rldecoder.executors.far_worker import Answer, Opening, machine, write_probe
 from rldecoder.executors.jobs import Job, Measured
 from rldecoder.executors.local import Crew, Executor
+from rldecoder.executors.ray_team import RayAttempt
+from rldecoder.executors.teams import TeamTask, supervise
 from rldecoder.far_failures import Failure
 from rldecoder.reporting import Bar, Reporter
 
@@ -62,7 +64,7 @@ class RayExecutor(Executor):
     def open(self, job: Job, *, device: torch.device, report: Reporter) -> Iterator[Crew]:
         """See `Executor.open`; this process's own device is not used."""
         ray_session.connect(self.config.address)
-        opening = Opening(
+        opening = Opening[Job](
             job=job,
             code=provenance.source_digest(job.module),
             probe=write_probe(job.folder),
@@ -78,6 +80,23 @@ class RayExecutor(Executor):
             raise
         # A process with its imports is worth ten seconds: the stage's next job takes it on.
         self._free = crew.release()
+
+    def team(self, task: TeamTask, size: int, *, device: torch.device, report: Reporter) -> str:
+        """See `Executor.team`; this process's own device is not used."""
+        ray_session.connect(self.config.address)
+        self.close()  # workers of an earlier job stand where the team is to be
+        opening = Opening[TeamTask](
+            job=task,
+            code=provenance.source_digest(task.module),
+            probe=write_probe(task.folder),
+            threads=self.threads,
+            task=task.owner,
+        )
+        return supervise(
+            lambda: RayAttempt(self.config, opening, size, self.timeout_seconds, report),
+            self.config.retries,
+            report,
+        )
 
     def close(self) -> None:
         """See `Executor.close`."""
@@ -106,7 +125,11 @@ Call = Literal["open", "do", "settle"]
 
 class _RayCrew(Crew):
     def __init__(
-        self, config: ExecutorConfig, opening: Opening, timeout_seconds: float, report: Reporter
+        self,
+        config: ExecutorConfig,
+        opening: Opening[Job],
+        timeout_seconds: float,
+        report: Reporter,
     ) -> None:
         self.config, self.job, self.report = config, opening.job, report
         self._opening, self._timeout = opening.model_dump_json(), timeout_seconds

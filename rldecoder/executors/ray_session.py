@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rldecoder import interrupts
 from rldecoder.errors import BadInputError, NoResourceError
-from rldecoder.executors.far_worker import FarWorker
+from rldecoder.executors.far_member import FarMember
+from rldecoder.executors.far_worker import FarProcess, FarWorker
 from rldecoder.failures import shown
 
 LOOPBACK = "127.0.0.1"
@@ -109,15 +110,59 @@ def _no_cluster(address: str, why: str) -> BadInputError:
 
 def hire(cpus: int, gpus: int) -> Any:
     """Ask for a worker; it starts when Ray has room for it. Ray does not start it again."""
-    ray = _ray()
+    return _hire(FarWorker, cpus, gpus, scheduling_strategy="SPREAD")
+
+
+def hire_together(size: int, cpus: int, gpus: int) -> tuple[Any, list[Any]]:
+    """Ask for the members of a team, which start when Ray has room for all of them.
+
+    Returns:
+        What Ray keeps for them, for `room_is_kept` and `give_back`; and the members.
+    """
+    from ray.util.placement_group import placement_group
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    _ray()
+    each = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
+    places = placement_group([each] * size, strategy="SPREAD")
+    members = [
+        _hire(
+            FarMember, cpus, gpus, own_address,
+            scheduling_strategy=PlacementGroupSchedulingStrategy(places, number),
+        )
+        for number in range(size)
+    ]  # fmt: skip
+    return places, members
+
+
+def room_is_kept(places: Any, timeout_seconds: float) -> bool:
+    """Whether Ray has found room for a team; waits a little."""
+    found: bool = places.wait(timeout_seconds)
+    return found
+
+
+def give_back(places: Any) -> None:
+    """Let go what was kept for a team."""
+    from ray.util.placement_group import remove_placement_group
+
+    if _ray().is_initialized():
+        remove_placement_group(places)
+
+
+def _hire(
+    kind: type[FarProcess], cpus: int, gpus: int, *first: Callable[[], str], **where: Any
+) -> Any:
     options = {
-        "num_cpus": cpus,
-        "num_gpus": gpus,
-        "max_restarts": 0,
-        "max_concurrency": 1,
-        "scheduling_strategy": "SPREAD",
-    }
-    return ray.remote(FarWorker).options(**options).remote(assigned_devices if gpus else None)
+        "num_cpus": cpus, "num_gpus": gpus, "max_restarts": 0, "max_concurrency": 1, **where,
+    }  # fmt: skip
+    actor = _ray().remote(kind).options(**options)
+    return actor.remote(*first, assigned_devices if gpus else None)
+
+
+def own_address() -> str:
+    """In a worker: the address by which the cluster knows its machine."""
+    address: str = _ray().util.get_node_ip_address()
+    return address
 
 
 def assigned_devices() -> Sequence[str]:

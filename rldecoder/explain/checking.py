@@ -16,12 +16,7 @@ from rldecoder.decoder.places import last_of_text
 from rldecoder.explain.claims import CheckedClaim, Claim, explanation_text, judge
 from rldecoder.explain.explainer import Explainer, make_slots
 from rldecoder.explain.explanation import Explanation, Prediction, Sanity
-from rldecoder.explain.frozen_effects import (
-    FrozenPlaces,
-    TextReader,
-    find_candidates,
-    measure,
-)
+from rldecoder.explain.frozen_effects import FrozenPlaces, TextReader, find_candidates, measure
 from rldecoder.explain.inputs import LabelText
 from rldecoder.explain.patching import decoder_effects
 from rldecoder.explain.prompts import token_text

@@ -81,7 +81,6 @@ def prediction_text(token: str, probability: float, claims: Sequence[Claim]) -> 
 
     Args:
         token: the frozen model's most likely next token, raw.
-        probability: of it.
     """
     start = f"The model expects “{visible_token(token)}” ({percent(probability)})."
     if not claims:

@@ -21,15 +21,7 @@ from torch import Tensor
 
 from rldecoder.decoder.modeling_sae_decoder import FrozenParts, SaeDecoderForCausalLM
 from rldecoder.evals.statistics import FloatArray, bootstrap_mean_ci, paired_bootstrap_pvalue
-from rldecoder.explain.claim_scores import (
-    ClaimEvaluation,
-    EffectErrors,
-    MethodComparison,
-    MethodScores,
-    PartScores,
-    Reconstruction,
-    Renaming,
-)
+from rldecoder.explain import claim_scores
 from rldecoder.explain.claims import Verdict
 from rldecoder.explain.explainer import Explainer, Pointers
 from rldecoder.explain.explanation import Explanation
@@ -43,12 +35,7 @@ from rldecoder.explain.methods import (
     point,
 )
 from rldecoder.explain.pairs import Pairs
-from rldecoder.explain.patching import (
-    Candidates,
-    decoder_effects,
-    noise_floor,
-    random_removals,
-)
+from rldecoder.explain.patching import Candidates, decoder_effects, noise_floor, random_removals
 from rldecoder.explain.simulatability import evaluate_simulatability
 
 HALVED = 0.5
@@ -82,10 +69,7 @@ class ClaimScores(NamedTuple):
 
 
 def score_claims(
-    decoder: SaeDecoderForCausalLM,
-    test: Pairs,
-    methods: Mapping[str, ClaimSet],
-    min_effect: float,
+    decoder: SaeDecoderForCausalLM, test: Pairs, methods: Mapping[str, ClaimSet], min_effect: float
 ) -> dict[str, ClaimScores]:
     """Remove every claimed feature from both models, and compare with its noise floor.
 
@@ -129,14 +113,9 @@ def _claimed(test: Pairs, methods: Mapping[str, ClaimSet]) -> Candidates:
     nothing = torch.zeros_like(values)
     found = test.candidates
     return Candidates(
-        found.tokens,
-        found.logprobs,
-        values.to(acts.device),
-        latents.to(acts.device),
-        nothing,
-        nothing,
-        found.sensitivity,
-    )
+        found.tokens, found.logprobs, values.to(acts.device), latents.to(acts.device), nothing,
+        nothing, found.sensitivity,
+    )  # fmt: skip
 
 
 def evaluate_explainer(
@@ -149,8 +128,8 @@ def evaluate_explainer(
     settings: Settings,
     *,
     example_verdicts: dict[Verdict, int],
-    renamed_labels: Renaming,
-) -> ClaimEvaluation:
+    renamed_labels: claim_scores.Renaming,
+) -> claim_scores.ClaimEvaluation:
     """Everything that is measured about Method B on held-out positions.
 
     Args:
@@ -166,7 +145,7 @@ def evaluate_explainer(
     # The generator's draws come in this order: baselines, reconstruction, interventions.
     reconstruction = evaluate_reconstruction(frozen, explainer, test, pointers, generator)
     active = test.candidates.acts > 0
-    return ClaimEvaluation(
+    return claim_scores.ClaimEvaluation(
         **dict(comparison),
         median_noise_nats=float(pointers.noise[active].median()) if bool(active.any()) else 0.0,
         reconstruction=reconstruction,
@@ -194,7 +173,7 @@ def evaluate_claims(
     methods: dict[str, ClaimSet],
     held_out: Bool[Tensor, " latents"],
     settings: Settings,
-) -> MethodComparison:
+) -> claim_scores.MethodComparison:
     """The comparison table of all methods, with paired bootstrap tests against Method B.
 
     Positions where Method B claims nothing are left out for every method, and counted.
@@ -205,7 +184,7 @@ def evaluate_claims(
     """
     said = methods[METHOD_B].mask.any(-1)
     all_effects = test.measured.single.abs().sum(-1)[said].clamp_min(1e-9)
-    scored: dict[str, MethodScores] = {}
+    scored: dict[str, claim_scores.MethodScores] = {}
     precision: dict[str, FloatArray] = {}
     found = score_claims(decoder, test, methods, explainer.spec.min_effect)
     for name, claims in methods.items() if bool(said.any()) else ():
@@ -215,14 +194,14 @@ def evaluate_claims(
         # Share of what the candidates do that the claims speak of.
         covered = (scores.effects.abs() * claims.mask).sum(-1)[said] / all_effects
         unseen = held_out.to(claims.latents.device)[claims.latents] & claims.mask
-        scored[name] = MethodScores(
+        scored[name] = claim_scores.MethodScores(
             **_summary(scores, claims, name in WITH_STRENGTH, settings),
             effect_share=float(covered.mean()),
             claims_per_position=float(claims.mask.sum(-1)[said].float().mean()),
             held_out_features=_apart(scores, unseen, settings),
             other_features=_apart(scores, claims.mask & ~unseen, settings),
         )
-    return MethodComparison(
+    return claim_scores.MethodComparison(
         num_positions=len(said),
         num_explained=int(said.sum()),
         abstention=1 - float(said.float().mean()),
@@ -251,17 +230,15 @@ def per_position(
     return ((holds & mask).sum(-1) / mask.sum(-1).clamp_min(1)).double().cpu().numpy()
 
 
-def _apart(scores: ClaimScores, mask: Tensor, settings: Settings) -> PartScores | None:
+def _apart(scores: ClaimScores, mask: Tensor, settings: Settings) -> claim_scores.PartScores | None:
     """Precision of some of the claims, over the positions that have any; None if none has."""
     said = mask.any(-1).cpu().numpy()
     if not said.any():
         return None
     interval = bootstrap_mean_ci(
-        per_position(scores.supported, mask)[said],
-        resamples=settings.resamples,
-        seed=settings.seed,
+        per_position(scores.supported, mask)[said], resamples=settings.resamples, seed=settings.seed
     )
-    return PartScores(
+    return claim_scores.PartScores(
         precision=interval.mean,
         precision_low=interval.low,
         precision_high=interval.high,
@@ -300,7 +277,7 @@ def evaluate_reconstruction(
     test: Pairs,
     pointers: Pointers,
     generator: torch.Generator,
-) -> Reconstruction:
+) -> claim_scores.Reconstruction:
     """How well effects of interventions are predicted by adding up the claims.
 
     `removal` and `halving` (activations times 0.5) of random candidates. Mean absolute errors in
@@ -318,9 +295,9 @@ def evaluate_reconstruction(
             torch.einsum("nmc,nc->nm", removals, each)
             for each in (claimed, test.candidates.attributions)
         )
-        errors[kind] = EffectErrors(
+        errors[kind] = claim_scores.EffectErrors(
             claims_mae_nats=float((predicted - joint).abs().mean()),
             zero_mae_nats=float(joint.abs().mean()),
             first_order_mae_nats=float((linear - joint).abs().mean()),
         )
-    return Reconstruction(removal=errors["removal"], halving=errors["halving"])
+    return claim_scores.Reconstruction(removal=errors["removal"], halving=errors["halving"])

@@ -158,22 +158,13 @@ def _candidates(
             curvature = _curvature(read, position, best, usual, probes)
         deviation = gradient.norm(dim=-1) / gradient.shape[-1] ** 0.5
     return Candidates(
-        best.indices,
-        best.values.detach(),
-        acts,
-        indices,
-        contributions,
-        attributions.gather(-1, chosen),
-        torch.stack([deviation, curvature], dim=-1),
-    )
+        best.indices, best.values.detach(), acts, indices, contributions,
+        attributions.gather(-1, chosen), torch.stack([deviation, curvature], dim=-1),
+    )  # fmt: skip
 
 
 def _curvature(
-    read: ReadSequence,
-    position: Tensor,
-    best: torch.return_types.max,
-    usual: Tensor,
-    probes: int,
+    read: ReadSequence, position: Tensor, best: torch.return_types.max, usual: Tensor, probes: int
 ) -> Tensor:
     """[n]: mean effect per squared length of random directions and their opposites, which no
     formula gives for blocks; of length `usual` [n]."""

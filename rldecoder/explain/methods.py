@@ -21,9 +21,7 @@ from rldecoder.explain.pairs import Pairs
 from rldecoder.sae.model import Sae, SparseLatents
 
 METHOD_B = "method_b"
-BASELINES = (
-    "method_a", "attribution_top_k", "mean_explanation", "prompt_only", "random_features",
-)  # fmt: skip
+BASELINES = ("method_a", "attribution_top_k", "mean_explanation", "prompt_only", "random_features")
 """Those that Method B is to beat; `attribution_above_noise` is there to explain the difference."""
 POSITIONS_AT_ONCE = 256
 
@@ -98,8 +96,7 @@ def claims_of_baselines(
     attributions = test.candidates.attributions
     attributed = attributions.abs().topk(count, dim=-1).indices
     worthwhile = attributions.abs() > noise.clamp_min(explainer.spec.min_effect)
-    # Attributions are nats, far below the 1e6 that puts worthwhile candidates first.
-    filtered = (attributions.abs() + 1e6 * worthwhile).topk(count, dim=-1).indices
+    filtered = _marked_first(attributions.abs(), worthwhile, count)
     ranked = normalised.masked_fill(~active, -1).topk(count, dim=-1).indices
     drawn = lot.masked_fill(~active, -1).topk(count, dim=-1).indices
 
@@ -118,6 +115,15 @@ def claims_of_baselines(
             latents.indices.gather(1, drawn), (coin - 0.5).sign(), mask, ones
         ),
     }
+
+
+def _marked_first(
+    sizes: Float[Tensor, "places candidates"], marked: Bool[Tensor, "places candidates"], count: int
+) -> Int[Tensor, "places claims"]:
+    """Slots of the largest of those that are marked, then of the others."""
+    order = sizes.argsort(dim=-1, descending=True, stable=True)
+    first = marked.gather(1, order).int().argsort(dim=-1, descending=True, stable=True)
+    return order.gather(1, first)[:, :count]
 
 
 def _by_attribution(test: Pairs, slots: Tensor, mask: Tensor) -> ClaimSet:

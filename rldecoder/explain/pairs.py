@@ -6,7 +6,7 @@ Parquet shards in the meantime, so that an interrupted run takes them up where i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -134,7 +134,6 @@ def make_pairs(
     Args:
         excluded: [L] bool, latents that must be in no pair (`held_out_latents`).
         shards: what an interrupted run left is read from here, and what is new is kept here.
-        bar: advanced by positions.
     """
     bar = SilentBar() if bar is None else bar
     parts = []
@@ -152,11 +151,17 @@ def make_pairs(
             made = pairs_of_table(here, kept, settings)
         parts.append(made)
         bar.advance(len(here.source))
+    return _joined(positions, [part[1:] for part in parts])
+
+
+def _joined(positions: Positions, parts: Sequence[tuple[Candidates, Measured, Tensor]]) -> Pairs:
+    """All parts' candidates, effects and removals, one after the other."""
+    found, effects, removed = zip(*parts, strict=True)
     return Pairs(
         positions,
-        Candidates(*map(torch.cat, zip(*(part.candidates for part in parts), strict=True))),
-        Measured(*map(torch.cat, zip(*(part.measured for part in parts), strict=True))),
-        torch.cat([part.removals for part in parts]),
+        Candidates(*map(torch.cat, zip(*found, strict=True))),
+        Measured(*map(torch.cat, zip(*effects, strict=True))),
+        torch.cat(removed),
     )
 
 
@@ -182,13 +187,7 @@ def _measured(
         measured = measure(decoder.frozen, places, candidates, removals, reader)
         single = measured.single * (candidates.acts > 0)
         parts.append((candidates, measured._replace(single=single), removals))
-    found, effects, removed = zip(*parts, strict=True)
-    return Pairs(
-        positions,
-        Candidates(*map(torch.cat, zip(*found, strict=True))),
-        Measured(*map(torch.cat, zip(*effects, strict=True))),
-        torch.cat(removed),
-    )
+    return _joined(positions, parts)
 
 
 def _whole_texts(positions: Positions, size: int) -> Iterator[slice]:

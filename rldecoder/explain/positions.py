@@ -12,13 +12,7 @@ from torch import Tensor
 
 from rldecoder.data.activation_reader import ActivationReader
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
-from rldecoder.decoder.places import (
-    Past,
-    Places,
-    join_pasts,
-    past_of_prompts,
-    past_of_rows,
-)
+from rldecoder.decoder.places import Past, Places, join_pasts, past_of_prompts, past_of_rows
 from rldecoder.explain.frozen_effects import FrozenPlaces
 from rldecoder.explain.texts import Texts, join_texts, texts_of_rows
 from rldecoder.lm.text_tokens import encode_prompts
@@ -114,14 +108,9 @@ def positions_from_cache(
         layer = sae.spec.hook_layer
         texts = texts_of_rows(lm, layer, rows, tokens, batch.seq_id, batch.pos)
     return Positions(
-        ["text"] * len(batch.pos),
-        batch.seq_id,
-        batch.pos,
-        batch.token_id,
-        sae.encode(batch.resid.to(device).float()),
-        past,
-        texts,
-    )
+        ["text"] * len(batch.pos), batch.seq_id, batch.pos, batch.token_id,
+        sae.encode(batch.resid.to(device).float()), past, texts,
+    )  # fmt: skip
 
 
 @torch.no_grad()
@@ -162,14 +151,9 @@ def positions_from_prompts(
 
     nowhere = torch.full((len(prompts),), -1)
     return Positions(
-        [source] * len(prompts),
-        nowhere,
-        nowhere,
-        torch.cat(last_tokens),
-        join_latents(parts),
-        join_pasts(pasts) if pasts else None,
-        join_texts(texts),
-    )
+        [source] * len(prompts), nowhere, nowhere, torch.cat(last_tokens), join_latents(parts),
+        join_pasts(pasts) if pasts else None, join_texts(texts),
+    )  # fmt: skip
 
 
 def join_latents(parts: Sequence[SparseLatents]) -> SparseLatents:

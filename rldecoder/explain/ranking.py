@@ -50,7 +50,6 @@ def activation_scales(
 
     Args:
         indices, acts: any equal shape; entries with act 0 are padding.
-        num_latents: L.
 
     Returns: float32 [L]. With fewer than 100 activations the maximum is used, since a p99 of
         few values is their maximum in all but name; 0 for latents that never fired.

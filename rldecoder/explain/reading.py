@@ -95,7 +95,6 @@ class Reading:
     """One prompt as both models see it.
 
     Args:
-        reader: the models.
         ids: T >= 2 tokens.
         prompt: what they say; None decodes them.
     """

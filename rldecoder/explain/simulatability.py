@@ -32,12 +32,7 @@ from rldecoder.evals.auroc import compare_auroc
 from rldecoder.evals.statistics import FloatArray
 from rldecoder.explain.claim_scores import KindScores, ReaderScore, Simulatability
 from rldecoder.explain.frozen_effects import run_patched
-from rldecoder.explain.interventions import (
-    ALL_KINDS,
-    KINDS,
-    SEEN_KIND,
-    random_interventions,
-)
+from rldecoder.explain.interventions import ALL_KINDS, KINDS, SEEN_KIND, random_interventions
 from rldecoder.explain.methods import METHOD_B, ClaimSet
 from rldecoder.explain.pairs import Pairs
 from rldecoder.explain.patching import Candidates

@@ -66,7 +66,6 @@ def texts_of_rows(
     model makes them again, from the beginning of their sequence.
 
     Args:
-        layer: the hook layer.
         rows: all cached rows of the sequences that the places lie in.
         tokens: [S, T] of the split; row number is `seq_id`.
         seq_id, pos: [N] of the places.

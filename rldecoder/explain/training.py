@@ -40,7 +40,6 @@ class Learner:
 
         Args:
             slots: of the positions.
-            train: all pairs.
             rows: [B], which of them.
 
         Raises:

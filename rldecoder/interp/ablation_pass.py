@@ -96,14 +96,9 @@ def choose_places(split: SplitFirings, least: NDArray[np.float64], count: int, s
     order = np.lexsort((owner, cell))
     draw = np.random.default_rng(seed).random(cell.size)
     return Places(
-        owner[order],
-        firings.latents[owner][order].astype(np.int64),
-        grid.seq_ids[sequence][order],
-        position[order],
-        docs[cell][order],
-        np.concatenate(acts)[order],
-        draw,
-    )
+        owner[order], firings.latents[owner][order].astype(np.int64), grid.seq_ids[sequence][order],
+        position[order], docs[cell][order], np.concatenate(acts)[order], draw,
+    )  # fmt: skip
 
 
 class Ablated(NamedTuple):
@@ -124,7 +119,6 @@ class Texts:
     """The sequences of one split at a layer, the blocks above run once over each.
 
     Args:
-        reader: the split's cached residuals.
         table: columns seq_id, input_ids of the split.
         held_bytes: what is kept for the next pass, at most.
     """

@@ -8,31 +8,29 @@ ran them, and so round as in one pass.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict
-from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
+from torch import Tensor
 
 from rldecoder import files
 from rldecoder.data.activation_reader import ActivationReader
 from rldecoder.data.shards import read_token_table
-from rldecoder.executors.jobs import Measured, ShardFile, ShardWorker, make_job
-from rldecoder.executors.local import Executor
+from rldecoder.executors.jobs import Measured, Runs, TensorWorker, as_tensor, as_text
+from rldecoder.executors.stage_shards import StageShards
 from rldecoder.interp.ablation_pass import Ablated, Ablations, IntArray, Places, Texts
 from rldecoder.interp.output_sets import Gains, SetGroup, Tried, Trier
 from rldecoder.lm.frozen import FrozenLM
-from rldecoder.reporting import Reporter
 from rldecoder.sae.model import Sae
 
 PLACES = 512
 """Places a shard, at least; the last sequence's are all in it."""
-_SLOW = "slow"
+_SLOW, _FOLDER = "slow", "ablation-shards"
 
 
 class Asked(NamedTuple):
@@ -86,10 +84,8 @@ class Asked(NamedTuple):
         return cls(places, groups or None)
 
 
-class AblationSettings(BaseModel):
+class AblationSettings(Runs):
     """Which model and SAE, over which text, and what is asked."""
-
-    model_config = ConfigDict(frozen=True)
 
     model: Path
     record: Path
@@ -102,18 +98,21 @@ class AblationSettings(BaseModel):
     split: str
     asked: Path
     """File of an `Asked`."""
-    ends: tuple[int, ...]
-    """Number of the place after each shard's last one."""
-
-    def bounds(self, number: int) -> tuple[int, int]:
-        """A shard's first place, and the one after its last."""
-        return self.ends[number - 1] if number else 0, self.ends[number]
 
 
-class AblationWorker(ShardWorker[AblationSettings, list[Gains | Tried]]):
+class Ran(NamedTuple):
+    """What some places say."""
+
+    answer: Gains | Tried
+    slow_because: str | None
+    """Why they had to be run as whole sequences, if they had to."""
+
+
+class AblationWorker(TensorWorker[AblationSettings, Ran]):
     """The frozen model's upper blocks and an SAE."""
 
     settings_type = AblationSettings
+    unit = "place"
 
     def __init__(
         self, settings: AblationSettings, device: torch.device, note: Callable[[str], None]
@@ -133,8 +132,8 @@ class AblationWorker(ShardWorker[AblationSettings, list[Gains | Tried]]):
         """Places that were run."""
         return {"places": self._places}
 
-    def compute(self, number: int, advance: Callable[[float], None]) -> list[Gains | Tried]:
-        """The answers of a shard's places, group by group."""
+    def compute(self, number: int, advance: Callable[[float], None]) -> Ran:
+        """The answers of a shard's places."""
         first, end = self.settings.bounds(number)
         found = []
         for part in self._ablations.run(
@@ -143,18 +142,25 @@ class AblationWorker(ShardWorker[AblationSettings, list[Gains | Tried]]):
             found.append(self._meter(part))
             self._places += part.places.size
             advance(part.places.size)
-        return found
+        columns = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        return Ran(type(found[0])(*columns), self._ablations.texts.blocks.slow_because)
 
-    def write(self, path: Path, result: list[Gains | Tried]) -> str:
-        """Columns of the answers; returns the file's SHA-256."""
-        joined = {
-            name: np.concatenate([getattr(part, name) for part in result])
-            for name in result[0]._fields
+    @classmethod
+    def pack(cls, result: Ran) -> Mapping[str, Tensor]:
+        """Columns of the answers, named after their kind, and the reason in UTF-8."""
+        kind = type(result.answer).__name__
+        columns = {
+            f"{kind}.{name}": torch.from_numpy(column)
+            for name, column in result.answer._asdict().items()
         }
-        slow = self._ablations.texts.blocks.slow_because
-        with files.aside(path) as draft:
-            save_file(joined, draft, {} if slow is None else {_SLOW: slow})
-            return files.hash_file(draft)
+        return columns | {_SLOW: as_tensor(result.slow_because or "")}
+
+    @classmethod
+    def unpack(cls, tensors: Mapping[str, Tensor]) -> Ran:
+        """See `TensorWorker.unpack`."""
+        kind = Gains if any(name.startswith("Gains.") for name in tensors) else Tried
+        columns = (tensors[f"{kind.__name__}.{name}"].numpy() for name in kind._fields)
+        return Ran(kind(*columns), as_text(tensors[_SLOW]) or None)
 
 
 @dataclass(frozen=True)
@@ -163,27 +169,18 @@ class AblationCrew:
 
     Args:
         model: its folder; `record` is that of its record.
-        folder: of what is underway; outlives a killed run.
-        owner: whose it is.
         reads: folders of artifacts that workers read.
     """
 
-    executor: Executor
+    shards: StageShards
     model: Path
     record: Path
     cache: Path
     tokens: Path
-    folder: Path
-    owner: str
     reads: tuple[Path, ...]
-    device: torch.device
-    report: Reporter
 
-    def run(
-        self, name: str, split: str, sae: Sae, asked: Asked
-    ) -> Iterator[tuple[IntArray, Any, str | None]]:
-        """Numbers of some places, in order, what they say (`Gains` or `Tried`), and why they had
-        to be run as whole sequences, if they had to.
+    def run(self, name: str, split: str, sae: Sae, asked: Asked) -> Iterator[tuple[IntArray, Ran]]:
+        """Numbers of some places, in order, and what they say.
 
         Args:
             name: of the pass, for progress and its files.
@@ -191,10 +188,12 @@ class AblationCrew:
         if not asked.places.row.size:
             return
         # Written anew by each run: the same bytes, if it is the same owner's.
-        folder = self.folder / name
+        folder = self._folder(name)
         sae.save(folder / "sae")
         asked.save(folder / "asked.safetensors")
         settings = AblationSettings(
+            name="places",
+            ends=shard_ends(asked.places.seq_id),
             model=self.model.absolute(),
             record=self.record.absolute(),
             sae=(folder / "sae").absolute(),
@@ -202,31 +201,19 @@ class AblationCrew:
             tokens=self.tokens.absolute(),
             split=split,
             asked=(folder / "asked.safetensors").absolute(),
-            ends=shard_ends(asked.places.seq_id),
         )
-        bounds = [settings.bounds(number) for number in range(len(settings.ends))]
-        shards = [
-            ShardFile(f"places-{number:05d}.safetensors", end - first)
-            for number, (first, end) in enumerate(bounds)
-        ]
-        job = make_job(
-            AblationWorker, settings, shards, folder=folder, owner=f"{self.owner} {name}",
-            reads=self.reads,
-        )  # fmt: skip
-        self.executor.finish(
-            job, f"ablations, {name}", "place", device=self.device, report=self.report
+        shards = self.shards.results(
+            AblationWorker, settings, self.reads, f"{_FOLDER}/{name}", f"ablations, {name}"
         )
-
-        kind = Gains if asked.groups is None else Tried
-        for number, (first, end) in enumerate(bounds):
-            with safe_open(job.path(number), "numpy") as file:
-                columns = [file.get_tensor(column) for column in kind._fields]
-                slow = (file.metadata() or {}).get(_SLOW)
-            yield np.arange(first, end), kind(*columns), slow
+        for number, ran in enumerate(shards):
+            yield np.arange(*settings.bounds(number)), ran
 
     def forget(self, name: str) -> None:
         """Remove a pass's shards: every set's drop at every place is much to keep."""
-        shutil.rmtree(self.folder / name, ignore_errors=True)
+        shutil.rmtree(self._folder(name), ignore_errors=True)
+
+    def _folder(self, name: str) -> Path:
+        return self.shards.folder / _FOLDER / name
 
 
 def shard_ends(seq_ids: IntArray) -> tuple[int, ...]:

@@ -50,10 +50,7 @@ class Material(NamedTuple):
 
 
 def records(
-    material: Material,
-    tau: float | None,
-    audit: Collection[int],
-    others: Mapping[int, OtherLabel],
+    material: Material, tau: float | None, audit: Collection[int], others: Mapping[int, OtherLabel]
 ) -> list[FeatureLabel]:
     """One record a latent, most important first.
 
@@ -130,16 +127,11 @@ def input_label(material: Material, row: int) -> InputLabel:
         text = f"fires strongly ({m.strong_share:g} of its usual high or more) where {draft.text}"
     high = float(m.highs[row])
     return InputLabel(
-        text=text,
-        failure=draft.failure,
-        predicate=draft.predicate,
-        share=m.strong_share,
-        usual_high=high if np.isfinite(high) else None,
-        scores=scores.published,
-        weak=m.found.weak[row].published,
-        confidence=float(m.inputs.p[row]),
+        text=text, failure=draft.failure, predicate=draft.predicate, share=m.strong_share,
+        usual_high=high if np.isfinite(high) else None, scores=scores.published,
+        weak=m.found.weak[row].published, confidence=float(m.inputs.p[row]),
         accepted=bool(m.passed.inputs[row]),
-    )
+    )  # fmt: skip
 
 
 def output_label(material: Material, row: int) -> OutputLabel:

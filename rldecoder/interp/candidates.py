@@ -21,9 +21,11 @@ from rldecoder.interp.predicate import (
     Atom,
     NgramIn,
     PositionRange,
+    TextState,
     TokenClass,
     TokenIn,
 )
+from rldecoder.interp.text_state import TEXT_STATES
 from rldecoder.interp.vocabulary import TOKEN_CLASSES, Side, Vocabulary
 
 IntArray = NDArray[np.int64]
@@ -100,6 +102,11 @@ def find_candidates(
         _add_best(found, table, firing, num_cells, settings)
     _add_bigrams(found, binary, grid, firing, vocabulary.size, settings)
     _add_best(found, _position_atoms(binary, grid), firing, num_cells, settings)
+    # By themselves they name much more than a latent fires on: what counts is what they join.
+    states: list[Atom] = [TextState(name=name) for name in TEXT_STATES]
+    for atoms in found:
+        if atoms:
+            atoms += states
     return found
 
 

@@ -130,10 +130,7 @@ def cluster_record(
         },
         absorption=tuple(
             Absorbed(
-                latent=link.general,
-                absorbed_by=link.special,
-                cells=link.absorbed,
-                share=link.share,
+                latent=link.general, absorbed_by=link.special, cells=link.absorbed, share=link.share
             )
             for link in links
         ),

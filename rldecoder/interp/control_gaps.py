@@ -78,7 +78,6 @@ class ScoreSummary(JsonRecord):
         """Summarise.
 
         Args:
-            names: the scores.
             sure: those of them that get an interval.
             more: what a subclass adds.
         """
@@ -133,7 +132,6 @@ def control_gaps(methods: Mapping[str, Scored], names: Sequence[str] = GAP_SCORE
 
     Args:
         methods: `label`, `shuffled`, and unless that was not asked for `random_sae` and `drawn`.
-        names: the scores.
     """
     shuffled = {name: _paired(methods["label"], methods["shuffled"], name) for name in names}
     if "random_sae" not in methods:

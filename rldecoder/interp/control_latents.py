@@ -47,16 +47,9 @@ class SplitSource(NamedTuple):
             BadInputError: the split has no activations.
         """
         grid, firings = read_firings(
-            self.reader(split),
-            sae,
-            split=split,
-            latents=latents,
-            max_tokens=max_tokens,
-            batch_tokens=self.batch_tokens,
-            observe=observe,
-            sequences=sequences,
-            encoded=encoded,
-        )
+            self.reader(split), sae, split=split, latents=latents, max_tokens=max_tokens,
+            batch_tokens=self.batch_tokens, observe=observe, sequences=sequences, encoded=encoded,
+        )  # fmt: skip
         return SplitFirings(with_documents(grid, read_token_table(self.tokens, split)), firings)
 
 

@@ -201,11 +201,7 @@ def read_firings(
         )
 
     grid, cell_of = _grid(
-        split,
-        _joined(seqs),
-        _joined(positions),
-        _joined(tokens),
-        reader.meta.context_length,
+        split, _joined(seqs), _joined(positions), _joined(tokens), reader.meta.context_length
     )
     # Rows of the cache lie in the order of their cells, so this is a matrix by columns already.
     ends = np.zeros(grid.num_cells + 1, np.int64)

@@ -18,11 +18,7 @@ from rldecoder.json_records import Row
 from rldecoder.sae.model import SparseLatents
 
 DESCRIPTIONS = pa.schema(
-    [
-        ("latent", pa.int32()),
-        ("fires_on", pa.list_(pa.string())),
-        ("raises", pa.list_(pa.string())),
-    ]
+    [("latent", pa.int32()), ("fires_on", pa.list_(pa.string())), ("raises", pa.list_(pa.string()))]
 )
 """One row a latent that fires on the `label` split. `fires_on`: texts, raw, of the tokens of its
 strongest activations, each once. `raises`: tokens whose logit the decoder's row raises most; not

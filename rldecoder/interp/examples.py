@@ -87,10 +87,7 @@ def _example(row: Row, vocabulary: Vocabulary) -> Example:
 
 @torch.no_grad()
 def token_effects(
-    decoder: SaeDecoderForCausalLM,
-    latents: NDArray[np.int64],
-    vocabulary: Vocabulary,
-    count: int,
+    decoder: SaeDecoderForCausalLM, latents: NDArray[np.int64], vocabulary: Vocabulary, count: int
 ) -> list[tuple[list[TokenEffect], list[TokenEffect]]]:
     """(promoted, suppressed) tokens of each latent: its decoder row times the unembedding.
 

@@ -1,40 +1,45 @@
 """Labels of others, scored as ours are: on the same unseen text, beside the same controls.
 
 A label in free words needs a reader. The one here is deterministic and reads only what leaves no
-doubt: explanations that do nothing but list tokens in quotes ("the words 'cat' and 'dog'"), as
-tokens on which the latent fires, and `say "cat"`, as tokens that it makes the model say. The former
-are scored as input labels, the latter as output labels. All others are kept and counted as
-unscored; they have neither failed nor passed.
+doubt: explanations that do nothing but list tokens in quotes ("the words 'cat' and 'dog'") or what
+tokens begin or end with ("words ending in 'ing'"), as tokens on which the latent fires, and `say
+"cat"`, as tokens that it makes the model say. The former are scored as input labels, the latter as
+output labels. All others go to the judge of labels in words, where a run has one; without, they are
+kept as not judged, and have neither failed nor passed.
 """
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from functools import reduce
-from typing import Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
 from rldecoder.interp.calibration import Acceptance
-from rldecoder.interp.corpus import SplitFirings
+from rldecoder.interp.corpus import Firings, SplitFirings
 from rldecoder.interp.imported_outputs import OutputScorer, Said, of_others
+from rldecoder.interp.imported_reader import FREE, Reading, TokenReader, read_label
+from rldecoder.interp.llm.others import InWords, JudgedOthers
 from rldecoder.interp.neuronpedia_labels import Explanation, Explanations
-from rldecoder.interp.predicate import NgramIn, Predicate, TokenIn, disjunction
-from rldecoder.interp.records import OutputScores, Scores
+from rldecoder.interp.predicate import Predicate
+from rldecoder.interp.records import (
+    FeatureLabel,
+    JudgedScores,
+    JudgeTrust,
+    OutputScores,
+    Scores,
+)
 from rldecoder.interp.scores import ScoringText, means, score_all
 from rldecoder.interp.vocabulary import Vocabulary
 from rldecoder.json_records import Row
 from rldecoder.schemas import JsonRecord, Scalar
 
-Encode = Callable[[str], Sequence[int]]
-"""A text's own tokens, without any around it."""
-
 SCORES = ("detection", "detection_hard", "precision", "recall", "f1", "fuzzing", "intruder")
 OUTPUT_SCORES = ("auroc", "auroc_places", "drop", "margin")
+JUDGED = ("detection", "fuzzing", "window_f1", "intruder", "simulation")
 IMPORTED = pa.schema(
     [
         ("latent", pa.int32()),
@@ -47,42 +52,18 @@ IMPORTED = pa.schema(
         ("firings", pa.int64()),
         *((name, pa.float64()) for name in SCORES),
         *((f"output_{name}", pa.float64()) for name in OUTPUT_SCORES),
+        *((f"judged_{name}", pa.float64()) for name in JUDGED),
+        ("judge", pa.string()),
+        ("judge_trusted", pa.bool_()),
         ("accepted", pa.bool_()),
         ("our_label", pa.string()),
         ("our_detection", pa.float64()),
         ("our_output_auroc", pa.float64()),
     ]
 )
-"""Labels of others: one row a (latent, explanation). `reading` is `input`, `output` or null,
-`unscored` why there are no scores (then null all of them), `tokens` what was read. Scores of the
-other kind are null."""
-
-_QUOTED = re.compile(
-    r'"([^"]{1,60})"|“([^”]{1,60})”|`([^`]{1,60})`|‘([^’]{1,60})’|«([^»]{1,60})»'
-    r"|(?<!\w)'((?:[^']|'(?=\w)){1,60})'(?!\w)"
-)
-_SAY = re.compile(r"^\s*(?:say|says|saying|predicts?|predicting|outputs?)\b", re.IGNORECASE)
-# Words that may stand around the quotes of a mere list.
-_LISTING = frozenset(
-    {"a", "an", "and", "or", "of", "the", "this", "these", "is", "are", "exact", "exactly",
-     "word", "words", "token", "tokens", "term", "terms", "phrase", "phrases", "string", "strings",
-     "character", "characters", "letter", "letters", "symbol", "symbols", "text", "subword",
-     "subwords", "fragment", "fragments", "occurrence", "occurrences", "instance", "instances",
-     "mention", "mentions", "appearance", "appearances"}
-)  # fmt: skip
-_MOST = 64
-"""Quoted texts of one explanation that are read."""
-
-
-class Reading(NamedTuple):
-    """What the deterministic reader makes of an explanation."""
-
-    kind: Literal["input", "output"] | None
-    """Tokens on which it fires, tokens that it makes the model say, or not to be read."""
-    texts: tuple[str, ...]
-    """The tokens, as they are quoted."""
-    why_not: str | None
-    """Why there is no reading."""
+"""Labels of others: one row a (latent, explanation). `reading` is `input`, `output`, `words` (by
+the judge) or null, `unscored` why there are no scores (then null all of them), `tokens` what was
+read. Scores of other kinds are null; so is `accepted` where the judge is not trusted."""
 
 
 class OthersSummary(JsonRecord):
@@ -124,11 +105,16 @@ class ImportedLabels(JsonRecord):
     `random_sae`: on latents of an untrained SAE; `ours`: this run's labels of the same latents."""
     outputs: dict[str, OthersSummary] = Field(default_factory=dict)
     """The same of output labels, with their scores; empty in files of older programs."""
+    words: dict[str, OthersSummary] = Field(default_factory=dict)
+    """The same of labels in free words, by a judge; `ours`: this run's labels in words. Empty
+    where there is no judge."""
+    judge: JudgeTrust | None = None
+    """Who that is, and whether it is to be believed; if not, none of them is accepted."""
 
     @property
     def headline(self) -> dict[str, Scalar]:
         """What goes into the manifest."""
-        kinds = [kind["imported"] for kind in (self.methods, self.outputs) if kind]
+        kinds = [kind["imported"] for kind in (self.methods, self.outputs, self.words) if kind]
         out: dict[str, Scalar] = {
             "imported_covered": self.covered,
             "imported_scored": sum(summary.latents for summary in kinds),
@@ -138,6 +124,8 @@ class ImportedLabels(JsonRecord):
             out[f"imported_{name}_detection"] = summary.means["detection"]
         for name, summary in self.outputs.items():
             out[f"imported_{name}_output_auroc"] = summary.means["auroc"]
+        for name, summary in self.words.items():
+            out[f"imported_{name}_judged_detection"] = summary.means["detection"]
         return out
 
 
@@ -149,83 +137,37 @@ class Ours(NamedTuple):
     output: OutputScores | None = None
     """Of its output label."""
 
-
-def read_label(text: str) -> Reading:
-    """Read an explanation, if it does nothing but list tokens."""
-    quoted = [next(part for part in found if part) for found in _QUOTED.findall(text)]
-    if not quoted:
-        return Reading(None, (), "in free words")
-    if len(quoted) > _MOST:
-        return Reading(None, (), "too many tokens")
-    says = _SAY.match(text)
-    rest = _QUOTED.sub(" ", text[says.end() :] if says else text)
-    if not set(re.findall(r"\w+", rest.lower())) <= _LISTING:
-        return Reading(None, (), "in free words")
-    return Reading("output" if says else "input", tuple(dict.fromkeys(quoted)), None)
+    @classmethod
+    def of(cls, feature: FeatureLabel) -> Ours:
+        """What is published of it."""
+        output = None if feature.output is None else feature.output.scores
+        return cls(feature.label, feature.scores, output)
 
 
-class TokenReader:
-    """Quoted texts to predicates, where one of them has just been read, and to sets of tokens.
+def words_of_others(found: Explanations, firings: Firings, untrained: SplitFirings) -> InWords:
+    """Explanations of the run's latents that only a judge can read, most important latents first.
 
-    A text that is a token of its own, in any case, with a space in front or not, stands for that
-    token; another one for the tokens that spell it. Spaces and line breaks mean themselves.
+    Args:
+        firings: of the run's latents, most important first.
+        untrained: firings of latents of an untrained SAE, for the control.
     """
-
-    def __init__(self, vocabulary: Vocabulary, encode: Encode) -> None:
-        self._encode = encode
-        self._texts = vocabulary.texts
-        self._tokens: dict[str, list[int]] = {}
-        for token, text in enumerate(vocabulary.texts):
-            self._tokens.setdefault(_word(text), []).append(token)
-
-    def predicate(self, texts: Sequence[str]) -> Predicate | None:
-        """None where no text can be written with tokens."""
-        tokens: set[int] = set()
-        ngrams: set[tuple[int, ...]] = set()
-        for text in texts:
-            found = self._tokens.get(_word(text), [])
-            tokens.update(found)
-            if not found:
-                ngrams |= self._spelled(text.strip())
-        parts: list[Predicate] = [TokenIn(tokens=tuple(tokens))] if tokens else []
-        for length in sorted({len(ngram) for ngram in ngrams}):
-            parts.append(NgramIn(ngrams=tuple(n for n in ngrams if len(n) == length)))
-        return reduce(disjunction, parts) if parts else None
-
-    def starts(self, texts: Sequence[str]) -> tuple[int, ...]:
-        """Ids of the tokens that a model says first when it says one of the texts.
-
-        A text that is no token of its own stands for the first token of its spelling, with a space
-        in front and without: no more is said in one step. Empty where no text can be written.
-        """
-        tokens: set[int] = set()
-        for text in texts:
-            found = self._tokens.get(_word(text), [])
-            tokens.update(found or self._first(text.strip()))
-        return tuple(sorted(tokens))
-
-    def _first(self, text: str) -> set[int]:
-        ways = [self._encode(spelled) for spelled in (text, f" {text}")] if text else []
-        # A space that is a token of its own begins every word.
-        words = ([int(token) for token in way if self._word_at(int(token))] for way in ways)
-        return {way[0] for way in words if way}
-
-    def _word_at(self, token: int) -> bool:
-        return token < len(self._texts) and bool(self._texts[token].strip())
-
-    def _spelled(self, text: str) -> set[tuple[int, ...]]:
-        """Token ids of a text that is no single token, as it is and as it may begin a sentence."""
-        forms = {text, text.lower(), text.capitalize()} if text else set()
-        ways = {
-            tuple(int(token) for token in self._encode(spelled))
-            for form in forms
-            for spelled in (form, f" {form}")
-        }
-        return {ids for ids in ways if len(ids) >= 2}
+    row_of = _rows(firings)
+    covered = [row for row in found.rows if row.latent in row_of]
+    free = [covered[n] for n in _in_words(covered, [read_label(r.text) for r in covered], row_of)]
+    rows, texts = (row_of[row.latent] for row in free), (row.text for row in free)
+    return InWords(tuple(rows), tuple(texts), untrained)
 
 
-def _word(text: str) -> str:
-    return text.strip().lower() if text.strip() else text
+def _in_words(
+    covered: Sequence[Explanation], readings: Sequence[Reading], row_of: Mapping[int, int]
+) -> list[int]:
+    """Numbers of the explanations that a judge is asked about, by the rows of their latents."""
+    free = [number for number, reading in enumerate(readings) if reading.why_not == FREE]
+    return sorted(free, key=lambda number: row_of[covered[number].latent])
+
+
+def _rows(firings: Firings) -> dict[int, int]:
+    return {int(latent): row for row, latent in enumerate(firings.latents)}
 
 
 class _Scored(NamedTuple):
@@ -248,6 +190,7 @@ def score_imported(
     window_tokens: int,
     acceptance: Acceptance,
     rng: np.random.Generator,
+    judged: JudgedOthers | None = None,
 ) -> tuple[list[Row], ImportedLabels]:
     """Score the explanations of the run's labelled latents; rows of `IMPORTED`, and the summary.
 
@@ -256,8 +199,9 @@ def score_imported(
         untrained: firings of latents of an untrained SAE, for the control.
         ours: this run's labels, by latent.
         score_outputs: scores tokens that a latent is said to raise.
+        judged: what a judge says of `words_of_others`; None: there is none.
     """
-    row_of = {int(latent): row for row, latent in enumerate(scored.firings.latents)}
+    row_of = _rows(scored.firings)
     covered = [row for row in found.rows if row.latent in row_of]
     readings = [read_label(row.text) for row in covered]
     why_not = [reading.why_not for reading in readings]
@@ -265,7 +209,7 @@ def score_imported(
     said: dict[int, Said] = {}
     for number, (row, reading) in enumerate(zip(covered, readings, strict=True)):
         if reading.kind == "input":
-            predicate = reader.predicate(reading.texts)
+            predicate = reader.predicate(reading.texts, reading.form)
             if predicate is not None:
                 pairs.append(_Scored(row_of[row.latent], number, predicate))
                 continue
@@ -275,6 +219,7 @@ def score_imported(
                 said[number] = Said(row_of[row.latent], tokens)
                 continue
         else:
+            why_not[number] = f"not judged: {reading.why_not}"
             continue
         why_not[number] = "its tokens are not the model's"
 
@@ -291,10 +236,19 @@ def score_imported(
         pair.explanation: scores for pair, scores in zip(pairs, methods["imported"], strict=True)
     }
     says_by_number = dict(zip(said, outputs["imported"], strict=True))
+
+    # Those beyond the judge's `max_features` were not asked about, some have too few windows.
+    in_words = _in_words(covered, readings, row_of)
+    answers = () if judged is None else judged.imported
+    by_judge = dict(zip(in_words, answers, strict=False))
+    for number, answer in by_judge.items():
+        why_not[number] = None
+        if answer.detection is None:
+            why_not[number] = "not judged: too few windows"
     rows = [
         _table_row(
             row, reading, why_not[number], by_number.get(number), says_by_number.get(number),
-            ours.get(row.latent), acceptance,
+            by_judge.get(number), judged, ours.get(row.latent), acceptance,
         )
         for number, (row, reading) in enumerate(zip(covered, readings, strict=True))
     ]  # fmt: skip
@@ -325,8 +279,28 @@ def score_imported(
             )
             for name, values in outputs.items()
         },
+        words=_words(judged, [covered[number].latent for number in by_judge], acceptance),
+        judge=None if judged is None else judged.trust,
     )
     return rows, summary
+
+
+def _words(
+    judged: JudgedOthers | None, latents: Sequence[int], acceptance: Acceptance
+) -> dict[str, OthersSummary]:
+    """Summaries of what was judged; of ours those of the same latents."""
+    if judged is None:
+        return {}
+    ours = [judged.ours[latent] for latent in dict.fromkeys(latents) if latent in judged.ours]
+    methods = {"imported": judged.imported, **judged.controls, "ours": ours}
+    return {
+        name: OthersSummary(
+            latents=sum(scores.detection is not None for scores in values),
+            accepted=sum(bool(judged.accepts(scores, acceptance)) for scores in values),
+            means=means(values, JUDGED),
+        )
+        for name, values in methods.items()
+    }
 
 
 def _score_inputs(
@@ -373,18 +347,23 @@ def _table_row(
     why_not: str | None,
     scores: Scores | None,
     says: OutputScores | None,
+    answer: JudgedScores | None,
+    judged: JudgedOthers | None,
     own: Ours | None,
     acceptance: Acceptance,
 ) -> Row:
     accepted = None if scores is None else _passes(scores, acceptance)
     if says is not None:
         accepted = acceptance.accepts_output(says)
+    trust = None
+    if answer is not None and judged is not None:
+        accepted, trust = judged.accepts(answer, acceptance), judged.trust
     return {
         "latent": row.latent,
         "text": row.text,
         "method": row.method,
         "explainer": row.explainer,
-        "reading": reading.kind,
+        "reading": reading.kind if answer is None else "words",
         "tokens": list(reading.texts),
         "unscored": why_not,
         "firings": None if scores is None else scores.firings,
@@ -393,6 +372,9 @@ def _table_row(
             f"output_{name}": None if says is None else getattr(says, name)
             for name in OUTPUT_SCORES
         },
+        **{f"judged_{name}": None if answer is None else getattr(answer, name) for name in JUDGED},
+        "judge": None if trust is None else trust.model,
+        "judge_trusted": None if trust is None else trust.trusted,
         "accepted": accepted,
         "our_label": None if own is None else own.text,
         "our_detection": None if own is None else own.scores.detection,

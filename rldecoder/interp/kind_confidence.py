@@ -13,15 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rldecoder.interp.calibration import (
-    Acceptance,
-    Calibration,
-    ConfidenceModel,
-    Reliability,
-    Threshold,
-    reliability,
-    thresholds,
-)
+from rldecoder.interp import calibration
 from rldecoder.interp.labelling import Confidences
 from rldecoder.interp.output_labels import OutputLabelled, Rotation
 from rldecoder.interp.output_scores import FAILED
@@ -30,7 +22,9 @@ from rldecoder.interp.records import OutputScores
 FloatArray = NDArray[np.float64]
 
 
-def output_confidences(found: OutputLabelled, bars: Acceptance, seed: int) -> Confidences:
+def output_confidences(
+    found: OutputLabelled, bars: calibration.Acceptance, seed: int
+) -> Confidences:
     """p(accept) of output labels, from the rotations alone."""
     features, passed, latents, rotations = [], [], [], []
     for number, rotation in enumerate(found.rotations):
@@ -42,8 +36,8 @@ def output_confidences(found: OutputLabelled, bars: Acceptance, seed: int) -> Co
             latents.append(row)
             rotations.append(number)
     width = len(_of_scores(1.0, FAILED))
-    model = ConfidenceModel(
-        Calibration(
+    model = calibration.ConfidenceModel(
+        calibration.Calibration(
             np.array(features).reshape(-1, width),
             np.array(passed, bool),
             np.array(latents, np.int64),
@@ -71,9 +65,9 @@ class Picked(NamedTuple):
     p: FloatArray
     low: FloatArray
     high: FloatArray
-    levels: list[Threshold]
+    levels: list[calibration.Threshold]
     """What each confidence is worth on the rows that it was fitted on."""
-    fitted: Reliability
+    fitted: calibration.Reliability
     """How confidences hold on those rows, out of fold."""
 
 
@@ -109,8 +103,8 @@ def pick(inputs: Confidences, outputs: Confidences, latents: Sequence[int]) -> P
         np.where(output, outputs.p, inputs.p),
         np.where(output, outputs.low, inputs.low),
         np.where(output, outputs.high, inputs.high),
-        thresholds(found, passed_best, rows),
-        reliability(found, passed_best),
+        calibration.thresholds(found, passed_best, rows),
+        calibration.reliability(found, passed_best),
     )
 
 

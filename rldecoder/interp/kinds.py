@@ -122,15 +122,10 @@ class KindCoverage(JsonRecord):
         """Count."""
         kinds = found.kinds()
         return cls(
-            latents=len(kinds),
-            input=kinds.count("input"),
-            output=kinds.count("output"),
-            both=kinds.count("both"),
-            none=kinds.count("none"),
-            coverage=_share(found.either),
-            input_coverage=_share(found.inputs),
-            output_coverage=_share(found.outputs),
-        )
+            latents=len(kinds), input=kinds.count("input"), output=kinds.count("output"),
+            both=kinds.count("both"), none=kinds.count("none"), coverage=_share(found.either),
+            input_coverage=_share(found.inputs), output_coverage=_share(found.outputs),
+        )  # fmt: skip
 
 
 class CoverageGap(JsonRecord):

@@ -133,6 +133,19 @@ def read_explanations(path: Path) -> Explanations:
     return Explanations(source, model, rows, empty)
 
 
+def explanations_of(path: Path, hook_layer: int, num_latents: int) -> Explanations:
+    """`read_explanations` of a run's SAE: what cannot be of it is refused.
+
+    Raises:
+        BadInputError: there are none, or they are of another SAE.
+        DamagedFileError: a line is no explanation.
+    """
+    found = read_explanations(path)
+    check_source(found.source, hook_layer)
+    check_latents(found, num_latents)
+    return found
+
+
 def check_source(source: str, hook_layer: int) -> None:
     """Refuse explanations that cannot be of the SAE at the run's hook layer.
 

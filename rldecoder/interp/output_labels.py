@@ -65,7 +65,6 @@ class OutputLabeler:
         share: places are firings of at least this share of the latent's usual high.
         count: places of a latent in a split, or in a fold of it, at most.
         progress: a folder that outlives a killed run.
-        owner: whose progress it is.
         crew: who runs the places elsewhere; None runs them here.
     """
 
@@ -154,7 +153,8 @@ class OutputLabeler:
         self, name: str, sae: Sae, fit: SplitFirings, places: Places, gains: Gains
     ) -> list[Rotation]:
         """Sets of each fold, measured on the next one, judged on the one after that."""
-        folds = _folds_of(places, fit)
+        dealt = document_folds(fit.grid, NUM_ROTATIONS)
+        folds = dealt[np.searchsorted(fit.grid.seq_ids, places.seq_id), places.position]
         own = np.arange(len(fit.firings.latents))
         sets, groups = [], []
         for fold in range(NUM_ROTATIONS):
@@ -225,9 +225,9 @@ class OutputLabeler:
             checkpoints.save(done, arrays, {"slow": self.slow_because})
 
         if self._crew is not None and done < total:
-            for numbers, answers, slow in self._crew.run(name, split, sae, asked):
-                put(numbers, answers)
-                self.slow_because = self.slow_because or slow
+            for numbers, ran in self._crew.run(name, split, sae, asked):
+                put(numbers, ran.answer)
+                self.slow_because = self.slow_because or ran.slow_because
             done = total
         elif self._crew is None:
             meter = asked.meter(self._lm.device)
@@ -255,9 +255,3 @@ class OutputLabeler:
         texts = self._texts[split]
         assert texts.blocks.layer == layer
         return texts
-
-
-def _folds_of(places: Places, fit: SplitFirings) -> NDArray[np.int64]:
-    """[P] the fold of each place's document."""
-    folds = document_folds(fit.grid, NUM_ROTATIONS)
-    return np.asarray(folds[np.searchsorted(fit.grid.seq_ids, places.seq_id), places.position])

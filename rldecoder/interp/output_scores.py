@@ -37,19 +37,13 @@ class _Interval(NamedTuple):
 
 
 def score_outputs(
-    places: Places,
-    trial: Trial,
-    sets: SetGroup,
-    group: int,
-    part: NDArray[np.int64],
-    wanted: int,
+    places: Places, trial: Trial, sets: SetGroup, group: int, part: NDArray[np.int64], wanted: int
 ) -> list[OutputScores]:
     """The scores of each latent's set on one part of the text.
 
     Args:
         sets: the group, which is number `group` of the trial's.
         part: [P] of the places.
-        wanted: the part that counts.
     """
     num_latents = len(sets.own)
     order = np.flatnonzero(~np.isnan(trial.drop[:, group]) & (part == wanted))
@@ -86,20 +80,11 @@ def _score(
     _, document = np.unique(places.document[mine], return_inverse=True)
     own, margin = _interval(drop, document), _interval(drop - other, document)
     return OutputScores(
-        auroc=auroc,
-        auroc_places=float(above.mean()),
-        drop=own.mean,
-        drop_low=own.low,
-        drop_high=own.high,
-        other_drop=float(other.mean()),
-        margin=margin.mean,
-        margin_low=margin.low,
-        margin_high=margin.high,
-        beats_other=float((drop > other).mean()),
-        share=float(share.mean()),
-        places=int(mine.size),
-        documents=int(document.max()) + 1,
-    )
+        auroc=auroc, auroc_places=float(above.mean()), drop=own.mean, drop_low=own.low,
+        drop_high=own.high, other_drop=float(other.mean()), margin=margin.mean,
+        margin_low=margin.low, margin_high=margin.high, beats_other=float((drop > other).mean()),
+        share=float(share.mean()), places=int(mine.size), documents=int(document.max()) + 1,
+    )  # fmt: skip
 
 
 def _interval(values: NDArray[np.float64], document: NDArray[np.int64]) -> _Interval:

@@ -8,24 +8,20 @@ whoever computed it, and so rounds as in one pass.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
-from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
-from rldecoder import files
 from rldecoder.config.interp import Domain, RankFeaturesConfig
 from rldecoder.data.shards import read_tokens
 from rldecoder.decoder.loading import load_decoder
 from rldecoder.evals.prompts import make_prompts
-from rldecoder.executors.jobs import ShardFile, ShardWorker
+from rldecoder.executors.jobs import Runs, TensorWorker, even_ends
 from rldecoder.interp.importance import (
     PatchBatch,
     Subject,
@@ -151,10 +147,8 @@ class PatchText:
         return [np.array(row) for row in encode_prompts(lm.tokenizer, texts, lm.context_length)]
 
 
-class PatchSettings(BaseModel):
+class PatchSettings(Runs):
     """Which models, on which text."""
-
-    model_config = ConfigDict(frozen=True)
 
     model: Path
     record: Path
@@ -165,12 +159,16 @@ class PatchSettings(BaseModel):
     seed: int
     skip_first: int
 
+    def batching(self) -> str:
+        """See `ShardSettings.batching`."""
+        return f"{self.config.batch_sequences} sequences"
+
 
 Settings = TypeVar("Settings", bound=PatchSettings)
-Result = dict[str, NDArray[Any]]
+Result = TypeVar("Result")
 
 
-class _PatchWorker(ShardWorker[Settings, Result]):
+class _PatchWorker(TensorWorker[Settings, Result]):
     """The models, in float32."""
 
     def __init__(
@@ -187,11 +185,10 @@ class _PatchWorker(ShardWorker[Settings, Result]):
             settings.skip_first,
         )  # fmt: skip
 
-    def write(self, path: Path, result: Result) -> str:
-        """Columns; returns the file's SHA-256."""
-        with files.aside(path) as draft:
-            save_file({name: np.ascontiguousarray(a) for name, a in result.items()}, draft)
-            return files.hash_file(draft)
+
+def latent_ends(count: int) -> tuple[int, ...]:
+    """Where the shards of so many latents end."""
+    return even_ends(count, LATENTS)
 
 
 class ExactSettings(PatchSettings):
@@ -200,39 +197,35 @@ class ExactSettings(PatchSettings):
     target: TargetName
     latents: tuple[int, ...]
 
-    def plan(self) -> list[ShardFile]:
-        """The shards; their size is in latents."""
-        return [
-            ShardFile(f"{self.target}-{first // LATENTS:04d}.safetensors", len(self.part(first)))
-            for first in range(0, len(self.latents), LATENTS)
-        ]
 
-    def part(self, first: int) -> tuple[int, ...]:
-        """The latents of the shard that begins at this one."""
-        return self.latents[first : first + LATENTS]
-
-
-class ExactWorker(_PatchWorker[ExactSettings]):
+class ExactWorker(_PatchWorker[ExactSettings, list[float]]):
     """Ablates latents one by one."""
 
     settings_type = ExactSettings
+    unit = "latent"
 
-    def compute(self, number: int, advance: Callable[[float], None]) -> Result:
+    def compute(self, number: int, advance: Callable[[float], None]) -> list[float]:
         """The effects of a shard's latents, in nats."""
         found = []
-        for latent in self.settings.part(number * LATENTS):
+        for latent in self.settings.latents[slice(*self.settings.bounds(number))]:
             found.append(self._ablation.effect(latent))
             advance(1)
-        return {"effects": np.array(found, np.float64)}
+        return found
+
+    @classmethod
+    def pack(cls, result: list[float]) -> Mapping[str, Tensor]:
+        """In double precision."""
+        return {"effects": torch.tensor(result, dtype=torch.float64)}
+
+    @classmethod
+    def unpack(cls, tensors: Mapping[str, Tensor]) -> list[float]:
+        """See `TensorWorker.unpack`."""
+        effects: list[float] = tensors["effects"].tolist()
+        return effects
 
     @cached_property
     def _ablation(self) -> Ablation:
         return self.text.ablation(self.settings.target)
-
-
-def read_effects(paths: Sequence[Path]) -> list[float]:
-    """What the shards of an `ExactWorker` hold, in order."""
-    return [value for path in paths for value in load_file(path)["effects"].tolist()]
 
 
 class AttributionSettings(PatchSettings):
@@ -241,62 +234,50 @@ class AttributionSettings(PatchSettings):
     domain: Domain
     steps: dict[TargetName, int | None]
     """Of integrated gradients, for each target; None patches."""
-    sequences: int
-    """Of a shard."""
-    total: int
-    """Of the domain."""
-
-    def bounds(self, number: int) -> tuple[int, int]:
-        """A shard's first sequence, and the one after its last."""
-        first = number * self.sequences
-        return first, min(first + self.sequences, self.total)
-
-    def plan(self) -> list[ShardFile]:
-        """The shards; their size is in sequences."""
-        bounds = [self.bounds(number) for number in range(math.ceil(self.total / self.sequences))]
-        return [
-            ShardFile(f"{self.domain}-{number:05d}.safetensors", end - first)
-            for number, (first, end) in enumerate(bounds)
-        ]
 
 
-class AttributionWorker(_PatchWorker[AttributionSettings]):
+Attributed = dict[TargetName, list[SequenceImportance]]
+"""The sequences of a shard, by target."""
+
+
+class AttributionWorker(_PatchWorker[AttributionSettings, Attributed]):
     """Attributes predictions to latents."""
 
     settings_type = AttributionSettings
+    unit = "seq"
 
-    def compute(self, number: int, advance: Callable[[float], None]) -> Result:
-        """The positions of all sequences of a shard, target by target, and how many each has."""
+    def compute(self, number: int, advance: Callable[[float], None]) -> Attributed:
+        """The sequences of a shard, target by target."""
         settings = self.settings
         first, end = settings.bounds(number)
-        by_target: dict[TargetName, list[SequenceImportance]] = {
-            name: [] for name in settings.steps
-        }
+        by_target: Attributed = {name: [] for name in settings.steps}
         for batch in self.text.batches(settings.domain, first=first, end=end):
             for target, steps in settings.steps.items():
                 by_target[target] += self.text.attributions(target, batch, steps)
             advance(batch.metric_mask.shape[0])
 
-        columns: Result = {}
-        for target, found in by_target.items():
-            columns[f"{target}.positions"] = np.array([len(one.error) for one in found], np.int64)
+        return by_target
+
+    @classmethod
+    def pack(cls, result: Attributed) -> Mapping[str, Tensor]:
+        """Columns over the positions of all sequences, and how many each sequence has."""
+        columns = {}
+        for target, found in result.items():
+            columns[f"{target}.positions"] = torch.tensor([len(one.error) for one in found])
             for name in SequenceImportance._fields:
-                joined = torch.cat([getattr(one, name) for one in found])
-                columns[f"{target}.{name}"] = joined.numpy()
+                columns[f"{target}.{name}"] = torch.cat([getattr(one, name) for one in found])
         return columns
 
-
-def read_attributions(
-    path: Path, targets: Sequence[TargetName]
-) -> Mapping[TargetName, list[SequenceImportance]]:
-    """What a shard of an `AttributionWorker` holds: the sequences, by target."""
-    columns = load_file(path)
-    found = {}
-    for target in targets:
-        counts = columns[f"{target}.positions"].tolist()
-        parts = [
-            torch.from_numpy(columns[f"{target}.{name}"]).split(counts)
-            for name in SequenceImportance._fields
-        ]
-        found[target] = [SequenceImportance(*one) for one in zip(*parts, strict=True)]
-    return found
+    @classmethod
+    def unpack(cls, tensors: Mapping[str, Tensor]) -> Attributed:
+        """See `TensorWorker.unpack`."""
+        found: Attributed = {}
+        for target in get_args(TargetName):
+            if f"{target}.positions" not in tensors:
+                continue
+            counts = tensors[f"{target}.positions"].tolist()
+            parts = [
+                tensors[f"{target}.{name}"].split(counts) for name in SequenceImportance._fields
+            ]
+            found[target] = [SequenceImportance(*one) for one in zip(*parts, strict=True)]
+        return found

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_validator
 
+from rldecoder.interp.text_state import TEXT_STATES, state_mask
 from rldecoder.interp.vocabulary import TOKEN_CLASSES, Vocabulary, visible
 
 BoolArray = NDArray[np.bool_]
@@ -88,6 +89,20 @@ class PositionRange(_Node):
     high: int = Field(ge=1)
 
 
+class TextState(_Node):
+    """A state of `text_state.TEXT_STATES` holds, such as an open bracket."""
+
+    kind: Literal["text_state"] = "text_state"
+    name: str
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in TEXT_STATES:
+            raise ValueError(f"unknown text state {value!r}, expected one of {[*TEXT_STATES]}")
+        return value
+
+
 class Not(_Node):
     """The part does not hold."""
 
@@ -109,9 +124,9 @@ class Or(_Node):
     parts: tuple[Predicate, ...] = Field(min_length=2)
 
 
-Atom = TokenIn | NgramIn | Affix | TokenClass | PositionRange
+Atom = TokenIn | NgramIn | Affix | TokenClass | PositionRange | TextState
 Predicate = Annotated[
-    TokenIn | NgramIn | Affix | TokenClass | PositionRange | Not | And | Or,
+    TokenIn | NgramIn | Affix | TokenClass | PositionRange | TextState | Not | And | Or,
     Field(discriminator="kind"),
 ]
 for _model in (Not, And, Or):
@@ -152,6 +167,8 @@ def evaluate(predicate: Predicate, tokens: NDArray[Any], vocabulary: Vocabulary)
             position = np.arange(tokens.shape[1])
             inside = (position >= predicate.low) & (position < predicate.high)
             return np.broadcast_to(inside, tokens.shape).copy()
+        case TextState():
+            return state_mask(predicate.name, tokens, vocabulary)
         case Not():
             return ~evaluate(predicate.part, tokens, vocabulary)
         case And():
@@ -199,6 +216,8 @@ def describe(predicate: Predicate, vocabulary: Vocabulary, max_tokens: int = 8) 
             return f"{_subject(predicate.offset)} {TOKEN_CLASSES[predicate.name]}"
         case PositionRange():
             return f"position is {predicate.low} to {predicate.high - 1}"
+        case TextState():
+            return TEXT_STATES[predicate.name]
         case Not():
             return f"not ({describe(predicate.part, vocabulary, max_tokens)})"
         case And():

@@ -14,7 +14,7 @@ from rldecoder.interp.predicate import Predicate
 from rldecoder.schemas import JsonRecord, Scalar
 
 SCHEMA_VERSION: Literal[4] = 4
-SCHEMA_MINOR = 0
+SCHEMA_MINOR = 1
 Kind = Literal["input", "output", "both", "none"]
 
 
@@ -276,7 +276,7 @@ class OutputLabel(JsonRecord):
     name: str | None
     """A class or affix that covers the set; null where none does."""
     raised: list[TokenGain]
-    """The output set, the largest gain first."""
+    """The output set, what sets it apart from the other latents' first; gains are mean ones."""
     lowered: list[TokenGain]
     """What is likelier without the latent."""
     places: int

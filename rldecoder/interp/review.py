@@ -79,11 +79,7 @@ def _append(path: Path, data: bytes) -> None:
 
 
 def read_reviews(
-    path: Path,
-    sae_digest: str,
-    note: Callable[[str], None] = _log.warning,
-    *,
-    strict: bool = True,
+    path: Path, sae_digest: str, note: Callable[[str], None] = _log.warning, *, strict: bool = True
 ) -> list[ReviewLine]:
     """The lines of a review file that belong to this SAE, in file order.
 
@@ -208,8 +204,4 @@ def _confidence_in_words(feature: FeatureLabel) -> dict[str, float]:
     votes, good = len(said), sum(said.values())
     low, high = wilson_interval(good, votes)
     p = (good + 1) / (votes + 2)
-    return {
-        "confidence": p,
-        "confidence_low": min(low, p),
-        "confidence_high": max(high, p),
-    }
+    return {"confidence": p, "confidence_low": min(low, p), "confidence_high": max(high, p)}

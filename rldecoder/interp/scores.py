@@ -129,7 +129,6 @@ class ScoringText:
         Args:
             held: [cells] from `holds`; None for a failed label.
             fires: cells where the latent fires (valid ones only).
-            acts: its activations there.
             rng: draws the unmarked tokens of fuzzing, and breaks ties among near misses.
             levels: activations expected by the label, from other text; without them
                 `simulation_explained` is None.
@@ -141,14 +140,10 @@ class ScoringText:
         negative = int(self.used.sum()) - positive
         if held is None:
             return LabelScores(
-                firings=fires.size,
-                base_rate=base_rate,
-                detection_positive=positive,
-                detection_negative=negative,
-                fuzzing_windows=0,
-                simulation_explained=0.0,
+                firings=fires.size, base_rate=base_rate, detection_positive=positive,
+                detection_negative=negative, fuzzing_windows=0, simulation_explained=0.0,
                 **dict.fromkeys(SUMMARISED, 0.0),
-            )
+            )  # fmt: skip
 
         # Over all cells.
         hits, total = int(held[fires].sum()), int(held.sum())

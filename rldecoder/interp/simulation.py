@@ -45,7 +45,6 @@ def fit_levels(
         held: [cells] where the predicate holds, valid cells only.
         fires: cells where the latent fires (valid ones only).
         acts: its activations there; it is 0 on all other cells.
-        num_cells: number of valid cells.
     """
     values = acts.astype(np.float64)
     inside, count = float(values[held[fires]].sum()), int(held.sum())

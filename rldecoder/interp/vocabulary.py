@@ -51,6 +51,12 @@ class Vocabulary:
         special[list(special_ids)] = True
         self._special = special
         self._class_tables = {name: self._classify(name) for name in TOKEN_CLASSES}
+        opened = [sum(text.count(c) for c in "([{") for text in self.texts]
+        closed = [sum(text.count(c) for c in ")]}") for text in self.texts]
+        self.brackets = np.array([*np.subtract(opened, closed).tolist(), 0], np.int64)
+        """[V + 1] brackets that a token opens, less those that it closes."""
+        self.blank_line = np.array([*("\n\n" in text for text in self.texts), False])
+        """[V + 1] whether a token contains an empty line."""
         # Words with a common affix are neighbours when sorted (from the end for suffixes).
         self._sorted: dict[Side, tuple[list[str], NDArray[np.int64]]] = {
             "prefix": _sorted_words(self._words),

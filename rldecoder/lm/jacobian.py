@@ -20,8 +20,10 @@ Axes: P positions, S tokens of a context, D model width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import reduce
+from operator import add
 from typing import NamedTuple
 
 import torch
@@ -112,23 +114,60 @@ def fit_jacobians(
     Raises:
         NumericalError: a gradient is NaN or infinite.
     """
+    parts = [
+        jacobian_sums(lm, layers, ids, bar.advance) for ids in contexts.split(POSITIONS_AT_ONCE)
+    ]
+    return {
+        layer: reduce(JacobianSums.plus, [part[layer] for part in parts]).mean(len(contexts))
+        for layer in layers
+    }
+
+
+class JacobianSums(NamedTuple):
+    """Over the Jacobians of some positions."""
+
+    total: Tensor
+    """[D, D] float32, their sum."""
+    squares: Tensor
+    """[R] float64: squared entries, a term for each backward pass."""
+
+    def plus(self, other: JacobianSums) -> JacobianSums:
+        """Over both, as one pass over them adds up."""
+        return JacobianSums(self.total + other.total, torch.cat([self.squares, other.squares]))
+
+    def mean(self, count: int) -> JacobianMap:
+        """The mean of all `count` Jacobians.
+
+        Raises:
+            NumericalError: a gradient was NaN or infinite.
+        """
+        return _mean(self.total, reduce(add, self.squares.tolist()), count)
+
+
+def jacobian_sums(
+    lm: FrozenLM, layers: Sequence[int], contexts: Tensor, advance: Callable[[float], object]
+) -> dict[int, JacobianSums]:
+    """The Jacobians of each layer over contexts [P, S], P at most `POSITIONS_AT_ONCE`.
+
+    Args:
+        advance: called with rows of all Jacobians, as they are done.
+    """
     shape = (lm.d_model, lm.d_model)
     sums = {layer: torch.zeros(shape, device=lm.device) for layer in layers}
-    squares = {layer: torch.zeros((), dtype=torch.float64, device=lm.device) for layer in layers}
-    for ids in contexts.split(POSITIONS_AT_ONCE):
-        copies = min(lm.d_model, max(1, TOKENS_AT_ONCE // len(ids)))
-        resids, final = _graph(lm, layers, ids.to(lm.device), copies)
-        for rows in torch.arange(lm.d_model, device=lm.device).split(copies):
-            # Copy c of every position is asked about dimension rows[c]: their graphs do not meet.
-            wanted = torch.zeros_like(final)
-            wanted[: len(rows)] = one_hot(rows, lm.d_model)[:, None].to(final)
-            grads = torch.autograd.grad(final, [*resids.values()], wanted, retain_graph=True)
-            for layer, grad in zip(resids, grads, strict=True):
-                found = grad[: len(rows)].float()
-                sums[layer][rows] += found.sum(1)
-                squares[layer] += found.double().square().sum()
-            bar.advance(len(ids) * len(rows))
-    return {layer: _mean(sums[layer], float(squares[layer]), len(contexts)) for layer in layers}
+    squares: dict[int, list[Tensor]] = {layer: [] for layer in layers}
+    copies = min(lm.d_model, max(1, TOKENS_AT_ONCE // len(contexts)))
+    resids, final = _graph(lm, layers, contexts.to(lm.device), copies)
+    for rows in torch.arange(lm.d_model, device=lm.device).split(copies):
+        # Copy c of every position is asked about dimension rows[c]: their graphs do not meet.
+        wanted = torch.zeros_like(final)
+        wanted[: len(rows)] = one_hot(rows, lm.d_model)[:, None].to(final)
+        grads = torch.autograd.grad(final, [*resids.values()], wanted, retain_graph=True)
+        for layer, grad in zip(resids, grads, strict=True):
+            found = grad[: len(rows)].float()
+            sums[layer][rows] += found.sum(1)
+            squares[layer].append(found.double().square().sum())
+        advance(len(contexts) * len(rows))
+    return {layer: JacobianSums(sums[layer], torch.stack(squares[layer])) for layer in layers}
 
 
 def _graph(

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import reduce
+from operator import add
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -52,6 +54,9 @@ class AffineMap(NamedTuple):
         return resid.float() @ self.A + self.c
 
 
+_SUMS = ("x", "y", "xx", "xy")
+
+
 class Moments:
     """Sums over tokens that a least-squares fit needs, in float64: x = residual, y = target.
 
@@ -77,6 +82,28 @@ class Moments:
         self.xx += x.T @ x
         self.xy += x.T @ y
         self.yy += float(y.square().sum())
+
+    def merge(self, other: Moments) -> None:
+        """Add the sums over other tokens: one term, which rounds once."""
+        self.count += other.count
+        self.yy += other.yy
+        for name in _SUMS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+    def state(self) -> dict[str, Tensor]:
+        """All of it, on the CPU."""
+        scalars = torch.tensor([self.count, self.yy], dtype=torch.float64)
+        return {"scalars": scalars} | {name: getattr(self, name).cpu() for name in _SUMS}
+
+    @classmethod
+    def restored(cls, state: Mapping[str, Tensor]) -> Moments:
+        """What `state` gave."""
+        found = cls(0)
+        count, found.yy = state["scalars"].tolist()
+        found.count = int(count)
+        for name in _SUMS:
+            setattr(found, name, state[name])
+        return found
 
 
 def fit_affine(moments: Moments, strength: float) -> AffineMap:
@@ -147,21 +174,26 @@ class FrozenPredictions(NamedTuple):
 
 
 class PredictionSums:
-    """Running sums of next-token metrics of one predictor, in double precision."""
+    """Next-token metrics of one predictor, in double precision: a term each time that some tokens
+    are added, so that other processes' terms round as if they had been added here."""
 
     def __init__(self) -> None:
-        self.count = 0
-        self._correct = self._agree = self._kl = self._ce = 0.0
+        self.terms: list[tuple[float, ...]] = []
+        """Tokens, and the sums of correct, agreeing, KL and CE over them."""
 
     def add(self, logprobs: Tensor, frozen: FrozenPredictions) -> None:
         """Add N tokens with the predictor's log-probabilities [N, V], float32."""
         guess, targets = logprobs.argmax(-1), frozen.targets
-        self.count += len(targets)
-        self._correct += int((guess == targets).sum())
-        self._agree += int((guess == frozen.guess).sum())
         kl = (frozen.probs * (frozen.logprobs - logprobs)).sum(-1)
-        self._kl += float(kl.double().sum())
-        self._ce -= float(logprobs.gather(-1, targets[:, None]).double().sum())
+        self.terms.append(
+            (
+                len(targets),
+                int((guess == targets).sum()),
+                int((guess == frozen.guess).sum()),
+                float(kl.double().sum()),
+                -float(logprobs.gather(-1, targets[:, None]).double().sum()),
+            )
+        )
 
     def means(self) -> PredictionMeans:
         """The metrics.
@@ -169,11 +201,15 @@ class PredictionSums:
         Raises:
             NumericalError: if they are not finite.
         """
-        values = [v / max(1, self.count) for v in (self._correct, self._agree, self._kl, self._ce)]
-        if self.count == 0 or not all(math.isfinite(value) for value in values):
+        # One by one: `sum` of Python rounds otherwise.
+        count, *totals = reduce(
+            lambda a, b: tuple(map(add, a, b)), self.terms, (0.0, 0.0, 0.0, 0.0, 0.0)
+        )
+        values = [value / max(1, count) for value in totals]
+        if count == 0 or not all(math.isfinite(value) for value in values):
             raise NumericalError(
                 "Next-token metrics are not finite.",
-                f"{self.count} tokens gave accuracy, agreement, KL and CE {values}.",
+                f"{count:.0f} tokens gave accuracy, agreement, KL and CE {values}.",
                 "Check the model's weights, or use float32 as its `compute_dtype`.",
             )
         return PredictionMeans(*values)

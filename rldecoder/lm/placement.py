@@ -5,6 +5,7 @@ What a stage may do with such a model is the same, as far as it only reads; see 
 
 from __future__ import annotations
 
+import logging
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -28,21 +29,21 @@ def loading_arguments(
     """What `from_pretrained` is told besides.
 
     Raises:
-        BadInputError: the device or a package for it is missing.
+        BadInputError: a package for it is missing.
     """
     arguments: dict[str, Any] = {}
 
     # Refused here: transformers would say so only after the weights are read.
     if loading.quantization != "none":
-        if device.type != "cuda" or find_spec("bitsandbytes") is None:
-            missing = "no CUDA device" if device.type != "cuda" else "no package bitsandbytes"
+        if find_spec("bitsandbytes") is None:
             raise BadInputError(
                 f"`sync_tokenizer.quantization: {loading.quantization}` cannot be used: there is "
-                f"{missing}.",
-                "Weights of 8 and 4 bits are multiplied by bitsandbytes on a CUDA device.",
-                "Set `quantization: none`, or `pip install 'rl-decoder[quantized]'` on a machine "
-                "with such a device.",
+                "no package bitsandbytes.",
+                "It multiplies weights of 8 and 4 bits.",
+                "`pip install 'rl-decoder[quantized]'`, or set `quantization: none`.",
             )
+        # Else a line at every multiplication says that activations are rounded, too.
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
         arguments["quantization_config"] = (
             BitsAndBytesConfig(load_in_8bit=True)
             if loading.quantization == "8bit"
@@ -99,6 +100,15 @@ def count_parameters(model: PreTrainedModel) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+def rounds_activations(model: PreTrainedModel) -> bool:
+    """Whether blocks round what they read to 8 bits, as those with weights of 8 bits do.
+
+    Some columns are kept whole, and they are chosen over all tokens of a batch: a token's numbers
+    then hang, within that rounding, on the texts beside it (LLM.int8(), arXiv 2208.07339).
+    """
+    return bool(getattr(model, "is_loaded_in_8bit", False))
+
+
 def require_whole_weights(model: PreTrainedModel, purpose: str) -> None:
     """Raise if weights are packed or offloaded.
 
@@ -108,7 +118,8 @@ def require_whole_weights(model: PreTrainedModel, purpose: str) -> None:
     Raises:
         BadInputError: they are.
     """
-    packed = bool(getattr(model, "is_quantized", False))
+    # Not `is_quantized`: that is said of the whole model, and blocks are taken from its body.
+    packed = not all(parameter.is_floating_point() for parameter in model.parameters())
     if packed or is_offloaded(model):
         raise BadInputError(
             "The frozen model's weights are " + ("quantised." if packed else "offloaded."),

@@ -22,7 +22,7 @@ from rldecoder.lm.random_model import make_random_model
 from rldecoder.lm.registry import choose_model
 from rldecoder.lm.specs import ArchitectureConstants, check_constants, read_constants
 from rldecoder.precision import fast_dtype
-from rldecoder.provenance import peak_memory_bytes
+from rldecoder.provenance import await_device, peak_memory_bytes
 
 SEQUENCE_TOKENS = 128
 """Tokens a sequence of the test."""
@@ -126,12 +126,12 @@ def _measure(
     # The first pass pays for allocations and for choosing kernels: it is not timed.
     ids = _sample(lm, num_tokens)
     lm.unembed(lm.residuals(ids[:1])[1])
-    _synchronise(lm.device)
+    await_device(lm.device)
 
     started = time.perf_counter()
     residuals, final = lm.residuals(ids)
     logits = lm.unembed(final)
-    _synchronise(lm.device)
+    await_device(lm.device)
     seconds = time.perf_counter() - started
 
     for layer, resid in enumerate(residuals):
@@ -171,9 +171,3 @@ def _sample(lm: FrozenLM, num_tokens: int) -> torch.Tensor:
         while len(ids) < wanted:
             ids += lm.tokenizer.encode(next(texts), add_special_tokens=False)
     return torch.tensor(ids[:wanted], device=lm.device).view(-1, length)
-
-
-def _synchronise(device: torch.device) -> None:
-    # GPU kernels run on their own time: without waiting for them the clock would stop too early.
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from pathlib import Path
 
 from rldecoder.artifacts.store import ArtifactRef, ArtifactStore
 from rldecoder.config.base import Config
@@ -148,12 +147,13 @@ def plan_run(
         )
 
     # What is free counts where it is written: a bucket's store writes its copies first.
+    there = next(place for place in (store.root, *store.root.parents) if place.exists())
     return RunPlan(
         name=run.name,
         rate=None if rate is None else rate.said,
         flops_per_second=None if rate is None else rate.flops_per_second,
         store=store.place,
-        free_bytes=shutil.disk_usage(_existing(store.root)).free,
+        free_bytes=shutil.disk_usage(there).free,
         why_unknown=why_unknown,
         stages=tuple(rows),
     )
@@ -164,12 +164,6 @@ def _state(store: ArtifactStore, ref: ArtifactRef) -> str:
         return HERE
     progress = store.progress_path(ref)
     return STARTED if progress.is_dir() and any(progress.iterdir()) else TO_DO
-
-
-def _existing(folder: Path) -> Path:
-    while not folder.exists():
-        folder = folder.parent
-    return folder
 
 
 def _gb(count: float) -> str:

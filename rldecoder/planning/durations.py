@@ -58,7 +58,6 @@ def expected_seconds(
     """Seconds of every stage, in the order of the pipeline.
 
     Args:
-        constants: of the frozen model.
         flops_per_second: of one large forward pass, as `rate_of` gives it.
     """
     sizing = Sizing(run, sizes_of(constants))

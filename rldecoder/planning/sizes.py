@@ -11,16 +11,9 @@ from typing import NamedTuple
 
 from rldecoder.config.model import RANDOM, SyncTokenizerConfig
 from rldecoder.errors import BadInputError, RlDecoderError
+from rldecoder.lm import specs
 from rldecoder.lm.model_sources import SourceUnavailableError, locate_one
 from rldecoder.lm.registry import choose_model
-from rldecoder.lm.specs import (
-    ArchitectureConstants,
-    HfCacheSource,
-    LocalSource,
-    ModelSource,
-    WheelSource,
-    read_constants,
-)
 from rldecoder.lm.wheel import wheel_model_folder
 
 HALF_PRECISION_FROM = 500_000_000
@@ -30,7 +23,7 @@ HALF_PRECISION_FROM = 500_000_000
 class ModelSizes(NamedTuple):
     """A model's constants with what they imply for work and weight."""
 
-    constants: ArchitectureConstants
+    constants: specs.ArchitectureConstants
     weight_bytes: int
     """Of the weight files: as they are where the model is here, else a usual width a parameter."""
 
@@ -41,27 +34,23 @@ class ModelSizes(NamedTuple):
         tables = c.vocab_size * c.d_model * (1 if c.tied_embeddings else 2)
         return max(0, c.parameters - tables) // c.num_layers
 
-    def block_flops(self, context_length: int) -> float:
-        """FLOPs of one block, a token, forward; attention over all T positions, as it is computed
-        where no kernel leaves the masked half out."""
-        c = self.constants
-        return 2 * self.block_parameters + 4 * context_length * c.num_heads * c.head_dim
-
     @property
     def unembed_flops(self) -> float:
         """FLOPs of the logits of one token."""
         return 2.0 * self.constants.vocab_size * self.constants.d_model
 
     def blocks_flops(self, count: int, context_length: int) -> float:
-        """FLOPs of `count` blocks, a token, forward."""
-        return count * self.block_flops(context_length)
+        """FLOPs of `count` blocks, a token, forward; attention over all T positions, as it is
+        computed where no kernel leaves the masked half out."""
+        attention = 4 * context_length * self.constants.num_heads * self.constants.head_dim
+        return count * (2 * self.block_parameters + attention)
 
     def forward_flops(self, context_length: int) -> float:
         """FLOPs of the whole model, a token, forward, logits included."""
         return self.blocks_flops(self.constants.num_layers, context_length) + self.unembed_flops
 
 
-def sizes_of(constants: ArchitectureConstants) -> ModelSizes:
+def sizes_of(constants: specs.ArchitectureConstants) -> ModelSizes:
     """Of a model whose weight files are not at hand."""
     width = 2 if constants.parameters >= HALF_PRECISION_FROM else 4
     return ModelSizes(constants, width * constants.parameters)
@@ -98,13 +87,13 @@ def model_sizes(config: SyncTokenizerConfig) -> ModelSizes:
     return ModelSizes(constants, weight_bytes) if weight_bytes else sizes_of(constants)
 
 
-def _folder(source: ModelSource) -> Path | None:
+def _folder(source: specs.ModelSource) -> Path | None:
     """Where a source has the model on this machine; nothing is hashed, no network is used."""
-    if isinstance(source, LocalSource):
+    if isinstance(source, specs.LocalSource):
         folder: Path | None = Path(source.path).expanduser()
-    elif isinstance(source, WheelSource):
+    elif isinstance(source, specs.WheelSource):
         folder = wheel_model_folder(source)
-    elif isinstance(source, HfCacheSource):
+    elif isinstance(source, specs.HfCacheSource):
         try:
             folder = locate_one(source).folder
         except (SourceUnavailableError, RlDecoderError):
@@ -114,22 +103,22 @@ def _folder(source: ModelSource) -> Path | None:
     return folder if folder is not None and (folder / "config.json").is_file() else None
 
 
-def _random_constants(config: SyncTokenizerConfig) -> ArchitectureConstants:
+def _random_constants(config: SyncTokenizerConfig) -> specs.ArchitectureConstants:
     """Of the model that `make_random_model` would make."""
     from rldecoder.lm.random_model import random_config
 
     sizes = config.random_model
     made = random_config(**sizes.model_dump())
-    return read_constants(made, _count(made), sizes.n_positions)
+    return specs.read_constants(made, _count(made), sizes.n_positions)
 
 
-def _read_constants(folder: Path) -> ArchitectureConstants:
+def _read_constants(folder: Path) -> specs.ArchitectureConstants:
     """Constants of a folder's config.json."""
     from rldecoder.lm.loading import read_config
     from rldecoder.lm.text_part import text_part
 
     config = text_part(read_config(folder)).config
-    return read_constants(config, _count(config))
+    return specs.read_constants(config, _count(config))
 
 
 def _count(config: object) -> int:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import rldecoder
 from rldecoder import files
 from rldecoder.artifacts.base import Artifact
-from rldecoder.artifacts.catalogue import CATALOGUE, ModelFolder
+from rldecoder.artifacts.catalogue import CATALOGUE, FinalDecoder, ModelFolder
 from rldecoder.artifacts.manifests import (
     MANIFEST,
     ArtifactRef,
@@ -23,6 +23,7 @@ from rldecoder.artifacts.manifests import (
 )
 from rldecoder.config.run import RunConfig
 from rldecoder.errors import BadInputError, DamagedFileError, RlDecoderError
+from rldecoder.json_records import read_json, write_json
 from rldecoder.release.contents import (
     CORPUS,
     PIN,
@@ -49,6 +50,8 @@ if TYPE_CHECKING:
     from rldecoder.run import Run
 
 UNSEALED = "0" * 64
+DECODER_CONFIG = f"{FinalDecoder.decoder.name}/config.json"
+"""Of a decoder, in its artifact's folder; transformers names it."""
 
 
 def write_release(
@@ -162,6 +165,19 @@ def _copy(artifact: Artifact, manifest: Manifest, draft: Path) -> None:
                 "It has another SHA-256 than its manifest says.",
                 "Run again with the config that built it: it is built anew.",
             )
+        if name == DECODER_CONFIG:
+            _forget_folder(target)
+
+
+def _forget_folder(path: Path) -> None:
+    """Decoders with blocks, as older versions made them, name the folder of their frozen model."""
+    from rldecoder.decoder.configuration_sae_decoder import without_folder
+
+    settings = read_json(path)
+    blocks = settings.get("block_config")
+    if blocks is not None and without_folder(blocks) != blocks:
+        settings["block_config"] = without_folder(blocks)
+        write_json(path, settings)
 
 
 def _pin(run: Run, model: ModelFolder) -> ModelPin:

@@ -44,6 +44,7 @@ BESIDE = {
     "losses_only": "distillation on own responses",
     "reverse_distillation": "distillation on own responses by the reverse KL",
     "gold_answers": "cross-entropy on the right answers of the same prompts",
+    "correct_teacher": "cross-entropy on the frozen model's own answers that are right",
 }
 """Trainings without a reward that are measured beside the verdict, in words."""
 

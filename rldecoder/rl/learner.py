@@ -20,9 +20,10 @@ from rldecoder.rl.rewards import Composite, RewardInputs, WeightedReward
 from rldecoder.rl.rollout import Rollout
 from rldecoder.sae.model import SparseLatents
 
-ResponseLoss = Literal["forward_kl", "reverse_kl", "gold"]
-"""What the differentiable loss on responses is: KL(frozen || decoder), KL(decoder || frozen), or
-the cross-entropy of the responses themselves, which are then gold answers."""
+ResponseLoss = Literal["forward_kl", "reverse_kl", "gold", "right"]
+"""What the differentiable loss on responses is: KL(frozen || decoder), KL(decoder || frozen), the
+cross-entropy of the responses themselves, which are then gold answers, or of those of them alone
+that are wholly right: the others add nothing, to no loss."""
 
 
 class PpoStep(NamedTuple):
@@ -68,7 +69,9 @@ class StepData(NamedTuple):
     frozen_logprobs: Tensor | None
     """[N, V] of the frozen model; None where no loss or reward needs them."""
     kl_factors: Tensor
-    """[B] of the KL loss, by task."""
+    """[B] of the loss on responses, by task."""
+    counts: Tensor | None
+    """[N] bool: tokens that the losses on responses are means over; None: all."""
     entropy: float
     """Of the policy that sampled, nats per token."""
     value_explained_variance: float

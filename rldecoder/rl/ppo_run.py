@@ -9,13 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from rldecoder.checkpoints import Checkpoints
-from rldecoder.config.rl import PpoSettings, TrainPpoConfig
+from rldecoder.config.rl import TrainPpoConfig
 from rldecoder.curves import Curves
 from rldecoder.decoder.distill import matmul_precision
 from rldecoder.decoder.loading import save_decoder
@@ -30,31 +29,15 @@ from rldecoder.reporting import Reporter
 from rldecoder.rl import core
 from rldecoder.rl.collapse import CollapseState, CollapseWatch
 from rldecoder.rl.evaluation import EVALUATIONS, EvaluationRow, Evaluator
-from rldecoder.rl.learner import Plan, PpoStep, ResponseLoss, choose_share, make_learner
+from rldecoder.rl.kinds import ANSWERS, RESPONSE_LOSSES, Kind, asks_the_teacher, settings_of
+from rldecoder.rl.learner import Plan, PpoStep, choose_share, make_learner
 from rldecoder.rl.replay import Replay
-from rldecoder.rl.rewards import RandomReward, WeightedReward, decoder_rewards
+from rldecoder.rl.rewards import FaithfulnessReward, RandomReward, WeightedReward, decoder_rewards
 from rldecoder.rl.rollout import DecoderSampler
 from rldecoder.rl.rollout_log import RolloutLog, rollout_rows
 from rldecoder.rl.text_training import require_text, train_on_text
 from rldecoder.schemas import JsonRecord, write_parquet
 from rldecoder.seeds import derive_seed
-
-Kind = Literal[
-    "trained", "random_reward", "losses_only", "text_only", "reverse_distillation", "gold_answers"
-]
-"""`trained`: everything. `random_reward`: noise as reward and no other loss.
-`losses_only`: the differentiable losses without any reward, on its own responses and on text, the
-KL loss at its full weight on the responses of all tasks, whatever `response_kl_factors` says.
-`reverse_distillation`: the same with KL(decoder || frozen) on responses.
-`gold_answers`: the same with cross-entropy on the right answers of the same prompts, which stand in
-the place of responses.
-`text_only`: the KL loss on text alone, which is what supervised training did."""
-
-RESPONSE_LOSSES: dict[Kind, ResponseLoss] = {
-    "reverse_distillation": "reverse_kl",
-    "gold_answers": "gold",
-}
-"""Of the kinds whose loss on responses is not KL(frozen || decoder)."""
 
 
 class PolicyTraining(JsonRecord):
@@ -98,7 +81,7 @@ class PpoRun:
         self.name, self.kind, self.config, self.seed = name, kind, config, seed
         self.decoder, self.progress, self.report = decoder, progress, report
         self.checkpoint_every_steps = checkpoint_every_steps
-        self.settings = _settings(config.ppo, kind)
+        self.settings = settings_of(config.ppo, kind)
         self.learner = make_learner(decoder, self.settings, seed)
         self.total_steps = sum(stage.steps for stage in config.stages)
         self.activations = activations
@@ -151,8 +134,8 @@ class PpoRun:
         sampler = DecoderSampler(
             self.decoder,
             temperature=self.settings.temperature,
-            frozen_states=self.kind in ("trained", "losses_only", "reverse_distillation"),
-            gold=self.kind == "gold_answers",
+            frozen_states=asks_the_teacher(self.kind, self.settings, self.suite.names),
+            answers=ANSWERS.get(self.kind, "own"),
         )
         plan = Plan(
             settings=self.settings,
@@ -331,7 +314,10 @@ class PpoRun:
         if self.kind == "random_reward":
             return [WeightedReward(1.0, RandomReward(self.seed))]
         settings = self.settings
-        return decoder_rewards(self.weights(), settings.kl_penalty, settings.consistency)
+        rewards = decoder_rewards(self.weights(), settings.kl_penalty, settings.consistency)
+        if settings.faithfulness_reward:
+            return rewards
+        return [part for part in rewards if part.reward.name != FaithfulnessReward.name]
 
     def _replay(self) -> Replay | None:
         settings = self.settings
@@ -428,15 +414,3 @@ def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors `prefix.name`, by name."""
     dot = f"{prefix}."
     return {n.removeprefix(dot): t for n, t in tensors.items() if n.startswith(dot)}
-
-
-def _settings(ppo: PpoSettings, kind: Kind) -> PpoSettings:
-    if kind == "random_reward":
-        off = {"kl_loss_coef": 0.0, "sparsity_loss_coef": 0.0, "replay_tokens": 0}
-        return ppo.model_copy(update=off)
-    no_reward = {"policy_coef": 0.0, "entropy_coef": 0.0}
-    if kind in ("losses_only", "reverse_distillation", "gold_answers"):
-        return ppo.model_copy(update={**no_reward, "response_kl_factors": {}})
-    if kind == "text_only":
-        return ppo.model_copy(update={**no_reward, "sparsity_loss_coef": 0.0})
-    return ppo

@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from jaxtyping import Float, Int
@@ -32,6 +32,7 @@ from rldecoder.evals.generation import (
 from rldecoder.evals.prompts import TaskPrompt
 from rldecoder.evals.task_text import solution
 from rldecoder.lm.cut import keeps_states, repeat_rows
+from rldecoder.lm.frozen import FrozenLM
 from rldecoder.lm.text_tokens import answer_texts, encode_prompts
 from rldecoder.sae.model import SparseLatents
 
@@ -73,6 +74,10 @@ class Rollout(NamedTuple):
     """The prompts' latents; only for decoders with blocks."""
 
 
+Answers = Literal["own", "gold", "teacher"]
+"""Whose responses are taken: the decoder's samples, the right answers as the worked examples give
+them (each with a line break), or the frozen model's samples."""
+
 _PREFIXES = 8
 """How many prefixes are kept: a batch may chance to share some tokens beyond its task's own."""
 
@@ -86,15 +91,14 @@ class Sampler(Protocol):
 
 
 class DecoderSampler:
-    """Samples from the decoder at a temperature.
+    """Samples responses at a temperature, from the decoder unless told otherwise.
 
     Args:
         decoder: attached to its frozen model.
         temperature: divides the logits.
         frozen_states: also run the rest of the frozen model over the responses, once, for its
             final hidden states (the KL loss and the faithfulness reward need them).
-        gold: nothing is sampled: each response is the prompt's right answer, as its worked examples
-            give it, and a line break.
+        answers: whose responses are taken; the latents are of the states in which they were.
     """
 
     def __init__(
@@ -103,10 +107,10 @@ class DecoderSampler:
         *,
         temperature: float = 1.0,
         frozen_states: bool = True,
-        gold: bool = False,
+        answers: Answers = "own",
     ) -> None:
         lm = decoder.frozen.lm
-        self.gold = gold
+        self.answers = answers
         self.decoder, self.temperature, self.frozen_states = decoder, temperature, frozen_states
         self.tokenizer, self.pad_token_id = lm.tokenizer, lm.pad_token_id
         self.end_ids = lm.end_token_ids
@@ -121,7 +125,7 @@ class DecoderSampler:
         for task in dict.fromkeys(prompt.task for prompt in prompts):
             rows = [i for i, prompt in enumerate(prompts) if prompt.task == task]
             ids = encode_prompts(self.tokenizer, [prompts[i].prompt for i in rows])
-            forced = self._gold([prompts[i] for i in rows]) if self.gold else None
+            forced = self._gold([prompts[i] for i in rows]) if self.answers == "gold" else None
             length = prompts[rows[0]].max_new_tokens if forced is None else forced.shape[1]
             groups.append((rows, self._sample(rows, ids, length, generator, forced)))
         return self._merge(prompts, groups)
@@ -147,6 +151,7 @@ class DecoderSampler:
         ids, mask, positions = batch.suffix, batch.mask, batch.suffix_positions
         alive = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
         tokens, keep, acts, indices, resids, places = [], [], [], [], [], []
+        teacher = self._teacher(tail_past) if self.answers == "teacher" else None
         context: Context | None = None
 
         for turn in range(max_tokens):
@@ -171,6 +176,8 @@ class DecoderSampler:
                     numbers = torch.tensor(rows, device=ids.device)
                     context = Context(numbers, prefix, seen.latents, mask, positions)
 
+            if teacher is not None:
+                hidden = teacher(seen.resid, mask, positions)
             if forced is None:
                 logits = lm.unembed(hidden) / self.temperature
                 drawn = draw(logits.softmax(-1), generator)
@@ -189,7 +196,9 @@ class DecoderSampler:
 
         token_ids = torch.stack(tokens, dim=1)
         frozen = None
-        if self.frozen_states:  # nothing was read after the last token
+        if self.frozen_states and teacher is not None:
+            frozen = torch.stack(teacher.seen, dim=1)
+        elif self.frozen_states:  # nothing was read after the last token
             frozen = lm.tail(
                 torch.cat(resids, dim=1),
                 decoder.config.hook_layer,
@@ -199,6 +208,10 @@ class DecoderSampler:
             )[:, batch.suffix.shape[1] - 1 :]
         latents = SparseLatents(_stack_padded(acts), _stack_padded(indices))
         return _Group(token_ids, torch.stack(keep, 1).long(), latents, frozen, ~alive, context)
+
+    def _teacher(self, past: Cache | None) -> _Teacher:
+        lm, layer = self.decoder.frozen.lm, self.decoder.config.hook_layer
+        return _Teacher(lm, layer, lm.tail_cache(layer) if past is None else past)
 
     def _gold(self, prompts: Sequence[TaskPrompt]) -> Tensor:
         """Tokens [B, T] of the right answers, each ended by a line break and padded with more."""
@@ -232,7 +245,7 @@ class DecoderSampler:
         seen = self.decoder.features(ids, use_cache=True)
         assert seen.past_key_values is not None
         tail_past = None
-        if self.frozen_states:
+        if self.frozen_states or self.answers == "teacher":
             lm, layer = self.decoder.frozen.lm, self.decoder.config.hook_layer
             tail_past = lm.tail_cache(layer)
             lm.tail(seen.resid, layer, past_key_values=tail_past)
@@ -300,6 +313,27 @@ def draw(probs: Float[Tensor, "batch vocab"], generator: torch.Generator) -> Int
     # Shares are below 1, so that the first bound above a share's part of the total exists.
     shares = torch.rand(len(probs), 1, generator=generator).to(probs.device)
     return torch.searchsorted(bounds, shares * total, right=True)[:, 0]
+
+
+class _Teacher:
+    """The rest of the frozen model, one token after the other, as sampling from it needs it."""
+
+    def __init__(self, lm: FrozenLM, layer: int, past: Cache) -> None:
+        self.lm, self.layer, self.past = lm, layer, past
+        self.seen: list[Tensor] = []
+        """[B, D] of each turn."""
+
+    def __call__(self, resid: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+        """Its final hidden state [B, D] at the last of the new positions [B, T, D]."""
+        hidden = self.lm.tail(
+            resid,
+            self.layer,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=self.past,
+        )[:, -1]
+        self.seen.append(hidden)
+        return hidden
 
 
 class _Group(NamedTuple):

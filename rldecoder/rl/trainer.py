@@ -182,6 +182,9 @@ class DecoderPPOTrainer(GRPOTrainer):
         learner.normaliser.update(returns, mask)
 
         factors = [settings.response_kl_factors.get(prompt.task, 1.0) for prompt in rollout.prompts]
+        row, counts = keep.nonzero()[:, 0], None
+        if self.plan.response_loss == "right":
+            counts = (seen.task_scores >= 1)[row]
         return StepData(
             rollout=rollout,
             seen=seen,
@@ -189,13 +192,14 @@ class DecoderPPOTrainer(GRPOTrainer):
             advantages=settings.policy_coef * core.masked_whiten(advantages, mask),
             values=raw,
             returns=learner.normaliser.normalise(returns),
-            row=keep.nonzero()[:, 0],
+            row=row,
             token_ids=token_ids,
             latents=latents,
             states=states,
             slopes=predicted.slopes,
             frozen_logprobs=frozen,
             kl_factors=torch.tensor(factors, device=mask.device),
+            counts=counts,
             entropy=float(old.entropy.mean()),
             value_explained_variance=core.explained_variance(values, returns, mask),
         )
@@ -257,14 +261,16 @@ class DecoderPPOTrainer(GRPOTrainer):
 
         # What can be differentiated is a loss and no reward: faithfulness on own responses...
         if kl_coef > 0 and (distance := self._distance(now, hidden, frozen)) is not None:
-            loss = loss + kl_coef * (data.kl_factors[data.row[here]] * distance).mean()
-            metrics["rollout_kl" if frozen is not None else "gold_ce"] = distance.mean()
+            factors = data.kl_factors[data.row[here]]
+            loss = loss + kl_coef * _mean(factors * distance, data.counts, here)
+            name = "gold_ce" if self.plan.response_loss in ("gold", "right") else "rollout_kl"
+            metrics[name] = _mean(distance, data.counts, here)
 
         # ... few latents carrying each choice ...
         if sparsity_coef > 0:
             active = SparseLatents(data.latents.acts[here], data.latents.indices[here])
             contributions = learner.decoder.along(active, data.slopes[here])
-            entropy = core.contribution_entropy(contributions).mean()
+            entropy = _mean(core.contribution_entropy(contributions), data.counts, here)
             loss = loss + sparsity_coef * entropy
             metrics["contribution_entropy"] = entropy
 
@@ -301,7 +307,7 @@ class DecoderPPOTrainer(GRPOTrainer):
 
     def _distance(self, now: TokenStats, hidden: Tensor, frozen: Tensor | None) -> Tensor | None:
         """What the loss on responses wants small at each of the minibatch's tokens, in nats."""
-        if self.plan.response_loss == "gold":
+        if self.plan.response_loss in ("gold", "right"):
             return -now.logprobs
         if frozen is None or self.plan.response_loss == "forward_kl":
             return None if frozen is None else now.kl
@@ -365,6 +371,11 @@ def _unflatten(flat: Tensor, mask: Tensor) -> Tensor:
     return out.masked_scatter(
         mask.bool().view(*mask.shape, *([1] * (flat.dim() - 1))).expand_as(out), flat
     )
+
+
+def _mean(values: Tensor, counts: Tensor | None, here: Tensor) -> Tensor:
+    """Mean of [n] over those tokens of a minibatch (`here` [N]) that count; 0 where none does."""
+    return values.mean() if counts is None else core.masked_mean(values, counts[here])
 
 
 def _task_score(completions: list[str], **kwargs: Any) -> list[float | None]:

@@ -66,7 +66,6 @@ def autoencode(
     Args:
         x: this process's tokens.
         weights: of the SAE in training.
-        architecture: chooses the pairs.
         group: of the processes whose tokens make up the batch.
     """
     with torch.no_grad():

@@ -324,10 +324,7 @@ def _require_hook(known: Settings, folder: Path, example: str) -> None:
 
 
 def _only(
-    found: Mapping[str, Header],
-    names: set[str],
-    path: Path,
-    ignored: frozenset[str] = frozenset(),
+    found: Mapping[str, Header], names: set[str], path: Path, ignored: frozenset[str] = frozenset()
 ) -> None:
     if not names <= found.keys() or found.keys() - names - ignored:
         raise DamagedFileError(

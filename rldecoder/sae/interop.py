@@ -177,7 +177,7 @@ def spec_of(found: Description, config: Settings, path: Path) -> SaeSpec:
     """
     try:
         return SaeSpec(
-            architecture=found.architecture,  # type: ignore[arg-type]  # pydantic checks it
+            architecture=found.architecture,
             d_model=config["d_in"],
             num_latents=config["d_sae"],
             k=found.k,

@@ -22,9 +22,7 @@ from rldecoder.sae.sparse_ops import decode_sparse, sparsify
 from rldecoder.sae.spec import SaeSpec
 from rldecoder.seeds import torch_generator
 
-__all__ = [
-    "Sae", "SaeOutput", "SaeSpec", "SparseLatents", "fold_input_scale", "subtract_b_dec",
-]  # fmt: skip
+__all__ = ["Sae", "SaeOutput", "SaeSpec", "SparseLatents", "fold_input_scale", "subtract_b_dec"]
 
 
 class SaeOutput(NamedTuple):

@@ -18,7 +18,6 @@ def density_histogram(
     Args:
         density: [L] share of tokens on which each latent fires.
         control: the same of the random-init SAE, or None.
-        path: of the SVG.
     """
     with svg_figure(path, (5.2, 3.0)) as figure:
         axes = figure.add_subplot()

@@ -46,7 +46,6 @@ def make_report(
         usage: from the test split's densities.
         near_duplicates: share of decoder rows with a twin.
         splice: with the replacements `sae`, `zero`, `mean`, and `random` if measured.
-        config: its thresholds.
     """
     spliced = splice.replaced["sae"]
     report = {

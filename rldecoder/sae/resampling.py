@@ -31,7 +31,6 @@ def resample_dead(
         optimizer: Adam over exactly these weights.
         dead: [number of dead] int64.
         x: [N, D] inputs; `recon`: their reconstructions.
-        generator: CPU generator.
 
     Returns:
         How many latents were revived.

@@ -40,7 +40,6 @@ class Pairs:
     Args:
         latents: [M] int64, the latent of each pair.
         offsets: [N] int64, where each token's pairs begin.
-        num_latents: L.
     """
 
     def __init__(

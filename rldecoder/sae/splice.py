@@ -63,11 +63,9 @@ def splice_quality(
     once for all replacements.
 
     Args:
-        lm: the frozen model.
         input_ids: [S, T] full sequences without padding, T >= 3.
         layer: blocks before the hook point.
         replacements: name -> function of residuals [B, T - 1, D] to the same shape.
-        batch: sequences run at once.
         advance: called with the number of sequences done.
 
     Raises:

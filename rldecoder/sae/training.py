@@ -269,6 +269,7 @@ class SaeTrainer:
             self.architecture.begin(self._scaled(raw), self.weights)
         if len(self._flagged):
             self._resample(raw, self._flagged.to(self.weights.dec.device))
+        self.agree()
 
     @torch.no_grad()
     def _resample(self, raw: Tensor, dead: Tensor) -> int:
@@ -280,7 +281,17 @@ class SaeTrainer:
         self.tokens_since_fired[dead[:revived]] = 0
         if revived:
             self.architecture.restart(x, self.weights, dead[:revived], self.optimizer)
+        self.agree()
         return revived
+
+    def agree(self) -> None:
+        """Make all processes' state the first one's, to the bit.
+
+        Steps keep it so on machines of one kind. Resampling draws by each process's own losses,
+        which sums in any order (CUDA's atomics) move; so does a processor of another kind.
+        """
+        moments = [m for state in self.optimizer.state.values() for m in state.values()]
+        self.group.agree([*self._trained, *moments, self.tokens_since_fired])
 
     @torch.no_grad()
     def _drop_radial_gradient(self) -> None:

@@ -10,16 +10,10 @@ from rldecoder.artifacts.catalogue import Clusters, Labels
 from rldecoder.dashboard.cards import FeatureCard, ReviewShown, feature_cards
 from rldecoder.dashboard.relations import Relations
 from rldecoder.errors import BadInputError
-from rldecoder.interp.records import FeatureLabel, Review
+from rldecoder.interp.records import Review
 from rldecoder.interp.review import ReviewLine, append_review, read_reviews, settled
 from rldecoder.interp.shown import ShownLatents
-from rldecoder.serve.answers import (
-    FeaturePage,
-    FindAnswer,
-    FoundLatent,
-    QueueAnswer,
-    SearchAnswer,
-)
+from rldecoder.serve.answers import FeaturePage, FindAnswer, FoundLatent, QueueAnswer, SearchAnswer
 from rldecoder.serve.requests import FeatureQuery, FindQuery, ReviewRequest
 from rldecoder.serve.words import kind_words, numbers, worth_words
 
@@ -44,7 +38,6 @@ class Catalogue:
     """Cards of all labelled features, texts made visible; and the verdicts on them.
 
     Args:
-        labels: what people look at.
         clusters: of the same labels, with the queue.
         reviews: the JSONL file of verdicts; it need not exist yet.
     """
@@ -75,9 +68,6 @@ class Catalogue:
 
     def find(self, query: FindQuery, usual: Usual) -> FindAnswer:
         """Latents of the whole dictionary by words or number, labelled ones first.
-
-        Args:
-            usual: a latent's usual high.
 
         Raises:
             BadInputError: it has no latent of that number.
@@ -124,13 +114,12 @@ class Catalogue:
         """The page of any latent.
 
         Args:
-            usual: its usual high.
             effects: tokens that the decoder's row raises, and lowers.
-            code: the same in Python.
         """
         said, feature = self._said.of(latent), self._features.get(latent)
         card = self.card(latent) if feature is not None else None
         output = None if feature is None else feature.output
+        bar = self.labels.high_confidence_threshold
         return FeaturePage(
             latent=latent,
             shown=said.text,
@@ -139,7 +128,7 @@ class Catalogue:
             usual=usual,
             kind="none" if feature is None else feature.kind,
             kind_words=kind_words(feature, said),
-            worth=[] if feature is None else self._worth(feature),
+            worth=[] if feature is None else worth_words(feature, said, bar),
             tried=[] if card is None else card.tried,
             numbers=[] if feature is None else numbers(feature),
             promoted=effects[0],
@@ -151,10 +140,6 @@ class Catalogue:
             reviews=[] if card is None else card.reviews,
             code=code,
         )
-
-    def _worth(self, feature: FeatureLabel) -> list[str]:
-        bar = self.labels.high_confidence_threshold
-        return worth_words(feature, self._said.of(feature.latent), bar)
 
     def has(self, latent: int) -> bool:
         """Whether the latent was among those to label."""

@@ -48,7 +48,6 @@ class Guard:
     """ASGI middleware: refuses what is not ours, bounds bodies, sets the security headers.
 
     Args:
-        app: the application behind it.
         hosts: names under which browsers may reach the server, without port. The port is not
             compared: behind an SSH tunnel it is another one.
         token: what every POST must carry.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Awaitable, Callable
+from functools import wraps
+from typing import Annotated, Any
 
 import anyio
 from fastapi import FastAPI, Query
@@ -10,41 +12,14 @@ from fastapi.responses import Response
 
 from rldecoder.dashboard.cards import Context, ReviewShown
 from rldecoder.dashboard.shown import ExampleShown
-from rldecoder.explain.read_records import FeatureTable
 from rldecoder.explain.reading import Reading
 from rldecoder.explain.steering import Which
 from rldecoder.explain.target import find_token
 from rldecoder.interp.contexts import FiringContext
-from rldecoder.serve.answers import (
-    CompareAnswer,
-    ContextsAnswer,
-    DifferenceShown,
-    ExplainAnswer,
-    FeaturePage,
-    FindAnswer,
-    InterventionAnswer,
-    NumberedChoice,
-    PositionAnswer,
-    QueueAnswer,
-    SearchAnswer,
-    SteerAnswer,
-    TraceAnswer,
-    WrittenLine,
-)
+from rldecoder.serve import answers, requests
 from rldecoder.serve.code import CONTEXTS, TargetNamed
-from rldecoder.serve.requests import (
-    CompareRequest,
-    FeatureQuery,
-    FindQuery,
-    InterventionRequest,
-    PositionRequest,
-    PromptRequest,
-    ReviewRequest,
-    SteerRequest,
-    TokenRequest,
-)
 from rldecoder.serve.served import Served
-from rldecoder.serve.turns import Lines, OneAtATime, Tell
+from rldecoder.serve.turns import Answer, Lines, OneAtATime, Tell
 from rldecoder.serve.workbench import changes_of
 from rldecoder.visible_text import visible_token
 
@@ -52,27 +27,27 @@ QUEUE_SHOWN = 10
 
 
 class Asked:
-    """Answers of the models, one at a time.
-
-    Args:
-        served: whose models they are.
-    """
+    """Answers of the models, one at a time."""
 
     def __init__(self, served: Served) -> None:
         self._bench, self._code, self._texts = served.workbench, served.code, served.texts
 
-    def trace(self, asked: PromptRequest) -> TraceAnswer:
+    def trace(self, asked: requests.PromptRequest) -> answers.TraceAnswer:
         """All tokens of a prompt."""
-        return TraceAnswer.model_validate({"tokens": self._bench.read(asked.prompt).predictions})
+        return answers.TraceAnswer.model_validate(
+            {"tokens": self._bench.read(asked.prompt).predictions}
+        )
 
-    def position(self, asked: PositionRequest) -> PositionAnswer:
+    def position(self, asked: requests.PositionRequest) -> answers.PositionAnswer:
         """All features of a token."""
         target = self._bench.target(asked.target)
         found = self._bench.read(asked.prompt).features(asked.position, target)
         code = self._code.position(asked.prompt, asked.position, self._bench.named(target))
-        return _position(found, code)
+        return answers.PositionAnswer.model_validate(
+            {"token": found.token, "minus": found.minus, "features": list(found), "code": code}
+        )
 
-    def intervene(self, asked: InterventionRequest) -> InterventionAnswer:
+    def intervene(self, asked: requests.InterventionRequest) -> answers.InterventionAnswer:
         """What a change does."""
         target, changes = self._bench.target(asked.target), changes_of(asked.changes)
         reading, at = self._bench.read(asked.prompt), asked.position
@@ -85,21 +60,21 @@ class Asked:
         named = self._bench.named(target)
         code = self._code.intervention(asked.prompt, changes, place, named)
         values = found._asdict() | {"about": _about(named), "code": code}
-        return InterventionAnswer.model_validate(values)
+        return answers.InterventionAnswer.model_validate(values)
 
-    def explain(self, asked: PositionRequest) -> ExplainAnswer:
+    def explain(self, asked: requests.PositionRequest) -> answers.ExplainAnswer:
         """Both methods at a token."""
         shown = ExampleShown.of(self._bench.read(asked.prompt).explain(asked.position))
         code = self._code.explanation(asked.prompt, asked.position)
-        return ExplainAnswer.model_construct(**dict(shown), code=code)
+        return answers.ExplainAnswer.model_construct(**dict(shown), code=code)
 
-    def compare(self, asked: CompareRequest) -> CompareAnswer:
+    def compare(self, asked: requests.CompareRequest) -> answers.CompareAnswer:
         """Two prompts."""
         first, second = self._bench.read(asked.prompt), self._bench.read(asked.other)
         at = _or_last(first, asked.position), _or_last(second, asked.other_position)
         found = first.compare(second, *at)
         features = [
-            DifferenceShown(
+            answers.DifferenceShown(
                 latent=one.latent, act=one.activation, other_act=one.other_activation,
                 difference=one.difference, label=one.label, unsure_label=one.unsure_label,
                 description=one.description, confidence=one.confidence,
@@ -111,36 +86,38 @@ class Asked:
             "features": features, "frozen": found.frozen, "decoder": found.decoder,
             "code": self._code.comparison(asked, at),
         }  # fmt: skip
-        return CompareAnswer.model_validate(values)
+        return answers.CompareAnswer.model_validate(values)
 
-    def token(self, asked: TokenRequest) -> NumberedChoice:
+    def token(self, asked: requests.TokenRequest) -> answers.NumberedChoice:
         """The token that a text is; its probability is not asked for."""
         lm = self._bench.reader.lm
-        return NumberedChoice(token=asked.text, token_id=find_token(lm, asked.text), probability=0)
+        return answers.NumberedChoice(
+            token=asked.text, token_id=find_token(lm, asked.text), probability=0
+        )
 
-    def steer(self, asked: SteerRequest, tell: Tell) -> None:
+    def steer(self, asked: requests.SteerRequest, tell: Tell) -> None:
         """Both models write, with the changes and without, line by line."""
 
         def told(model: Which, changed: bool, text: str, step: int) -> None:
-            line = WrittenLine(model=model, changed=changed, text=text, step=step)
+            line = answers.WrittenLine(model=model, changed=changed, text=text, step=step)
             tell(line.model_dump(mode="json"))
 
         written = self._bench.write(asked, told)
         texts = [
-            WrittenLine(model=model, changed=changed, text=text, step=asked.new_tokens)
+            answers.WrittenLine(model=model, changed=changed, text=text, step=asked.new_tokens)
             for model, changed, text in written
         ]
         code = self._code.steering(asked, changes_of(asked.changes))
-        tell(SteerAnswer(texts=texts, code=code).model_dump(mode="json"))
+        tell(answers.SteerAnswer(texts=texts, code=code).model_dump(mode="json"))
 
     def row_effects(self, latent: int) -> tuple[list[str], list[str]]:
         """What a latent's row of the decoder raises and lowers."""
         return self._bench.reader.row_effects(latent)
 
-    def contexts(self, latent: int) -> ContextsAnswer:
+    def contexts(self, latent: int) -> answers.ContextsAnswer:
         """Where a latent fires in unseen text."""
         found = self._texts(latent, CONTEXTS)
-        return ContextsAnswer(
+        return answers.ContextsAnswer(
             split=found.split,
             firings=found.firings,
             tokens=found.tokens,
@@ -152,44 +129,31 @@ def add_questions(app: FastAPI, served: Served, model: OneAtATime) -> None:
     """What the models answer."""
     asked = Asked(served)
 
-    @app.post("/api/trace")
-    async def trace(request: PromptRequest) -> TraceAnswer:
-        return await model.run(lambda: asked.trace(request))
+    def in_turn(answer: Callable[..., Answer]) -> Callable[..., Awaitable[Answer]]:
+        """The same, when its turn has come; FastAPI reads the signature of what is wrapped."""
 
-    @app.post("/api/position")
-    async def position(request: PositionRequest) -> PositionAnswer:
-        return await model.run(lambda: asked.position(request))
+        @wraps(answer)
+        async def turn(**question: Any) -> Answer:
+            return await model.run(lambda: answer(**question))
 
-    @app.post("/api/intervene")
-    async def intervene(request: InterventionRequest) -> InterventionAnswer:
-        return await model.run(lambda: asked.intervene(request))
+        return turn
 
-    @app.post("/api/explain")
-    async def explain(request: PositionRequest) -> ExplainAnswer:
-        return await model.run(lambda: asked.explain(request))
-
-    @app.post("/api/compare")
-    async def compare(request: CompareRequest) -> CompareAnswer:
-        return await model.run(lambda: asked.compare(request))
-
-    @app.post("/api/token")
-    async def token(request: TokenRequest) -> NumberedChoice:
-        return await model.run(lambda: asked.token(request))
+    for answer in (
+        asked.trace, asked.position, asked.intervene, asked.explain, asked.compare, asked.token
+    ):  # fmt: skip
+        app.post(f"/api/{answer.__name__}")(in_turn(answer))
+    app.get("/api/features/{latent}/contexts")(in_turn(asked.contexts))
 
     @app.post("/api/steer")
-    async def steer(request: SteerRequest) -> Response:
+    async def steer(request: requests.SteerRequest) -> Response:
         return Lines(model, lambda tell: asked.steer(request, tell))
 
     @app.get("/api/features/{latent}")
-    async def feature(latent: int) -> FeaturePage:
+    async def feature(latent: int) -> answers.FeaturePage:
         effects = await model.run(lambda: asked.row_effects(latent))
         usual, code = served.workbench.usual(latent), served.code.feature(latent)
         page = served.catalogue.feature  # reads the file of verdicts
         return await anyio.to_thread.run_sync(page, latent, usual, effects, code)
-
-    @app.get("/api/features/{latent}/contexts")
-    async def contexts(latent: int) -> ContextsAnswer:
-        return await model.run(lambda: asked.contexts(latent))
 
 
 def add_catalogue(app: FastAPI, served: Served) -> None:
@@ -197,26 +161,20 @@ def add_catalogue(app: FastAPI, served: Served) -> None:
     catalogue = served.catalogue
 
     @app.get("/api/features")
-    def features(query: Annotated[FeatureQuery, Query()]) -> SearchAnswer:
+    def features(query: Annotated[requests.FeatureQuery, Query()]) -> answers.SearchAnswer:
         return catalogue.search(query)
 
     @app.get("/api/find")
-    def find(query: Annotated[FindQuery, Query()]) -> FindAnswer:
+    def find(query: Annotated[requests.FindQuery, Query()]) -> answers.FindAnswer:
         return catalogue.find(query, served.workbench.usual)
 
     @app.get("/api/queue")
-    def queue(count: Annotated[int, Query(ge=1, le=5000)] = QUEUE_SHOWN) -> QueueAnswer:
+    def queue(count: Annotated[int, Query(ge=1, le=5000)] = QUEUE_SHOWN) -> answers.QueueAnswer:
         return catalogue.queue(count)
 
     @app.post("/api/reviews", status_code=201)
-    def review(request: ReviewRequest) -> ReviewShown:
+    def review(request: requests.ReviewRequest) -> ReviewShown:
         return catalogue.review(request)
-
-
-def _position(found: FeatureTable, code: str) -> PositionAnswer:
-    return PositionAnswer.model_validate(
-        {"token": found.token, "minus": found.minus, "features": list(found), "code": code}
-    )
 
 
 def _about(target: TargetNamed | None) -> str:

@@ -68,10 +68,6 @@ class Lines(Response):
     When the reader goes away, the next line that is told raises GoneError in the working thread,
     so that the model is free again. What fails before the first line is an error like any other;
     later it is the last line.
-
-    Args:
-        model: takes the turn.
-        work: tells the lines.
     """
 
     media_type = "application/x-ndjson"

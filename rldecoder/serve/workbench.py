@@ -26,7 +26,6 @@ class Workbench:
     """Loaded models and the prompts that the page asks about. Not for several threads at once.
 
     Args:
-        reader: as `explain` uses it.
         max_tokens: longest prompt; the work and the memory grow with it.
     """
 
@@ -79,8 +78,9 @@ class Workbench:
         """
         # What cannot be used is refused before anything is written.
         self.read(asked.prompt)
+        reader = self.reader
         plain, steered = (
-            self._steering(changes, asked.start)
+            Steering(reader.lm, reader.sae, lambda: reader.decoder, changes, asked.start)
             for changes in (Changes(), changes_of(asked.changes))
         )
         key = (asked.prompt, asked.new_tokens, asked.temperature, asked.seed)
@@ -96,10 +96,6 @@ class Workbench:
             written.append((model, changed, text))
             told(model, changed, text, (number + 1) * asked.new_tokens)
         return written
-
-    def _steering(self, changes: Changes, start: int) -> Steering:
-        reader = self.reader
-        return Steering(reader.lm, reader.sae, lambda: reader.decoder, changes, start)
 
     def _one(
         self,

@@ -6,22 +6,35 @@ Everything later is measured against these numbers, and the decoder starts from 
 from __future__ import annotations
 
 import re
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rldecoder.artifacts.catalogue import Baselines
+from rldecoder.artifacts.catalogue import Baselines, ModelFolder
 from rldecoder.config.data import BaselinesConfig
-from rldecoder.data.shards import first_sequences
-from rldecoder.errors import BadInputError
-from rldecoder.evals.generation import prefix_generate
-from rldecoder.evals.prompts import TASKS, TaskPrompt, make_prompts
-from rldecoder.evals.suite import check_lengths
-from rldecoder.evals.tasks import TaskResult, run_task
+from rldecoder.data.shards import SplitSequences
+from rldecoder.evals.baseline_shards import (
+    BaselineSettings,
+    BaselineWorker,
+    LensMaps,
+    Spent,
+    Tensors,
+    plan_parts,
+    read_answers,
+    read_jacobians,
+    read_moments,
+    read_predictions,
+    resolve_layers,
+    save_lenses,
+    task_prompts,
+)
+from rldecoder.evals.prompts import TASKS, TaskPrompt
+from rldecoder.evals.tasks import TaskResult, summarise
+from rldecoder.executors.stage_shards import OpenShards
 from rldecoder.figures import svg_figure
 from rldecoder.lm.baselines import (
     BaselineRecord,
@@ -32,72 +45,11 @@ from rldecoder.lm.baselines import (
     TaskScore,
     Timing,
 )
-from rldecoder.lm.frozen import FrozenLM
-from rldecoder.lm.jacobian import JacobianMap, draw_contexts, fit_jacobians, obstacle
-from rldecoder.lm.lens import (
-    AffineMap,
-    Moments,
-    PredictionMeans,
-    PredictionSums,
-    choose_affine,
-    compare_predictions,
-    logit_lens,
-)
-from rldecoder.lm.sinks import SKIP_FIRST, is_sink
-from rldecoder.provenance import peak_memory_bytes
-from rldecoder.reporting import Bar
+from rldecoder.lm.jacobian import JacobianMap
+from rldecoder.lm.lens import PredictionMeans, choose_affine
 from rldecoder.schemas import Scalar
-from rldecoder.seeds import torch_generator
 from rldecoder.stages.context import Output, StageContext
 from rldecoder.stages.inputs import TextInputs
-
-
-class LensMaps(NamedTuple):
-    """What was fitted for one layer; the logit lens needs no fit."""
-
-    affine: AffineMap
-    jacobian: JacobianMap | None
-
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        """The lenses that there are."""
-        return ("logit", "affine") if self.jacobian is None else ("logit", "affine", "jacobian")
-
-    def predict(self, kind: str, lm: FrozenLM, resid: Tensor) -> Tensor:
-        """The final hidden state [B, T, D] that a lens reads from residuals [B, T, D]."""
-        if kind == "jacobian" and self.jacobian is not None:
-            return self.jacobian(lm, resid)
-        return logit_lens(lm, resid) if kind == "logit" else self.affine(resid)
-
-
-class Residuals(NamedTuple):
-    """One micro-batch through the frozen model, first positions left out."""
-
-    by_layer: dict[int, Tensor]
-    """Layer to residual stream [B, T - 1, D]."""
-    final_hidden: Tensor
-    """[B, T - 1, D]"""
-    input_ids: Tensor
-    """[B, T - 1]"""
-
-
-class _Body:
-    """Forward passes over sequences, timed."""
-
-    def __init__(self, lm: FrozenLM, layers: Sequence[int], micro_batch: int) -> None:
-        self.lm, self.layers, self._micro_batch = lm, layers, micro_batch
-        self.num_tokens, self.seconds = 0, 0.0
-
-    def over(self, input_ids: Tensor, bar: Bar) -> Iterator[Residuals]:
-        """Residuals of the layers for sequences [B, T], micro-batch by micro-batch."""
-        for ids in input_ids.split(self._micro_batch):
-            started = time.perf_counter()
-            seen, final = self.lm.residuals(ids.to(self.lm.device))
-            self.seconds += time.perf_counter() - started
-            self.num_tokens += ids.numel()
-            kept = {layer: seen[layer][:, SKIP_FIRST:] for layer in self.layers}
-            yield Residuals(kept, final[:, SKIP_FIRST:], ids[:, SKIP_FIRST:].to(self.lm.device))
-            bar.advance(ids.numel())
 
 
 def run(inputs: TextInputs, config: BaselinesConfig, ctx: StageContext) -> Output:
@@ -106,24 +58,33 @@ def run(inputs: TextInputs, config: BaselinesConfig, ctx: StageContext) -> Outpu
     held_out = ["test"] + (["ood"] if any(corpus.glob("ood-*.parquet")) else [])
     budgets = {"train": config.fit_tokens, "validation": config.validation_tokens}
     budgets |= dict.fromkeys(held_out, config.eval_tokens)
-    tokens = {split: first_sequences(corpus, split, budget) for split, budget in budgets.items()}
+    texts = {split: SplitSequences(corpus, split) for split in budgets}
+    length = texts["train"].length
+    sequences = {
+        split: min(max(1, budget // length), texts[split].num_sequences)
+        for split, budget in budgets.items()
+    }
+    settings = BaselineSettings(
+        model=inputs.model.model.absolute(),
+        record=ModelFolder.record.path(inputs.model.folder).absolute(),
+        corpus=corpus.absolute(),
+        lenses=(ctx.progress / "lenses.safetensors").absolute(),
+        config=config,
+        seed=ctx.seed,
+        fit_sequences=sequences["train"],
+        parts=tuple(plan_parts(config, sequences, held_out, length)),
+    )
 
-    # Lenses are fitted without the text that they are measured on.
-    lm = inputs.model.load(ctx.device)
-    layers = _resolve_layers(config.lens_layers, lm.num_layers)
-    body = _Body(lm, layers, config.micro_batch_sequences)
+    reads = [inputs.model.folder, corpus]
+    with ctx.shards.opened(BaselineWorker, settings, reads, "baselines") as shards:
+        # Lenses are fitted without the text that they are measured on.
+        lenses = _fit(shards, settings, ctx)
+        save_lenses(settings.lenses, lenses)
+        metrics = _measure(shards, settings, held_out)
+        tasks = _run_tasks(shards, settings)
+        spent = Spent.of(map(shards.read, range(len(settings.parts))))
 
-    total = sum(ids.numel() for ids in tokens.values())
-    jacobians = _jacobians(lm, layers, tokens["train"], config.jacobian_positions, ctx)
-    with ctx.report.track("baselines", total, unit="tokens") as bar:
-        affine = _fit(body, tokens["train"], tokens["validation"], config, bar)
-        lenses = {layer: LensMaps(affine[layer], jacobians.get(layer)) for layer in layers}
-        metrics = {
-            split: _evaluate(body, lenses, tokens[split], config.chunk_tokens, bar)
-            for split in held_out
-        }
-    tasks = _run_tasks(lm, config, ctx)
-
+    layers = list(lenses)
     rows = [
         {"layer": layer, "lens": lens, "split": split, **by_name[f"{lens}.{layer}"]._asdict()}
         for split, by_name in metrics.items()
@@ -132,19 +93,20 @@ def run(inputs: TextInputs, config: BaselinesConfig, ctx: StageContext) -> Outpu
     ]
     Baselines.lens.save_rows(ctx.out, rows)
     _lens_figure(lenses, metrics, Baselines.lens_figure.path(ctx.out))
-    tensors = {f"A.{layer}": lens.A for layer, lens in affine.items()}
-    tensors |= {f"c.{layer}": lens.c for layer, lens in affine.items()}
+    tensors = {f"A.{layer}": lens.affine.A for layer, lens in lenses.items()}
+    tensors |= {f"c.{layer}": lens.affine.c for layer, lens in lenses.items()}
     _save(tensors, Baselines.affine_lens.path(ctx.out))
-    if jacobians:
-        maps = {f"J.{layer}": lens.J for layer, lens in jacobians.items()}
+    maps = {f"J.{layer}": one.jacobian.J for layer, one in lenses.items() if one.jacobian}
+    if maps:
         _save(maps, Baselines.jacobian_lens.path(ctx.out))
 
     # What depends on the machine stands apart: all other files are the same on every run.
+    tokens = {split: count * length for split, count in sequences.items()}
     record = _record(inputs.model.record.name, tokens, lenses, metrics, tasks)
     Baselines.record.save(ctx.out, record)
     timing = Timing(
-        tokens_per_second=body.num_tokens / body.seconds,
-        peak_memory_bytes=peak_memory_bytes(ctx.device),
+        tokens_per_second=spent.tokens / spent.seconds,
+        peak_memory_bytes=int(spent.peak_memory_bytes),
     )
     Baselines.timing.save(ctx.out, timing)
     return Output(_headline(lenses, metrics, tasks) | timing.headline)
@@ -154,81 +116,45 @@ def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
     save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, path)
 
 
-def _resolve_layers(configured: tuple[int, ...] | str, num_layers: int) -> list[int]:
-    if isinstance(configured, str):
-        return list(range(num_layers))
-    if not configured or max(configured) > num_layers:
-        raise BadInputError(
-            f"`baselines.lens_layers` is {list(configured)}.",
-            f"The model has {num_layers} blocks; layers run from 0 (embeddings) to {num_layers}.",
-            "Name layers in that range, among them the hook layer, or `all`.",
-        )
-    return sorted(set(configured))
-
-
 def _fit(
-    body: _Body, train: Tensor, validation: Tensor, config: BaselinesConfig, bar: Bar
-) -> dict[int, AffineMap]:
-    """Affine lens per layer: fitted on `train`, ridge strength chosen on `validation`."""
-    sums = []
-    for ids in (train, validation):
-        moments = {layer: Moments(body.lm.d_model, body.lm.device) for layer in body.layers}
-        for batch in body.over(ids, bar):
-            final = batch.final_hidden.flatten(0, 1)
-            for layer, resid in batch.by_layer.items():
-                flat = resid.flatten(0, 1)
-                usual = ~is_sink(flat, batch.input_ids.flatten(), body.lm.front)
-                moments[layer].add(flat[usual], final[usual])
-        sums.append(moments)
-    fitted, held_out = sums
+    shards: OpenShards[Tensors], settings: BaselineSettings, ctx: StageContext
+) -> dict[int, LensMaps]:
+    """Lenses per layer: fitted on `train`, the ridge strength chosen on `validation`."""
+    config = settings.config
+    layers = resolve_layers(config.lens_layers, shards.crew.facts["num_layers"])
+    jacobians: Mapping[int, JacobianMap] = {}
+    if config.jacobian_positions:
+        parts = shards.results(settings.of_kind("jacobian"), "Jacobian lens", "positions")
+        found = read_jacobians(parts, layers, config.jacobian_positions)
+        if isinstance(found, str):
+            ctx.report.note(f"The Jacobian lens is left out: {found}.")
+        else:
+            jacobians = found
+
+    # One split after the other, each term added to those before it.
+    sums = shards.results(settings.of_kind("moments"), "baselines, fit", "tokens")
+    train = settings.of_kind("moments", "train")
+    fitted = read_moments(islice(sums, len(train)), layers)
+    held_out = read_moments(sums, layers)
     return {
-        layer: choose_affine(fitted[layer], held_out[layer], config.ridge_strengths)
-        for layer in body.layers
+        layer: LensMaps(
+            choose_affine(fitted[layer], held_out[layer], config.ridge_strengths),
+            jacobians.get(layer),
+        )
+        for layer in layers
     }
 
 
-def _jacobians(
-    lm: FrozenLM, layers: Sequence[int], train: Tensor, positions: int, ctx: StageContext
-) -> dict[int, JacobianMap]:
-    """The Jacobian lens per layer; nothing where none is asked for or can be had."""
-    if positions == 0:
-        return {}
-    why = obstacle(lm, min(layers))
-    if why is not None:
-        ctx.report.note(f"The Jacobian lens is left out: {why}.")
-        return {}
-    contexts = draw_contexts(train, positions, torch_generator(ctx.seed, "jacobian"), lm.front)
-    with ctx.report.track("Jacobian lens", positions * lm.d_model, unit="rows") as bar:
-        return fit_jacobians(lm, layers, contexts, bar)
-
-
-def _evaluate(
-    body: _Body, lenses: Mapping[int, LensMaps], ids: Tensor, chunk_tokens: int, bar: Bar
-) -> dict[str, PredictionMeans]:
-    """Metrics of the frozen model ("frozen") and of each lens ("logit.8", "affine.8", ...).
-
-    The last position of a sequence has no next token and is left out.
-    """
-    sums = {"frozen": PredictionSums()}
-    for layer, lens in lenses.items():
-        sums |= {f"{kind}.{layer}": PredictionSums() for kind in lens.kinds}
-    for batch in body.over(ids, bar):
-        predicted = {
-            f"{kind}.{layer}": lens.predict(kind, body.lm, batch.by_layer[layer][:, :-1]).flatten(
-                0, 1
-            )
-            for layer, lens in lenses.items()
-            for kind in lens.kinds
-        }
-        compare_predictions(
-            body.lm,
-            batch.final_hidden[:, :-1].flatten(0, 1),
-            predicted,
-            batch.input_ids[:, 1:].flatten(),
-            sums,
-            chunk_tokens,
-        )
-    return {name: total.means() for name, total in sums.items()}
+def _measure(
+    shards: OpenShards[Tensors], settings: BaselineSettings, held_out: Sequence[str]
+) -> dict[str, dict[str, PredictionMeans]]:
+    """Metrics by split: of the frozen model ("frozen") and of each lens ("logit.8", ...)."""
+    parts = shards.results(settings.of_kind("predictions"), "baselines, measure", "tokens")
+    metrics = {}
+    for split in held_out:
+        own = islice(parts, len(settings.of_kind("predictions", split)))
+        metrics[split] = {name: sums.means() for name, sums in read_predictions(own).items()}
+    return metrics
 
 
 class TaskBaseline(NamedTuple):
@@ -239,27 +165,22 @@ class TaskBaseline(NamedTuple):
     """Addition: share of completions whose shown working is right; None for other tasks."""
 
 
-def _run_tasks(lm: FrozenLM, config: BaselinesConfig, ctx: StageContext) -> dict[str, TaskBaseline]:
-    if config.num_task_prompts == 0:
+def _run_tasks(shards: OpenShards[Tensors], settings: BaselineSettings) -> dict[str, TaskBaseline]:
+    """Results by task."""
+    numbers = settings.of_kind("task")
+    if not numbers:
         return {}
     results: dict[str, TaskBaseline] = {}
-    generate = prefix_generate(lm.model)
-    with ctx.report.track("tasks", len(TASKS), unit="tasks") as bar:
-        for task in TASKS:
-            prompts = make_prompts(task, "test", config.num_task_prompts, ctx.seed)
-            check_lengths(lm, prompts)
-            result = run_task(
-                generate, prompts, lm.tokenizer, device=lm.device, end_ids=lm.end_token_ids
-            )
-            working = None
-            if task == "addition":
-                right = [
-                    working_is_right(prompt, row.completion)
-                    for prompt, row in zip(prompts, result.rows, strict=True)
-                ]
-                working = sum(right) / len(right)
-            results[task] = TaskBaseline(result, working)
-            bar.advance(1, task)
+    for task, shard in zip(TASKS, shards.results(numbers, "tasks", "tasks"), strict=True):
+        rows, working = read_answers(shard), None
+        if task == "addition":
+            asked = task_prompts(task, settings.config, settings.seed)
+            right = [
+                working_is_right(prompt, row.completion)
+                for prompt, row in zip(asked, rows, strict=True)
+            ]
+            working = sum(right) / len(right)
+        results[task] = TaskBaseline(summarise(rows), working)
     return results
 
 
@@ -304,7 +225,7 @@ def _lens_figure(
 
 def _record(
     model_name: str,
-    tokens: Mapping[str, Tensor],
+    tokens: Mapping[str, int],
     lenses: Mapping[int, LensMaps],
     metrics: Mapping[str, Mapping[str, PredictionMeans]],
     tasks: Mapping[str, TaskBaseline],
@@ -328,7 +249,7 @@ def _record(
 
     return BaselineRecord(
         model=model_name,
-        tokens={split: ids.numel() for split, ids in tokens.items()},
+        tokens=dict(tokens),
         frozen={
             split: NextToken(accuracy=m["frozen"].accuracy, ce_nats=m["frozen"].ce)
             for split, m in metrics.items()

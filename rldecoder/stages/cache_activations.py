@@ -27,7 +27,7 @@ from rldecoder.data.activations import (
 from rldecoder.data.forward import ActivationPass, PassSettings, plan_shards
 from rldecoder.data.shards import SPLITS, SplitSequences
 from rldecoder.errors import BadInputError, NoResourceError
-from rldecoder.executors.jobs import Measured, ShardFile, ShardWorker, make_job
+from rldecoder.executors.jobs import Measured, ShardWorker
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.lm.proof import prove
 from rldecoder.lm.sinks import SKIP_FIRST
@@ -55,19 +55,12 @@ def run(inputs: TextInputs, config: CacheActivationsConfig, ctx: StageContext) -
         micro_batch=config.micro_batch_sequences,
         plan=tuple(plan),
     )
-    shards = [
-        ShardFile(shard_path(ctx.progress, s.split, s.index).name, s.num_sequences * length)
-        for s in plan
-    ]
-    job = make_job(
-        CacheWorker, settings, shards, folder=ctx.progress, owner=ctx.owner,
-        reads=[inputs.model.folder, inputs.corpus.folder],
-    )  # fmt: skip
+    job = ctx.shards.job(CacheWorker, settings, [inputs.model.folder, inputs.corpus.folder])
 
     # What an earlier, interrupted run wrote is kept; disk is needed for the rest.
     todo = job.unfinished(ctx.report.note)
-    total = sum(shard.size for shard in shards)
-    finished = total - sum(shards[number].size for number in todo)
+    total = sum(shard.size for shard in job.files)
+    finished = total - sum(job.files[number].size for number in todo)
     with ctx.executor.open(job, device=ctx.device, report=ctx.report) as crew:
         model = crew.facts
         rows = sum(plan[number].max_rows(length) for number in todo)
@@ -82,15 +75,10 @@ def run(inputs: TextInputs, config: CacheActivationsConfig, ctx: StageContext) -
         kept[shard.split] += count_rows(shard_path(ctx.out, shard.split, shard.index))
     possible = sum(shard.max_rows(length) for shard in plan)
     meta = ActivationMeta(
-        model_name=inputs.model.record.name,
-        hook_layer=config.hook_layer,
-        num_layers=model["num_layers"],
-        d_model=model["d_model"],
-        vocab_size=model["vocab_size"],
-        context_length=length,
-        skip_first=SKIP_FIRST,
-        tokens=kept,
-    )
+        model_name=inputs.model.record.name, hook_layer=config.hook_layer,
+        num_layers=model["num_layers"], d_model=model["d_model"], vocab_size=model["vocab_size"],
+        context_length=length, skip_first=SKIP_FIRST, tokens=kept,
+    )  # fmt: skip
     write_meta(ctx.out, meta)
     return Output(
         {

@@ -204,15 +204,9 @@ def _test_pairs(
 ) -> Tested:
     """Ablate the latents of pairs with enough votes, and of links, and compare what happens."""
     limits = Thresholds(
-        config.decoder_cosine,
-        config.jaccard,
-        config.pearson,
-        config.label_jaccard,
-        config.fingerprint_cosine,
-        config.min_votes,
-        config.label_cosine,
-        config.output_jaccard,
-    )
+        config.decoder_cosine, config.jaccard, config.pearson, config.label_jaccard,
+        config.fingerprint_cosine, config.min_votes, config.label_cosine, config.output_jaccard,
+    )  # fmt: skip
     votes = np.triu(alike.votes(limits), k=1)
     first, second = np.nonzero(votes)
     enough = votes[first, second] >= limits.min_votes

@@ -13,6 +13,7 @@ from rldecoder.artifacts.base import Artifact
 from rldecoder.artifacts.catalogue import PHASES, Phase
 from rldecoder.config.base import StageConfig
 from rldecoder.executors.local import Executor, LocalExecutor
+from rldecoder.executors.stage_shards import StageShards
 from rldecoder.json_records import Scalar
 from rldecoder.reporting import Reporter
 
@@ -41,6 +42,11 @@ class StageContext:
     executor: Executor = field(default_factory=LocalExecutor)
     """Where shards are computed; their bytes are the same everywhere."""
 
+    @property
+    def shards(self) -> StageShards:
+        """Gives out the stage's work in shards."""
+        return StageShards(self.executor, self.progress, self.owner, self.device, self.report)
+
 
 class Output(NamedTuple):
     """What a stage returns when its files are written."""
@@ -53,11 +59,6 @@ class Output(NamedTuple):
     """Why a gate failed, or what a reader must know; becomes a caveat of what follows."""
 
 
-def no_fingerprint(config: StageConfig) -> dict[str, str]:
-    """For stages that read nothing from outside the store."""
-    return {}
-
-
 @dataclass(frozen=True)
 class Stage:
     """A stage's entry in the table of `rldecoder.stages.table`."""
@@ -68,7 +69,7 @@ class Stage:
     """Raised by hand whenever the same config would now give another result."""
     inputs: type[Any]
     """A NamedTuple of the artifacts that it reads (`rldecoder.stages.inputs`)."""
-    fingerprint: FingerprintFunction = field(default=no_fingerprint)
+    fingerprint: FingerprintFunction = field(default=lambda config: {})
     """Hashes of what the stage reads from outside the store (local files, package versions)."""
     gate: bool = False
     """Whether it gives a verdict."""

@@ -46,7 +46,8 @@ from rldecoder.rl.controls import (
     uniform_predictor,
 )
 from rldecoder.rl.evaluation import Evaluator
-from rldecoder.rl.ppo_run import Kind, PpoRun
+from rldecoder.rl.kinds import Kind
+from rldecoder.rl.ppo_run import PpoRun
 from rldecoder.rl.spread import response_spread, sequence_spread
 from rldecoder.rl.text_training import require_text
 from rldecoder.seeds import derive_seed, seed_everything

@@ -28,7 +28,11 @@ from rldecoder.decoder.faithfulness import (
     evaluate_predictors,
     summarise,
 )
-from rldecoder.decoder.faithfulness_shards import FaithfulnessSettings, batch_ends, read_scores
+from rldecoder.decoder.faithfulness_shards import (
+    FaithfulnessSettings,
+    FaithfulnessWorker,
+    batch_ends,
+)
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
 from rldecoder.evals.comparison import (
     FROZEN,
@@ -154,18 +158,15 @@ def _faithfulness(
             RL: inputs.policy.decoder.absolute(),
         },
         cache=inputs.cache.folder.absolute(),
-        split=split,
+        name=split,
         precision=config.matmul_precision,
         ends=batch_ends(reader, config.num_tokens),
     )
-    job = settings.job(
-        ctx.progress / "faithfulness", ctx.owner, [artifact.folder for artifact in read]
-    )
-    ctx.executor.finish(
-        job, f"faithfulness on {split}", "tokens", device=ctx.device, report=ctx.report
-    )
-    shards = [job.path(number) for number in range(len(job.files))]
-    return summarise([read_scores(path, list(settings.decoders)) for path in shards], seed)
+    shards = ctx.shards.results(
+        FaithfulnessWorker, settings, [artifact.folder for artifact in read], "faithfulness",
+        f"faithfulness on {split}",
+    )  # fmt: skip
+    return summarise(list(shards), seed)
 
 
 def _prompts(

@@ -59,7 +59,9 @@ def sync_tokenizer(config: SyncTokenizerConfig) -> dict[str, str]:
 
 def ingest(config: IngestConfig) -> dict[str, str]:
     """The content of the text sources, or the version of what makes them."""
-    return sources.fingerprint([*config.sources, *config.ood_sources])
+    found = sources.fingerprint([*config.sources, *config.ood_sources])
+    # Such documents are parted by what begins them since this was named; others are as they were.
+    return found | ({"separator": "front"} if config.bos == "always" else {})
 
 
 def label_features(config: LabelFeaturesConfig) -> dict[str, str]:
@@ -79,8 +81,8 @@ def label_features(config: LabelFeaturesConfig) -> dict[str, str]:
         out["reviews"] = hashlib.sha256(config.reviews.read_bytes()).hexdigest()
     if config.imported is not None:
         out["imported"] = explanations_digest(config.imported)
-        # Output labels among them are scored, too; runs without any are what they were.
-        out["imported_scores"] = "2"
+        # Those in free words are judged, too; runs without any are what they were.
+        out["imported_scores"] = "3"
     if config.llm is not None:
         out["prompts"] = prompts_digest()
         for role, model in (("labeler", config.llm.labeler), ("judge", config.llm.judge)):

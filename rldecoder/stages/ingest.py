@@ -11,7 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from rldecoder.artifacts.catalogue import Corpus, ModelFolder
 from rldecoder.config.data import IngestConfig, LocalSource, TasksSource
@@ -23,17 +23,18 @@ from rldecoder.data.packing import SequencePacker, TokenShardWriter
 from rldecoder.data.provenance import Provenance, SourceProvenance, SplitProvenance
 from rldecoder.data.shards import SPLITS, DocumentRow
 from rldecoder.data.sources import candidates, fingerprint, left_out_files
+from rldecoder.data.text_shards import ReadAhead
 from rldecoder.errors import BadInputError
 from rldecoder.evals.task_text import task_candidates
-from rldecoder.lm.specs import ModelRecord, stated_context_length
-from rldecoder.lm.text_tokens import encode_documents, set_bos, tokens_in_front
+from rldecoder.lm.specs import stated_context_length
+from rldecoder.lm.text_tokens import load_tokenizer, tokens_between, tokens_in_front
 from rldecoder.reporting import Bar
 from rldecoder.schemas import read_json
 from rldecoder.stages.context import Output, StageContext
 from rldecoder.stages.inputs import IngestInputs
 
-TOKENIZER_BATCH_DOCUMENTS = 32
-"""Documents per call of the tokenizer. A constant: it decides how many documents are admitted
+BATCH_DOCUMENTS = 32
+"""Documents that are admitted before they are packed. A constant: it decides how many are admitted
 after a budget is reached, and so which later ones count as duplicates."""
 
 
@@ -51,7 +52,8 @@ def run(inputs: IngestInputs, config: IngestConfig, ctx: StageContext) -> Output
     record = ModelFolder.record.path(inputs.model.folder)
     tokenizer = load_tokenizer(inputs.model.model, record)
     sinks = _open_sinks(config, tokenizer, ctx.out)
-    admission = Admission({name: sink.packer for name, sink in sinks.items()}, config)
+    ahead = ReadAhead(ctx.shards, inputs.model.model, record, [inputs.model.folder])
+    admission = Admission({name: sink.packer for name, sink in sinks.items()}, config, ahead)
     rows: list[DocumentRow] = []
     started = time.perf_counter()
 
@@ -79,7 +81,7 @@ def run(inputs: IngestInputs, config: IngestConfig, ctx: StageContext) -> Output
                     made=solved_prompts,
                 )
                 admit = admission.beginnings if first else admission.rests
-                _pack(admit(stream, choose_split), sinks, tokenizer, rows, bar)
+                _pack(admit(stream, choose_split), sinks, rows, bar)
     seconds = time.perf_counter() - started
 
     for sink in sinks.values():
@@ -87,7 +89,8 @@ def run(inputs: IngestInputs, config: IngestConfig, ctx: StageContext) -> Output
     left_out = left_out_files([*config.sources, *config.ood_sources])
     _check_filled(sinks, rows, admission, left_out, config)
     _note_losses(admission, left_out, config, ctx)
-    provenance = _provenance(sinks, rows, admission, left_out, config)
+    separator = None if tokens_between(tokenizer) else tuple(tokens_in_front(tokenizer))
+    provenance = _provenance(sinks, rows, admission, left_out, separator, config)
     for name, split in provenance.splits.items():
         if split.budget_tokens - split.tokens >= config.context_length:
             ctx.report.note(
@@ -101,33 +104,6 @@ def run(inputs: IngestInputs, config: IngestConfig, ctx: StageContext) -> Output
         provenance.headline | {"tokens_per_second": total / max(seconds, 1e-9)},
         reasons=(*_cut_short(admission, config), *_neighbours(rows, config)),
     )
-
-
-def load_tokenizer(folder: Path, record: Path | None = None) -> PreTrainedTokenizerBase:
-    """The fast tokenizer of a model folder; with its `ModelRecord`, as the run has it.
-
-    Raises:
-        BadInputError: if there is none, or it has no end-of-text token.
-    """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
-    except (OSError, ValueError) as error:
-        raise BadInputError(
-            f"No tokenizer can be loaded from {folder}.",
-            f"{error}.",
-            "Rerun `sync_tokenizer` with a model that carries its tokenizer files.",
-        ) from error
-    if tokenizer.eos_token_id is None:
-        raise BadInputError(
-            f"The tokenizer in {folder} has no end-of-text token.",
-            "Documents are separated by it.",
-            "Set `eos_token` in tokenizer_config.json.",
-        )
-    if record is not None and record.is_file():
-        set_bos(tokenizer, ModelRecord.load(record).bos)
-    return tokenizer
 
 
 def _check_budgets(config: IngestConfig) -> None:
@@ -162,14 +138,13 @@ def _check_context_length(context_length: int, model_folder: Path) -> None:
 def _open_sinks(
     config: IngestConfig, tokenizer: PreTrainedTokenizerBase, folder: Path
 ) -> dict[str, SplitSink]:
-    front = tokens_in_front(tokenizer)
+    front, between = tokens_in_front(tokenizer), tokens_between(tokenizer)
     sinks = {}
     for name in SPLITS:
         num_sequences = getattr(config.budget_tokens, name) // config.context_length
         if num_sequences:
-            eos = int(tokenizer.eos_token_id)
             sinks[name] = SplitSink(
-                SequencePacker(config.context_length, num_sequences, eos, front),
+                SequencePacker(config.context_length, num_sequences, between, front),
                 TokenShardWriter(folder, name, len(tokenizer), config.shard_sequences),
             )
     return sinks
@@ -178,17 +153,15 @@ def _open_sinks(
 def _pack(
     admitted: Iterator[Admitted],
     sinks: Mapping[str, SplitSink],
-    tokenizer: PreTrainedTokenizerBase,
     rows: list[DocumentRow],
     bar: Bar,
 ) -> None:
-    """Tokenise in batches and pack until the source is exhausted or every budget is reached."""
-    while batch := list(islice(admitted, TOKENIZER_BATCH_DOCUMENTS)):
-        encoded = encode_documents(tokenizer, [item.document.text for item in batch])
-        for item, token_ids in zip(batch, encoded, strict=True):
+    """Pack batch by batch until the source is exhausted or every budget is reached."""
+    while batch := list(islice(admitted, BATCH_DOCUMENTS)):
+        for item in batch:
             packer, writer = sinks[item.split]
             doc_id = len(rows)
-            num_tokens = packer.add(doc_id, item.document.source, token_ids)
+            num_tokens = packer.add(doc_id, item.document.source, item.token_ids)
             if num_tokens == 0:
                 continue
             writer.add(packer.take())
@@ -241,6 +214,7 @@ def _provenance(
     rows: Sequence[DocumentRow],
     admission: Admission,
     left_out: Counter[str],
+    separator: tuple[int, ...] | None,
     config: IngestConfig,
 ) -> Provenance:
     splits = {
@@ -281,6 +255,7 @@ def _provenance(
         left_out_files=dict(left_out) or None,
         continued_documents=admission.continued or None,
         cut_characters=cut or None,
+        separator=separator,
     )
 
 

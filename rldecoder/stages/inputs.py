@@ -5,8 +5,12 @@ Apart from the rooms, because a plan needs them all, and must not import torch f
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar, get_type_hints
 
+from pydantic import BaseModel, ConfigDict
+
+from rldecoder.artifacts.base import Artifact
 from rldecoder.artifacts.catalogue import (
     ActivationCache,
     Baselines,
@@ -207,3 +211,35 @@ class ReportInputs(NamedTuple):
     clusters: Clusters
     explainer: TrainedExplainer
     evaluation: Evaluation
+
+
+Inputs = TypeVar("Inputs", bound=tuple[Artifact, ...])
+
+
+class Placed(BaseModel):
+    """A stage's input as another process is told of it, on the same file system."""
+
+    model_config = ConfigDict(frozen=True)
+
+    folder: Path
+    digest: str
+    config: dict[str, Any]
+
+
+def placed(inputs: tuple[Artifact, ...]) -> tuple[Placed, ...]:
+    """Where inputs are; paths are made absolute, for other processes stand elsewhere."""
+    return tuple(
+        Placed(folder=artifact.folder.absolute(), digest=artifact.digest,
+               config=dict(artifact.config))
+        for artifact in inputs
+    )  # fmt: skip
+
+
+def opened(kind: type[Inputs], places: tuple[Placed, ...]) -> Inputs:
+    """The inputs again. Who told of them has verified their files."""
+    artifacts: list[type[Artifact]] = list(get_type_hints(kind).values())
+    found = [
+        artifact(folder=place.folder, digest=place.digest, metrics={}, config=place.config)
+        for artifact, place in zip(artifacts, places, strict=True)
+    ]
+    return kind(*found)  # type: ignore[arg-type]  # a NamedTuple's fields

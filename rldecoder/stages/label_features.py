@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +19,12 @@ from rldecoder.interp.calibration import Acceptance, high_confidence_threshold
 from rldecoder.interp.control_latents import ControlLatents, SplitSource, draw_latents
 from rldecoder.interp.corpus import SplitFirings, TokenGrid, sample_sequences
 from rldecoder.interp.descriptions import StrongestTokens, description_rows
-from rldecoder.interp.encoding_shards import EncodingSettings, encoding_job, read_encoded
+from rldecoder.interp.encoding_shards import EncodingSettings, EncodingWorker
 from rldecoder.interp.example_pass import ExamplePass
 from rldecoder.interp.examples import ExampleSettings, token_effects
-from rldecoder.interp.imported_labels import Ours, TokenReader, score_imported
+from rldecoder.interp.imported_labels import Ours, score_imported, words_of_others
 from rldecoder.interp.imported_outputs import OutputTrials
+from rldecoder.interp.imported_reader import TokenReader
 from rldecoder.interp.kind_confidence import output_confidences, pick
 from rldecoder.interp.kinds import BothKinds, output_rows, passing, passing_shuffled
 from rldecoder.interp.label_controls import label_controls
@@ -38,10 +40,11 @@ from rldecoder.interp.labelling import (
 )
 from rldecoder.interp.llm.estimate import Estimate
 from rldecoder.interp.llm.models import FrozenModel, open_models
+from rldecoder.interp.llm.others import JudgedOthers
 from rldecoder.interp.llm.procedure import LlmRun
 from rldecoder.interp.llm.results import as_records, llm_summary
 from rldecoder.interp.llm.storage import LEDGER, Spent
-from rldecoder.interp.neuronpedia_labels import check_latents, check_source, read_explanations
+from rldecoder.interp.neuronpedia_labels import Explanations, explanations_of
 from rldecoder.interp.output_labels import OutputLabeler
 from rldecoder.interp.recalibration import recalibrated
 from rldecoder.interp.records import SCHEMA_MINOR, FeatureLabel, FeatureLabels
@@ -57,6 +60,8 @@ from rldecoder.stages.inputs import LabelInputs
 
 MEAN_TOKENS = 4096
 """Tokens whose mean residual centres the random SAE."""
+Drawn = dict[str, tuple[Sae, ControlLatents, np.random.Generator]]
+"""Latents of an untrained SAE and of the trained one, each with the SAE and a generator."""
 RANK_TARGET = "decoder"
 """Whose prediction chooses the latents."""
 NUM_SHOWN = 3
@@ -120,8 +125,7 @@ def run(inputs: LabelInputs, config: LabelFeaturesConfig, ctx: StageContext) -> 
 
     answered = None
     if config.llm is not None:
-        for_words = task.for_words({name: control for name, (_, control, _) in drawn.items()})
-        with task.open_llm(fit, scored, for_words) as llm:
+        with task.open_llm(fit, scored, drawn) as llm:
             answered = llm.label(ctx.report.track)
     others = {} if answered is None else as_records(answered)
 
@@ -178,8 +182,9 @@ def run(inputs: LabelInputs, config: LabelFeaturesConfig, ctx: StageContext) -> 
     untrained_sae, untrained, _ = drawn["random_sae"]
     sets = [held.tokens for held in found.outputs.sets]
     imported = task.score_imported(
-        OutputTrials(task.outputs, sae, fit, scored, sets, untrained_sae, untrained), features
-    )
+        OutputTrials(task.outputs, sae, fit, scored, sets, untrained_sae, untrained), features,
+        None if answered is None else answered.others,
+    )  # fmt: skip
 
     reasons: tuple[str, ...] = () if in_words is None else in_words.reasons
     if len(features) < config.num_features:
@@ -207,10 +212,8 @@ def estimate(
         bar.advance(note="label split read")
         scored = task.read_scored()
         bar.advance(note="test split read")
-        drawn = {}
-        if config.llm is not None and config.llm.control_latents:
-            every = {name: control for name, (_, control, _) in task.draw_controls().items()}
-            drawn = task.for_words(every)
+        needed = task.theirs or (config.llm is not None and config.llm.control_latents)
+        drawn = task.draw_controls() if needed else {}
         bar.advance(note="controls drawn")
         with task.open_llm(fit, scored, drawn) as llm:
             return llm.estimate(), llm.spent()
@@ -231,6 +234,10 @@ class _Labelling:
             auroc=config.accept_auroc,
             auroc_places=config.accept_auroc_places,
         )
+        self.theirs: Explanations | None = None
+        if config.imported is not None:
+            place = (self.sae.spec.hook_layer, self.sae.num_latents)
+            self.theirs = explanations_of(config.imported, *place)
         self.labeler = PredicateLabeler(config.predicate)
         self.outputs = OutputLabeler(
             self.lm,
@@ -251,16 +258,12 @@ class _Labelling:
             return None
         read = (inputs.model, inputs.cache, inputs.corpus)
         return AblationCrew(
-            executor=ctx.executor,
+            shards=ctx.shards,
             model=inputs.model.model,
             record=ModelFolder.record.path(inputs.model.folder),
             cache=inputs.cache.folder,
             tokens=inputs.corpus.folder,
-            folder=ctx.progress / "ablation-shards",
-            owner=ctx.owner,
             reads=tuple(artifact.folder for artifact in read),
-            device=ctx.device,
-            report=ctx.report,
         )
 
     def read_fit(
@@ -298,17 +301,17 @@ class _Labelling:
             return None
 
         # A job a split, in one folder: its files are named by split, and are no other config's.
-        settings = EncodingSettings(
-            sae=self.inputs.sae.sae.absolute(),
-            cache=self.inputs.cache.folder.absolute(),
-            split=split,
+        settings = EncodingSettings.of(
+            self.inputs.sae.sae.absolute(),
+            self.inputs.cache.folder.absolute(),
+            split,
             max_tokens=max_tokens,
             batch_tokens=self.config.batch_tokens,
         )
-        job = encoding_job(settings, ctx.progress / "encoded", ctx.owner)
-
-        ctx.executor.finish(job, f"encode {split}", "tokens", device=ctx.device, report=ctx.report)
-        return read_encoded([job.path(number) for number in range(len(job.files))])
+        shards = ctx.shards.results(
+            EncodingWorker, settings, [settings.sae, settings.cache], "encoded", f"encode {split}"
+        )
+        return chain.from_iterable(shards)
 
     def strong(self, fit: SplitFirings, split: SplitFirings) -> SplitFirings:
         """A split with strong firings alone; `fit` says how high each latent usually goes."""
@@ -338,7 +341,7 @@ class _Labelling:
         outputs = self.outputs.label(name, sae, fit, scored, rotate=rotate)
         return BothKinds(fit.firings.latents, inputs, weak, outputs)
 
-    def draw_controls(self) -> dict[str, tuple[Sae, ControlLatents, np.random.Generator]]:
+    def draw_controls(self) -> Drawn:
         """Latents of an untrained SAE and of the trained one, drawn alike, each with its SAE and
         the generator that its scores go on with."""
         seed = derive_seed(self.ctx.seed, "random-sae")
@@ -362,29 +365,21 @@ class _Labelling:
         return found
 
     def score_imported(
-        self, trials: OutputTrials, features: Sequence[FeatureLabel]
+        self,
+        trials: OutputTrials,
+        features: Sequence[FeatureLabel],
+        judged: JudgedOthers | None,
     ) -> dict[str, Scalar]:
         """Publish labels of others beside ours, if there are any; returns their headline."""
-        if self.config.imported is None:
+        if self.theirs is None:
             return {}
-        found = read_explanations(self.config.imported)
-        check_source(found.source, self.sae.spec.hook_layer)
-        check_latents(found, self.sae.num_latents)
         tokenizer = self.lm.tokenizer
-        ours = {
-            feature.latent: Ours(
-                feature.label,
-                feature.scores,
-                None if feature.output is None else feature.output.scores,
-            )
-            for feature in features
-        }
         # They are held to the event that ours are about: strong firing.
         rows, summary = score_imported(
-            found,
+            self.theirs,
             self.strong(trials.fit, trials.scored),
             self.strong(*trials.untrained),
-            ours,
+            {feature.latent: Ours.of(feature) for feature in features},
             TokenReader(
                 self.vocabulary, lambda text: tokenizer.encode(text, add_special_tokens=False)
             ),
@@ -393,22 +388,21 @@ class _Labelling:
             window_tokens=self.config.window_tokens,
             acceptance=self.acceptance,
             rng=np.random.default_rng(derive_seed(self.ctx.seed, "imported")),
+            judged=judged,
         )
         Labels.imported_rows.save_rows(self.ctx.out, rows)
         summary.save(Labels.imported.path(self.ctx.out))
         return summary.headline
 
-    def for_words(self, drawn: Mapping[str, ControlLatents]) -> dict[str, ControlLatents]:
-        """Those of them that get labels in words too; none unless that is asked for."""
+    def open_llm(self, fit: SplitFirings, scored: SplitFirings, drawn: Drawn) -> LlmRun:
+        """The dealings with the language model: labels in words, controls among them if asked for,
+        and labels of others."""
         assert self.config.llm is not None
         count, seed = self.config.llm.control_latents, derive_seed(self.ctx.seed, "drawn-words")
-        return {name: found.sample(count, seed) for name, found in drawn.items() if count}
-
-    def open_llm(
-        self, fit: SplitFirings, scored: SplitFirings, controls: Mapping[str, ControlLatents]
-    ) -> LlmRun:
-        """The dealings with the language model."""
-        assert self.config.llm is not None
+        controls = {name: each.sample(count, seed) for name, (_, each, _) in drawn.items() if count}
+        others = None
+        if self.theirs is not None:
+            others = words_of_others(self.theirs, scored.firings, drawn["random_sae"][1].scored)
         frozen = FrozenModel(self.inputs.model.model, self.inputs.model.digest)
         return LlmRun(
             self.config.llm,
@@ -422,6 +416,7 @@ class _Labelling:
             seed=derive_seed(self.ctx.seed, "llm"),
             progress=self.ctx.progress,
             controls=controls,
+            others=others,
         )
 
 

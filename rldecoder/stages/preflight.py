@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from rldecoder.artifacts.catalogue import ModelFolder
 from rldecoder.config.run import RunConfig
+from rldecoder.errors import BadInputError
 from rldecoder.interp.neuronpedia_labels import check_first
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def check(run: RunConfig, model: ModelFolder | None = None) -> None:
-    """Refuse a run whose pretrained SAE, or imported labels, do not fit it.
+    """Refuse a run whose pretrained SAE, imported labels or streams do not fit it.
 
     Args:
         model: the frozen model, once it is published.
@@ -25,6 +26,8 @@ def check(run: RunConfig, model: ModelFolder | None = None) -> None:
     Raises:
         BadInputError: it does not fit, or cannot be read; the setting to change is named.
     """
+    if run.train_sae.in_team and run.train_sae.source == "stream":
+        _check_shared_stream(run)
     if run.label_features.imported is not None:
         check_first(run.label_features.imported, run.cache_activations.hook_layer)
     config = run.train_sae.pretrained
@@ -38,6 +41,17 @@ def check(run: RunConfig, model: ModelFolder | None = None) -> None:
     if model is not None:
         around = with_model(around, model)
     check_fit(described(found), int(found.config["d_in"]), around, config.accept)
+
+
+def _check_shared_stream(run: RunConfig) -> None:
+    """Each process holds the frozen model on a device of its own."""
+    if run.sync_tokenizer.device_map == "auto":
+        raise BadInputError(
+            f"train_sae.source is stream, in {run.train_sae.processes} processes, and "
+            "sync_tokenizer.device_map is auto.",
+            "Each process would spread the frozen model over the devices of the others.",
+            "Set train_sae.processes: 1, or train_sae.source: cache.",
+        )
 
 
 def with_model(around: Surroundings, model: ModelFolder) -> Surroundings:

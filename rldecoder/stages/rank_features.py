@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,17 +12,15 @@ import torch
 from rldecoder.artifacts.catalogue import Importance, ModelFolder
 from rldecoder.checkpoints import Checkpoints
 from rldecoder.config.interp import Domain, RankFeaturesConfig
-from rldecoder.executors.jobs import Settings, ShardFile, ShardWorker, make_job
+from rldecoder.executors.jobs import Result, Settings, TensorWorker, even_ends
 from rldecoder.interp.importance import Subject, TargetName
 from rldecoder.interp.patch_shards import (
     AttributionSettings,
     AttributionWorker,
     ExactSettings,
     ExactWorker,
-    PatchSettings,
     PatchText,
-    read_attributions,
-    read_effects,
+    latent_ends,
 )
 from rldecoder.interp.tally import ImportanceMass, Tally, TargetMass
 from rldecoder.interp.validation import Ablation, EstimatorValidation, effects_of, validate
@@ -195,16 +192,12 @@ def _validate(
         for target in config.targets:
             ablation = text.ablation(target)
             found[target] = validate(
-                ablation,
-                text.subject.sae.num_latents,
-                partial(exact, target, ablation),
-                num_top=config.validation_top,
-                num_others=config.validation_others,
+                ablation, text.subject.sae.num_latents, partial(exact, target, ablation),
+                num_top=config.validation_top, num_others=config.validation_others,
                 integrated_steps=config.integrated_steps,
-                seed=derive_seed(ctx.seed, "validate", target),
-                wanted=config.estimator,
+                seed=derive_seed(ctx.seed, "validate", target), wanted=config.estimator,
                 min_spearman=config.min_spearman,
-            )
+            )  # fmt: skip
     return EstimatorValidation(
         domain=config.validation_domain, decoder=found.get("decoder"), frozen=found.get("frozen")
     )
@@ -220,61 +213,48 @@ class _Crew:
         self._reads = [
             artifact.folder for artifact in (inputs.model, inputs.corpus, inputs.sae, inputs.final)
         ]
-        self._common = PatchSettings(
-            model=inputs.model.model.absolute(),
-            record=ModelFolder.record.path(inputs.model.folder).absolute(),
-            sae=inputs.sae.sae.absolute(),
-            decoder=inputs.final.decoder.absolute(),
-            corpus=inputs.corpus.folder.absolute(),
-            config=config,
-            seed=ctx.seed,
-            skip_first=text.skip_first,
-        )
+        self._common: dict[str, Any] = {
+            "model": inputs.model.model.absolute(),
+            "record": ModelFolder.record.path(inputs.model.folder).absolute(),
+            "sae": inputs.sae.sae.absolute(),
+            "decoder": inputs.final.decoder.absolute(),
+            "corpus": inputs.corpus.folder.absolute(),
+            "config": config,
+            "seed": ctx.seed,
+            "skip_first": text.skip_first,
+        }
 
     def effects(self, target: TargetName, latents: Sequence[int], bar: Bar) -> list[float]:
         """Exact effects, in nats; the bar is moved on at the end, for the job has its own."""
-        settings = ExactSettings(**dict(self._common), target=target, latents=tuple(latents))
-        paths = self._finish(
-            ExactWorker, settings, settings.plan(), f"exact patching, {target}", "latent"
+        settings = ExactSettings(
+            **self._common,
+            name=target,
+            ends=latent_ends(len(latents)),
+            target=target,
+            latents=tuple(latents),
         )
+        effects = list(self._results(ExactWorker, settings, f"exact patching, {target}"))
         bar.advance(len(latents))
-        return read_effects(paths)
+        return [effect for part in effects for effect in part]
 
     def attribute(
         self, domain: Domain, steps: Mapping[TargetName, int | None], progress: _Progress
     ) -> None:
         """Add the attributions of a domain to its tallies, which are empty."""
+        text = self.text
         settings = AttributionSettings(
-            **dict(self._common),
+            **self._common,
+            name=domain,
+            ends=even_ends(text.num_sequences(domain), text.shard_sequences(domain)),
             domain=domain,
             steps=dict(steps),
-            sequences=self.text.shard_sequences(domain),
-            total=self.text.num_sequences(domain),
         )
-        for path in self._finish(
-            AttributionWorker, settings, settings.plan(), f"importance on {domain}", "seq"
-        ):
-            for target, sequences in read_attributions(path, list(steps)).items():
+        for part in self._results(AttributionWorker, settings, f"importance on {domain}"):
+            for target, sequences in part.items():
                 for found in sequences:
                     progress.tallies[domain, target].add(found)
 
-    def _finish(
-        self,
-        worker: type[ShardWorker[Settings, Any]],
-        settings: Settings,
-        shards: list[ShardFile],
-        title: str,
-        unit: str,
-    ) -> list[Path]:
-        """The files of a job that is done."""
-        ctx, kind = self.ctx, worker.__name__
-        folder = ctx.progress / kind
-        folder.mkdir(exist_ok=True)
-        # No digest has the size of a batch: a run that goes on with another takes up no shard.
-        size = max((shard.size for shard in shards), default=0)
-        job = make_job(
-            worker, settings, shards, folder=folder, owner=f"{ctx.owner} {kind} {size:g} {unit}",
-            reads=self._reads,
-        )  # fmt: skip
-        ctx.executor.finish(job, title, unit, device=ctx.device, report=ctx.report)
-        return [job.path(number) for number in range(len(job.files))]
+    def _results(
+        self, worker: type[TensorWorker[Settings, Result]], settings: Settings, title: str
+    ) -> Iterator[Result]:
+        return self.ctx.shards.results(worker, settings, self._reads, worker.__name__, title)

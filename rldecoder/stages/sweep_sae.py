@@ -19,15 +19,7 @@ from rldecoder.data.shards import first_sequences
 from rldecoder.errors import BadInputError
 from rldecoder.figures import svg_figure
 from rldecoder.files import remove
-from rldecoder.sae.sweep import (
-    Setting,
-    SweepCell,
-    SweepVerdict,
-    choose,
-    collect,
-    measure,
-    train_small,
-)
+from rldecoder.sae import sweep
 from rldecoder.schemas import JsonRecord
 from rldecoder.seeds import derive_seed, seed_everything
 from rldecoder.stages.context import Output, StageContext
@@ -40,7 +32,7 @@ DONE_FILE = "cells.json"
 class DoneCell(JsonRecord):
     """A cell that is measured, in the progress folder."""
 
-    row: SweepCell
+    row: sweep.SweepCell
     """As it is published."""
     files: dict[str, str]
     """SHA-256 of its SAE's files, by their paths in the progress folder."""
@@ -50,7 +42,7 @@ def run(inputs: TextInputs, config: SweepSaeConfig, ctx: StageContext) -> Output
     """Publish every cell, a figure and the verdict; without layers, that none was asked for."""
     seed_everything(ctx.seed)
     if not config.layers:
-        none = SweepVerdict(meets_limits=None, why="no sweep was asked for")
+        none = sweep.SweepVerdict(meets_limits=None, why="no sweep was asked for")
         Sweep.verdict_record.save(ctx.out, none)
         return Output({"cells": 0})
     lm = inputs.model.load(ctx.device)
@@ -69,12 +61,13 @@ def run(inputs: TextInputs, config: SweepSaeConfig, ctx: StageContext) -> Output
     total = sum(ids.numel() for ids in tokens.values())
     with ctx.report.track("sweep: activations", total, "tokens") as bar:
         data = {
-            split: collect(lm, ids, config.layers, config.micro_batch_sequences, bar.advance)
+            split: sweep.collect(lm, ids, config.layers, config.micro_batch_sequences, bar.advance)
             for split, ids in tokens.items()
         }
 
     settings = [
-        Setting(*cell) for cell in itertools.product(config.layers, config.ks, config.expansions)
+        sweep.Setting(*cell)
+        for cell in itertools.product(config.layers, config.ks, config.expansions)
     ]
     done = _done_before(ctx)
     sequences = tokens["test"][: config.splice_sequences]
@@ -86,7 +79,7 @@ def run(inputs: TextInputs, config: SweepSaeConfig, ctx: StageContext) -> Output
             layer, k, expansion = setting
             seed = derive_seed(ctx.seed, setting.key)
             train, test = data["train"][layer], data["test"][layer]
-            sae = train_small(
+            sae = sweep.train_small(
                 train.resid,
                 config.training.model_copy(update={"k": k, "expansion": expansion}),
                 seed,
@@ -95,14 +88,14 @@ def run(inputs: TextInputs, config: SweepSaeConfig, ctx: StageContext) -> Output
                 after_step=lambda: bar.advance(1),
                 device=ctx.device,
             )
-            quality = measure(lm, sae, train, test, sequences, seed)
+            quality = sweep.measure(lm, sae, train, test, sequences, seed)
 
             # The SAE first: a cell counts as done only with the hashes of its files.
             folder = Sweep.saes.path(ctx.progress) / setting.folder
             remove(folder)
             sae.save(folder)
             done[setting.key] = DoneCell(
-                row=SweepCell(**setting._asdict(), **dict(quality)),
+                row=sweep.SweepCell(**setting._asdict(), **dict(quality)),
                 files=sealed.hashes(ctx.progress, [folder]),
             )
             sealed.write(
@@ -116,7 +109,7 @@ def run(inputs: TextInputs, config: SweepSaeConfig, ctx: StageContext) -> Output
             )
 
     cells = [done[setting.key].row for setting in settings]
-    verdict = choose(cells, config)
+    verdict = sweep.choose(cells, config)
     saes = Sweep.saes.path(ctx.out)
     for setting in settings:
         shutil.copytree(Sweep.saes.path(ctx.progress) / setting.folder, saes / setting.folder)
@@ -141,7 +134,7 @@ def _done_before(ctx: StageContext) -> dict[str, DoneCell]:
     return done
 
 
-def _figure(cells: Sequence[SweepCell], config: SweepSaeConfig, path: Path) -> None:
+def _figure(cells: Sequence[sweep.SweepCell], config: SweepSaeConfig, path: Path) -> None:
     """fvu, splice KL and decoder KL by layer, a line for each (k, expansion)."""
     with svg_figure(path, (9.0, 3.0)) as figure:
         panels = (("fvu", "fvu"), ("splice_kl", "splice KL, nats"), ("decoder_kl", "decoder KL"))

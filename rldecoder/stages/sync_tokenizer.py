@@ -14,6 +14,7 @@ from rldecoder.artifacts.catalogue import ModelFolder
 from rldecoder.config.base import hash_json
 from rldecoder.config.model import RANDOM, SyncTokenizerConfig
 from rldecoder.errors import BadInputError
+from rldecoder.lm import specs, tokenizer_parity
 from rldecoder.lm.bos_proof import measure_bos
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.lm.loading import read_config
@@ -21,25 +22,8 @@ from rldecoder.lm.model_sources import TOKENIZER_FILES, copy_model_files, fetch,
 from rldecoder.lm.placement import count_parameters
 from rldecoder.lm.random_model import make_random_model
 from rldecoder.lm.registry import ModelChoice, choose_model
-from rldecoder.lm.specs import (
-    ArchitectureConstants,
-    ModelRecord,
-    check_constants,
-    list_model_specs,
-    load_model_spec,
-    read_constants,
-)
 from rldecoder.lm.text_part import text_part
 from rldecoder.lm.text_tokens import set_bos
-from rldecoder.lm.tokenizer_parity import (
-    ParityRecord,
-    TokenizerHashes,
-    check_parity,
-    hash_files,
-    require_parity,
-    require_vocabulary,
-    vocabulary_sha256,
-)
 from rldecoder.precision import fast_dtype
 from rldecoder.reporting import Bar
 from rldecoder.seeds import seed_everything
@@ -56,7 +40,7 @@ def run(inputs: Nothing, config: SyncTokenizerConfig, ctx: StageContext) -> Outp
 
         # Hashes first: a damaged file is named as such, whatever loading would make of it.
         known = choice.spec.file_sha256 if choice.spec else {}
-        weights = hash_files(sorted(folder.glob("model*.safetensors")), known)
+        weights = tokenizer_parity.hash_files(sorted(folder.glob("model*.safetensors")), known)
         dtype = fast_dtype(config.compute_dtype, ctx.device)
         if config.compute_dtype == "bfloat16" and dtype != torch.bfloat16:
             ctx.report.note(
@@ -64,23 +48,23 @@ def run(inputs: Nothing, config: SyncTokenizerConfig, ctx: StageContext) -> Outp
             )
         lm = FrozenLM.load(folder, device=ctx.device, dtype=dtype, loading=config.loading)
         parameters = count_parameters(lm.model)
-        constants = read_constants(lm.model.config, parameters, lm.context_length)
+        constants = specs.read_constants(lm.model.config, parameters, lm.context_length)
         if choice.spec is not None:
-            check_constants(choice.spec, constants, str(folder))
+            specs.check_constants(choice.spec, constants, str(folder))
         _complete_folder(lm)
         bar.advance(note="loaded")
 
         # Only now are all of the tokenizer's files there.
         tokenizer_files = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
-        hashes = TokenizerHashes(
-            files=hash_files(tokenizer_files, known),
-            vocabulary_sha256=vocabulary_sha256(lm.tokenizer),
+        hashes = tokenizer_parity.TokenizerHashes(
+            files=tokenizer_parity.hash_files(tokenizer_files, known),
+            vocabulary_sha256=tokenizer_parity.vocabulary_sha256(lm.tokenizer),
         )
         if choice.spec is not None:
             pinned = choice.spec.vocabulary_sha256
-            require_vocabulary(hashes.vocabulary_sha256, pinned, choice.name)
-        parity = check_parity(lm, config.extra_probes)
-        require_parity(
+            tokenizer_parity.require_vocabulary(hashes.vocabulary_sha256, pinned, choice.name)
+        parity = tokenizer_parity.check_parity(lm, config.extra_probes)
+        tokenizer_parity.require_parity(
             parity, choice.name, trained=choice.spec is not None, lossy=config.allow_lossy_tokenizer
         )
         set_bos(lm.tokenizer, config.bos)
@@ -136,7 +120,7 @@ def _check_config(choice: ModelChoice, folder: Path) -> None:
         ) from error
     if choice.spec is not None:
         claimed = choice.spec.architecture.parameters
-        check_constants(choice.spec, read_constants(config, claimed), str(folder))
+        specs.check_constants(choice.spec, specs.read_constants(config, claimed), str(folder))
 
 
 def _complete_folder(lm: FrozenLM) -> None:
@@ -149,14 +133,14 @@ def _complete_folder(lm: FrozenLM) -> None:
 
 def _model_record(
     choice: ModelChoice,
-    constants: ArchitectureConstants,
+    constants: specs.ArchitectureConstants,
     source: dict[str, str],
     weights: dict[str, str],
     config: SyncTokenizerConfig,
-) -> ModelRecord:
+) -> specs.ModelRecord:
     spec = choice.spec
     unknown = "none: random weights" if choice.name == RANDOM else "unknown: read the model's card"
-    return ModelRecord(
+    return specs.ModelRecord(
         name=choice.name,
         title=spec.title if spec else choice.name,
         licence=spec.licence if spec else unknown,
@@ -171,7 +155,9 @@ def _model_record(
     )
 
 
-def render_hashes_page(name: str, hashes: TokenizerHashes, parity: ParityRecord) -> str:
+def render_hashes_page(
+    name: str, hashes: tokenizer_parity.TokenizerHashes, parity: tokenizer_parity.ParityRecord
+) -> str:
     """The page for people (the quickstart model's is kept in docs/)."""
     lines = [
         "# Tokenizer hashes",
@@ -215,7 +201,7 @@ def render_hashes_page(name: str, hashes: TokenizerHashes, parity: ParityRecord)
         "|---|---|---|",
     ]
 
-    for spec in map(load_model_spec, list_model_specs()):
+    for spec in map(specs.load_model_spec, specs.list_model_specs()):
         lines += [
             f"| {spec.name} | {file} | `{digest}` |"
             for file, digest in sorted(spec.file_sha256.items())

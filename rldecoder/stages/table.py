@@ -15,8 +15,8 @@ from rldecoder.stages.context import Stage
 # Raise a stage's version whenever the same config would now give another result.
 STAGES: tuple[Stage, ...] = (
     Stage(catalogue.ModelFolder, 1, inputs.Nothing, fingerprints.sync_tokenizer),
-    Stage(catalogue.Corpus, 2, inputs.IngestInputs, fingerprints.ingest),
-    Stage(catalogue.Baselines, 4, inputs.TextInputs),
+    Stage(catalogue.Corpus, 2, inputs.IngestInputs, fingerprints.ingest, in_shards=True),
+    Stage(catalogue.Baselines, 4, inputs.TextInputs, in_shards=True),
     Stage(catalogue.Sweep, 3, inputs.TextInputs),
     Stage(catalogue.Frontier, 2, inputs.FrontierInputs),
     Stage(catalogue.ActivationCache, 2, inputs.TextInputs, in_shards=True),
@@ -28,11 +28,11 @@ STAGES: tuple[Stage, ...] = (
     Stage(catalogue.Controls, 10, inputs.ControlInputs, gate=True),
     Stage(catalogue.FinalDecoder, 2, inputs.FreezeInputs),
     Stage(catalogue.Importance, 4, inputs.RankInputs),
-    Stage(catalogue.Labels, 6, inputs.LabelInputs, fingerprints.label_features),
+    Stage(catalogue.Labels, 7, inputs.LabelInputs, fingerprints.label_features),
     Stage(catalogue.Clusters, 4, inputs.ClusterInputs),
-    Stage(catalogue.TrainedExplainer, 7, inputs.ExplainerInputs),
+    Stage(catalogue.TrainedExplainer, 8, inputs.ExplainerInputs),
     Stage(catalogue.Evaluation, 6, inputs.EvaluateInputs, fingerprints.evaluate),
-    Stage(catalogue.Report, 10, inputs.ReportInputs),
+    Stage(catalogue.Report, 11, inputs.ReportInputs),
 )
 
 

@@ -176,24 +176,15 @@ def _new_explainer(
     active = train.candidates.acts > 0
     unit = float(train.measured.single[active].square().mean().sqrt()) if active.any() else 0.0
     spec = ExplainerSpec(
-        d_model=sae.d_model,
-        num_latents=sae.num_latents,
-        max_candidates=config.max_candidates,
-        max_claims=config.max_claims,
-        width=config.width,
-        num_layers=config.num_layers,
-        effect_unit=max(unit, 1e-6),
-        min_effect=config.min_effect,
-    )
+        d_model=sae.d_model, num_latents=sae.num_latents, max_candidates=config.max_candidates,
+        max_claims=config.max_claims, width=config.width, num_layers=config.num_layers,
+        effect_unit=max(unit, 1e-6), min_effect=config.min_effect,
+    )  # fmt: skip
     return Explainer(spec).to(ctx.device)
 
 
 def _train(
-    explainer: Explainer,
-    sae: Sae,
-    train: Pairs,
-    config: TrainExplainerConfig,
-    ctx: StageContext,
+    explainer: Explainer, sae: Sae, train: Pairs, config: TrainExplainerConfig, ctx: StageContext
 ) -> Curves:
     learner = Learner(explainer, config)
     order = torch_generator(ctx.seed, "batches")

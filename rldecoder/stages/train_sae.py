@@ -1,20 +1,22 @@
 """Train the sparse autoencoder on cached residuals; publish the weights of the best held-out fvu.
 
 In streaming mode the frozen model computes the residuals of the train split as they are needed,
-here or, a window ahead, on a cluster.
+here, shared by the training's processes, or, a window ahead, on a cluster.
 Killed and run again, the stage goes on from its last checkpoint and ends with the same bytes.
 With `pretrained` nothing is trained: somebody else's SAE is published as it is, and measured.
 """
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from rldecoder.artifacts.catalogue import ModelFolder, TrainedSae
@@ -23,20 +25,25 @@ from rldecoder.checkpoints import Checkpoints
 from rldecoder.config.sae import PretrainedSae, Retraining, TrainSaeConfig
 from rldecoder.curves import Curves
 from rldecoder.data.activation_reader import ShuffledActivations
-from rldecoder.data.forward import ActivationPass, Shard, plan_shards
+from rldecoder.data.forward import ActivationPass, plan_shards
 from rldecoder.data.shards import SplitSequences, read_tokens
-from rldecoder.data.stream_shards import ModelElsewhere, StreamSettings, StreamWorker
-from rldecoder.data.streaming import ModelHere, StreamedActivations
+from rldecoder.data.stream_shards import (
+    ModelElsewhere,
+    ModelShared,
+    StreamSettings,
+    StreamWorker,
+)
+from rldecoder.data.streaming import ModelHere, ShardSource, StreamedActivations
 from rldecoder.errors import BadInputError, DamagedFileError, NumericalError
 from rldecoder.executors.jobs import make_job
+from rldecoder.executors.teams import Member, make_task
 from rldecoder.lm.user_cache import sha256_file
-from rldecoder.reporting import SilentReporter
 from rldecoder.sae.drift import DriftState, DriftWatch
 from rldecoder.sae.fit import Surroundings, check_fit, described
 from rldecoder.sae.interop import write_sae
 from rldecoder.sae.metrics import reconstruction_quality
 from rldecoder.sae.model import Sae
-from rldecoder.sae.parallel import Group, peers
+from rldecoder.sae.parallel import Group
 from rldecoder.sae.pretrained import SaeSource, read_weights
 from rldecoder.sae.releases import find
 from rldecoder.sae.training import (
@@ -50,7 +57,7 @@ from rldecoder.schemas import read_json
 from rldecoder.seeds import derive_seed, seed_everything
 from rldecoder.stages import preflight
 from rldecoder.stages.context import Output, StageContext
-from rldecoder.stages.inputs import SaeInputs
+from rldecoder.stages.inputs import Placed, SaeInputs, opened, placed
 
 MEASURED_TOKENS = 2048
 """Rows that a pretrained SAE encodes at once."""
@@ -60,26 +67,57 @@ def run(inputs: SaeInputs, config: TrainSaeConfig, ctx: StageContext) -> Output:
     """Train until `budget_tokens` are consumed, or publish the SAE that is given."""
     if config.pretrained is not None:
         return _take(inputs, config, config.pretrained, ctx)
-    arguments = (inputs, config, replace(ctx, report=SilentReporter()))
-    with (
-        ExitStack() as stack,
-        peers(config.processes, _assist, arguments, ctx.device) as (group, device),
-    ):
-        return _train(inputs, config, replace(ctx, device=device), group, stack)
+    if config.processes == 1:
+        with ExitStack() as stack:
+            return _train(_Training(inputs, config, ctx, Group(), stack), ctx)
+
+    # A team of processes, which goes on from the last checkpoint where one of them is lost.
+    settings = TeamSettings(
+        inputs=placed(inputs), config=config, seed=ctx.seed, owner=ctx.owner,
+        out=ctx.out.absolute(), progress=ctx.progress.absolute(),
+    )  # fmt: skip
+    task = make_task(
+        train_together, settings, folder=ctx.progress, owner=ctx.owner,
+        reads=[artifact.folder for artifact in inputs],
+    )  # fmt: skip
+    metrics = json.loads(
+        ctx.executor.team(task, config.processes, device=ctx.device, report=ctx.report)
+    )
+    return Output(metrics)
 
 
-def _assist(
-    group: Group,
-    device: torch.device,
-    inputs: SaeInputs,
-    config: TrainSaeConfig,
-    ctx: StageContext,
-) -> None:
-    """What a further process does: the same steps, and nothing else."""
+class TeamSettings(BaseModel):
+    """What each process of a training is told: a stage's context without what is of one process."""
+
+    model_config = ConfigDict(frozen=True)
+
+    inputs: tuple[Placed, ...]
+    config: TrainSaeConfig
+    out: Path
+    progress: Path
+    seed: int
+    owner: str
+
+
+def train_together(text: str, member: Member) -> str:
+    """Train as one of several processes; the first one evaluates, keeps and publishes.
+
+    Returns:
+        The headline metrics as JSON; of the others nothing.
+    """
+    settings = TeamSettings.model_validate_json(text)
+    inputs, config = opened(SaeInputs, settings.inputs), settings.config
+    ctx = StageContext(
+        settings.out, settings.progress, settings.seed, member.device, member.report,
+        owner=settings.owner,
+    )  # fmt: skip
     with ExitStack() as stack:
-        training = _Training(inputs, config, replace(ctx, device=device), group, stack)
+        training = _Training(inputs, config, ctx, Group(member.rank, member.size), stack)
+        if member.rank == 0:
+            return json.dumps(dict(_train(training, ctx, member.kept).metrics))
         while training.trainer.step_index < training.num_steps:
             training.step()
+    return ""
 
 
 class _Training:
@@ -94,7 +132,8 @@ class _Training:
         stack: ExitStack,
     ) -> None:
         seed_everything(ctx.seed)
-        self.reader = open_train_split(inputs, config, ctx, stack)
+        self.inputs, self.config = inputs, config
+        self.reader = open_train_split(inputs, config, ctx, stack, group)
         self.num_steps = max(1, config.budget_tokens // config.batch_tokens)
         batch_seed = derive_seed(ctx.seed, "batches")
         meta = self.reader.meta
@@ -141,7 +180,16 @@ class _Training:
     def step(self) -> StepResult:
         """The next batch."""
         batch, self.position = next(self._batches)
-        return self.trainer.step(batch)
+        result = self.trainer.step(batch)
+        if self.is_to_be_kept:
+            self.trainer.agree()
+        return result
+
+    @property
+    def is_to_be_kept(self) -> bool:
+        """Whether a checkpoint belongs behind the last step."""
+        step = self.trainer.step_index
+        return step % self.config.checkpoint_every_steps == 0 and step < self.num_steps
 
     def save(self) -> None:
         """A checkpoint from which a killed run goes on exactly."""
@@ -158,12 +206,19 @@ class _Training:
 
 
 def _train(
-    inputs: SaeInputs, config: TrainSaeConfig, ctx: StageContext, group: Group, stack: ExitStack
+    training: _Training, ctx: StageContext, kept: Callable[[], None] = lambda: None
 ) -> Output:
-    training = _Training(inputs, config, ctx, group, stack)
-    trainer, curves, num_steps = training.trainer, training.curves, training.num_steps
+    """What the first process, or the only one, does.
+
+    Args:
+        kept: called after each checkpoint.
+    """
+    config, trainer, curves = training.config, training.trainer, training.curves
+    num_steps = training.num_steps
     held_out = _sample(
-        inputs.cache.reader("validation"), config.eval_tokens, derive_seed(ctx.seed, "validation")
+        training.inputs.cache.reader("validation"),
+        config.eval_tokens,
+        derive_seed(ctx.seed, "validation"),
     )
 
     # What is cheap is logged often; a held-out pass decides which weights are published.
@@ -183,8 +238,9 @@ def _train(
                 values = {"validation_fvu": fvu, "validation_l0": l0}
                 curves.log(step, **values)
                 ctx.report.metrics("train_sae", step, values)
-            if step % config.checkpoint_every_steps == 0 and step < num_steps:
+            if training.is_to_be_kept:
                 training.save()
+                kept()
             bar.advance(config.batch_tokens, f"fvu {trainer.best_fvu:.3f} mse {result.mse:.3f}")
     seconds = max(time.perf_counter() - started, 1e-9)
 
@@ -305,12 +361,13 @@ def flagged_latents(retrain: Retraining) -> Tensor:
 
 
 def open_train_split(
-    inputs: SaeInputs, config: TrainSaeConfig, ctx: StageContext, stack: ExitStack
+    inputs: SaeInputs, config: TrainSaeConfig, ctx: StageContext, stack: ExitStack, group: Group
 ) -> ShuffledActivations:
     """The training activations, from the cache or from the frozen model.
 
     Args:
         stack: closed when they are no longer read.
+        group: processes that share the model's work.
     """
     cache = inputs.cache
     if config.source == "cache":
@@ -323,9 +380,29 @@ def open_train_split(
     if most is not None:
         sequences = min(sequences, max(1, most // meta.context_length))
     plan = plan_shards({"train": sequences}, meta.context_length, int(cache.config["shard_tokens"]))
-    # Each of several processes reads its own part of every batch: one crew for all is not there.
-    here = ctx.executor.is_here or config.processes > 1
-    source = (_model_here if here else _model_elsewhere)(inputs, ctx, sequences, plan, stack)
+    source: ShardSource
+    if group.size == 1 and ctx.executor.is_here:
+        source = _model_here(inputs, ctx, sequences)
+    else:
+        settings = StreamSettings(
+            model=inputs.model.model.absolute(),
+            record=ModelFolder.record.path(inputs.model.folder).absolute(),
+            corpus=inputs.corpus.folder.absolute(),
+            hook_layer=meta.hook_layer,
+            micro_batch=int(cache.config["micro_batch_sequences"]),
+            plan=tuple(plan),
+        )
+        folder = ctx.progress / "stream"
+        folder.mkdir(exist_ok=True)
+        job = make_job(
+            StreamWorker, settings, settings.files(meta.context_length), folder=folder,
+            owner=ctx.owner, reads=[inputs.model.folder, inputs.corpus.folder],
+        )  # fmt: skip
+        if group.size > 1:
+            source = stack.enter_context(ModelShared.opened(job, group, ctx.device, ctx.report))
+        else:
+            crew = stack.enter_context(ctx.executor.open(job, device=ctx.device, report=ctx.report))
+            source = ModelElsewhere(crew, job, ctx.report.note)
 
     @contextmanager
     def progress(num_tokens: int) -> Iterator[Callable[[float], None]]:
@@ -339,9 +416,7 @@ def open_train_split(
     return reader
 
 
-def _model_here(
-    inputs: SaeInputs, ctx: StageContext, sequences: int, plan: list[Shard], stack: ExitStack
-) -> ModelHere:
+def _model_here(inputs: SaeInputs, ctx: StageContext, sequences: int) -> ModelHere:
     """The frozen model on this process's device."""
     forward = ActivationPass(
         inputs.model.load(ctx.device),
@@ -352,29 +427,6 @@ def _model_here(
     )
     ids = read_tokens(inputs.corpus.folder, "train", sequences)
     return ModelHere(forward, torch.from_numpy(ids))
-
-
-def _model_elsewhere(
-    inputs: SaeInputs, ctx: StageContext, sequences: int, plan: list[Shard], stack: ExitStack
-) -> ModelElsewhere:
-    """The frozen model on the workers of a cluster, a window ahead of the trainer."""
-    meta = inputs.cache.meta
-    settings = StreamSettings(
-        model=inputs.model.model.absolute(),
-        record=ModelFolder.record.path(inputs.model.folder).absolute(),
-        corpus=inputs.corpus.folder.absolute(),
-        hook_layer=meta.hook_layer,
-        micro_batch=int(inputs.cache.config["micro_batch_sequences"]),
-        plan=tuple(plan),
-    )
-    folder = ctx.progress / "stream"
-    folder.mkdir(exist_ok=True)
-    job = make_job(
-        StreamWorker, settings, settings.files(meta.context_length), folder=folder,
-        owner=ctx.owner, reads=[inputs.model.folder, inputs.corpus.folder],
-    )  # fmt: skip
-    crew = stack.enter_context(ctx.executor.open(job, device=ctx.device, report=ctx.report))
-    return ModelElsewhere(crew, job, ctx.report.note)
 
 
 def _sample(reader: ShuffledActivations, num_tokens: int, seed: int) -> Tensor:

@@ -136,6 +136,10 @@ def test_names_and_paths_survive_yaml() -> None:
     )
     assert run.sync_tokenizer.repo == "org/some-model"
     assert run.ingest.sources[0].paths == ('a "b".txt', "ü: c")  # type: ignore[union-attr]
+    odd = text(command="init 'a\nb'", ood_said="x\ny: z", model="my: spec.yaml")
+    read = yaml.safe_load(own_text_yaml(odd, fit_budgets(TOKENS, 10**9)))
+    assert read["sync_tokenizer"]["model"] == "my: spec.yaml"
+    assert read.keys() >= run.model_fields_set
 
 
 def test_the_example_is_what_init_writes() -> None:

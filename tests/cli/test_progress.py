@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import io
 
-from rich.console import Console
-
 from rldecoder.cli.progress import RichReporter
 from rldecoder.reporting import SilentReporter, TeeReporter
+from rldecoder.terminal import Terminal
 
 
 def test_rich_reporter_escapes_markup_and_shows_bar() -> None:
     text = io.StringIO()
-    console = Console(file=text, force_terminal=True, width=140)
+    console = Terminal(file=text, force_terminal=True, width=140)
     reporter = RichReporter(console)
     with reporter.track("train_sae [bold]", total=4, unit="tok") as bar:
         bar.advance(2, note="[red]fvu 0.5[/red]")

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from rldecoder.data.deduplicate import SHINGLE_WORDS, CrossSplitDeduplicator
+from rldecoder.data.deduplicate import SHINGLE_WORDS, CrossSplitDeduplicator, fingerprint
 
 
 def words(count: int, seed: int) -> list[str]:
@@ -22,11 +22,11 @@ def exact_jaccard(a: list[str], b: list[str]) -> float:
 
 def test_exact_copy_is_found_across_splits_only() -> None:
     found = CrossSplitDeduplicator(0.5)
-    assert found.admit("train", "The Hat, is in the box.") is None
-    assert found.admit("train", "The Hat, is in the box.") is None
-    assert found.admit("test", "the hat is in the BOX") == "exact"
-    assert found.admit("test", "the cup is on the shelf") is None
-    assert found.admit("train", "the cup is on the shelf") == "exact"
+    assert found.admit("train", fingerprint("The Hat, is in the box.")) is None
+    assert found.admit("train", fingerprint("The Hat, is in the box.")) is None
+    assert found.admit("test", fingerprint("the hat is in the BOX")) == "exact"
+    assert found.admit("test", fingerprint("the cup is on the shelf")) is None
+    assert found.admit("train", fingerprint("the cup is on the shelf")) == "exact"
 
 
 @pytest.mark.parametrize(("changed", "duplicate"), [(4, True), (60, False)])
@@ -37,25 +37,25 @@ def test_near_copies_by_overlap(changed: int, duplicate: bool) -> None:
         edited[i] = f"new{i}"
     assert (exact_jaccard(text, edited) > 0.5) == duplicate
     found = CrossSplitDeduplicator(0.5)
-    assert found.admit("train", " ".join(text)) is None
-    assert found.admit("test", " ".join(edited)) == ("near" if duplicate else None)
+    assert found.admit("train", fingerprint(" ".join(text))) is None
+    assert found.admit("test", fingerprint(" ".join(edited))) == ("near" if duplicate else None)
 
 
 def test_near_copy_within_a_split_stays_and_still_guards_the_other() -> None:
     text = words(200, 1)
     near = [*text[:-3], "x", "y", "z"]
     found = CrossSplitDeduplicator(0.5)
-    assert found.admit("train", " ".join(text)) is None
-    assert found.admit("train", " ".join(near)) is None
-    assert found.admit("ood", " ".join([*near, "more"])) == "near"
+    assert found.admit("train", fingerprint(" ".join(text))) is None
+    assert found.admit("train", fingerprint(" ".join(near))) is None
+    assert found.admit("ood", fingerprint(" ".join([*near, "more"]))) == "near"
 
 
 def test_texts_shorter_than_a_shingle() -> None:
     found = CrossSplitDeduplicator(0.5)
-    assert found.admit("train", "two words") is None
-    assert found.admit("test", "other words") is None
-    assert found.admit("test", "!!!") is None
-    assert found.admit("train", "???") == "exact"
+    assert found.admit("train", fingerprint("two words")) is None
+    assert found.admit("test", fingerprint("other words")) is None
+    assert found.admit("test", fingerprint("!!!")) is None
+    assert found.admit("train", fingerprint("???")) == "exact"
 
 
 def letters(first: int, count: int) -> list[str]:
@@ -85,10 +85,10 @@ def test_near_copies_in_text_without_spaces(name: str) -> None:
         for place in rnd.sample([i for i, char in enumerate(copy) if char != mark], 3):
             copy[place] = rnd.choice(pool)
         found = CrossSplitDeduplicator(0.5)
-        assert found.admit("train", text) is None
-        missed += found.admit("test", "".join(copy)) is None
+        assert found.admit("train", fingerprint(text)) is None
+        missed += found.admit("test", fingerprint("".join(copy))) is None
         other = mark.join("".join(rnd.choices(pool, k=20)) for _ in range(16))
-        assert found.admit("test", other) is None
+        assert found.admit("test", fingerprint(other)) is None
     assert missed == 0
 
 
@@ -96,6 +96,6 @@ def test_words_with_spaces_stay_words() -> None:
     """Mixed text: characters of one script, words of the other."""
     english = " ".join(f"word{i}" for i in range(40))
     found = CrossSplitDeduplicator(0.5)
-    assert found.admit("train", english + " \u4e2d\u6587\u5b57") is None
-    assert found.admit("test", english + " \u5b57\u6587") == "near"
-    assert found.admit("test", " ".join(f"drow{i}" for i in range(40))) is None
+    assert found.admit("train", fingerprint(english + " \u4e2d\u6587\u5b57")) is None
+    assert found.admit("test", fingerprint(english + " \u5b57\u6587")) == "near"
+    assert found.admit("test", fingerprint(" ".join(f"drow{i}" for i in range(40)))) is None

@@ -32,7 +32,7 @@ def naive(documents: list[list[int]], length: int, max_sequences: int) -> list[t
 def test_packing_equals_naive(
     documents: list[list[int]], length: int, max_sequences: int, take_often: bool
 ) -> None:
-    packer = SequencePacker(length, max_sequences, EOS)
+    packer = SequencePacker(length, max_sequences, [EOS])
     out: list[PackedSequence] = []
     kept = 0
     for number, document in enumerate(documents):
@@ -51,7 +51,7 @@ def test_packing_equals_naive(
 
 
 def test_source_is_that_of_the_first_document() -> None:
-    packer = SequencePacker(4, 10, EOS)
+    packer = SequencePacker(4, 10, [EOS])
     packer.add(0, "a", [1, 2])
     packer.add(1, "b", [3, 4, 5, 6])
     assert [s.source for s in packer.take()] == ["a", "b"]
@@ -60,11 +60,13 @@ def test_source_is_that_of_the_first_document() -> None:
 FRONT = [99]
 
 
-def naive_with_front(documents: list[list[int]], length: int, max_sequences: int) -> list[tuple]:
+def naive_with_front(
+    documents: list[list[int]], length: int, max_sequences: int, end: list[int]
+) -> list[tuple]:
     """Token by token: every document and every sequence begins with what is in front."""
     rows: list[list[tuple[int, int]]] = [[]]
     for number, document in enumerate(documents):
-        for token in [*FRONT, *document, EOS]:
+        for token in [*FRONT, *document, *end]:
             if len(rows[-1]) == length:
                 rows.append([])
             if not rows[-1] and token != FRONT[0]:
@@ -84,14 +86,15 @@ def naive_with_front(documents: list[list[int]], length: int, max_sequences: int
     documents=st.lists(st.lists(st.integers(1, 9), max_size=12), max_size=12),
     length=st.integers(2, 7),
     max_sequences=st.integers(1, 8),
+    end=st.sampled_from([[], [EOS]]),
 )
 def test_every_document_and_every_sequence_begins_with_what_is_in_front(
-    documents: list[list[int]], length: int, max_sequences: int
+    documents: list[list[int]], length: int, max_sequences: int, end: list[int]
 ) -> None:
-    packer = SequencePacker(length, max_sequences, EOS, FRONT)
+    packer = SequencePacker(length, max_sequences, end, FRONT)
     for number, document in enumerate(documents):
         assert packer.add(number, "s", document) <= len(document) + len(FRONT)
     got = [(s.input_ids.tolist(), s.doc_ids, s.doc_starts) for s in packer.take()]
-    assert got == naive_with_front(documents, length, max_sequences)
+    assert got == naive_with_front(documents, length, max_sequences, end)
     assert all(row[0] == FRONT[0] for row, _, _ in got)
     assert packer.full == (len(got) == max_sequences)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rldecoder.config.data import ReaderSource
 from rldecoder.data.deduplicate import CrossSplitDeduplicator
+from rldecoder.data.deduplicate import fingerprint as text_fingerprint
 from rldecoder.data.documents import clean_text
 from rldecoder.data.reader import reader_candidates, reader_fingerprint
 from rldecoder.data.sources import candidates, fingerprint
@@ -29,7 +30,9 @@ def test_no_two_pieces_are_alike() -> None:
         document = candidate.load()
         assert document is not None
         # A split each, so that every pair is compared.
-        assert deduplicator.admit(str(number), document.text) is None, document.title
+        assert deduplicator.admit(str(number), text_fingerprint(document.text)) is None, (
+            document.title
+        )
 
 
 def test_pieces_are_plain_text_of_the_length_that_is_read() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,9 +18,11 @@ from rldecoder.artifacts.catalogue import ActivationCache, TrainedSae
 from rldecoder.config.data import CacheActivationsConfig
 from rldecoder.config.sae import TrainSaeConfig
 from rldecoder.data import forward
+from rldecoder.errors import DamagedFileError
 from rldecoder.executors.local import LocalExecutor
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.reporting import Bar, SilentReporter
+from rldecoder.sae.parallel import Group
 from rldecoder.sae.training import SaeTrainer, StepResult
 from rldecoder.stages import cache_activations, train_sae
 from rldecoder.stages.context import StageContext
@@ -193,3 +197,54 @@ def test_a_stream_runs_no_block_above_the_hook_and_only_the_tokens_asked_for(
     # The passes show a bar, and it ends full.
     assert report.done["frozen model"] == report.total["frozen model"] == 13 * LENGTH
     assert torch.is_grad_enabled()
+
+
+class InThreads(Group):
+    """Peers of one process, who wait for each other in threads."""
+
+    barrier = threading.Barrier(2, timeout=60)
+
+    def meet(self) -> None:
+        """Wait until both have come here."""
+        self.barrier.wait()
+
+
+def test_peers_share_the_models_work(
+    inputs: SaeInputs, context: MakeContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each reads every row of two epochs, in the order of one process; none is computed twice."""
+    alone, together, loading = context("alone"), context("together"), threading.Lock()
+
+    def rows(group: Group, ctx: StageContext) -> list[Tensor]:
+        with ExitStack() as stack:
+            with loading:  # transformers loads one model at a time
+                reader = train_sae.open_train_split(inputs, STREAM, ctx, stack, group)
+            batches = [b for epoch in (0, 1) for b in reader.shuffled(50, seed=3, epoch=epoch)]
+        return [batch.resid for batch in batches if batch.resid is not None]
+
+    expected = rows(Group(), alone)
+    seen = count_tokens(monkeypatch)
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda rank: rows(InThreads(rank, 2), together), (0, 1)))
+    assert sum(seen) == 2 * SEQUENCES * LENGTH
+    for mine in found:
+        assert len(mine) == len(expected) > 20
+        assert all(torch.equal(a, b) for a, b in zip(mine, expected, strict=True))
+    assert list((together.progress / "stream").iterdir()) == []
+
+
+def test_a_peers_shard_that_is_damaged_is_not_read(
+    inputs: SaeInputs, context: MakeContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ctx = context("damaged")
+
+    class Damaging(Group):
+        """Its peer, by now, has written what is none of its own."""
+
+        def meet(self) -> None:
+            (ctx.progress / "stream" / "train-00001.safetensors").write_bytes(b"?")
+
+    with ExitStack() as stack:
+        reader = train_sae.open_train_split(inputs, STREAM, ctx, stack, Damaging(0, 2))
+        with pytest.raises(DamagedFileError, match="not what another trainer wrote"):
+            list(reader.shuffled(50, seed=3))

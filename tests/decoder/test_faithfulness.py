@@ -21,11 +21,16 @@ from rldecoder.decoder.faithfulness import (
     lens_predictor,
     summarise,
 )
-from rldecoder.decoder.faithfulness_shards import FaithfulnessSettings, batch_ends, read_scores
+from rldecoder.decoder.faithfulness_shards import (
+    FaithfulnessSettings,
+    FaithfulnessWorker,
+    batch_ends,
+)
 from rldecoder.decoder.loading import AffineLens, save_decoder
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
 from rldecoder.errors import NumericalError
 from rldecoder.executors.local import LocalExecutor
+from rldecoder.executors.stage_shards import StageShards
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.reporting import SilentReporter
 from rldecoder.sae.model import Sae
@@ -119,13 +124,13 @@ def test_shards_say_what_one_pass_says(
     settings = FaithfulnessSettings(
         model=tiny_lm_dir, record=tmp_path / "none", sae=tmp_path / "sae",
         decoders={name: tmp_path / name for name in other}, cache=reader.folder,
-        split="test", precision="highest", ends=batch_ends(reader, 70),
+        name="test", precision="highest", ends=batch_ends(reader, 70),
     )  # fmt: skip
     assert settings.ends == (15, 30, 45, 60, 70)
-    job = settings.job(tmp_path / "shards", "test/0123", [])
-    report = SilentReporter()
-    LocalExecutor().finish(job, "faithfulness", "tokens", device=torch.device("cpu"), report=report)
-    parts = [read_scores(job.path(number), ["a", "b"]) for number in range(len(job.files))]
+    here = StageShards(
+        LocalExecutor(), tmp_path, "test/0123", torch.device("cpu"), SilentReporter()
+    )
+    parts = list(here.results(FaithfulnessWorker, settings, [], "shards", "faithfulness"))
     expected = evaluate_predictors(
         {name: decoder_predictor(held) for name, held in other.items()}, reader, lm,
         max_tokens=70, seed=3,

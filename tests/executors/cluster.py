@@ -74,9 +74,7 @@ class LoopbackCluster:
 
     def workers(self, node: Any) -> list[psutil.Process]:
         """Our workers on a node."""
-        return [
-            child for child in _raylet(node).children(recursive=True) if _name(child) == "FarWorker"
-        ]
+        return [child for child in _raylet(node).children(recursive=True) if _is_ours(child)]
 
     def close(self) -> None:
         """Leave and end it."""
@@ -140,9 +138,7 @@ def _raylet(node: Any) -> psutil.Process:
     return psutil.Process(node.all_processes["raylet"][0].process.pid)
 
 
-def _name(process: psutil.Process) -> str:
+def _is_ours(process: psutil.Process) -> bool:
     with contextlib.suppress(psutil.Error):
-        title = " ".join(process.cmdline())
-        if title.startswith("ray::FarWorker"):
-            return "FarWorker"
-    return ""
+        return " ".join(process.cmdline()).startswith(("ray::FarWorker", "ray::FarMember"))
+    return False

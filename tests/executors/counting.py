@@ -7,22 +7,34 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from pydantic import BaseModel
 
 from rldecoder import files
 from rldecoder.errors import BadInputError, NoResourceError
 from rldecoder.executors import jobs
-from rldecoder.executors.jobs import Advance, Job, Measured, ShardFile, ShardWorker, make_job
+from rldecoder.executors.jobs import (
+    Advance,
+    Job,
+    Measured,
+    ShardFile,
+    ShardSettings,
+    ShardWorker,
+    make_job,
+)
 
 
-class Factor(BaseModel):
-    """What each number is multiplied by; and which shards fail, and how."""
+class Factor(ShardSettings):
+    """How many numbers, what each is multiplied by; and which shards fail, and how."""
 
+    count: int = 6
     factor: int = 3
     bad_input: tuple[int, ...] = ()
     no_memory: tuple[int, ...] = ()
     fault: tuple[int, ...] = ()
     unwritable: tuple[int, ...] = ()
+
+    def shards(self) -> list[ShardFile]:
+        """One a number."""
+        return [ShardFile(f"number-{n}", 1.0) for n in range(self.count)]
 
 
 class Multiplier(ShardWorker[Factor, bytes]):
@@ -65,10 +77,8 @@ def counting_job(
     """Some shards in a folder, which is made."""
     monkeypatch.setattr(jobs, "OURS", ("rldecoder.", "tests."))
     folder.mkdir(exist_ok=True)
-    shards = [ShardFile(f"number-{n}", 1.0) for n in range(count)]
-    return make_job(
-        Multiplier, Factor.model_validate(settings), shards, folder=folder, owner="test/0123"
-    )
+    factor = Factor.model_validate(settings | {"count": count})
+    return make_job(Multiplier, factor, factor.shards(), folder=folder, owner="test/0123")
 
 
 def products(job: Job) -> list[int]:

@@ -4,28 +4,44 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import psutil
 import pytest
+from safetensors.torch import load_file
 
+from rldecoder.artifacts.catalogue import TrainedSae
 from rldecoder.artifacts.store import ArtifactRef
+from rldecoder.config.executor import ExecutorConfig
 from rldecoder.config.run import RunConfig, load_run_config
 from rldecoder.devices import FAKE_DEVICES, LEASE_FOLDER, lease_device
 from rldecoder.errors import NoResourceError
-from rldecoder.executors.ray_cluster import IN_FLIGHT
+from rldecoder.executors import ray_session
+from rldecoder.executors.far_worker import Opening
+from rldecoder.executors.ray_cluster import IN_FLIGHT, RayExecutor
+from rldecoder.executors.ray_team import RayAttempt
+from rldecoder.executors.teams import TeamTask
 from rldecoder.interp import ablation_shards
 from rldecoder.reporting import Bar, SilentBar, SilentReporter
 from rldecoder.runner import StageRun, plan, run_stage, store_for
+from rldecoder.stages.inputs import SaeInputs
+from rldecoder.stages.table import stage_named
+from tests.conftest import make_context
 from tests.executors.cluster import LoopbackCluster, loopback_cluster
+from tests.stages.published import inputs_in
+from tests.stages.test_train_sae import write_cache
+from tests.stages.test_train_together import CONFIG as TOGETHER
 
 pytest.importorskip("ray")
 pytestmark = pytest.mark.slow
 
-SHARDED = ("cache_activations", "rank_features", "label_features", "evaluate")
+SHARDED = (
+    "ingest", "baselines", "cache_activations", "rank_features", "label_features", "evaluate",
+)  # fmt: skip
 """Stages of the debug run whose shards go to the cluster."""
 
 
@@ -69,7 +85,7 @@ def content(folder: Path) -> dict[str, bytes]:
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != "manifest.json"
+        if path.is_file() and path.name not in ("manifest.json", "timing.json")
     }
 
 
@@ -195,3 +211,62 @@ class CountingBar(SilentBar):
         self.moves += 1
         if self.moves == 3:
             self.call()
+
+
+class KillingAtAStep(SilentReporter):
+    """Kills a node when training reports a step, and starts another one."""
+
+    def __init__(self, cluster: LoopbackCluster, at: int) -> None:
+        super().__init__()
+        self.cluster, self.at, self.nodes_at_work = cluster, at, 0
+
+    def metrics(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        """Once."""
+        if step >= self.at and not self.nodes_at_work:
+            busy = [node for node in self.cluster.nodes if self.cluster.workers(node)]
+            self.nodes_at_work = len(busy)
+            self.cluster.kill(busy[-1])
+            self.cluster.add(cpus=1, gpus=1)
+
+
+def test_trainers_on_two_nodes_train_the_sae_of_one_process_though_a_node_is_killed(
+    cluster: LoopbackCluster, tmp_path: Path
+) -> None:
+    inputs = inputs_in(SaeInputs, tmp_path / "store")
+    write_cache(inputs.cache.folder)
+    for artifact in (inputs.model, inputs.corpus):
+        artifact.folder.mkdir()  # which a training from the cache does not read
+    config = TOGETHER.model_copy(update={"budget_tokens": 150 * 128})
+    alone = make_context(tmp_path / "alone")
+    stage_named("train_sae").run(inputs, config, alone)
+
+    while len(cluster.nodes) < 2:
+        cluster.add(cpus=1, gpus=1)
+    report = KillingAtAStep(cluster, at=20)
+    settings = ExecutorConfig(type="ray", address=cluster.address, retries=1)
+    with closing(RayExecutor(settings, threads=1, timeout_seconds=300)) as executor:
+        there = replace(make_context(tmp_path / "there"), report=report, executor=executor)
+        two = config.model_copy(update={"processes": 2})
+        stage_named("train_sae").run(inputs, two, there)
+
+    assert report.nodes_at_work == 2
+    assert any("of a training was lost" in note for note in report.notes)
+    (resumed,) = [int(note.split()[5]) for note in report.notes if "goes on from step" in note]
+    assert 0 < resumed < 150
+    expected, found = (
+        load_file(TrainedSae.sae.path(ctx.out) / "sae_weights.safetensors")
+        for ctx in (alone, there)
+    )
+    assert expected.keys() == found.keys()
+    for name, tensor in expected.items():
+        assert float((found[name] - tensor).norm() / tensor.norm()) < 1e-4, name
+    assert [path.name for path in there.progress.glob("meeting-*")] == []
+
+
+def test_a_team_that_has_no_room_says_so(cluster: LoopbackCluster, tmp_path: Path) -> None:
+    settings = ExecutorConfig(type="ray", address=cluster.address, cpus=7)
+    task = TeamTask(work="rldecoder.m:f", settings="{}", folder=tmp_path, owner="test/01")
+    opening = Opening[TeamTask](job=task, code="", probe="", threads=1, task="")
+    ray_session.connect(cluster.address)
+    with pytest.raises(NoResourceError, match="no room for 2 processes at once"):
+        RayAttempt(settings, opening, 2, 0.5, SilentReporter())

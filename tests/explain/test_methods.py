@@ -10,6 +10,7 @@ from rldecoder.explain.explainer import Explainer, make_slots
 from rldecoder.explain.methods import acts_of, claims_of_baselines, claims_of_method_b, point
 from rldecoder.explain.pairs import Pairs
 from rldecoder.seeds import torch_generator
+from tests.explain.conftest import CANDIDATES
 
 
 def test_baselines_claim_as_often_as_method_b(
@@ -38,6 +39,22 @@ def test_baselines_claim_as_often_as_method_b(
     normalised = latents.acts.topk(3).values
     torch.testing.assert_close(found["method_a"].strengths, normalised)
     assert bool((found["random_features"].strengths == 1).all())
+
+
+def test_attributions_above_noise_are_ranked_among_themselves(
+    explainer: Explainer, pairs: dict[str, Pairs]
+) -> None:
+    """A thousandth of a nat decides, and one below its noise floor comes after all above theirs."""
+    test = pairs["test"]
+    sizes = 0.5 + 0.001 * torch.stack([torch.randperm(CANDIDATES) for _ in range(60)])
+    test = test._replace(candidates=test.candidates._replace(attributions=-sizes))
+    noise = torch.zeros_like(sizes)
+    noise.scatter_(1, sizes.argmax(dim=-1, keepdim=True), 9.0)
+    mask = torch.ones(60, 3, dtype=torch.bool)
+
+    found = claims_of_baselines(explainer, pairs["label"], test, mask, noise, torch_generator(0))
+    expected = test.candidates.indices.gather(1, sizes.topk(4).indices[:, 1:])
+    assert torch.equal(found["attribution_above_noise"].latents, expected)
 
 
 def test_mean_effects_are_the_means_of_the_training_pairs(

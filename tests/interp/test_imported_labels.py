@@ -17,15 +17,16 @@ from rldecoder.interp.imported_labels import (
     OUTPUT_SCORES,
     ImportedLabels,
     Ours,
-    TokenReader,
-    read_label,
     score_imported,
+    words_of_others,
 )
 from rldecoder.interp.imported_outputs import Said, of_others
+from rldecoder.interp.imported_reader import TokenReader, read_label
+from rldecoder.interp.llm.others import JudgedOthers
 from rldecoder.interp.neuronpedia_labels import Explanation, Explanations
 from rldecoder.interp.output_scores import FAILED
-from rldecoder.interp.predicate import NgramIn, Or, TokenIn
-from rldecoder.interp.records import OutputScores
+from rldecoder.interp.predicate import Affix, NgramIn, Or, TokenIn
+from rldecoder.interp.records import JudgedScores, JudgeTrust, OutputScores
 from rldecoder.interp.scores import LabelScores
 from rldecoder.interp.vocabulary import Vocabulary
 
@@ -89,6 +90,30 @@ def test_quoted_texts_become_tokens_or_what_spells_them() -> None:
     assert reader.predicate(["zebra"]) is None
 
 
+@pytest.mark.parametrize(
+    ("text", "form"),
+    [
+        ('words ending in "-ing" or "ed"', "suffix"),
+        ('the suffix "-ing" and the suffix "ed"', None),
+        ('tokens that end with "ing" or "ed"', "suffix"),
+        ('words beginning with "un" or "re-"', "prefix"),
+        ('prefixes "un", "re"', "prefix"),
+        ('words that start with "un" or end with "ing"', None),
+        ('say words ending in "ing"', None),
+        ('verbs ending in "ing"', None),
+    ],
+)
+def test_what_tokens_begin_or_end_with_is_read(text: str, form: str | None) -> None:
+    found = read_label(text)
+    assert (found.kind is None) == (form is None)
+    if form is not None:
+        assert found.form == form
+        parts = {"suffix": ("ing", "ed"), "prefix": ("un", "re")}[form]
+        predicate = TokenReader(Vocabulary(["x"]), lambda _: []).predicate(found.texts, found.form)
+        assert isinstance(predicate, Or)
+        assert predicate.parts == tuple(Affix(side=found.form, text=part) for part in parts)
+
+
 def test_what_is_said_first_is_a_set_of_tokens() -> None:
     vocabulary = Vocabulary(["cat", " Cat", " CAT", "s", " do", "g", "\n", " ", "do"])
     spelled = {"dog": [8, 5], " dog": [7, 4, 5], "  ": [7], "gnu": [99], " gnu": [99]}
@@ -111,7 +136,10 @@ def nothing_raised(
 
 
 def scored(
-    planted: Planted, rows: list[Explanation], ours: dict[int, Ours] | None = None
+    planted: Planted,
+    rows: list[Explanation],
+    ours: dict[int, Ours] | None = None,
+    judged: JudgedOthers | None = None,
 ) -> tuple[list[dict[str, object]], ImportedLabels]:
     """Score explanations of the planted latents; the control's latents fire anywhere."""
     rng = np.random.default_rng(0)
@@ -130,6 +158,7 @@ def scored(
         window_tokens=8,
         acceptance=Acceptance(detection=0.8, precision=0.3),
         rng=rng,
+        judged=judged,
     )
 
 
@@ -152,7 +181,7 @@ def test_right_labels_lie_above_their_controls(planted: Planted) -> None:
     assert (found.explanations, found.covered, found.rows) == (7, 6, 6)
     assert (found.read_as_input, found.read_as_output) == (4, 1)
     assert found.unscored == {
-        "in free words": 1,
+        "not judged: in free words": 1,
         "its tokens are not the model's": 2,
     }
     means = {name: method.means["detection"] for name, method in found.methods.items()}
@@ -173,7 +202,7 @@ def test_right_labels_lie_above_their_controls(planted: Planted) -> None:
     assert all(row.keys() == set(IMPORTED.names) for row in table)
     first, free = table[0], table[3]
     assert (first["our_label"], first["accepted"], first["unscored"]) == ("mine", True, None)
-    assert free["unscored"] == "in free words"
+    assert free["unscored"] == "not judged: in free words"
     assert free["detection"] is None
     assert free["accepted"] is None
     assert first["output_auroc"] is None
@@ -202,6 +231,51 @@ def test_output_labels_are_scored_by_ablation(planted: Planted) -> None:
     second = table[1]
     assert [second[f"output_{name}"] for name in OUTPUT_SCORES] == [1, 0.9, 0.5, 0.3]
     assert second["detection"] is None
+    assert all(row.keys() == set(IMPORTED.names) for row in table)
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+def test_words_have_what_the_judge_says_of_them(planted: Planted, trusted: bool) -> None:
+    """The judge is asked about those in words, most important latents first, up to a bound."""
+    rows = [Explanation(i, text, "t", "m") for i, text in enumerate(
+        ("verbs", '"walk"', "nouns of places", "odd things", "never asked about")
+    )]  # fmt: skip
+    found = Explanations("0-res", "planted", rows, 0)
+    order = np.array([3, 2, 1, 0, 4])
+    words = words_of_others(found, planted.scored.firings.select(order), planted.scored)
+    assert words.rows == (0, 1, 3, 4)
+    assert words.texts == ("odd things", "nouns of places", "verbs", "never asked about")
+    assert words.first(2).texts == ("odd things", "nouns of places")
+
+    def answer(detection: float | None, precision: float) -> JudgedScores:
+        return JudgedScores(
+            detection=detection, fuzzing=0.5, window_precision=precision, questions=2, failures=0
+        )
+
+    # The latents of `scored` lie in the order of their numbers.
+    right, wrong, none = answer(0.9, 0.4), answer(0.9, 0.2), answer(None, 0.0)
+    trust = JudgeTrust(
+        model="judge", trusted=trusted, reason=None, planted=4, bar=0.8, tolerance=0.15,
+        questions=1, failures=0,
+    )  # fmt: skip
+    judged = JudgedOthers(
+        [right, wrong, none], {"shuffled": [wrong], "random_sae": []}, {0: wrong, 2: right}, trust
+    )
+    table, summary = scored(planted, rows, judged=judged)
+    assert [row["reading"] for row in table] == ["words", "input", "words", "words", None]
+    assert [row["unscored"] for row in table] == [
+        None, None, None, "not judged: too few windows", "not judged: in free words",
+    ]  # fmt: skip
+    assert [row["judged_detection"] for row in table] == [0.9, None, 0.9, None, None]
+    assert [row["judge_trusted"] for row in table] == [trusted, None, trusted, trusted, None]
+    accepted = [table[i]["accepted"] for i in (0, 2, 3)]
+    assert accepted == ([True, False, None] if trusted else [None] * 3)
+    counts = {name: (kind.latents, kind.accepted) for name, kind in summary.words.items()}
+    assert counts == {
+        "imported": (2, trusted), "shuffled": (1, 0), "random_sae": (0, 0), "ours": (2, trusted),
+    }  # fmt: skip
+    assert summary.headline["imported_imported_judged_detection"] == 0.9
+    assert summary.headline["imported_scored"] == 3
     assert all(row.keys() == set(IMPORTED.names) for row in table)
 
 

@@ -17,6 +17,7 @@ from rldecoder.interp.predicate import (
     Or,
     PositionRange,
     Predicate,
+    TextState,
     TokenClass,
     TokenIn,
     conjunction,
@@ -27,10 +28,13 @@ from rldecoder.interp.predicate import (
     num_atoms,
     to_json,
 )
-from rldecoder.interp.vocabulary import TOKEN_CLASSES, Vocabulary
+from rldecoder.interp.text_state import TEXT_STATES
+from rldecoder.interp.vocabulary import CODE_SYMBOLS, TOKEN_CLASSES, Vocabulary
 
 TEXTS = [" the", " cat", "ing", "Ed", " RUN", "12", "\n", ".", "{", "é", " walking", "", "\u202e"]
-VOCABULARY = Vocabulary(TEXTS, special_ids=[11])
+TEXTS += ["(", "])", " \n\n"]
+SPECIAL = 11
+VOCABULARY = Vocabulary(TEXTS, special_ids=[SPECIAL])
 
 token = st.integers(0, len(TEXTS) - 1)
 offset = st.integers(-3, 0)
@@ -51,6 +55,7 @@ atoms = st.one_of(
         offset=offset,
     ),
     st.builds(TokenClass, name=st.sampled_from(sorted(TOKEN_CLASSES)), offset=offset),
+    st.builds(TextState, name=st.sampled_from(sorted(TEXT_STATES))),
     st.builds(PositionRange, low=st.integers(0, 3), high=st.integers(1, 8)),
 )
 predicates = st.recursive(
@@ -62,13 +67,32 @@ predicates = st.recursive(
     ),
     max_leaves=5,
 )
-grids = st.integers(1, 7).flatmap(
+grids = st.integers(1, 12).flatmap(
     lambda width: st.lists(
         st.lists(st.integers(-1, len(TEXTS) - 1), min_size=width, max_size=width),
         min_size=1,
         max_size=3,
     )
 )
+
+
+def naive_state(name: str, seen: list[int]) -> bool:
+    """A state after the tokens `seen`, read one by one."""
+    texts = ["" if index < 0 else TEXTS[index] for index in seen]
+    if name == "plain":
+        return not any(set(text) & CODE_SYMBOLS for text in texts[-8:])
+    if name == "first_seen":
+        ends = [at for at, index in enumerate(seen) if index == SPECIAL]
+        return seen[-1] not in seen[ends[-1] if ends else 0 : -1]
+    depth = 0
+    for at, text in enumerate(texts):
+        empty_line = "\n" in text and at > 0 and "\n" in texts[at - 1]
+        if seen[at] == SPECIAL or "\n\n" in text or empty_line:
+            depth = 0
+            continue
+        opened = sum(text.count(bracket) for bracket in "([{")
+        depth = max(0, depth + opened - sum(text.count(bracket) for bracket in ")]}"))
+    return depth > 0
 
 
 def naive(predicate: Predicate, row: list[int], at: int) -> bool:
@@ -96,6 +120,8 @@ def naive(predicate: Predicate, row: list[int], at: int) -> bool:
             return index >= 0 and bool(VOCABULARY.class_table(predicate.name)[index])
         case PositionRange():
             return predicate.low <= at < predicate.high
+        case TextState():
+            return row[at] >= 0 and naive_state(predicate.name, row[: at + 1])
         case Not():
             return not naive(predicate.part, row, at)
         case And():
@@ -141,6 +167,7 @@ def test_no_predicate_looks_ahead(predicate: Predicate, grid: list[list[int]]) -
         (TokenClass(name="number", offset=-1), "previous token is a number"),
         (NgramIn(ngrams=((0, 1),)), 'text ends with " the cat"'),
         (PositionRange(low=0, high=3), "position is 0 to 2"),
+        (TextState(name="in_bracket"), "a bracket is open"),
     ],
 )
 def test_text(predicate: Predicate, text: str) -> None:
@@ -166,6 +193,7 @@ def test_joining_flattens_one_level_and_counts_atoms() -> None:
         {"kind": "ngram_in", "ngrams": [[1, 2], [1, 2, 3]]},
         {"kind": "ngram_in", "ngrams": [[1]]},
         {"kind": "token_class", "name": "rhymes"},
+        {"kind": "text_state", "name": "raining"},
         {"kind": "and", "parts": [{"kind": "token_in", "tokens": [1]}]},
         {"kind": "code", "text": "import os"},
         {"kind": "affix", "side": "prefix", "text": "a", "more": 1},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from rldecoder.config.data import Bos
-from rldecoder.data.packing import SequencePacker
+from rldecoder.data.packing import PackedSequence, SequencePacker
 from rldecoder.errors import BadInputError
 from rldecoder.explain.prompts import tokenize_prompt
 from rldecoder.lm.bos_proof import BosRecord, measure_bos
@@ -20,6 +21,7 @@ from rldecoder.lm.text_tokens import (
     encode_prompt,
     encode_prompts,
     set_bos,
+    tokens_between,
     tokens_in_front,
 )
 from rldecoder.lm.tokenizer_parity import check_parity
@@ -80,7 +82,7 @@ def test_always_needs_a_token(tiny_llama_dir: Path) -> None:
 
 
 def test_one_token_parts_texts_where_end_and_beginning_are_the_same() -> None:
-    packer = SequencePacker(4, 9, 0, [0])
+    packer = SequencePacker(4, 9, [], [0])
     assert [packer.add(number, "s", [5, 6]) for number in range(3)] == [3, 3, 3]
     assert [row.input_ids.tolist() for row in packer.take()] == [[0, 5, 6, 0], [0, 5, 6, 0]]
 
@@ -158,34 +160,46 @@ def test_packed_text_costs_a_trained_model_what_its_tokenizer_s_own_way_does(
     lm = FrozenLM.load(folder)
     assert lm.front == (1,)
     assert check_parity(lm).reads_english
-    # A text of its own, in its own words: what it was trained on is not here.
+    # Texts of its own, in its own words: what it was trained on is not here.
     torch.manual_seed(0)
-    start = torch.full((12, 1), 1)
+    start = torch.full((24, 1), 1)
     told = lm.model.generate(
         start, attention_mask=torch.ones_like(start), do_sample=True, max_new_tokens=160, top_k=0,
         pad_token_id=lm.eos_token_id,
     )  # fmt: skip
-    text = " ".join(lm.tokenizer.batch_decode(told, skip_special_tokens=True))
-
-    # Its tokenizer's own way: the tokens that it makes of the text, the first one in front of each
-    # piece.
-    first, *rest = AutoTokenizer.from_pretrained(folder)(text)["input_ids"]
-    pieces = [[first, *rest[i : i + 127]] for i in range(0, len(rest) - 127, 127)]
-    costs = {"own": cross_entropy(lm, pieces)}
-    for setting in ("auto", "never"):
+    texts = lm.tokenizer.batch_decode(told, skip_special_tokens=True)
+    for setting, as_its_own in (("auto", True), ("never", False)):
         set_bos(lm.tokenizer, setting)
-        packer = SequencePacker(128, 10**6, lm.eos_token_id, tokens_in_front(lm.tokenizer))
-        packer.add(0, "s", encode_documents(lm.tokenizer, [text])[0])
-        costs[setting] = cross_entropy(lm, [row.input_ids.tolist() for row in packer.take()])
-    assert abs(costs["auto"] - costs["own"]) < 0.02, costs
-    assert abs(costs["never"] - costs["own"]) > 0.02, costs
+        between = tokens_between(lm.tokenizer)
+        assert between == ([] if as_its_own else [lm.eos_token_id])
+        for ends in [between, [lm.eos_token_id]] if as_its_own else [between]:
+            packer = SequencePacker(256, 10**6, ends, tokens_in_front(lm.tokenizer))
+            for number, text in enumerate(texts):
+                packer.add(number, "s", encode_documents(lm.tokenizer, [text])[0])
+            rows = packer.take()
+            assert max(len(row.doc_starts) for row in rows) > 2
+            # Its tokenizer's own way: each piece alone, what it puts in front of a text before it.
+            apart = packed, own = cross_entropies(lm, rows)
+            equal = as_its_own and ends == between
+            assert (abs(packed - own) < 0.02) == equal, (setting, ends, apart)
 
 
-def cross_entropy(lm: FrozenLM, rows: list[list[int]]) -> float:
-    """Nats a token of rows, by the model's own logits."""
-    losses = []
+def cross_entropies(lm: FrozenLM, rows: list[PackedSequence]) -> tuple[float, float]:
+    """Nats a token of the texts in rows by the model's own logits: as packed, and each piece read
+    alone behind a beginning-of-text token."""
+    packed, alone = [], []
     for row in rows:
-        ids = torch.tensor([row])
-        logits = lm.model(input_ids=ids, use_cache=False).logits[0, :-1]
-        losses.append(F.cross_entropy(logits, ids[0, 1:], reduction="none"))
-    return float(torch.cat(losses).mean())
+        ids = row.input_ids.tolist()
+        in_row = losses(lm, ids)
+        for begin, end in itertools.pairwise([*row.doc_starts, len(ids)]):
+            text = [place for place in range(begin, end) if ids[place] > 2]
+            alone.append(losses(lm, [1, *(ids[place] for place in text)])[text[0] == 0 :])
+            packed.append(in_row[[place - 1 for place in text if place]])
+    return float(torch.cat(packed).mean()), float(torch.cat(alone).mean())
+
+
+def losses(lm: FrozenLM, ids: list[int]) -> torch.Tensor:
+    """[T - 1] nats that each token but the first costs."""
+    row = torch.tensor([ids])
+    logits = lm.model(input_ids=row, use_cache=False).logits[0, :-1]
+    return F.cross_entropy(logits, row[0, 1:], reduction="none")

@@ -12,7 +12,8 @@ from rldecoder.config.model import Loading, SyncTokenizerConfig
 from rldecoder.errors import BadInputError, NoResourceError
 from rldecoder.lm import placement
 from rldecoder.lm.frozen import FrozenLM
-from rldecoder.lm.placement import require_whole_weights
+from rldecoder.lm.placement import count_parameters, require_whole_weights
+from rldecoder.lm.proof import prove
 from tests.tiny_models import TINY_RECORD
 
 OFFLOADED = Loading(device_map="auto", offload=True)
@@ -25,10 +26,51 @@ def little_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("bits", ["8bit", "4bit"])
-def test_packed_weights_need_a_device_and_a_package(tiny_llama_dir: Path, bits: str) -> None:
+def test_packed_weights_need_a_package(
+    tiny_llama_dir: Path, bits: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(placement, "find_spec", lambda _name: None)
     loading = Loading.model_validate({"quantization": bits})
-    with pytest.raises(BadInputError, match=f"quantization: {bits}` cannot be used.*no CUDA"):
+    with pytest.raises(BadInputError, match=f"quantization: {bits}` cannot be used.*bitsandbytes"):
         FrozenLM.load(tiny_llama_dir, loading=loading)
+
+
+@pytest.mark.parametrize(
+    ("bits", "dtype", "most"), [("8bit", torch.float32, 0.02), ("4bit", torch.bfloat16, 0.3)]
+)
+def test_packed_weights_are_nearly_the_model_and_parts_of_themselves(
+    tiny_llama_dir: Path, bits: str, dtype: torch.dtype, most: float,
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Without a CUDA device, too: the load proves trunk, tail and unembedding in full."""
+    pytest.importorskip("bitsandbytes")
+    loading = Loading.model_validate({"quantization": bits})
+    whole, lm = (
+        FrozenLM.load(tiny_llama_dir),
+        FrozenLM.load(tiny_llama_dir, dtype=dtype, loading=loading),
+    )
+    assert lm.dtype == dtype
+    assert count_parameters(lm.model) == count_parameters(whole.model)
+    packed = [m for m in lm.model.modules() if type(m).__name__.startswith("Linear") and
+              type(m).__module__.startswith("bitsandbytes")]  # fmt: skip
+    assert len(packed) == 7 * lm.num_layers
+    assert {p.dtype for m in packed for p in m.parameters()} <= {torch.int8, torch.uint8}
+    ids = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
+    with torch.no_grad():
+        right, found = (
+            one.unembed(one.tail(one.trunk(ids, 2).resid, 2)).float().log_softmax(-1)
+            for one in (whole, lm)
+        )
+    kl = float((right.exp() * (right - found)).sum(-1).mean())
+    assert 0 < kl < most * float(-right.exp().mul(right).sum(-1).mean())
+    assert not caplog.records
+    with pytest.raises(BadInputError, match="weights are quantised"):
+        require_whole_weights(lm.base, "They are copied")
+
+    # Rounding is no excuse: another scale of the logits is found out.
+    monkeypatch.setattr(lm, "unembed", lambda hidden: 1.2 * type(lm).unembed(lm, hidden))
+    with pytest.raises(BadInputError, match="logits differ"):
+        prove(lm)
 
 
 @pytest.mark.usefixtures("little_memory")

@@ -21,6 +21,7 @@ from rldecoder.lm.text_tokens import (
     encode_prompt,
     encode_prompts,
     end_token_ids,
+    tokens_between,
     tokens_in_front,
 )
 from tests.tiny_models import BOS, with_tokens_around
@@ -48,6 +49,9 @@ def test_prompts_begin_as_the_tokenizer_says_and_have_no_end(
 ) -> None:
     front = tokenizer.test_front
     assert tokens_in_front(tokenizer) == front
+    # Packed, documents end as the tokenizer's own do; what begins the next one parts them else.
+    silent = front and tokenizer("a b")["input_ids"][-1] != EOS
+    assert tokens_between(tokenizer) == ([] if silent else [EOS])
     text = "The key is in the"
     bare = tokenizer.encode(text, add_special_tokens=False)
     assert encode_prompt(tokenizer, text) == front + bare

@@ -15,19 +15,24 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import save_file
+from transformers import AutoConfig
 
 import rldecoder
 from rldecoder.artifacts.catalogue import FinalDecoder, Labels, SupervisedDecoder, TrainedSae
 from rldecoder.artifacts.manifests import MANIFEST
 from rldecoder.config.data import LocalSource
 from rldecoder.data.provenance import Provenance, SourceProvenance
+from rldecoder.decoder.modeling_sae_decoder import new_decoder
 from rldecoder.errors import BadInputError, DamagedFileError
+from rldecoder.lm.frozen import FrozenLM
 from rldecoder.release.card import model_card
 from rldecoder.release.contents import ReleasedCorpus, ReleaseInputs
 from rldecoder.release.leaks import require_no_leaks, without_places
 from rldecoder.release.manifest import CARD, SUFFIXES, read_release, verify_release
-from rldecoder.release.writing import write_release
+from rldecoder.release.writing import _forget_folder, write_release
 from rldecoder.run import Run
+from rldecoder.sae.model import Sae
+from rldecoder.sae.spec import SaeSpec
 from tests.release.conftest import CONFIG, Released
 
 KEY = "hf_" + "aB3dE5gH7jK9" * 3
@@ -241,3 +246,24 @@ def test_what_is_others_is_not_called_ours(released: Released, run: Run) -> None
     assert places == sorted(places)
     assert "(decoder, explainer, labels, scores)" in chain
     assert "labels of others, control: shuffled" in card
+
+
+def test_a_decoder_with_blocks_does_not_say_where_its_model_lay(
+    tiny_llama_dir: Path, tmp_path: Path
+) -> None:
+    lm = FrozenLM.load(tiny_llama_dir)
+    spec = SaeSpec(d_model=lm.d_model, num_latents=128, k=6, hook_layer=2, model_name="tiny")
+    sae = Sae.random_init(spec, seed=1)
+    new_decoder(lm, sae, [2, 3]).save_pretrained(tmp_path)
+    config, released = tmp_path / "config.json", AutoConfig.from_pretrained(tmp_path)
+    assert str(tiny_llama_dir) not in config.read_text()
+
+    # As older versions wrote it, and released it could not be.
+    settings = json.loads(config.read_text())
+    settings["block_config"]["_name_or_path"] = str(tiny_llama_dir)
+    config.write_text(json.dumps(settings))
+    with pytest.raises(BadInputError, match="path of this machine"):
+        require_no_leaks(tmp_path, [config.name], [tiny_llama_dir])
+    _forget_folder(config)
+    require_no_leaks(tmp_path, [config.name], [tiny_llama_dir])
+    assert AutoConfig.from_pretrained(tmp_path).to_dict() == released.to_dict()

@@ -120,6 +120,32 @@ def test_arms_without_reward_differ_in_the_loss_on_responses(make_ppo_run):
     assert seen["losses_only"][0] != seen["reverse_distillation"][0]
 
 
+@pytest.mark.parametrize("right", [0.0, 1.0])
+def test_only_right_answers_of_the_teacher_are_learned(make_ppo_run, monkeypatch, right):
+    """Where none is right, there is no loss and the decoder stays where it was."""
+    monkeypatch.setattr("rldecoder.rl.trainer.score", lambda prompt, text: right)
+    ppo = small_config().ppo.model_copy(update={"replay_tokens": 0})
+    ppo_run, _ = make_ppo_run("correct_teacher", tasks=("cloze",), ppo=ppo)
+    before = ppo_run.decoder.W.detach().clone()
+    ppo_run.train(lambda note: None)
+    learned = [row.value for row in ppo_run.curves.rows if row.name == "gold_ce"]
+    assert torch.equal(ppo_run.decoder.W, before) == (not right)
+    assert [value > 0 for value in learned] == [bool(right)] * ppo_run.total_steps
+
+
+def test_a_reward_alone_asks_no_teacher(make_ppo_run):
+    ppo = small_config().ppo.model_copy(
+        update={"faithfulness_reward": False, "response_kl_factors": {"cloze": 0.0}}
+    )
+    ppo_run, _ = make_ppo_run(tasks=("cloze",), ppo=ppo)
+    assert "faithfulness" not in [part.reward.name for part in ppo_run._rewards()]
+    ppo_run.train(lambda note: None)
+    seen = {row.name for row in ppo_run.curves.rows}
+    assert "task_score" in seen
+    assert "text_kl" in seen
+    assert not {"rollout_kl", "reward_faithfulness"} & seen
+
+
 @pytest.mark.parametrize(("kind", "same"), [("losses_only", True), ("trained", False)])
 def test_a_task_left_to_the_reward_is_distilled_in_the_control(make_ppo_run, kind, same):
     """`losses_only` has the KL loss on the responses of all tasks; training as it is told."""

@@ -254,8 +254,8 @@ def test_every_end_of_the_model_ends_a_response(make_decoder, prompts):
 
 def test_gold_rollouts_are_the_right_answers(decoder, prompts):
     """No token is drawn; states are those of a pass over prompt and answer."""
-    rollout = DecoderSampler(decoder, gold=True)(prompts, torch_generator(0))
-    again = DecoderSampler(decoder, gold=True)(prompts, torch_generator(1))
+    rollout = DecoderSampler(decoder, answers="gold")(prompts, torch_generator(0))
+    again = DecoderSampler(decoder, answers="gold")(prompts, torch_generator(1))
     assert torch.equal(rollout.token_ids, again.token_ids)
     tokenizer = decoder.frozen.lm.tokenizer
     for i, ids, start, length in rows_of(rollout, decoder):
@@ -268,3 +268,32 @@ def test_gold_rollouts_are_the_right_answers(decoder, prompts):
         torch.testing.assert_close(
             rollout.latents.acts[i, :length], seen.acts[0, states], atol=1e-4, rtol=1e-4
         )
+
+
+@pytest.mark.parametrize("blocks", [(), (2,)])
+def test_the_teachers_answers_are_drawn_from_the_frozen_model(make_decoder, prompts, blocks):
+    """Seeded; with shared prefixes and without; states are those of a pass over the answer."""
+    decoder = make_decoder(blocks=blocks)
+    lm = decoder.frozen.lm
+    sampler = DecoderSampler(decoder, temperature=0.7, answers="teacher")
+    for part in (prompts, prompts[:1]):
+        rollout = sampler(part, torch_generator(3))
+        assert torch.equal(rollout.token_ids, sampler(part, torch_generator(3)).token_ids)
+        for i, ids, start, length in rows_of(rollout, decoder):
+            states = slice(start - 1, start - 1 + length)
+            seen, final = lm.resid_and_final(ids, decoder.config.hook_layer)
+            torch.testing.assert_close(
+                rollout.frozen_hidden[i, :length], final[0, states], atol=1e-4, rtol=1e-4
+            )
+            latents = decoder.frozen.sae.encode(seen[:, states].float())
+            torch.testing.assert_close(
+                rollout.latents.acts[i, :length], latents.acts[0], atol=1e-4, rtol=1e-4
+            )
+    # One task, drawn again by hand from the same numbers.
+    one = [prompt for prompt in prompts if prompt.task == prompts[0].task]
+    rollout, generator = sampler(one, torch_generator(5)), torch_generator(5)
+    logits = lm.unembed(rollout.frozen_hidden) / 0.7
+    for turn in range(rollout.token_ids.shape[1]):
+        drawn = draw(logits[:, turn].softmax(-1), generator)
+        keep = rollout.mask[:, turn].bool()
+        assert torch.equal(rollout.token_ids[keep, turn], drawn[keep])

@@ -14,9 +14,10 @@ from rldecoder.artifacts.catalogue import Baselines
 from rldecoder.config.data import BaselinesConfig
 from rldecoder.data.shards import read_tokens
 from rldecoder.errors import BadInputError, DamagedFileError
+from rldecoder.evals import baseline_shards
+from rldecoder.evals.baseline_shards import BaselineWorker, Tensors
 from rldecoder.evals.prompts import make_prompts
 from rldecoder.lm.frozen import FrozenLM
-from rldecoder.stages import baselines
 from rldecoder.stages.baselines import working_is_right
 from rldecoder.stages.context import StageContext
 from rldecoder.stages.inputs import TextInputs
@@ -112,6 +113,45 @@ def test_same_bytes_twice(inputs: TextInputs, context: MakeContext) -> None:
     assert len(contents[0]) == 5
 
 
+def test_a_killed_run_takes_up_its_shards(
+    inputs: TextInputs, context: MakeContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of many shards the predictions are those of one, and what was finished is not done again."""
+    config = settings(micro_batch_sequences=2, num_task_prompts=1, jacobian_positions=20)
+    whole = context("whole")
+    STAGE.run(inputs, config, whole)
+    computed: list[str] = []
+    compute = BaselineWorker.compute
+
+    def counted(self: BaselineWorker, number: int, advance: Callable[[float], None]) -> Tensors:
+        name = self.settings.shards()[number].name
+        if name == "predictions-test-0000002.safetensors" and not computed.count("killed"):
+            computed.append("killed")
+            raise KeyboardInterrupt
+        computed.append(name)
+        return compute(self, number, advance)
+
+    monkeypatch.setattr(BaselineWorker, "compute", counted)
+    monkeypatch.setattr(baseline_shards, "SHARD_TOKENS", 1)
+    ctx = context("parts")
+    with pytest.raises(KeyboardInterrupt):
+        STAGE.run(inputs, config, ctx)
+    before = computed.index("killed")
+    STAGE.run(inputs, config, ctx)
+    # 2 of positions, 20 + 2 of sums, 2 + 1 of measurements, 2 tasks; the one on its way to the
+    # disk is kept, too.
+    assert len(computed) == 1 + 29
+    assert len(set(computed[:before]) & set(computed[before + 1 :])) == 0
+
+    # The affine lens is a sum of 20 terms now, all else is added up as before.
+    one, other = (published(Baselines, c.out).lens.to_pylist() for c in (whole, ctx))
+    for row, again in zip(one, other, strict=True):
+        exact = row["lens"] != "affine"
+        assert again == (row if exact else pytest.approx(row, rel=1e-5))
+    name = Baselines.jacobian_lens.name
+    assert (whole.out / name).read_bytes() == (ctx.out / name).read_bytes()
+
+
 def test_without_the_jacobian_lens_all_is_as_before_it(
     inputs: TextInputs, context: MakeContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,7 +166,7 @@ def test_without_the_jacobian_lens_all_is_as_before_it(
     assert found.record.lenses[3].jacobian is None
 
     # A model that no gradient goes through has the other lenses, and a note.
-    monkeypatch.setattr(baselines, "obstacle", lambda lm, layer: "it is cut")
+    monkeypatch.setattr(baseline_shards, "obstacle", lambda lm, layer: "it is cut")
     ctx = context("cut")
     STAGE.run(inputs, settings(num_task_prompts=0), ctx)
     assert ctx.report.notes == ["The Jacobian lens is left out: it is cut."]

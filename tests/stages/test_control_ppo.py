@@ -207,7 +207,7 @@ def test_every_seed_is_trained_again_and_judged(inputs, context, monkeypatch, tm
     monkeypatch.setattr(control_ppo, "PpoRun", Untrained)
     ctx = context()
     lm, sae = inputs.model.load(), inputs.sae.load()
-    arms = ("reverse_distillation", "gold_answers")
+    arms = ("reverse_distillation", "gold_answers", "correct_teacher")
     further = CONFIG.model_copy(update={"further_arms": arms})
     output = run(inputs._replace(policy=trained), further, ctx)
     kinds = ("random_reward", "losses_only", "text_only", *arms)
@@ -229,7 +229,7 @@ def test_every_seed_is_trained_again_and_judged(inputs, context, monkeypatch, tm
     trainings = {row["system"]: row["num_trainings"] for row in rows}
     assert trainings == {
         "trained": 2, "random_reward": 2, "losses_only": 2, "text_only": 2,
-        "reverse_distillation": 2, "gold_answers": 2,
+        "reverse_distillation": 2, "gold_answers": 2, "correct_teacher": 2,
         "supervised": 1, "frozen": 1, "uniform_policy": 1, "random_decoder": 1,
     }  # fmt: skip
     # What is measured beside the verdict is said and gates nothing.

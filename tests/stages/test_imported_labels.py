@@ -72,7 +72,8 @@ def test_they_are_published_and_shown_beside_ours(tmp_path: Path, tiny_lm_dir: P
     assert found.outputs["shuffled"].latents == found.outputs["random_sae"].latents == outputs
     assert inputs + outputs + sum(found.unscored.values()) == found.rows
     assert output.metrics["imported_scored"] == inputs + outputs
-    assert found.unscored.keys() == {"in free words"}
+    assert found.unscored.keys() == {"not judged: in free words"}
+    assert found.words == {}
     # All of them are the same set: its scores are of the latents.
     table = artifact.imported_rows.to_pylist()
     aurocs = [row["output_auroc"] for row in table if row["reading"] == "output"]
@@ -85,6 +86,7 @@ def test_they_are_published_and_shown_beside_ours(tmp_path: Path, tiny_lm_dir: P
     assert [row[0].split(":")[0] for row in rows[4:8:3]] == [
         OTHERS_OUTPUT["imported"], OTHERS_OUTPUT["ours"],
     ]  # fmt: skip
+    assert rows[-1][0] == "labels of others without scores: not judged: in free words"
     assert {len(row) for row in rows} == {len(label_columns())}
     assert imported_rows(published(Labels, before).imported) == []
 

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from rldecoder import sealed
 from rldecoder.artifacts.catalogue import Corpus, ModelFolder
 from rldecoder.config.data import IngestConfig
+from rldecoder.data import text_shards
 from rldecoder.data.documents import Candidate, Document
 from rldecoder.data.shards import read_token_table, read_tokens
+from rldecoder.data.text_shards import ReadyTexts, TextWorker
 from rldecoder.errors import BadInputError
-from rldecoder.lm.text_tokens import encode_prompt
+from rldecoder.executors.local import LocalExecutor
+from rldecoder.lm.text_tokens import encode_prompt, load_tokenizer
 from rldecoder.stages.context import StageContext
-from rldecoder.stages.ingest import load_tokenizer
 from rldecoder.stages.inputs import IngestInputs
 from rldecoder.stages.table import stage_named
 from tests.stages.published import published
@@ -116,6 +121,53 @@ def test_same_bytes_twice_and_other_seed_differs(
         contents.append({p.name: p.read_bytes() for p in sorted(ctx.out.iterdir())})
     assert contents[0] == contents[1]
     assert contents[0]["train-00000.parquet"] != contents[2]["train-00000.parquet"]
+
+
+def test_a_killed_run_takes_up_its_shards(
+    inputs: IngestInputs, context: MakeContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the size of shards and windows, the bytes are the same; nothing is done twice."""
+    budgets = {"train": 40_000, "validation": 64, "label": 64, "test": 20_000, "ood": 64}
+    config = settings(tmp_path, budget_tokens=budgets)
+    whole = context("whole")
+    STAGE.run(inputs, config, whole)
+    monkeypatch.setattr(text_shards, "SHARD_TEXTS", 4)
+    monkeypatch.setattr(text_shards, "VOLUME_SHARDS", 6)
+    monkeypatch.setattr(text_shards, "WINDOW_SHARDS", 3)
+    monkeypatch.setattr(LocalExecutor, "is_here", False)
+    computed: list[str] = []
+    compute = TextWorker.compute
+
+    def counted(self: TextWorker, number: int, advance: Callable[[float], None]) -> ReadyTexts:
+        name = f"{self.settings.texts.name} {number}"
+        if name == "texts-0001 2" and "killed" not in computed:
+            computed.append("killed")
+            raise KeyboardInterrupt
+        computed.append(name)
+        return compute(self, number, advance)
+
+    monkeypatch.setattr(TextWorker, "compute", counted)
+    ctx = context("parts")
+    with pytest.raises(KeyboardInterrupt):
+        STAGE.run(inputs, config, ctx)
+    assert computed[:-1] == [f"texts-0000 {n}" for n in range(6)] + ["texts-0001 0", "texts-0001 1"]
+    shutil.rmtree(ctx.out)
+    ctx.out.mkdir()
+    STAGE.run(inputs, config, ctx)
+    assert len(computed) - 1 == len({*computed} - {"killed"})
+    for path in whole.out.iterdir():
+        assert (ctx.out / path.name).read_bytes() == path.read_bytes()
+
+    # Texts that are other ones by now, as a dataset without a revision may send, are read anew.
+    computed.clear()
+    again = tmp_path / "again"
+    again.mkdir()
+    text = ctx.progress / "texts-0000" / "ready-00001.safetensors"
+    other = ctx.progress / "texts-0000" / "ready-00000.safetensors"
+    text.write_bytes(other.read_bytes())
+    sealed.seal_file(text, owner=f"texts-0000 {text.name}")
+    STAGE.run(inputs, config, replace(ctx, out=again))
+    assert computed == ["texts-0000 1"]
 
 
 def test_duplicates_across_splits_go(
@@ -324,3 +376,24 @@ def test_text_begins_as_prompts_do(tiny_lm_dir: Path, tmp_path: Path, context: M
     without = IngestInputs(published(ModelFolder, tiny_lm_dir.parent))
     STAGE.run(without, settings(tmp_path), plain)
     assert (read_tokens(plain.out, "train")[:, 0] != BOS).all()
+
+
+def test_documents_of_a_tokenizer_that_ends_none_are_parted_by_their_beginnings(
+    tiny_lm_dir: Path, tmp_path: Path, context: MakeContext
+) -> None:
+    with_tokens_around(tiny_lm_dir, tmp_path / "sync" / "model", bos=True)
+    inputs = IngestInputs(published(ModelFolder, tmp_path / "sync"))
+    ctx = context()
+    STAGE.run(inputs, settings(tmp_path), ctx)
+    eos = load_tokenizer(inputs.model.model).eos_token_id
+    rows = read_token_table(ctx.out, "train").to_pylist()
+    assert max(len(row["doc_starts"]) for row in rows) > 1
+    for row in rows:
+        assert eos not in row["input_ids"]
+        starts = np.flatnonzero(np.array(row["input_ids"]) == BOS).tolist()
+        assert row["doc_starts"] == starts
+    assert published(Corpus, ctx.out).provenance.separator == (BOS,)
+    # Said only where it is so.
+    plain = context("plain")
+    STAGE.run(IngestInputs(published(ModelFolder, tiny_lm_dir.parent)), settings(tmp_path), plain)
+    assert "separator" not in Corpus.provenance.path(plain.out).read_text()

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from rldecoder.artifacts.catalogue import Labels
 from rldecoder.config.interp import LabelFeaturesConfig, PredicateSettings, RankFeaturesConfig
+from rldecoder.dashboard.label_table import NONE, OTHERS_WORDS, imported_rows
 from rldecoder.errors import BadInputError, BudgetExceededError
 from rldecoder.reporting import SilentReporter
 from rldecoder.stages.context import StageContext
@@ -19,6 +20,7 @@ from rldecoder.stages.table import stage_named
 from tests.interp.llm.fake_server import KEY, Answer, data_of, label, said, serve
 from tests.stages.interp_inputs import Folders, inputs_of, make_inputs, run_stage
 from tests.stages.published import published
+from tests.stages.test_imported_labels import explanations
 
 STAGE = stage_named("label_features")
 RANK = RankFeaturesConfig(
@@ -92,7 +94,7 @@ def test_both_labels_are_published_with_their_scores_and_the_ledger(
         assert len(server.bodies) == sent
     artifact = published(Labels, out)
     old, new = published(Labels, before).labels, artifact.labels
-    assert (new.schema_version, new.schema_minor) == (4, 0)
+    assert (new.schema_version, new.schema_minor) == (4, 1)
     # The deterministic labeler's part is what it was without the language model.
     for ours, theirs in zip(new.features, old.features, strict=True):
         assert ours.model_copy(update={"other_labels": []}) == theirs
@@ -146,6 +148,46 @@ def test_more_scores_and_a_random_sae_where_they_are_asked_for(
         named = {row["latent"] for row in ledger if row["purpose"] == f"{method}_label"}
         assert len(named) == 3
         assert named <= {row["latent"] for row in rows if row["method"] == method}
+
+
+def test_labels_of_others_in_words_are_judged_with_their_controls(
+    tmp_path: Path, inputs: Folders
+) -> None:
+    path = explanations(tmp_path)
+    path.write_text(path.read_text().replace(r"say \"the\"", "odd things"))
+    with serve(behave) as server:
+        endpoint = {"kind": "endpoint", "base_url": server.url, "model": "fake"}
+        config = with_llm(tmp_path, endpoint, confidence=False).model_copy(
+            update={"imported": path}
+        )
+        scratch = tmp_path / "scratch"
+        ctx = StageContext(scratch, scratch, 0, torch.device("cpu"), SilentReporter())
+        still, _ = estimate(inputs_of(STAGE, inputs), config, ctx)
+        output, out = run_stage(STAGE, dict(inputs), config, tmp_path / "llm")
+        assert len(server.bodies) == still.requests
+        assert any("something about prepositions" in str(body) for body in server.bodies)
+    artifact = published(Labels, out)
+    found = artifact.imported
+    assert found is not None
+    table = [row for row in artifact.imported_rows.to_pylist() if row["reading"] == "words"]
+    assert table
+    assert {row["text"] for row in table} <= {"something about prepositions", "odd things"}
+    # It says yes to every second window, and is not believed: nothing it says is a pass.
+    assert found.judge == artifact.labels.judge
+    assert not found.judge.trusted
+    assert {(row["judge_trusted"], row["accepted"]) for row in table} == {(False, None)}
+    scored = [row for row in table if row["judged_detection"] is not None]
+    assert found.words["imported"].latents == len(scored) > 0
+    assert found.words["ours"].latents == len(scored)
+    assert "not judged: in free words" not in found.unscored
+    purposes = {row["purpose"] for row in artifact.ledger.to_pylist()}
+    assert {"imported_detection", "imported_shuffled_detection",
+            "imported_random_sae_detection"} <= purposes  # fmt: skip
+    shown = [row for row in imported_rows(found) if "(not trusted)" in row[0]]
+    assert [row[0] for row in shown] == [f"{name} (not trusted)" for name in OTHERS_WORDS.values()]
+    assert {row[3] for row in shown} == {NONE}
+    mean = found.words["imported"].means["detection"]
+    assert output.metrics["imported_imported_judged_detection"] == mean
 
 
 def test_settings_that_cannot_work_are_refused(tmp_path: Path) -> None:

@@ -158,13 +158,13 @@ def test_shards_end_the_same(
     config = CONFIG.model_copy(update={"batch_sequences": 2, "domains": ("label", "cloze")})
     done: list[str] = []
 
-    dying = {"decoder-0004.safetensors", "label-00001.safetensors"}
+    dying = {"decoder-00004.safetensors", "label-00001.safetensors"}
 
     def watched(worker: type[ExactWorker] | type[AttributionWorker]) -> None:
         compute = worker.compute
 
         def counting(self: Any, number: int, advance: Any) -> Any:
-            name = self.settings.plan()[number].name
+            name = self.settings.shards()[number].name
             if name in dying and name not in done:
                 done.append(name)
                 raise KeyboardInterrupt

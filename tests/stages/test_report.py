@@ -23,7 +23,7 @@ STAGE = stage_named(Report.stage)
 
 FIGURES = {
     "architecture", "lens", "sweep", "frontier", "sae", "decoder", "density", "ppo", "ppo_task",
-    "tasks", "mass", "top10_mass", "calibration", "deletion", "precision",
+    "tasks", "arms", "coverage", "mass", "top10_mass", "calibration", "deletion", "precision",
 }  # fmt: skip
 """What a run with a sweep, a frontier and PPO must show, and the debug run has all of them."""
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,8 +63,8 @@ def test_the_page_shows_everything(inputs: ReportInputs, report: Report) -> None
     assert html.count("<figure") == len(FIGURES)
     for kind in ("svg", "pdf"):
         assert {file.stem for file in report.figures.glob(f"*.{kind}")} == FIGURES
-    high = 100 * inputs.evaluation.interpretability.label_coverage["all"].high
-    assert f"Wilson 95 %: 0 to {high:.0f} %" in html
+    covered = inputs.evaluation.interpretability.label_coverage["all"]
+    assert f"Wilson 95 %: {100 * covered.low:.0f} to {100 * covered.high:.0f} %" in html
     test = inputs.labels.controls.calibration.test
     assert f"ECE {test.ece:.3f}, Brier score {test.brier:.3f}, {test.n} labels" in html
     assert "other reward weights" in (report.figures / "ppo.svg").read_text()

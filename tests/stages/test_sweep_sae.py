@@ -12,8 +12,8 @@ import pytest
 from rldecoder.artifacts.catalogue import Sweep
 from rldecoder.config.sae import SweepSaeConfig
 from rldecoder.errors import BadInputError
+from rldecoder.sae import sweep as sae_sweep
 from rldecoder.sae.sweep import Setting, SweepCell, choose
-from rldecoder.stages import sweep_sae
 from rldecoder.stages.context import StageContext
 from rldecoder.stages.inputs import TextInputs
 from rldecoder.stages.table import stage_named
@@ -63,7 +63,7 @@ def test_a_killed_sweep_goes_on(
 ) -> None:
     whole, killed = context("whole"), context("killed")
     STAGE.run(inputs, CONFIG, whole)
-    original, calls = sweep_sae.train_small, []
+    original, calls = sae_sweep.train_small, []
 
     def limited(*arguments: Any, **named: Any) -> Any:
         calls.append(1)
@@ -71,7 +71,7 @@ def test_a_killed_sweep_goes_on(
             raise KeyboardInterrupt
         return original(*arguments, **named)
 
-    monkeypatch.setattr(sweep_sae, "train_small", limited)
+    monkeypatch.setattr(sae_sweep, "train_small", limited)
     with pytest.raises(KeyboardInterrupt):
         STAGE.run(inputs, CONFIG, killed)
     weights = min(Sweep.saes.path(killed.progress).rglob("*.safetensors"))

@@ -187,7 +187,13 @@ def test_bad_input_is_refused_before_training(inputs: SaeInputs, context: Contex
 
 
 @pytest.mark.parametrize(
-    "change", [{"lr_final": 1.0}, {"architecture": "relu", "sparsity_phases": []}, {"kk": 1}]
+    "change",
+    [
+        {"lr_final": 1.0},
+        {"architecture": "relu", "sparsity_phases": []},
+        {"kk": 1},
+        {"batch_tokens": 1000, "processes": 3},
+    ],
 )
 def test_contradictory_settings_are_refused(change: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
@@ -267,20 +273,3 @@ def test_checkpoint_interval_is_not_in_the_digest() -> None:
     fields = TrainSaeConfig().digest_fields()
     assert "checkpoint_every_steps" not in fields
     assert fields["sparsity_phases"][1] == {"steps": 30_000, "coefficient": 0.01}
-
-
-@pytest.mark.slow
-def test_two_processes_train_the_same_sae(inputs: SaeInputs, context: Context) -> None:
-    """To rounding; also when the run was killed and goes on."""
-    one, two = context("one"), context("two")
-    want = STAGE.run(inputs, CONFIG, one)
-    config = CONFIG.model_copy(update={"processes": 2})
-    broken = StageContext(two.out, two.progress, 0, two.device, KillingReporter(30))
-    with pytest.raises(KilledError):
-        STAGE.run(inputs, config, broken)
-    got = STAGE.run(inputs, config, two)
-    assert isinstance(two.report, SilentReporter)
-    assert two.report.notes == ["train_sae goes on from step 24 of 50"]
-    assert got.metrics["validation_fvu"] == pytest.approx(want.metrics["validation_fvu"], rel=0.02)
-    theirs, ours = Sae.load(TrainedSae.sae.path(one.out)), Sae.load(TrainedSae.sae.path(two.out))
-    assert float((theirs.W_dec - ours.W_dec).abs().mean()) < 0.01

@@ -12,8 +12,9 @@ import pytest
 
 from rldecoder.config.run import load_run_config
 from rldecoder.errors import GateFailedError
+from rldecoder.far_reports import FarReporter
 from tasks import stage_worker
-from tasks.stage_worker import PipeReporter, Request, work
+from tasks.stage_worker import Request, work
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -36,7 +37,7 @@ def request(tmp_path: Path) -> Request:
 
 
 def test_many_small_steps_make_few_lines_and_lose_nothing(stream: io.StringIO) -> None:
-    reporter = PipeReporter(stream)
+    reporter = FarReporter(stream)
     with reporter.track("d", 10_000, "it", 5) as bar:
         for _ in range(10_000):
             bar.advance(1, "last")
@@ -52,18 +53,18 @@ def test_many_small_steps_make_few_lines_and_lose_nothing(stream: io.StringIO) -
 
 
 def test_a_bar_is_closed_when_the_stage_raises(stream: io.StringIO) -> None:
-    with pytest.raises(RuntimeError), PipeReporter(stream).track("d", 1):
+    with pytest.raises(RuntimeError), FarReporter(stream).track("d", 1):
         raise RuntimeError
     assert lines(stream)[-1]["event"] == "close"
 
 
 def test_numpy_numbers_are_sent_as_numbers(stream: io.StringIO) -> None:
-    PipeReporter(stream).metrics("s", 1, {"loss": np.float32(0.5)})  # type: ignore[dict-item]
+    FarReporter(stream).metrics("s", 1, {"loss": np.float32(0.5)})  # type: ignore[dict-item]
     assert lines(stream)[0]["values"] == {"loss": 0.5}
 
 
 def test_our_errors_are_sent_in_parts(tmp_path: Path, stream: io.StringIO) -> None:
-    assert work(request(tmp_path), PipeReporter(stream)) == 2  # ingest without its input
+    assert work(request(tmp_path), FarReporter(stream)) == 2  # ingest without its input
     (error,) = lines(stream)
     assert error["type"] == "BadInputError"
     assert error["parts"][0] == "Stage ingest cannot run yet."
@@ -91,7 +92,7 @@ def test_the_child_says_what_it_was_and_ends_with_its_code(
         raise raised
 
     monkeypatch.setattr(stage_worker, "run_stage", fail)
-    assert work(request(tmp_path), PipeReporter(stream)) == code
+    assert work(request(tmp_path), FarReporter(stream)) == code
     (error,) = lines(stream)
     assert error["type"] == name
     assert (error["parts"] is None) == (code == 70)

@@ -170,3 +170,30 @@ def test_the_wait_for_a_device_ends_as_the_run_says(
     ):
         build("ingest", {}, run_context(hasty, planned, tmp_path), SilentReporter())
     assert calls == []
+
+
+def test_more_devices_than_there_are_are_refused_by_the_first_stage(
+    calls: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Not by train_sae alone, whose inputs take hours; and not where a cluster has them."""
+    monkeypatch.setenv(FAKE_DEVICES, "GPU-a")
+    two = ["device=cuda", "train_sae.processes=2"]
+    config = load_run_config(ROOT / "configs" / "debug.yaml", two)
+    context = run_context(config, plan(config), tmp_path)
+    with pytest.raises(BadInputError, match="2 devices are wanted at once, and 1 would do"):
+        build("sync_tokenizer", {}, context, SilentReporter())
+    assert calls == []
+
+    config = load_run_config(ROOT / "configs" / "debug.yaml", [*two, "executor.type=ray"])
+    context = run_context(config, plan(config), tmp_path)
+    build("sync_tokenizer", {}, context, SilentReporter())
+    build("train_sae", {}, context, SilentReporter())
+    assert [call[0] for call in calls] == ["process", "here"]
+
+
+def test_a_model_spread_over_devices_is_no_stream_of_several_processes() -> None:
+    overrides = [
+        "train_sae.processes=2", "train_sae.source=stream", "sync_tokenizer.device_map=auto",
+    ]  # fmt: skip
+    with pytest.raises(BadInputError, match=r"source is stream, in 2 processes.*device_map is aut"):
+        plan(load_run_config(ROOT / "configs" / "debug.yaml", overrides))

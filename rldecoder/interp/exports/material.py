@@ -99,8 +99,6 @@ def gather(
     """Everything that viewers show, for each labelled latent.
 
     Args:
-        labels: content of feature_labels.json.
-        examples: content of examples.parquet.
         split: firings of exactly these latents, in the order of `labels`, on the `label` split.
         dataset: what the text is, in words.
 
@@ -134,15 +132,9 @@ def gather(
     ]
     hook = sae.spec.hook_name
     return ExportMaterial(
-        labels.model_name,
-        hook,
-        int(hook.split(".")[1]),
-        labels.num_latents,
-        int(split.grid.tokens.shape[0]),
-        split.grid.num_positions,
-        dataset,
-        features,
-    )
+        labels.model_name, hook, int(hook.split(".")[1]), labels.num_latents,
+        int(split.grid.tokens.shape[0]), split.grid.num_positions, dataset, features,
+    )  # fmt: skip
 
 
 def _examples(

@@ -87,7 +87,6 @@ def word_confidences(
 
     Args:
         seen: judged on the text that the labels come from.
-        scores: judged on `test`.
     """
     outcome = [accepted(acceptance, score) for score in scores]
     reasons = [_unfit(*row) for row in zip(drafts, seen, strict=True)]

@@ -19,14 +19,7 @@ from openai.types.chat import ChatCompletion, ChatCompletionMessageParam
 
 from rldecoder.config.llm import Endpoint, is_loopback
 from rldecoder.errors import BadInputError
-from rldecoder.interp.llm.backends import (
-    Attempts,
-    ChatRequest,
-    NoAnswerError,
-    Prices,
-    Reply,
-    TokenCount,
-)
+from rldecoder.interp.llm import backends
 from rldecoder.interp.llm.prompts import Message
 
 BYTES_PER_TOKEN = 3.5
@@ -36,7 +29,7 @@ OVERHEAD_TOKENS = 16
 REPLY_TOKENS = 16
 """Its tokens before the answer, at most."""
 
-_ATTEMPTS: ContextVar[Attempts] = ContextVar("attempts")
+_ATTEMPTS: ContextVar[backends.Attempts] = ContextVar("attempts")
 """Of the request that this thread sends."""
 
 
@@ -65,7 +58,7 @@ class EndpointModel:
         self.config, self.temperature = config, temperature
         host = urlsplit(config.base_url).hostname or ""
         self.name = f"{config.model} at {host}"
-        self.prices = Prices(config.price_input, config.price_output)
+        self.prices = backends.Prices(config.price_input, config.price_output)
         self.concurrency = config.concurrency
         self.max_failed_in_a_row = config.max_failed_in_a_row
         self._structured = config.structured
@@ -106,13 +99,13 @@ class EndpointModel:
         client.organization = client.project = None
         return client
 
-    def count_tokens(self, messages: Sequence[Message]) -> TokenCount:
+    def count_tokens(self, messages: Sequence[Message]) -> backends.TokenCount:
         """Without the server's tokenizer: no token is shorter than a byte."""
         size = sum(len(message.content.encode()) for message in messages)
         overhead = REPLY_TOKENS + OVERHEAD_TOKENS * len(messages)
-        return TokenCount(round(size / BYTES_PER_TOKEN) + overhead // 2, size + overhead)
+        return backends.TokenCount(round(size / BYTES_PER_TOKEN) + overhead // 2, size + overhead)
 
-    def send(self, request: ChatRequest, attempts: Attempts) -> Reply:
+    def send(self, request: backends.ChatRequest, attempts: backends.Attempts) -> backends.Reply:
         """See `ChatModel`. A server that does not know `response_format` is asked without."""
         token = _ATTEMPTS.set(attempts)
         try:
@@ -127,23 +120,23 @@ class EndpointModel:
         finally:
             _ATTEMPTS.reset(token)
 
-    def _send(self, request: ChatRequest, *, structured: bool) -> Reply:
+    def _send(self, request: backends.ChatRequest, *, structured: bool) -> backends.Reply:
         # `from None`: the openai errors hold the server's words, which must not be shown.
         try:
             return _reply(self._create(request, structured))
         except openai.APITimeoutError:
-            raise NoAnswerError("timeout") from None
+            raise backends.NoAnswerError("timeout") from None
         except openai.APIConnectionError:
-            raise NoAnswerError("connection_error") from None
+            raise backends.NoAnswerError("connection_error") from None
         except openai.APIStatusError as error:
             status = error.status_code
         except (openai.APIResponseValidationError, ValueError):  # says it is JSON and is not
-            raise NoAnswerError("server_error") from None
+            raise backends.NoAnswerError("server_error") from None
         if structured and status in (400, 422):
             raise _UnacceptableError
         raise self._failure(status)
 
-    def _create(self, request: ChatRequest, structured: bool) -> ChatCompletion:
+    def _create(self, request: backends.ChatRequest, structured: bool) -> ChatCompletion:
         extra: dict[str, Any] = {self.config.length_field: request.max_tokens}
         if self.temperature is not None:
             extra["temperature"] = self.temperature
@@ -177,7 +170,7 @@ class EndpointModel:
                 "The address or the model's name is wrong; redirects are not followed.",
                 "Correct `label_features.llm`; the address usually ends with /v1.",
             )
-        return NoAnswerError(_outcome(status))
+        return backends.NoAnswerError(_outcome(status))
 
 
 def _outcome(status: int) -> str:
@@ -206,18 +199,18 @@ def _key(config: Endpoint) -> str:
     return key
 
 
-def _reply(completion: ChatCompletion) -> Reply:
+def _reply(completion: ChatCompletion) -> backends.Reply:
     usage = getattr(completion, "usage", None)
     tokens = (getattr(usage, "prompt_tokens", None), getattr(usage, "completion_tokens", None))
     tokens_in, tokens_out = (value if isinstance(value, int) else None for value in tokens)
     # The client does not check what a server sends against its own types.
     choices = getattr(completion, "choices", None)
     if not isinstance(choices, list) or not choices:
-        raise NoAnswerError("server_error")
+        raise backends.NoAnswerError("server_error")
     message = getattr(choices[0], "message", None)
     content, refusal = getattr(message, "content", None), getattr(message, "refusal", None)
     finish = getattr(choices[0], "finish_reason", None)
     if refusal or finish == "content_filter":
-        return Reply(None, "refused", tokens_in, tokens_out)
+        return backends.Reply(None, "refused", tokens_in, tokens_out)
     text = content if isinstance(content, str) else ""
-    return Reply(text, "length" if finish == "length" else "stop", tokens_in, tokens_out)
+    return backends.Reply(text, "length" if finish == "length" else "stop", tokens_in, tokens_out)

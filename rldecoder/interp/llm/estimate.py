@@ -6,14 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from rldecoder.interp.llm.backends import ChatRequest
-from rldecoder.interp.llm.client import (
-    ChatClient,
-    Parsed,
-    Question,
-    T,
-    Unreadable,
-    read_answer,
-)
+from rldecoder.interp.llm.client import ChatClient, Parsed, Question, T, Unreadable, read_answer
 
 EXPECTED_ANSWER = 0.25
 """Share of the longest answer that an answer is expected to take, where nothing better is known."""

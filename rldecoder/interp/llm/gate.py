@@ -73,10 +73,7 @@ def plant(text: ScoringText, sampler: ItemSampler, config: LlmConfig, seed: int)
         case._replace(label=cases[other].label) for case, other in zip(cases, order, strict=True)
     ]
     return Planted(
-        cases,
-        wrong,
-        _exact(cases, masks, range(len(cases))),
-        _exact(cases, masks, order),
+        cases, wrong, _exact(cases, masks, range(len(cases))), _exact(cases, masks, order)
     )
 
 
@@ -126,15 +123,10 @@ def _kind_trust(
 ) -> KindTrust:
     means = [bootstrap_mean_ci([getattr(s, kind) for s in part]) for part in (right, wrong)]
     return KindTrust(
-        right=means[0].mean,
-        right_low=means[0].low,
-        right_high=means[0].high,
-        wrong=means[1].mean,
-        wrong_low=means[1].low,
-        wrong_high=means[1].high,
-        exact_right=planted.exact_right[kind],
+        right=means[0].mean, right_low=means[0].low, right_high=means[0].high, wrong=means[1].mean,
+        wrong_low=means[1].low, wrong_high=means[1].high, exact_right=planted.exact_right[kind],
         exact_wrong=planted.exact_wrong[kind],
-    )
+    )  # fmt: skip
 
 
 def _candidates(text: ScoringText, rng: np.random.Generator) -> list[Predicate]:

@@ -12,14 +12,7 @@ import torch
 from transformers import GenerationConfig
 
 from rldecoder.config.base import hash_json
-from rldecoder.interp.llm.backends import (
-    Attempts,
-    ChatRequest,
-    NoAnswerError,
-    Prices,
-    Reply,
-    TokenCount,
-)
+from rldecoder.interp.llm import backends
 from rldecoder.interp.llm.prompts import Message
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.lm.text_tokens import tokens_in_front
@@ -32,13 +25,12 @@ class LocalChatModel:
     """A causal language model with or without a chat template; one request at a time.
 
     Args:
-        folder: a Hugging Face folder.
         weights: what identifies its content (hashes, or a commit); part of the cache's key.
     """
 
     max_failed_in_a_row = 1_000_000  # too long prompts are the only failures
     concurrency = 1
-    prices = Prices()
+    prices = backends.Prices()
 
     def __init__(
         self,
@@ -68,10 +60,10 @@ class LocalChatModel:
     def ready(self) -> None:
         """It is loaded."""
 
-    def count_tokens(self, messages: Sequence[Message]) -> TokenCount:
+    def count_tokens(self, messages: Sequence[Message]) -> backends.TokenCount:
         """Exact."""
         size = len(self.encode(messages))
-        return TokenCount(size, size)
+        return backends.TokenCount(size, size)
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of a chat up to the model's turn.
@@ -88,7 +80,7 @@ class LocalChatModel:
             ids += self._tokens(before, control=True) + self._tokens(message.content, control=False)
         return ids + self._tokens(text, control=True)
 
-    def send(self, request: ChatRequest, attempts: Attempts) -> Reply:
+    def send(self, request: backends.ChatRequest, attempts: backends.Attempts) -> backends.Reply:
         """See `ChatModel`; nothing here fails by chance.
 
         Raises:
@@ -98,13 +90,13 @@ class LocalChatModel:
         ids = self.encode(request.messages)
         if len(ids) + request.max_tokens > self._longest:
             attempts.end("rejected", free=True)
-            raise NoAnswerError("rejected")
+            raise backends.NoAnswerError("rejected")
         with self._lock:
             out = self._generate(ids, request.max_tokens)
         ends = self._end_ids()
         finished = bool(out) and out[-1] in ends
         text = str(self._lm.tokenizer.decode(out, skip_special_tokens=True))
-        return Reply(text, "stop" if finished else "length", len(ids), len(out))
+        return backends.Reply(text, "stop" if finished else "length", len(ids), len(out))
 
     @torch.no_grad()
     def _generate(self, ids: list[int], max_tokens: int) -> list[int]:

@@ -24,6 +24,7 @@ from rldecoder.interp.llm.gate import Planted, num_questions, plant, try_judge
 from rldecoder.interp.llm.items import ItemSampler
 from rldecoder.interp.llm.judge import Case, Judge, make_cases
 from rldecoder.interp.llm.labeler import LlmLabeler
+from rldecoder.interp.llm.others import CasesOfOthers, InWords
 from rldecoder.interp.llm.results import Judged, LlmLabels
 from rldecoder.interp.llm.storage import Database, Ledger, Spent
 from rldecoder.interp.llm.tasks import task_counts
@@ -62,6 +63,7 @@ class LlmRun:
         fit: where labels come from; rows most important first.
         scored: where they are judged; the same latents, other documents.
         controls: latents labelled and judged alike, by name: `random_sae` and `drawn`.
+        others: labels of others to judge beside them.
         acceptance: scores of a label that counts as accepted.
         progress: a folder that outlives a killed run, to know what was spent.
     """
@@ -80,6 +82,7 @@ class LlmRun:
         seed: int,
         progress: Path,
         controls: Mapping[str, ControlLatents] = MappingProxyType({}),
+        others: InWords | None = None,
     ) -> None:
         self._acceptance = acceptance
         self.config, self.models, self._seed = config, models, seed
@@ -96,6 +99,8 @@ class LlmRun:
             scored._replace(firings=scored.firings.select(rows)),
         )
         self._controls = [condition(name, *drawn) for name, drawn in controls.items()]
+        self._others = None if others is None else others.first(config.max_features)
+        self._vocabulary = vocabulary
         # For confidence: what the judge says on the text that the labels come from.
         self._seen = ItemSampler(ScoringText(fit.grid, vocabulary, window_tokens))
         self._planted: Planted = plant(
@@ -166,8 +171,11 @@ class LlmRun:
 
         # One bar for all that the judge is asked.
         shuffled, seen = self._shuffled_cases(labels[""]), self._seen_cases(labels[""])
+        others = self._cases_of_others()
         every = [*shuffled, *seen, *(case for found in cases.values() for case in found)]
-        with track("judge", sum(case.num_questions for case in every), "answers") as bar:
+        total = sum(case.num_questions for case in every)
+        total += 0 if others is None else others.num_questions
+        with track("judge", total, "answers") as bar:
             judge = Judge(clients[-1], self.config, bar.advance)
             scores = judge.score(own.sampler, cases[""])
             shuffled_scores = judge.score(own.sampler, shuffled, "shuffled_")
@@ -179,6 +187,8 @@ class LlmRun:
                 )
                 for condition in controls
             }
+            ours = {draft.latent: said for draft, said in zip(drafts[""], scores, strict=True)}
+            judged = None if others is None else others.ask(judge, trust, ours)
         return LlmLabels(
             own=Judged(drafts[""], scores),
             trust=trust,
@@ -187,6 +197,7 @@ class LlmRun:
             models=(self.models[0].name, self.models[1].name),
             ledger=self._ledger.columns(),
             confidences=self._confidences(drafts[""], seen_scores, scores, trust),
+            others=judged,
         )
 
     def _confidences(
@@ -218,10 +229,7 @@ class LlmRun:
                 )
 
     def _labeler(
-        self,
-        client: ChatClient,
-        condition: Condition,
-        on_answer: Callable[[], None] = lambda: None,
+        self, client: ChatClient, condition: Condition, on_answer: Callable[[], None] = lambda: None
     ) -> LlmLabeler:
         return LlmLabeler(
             client, self.config, self._window_tokens, self._min_firings, on_answer,
@@ -236,6 +244,22 @@ class LlmRun:
             labels,
             derive_seed(self._seed, "windows"),
             task_counts(self.config),
+        )
+
+    def _cases_of_others(self) -> CasesOfOthers | None:
+        """What is asked about labels of others in words; None where there are none."""
+        if self._others is None or not self._others.texts:
+            return None
+        seed, counts = derive_seed(self._seed, "windows"), task_counts(self.config)
+        return CasesOfOthers.of(
+            self._others,
+            self._own.sampler,
+            self._own.firings,
+            lambda sampler, firings, labels: make_cases(sampler, firings, labels, seed, counts),
+            count=self.config.control_features,
+            vocabulary=self._vocabulary,
+            window_tokens=self._window_tokens,
+            rng=np.random.default_rng(derive_seed(self._seed, "others")),
         )
 
     def _seen_cases(self, labels: Sequence[str | None]) -> list[Case]:

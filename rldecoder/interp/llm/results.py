@@ -9,6 +9,7 @@ from rldecoder.interp.control_gaps import ControlGaps, ScoreSummary, control_gap
 from rldecoder.interp.labelers import LabelDraft
 from rldecoder.interp.llm.confidence import WordCalibration, WordConfidences
 from rldecoder.interp.llm.labeler import LlmLabeler
+from rldecoder.interp.llm.others import JudgedOthers
 from rldecoder.interp.records import JudgedScores, JudgeTrust, OtherLabel
 from rldecoder.interp.scores import means
 from rldecoder.schemas import Scalar
@@ -107,6 +108,8 @@ class LlmLabels(NamedTuple):
     ledger: dict[str, list[Any]]
     """Columns of storage.LEDGER."""
     confidences: WordConfidences
+    others: JudgedOthers | None = None
+    """Of labels of others in words, where there are any."""
 
 
 def as_records(found: LlmLabels) -> dict[int, OtherLabel]:
@@ -124,10 +127,7 @@ def as_records(found: LlmLabels) -> dict[int, OtherLabel]:
             no_confidence=reason,
         )
         for draft, scores, confidence, reason in zip(
-            *found.own,
-            found.confidences.found,
-            found.confidences.reasons,
-            strict=True,
+            *found.own, found.confidences.found, found.confidences.reasons, strict=True
         )
     }
 

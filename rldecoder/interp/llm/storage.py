@@ -21,12 +21,7 @@ import pyarrow as pa
 from rldecoder import files
 from rldecoder.config.base import hash_json
 from rldecoder.config.llm import Budget
-from rldecoder.errors import (
-    BadInputError,
-    BudgetExceededError,
-    DamagedFileError,
-    StoreBusyError,
-)
+from rldecoder.errors import BadInputError, BudgetExceededError, DamagedFileError, StoreBusyError
 from rldecoder.interp.llm.backends import Reply
 from rldecoder.json_text import parse_json
 

@@ -25,24 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rldecoder.config.llm import LlmConfig
-from rldecoder.interp.llm.items import (
-    BoolArray,
-    Cells,
-    Item,
-    ItemSampler,
-    balanced,
-    read_exactly,
-)
-from rldecoder.interp.llm.parsing import (
-    ACTIVATIONS_SCHEMA,
-    ANSWERS_SCHEMA,
-    CHOICE_SCHEMA,
-    MAX_ACTIVATION,
-    AnswerSchema,
-    parse_activations,
-    parse_answers,
-    parse_choice,
-)
+from rldecoder.interp.llm import parsing
+from rldecoder.interp.llm.items import BoolArray, Cells, Item, ItemSampler, balanced, read_exactly
 from rldecoder.interp.scores import INTRUDER_WINDOWS
 from rldecoder.interp.simulation import correlate
 
@@ -56,7 +40,7 @@ Acts = NDArray[np.float32]
 class LabelTask(Protocol):
     """One kind of question about a label."""
 
-    schema: AnswerSchema
+    schema: parsing.AnswerSchema
     """JSON schema of an answer."""
 
     def draw(
@@ -97,7 +81,7 @@ class WindowTask:
         draw: items of both kinds; a method of ItemSampler.
     """
 
-    schema = ANSWERS_SCHEMA
+    schema = parsing.ANSWERS_SCHEMA
 
     def __init__(self, draw: Callable[..., list[Item]]) -> None:
         self._draw = draw
@@ -115,7 +99,7 @@ class WindowTask:
 
     def parse(self, answer: str, count: int) -> list[bool]:
         """See `LabelTask`."""
-        return parse_answers(answer, count)
+        return parsing.parse_answers(answer, count)
 
     def expected_tokens(self, count: int) -> int | None:
         """See `LabelTask`."""
@@ -158,7 +142,7 @@ class IntruderTask:
     windows of a group: 1 always right, 0 no better than guessing, -1 / (k - 1) never right.
     """
 
-    schema = CHOICE_SCHEMA
+    schema = parsing.CHOICE_SCHEMA
 
     def draw(
         self, sampler: ItemSampler, fires: Cells, acts: Acts, count: int, rng: np.random.Generator
@@ -183,7 +167,7 @@ class IntruderTask:
 
     def parse(self, answer: str, count: int) -> int:
         """See `LabelTask`: the index of a window."""
-        return parse_choice(answer, count)
+        return parsing.parse_choice(answer, count)
 
     def expected_tokens(self, count: int) -> int | None:
         """See `LabelTask`."""
@@ -220,7 +204,7 @@ class SimulationTask:
     same everywhere.
     """
 
-    schema = ACTIVATIONS_SCHEMA
+    schema = parsing.ACTIVATIONS_SCHEMA
 
     def draw(
         self, sampler: ItemSampler, fires: Cells, acts: Acts, count: int, rng: np.random.Generator
@@ -241,7 +225,7 @@ class SimulationTask:
 
     def parse(self, answer: str, count: int) -> list[int]:
         """See `LabelTask`: a guess a token."""
-        return parse_activations(answer, count)
+        return parsing.parse_activations(answer, count)
 
     def expected_tokens(self, count: int) -> int | None:
         """See `LabelTask`."""
@@ -249,7 +233,7 @@ class SimulationTask:
 
     def read(self, question: Window, held: BoolArray) -> list[int]:
         """See `LabelTask`: it cannot know the strengths."""
-        return [MAX_ACTIVATION * int(holds) for holds in held[question.cells]]
+        return [parsing.MAX_ACTIVATION * int(holds) for holds in held[question.cells]]
 
     def score(
         self, questions: Sequence[Window], answers: Sequence[list[int] | None]

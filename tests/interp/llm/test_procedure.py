@@ -19,6 +19,7 @@ from rldecoder.interp.control_latents import ControlLatents
 from rldecoder.interp.corpus import Firings, SplitFirings
 from rldecoder.interp.llm.backends import Attempts, ChatRequest, Prices, Reply, TokenCount
 from rldecoder.interp.llm.labeler import LlmLabeler
+from rldecoder.interp.llm.others import InWords
 from rldecoder.interp.llm.procedure import LlmRun
 from rldecoder.interp.llm.prompts import Message
 from rldecoder.interp.llm.results import as_records, llm_summary
@@ -72,13 +73,17 @@ def model() -> Clever:
 
 @pytest.fixture
 def open_run(planted: Planted, tmp_path: Path, model: Clever) -> Open:
-    def open_(controls: dict[str, ControlLatents] | None = None, **changes: Any) -> LlmRun:
+    def open_(
+        controls: dict[str, ControlLatents] | None = None,
+        others: InWords | None = None,
+        **changes: Any,
+    ) -> LlmRun:
         values = {"cache": tmp_path / "answers.sqlite", **changes}
         run = LlmRun(
             CONFIG.model_copy(update=values), (model, model), planted.fit, planted.scored,
             planted.vocabulary, window_tokens=16, min_firings=10,
             acceptance=Acceptance(detection=0.8, precision=0.5), seed=0,
-            progress=tmp_path / "progress", controls=controls or {},
+            progress=tmp_path / "progress", controls=controls or {}, others=others,
         )  # fmt: skip
         labels = [describe(p, planted.vocabulary) for p in planted.predicates]
         held = meanings(run._own.sampler.text, planted.predicates)
@@ -86,6 +91,8 @@ def open_run(planted: Planted, tmp_path: Path, model: Clever) -> Open:
         cases = [*run._planted.cases, *run._cases(run._own, named)]
         for condition in run._controls:
             cases += run._cases(condition, ["x"] * len(condition.firings.latents))
+        if (theirs := run._cases_of_others()) is not None:
+            cases += [case for _, found in theirs for case in found]
         reads = perfect(run._own.sampler, held, cases)
         seen = meanings(run._seen.text, planted.predicates)
         reads_seen = perfect(run._seen, seen, run._seen_cases(named))
@@ -114,6 +121,37 @@ def track(description: str, total: float, unit: str) -> Iterator[Any]:
     counter = Counter()
     yield counter
     assert counter.done == total, description
+
+
+def test_right_labels_of_others_lie_above_their_controls(planted: Planted, open_run: Open) -> None:
+    labels = [describe(predicate, planted.vocabulary) for predicate in planted.predicates]
+    noise = planted.scored.firings.select(np.arange(5))
+    rng = np.random.default_rng(0)
+    noise.matrix.indices[:] = np.concatenate(
+        [np.sort(rng.choice(planted.scored.grid.cells, n, replace=False)) for n in noise.counts]
+    )
+    # The first latent has two labels, and the second one's is another's.
+    rows = (0, *range(24))
+    texts = (labels[0], labels[0], labels[5], *labels[2:])
+    others = InWords(rows, texts, SplitFirings(planted.scored.grid, noise))
+    with open_run(others=others, control_features=12, confidence=False, max_features=20) as run:
+        still = run.estimate()
+        found = run.label(track)
+        assert run.estimate().requests == 0
+    assert still.requests + still.cached == len(found.ledger["purpose"])
+    judged = found.others
+    assert judged is not None
+    assert judged.trust.trusted
+    detection = [scores.detection for scores in judged.imported]
+    assert len(detection) == 21
+    assert detection[0] == detection[1] > 0.95
+    assert detection[2] < 0.7
+    assert np.mean(detection[3:]) > 0.9
+    for name, count in (("shuffled", 12), ("random_sae", 12)):
+        scores = [scores.detection for scores in judged.controls[name]]
+        assert 10 <= len(scores) <= count
+        assert abs(np.mean(scores) - 0.5) < 0.2
+    assert judged.ours.keys() == {draft.latent for draft in found.own.drafts}
 
 
 def test_good_models_make_good_labels(

@@ -1,4 +1,4 @@
-"""Faithfulness of published decoders, scored in shards by the workers of a cluster.
+"""Faithfulness of what is published, scored in shards by the workers of a cluster.
 
 A shard is one batch of those that a pass over a split would score, and keeps the scores of each
 token: means and intervals are taken over all of them, as in one pass.
@@ -22,7 +22,8 @@ from rldecoder.decoder.faithfulness import (
     decoder_predictor,
     score_batch,
 )
-from rldecoder.decoder.loading import load_decoder
+from rldecoder.decoder.gate import lens_predictors
+from rldecoder.decoder.loading import AffineLens, load_decoder
 from rldecoder.decoder.sequences import whole_sequences
 from rldecoder.executors.jobs import Runs, TensorWorker
 from rldecoder.lm.frozen import FrozenLM
@@ -39,13 +40,15 @@ class FaithfulnessSettings(Runs):
     sae: Path
     decoders: dict[str, Path]
     """Their folders, by name."""
+    lens: Path | None = None
+    """An affine lens to score beside them, alone and as the decoder that it starts."""
     cache: Path
     """Folder of the cached activations."""
     precision: MatmulPrecision
 
 
 class FaithfulnessWorker(TensorWorker[FaithfulnessSettings, TokenScores]):
-    """Decoders beside the frozen model."""
+    """Decoders, and a lens, beside the frozen model."""
 
     settings_type = FaithfulnessSettings
 
@@ -59,6 +62,10 @@ class FaithfulnessWorker(TensorWorker[FaithfulnessSettings, TokenScores]):
             name: decoder_predictor(load_decoder(folder, self._lm, sae))
             for name, folder in settings.decoders.items()
         }
+        if settings.lens is not None:
+            self._predictors |= lens_predictors(
+                self._lm, sae, AffineLens.load(settings.lens, device)
+            )
         self._reader = ActivationReader(settings.cache, settings.name)
         self._next_tokens = NextTokens(self._reader)
 
@@ -76,13 +83,13 @@ class FaithfulnessWorker(TensorWorker[FaithfulnessSettings, TokenScores]):
 
     @classmethod
     def pack(cls, result: TokenScores) -> Mapping[str, Tensor]:
-        """The scores by decoder, and what they are of."""
+        """The scores by predictor, and what they are of."""
         tensors = {f"{_SCORES}{name}": found for name, found in result.by_predictor.items()}
         return tensors | {"has_label": result.has_label, "sequence": result.sequence}
 
     @classmethod
     def unpack(cls, tensors: Mapping[str, Tensor]) -> TokenScores:
-        """See `TensorWorker.unpack`; decoders by name."""
+        """See `TensorWorker.unpack`; predictors by name."""
         scores = {
             name.removeprefix(_SCORES): tensors[name]
             for name in sorted(tensors)

@@ -6,9 +6,10 @@ labels, rankings and claims hold, and every target of the plan: met, missed or u
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 
@@ -34,6 +35,7 @@ from rldecoder.decoder.faithfulness_shards import (
     batch_ends,
 )
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
+from rldecoder.evals.answer_shards import AnswerSettings, AnswerWorker
 from rldecoder.evals.comparison import (
     FROZEN,
     RL,
@@ -49,7 +51,7 @@ from rldecoder.evals.harness_systems import decoder_system, frozen_system, splic
 from rldecoder.evals.prompts import TaskPrompt
 from rldecoder.evals.suite import TaskSuite, check_lengths
 from rldecoder.evals.targets import Measurement, Source, fill_targets
-from rldecoder.evals.tasks import run_task
+from rldecoder.evals.tasks import TaskRow, run_task
 from rldecoder.explain import plan_values
 from rldecoder.explain.interpretability import (
     Interpretability,
@@ -85,7 +87,7 @@ def run(inputs: EvaluateInputs, config: EvaluateConfig, ctx: StageContext) -> Ou
     decoders = {SUPERVISED: inputs.supervised.load(lm, sae), RL: inputs.policy.load(lm, sae)}
 
     prompts, missing = _prompts(lm, config, ctx)
-    answers = _answer_tasks(lm, decoders, prompts, config, ctx)
+    answers = _answer_tasks(lm, decoders, prompts, inputs, config, ctx)
     scores = score_tasks(answers, config.bootstrap_resamples, ctx.seed)
     Evaluation.tasks.save_rows(ctx.out, [score.model_dump() for score in scores])
     Evaluation.answers.save_rows(ctx.out, [answer._asdict() for answer in answers])
@@ -122,6 +124,19 @@ def run(inputs: EvaluateInputs, config: EvaluateConfig, ctx: StageContext) -> Ou
     return Output(metrics, reasons=reasons)
 
 
+def _models(inputs: EvaluateInputs) -> dict[str, Any]:
+    """Where workers find what is compared."""
+    return {
+        "model": inputs.model.model.absolute(),
+        "record": ModelFolder.record.path(inputs.model.folder).absolute(),
+        "sae": inputs.sae.sae.absolute(),
+        "decoders": {
+            SUPERVISED: inputs.supervised.decoder.absolute(),
+            RL: inputs.policy.decoder.absolute(),
+        },
+    }
+
+
 def _final(inputs: EvaluateInputs) -> str:
     """Which of the decoders is the published one."""
     return SUPERVISED if inputs.final.freeze.which == "supervised" else RL
@@ -150,13 +165,7 @@ def _faithfulness(
     # Elsewhere they are read from disk; the scores come back, and are summed up here.
     read = (inputs.model, inputs.sae, inputs.cache, inputs.supervised, inputs.policy)
     settings = FaithfulnessSettings(
-        model=inputs.model.model.absolute(),
-        record=ModelFolder.record.path(inputs.model.folder).absolute(),
-        sae=inputs.sae.sae.absolute(),
-        decoders={
-            SUPERVISED: inputs.supervised.decoder.absolute(),
-            RL: inputs.policy.decoder.absolute(),
-        },
+        **_models(inputs),
         cache=inputs.cache.folder.absolute(),
         name=split,
         precision=config.matmul_precision,
@@ -196,6 +205,7 @@ def _answer_tasks(
     lm: FrozenLM,
     decoders: Mapping[str, SaeDecoderForCausalLM],
     asked: Mapping[str, Sequence[TaskPrompt]],
+    inputs: EvaluateInputs,
     config: EvaluateConfig,
     ctx: StageContext,
 ) -> list[Answer]:
@@ -203,9 +213,26 @@ def _answer_tasks(
     prompts = [prompt for one in asked.values() for prompt in one]
 
     # All answer the same prompts in the same order: drops are paired.
+    if ctx.executor.is_here:
+        found = _answers_here(lm, decoders, prompts, config, ctx)
+    else:
+        found = _answers_elsewhere(prompts, inputs, config, ctx)
+    return [
+        Answer(row.task, name, row.prompt_index, row.answer, row.completion, row.score)
+        for name, rows in found
+        for row in rows
+    ]
+
+
+def _answers_here(
+    lm: FrozenLM,
+    decoders: Mapping[str, SaeDecoderForCausalLM],
+    prompts: Sequence[TaskPrompt],
+    config: EvaluateConfig,
+    ctx: StageContext,
+) -> Iterator[tuple[str, list[TaskRow]]]:
     generators: dict[str, GenerateFunction] = {FROZEN: prefix_generate(lm.model)}
     generators |= {name: prefix_generate(decoder) for name, decoder in decoders.items()}
-    answers: list[Answer] = []
     with ctx.report.track("tasks", len(generators) * len(prompts), "prompts") as bar:
         for name, generate in generators.items():
             result = run_task(
@@ -216,12 +243,25 @@ def _answer_tasks(
                 device=ctx.device,
                 end_ids=lm.end_token_ids,
             )
-            answers += [
-                Answer(row.task, name, row.prompt_index, row.answer, row.completion, row.score)
-                for row in result.rows
-            ]
+            yield name, result.rows
             bar.advance(len(prompts), name)
-    return answers
+
+
+def _answers_elsewhere(
+    prompts: Sequence[TaskPrompt],
+    inputs: EvaluateInputs,
+    config: EvaluateConfig,
+    ctx: StageContext,
+) -> Iterator[tuple[str, list[TaskRow]]]:
+    settings = AnswerSettings(
+        **_models(inputs), prompts=tuple(prompts), batch_size=config.batch_size
+    )
+    read = (inputs.model, inputs.sae, inputs.supervised, inputs.policy)
+    shards = ctx.shards.results(
+        AnswerWorker, settings, [artifact.folder for artifact in read], "answers", "tasks"
+    )
+    for asked, rows in zip(settings.asked(), shards, strict=True):
+        yield asked.system, rows
 
 
 def _harness(

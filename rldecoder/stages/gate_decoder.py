@@ -7,11 +7,22 @@ SAE's reconstruction). The KL on the test split alone decides; everything is pub
 
 from __future__ import annotations
 
-from rldecoder.artifacts.catalogue import DecoderGate
+from collections.abc import Mapping
+
+from rldecoder.artifacts.catalogue import DecoderGate, ModelFolder
 from rldecoder.config.decoder import GateDecoderConfig
-from rldecoder.decoder.faithfulness import decoder_predictor, evaluate_predictors, lens_predictor
-from rldecoder.decoder.gate import HEADLINES, make_report
-from rldecoder.decoder.loading import decoder_from_lens
+from rldecoder.decoder.faithfulness import (
+    Faithfulness,
+    decoder_predictor,
+    evaluate_predictors,
+    summarise,
+)
+from rldecoder.decoder.faithfulness_shards import (
+    FaithfulnessSettings,
+    FaithfulnessWorker,
+    batch_ends,
+)
+from rldecoder.decoder.gate import DECODER, HEADLINES, lens_predictors, make_report
 from rldecoder.seeds import derive_seed, seed_everything
 from rldecoder.stages.context import Output, StageContext
 from rldecoder.stages.inputs import DecoderGateInputs
@@ -20,27 +31,13 @@ from rldecoder.stages.inputs import DecoderGateInputs
 def run(inputs: DecoderGateInputs, config: GateDecoderConfig, ctx: StageContext) -> Output:
     """Measure, publish the report, and give the verdict."""
     seed_everything(ctx.seed)
-    sae = inputs.sae.load(ctx.device)
-    lm = inputs.model.load(ctx.device)
-    lens = inputs.supervised.load_lens(ctx.device)
-    predictors = {
-        "decoder": decoder_predictor(inputs.supervised.load(lm, sae)),
-        "untrained": decoder_predictor(decoder_from_lens(lm, sae, lens)),
-        "residual_lens": lens_predictor(lens.A, lens.c),
-    }
 
     # The out-of-domain split is shown beside the test split; only the latter decides.
-    found = {}
-    for split, max_tokens in (("test", config.test_tokens), ("ood", config.ood_tokens)):
-        found[split] = evaluate_predictors(
-            predictors,
-            inputs.cache.reader(split),
-            lm,
-            max_tokens=max_tokens,
-            seed=derive_seed(ctx.seed, "bootstrap"),
-            precision=config.matmul_precision,
-        )
-        ctx.report.note(f"{split}: KL {found[split]['decoder'].kl:.3f} nats/token")
+    splits = {"test": config.test_tokens, "ood": config.ood_tokens}
+    measure = _measure_here if ctx.executor.is_here else _measure_elsewhere
+    found = measure(inputs, splits, config, ctx)
+    for split, scores in found.items():
+        ctx.report.note(f"{split}: KL {scores[DECODER].kl:.3f} nats/token")
 
     report = make_report(found, config)
     DecoderGate.report.save(ctx.out, report)
@@ -51,3 +48,55 @@ def run(inputs: DecoderGateInputs, config: GateDecoderConfig, ctx: StageContext)
             f"not below {config.max_kl:g}.",
         )
     return Output(report.headline(HEADLINES), "fail" if reasons else "pass", reasons)
+
+
+def _measure_here(
+    inputs: DecoderGateInputs,
+    splits: Mapping[str, int],
+    config: GateDecoderConfig,
+    ctx: StageContext,
+) -> dict[str, dict[str, Faithfulness]]:
+    """Faithfulness by split and predictor; nothing goes through files."""
+    lm, sae = inputs.model.load(ctx.device), inputs.sae.load(ctx.device)
+    decoder = inputs.supervised.load(lm, sae)
+    predictors = {DECODER: decoder_predictor(decoder)}
+    predictors |= lens_predictors(lm, sae, inputs.supervised.load_lens(ctx.device))
+    return {
+        split: evaluate_predictors(
+            predictors,
+            inputs.cache.reader(split),
+            lm,
+            max_tokens=max_tokens,
+            seed=derive_seed(ctx.seed, "bootstrap"),
+            precision=config.matmul_precision,
+        )
+        for split, max_tokens in splits.items()
+    }
+
+
+def _measure_elsewhere(
+    inputs: DecoderGateInputs,
+    splits: Mapping[str, int],
+    config: GateDecoderConfig,
+    ctx: StageContext,
+) -> dict[str, dict[str, Faithfulness]]:
+    """The same by workers, who read from disk; their scores come back and are summed up."""
+    read = [part.folder for part in (inputs.model, inputs.sae, inputs.cache, inputs.supervised)]
+    found = {}
+    for split, max_tokens in splits.items():
+        settings = FaithfulnessSettings(
+            model=inputs.model.model.absolute(),
+            record=ModelFolder.record.path(inputs.model.folder).absolute(),
+            sae=inputs.sae.sae.absolute(),
+            decoders={DECODER: inputs.supervised.decoder.absolute()},
+            lens=inputs.supervised.lens.absolute(),
+            cache=inputs.cache.folder.absolute(),
+            name=split,
+            precision=config.matmul_precision,
+            ends=batch_ends(inputs.cache.reader(split), max_tokens),
+        )
+        parts = ctx.shards.results(
+            FaithfulnessWorker, settings, read, "faithfulness", f"faithfulness on {split}"
+        )
+        found[split] = summarise(list(parts), derive_seed(ctx.seed, "bootstrap"))
+    return found

@@ -17,10 +17,12 @@ from rldecoder.config.run import RunConfig, load_run_config
 from rldecoder.config.tasks import FileTask
 from rldecoder.dashboard.build import harness_table
 from rldecoder.errors import BadInputError
+from rldecoder.evals import answer_shards
 from rldecoder.evals.comparison import ANSWERS, TASK_SCORES
 from rldecoder.evals.harness_tasks import write_tasks
 from rldecoder.evals.prompts import TaskPrompt
 from rldecoder.evals.targets import TARGETS
+from rldecoder.executors.local import LocalExecutor
 from rldecoder.runner import open_artifact, open_inputs, plan
 from rldecoder.seeds import derive_seed
 from rldecoder.stages.context import StageContext
@@ -79,13 +81,19 @@ def test_what_is_published(inputs: EvaluateInputs, evaluation: Evaluation) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("is_here", [True, False])
 def test_tasks_by_file_and_missing_files(
     inputs: EvaluateInputs,
     evaluation: Evaluation,
     config: RunConfig,
     context: Callable[..., StageContext],
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    is_here: bool,
 ) -> None:
+    """Also where others answer, who need not see the files."""
+    monkeypatch.setattr(LocalExecutor, "is_here", is_here)
+    monkeypatch.setattr(answer_shards, "SHARD_PROMPTS", 1)
     path = tmp_path / "mine.parquet"
     pq.write_table(
         pa.table(
@@ -109,6 +117,9 @@ def test_tasks_by_file_and_missing_files(
     # The other tasks are untouched by the file.
     for row in evaluation.tasks.to_pylist():
         assert row in rows
+    answers = published(Evaluation, ctx.out).answers.to_pylist()
+    assert [row for row in answers if row["task"] != "mine"] == evaluation.answers.to_pylist()
+    assert (ctx.progress / "answers").exists() != is_here
     first = STAGE.fingerprint(changed)
     assert first["gone"] == "missing"
     path.write_bytes(path.read_bytes() + b" ")

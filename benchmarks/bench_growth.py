@@ -210,7 +210,7 @@ STAGES: dict[str, Callable[[Bed, int, Path], None]] = {
     "rank_features: attribution": attribution,
     "evaluate: faithfulness": faithfulness,
 }
-LARGEST = {"ingest": 10**7, "rank_features: attribution": 10**5}
+LARGEST = {"ingest": 10**7}
 """Tokens; of the others 10^6."""
 
 
@@ -225,7 +225,7 @@ def make_bed(folder: Path, sizes: Sequence[int], only: Sequence[str]) -> Bed:
     most = max([s for s in sizes if s <= 10**6], default=0)
     (folder / "corpus").mkdir()
     generator = np.random.default_rng(0)
-    for split, tokens in {"train": most, "validation": 1024, "test": max(most // 2, 10**5)}.items():
+    for split, tokens in {"train": most, "validation": 1024, "test": most}.items():
         writer = TokenShardWriter(folder / "corpus", split, 512, 4096)
         rows = generator.integers(1, 512, (tokens // LENGTH, LENGTH))
         writer.add([PackedSequence("random", [0], [0], row) for row in rows])

@@ -65,7 +65,7 @@ class CrossSplitDeduplicator:
     stand for words where there are no spaces. Duplicates within a split are let through: they
     leak nothing.
 
-    What is remembered (about 1 kB a document) lies in a temporary file of SQLite's, so that memory
+    What is remembered (1.4 kB a document) lies in a temporary file of SQLite's, so that memory
     does not grow with the text. SQLITE_TMPDIR says in which folder; the file has no name there and
     goes with the process.
     """

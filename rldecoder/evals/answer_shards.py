@@ -7,7 +7,7 @@ shares what it computes and is padded to its longest prompt, so none is cut in t
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from rldecoder.decoder.loading import load_decoder
+from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
 from rldecoder.evals.comparison import FROZEN
 from rldecoder.evals.generation import GenerateFunction, newline_token_ids, prefix_generate
 from rldecoder.evals.prompts import TaskPrompt
@@ -24,10 +25,15 @@ from rldecoder.evals.tasks import TaskRow, run_task
 from rldecoder.executors.jobs import ShardFile, ShardSettings, TensorWorker, as_tensor, as_text
 from rldecoder.json_text import parse_json
 from rldecoder.lm.frozen import FrozenLM
+from rldecoder.reporting import Advance, Note
 from rldecoder.sae.model import Sae
 
 SHARD_PROMPTS = 32
 """Prompts a shard, or one batch of them."""
+
+
+Opened = tuple[FrozenLM, Mapping[str, SaeDecoderForCausalLM]]
+"""The frozen model, and decoders by name."""
 
 
 class Asked(NamedTuple):
@@ -50,6 +56,12 @@ class AnswerSettings(ShardSettings):
     prompts: tuple[TaskPrompt, ...]
     """Task by task. Whole, for the files that some are from are not everywhere."""
     batch_size: int
+
+    def open(self, device: torch.device) -> Opened:
+        """Load the models."""
+        lm = FrozenLM.load(self.model, device=device, record=self.record)
+        sae = Sae.load(self.sae, device=device)
+        return lm, {name: load_decoder(folder, lm, sae) for name, folder in self.decoders.items()}
 
     def asked(self) -> list[Asked]:
         """The shards by number: all answers of a model, then those of the next one."""
@@ -74,23 +86,29 @@ class AnswerSettings(ShardSettings):
 
 
 class AnswerWorker(TensorWorker[AnswerSettings, list[TaskRow]]):
-    """Frozen model and decoders."""
+    """Frozen model and decoders.
+
+    Args:
+        opened: what the settings open, where this process has it already.
+    """
 
     settings_type = AnswerSettings
     unit = "prompts"
 
     def __init__(
-        self, settings: AnswerSettings, device: torch.device, note: Callable[[str], None]
+        self,
+        settings: AnswerSettings,
+        device: torch.device,
+        note: Note,
+        opened: Opened | None = None,
     ) -> None:
         super().__init__(settings, device, note)
-        self._lm = FrozenLM.load(settings.model, device=device, record=settings.record)
-        sae = Sae.load(settings.sae, device=device)
+        self._lm, decoders = opened or settings.open(device)
         self._generators: dict[str, GenerateFunction] = {FROZEN: prefix_generate(self._lm.model)}
-        for name, folder in settings.decoders.items():
-            self._generators[name] = prefix_generate(load_decoder(folder, self._lm, sae))
+        self._generators |= {name: prefix_generate(one) for name, one in decoders.items()}
         self._asked = settings.asked()
 
-    def compute(self, number: int, advance: Callable[[float], None]) -> list[TaskRow]:
+    def compute(self, number: int, advance: Advance) -> list[TaskRow]:
         """What a model answers, in the order of the prompts."""
         system, first, end = self._asked[number]
         result = run_task(

@@ -6,7 +6,7 @@ labels, rankings and claims hold, and every target of the plan: met, missed or u
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,12 +23,7 @@ from rldecoder.artifacts.catalogue import (
     TrainedExplainer,
 )
 from rldecoder.config.explain import EvaluateConfig, HarnessConfig
-from rldecoder.decoder.faithfulness import (
-    Faithfulness,
-    decoder_predictor,
-    evaluate_predictors,
-    summarise,
-)
+from rldecoder.decoder.faithfulness import Faithfulness, decoder_predictor, summarise
 from rldecoder.decoder.faithfulness_shards import (
     FaithfulnessSettings,
     FaithfulnessWorker,
@@ -45,13 +40,11 @@ from rldecoder.evals.comparison import (
     TaskScore,
     score_tasks,
 )
-from rldecoder.evals.generation import GenerateFunction, prefix_generate
 from rldecoder.evals.harness_scores import HarnessScores, beside_ours
 from rldecoder.evals.harness_systems import decoder_system, frozen_system, spliced_system
 from rldecoder.evals.prompts import TaskPrompt
 from rldecoder.evals.suite import TaskSuite, check_lengths
 from rldecoder.evals.targets import Measurement, Source, fill_targets
-from rldecoder.evals.tasks import TaskRow, run_task
 from rldecoder.explain import plan_values
 from rldecoder.explain.interpretability import (
     Interpretability,
@@ -95,12 +88,12 @@ def run(inputs: EvaluateInputs, config: EvaluateConfig, ctx: StageContext) -> Ou
     if harness is not None:
         harness.save(Evaluation.harness.path(ctx.out))
 
-    by_split = {}
-    with ctx.report.track("faithfulness", 2, "splits") as bar:
-        for split in ("test", "ood"):
-            by_split[split] = _faithfulness(split, lm, decoders, inputs, config, ctx)
-            bar.advance()
-    faithfulness = FaithfulnessTable(by_split)
+    faithfulness = FaithfulnessTable(
+        {
+            split: _faithfulness(split, lm, decoders, inputs, config, ctx)
+            for split in ("test", "ood")
+        }
+    )
     Evaluation.faithfulness.save(ctx.out, faithfulness)
 
     # Explanations are about the decoder that is published, whichever it is.
@@ -151,31 +144,21 @@ def _faithfulness(
     ctx: StageContext,
 ) -> dict[str, Faithfulness]:
     """Both decoders on the same tokens of a split."""
-    seed, reader = derive_seed(ctx.seed, "bootstrap"), inputs.cache.reader(split)
-    if ctx.executor.is_here:
-        return evaluate_predictors(
-            {name: decoder_predictor(decoder) for name, decoder in decoders.items()},
-            reader,
-            lm,
-            max_tokens=config.num_tokens,
-            seed=seed,
-            precision=config.matmul_precision,
-        )
-
-    # Elsewhere they are read from disk; the scores come back, and are summed up here.
+    predictors = {name: decoder_predictor(decoder) for name, decoder in decoders.items()}
     read = (inputs.model, inputs.sae, inputs.cache, inputs.supervised, inputs.policy)
     settings = FaithfulnessSettings(
         **_models(inputs),
         cache=inputs.cache.folder.absolute(),
         name=split,
         precision=config.matmul_precision,
-        ends=batch_ends(reader, config.num_tokens),
+        ends=batch_ends(inputs.cache.reader(split), config.num_tokens),
     )
     shards = ctx.shards.results(
         FaithfulnessWorker, settings, [artifact.folder for artifact in read], "faithfulness",
         f"faithfulness on {split}",
+        here=FaithfulnessWorker(settings, ctx.device, ctx.report.note, (lm, predictors)),
     )  # fmt: skip
-    return summarise(list(shards), seed)
+    return summarise(list(shards), derive_seed(ctx.seed, "bootstrap"))
 
 
 def _prompts(
@@ -210,58 +193,19 @@ def _answer_tasks(
     ctx: StageContext,
 ) -> list[Answer]:
     """Every model's answers to the tasks."""
-    prompts = [prompt for one in asked.values() for prompt in one]
-
     # All answer the same prompts in the same order: drops are paired.
-    if ctx.executor.is_here:
-        found = _answers_here(lm, decoders, prompts, config, ctx)
-    else:
-        found = _answers_elsewhere(prompts, inputs, config, ctx)
-    return [
-        Answer(row.task, name, row.prompt_index, row.answer, row.completion, row.score)
-        for name, rows in found
-        for row in rows
-    ]
-
-
-def _answers_here(
-    lm: FrozenLM,
-    decoders: Mapping[str, SaeDecoderForCausalLM],
-    prompts: Sequence[TaskPrompt],
-    config: EvaluateConfig,
-    ctx: StageContext,
-) -> Iterator[tuple[str, list[TaskRow]]]:
-    generators: dict[str, GenerateFunction] = {FROZEN: prefix_generate(lm.model)}
-    generators |= {name: prefix_generate(decoder) for name, decoder in decoders.items()}
-    with ctx.report.track("tasks", len(generators) * len(prompts), "prompts") as bar:
-        for name, generate in generators.items():
-            result = run_task(
-                generate,
-                prompts,
-                lm.tokenizer,
-                batch_size=config.batch_size,
-                device=ctx.device,
-                end_ids=lm.end_token_ids,
-            )
-            yield name, result.rows
-            bar.advance(len(prompts), name)
-
-
-def _answers_elsewhere(
-    prompts: Sequence[TaskPrompt],
-    inputs: EvaluateInputs,
-    config: EvaluateConfig,
-    ctx: StageContext,
-) -> Iterator[tuple[str, list[TaskRow]]]:
-    settings = AnswerSettings(
-        **_models(inputs), prompts=tuple(prompts), batch_size=config.batch_size
-    )
+    prompts = tuple(prompt for one in asked.values() for prompt in one)
+    settings = AnswerSettings(**_models(inputs), prompts=prompts, batch_size=config.batch_size)
     read = (inputs.model, inputs.sae, inputs.supervised, inputs.policy)
     shards = ctx.shards.results(
-        AnswerWorker, settings, [artifact.folder for artifact in read], "answers", "tasks"
-    )
-    for asked, rows in zip(settings.asked(), shards, strict=True):
-        yield asked.system, rows
+        AnswerWorker, settings, [artifact.folder for artifact in read], "answers", "tasks",
+        here=AnswerWorker(settings, ctx.device, ctx.report.note, (lm, decoders)),
+    )  # fmt: skip
+    return [
+        Answer(row.task, shard.system, row.prompt_index, row.answer, row.completion, row.score)
+        for shard, rows in zip(settings.asked(), shards, strict=True)
+        for row in rows
+    ]
 
 
 def _harness(

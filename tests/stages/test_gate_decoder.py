@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,11 @@ from rldecoder.decoder import faithfulness, faithfulness_shards
 from rldecoder.decoder.faithfulness import Faithfulness
 from rldecoder.decoder.gate import HEADLINES, make_report
 from rldecoder.decoder.loading import AffineLens, decoder_from_lens, save_decoder
-from rldecoder.executors.local import LocalExecutor
 from rldecoder.gates import GateReport
 from rldecoder.stages import gate_decoder
 from rldecoder.stages.context import StageContext
 from rldecoder.stages.inputs import DecoderGateInputs
+from tests.executors.elsewhere import Elsewhere
 from tests.stages.decoder_inputs import make_inputs
 from tests.stages.published import inputs_in
 
@@ -83,9 +84,8 @@ def test_workers_elsewhere_measure_the_same(
     for module in (faithfulness, faithfulness_shards):
         monkeypatch.setattr(module, "BATCH_ROWS", 20)
     config = GateDecoderConfig(max_kl=1e6, test_tokens=70, ood_tokens=40)
-    here, there = context("here"), context("there")
+    here, there = context("here"), replace(context("there"), executor=Elsewhere())
     expected = gate_decoder.run(inputs, config, here)
-    monkeypatch.setattr(LocalExecutor, "is_here", False)
     assert gate_decoder.run(inputs, config, there) == expected
     bytes_here, bytes_there = (
         DecoderGate.report.path(ctx.out).read_bytes() for ctx in (here, there)

@@ -83,11 +83,12 @@ def main(
     # What it learned on scaled inputs must hold for raw ones, and after another program read it.
     x = data.held_out
     expected, _ = contender.reconstruct(x)
+    unexplained = fvu(contender, x)[0]  # before saving, which rescales the biases in place
     contender.save(out, data.scale, spec.hook_name)
     with torch.no_grad():
         recon = _read_back(out, spec)(x / data.scale).recon * data.scale
     gap = float((recon - expected).norm() / expected.norm())
-    print(f"test fvu {fvu(contender, x)[0]:.4f}; read back, it differs by {gap:.1e}")
+    print(f"test fvu {unexplained:.4f}; read back, it differs by {gap:.1e}")
 
 
 def _read_back(folder: Path, spec: SaeSpec) -> Sae:

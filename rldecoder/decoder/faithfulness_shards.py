@@ -1,4 +1,4 @@
-"""Faithfulness of published decoders, scored in shards by the workers of a cluster.
+"""Faithfulness of what is published, scored in shards that any worker computes.
 
 A shard is one batch of those that a pass over a split would score, and keeps the scores of each
 token: means and intervals are taken over all of them, as in one pass.
@@ -6,7 +6,7 @@ token: means and intervals are taken over all of them, as in one pass.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from itertools import accumulate
 from pathlib import Path
 
@@ -18,17 +18,23 @@ from rldecoder.data.activation_reader import ActivationReader
 from rldecoder.decoder.distill import NextTokens
 from rldecoder.decoder.faithfulness import (
     BATCH_ROWS,
+    Predictor,
     TokenScores,
     decoder_predictor,
     score_batch,
 )
-from rldecoder.decoder.loading import load_decoder
+from rldecoder.decoder.gate import lens_predictors
+from rldecoder.decoder.loading import AffineLens, load_decoder
 from rldecoder.decoder.sequences import whole_sequences
 from rldecoder.executors.jobs import Runs, TensorWorker
 from rldecoder.lm.frozen import FrozenLM
+from rldecoder.reporting import Advance, Note
 from rldecoder.sae.model import Sae
 
 _SCORES = "scores."
+
+Opened = tuple[FrozenLM, Mapping[str, Predictor]]
+"""The frozen model, and what is scored, by name."""
 
 
 class FaithfulnessSettings(Runs):
@@ -39,30 +45,47 @@ class FaithfulnessSettings(Runs):
     sae: Path
     decoders: dict[str, Path]
     """Their folders, by name."""
+    lens: Path | None = None
+    """An affine lens to score beside them, alone and as the decoder that it starts."""
     cache: Path
     """Folder of the cached activations."""
     precision: MatmulPrecision
 
+    def open(self, device: torch.device) -> Opened:
+        """Load the models."""
+        lm = FrozenLM.load(self.model, device=device, record=self.record)
+        sae = Sae.load(self.sae, device=device)
+        found = {
+            name: decoder_predictor(load_decoder(folder, lm, sae))
+            for name, folder in self.decoders.items()
+        }
+        if self.lens is not None:
+            found |= lens_predictors(lm, sae, AffineLens.load(self.lens, device))
+        return lm, found
+
 
 class FaithfulnessWorker(TensorWorker[FaithfulnessSettings, TokenScores]):
-    """Decoders beside the frozen model."""
+    """Decoders, and a lens, beside the frozen model.
+
+    Args:
+        opened: what the settings open, where this process has it already.
+    """
 
     settings_type = FaithfulnessSettings
 
     def __init__(
-        self, settings: FaithfulnessSettings, device: torch.device, note: Callable[[str], None]
+        self,
+        settings: FaithfulnessSettings,
+        device: torch.device,
+        note: Note,
+        opened: Opened | None = None,
     ) -> None:
         super().__init__(settings, device, note)
-        self._lm = FrozenLM.load(settings.model, device=device, record=settings.record)
-        sae = Sae.load(settings.sae, device=device)
-        self._predictors = {
-            name: decoder_predictor(load_decoder(folder, self._lm, sae))
-            for name, folder in settings.decoders.items()
-        }
+        self._lm, self._predictors = opened or settings.open(device)
         self._reader = ActivationReader(settings.cache, settings.name)
         self._next_tokens = NextTokens(self._reader)
 
-    def compute(self, number: int, advance: Callable[[float], None]) -> TokenScores:
+    def compute(self, number: int, advance: Advance) -> TokenScores:
         """The scores of a shard's tokens."""
         first, end = self.settings.bounds(number)
         (batch,) = self._reader.ordered(
@@ -76,13 +99,13 @@ class FaithfulnessWorker(TensorWorker[FaithfulnessSettings, TokenScores]):
 
     @classmethod
     def pack(cls, result: TokenScores) -> Mapping[str, Tensor]:
-        """The scores by decoder, and what they are of."""
+        """The scores by predictor, and what they are of."""
         tensors = {f"{_SCORES}{name}": found for name, found in result.by_predictor.items()}
         return tensors | {"has_label": result.has_label, "sequence": result.sequence}
 
     @classmethod
     def unpack(cls, tensors: Mapping[str, Tensor]) -> TokenScores:
-        """See `TensorWorker.unpack`; decoders by name."""
+        """See `TensorWorker.unpack`; predictors by name."""
         scores = {
             name.removeprefix(_SCORES): tensors[name]
             for name in sorted(tensors)

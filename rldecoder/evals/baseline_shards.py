@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Literal, NamedTuple, cast
 
@@ -25,7 +25,7 @@ from rldecoder import files
 from rldecoder.config.data import BaselinesConfig
 from rldecoder.data.shards import SplitSequences
 from rldecoder.errors import BadInputError
-from rldecoder.evals.generation import prefix_generate
+from rldecoder.evals.generation import newline_token_ids, prefix_generate
 from rldecoder.evals.prompts import TASKS, Task, TaskPrompt, make_prompts
 from rldecoder.evals.suite import check_lengths
 from rldecoder.evals.tasks import TaskRow, run_task
@@ -49,18 +49,23 @@ from rldecoder.lm.lens import (
 )
 from rldecoder.lm.sinks import SKIP_FIRST, is_sink
 from rldecoder.provenance import await_device, peak_memory_bytes
+from rldecoder.reporting import Advance, Note
 from rldecoder.seeds import torch_generator
 
 SHARD_TOKENS = 16_384
 """Tokens of text a shard, or one micro-batch of them. What fits one shard is added up as in one
 pass; of more, each shard is a term."""
+BATCH_PROMPTS = 16
+"""Prompts that are answered together, which decides how they are padded."""
+SHARD_PROMPTS = 2 * BATCH_PROMPTS
+"""Prompts of a task that a shard answers."""
 
 Kind = Literal["moments", "jacobian", "predictions", "task"]
 
 
 @dataclass(frozen=True)
 class Part:
-    """A shard: a run of sequences of a split, of positions, or a task."""
+    """A shard: a run of sequences of a split, of positions, or of a task's prompts."""
 
     kind: Kind
     name: str
@@ -68,7 +73,7 @@ class Part:
     first: int
     count: int
     size: int
-    """For the progress bar: tokens, positions, or one task."""
+    """For the progress bar: tokens, positions, or prompts."""
 
 
 class LensMaps(NamedTuple):
@@ -146,7 +151,11 @@ def plan_parts(
         parts += [
             Part(kind, split, first, count, count * length) for first, count in _runs(total, size)
         ]
-    return parts + [Part("task", task, 0, 1, 1) for task in TASKS if config.num_task_prompts]
+    return parts + [
+        Part("task", task, first, count, count)
+        for task in TASKS
+        for first, count in _runs(config.num_task_prompts, SHARD_PROMPTS)
+    ]
 
 
 def _runs(total: int, size: int) -> Iterable[tuple[int, int]]:
@@ -171,7 +180,6 @@ def resolve_layers(configured: tuple[int, ...] | str, num_layers: int) -> list[i
 
 
 Tensors = dict[str, Tensor]
-Advance = Callable[[float], None]
 
 
 class BaselineWorker(TensorWorker[BaselineSettings, Tensors]):
@@ -179,13 +187,11 @@ class BaselineWorker(TensorWorker[BaselineSettings, Tensors]):
 
     settings_type = BaselineSettings
 
-    def __init__(
-        self, settings: BaselineSettings, device: torch.device, note: Callable[[str], None]
-    ) -> None:
+    def __init__(self, settings: BaselineSettings, device: torch.device, note: Note) -> None:
         super().__init__(settings, device, note)
         self._lm = FrozenLM.load(settings.model, device=device, record=settings.record)
         self._layers = resolve_layers(settings.config.lens_layers, self._lm.num_layers)
-        self._texts: dict[str, SplitSequences] = {}
+        self._text_of = cache(partial(SplitSequences, settings.corpus))
         self._tokens, self._seconds = 0, 0.0
 
     def facts(self) -> Mapping[str, int]:
@@ -279,14 +285,17 @@ class BaselineWorker(TensorWorker[BaselineSettings, Tensors]):
         return {name: torch.tensor(one.terms, dtype=torch.float64) for name, one in sums.items()}
 
     def _task(self, part: Part, advance: Advance) -> Tensors:
-        """The answers to a task's prompts."""
-        prompts = task_prompts(cast("Task", part.name), self.settings.config, self.settings.seed)
+        """The answers to some of a task's prompts."""
+        asked = task_prompts(cast("Task", part.name), self.settings.config, self.settings.seed)
+        prompts = asked[part.first : part.first + part.count]
         check_lengths(self._lm, prompts)
         result = run_task(
             prefix_generate(self._lm.model),
             prompts,
             self._lm.tokenizer,
+            batch_size=BATCH_PROMPTS,
             device=self._lm.device,
+            stop_ids=self._stops,
             end_ids=self._lm.end_token_ids,
         )
         advance(part.size)
@@ -294,9 +303,7 @@ class BaselineWorker(TensorWorker[BaselineSettings, Tensors]):
 
     def _over(self, part: Part, advance: Advance) -> Iterable[_Residuals]:
         """Residuals of the layers, micro-batch by micro-batch, timed."""
-        if part.name not in self._texts:
-            self._texts[part.name] = SplitSequences(self.settings.corpus, part.name)
-        whole = torch.from_numpy(self._texts[part.name].read(part.first, part.count))
+        whole = torch.from_numpy(self._text_of(part.name).read(part.first, part.count))
         for ids in whole.split(self.settings.config.micro_batch_sequences):
             started = time.perf_counter()
             here = ids.to(self._lm.device)
@@ -315,6 +322,10 @@ class BaselineWorker(TensorWorker[BaselineSettings, Tensors]):
         generator = torch_generator(settings.seed, "jacobian")
         positions = settings.config.jacobian_positions
         return draw_contexts(torch.from_numpy(train), positions, generator, self._lm.front)
+
+    @cached_property
+    def _stops(self) -> list[int]:
+        return newline_token_ids(self._lm.tokenizer)
 
     @cached_property
     def _lenses(self) -> dict[int, LensMaps]:
@@ -411,9 +422,9 @@ def read_predictions(shards: Iterable[Tensors]) -> dict[str, PredictionSums]:
     return found
 
 
-def read_answers(shard: Tensors) -> list[TaskRow]:
-    """The answers to a task."""
-    return [TaskRow(**row) for row in parse_json(as_text(shard["rows"]))]
+def read_answers(shards: Iterable[Tensors]) -> list[TaskRow]:
+    """The answers of some shards, in order."""
+    return [TaskRow(**row) for shard in shards for row in parse_json(as_text(shard["rows"]))]
 
 
 def _below(layer: int, tensors: Tensors) -> Tensors:

@@ -3,51 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from rldecoder import Run
 from rldecoder.artifacts.catalogue import CATALOGUE, Evaluation
-from rldecoder.artifacts.store import ArtifactStore
 from rldecoder.config import explain
 from rldecoder.config.explain import EvaluateConfig, HarnessConfig
-from rldecoder.config.run import RunConfig, load_run_config
+from rldecoder.config.run import RunConfig
 from rldecoder.config.tasks import FileTask
 from rldecoder.dashboard.build import harness_table
 from rldecoder.errors import BadInputError
+from rldecoder.evals import answer_shards
 from rldecoder.evals.comparison import ANSWERS, TASK_SCORES
 from rldecoder.evals.harness_tasks import write_tasks
 from rldecoder.evals.prompts import TaskPrompt
 from rldecoder.evals.targets import TARGETS
-from rldecoder.runner import open_artifact, open_inputs, plan
+from rldecoder.executors.local import LocalExecutor
 from rldecoder.seeds import derive_seed
 from rldecoder.stages.context import StageContext
 from rldecoder.stages.inputs import EvaluateInputs
 from rldecoder.stages.table import stage_named
+from tests.executors.elsewhere import Elsewhere
 from tests.stages.published import published
 
 STAGE = stage_named(Evaluation.stage)
 
-ROOT = Path(__file__).resolve().parents[2]
+
+@pytest.fixture(scope="module")
+def inputs(run: Run) -> EvaluateInputs:
+    return run.inputs(EvaluateInputs)
 
 
 @pytest.fixture(scope="module")
-def config() -> RunConfig:
-    return load_run_config(ROOT / "configs" / "debug.yaml")
-
-
-@pytest.fixture(scope="module")
-def inputs(debug_store: Path, config: RunConfig) -> EvaluateInputs:
-    inputs: EvaluateInputs = open_inputs(STAGE, plan(config), ArtifactStore(debug_store))
-    return inputs
-
-
-@pytest.fixture(scope="module")
-def evaluation(debug_store: Path, config: RunConfig) -> Evaluation:
+def evaluation(run: Run) -> Evaluation:
     """What the debug run published."""
-    return open_artifact(Evaluation, plan(config)[STAGE.name], ArtifactStore(debug_store))
+    return run.artifact(Evaluation)
 
 
 @pytest.mark.slow
@@ -79,13 +74,18 @@ def test_what_is_published(inputs: EvaluateInputs, evaluation: Evaluation) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("executor", [LocalExecutor(), Elsewhere()])
 def test_tasks_by_file_and_missing_files(
     inputs: EvaluateInputs,
     evaluation: Evaluation,
     config: RunConfig,
     context: Callable[..., StageContext],
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    executor: LocalExecutor,
 ) -> None:
+    """Also where others answer, who need not see the files."""
+    monkeypatch.setattr(answer_shards, "SHARD_PROMPTS", 1)
     path = tmp_path / "mine.parquet"
     pq.write_table(
         pa.table(
@@ -102,6 +102,7 @@ def test_tasks_by_file_and_missing_files(
         }
     )
     ctx = context("external", seed=derive_seed(config.seed, STAGE.name))
+    ctx = replace(ctx, executor=executor)
     output = STAGE.run(inputs, changed, ctx)
     assert output.reasons == ("task files not found: gone",)
     rows = published(Evaluation, ctx.out).tasks.to_pylist()
@@ -109,6 +110,8 @@ def test_tasks_by_file_and_missing_files(
     # The other tasks are untouched by the file.
     for row in evaluation.tasks.to_pylist():
         assert row in rows
+    answers = published(Evaluation, ctx.out).answers.to_pylist()
+    assert [row for row in answers if row["task"] != "mine"] == evaluation.answers.to_pylist()
     first = STAGE.fingerprint(changed)
     assert first["gone"] == "missing"
     path.write_bytes(path.read_bytes() + b" ")

@@ -152,11 +152,14 @@ def _follow(attempt: Attempt, replay: Replay) -> str:
     gone: NoResourceError | None = None
     refused: NoResourceError | None = None
     kept, until = False, 0.0
+    done: set[int] = set()
     while True:
         interrupts.check()
         for heard in attempt.heard():
             if heard.line is None:
-                gone = gone or lost(heard.rank, heard.why)
+                # Who has done its part may go while the first one still measures and saves.
+                if heard.rank not in done:
+                    gone = gone or lost(heard.rank, heard.why)
                 continue
             word = replay.take(heard.line)
             match word and word["event"]:
@@ -164,6 +167,8 @@ def _follow(attempt: Attempt, replay: Replay) -> str:
                     kept = True
                 case "result" if word and heard.rank == 0:
                     return str(word["text"])
+                case "result":
+                    done.add(heard.rank)
                 case "error":
                     told = no_resource(Failure.model_validate(word))
                     refused = refused or told

@@ -123,3 +123,10 @@ def test_a_member_says_why_it_cannot_work(work: str, what: str, tmp_path: Path) 
     event = refused(tmp_path, work)
     assert event["event"] == "error"
     assert what in str(event["message"])
+
+
+def test_who_is_done_may_go_before_the_first_one(supervised: Callable[..., object]) -> None:
+    """Which still measures and saves, for longer than a loss is waited for."""
+    ended = Heard(1, None, "it ended with exit status 0")
+    found = supervised(Played([says(1, "result", text="")], [ended], [], [DONE]))
+    assert found == ("well", [])

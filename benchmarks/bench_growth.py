@@ -19,6 +19,7 @@ import tempfile
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, NamedTuple, TypeVar
 
@@ -292,7 +293,7 @@ def measure(work: Callable[[], None], tokens: int) -> Cost:
             found = spent.ru_utime + spent.ru_stime, _high_water() - before
             os.write(writing, json.dumps(found).encode())
             status = 0
-        except Exception:
+        except Exception:  # told here: this fork must not go on as if it were the parent
             traceback.print_exc()
         finally:
             os._exit(status)
@@ -350,8 +351,8 @@ def main(
                 tries = []
                 for _ in range(repeats if tokens <= 10**5 else 1):
                     with tempfile.TemporaryDirectory(dir=name) as work:
-                        run, folder = STAGES[stage], Path(work)
-                        tries.append(measure(lambda: run(bed, tokens, folder), tokens))  # noqa: B023
+                        run = partial(STAGES[stage], bed, tokens, Path(work))
+                        tries.append(measure(run, tokens))
                 cost = min(tries, key=lambda one: one.cpu_seconds)
                 found.setdefault(stage, []).append(cost)
                 console.print(f"{stage}: {cost}")

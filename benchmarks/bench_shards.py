@@ -59,9 +59,7 @@ def _job(store: Path, folder: Path, shard_tokens: int, num_shards: int) -> Job:
         plan=tuple(plan),
     )
     folder.mkdir()
-    return make_job(
-        CacheWorker, settings, settings.files(text.length), folder=folder, owner=folder.name
-    )
+    return make_job(CacheWorker, settings, folder=folder, owner=folder.name)
 
 
 class _Entry(NamedTuple):

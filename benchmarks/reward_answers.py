@@ -24,7 +24,7 @@ from rldecoder.decoder.blocks import plain_attention
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
 from rldecoder.evals.generation import newline_token_ids, split_prefix
 from rldecoder.evals.prompts import TaskPrompt, score
-from rldecoder.lm.cut import repeat_rows
+from rldecoder.lm.cut import choose_rows, repeat_rows
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.lm.text_tokens import answer_texts, encode_prompts
 from rldecoder.sae.model import SparseLatents
@@ -111,7 +111,7 @@ class _Blocks:
         return hidden[:, -1]
 
     def choose(self, rows: Tensor) -> None:
-        self.cache.reorder_cache(rows)  # type: ignore[arg-type]  # any rows, any number of them
+        choose_rows(self.cache, rows)
 
     def _resid(self, latents: SparseLatents) -> Tensor:
         return decode_sparse(latents, self.decoder.W, self.decoder.b)
@@ -137,7 +137,7 @@ class _Frozen:
         )[:, -1]
 
     def choose(self, rows: Tensor) -> None:
-        self.cache.reorder_cache(rows)  # type: ignore[arg-type]
+        choose_rows(self.cache, rows)
 
 
 def _reader(decoder: SaeDecoderForCausalLM) -> Reader:
@@ -266,7 +266,7 @@ class _Batch:
             if not going:
                 break
             parents = torch.tensor([place[row, tokens[:-1]] for row, tokens in going])
-            past.reorder_cache(parents)  # type: ignore[arg-type]
+            choose_rows(past, parents)
             for reader in self.readers.values():
                 reader.choose(parents)
             mask = torch.cat([mask[parents], torch.ones(len(going), 1, dtype=mask.dtype)], 1)

@@ -83,7 +83,8 @@ def loaded(store: Path, other: Path | None) -> tuple[Any, Any]:
         str(folder), device="cpu", dtype=torch.float32
     )
     sae = SAE.load_from_disk(other or newest(store / "train_sae") / "sae", device="cpu")
-    # As SAEBench does with what it loads by name: rows of unit norm, where sae_lens can fold them.
+    # As SAEBench does with what it loads by name: rows of unit norm. sae_lens raises this where
+    # folding them would change which latents fire (TopK); those stay as they are.
     with contextlib.suppress(NotImplementedError):
         sae.fold_W_dec_norm()
     sae.cfg.metadata.prepend_bos = False

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from rldecoder import files, interrupts, schemas, sealed
 from rldecoder.errors import DamagedFileError
+from rldecoder.reporting import Note
 
 _log = logging.getLogger(__name__)
 _NAME = re.compile(r"step-(\d+)")
@@ -51,7 +52,7 @@ class Checkpoints:
     """
 
     def __init__(
-        self, folder: Path, keep: int = 2, *, owner: str = "", note: sealed.Note = _log.warning
+        self, folder: Path, keep: int = 2, *, owner: str = "", note: Note = _log.warning
     ) -> None:
         self.folder, self.keep, self.note = folder, keep, note
         self.owner = f"{owner} (format {_FORMAT})"

@@ -99,7 +99,7 @@ def translated(during: str = "") -> Iterator[None]:
         yield
     except RlDecoderError:
         raise
-    except Exception as error:
+    except Exception as error:  # of many libraries; `foreseen` knows which are no fault of ours
         known = foreseen(error, during)
         if known is not None:
             raise known from error

@@ -147,7 +147,7 @@ def explained(place: Path | str, what: str) -> Iterator[None]:
         yield
     except NoResourceError:
         raise
-    except Exception as error:
+    except Exception as error:  # libraries wrap a full disk in kinds of their own
         explanation = _explain(error, place, what)
         if explanation is None:
             raise

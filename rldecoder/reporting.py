@@ -5,11 +5,16 @@ Ground floor: everything above may use it, and nothing here knows who listens.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Protocol
 
 from rldecoder import interrupts
+
+Note = Callable[[str], None]
+"""Takes a line for the user."""
+Advance = Callable[[float], None]
+"""Takes how much was done, in the unit of a bar."""
 
 
 class Bar(Protocol):

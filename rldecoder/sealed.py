@@ -10,15 +10,15 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from rldecoder import files, json_records
 from rldecoder.errors import DamagedFileError
+from rldecoder.reporting import Note
 
 _log = logging.getLogger(__name__)
-Note = Callable[[str], None]
 SUFFIX = ".seal"
 
 

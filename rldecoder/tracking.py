@@ -10,23 +10,17 @@ from typing import Any
 
 from rldecoder.config.run import RunConfig
 from rldecoder.errors import BadInputError
-from rldecoder.reporting import Bar, SilentBar
+from rldecoder.reporting import SilentReporter
 from rldecoder.urls import without_credentials
 
 
-class WandbReporter:
+class WandbReporter(SilentReporter):
     """Sends metrics and alerts to one wandb run; bars and notes are not its business."""
 
     def __init__(self, run: Any) -> None:
+        super().__init__()
         self._run = run
         self._defined: set[str] = set()
-
-    @contextmanager
-    def track(
-        self, description: str, total: float | None, unit: str = "it", done: float = 0
-    ) -> Iterator[Bar]:
-        """Nothing to show."""
-        yield SilentBar()
 
     def metrics(self, stage: str, step: int, values: Mapping[str, float]) -> None:
         """Log under `<stage>/<name>` against `<stage>/step`: stages count their own steps."""
@@ -36,9 +30,6 @@ class WandbReporter:
             self._defined.add(stage)
         self._run.log({f"{stage}/{name}": value for name, value in values.items()}
                       | {f"{stage}/step": step})  # fmt: skip
-
-    def note(self, message: str) -> None:
-        """Nothing to keep."""
 
     def alert(self, message: str) -> None:
         """A wandb alert (kept in the offline log)."""

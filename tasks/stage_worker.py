@@ -48,7 +48,7 @@ def work(request: Request, reporter: FarReporter) -> int:
             report=reporter,
             device=request.device,
         )
-    except Exception as error:
+    except Exception as error:  # whatever it is, the parent hears of it
         known = foreseen(error)
         reporter.send("error", **Failure.of(error).model_dump())
         return EXIT_UNEXPECTED if known is None else known.exit_code

@@ -29,6 +29,8 @@ from rldecoder.stages.context import StageContext
 from tests import array_checks
 
 if TYPE_CHECKING:
+    from rldecoder import Run
+    from rldecoder.config.run import RunConfig
     from tests.forked import ForkServer
 
 # Before the packages in question are imported.
@@ -50,6 +52,7 @@ settings.register_profile("rldecoder", deadline=None, derandomize=True, max_exam
 settings.load_profile("rldecoder")
 
 ROOT = Path(__file__).resolve().parents[1]
+DEBUG = ROOT / "configs" / "debug.yaml"
 SHARED_DATA = ROOT.parent / "shared" / "data"
 
 
@@ -162,3 +165,19 @@ def debug_store(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Pat
             (store / "stdout.txt").write_text(result.stdout)
             (shared / "debug-store.done").touch()
     return store
+
+
+@pytest.fixture(scope="module")
+def config() -> RunConfig:
+    """The settings of the debug run."""
+    from rldecoder.config.run import load_run_config
+
+    return load_run_config(DEBUG)
+
+
+@pytest.fixture(scope="module")
+def run(debug_store: Path) -> Run:
+    """The debug run, opened."""
+    from rldecoder import open_run
+
+    return open_run(DEBUG, debug_store)

@@ -26,11 +26,6 @@ CONFIG = ROOT / "configs" / "debug.yaml"
 PROMPT = "The import statement finds a module and then"
 
 
-@pytest.fixture(scope="module")
-def run(debug_store: Path) -> Run:
-    return open_run(CONFIG, debug_store)
-
-
 def test_artifacts_are_found_by_name_and_by_class_and_kept(run: Run) -> None:
     sae = run.artifact("train_sae")
     assert isinstance(sae, TrainedSae)

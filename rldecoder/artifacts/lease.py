@@ -16,15 +16,15 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
 from rldecoder.artifacts.bucket import Bucket, Found
 from rldecoder.errors import RlDecoderError, StoreBusyError
 from rldecoder.json_text import parse_json
+from rldecoder.reporting import Note
 
-Note = Callable[[str], None]
 BEATS = 4
 """A holder writes so many times in the length of its lease."""
 POLL_SECONDS = 1.0

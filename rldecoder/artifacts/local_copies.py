@@ -11,13 +11,12 @@ import fcntl
 import os
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 from rldecoder.artifacts.manifests import MANIFEST, ArtifactRef
+from rldecoder.reporting import Note
 
-Note = Callable[[str], None]
 USES, PENDING = ".uses", ".pending"
 _GONE = ".gone-"
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +23,10 @@ from rldecoder.artifacts.manifests import (
     parse_manifest,
 )
 from rldecoder.errors import BadInputError, DamagedFileError, NoResourceError
+from rldecoder.reporting import Note
 from rldecoder.urls import without_credentials
 
 CHUNK_BYTES = 2**24
-Note = Callable[[str], None]
 _SECRET = re.compile(r"://([^/@\s]+)@")
 
 
@@ -75,7 +74,7 @@ class Mirror:
             parse_manifest(data, ref, self._named(ref), self._store)
         except DamagedFileError:
             return False
-        except Exception as error:
+        except Exception as error:  # each of fsspec's file systems raises its own
             self._give_up(f"asked for {ref}", error, alert)
         return True
 
@@ -96,7 +95,7 @@ class Mirror:
                 path = f"{target}/{name}"
                 fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
                 fs.put_file(str(folder / name), path)
-        except Exception as error:
+        except Exception as error:  # as in `holds`
             self._give_up(f"given {ref}", error, alert)
 
     def download(self, ref: ArtifactRef, folder: Path, note: Note, alert: Note) -> Manifest | None:
@@ -117,7 +116,7 @@ class Mirror:
         except DamagedFileError as error:
             note(f"{error.what} {error.why} It is built here instead.")
             return None
-        except Exception as error:
+        except Exception as error:  # as in `holds`
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise  # nobody gets that from reading: it is the disk here
             self._give_up(f"asked for {ref}", error, alert)

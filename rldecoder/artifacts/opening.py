@@ -11,8 +11,6 @@ from rldecoder.config.store import BucketUrl, S3Config
 from rldecoder.errors import BadInputError
 from rldecoder.urls import without_credentials
 
-_SCHEME = "s3://"
-
 
 def store_place(place: Path | str) -> Path | str:
     """A place that a person names: a folder, or the URL of a bucket.

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -25,8 +25,8 @@ from rldecoder.artifacts.store import ArtifactStore
 from rldecoder.config.store import S3Config
 from rldecoder.errors import DamagedFileError
 from rldecoder.lm.user_cache import user_cache
+from rldecoder.reporting import Note
 
-Note = Callable[[str], None]
 _log = logging.getLogger(__name__)
 
 

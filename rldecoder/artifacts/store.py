@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,12 +29,12 @@ from rldecoder.artifacts.manifests import (
 )
 from rldecoder.artifacts.mirror import Mirror
 from rldecoder.errors import DamagedFileError, NoResourceError, StoreBusyError
+from rldecoder.reporting import Note
 
 __all__ = [
     "DIGEST_LENGTH", "MANIFEST", "ArtifactRef", "ArtifactStore", "FileEntry", "Manifest",
     "artifact_digest",
 ]  # fmt: skip
-Note = Callable[[str], None]
 _log = logging.getLogger(__name__)
 _REBUILD = "Run again with the config that built it: it is moved aside and built anew."
 

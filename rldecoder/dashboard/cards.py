@@ -138,7 +138,9 @@ def _card(
 ) -> FeatureCard:
     predicate = feature.predicate
     said = shown(feature)
+    # Contrasts are texts that it is silent on, and tell nothing without an example beside them.
     examples = [*feature.examples[:contexts], *(feature.contrasts if contexts else ())]
+
     return FeatureCard(
         latent=feature.latent,
         shown=said.text,

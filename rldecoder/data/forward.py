@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -18,9 +19,10 @@ from torch import Tensor
 from rldecoder.data.activations import ActivationBatch, concatenate
 from rldecoder.data.shards import SplitSequences
 from rldecoder.errors import NoResourceError
-from rldecoder.executors.jobs import ShardFile, ShardSettings
+from rldecoder.executors.jobs import ShardFile, ShardSettings, ShardWorker
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.lm.sinks import SKIP_FIRST, is_sink
+from rldecoder.reporting import Advance, Note
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,6 @@ def plan_shards(
 class PassSettings(ShardSettings):
     """Which model over which text, up to which layer."""
 
-    suffix: ClassVar[str] = ".parquet"
-    """Of the files."""
-
     model: Path
     record: Path
     corpus: Path
@@ -62,17 +61,16 @@ class PassSettings(ShardSettings):
     micro_batch: int
     """Sequences a pass."""
     plan: tuple[Shard, ...]
-
-    def files(self, context_length: int) -> list[ShardFile]:
-        """The shards; their size is in tokens."""
-        return [
-            ShardFile(f"{s.split}-{s.index:05d}{self.suffix}", s.num_sequences * context_length)
-            for s in self.plan
-        ]
+    suffix: str = ".parquet"
+    """Of the files."""
 
     def shards(self) -> list[ShardFile]:
-        """See `ShardSettings.shards`."""
-        return self.files(SplitSequences(self.corpus, self.plan[0].split).length)
+        """See `ShardSettings.shards`; their size is in tokens."""
+        length = SplitSequences(self.corpus, self.plan[0].split).length
+        return [
+            ShardFile(f"{s.split}-{s.index:05d}{self.suffix}", s.num_sequences * length)
+            for s in self.plan
+        ]
 
 
 class ActivationPass:
@@ -90,7 +88,7 @@ class ActivationPass:
         lm: FrozenLM,
         hook_layer: int,
         micro_batch: int,
-        say: Callable[[str], None],
+        say: Note,
         *,
         with_final: bool = True,
     ) -> None:
@@ -160,6 +158,28 @@ class ActivationPass:
         self.seconds += time.perf_counter() - begun
         self.num_tokens += ids.numel()
         return batch
+
+
+class PassWorker(ShardWorker[PassSettings, ActivationBatch]):
+    """The frozen model, which turns a shard's sequences into activations."""
+
+    settings_type = PassSettings
+    with_final: ClassVar[bool] = True
+    """See `ActivationPass`."""
+
+    def __init__(self, settings: PassSettings, device: torch.device, note: Note) -> None:
+        super().__init__(settings, device, note)
+        self.lm = FrozenLM.load(settings.model, device=device, record=settings.record)
+        self.forward = ActivationPass(
+            self.lm, settings.hook_layer, settings.micro_batch, note, with_final=self.with_final
+        )
+        self._text_of = cache(partial(SplitSequences, settings.corpus))
+
+    def compute(self, number: int, advance: Advance) -> ActivationBatch:
+        """The rows of a shard, from its sequences and the size of the micro-batches alone."""
+        shard = self.settings.plan[number]
+        ids = self._text_of(shard.split).read(shard.first_sequence, shard.num_sequences)
+        return self.forward.shard(torch.from_numpy(ids), shard.first_sequence, advance)
 
 
 def _rows(ids: Tensor, resid: Tensor, final: Tensor | None, first_sequence: int) -> ActivationBatch:

@@ -7,52 +7,28 @@ what was finished.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from rldecoder import files, sealed
 from rldecoder.data.activations import ActivationBatch
-from rldecoder.data.forward import ActivationPass, PassSettings, Shard
-from rldecoder.data.shards import SplitSequences
-from rldecoder.data.streaming import Advance, ShardSource
+from rldecoder.data.forward import PassSettings, PassWorker, Shard
+from rldecoder.data.streaming import ShardSource
 from rldecoder.errors import DamagedFileError
-from rldecoder.executors.jobs import Bench, Job, Note, TensorWorker
+from rldecoder.executors.jobs import Bench, Job, TensorWorker
 from rldecoder.executors.local import Crew
-from rldecoder.lm.frozen import FrozenLM
-from rldecoder.reporting import Reporter
+from rldecoder.reporting import Advance, Note, Reporter
 
 
-class StreamSettings(PassSettings):
-    """The plan is of one split."""
+class StreamWorker(PassWorker, TensorWorker[PassSettings, ActivationBatch]):
+    """The frozen model's lower blocks: residuals without sinks."""
 
-    suffix: ClassVar[str] = ".safetensors"
-
-
-class StreamWorker(TensorWorker[StreamSettings, ActivationBatch]):
-    """The frozen model's lower blocks."""
-
-    settings_type = StreamSettings
-
-    def __init__(
-        self, settings: StreamSettings, device: torch.device, note: Callable[[str], None]
-    ) -> None:
-        super().__init__(settings, device, note)
-        lm = FrozenLM.load(settings.model, device=device, record=settings.record)
-        self._forward = ActivationPass(
-            lm, settings.hook_layer, settings.micro_batch, note, with_final=False
-        )
-        self._text = SplitSequences(settings.corpus, settings.plan[0].split)
-
-    def compute(self, number: int, advance: Callable[[float], None]) -> ActivationBatch:
-        """A shard's residuals, without sinks."""
-        shard = self.settings.plan[number]
-        ids = self._text.read(shard.first_sequence, shard.num_sequences)
-        return self._forward.shard(torch.from_numpy(ids), shard.first_sequence, advance)
+    with_final = False
 
     @classmethod
     def pack(cls, result: ActivationBatch) -> Mapping[str, Tensor]:

@@ -18,8 +18,8 @@ from torch import Tensor
 from rldecoder.data.activation_reader import ShuffledActivations
 from rldecoder.data.activations import ActivationBatch, ActivationMeta, VectorColumn, concatenate
 from rldecoder.data.forward import ActivationPass, Shard
+from rldecoder.reporting import Advance
 
-Advance = Callable[[float], None]
 Progress = Callable[[int], AbstractContextManager[Advance]]
 """Opened with the tokens that a window takes; gives what is called with those of each pass."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import count, islice
 from pathlib import Path
@@ -26,7 +26,7 @@ from rldecoder.data.deduplicate import Fingerprint, fingerprint
 from rldecoder.executors.jobs import ShardFile, ShardSettings, TensorWorker, as_tensor, as_text
 from rldecoder.executors.stage_shards import OpenShards, StageShards
 from rldecoder.lm.text_tokens import encode_documents, load_tokenizer
-from rldecoder.reporting import SilentBar
+from rldecoder.reporting import Advance, SilentBar
 
 SHARD_TEXTS = 64
 """Texts a shard."""
@@ -93,7 +93,7 @@ class TextWorker(TensorWorker[TextSettings, ReadyTexts]):
     def _tokenizer(self) -> PreTrainedTokenizerBase:
         return load_tokenizer(self.settings.model, self.settings.record)
 
-    def compute(self, number: int, advance: Callable[[float], None]) -> ReadyTexts:
+    def compute(self, number: int, advance: Advance) -> ReadyTexts:
         """Tokens and fingerprints of a shard's texts."""
         content = files.read_regular(self.settings.text_file(number))
         texts = json.loads(content)

@@ -1,4 +1,4 @@
-"""Faithfulness of published decoders, scored in shards by the workers of a cluster.
+"""Faithfulness of published decoders, scored in shards that any worker computes.
 
 A shard is one batch of those that a pass over a split would score, and keeps the scores of each
 token: means and intervals are taken over all of them, as in one pass.
@@ -6,7 +6,7 @@ token: means and intervals are taken over all of them, as in one pass.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from itertools import accumulate
 from pathlib import Path
 
@@ -23,12 +23,17 @@ from rldecoder.decoder.faithfulness import (
     score_batch,
 )
 from rldecoder.decoder.loading import load_decoder
+from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
 from rldecoder.decoder.sequences import whole_sequences
 from rldecoder.executors.jobs import Runs, TensorWorker
 from rldecoder.lm.frozen import FrozenLM
+from rldecoder.reporting import Advance, Note
 from rldecoder.sae.model import Sae
 
 _SCORES = "scores."
+
+Opened = tuple[FrozenLM, Mapping[str, SaeDecoderForCausalLM]]
+"""The frozen model, and decoders by name."""
 
 
 class FaithfulnessSettings(Runs):
@@ -43,26 +48,36 @@ class FaithfulnessSettings(Runs):
     """Folder of the cached activations."""
     precision: MatmulPrecision
 
+    def open(self, device: torch.device) -> Opened:
+        """Load the models."""
+        lm = FrozenLM.load(self.model, device=device, record=self.record)
+        sae = Sae.load(self.sae, device=device)
+        return lm, {name: load_decoder(folder, lm, sae) for name, folder in self.decoders.items()}
+
 
 class FaithfulnessWorker(TensorWorker[FaithfulnessSettings, TokenScores]):
-    """Decoders beside the frozen model."""
+    """Decoders beside the frozen model.
+
+    Args:
+        opened: what the settings open, where this process has it already.
+    """
 
     settings_type = FaithfulnessSettings
 
     def __init__(
-        self, settings: FaithfulnessSettings, device: torch.device, note: Callable[[str], None]
+        self,
+        settings: FaithfulnessSettings,
+        device: torch.device,
+        note: Note,
+        opened: Opened | None = None,
     ) -> None:
         super().__init__(settings, device, note)
-        self._lm = FrozenLM.load(settings.model, device=device, record=settings.record)
-        sae = Sae.load(settings.sae, device=device)
-        self._predictors = {
-            name: decoder_predictor(load_decoder(folder, self._lm, sae))
-            for name, folder in settings.decoders.items()
-        }
+        self._lm, decoders = opened or settings.open(device)
+        self._predictors = {name: decoder_predictor(one) for name, one in decoders.items()}
         self._reader = ActivationReader(settings.cache, settings.name)
         self._next_tokens = NextTokens(self._reader)
 
-    def compute(self, number: int, advance: Callable[[float], None]) -> TokenScores:
+    def compute(self, number: int, advance: Advance) -> TokenScores:
         """The scores of a shard's tokens."""
         first, end = self.settings.bounds(number)
         (batch,) = self._reader.ordered(

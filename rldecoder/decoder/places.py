@@ -103,18 +103,6 @@ def resid_of(
     return decode_sparse(latents, decoder.W, decoder.b)
 
 
-@torch.no_grad()
-def hidden_in(
-    decoder: SaeDecoderForCausalLM, places: Places, size: int = 256
-) -> Float[Tensor, "places d_model"]:
-    """Predicted final hidden states [N, D], nothing changed."""
-    resid = resid_of(decoder, places.latents)
-    out = torch.empty_like(resid)
-    for rows, predict in at_once(decoder, places, size):
-        out[rows] = predict(resid[rows, None])[:, 0]
-    return out
-
-
 def past_of_prompts(latents: SparseLatents, mask: Shaped[Tensor, "sequences length"]) -> Past:
     """The past of the last position of prompts that are padded on the left.
 

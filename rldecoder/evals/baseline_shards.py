@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Literal, NamedTuple, cast
 
@@ -49,6 +49,7 @@ from rldecoder.lm.lens import (
 )
 from rldecoder.lm.sinks import SKIP_FIRST, is_sink
 from rldecoder.provenance import await_device, peak_memory_bytes
+from rldecoder.reporting import Advance, Note
 from rldecoder.seeds import torch_generator
 
 SHARD_TOKENS = 16_384
@@ -171,7 +172,6 @@ def resolve_layers(configured: tuple[int, ...] | str, num_layers: int) -> list[i
 
 
 Tensors = dict[str, Tensor]
-Advance = Callable[[float], None]
 
 
 class BaselineWorker(TensorWorker[BaselineSettings, Tensors]):
@@ -179,13 +179,11 @@ class BaselineWorker(TensorWorker[BaselineSettings, Tensors]):
 
     settings_type = BaselineSettings
 
-    def __init__(
-        self, settings: BaselineSettings, device: torch.device, note: Callable[[str], None]
-    ) -> None:
+    def __init__(self, settings: BaselineSettings, device: torch.device, note: Note) -> None:
         super().__init__(settings, device, note)
         self._lm = FrozenLM.load(settings.model, device=device, record=settings.record)
         self._layers = resolve_layers(settings.config.lens_layers, self._lm.num_layers)
-        self._texts: dict[str, SplitSequences] = {}
+        self._text_of = cache(partial(SplitSequences, settings.corpus))
         self._tokens, self._seconds = 0, 0.0
 
     def facts(self) -> Mapping[str, int]:
@@ -294,9 +292,7 @@ class BaselineWorker(TensorWorker[BaselineSettings, Tensors]):
 
     def _over(self, part: Part, advance: Advance) -> Iterable[_Residuals]:
         """Residuals of the layers, micro-batch by micro-batch, timed."""
-        if part.name not in self._texts:
-            self._texts[part.name] = SplitSequences(self.settings.corpus, part.name)
-        whole = torch.from_numpy(self._texts[part.name].read(part.first, part.count))
+        whole = torch.from_numpy(self._text_of(part.name).read(part.first, part.count))
         for ids in whole.split(self.settings.config.micro_batch_sequences):
             started = time.perf_counter()
             here = ids.to(self._lm.device)

@@ -46,6 +46,14 @@ class Opening(BaseModel, Generic[W]):
     task: str
     """For the device's lock file: who holds it."""
 
+    @classmethod
+    def of(cls, job: W, threads: int) -> Opening[W]:
+        """What is so on the driver's machine; puts the file PROBE into the job's folder."""
+        probe = f"{socket.gethostname()} {os.getpid()} {time.time_ns()}"
+        files.write_bytes(job.folder / PROBE, probe.encode())
+        code = provenance.source_digest(job.module)
+        return cls(job=job, code=code, probe=probe, threads=threads, task=job.owner)
+
 
 class Answer(BaseModel):
     """What a worker says to each call."""
@@ -82,7 +90,7 @@ class FarProcess:
     def _answer(self, work: Callable[[], Answer]) -> str:
         try:
             answer = work()
-        except Exception as error:
+        except Exception as error:  # whatever it is, it is told and not lost with the worker
             answer = Answer(failure=Failure.of(error))
         notes, self._notes = tuple(self._notes), []
         return answer.model_copy(update={"notes": notes}).model_dump_json()
@@ -170,13 +178,6 @@ def machine() -> str:
     import torch
 
     return f"torch {torch.__version__} with {torch.backends.cpu.get_cpu_capability()}"
-
-
-def write_probe(folder: Path) -> str:
-    """Put the file PROBE into a folder; returns what is in it."""
-    content = f"{socket.gethostname()} {os.getpid()} {time.time_ns()}"
-    files.write_bytes(folder / PROBE, content.encode())
-    return content
 
 
 def _check_code(opening: Opening[Any]) -> None:

@@ -16,7 +16,7 @@ one.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
@@ -25,19 +25,24 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 from pydantic import BaseModel, ConfigDict
 
 from rldecoder import files, sealed
+from rldecoder.reporting import Advance, Note
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
 Result = TypeVar("Result")
-Note = Callable[[str], None]
-Advance = Callable[[float], None]
 Measured = dict[str, float]
 """Sums that a worker keeps of its own work, such as tokens and seconds; several are added up."""
 
 OURS: tuple[str, ...] = ("rldecoder.",)
 """Packages whose classes a job may name."""
+
+
+def named(place: str) -> object:
+    """What `module:name` is; None where the module is none of this package's."""
+    module, _, name = place.partition(":")
+    return getattr(import_module(module), name) if module.startswith(OURS) else None
 
 
 class ShardFile(NamedTuple):
@@ -142,6 +147,9 @@ class ShardWorker(ABC, Generic[Settings, Result]):
         """
 
 
+AnyWorker = ShardWorker[Any, Any]
+
+
 class TensorWorker(ShardWorker[Settings, Result]):
     """Its shards are named tensors."""
 
@@ -211,18 +219,17 @@ class Job(BaseModel):
         """Numbers of the shards that are still to be done."""
         return [n for n in range(len(self.files)) if not self.is_finished(n, note)]
 
-    def open_worker(self, device: torch.device, note: Note) -> ShardWorker[Any, Any]:
+    def open_worker(self, device: torch.device, note: Note) -> AnyWorker:
         """Make the worker, in this process.
 
         Raises:
             ValueError: it is no class of this package.
         """
-        module, _, name = self.worker.partition(":")
-        kind = getattr(import_module(module), name) if module.startswith(OURS) else None
+        kind = named(self.worker)
         if not (isinstance(kind, type) and issubclass(kind, ShardWorker)):
             raise ValueError(f"{self.worker!r} is no shard worker of this package")
         settings = kind.settings_type.model_validate_json(self.settings)
-        worker: ShardWorker[Any, Any] = kind(settings, device, note)
+        worker: AnyWorker = kind(settings, device, note)
         return worker
 
     def _owner_of(self, number: int) -> str:
@@ -232,7 +239,6 @@ class Job(BaseModel):
 def make_job(
     worker: type[ShardWorker[Settings, Any]],
     settings: Settings,
-    shards: Sequence[ShardFile],
     *,
     folder: Path,
     owner: str,
@@ -242,7 +248,7 @@ def make_job(
     return Job(
         worker=f"{worker.__module__}:{worker.__qualname__}",
         settings=settings.model_dump_json(),
-        files=tuple(shards),
+        files=tuple(settings.shards()),
         folder=folder.absolute(),
         owner=owner,
         reads=tuple(path.absolute() for path in reads),
@@ -253,10 +259,15 @@ class Bench:
     """One worker at work: while it computes a shard, the one before is written.
 
     At most two shards are in memory. A shard that could not be written raises at the next call.
+
+    Args:
+        worker: the job's, where this process has one.
     """
 
-    def __init__(self, job: Job, device: torch.device, note: Note) -> None:
-        self.job, self.worker = job, job.open_worker(device, note)
+    def __init__(
+        self, job: Job, device: torch.device, note: Note, worker: AnyWorker | None = None
+    ) -> None:
+        self.job, self.worker = job, worker or job.open_worker(device, note)
         # Encoding and the disk overlap the next shard's computation.
         self._writer = ThreadPoolExecutor(max_workers=1)
         self._written: tuple[int, Future[None]] | None = None

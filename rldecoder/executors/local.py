@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, ClassVar
 
-from rldecoder.executors.jobs import Bench, Job, Measured
+from rldecoder.executors.jobs import AnyWorker, Bench, Job, Measured
 from rldecoder.executors.teams import TeamTask, supervise
 from rldecoder.reporting import Bar, Reporter
 
@@ -51,33 +51,14 @@ class Executor(ABC):
 
     @abstractmethod
     def open(
-        self, job: Job, *, device: torch.device, report: Reporter
+        self, job: Job, *, device: torch.device, report: Reporter, here: AnyWorker | None = None
     ) -> AbstractContextManager[Crew]:
         """A crew for a job, which goes home at the end of the block.
 
         Args:
             device: of this process; others use their own.
+            here: a worker that this process has already, should it do the job.
         """
-
-    def finish(
-        self, job: Job, title: str, unit: str, *, device: torch.device, report: Reporter
-    ) -> None:
-        """Do the shards of a job that are not there yet; a crew is called only if there are any.
-
-        Args:
-            title: of the progress bar.
-            unit: of the shards' sizes.
-        """
-        todo = job.unfinished(report.note)
-        if not todo:
-            return
-        total = sum(shard.size for shard in job.files)
-        done = total - sum(job.files[number].size for number in todo)
-        with (
-            self.open(job, device=device, report=report) as crew,
-            report.track(title, total, unit=unit, done=done) as bar,
-        ):
-            crew.run(todo, bar)
 
     @abstractmethod
     def team(self, task: TeamTask, size: int, *, device: torch.device, report: Reporter) -> str:
@@ -112,9 +93,11 @@ class LocalExecutor(Executor):
         self.retries = retries
 
     @contextmanager
-    def open(self, job: Job, *, device: torch.device, report: Reporter) -> Iterator[Crew]:
+    def open(
+        self, job: Job, *, device: torch.device, report: Reporter, here: AnyWorker | None = None
+    ) -> Iterator[Crew]:
         """See `Executor.open`."""
-        bench = Bench(job, device, report.note)
+        bench = Bench(job, device, report.note, here)
         try:
             yield _Alone(bench)
         finally:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from rldecoder import interrupts, provenance
+from rldecoder import interrupts
 from rldecoder.config.executor import ExecutorConfig
 from rldecoder.errors import (
     DamagedFileError,
@@ -24,8 +24,8 @@ from rldecoder.errors import (
     UnexpectedError,
 )
 from rldecoder.executors import ray_session
-from rldecoder.executors.far_worker import Answer, Opening, machine, write_probe
-from rldecoder.executors.jobs import Job, Measured
+from rldecoder.executors.far_worker import Answer, Opening, machine
+from rldecoder.executors.jobs import AnyWorker, Job, Measured
 from rldecoder.executors.local import Crew, Executor
 from rldecoder.executors.ray_team import RayAttempt
 from rldecoder.executors.teams import TeamTask, supervise
@@ -36,9 +36,8 @@ if TYPE_CHECKING:
     import torch
 
 CALLS = 2
-"""Shards that a worker is told of at once: one is computed, the next one waits at its door."""
-IN_FLIGHT = CALLS + 1
-"""Shards that a lost worker costs at most: one more may be on its way to the disk."""
+"""Shards that a worker is told of at once: one is computed, the next one waits at its door. One
+more may be on its way to the disk when a worker is lost."""
 POLL_SECONDS = 0.5
 HIRE_SECONDS = 5.0
 """How often the cluster is looked at for room."""
@@ -61,16 +60,12 @@ class RayExecutor(Executor):
         self._free: list[Any] = []
 
     @contextmanager
-    def open(self, job: Job, *, device: torch.device, report: Reporter) -> Iterator[Crew]:
-        """See `Executor.open`; this process's own device is not used."""
+    def open(
+        self, job: Job, *, device: torch.device, report: Reporter, here: AnyWorker | None = None
+    ) -> Iterator[Crew]:
+        """See `Executor.open`; this process's own device and worker are not used."""
         ray_session.connect(self.config.address)
-        opening = Opening[Job](
-            job=job,
-            code=provenance.source_digest(job.module),
-            probe=write_probe(job.folder),
-            threads=self.threads,
-            task=job.owner,
-        )
+        opening = Opening[Job].of(job, self.threads)
         crew = _RayCrew(self.config, opening, self.timeout_seconds, report)
         try:
             crew.take_on(self._free)
@@ -85,13 +80,7 @@ class RayExecutor(Executor):
         """See `Executor.team`; this process's own device is not used."""
         ray_session.connect(self.config.address)
         self.close()  # workers of an earlier job stand where the team is to be
-        opening = Opening[TeamTask](
-            job=task,
-            code=provenance.source_digest(task.module),
-            probe=write_probe(task.folder),
-            threads=self.threads,
-            task=task.owner,
-        )
+        opening = Opening[TeamTask].of(task, self.threads)
         return supervise(
             lambda: RayAttempt(self.config, opening, size, self.timeout_seconds, report),
             self.config.retries,

@@ -72,7 +72,7 @@ def _start(ray: Any, common: Mapping[str, object]) -> None:
         ray.shutdown()
         try:
             ray.init(address="local", include_dashboard=False, **common)
-        except Exception as error:
+        except Exception as error:  # as the first
             ray.shutdown()
             raise NoResourceError(
                 "Ray did not start on this machine.",
@@ -246,11 +246,6 @@ def _ray() -> Any:
             "Install it: pip install 'rl-decoder[ray]'.",
         ) from error
     return ray
-
-
-def check_installed() -> None:
-    """Raises BadInputError where Ray is not installed."""
-    _ray()
 
 
 def disconnect() -> None:

@@ -47,9 +47,7 @@ class StageShards:
         folder = self.folder / part
         folder.mkdir(parents=True, exist_ok=True)
         owner = " ".join(filter(None, (self.owner, part, settings.batching())))
-        return make_job(
-            worker, settings, settings.shards(), folder=folder, owner=owner, reads=reads
-        )
+        return make_job(worker, settings, folder=folder, owner=owner, reads=reads)
 
     @contextmanager
     def opened(
@@ -71,19 +69,27 @@ class StageShards:
         reads: Sequence[Path],
         part: str,
         title: str,
+        here: TensorWorker[Settings, Result] | None = None,
     ) -> Iterator[Result]:
         """Do the shards that are not there yet; then what all hold, in order, one in memory at a
         time.
 
         Args:
             title: of the progress bar.
+            here: does the work if this process is to do it, with the models that it has loaded.
 
         Raises:
             RlDecoderError: a shard cannot be done. Those that are finished stay.
         """
         job = self.job(worker, settings, reads, part)
-        self.executor.finish(job, title, worker.unit, device=self.device, report=self.report)
-        return (worker.read(job.path(number)) for number in range(len(job.files)))
+        numbers = range(len(job.files))
+        todo = job.unfinished(self.report.note)
+        # Without work nobody is called.
+        if todo:
+            with self.executor.open(job, device=self.device, report=self.report, here=here) as crew:
+                shards = OpenShards(crew, job, worker, self.report)
+                shards.run(todo, numbers, title, worker.unit)
+        return (worker.read(job.path(number)) for number in numbers)
 
 
 @dataclass(frozen=True)
@@ -97,11 +103,14 @@ class OpenShards(Generic[Result]):
 
     def results(self, numbers: Sequence[int], title: str, unit: str) -> Iterator[Result]:
         """As `StageShards.results`, of some of the shards."""
-        todo = self._unfinished(numbers)
-        total, left = (sum(self.job.files[n].size for n in some) for some in (numbers, todo))
+        self.run(self._unfinished(numbers), numbers, title, unit)
+        return map(self.read, numbers)
+
+    def run(self, todo: Sequence[int], of: Sequence[int], title: str, unit: str) -> None:
+        """Do shards, under a bar that shows the others as done."""
+        total, left = (sum(self.job.files[n].size for n in some) for some in (of, todo))
         with self.report.track(title, total, unit=unit, done=total - left) as bar:
             self.crew.run(todo, bar)
-        return map(self.read, numbers)
 
     def finish(self, numbers: Sequence[int], bar: Bar) -> None:
         """Do those of the shards that are not there yet."""

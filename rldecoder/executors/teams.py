@@ -14,7 +14,6 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -22,7 +21,7 @@ from pydantic import BaseModel, ConfigDict
 
 from rldecoder import interrupts
 from rldecoder.errors import NoResourceError, UnexpectedError
-from rldecoder.executors import jobs
+from rldecoder.executors.jobs import named
 from rldecoder.far_failures import Failure
 from rldecoder.far_reports import FarReporter, Lines, Replay
 from rldecoder.reporting import Reporter, SilentReporter
@@ -64,8 +63,7 @@ class TeamTask(BaseModel):
         Raises:
             ValueError: it is no function of this package.
         """
-        module, _, name = self.work.partition(":")
-        work = getattr(import_module(module), name) if module.startswith(jobs.OURS) else None
+        work = named(self.work)
         if not callable(work):
             raise ValueError(f"{self.work!r} is no function of this package")
         found: Work = work
@@ -230,7 +228,7 @@ def take_part(
         )
         member = Member(rank, size, device, report, lambda: teller.send("kept"))
         text = task.function()(task.settings, member)
-    except Exception as error:
+    except Exception as error:  # whatever it is, who supervises says what it means
         teller.send("error", **Failure.of(error).model_dump())
     else:
         teller.send("result", text=text)

@@ -26,6 +26,7 @@ from rldecoder.executors.stage_shards import StageShards
 from rldecoder.interp.ablation_pass import Ablated, Ablations, IntArray, Places, Texts
 from rldecoder.interp.output_sets import Gains, SetGroup, Tried, Trier
 from rldecoder.lm.frozen import FrozenLM
+from rldecoder.reporting import Advance, Note
 from rldecoder.sae.model import Sae
 
 PLACES = 512
@@ -117,9 +118,7 @@ class AblationWorker(TensorWorker[AblationSettings, Ran]):
     settings_type = AblationSettings
     unit = "place"
 
-    def __init__(
-        self, settings: AblationSettings, device: torch.device, note: Callable[[str], None]
-    ) -> None:
+    def __init__(self, settings: AblationSettings, device: torch.device, note: Note) -> None:
         super().__init__(settings, device, note)
         lm = FrozenLM.load(settings.model, device=device, record=settings.record)
         sae = Sae.load(settings.sae, device=device)
@@ -135,7 +134,7 @@ class AblationWorker(TensorWorker[AblationSettings, Ran]):
         """Places that were run."""
         return {"places": self._places}
 
-    def compute(self, number: int, advance: Callable[[float], None]) -> Ran:
+    def compute(self, number: int, advance: Advance) -> Ran:
         """The answers of a shard's places."""
         first, end = self.settings.bounds(number)
         found = []

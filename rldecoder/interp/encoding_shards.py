@@ -6,7 +6,7 @@ those of that pass to the bit: a product of matrices may round otherwise for ano
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rldecoder.data.activation_reader import ActivationReader
 from rldecoder.executors.jobs import Measured, Runs, TensorWorker, even_ends
+from rldecoder.reporting import Advance, Note
 from rldecoder.sae.model import Sae, SparseLatents
 
 BATCHES = 64
@@ -48,9 +49,7 @@ class EncodingWorker(TensorWorker[EncodingSettings, list[SparseLatents]]):
 
     settings_type = EncodingSettings
 
-    def __init__(
-        self, settings: EncodingSettings, device: torch.device, note: Callable[[str], None]
-    ) -> None:
+    def __init__(self, settings: EncodingSettings, device: torch.device, note: Note) -> None:
         super().__init__(settings, device, note)
         self._sae = Sae.load(settings.sae, device=device)
         self._reader = ActivationReader(settings.cache, settings.name)
@@ -61,7 +60,7 @@ class EncodingWorker(TensorWorker[EncodingSettings, list[SparseLatents]]):
         return {"tokens": self._tokens}
 
     @torch.no_grad()
-    def compute(self, number: int, advance: Callable[[float], None]) -> list[SparseLatents]:
+    def compute(self, number: int, advance: Advance) -> list[SparseLatents]:
         """The latents of each batch, on the CPU."""
         first, end = self.settings.bounds(number)
         size, found = self.settings.batch_tokens, []

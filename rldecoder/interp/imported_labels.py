@@ -352,12 +352,14 @@ def _table_row(
     own: Ours | None,
     acceptance: Acceptance,
 ) -> Row:
+    # By what it says: of the text before, of what the latent raises, or in words for a judge.
     accepted = None if scores is None else _passes(scores, acceptance)
     if says is not None:
         accepted = acceptance.accepts_output(says)
     trust = None
     if answer is not None and judged is not None:
         accepted, trust = judged.accepts(answer, acceptance), judged.trust
+
     return {
         "latent": row.latent,
         "text": row.text,

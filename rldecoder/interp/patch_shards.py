@@ -8,7 +8,7 @@ whoever computed it, and so rounds as in one pass.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -34,6 +34,7 @@ from rldecoder.interp.tally import SequenceImportance, sequences_of
 from rldecoder.interp.validation import Ablation
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.lm.text_tokens import encode_prompts
+from rldecoder.reporting import Advance, Note
 from rldecoder.sae.model import Sae
 from rldecoder.seeds import derive_seed
 
@@ -171,9 +172,7 @@ Result = TypeVar("Result")
 class _PatchWorker(TensorWorker[Settings, Result]):
     """The models, in float32."""
 
-    def __init__(
-        self, settings: Settings, device: torch.device, note: Callable[[str], None]
-    ) -> None:
+    def __init__(self, settings: Settings, device: torch.device, note: Note) -> None:
         super().__init__(settings, device, note)
         lm = FrozenLM.load(
             settings.model, device=device, dtype=torch.float32, record=settings.record
@@ -204,7 +203,7 @@ class ExactWorker(_PatchWorker[ExactSettings, list[float]]):
     settings_type = ExactSettings
     unit = "latent"
 
-    def compute(self, number: int, advance: Callable[[float], None]) -> list[float]:
+    def compute(self, number: int, advance: Advance) -> list[float]:
         """The effects of a shard's latents, in nats."""
         found = []
         for latent in self.settings.latents[slice(*self.settings.bounds(number))]:
@@ -246,7 +245,7 @@ class AttributionWorker(_PatchWorker[AttributionSettings, Attributed]):
     settings_type = AttributionSettings
     unit = "seq"
 
-    def compute(self, number: int, advance: Callable[[float], None]) -> Attributed:
+    def compute(self, number: int, advance: Advance) -> Attributed:
         """The sequences of a shard, target by target."""
         settings = self.settings
         first, end = settings.bounds(number)

@@ -7,11 +7,13 @@ No predicate looks ahead: a latent at position t has read nothing beyond t.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
 from typing import Annotated, Any, Literal, assert_never
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, field_validator
 
 from rldecoder.interp.text_state import TEXT_STATES, state_mask
 from rldecoder.interp.vocabulary import TOKEN_CLASSES, Vocabulary, visible
@@ -20,6 +22,12 @@ BoolArray = NDArray[np.bool_]
 Offset = Annotated[int, Field(ge=-8, le=0)]
 TokenId = Annotated[int, Field(ge=0)]
 UNKNOWN = -1
+
+
+def _known(what: str, names: Mapping[str, str], value: str) -> str:
+    if value not in names:
+        raise ValueError(f"unknown {what} {value!r}, expected one of {[*names]}")
+    return value
 
 
 class _Node(BaseModel):
@@ -70,15 +78,8 @@ class TokenClass(_Node):
     """The token at `offset` belongs to a class of `vocabulary.TOKEN_CLASSES`."""
 
     kind: Literal["token_class"] = "token_class"
-    name: str
+    name: Annotated[str, AfterValidator(partial(_known, "token class", TOKEN_CLASSES))]
     offset: Offset = 0
-
-    @field_validator("name")
-    @classmethod
-    def _known(cls, value: str) -> str:
-        if value not in TOKEN_CLASSES:
-            raise ValueError(f"unknown token class {value!r}, expected one of {[*TOKEN_CLASSES]}")
-        return value
 
 
 class PositionRange(_Node):
@@ -93,14 +94,7 @@ class TextState(_Node):
     """A state of `text_state.TEXT_STATES` holds, such as an open bracket."""
 
     kind: Literal["text_state"] = "text_state"
-    name: str
-
-    @field_validator("name")
-    @classmethod
-    def _known(cls, value: str) -> str:
-        if value not in TEXT_STATES:
-            raise ValueError(f"unknown text state {value!r}, expected one of {[*TEXT_STATES]}")
-        return value
+    name: Annotated[str, AfterValidator(partial(_known, "text state", TEXT_STATES))]
 
 
 class Not(_Node):
@@ -163,6 +157,8 @@ def evaluate(predicate: Predicate, tokens: NDArray[Any], vocabulary: Vocabulary)
             return vocabulary.class_table(predicate.name)[_shift(tokens, predicate.offset)]
         case NgramIn():
             return _matches_ngram(predicate, tokens, vocabulary)
+
+        # These look at the whole row: where in it, what came before, what parts say.
         case PositionRange():
             position = np.arange(tokens.shape[1])
             inside = (position >= predicate.low) & (position < predicate.high)

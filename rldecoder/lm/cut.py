@@ -198,12 +198,18 @@ def fit_cache(cache: Cache, config: PreTrainedConfig) -> None:
         cache.layers[: len(fresh)] = fresh
 
 
-def repeat_rows(cache: Cache, times: int) -> None:
-    """Make `times` rows of a cache of one.
+def choose_rows(cache: Cache, rows: Tensor) -> None:
+    """Make a cache's rows these of them [n], any number and any of them twice.
 
     (`batch_repeat_interleave` knows keys and values only.)
     """
-    cache.reorder_cache(torch.zeros(times, dtype=torch.long))  # type: ignore[arg-type]
+    # Typed for a LongTensor, which nothing in torch is said to return.
+    cache.reorder_cache(rows)  # type: ignore[arg-type]
+
+
+def repeat_rows(cache: Cache, times: int) -> None:
+    """Make `times` rows of a cache of one."""
+    choose_rows(cache, torch.zeros(times, dtype=torch.long))
 
 
 class _NumberedCache(DynamicCache):

@@ -31,10 +31,9 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from rldecoder.errors import BadInputError, NumericalError
-from rldecoder.lm.cut import keeps_states, replaced_input
+from rldecoder.lm.cut import choose_rows, keeps_states, replaced_input
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.lm.placement import is_offloaded
-from rldecoder.reporting import Bar
 
 CONTEXT = 64
 """Tokens that the model has read at a sampled position, that one included, at most."""
@@ -98,31 +97,6 @@ def draw_contexts(
     return windows[usual[order[:count]]]
 
 
-def fit_jacobians(
-    lm: FrozenLM, layers: Sequence[int], contexts: Tensor, bar: Bar
-) -> dict[int, JacobianMap]:
-    """The Jacobian lens of each layer, over the last positions of contexts [P, S].
-
-    Costs backward passes of P D tokens in all through the blocks above the lowest layer.
-
-    Args:
-        lm: with all blocks in memory (see `obstacle`).
-        layers: 0 to `num_layers`; at the last the map is the identity.
-        contexts: [P, S], from `draw_contexts`; P at least 2.
-        bar: advanced by a row of all Jacobians at a time.
-
-    Raises:
-        NumericalError: a gradient is NaN or infinite.
-    """
-    parts = [
-        jacobian_sums(lm, layers, ids, bar.advance) for ids in contexts.split(POSITIONS_AT_ONCE)
-    ]
-    return {
-        layer: reduce(JacobianSums.plus, [part[layer] for part in parts]).mean(len(contexts))
-        for layer in layers
-    }
-
-
 class JacobianSums(NamedTuple):
     """Over the Jacobians of some positions."""
 
@@ -141,7 +115,17 @@ class JacobianSums(NamedTuple):
         Raises:
             NumericalError: a gradient was NaN or infinite.
         """
-        return _mean(self.total, reduce(add, self.squares.tolist()), count)
+        mean = self.total / count
+        norm = float(mean.double().norm())
+        variance = max(0.0, reduce(add, self.squares.tolist()) - count * norm**2) / (count - 1)
+        error = (variance / count) ** 0.5 / norm if norm else float("nan")
+        if error != error or error == float("inf"):
+            raise NumericalError(
+                "The Jacobian lens could not be computed.",
+                f"The mean of {count} Jacobians has norm {norm:g}.",
+                "Check the model's weights, or set `baselines.jacobian_positions: 0`.",
+            )
+        return JacobianMap(mean, count, error)
 
 
 def jacobian_sums(
@@ -185,7 +169,7 @@ def _graph(
             lm.tail(resid[:, :-1], lowest, past_key_values=past)
 
     # A fresh leaf at the lowest layer; the others are met on the way up, as views by copy.
-    past.reorder_cache(torch.arange(len(ids)).repeat(copies))  # type: ignore[arg-type]
+    choose_rows(past, torch.arange(len(ids)).repeat(copies))
     leaf = resid[:, -1].detach().repeat(copies, 1, 1).requires_grad_()
     seen = {lowest: leaf}
     with ExitStack() as hooks, torch.enable_grad():
@@ -198,18 +182,3 @@ def _graph(
             hooks.enter_context(replaced_input(lm.part_after(layer), keep))
         lm.tail(leaf.view(-1, 1, lm.d_model), lowest, past_key_values=past)
     return {layer: seen[layer] for layer in layers}, seen[lm.num_layers]
-
-
-def _mean(total: Tensor, squares: float, count: int) -> JacobianMap:
-    """The mean of `count` Jacobians from their sum and the sum of their squared norms."""
-    mean = total / count
-    norm = float(mean.double().norm())
-    variance = max(0.0, squares - count * norm**2) / (count - 1)
-    error = (variance / count) ** 0.5 / norm if norm else float("nan")
-    if error != error or error == float("inf"):
-        raise NumericalError(
-            "The Jacobian lens could not be computed.",
-            f"The mean of {count} Jacobians has norm {norm:g}.",
-            "Check the model's weights, or set `baselines.jacobian_positions: 0`.",
-        )
-    return JacobianMap(mean, count, error)

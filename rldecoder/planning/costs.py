@@ -299,8 +299,10 @@ def _label_features(s: Sizing) -> Cost:
     tokens = examples + min(config.score_tokens, budget.test)
     # The control's own random SAE reads its tokens twice; output labels run the tail.
     control = 2 * config.control_tokens
-    places = 4 * config.output_places * config.num_features
-    flops = (tokens + control) * s.encode + places * (s.tail + s.model.unembed_flops)
+    # With the latent, without it, without another one; of two kinds of control as of the labels.
+    latents = config.num_features + 2 * config.control_features
+    places = 4 * config.output_places * latents
+    flops = (tokens + control) * s.encode + 3 * places * (s.tail + s.model.unembed_flops)
     windows = config.num_top + config.num_quantile + 2 * config.num_negative
     disk = config.num_features * (windows * config.window_tokens * 6 + 12_000)
     fitted = min(config.fit_tokens, budget.label) * s.run.train_sae.k * 12

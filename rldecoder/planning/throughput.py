@@ -33,19 +33,17 @@ class Peak(NamedTuple):
 
     flops_per_second: float
     """Dense bfloat16 with float32 sums."""
-    memory_bytes: float
-    memory_bytes_per_second: float
     source: str
 
 
 PEAKS = {
-    "a100": Peak(312e12, 80e9, 2.039e12, "NVIDIA A100 80GB SXM data sheet, 2021"),
-    "h100": Peak(989e12, 80e9, 3.35e12, "NVIDIA H100 SXM data sheet, 2023"),
-    "h200": Peak(989e12, 141e9, 4.8e12, "NVIDIA H200 SXM data sheet, 2024"),
-    "b200": Peak(2250e12, 180e9, 8.0e12, "NVIDIA HGX B200 data sheet, 2025"),
-    "l40s": Peak(362e12, 48e9, 0.864e12, "NVIDIA L40S data sheet, 2023"),
-    "rtx4090": Peak(165e12, 24e9, 1.008e12, "NVIDIA Ada architecture paper, 2022"),
-    "mi300x": Peak(1307e12, 192e9, 5.3e12, "AMD MI300X data sheet, 2023"),
+    "a100": Peak(312e12, "NVIDIA A100 80GB SXM data sheet, 2021"),
+    "h100": Peak(989e12, "NVIDIA H100 SXM data sheet, 2023"),
+    "h200": Peak(989e12, "NVIDIA H200 SXM data sheet, 2024"),
+    "b200": Peak(2250e12, "NVIDIA HGX B200 data sheet, 2025"),
+    "l40s": Peak(362e12, "NVIDIA L40S data sheet, 2023"),
+    "rtx4090": Peak(165e12, "NVIDIA Ada architecture paper, 2022"),
+    "mi300x": Peak(1307e12, "AMD MI300X data sheet, 2023"),
 }
 
 
@@ -70,7 +68,6 @@ class Rate(NamedTuple):
     flops_per_second: float
     said: str
     """Where it comes from, for people."""
-    on_gpu: bool
 
 
 def keep(result: SmokeResult, device_name: str, threads: int) -> Measured:
@@ -142,7 +139,7 @@ def rate_for(model: str, device: str | None, share: float | None) -> Rate | None
         f"{share:.0%} of {device}'s {peak.flops_per_second / 1e12:,.0f} TFLOP/s ({peak.source}): "
         "an assumption"
     )
-    return Rate(share * peak.flops_per_second, said, on_gpu=True)
+    return Rate(share * peak.flops_per_second, said)
 
 
 def _here(model: str) -> Rate | None:
@@ -166,7 +163,7 @@ def _here(model: str) -> Rate | None:
     )
     if best.model != model:
         said += f" (another model: `rldecoder smoke {model}` measures this one)"
-    return Rate(best.flops_per_second, said, on_gpu=best.device != "cpu")
+    return Rate(best.flops_per_second, said)
 
 
 def _place() -> Path:

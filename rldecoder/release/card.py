@@ -74,6 +74,8 @@ def model_card(
     claims = inputs.evaluation.interpretability.claims
     sure = sum(feature.high_confidence for feature in inputs.labels.labels.features)
     body = environment(autoescape=False).get_template(TEMPLATE)
+
+    # Markdown, in which nothing is escaped; its numbers are those of the report's tables.
     text = body.render(
         name=manifest.name,
         model=model,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +22,7 @@ from rldecoder.release.contents import (
     folder_of,
 )
 from rldecoder.release.manifest import ReleaseManifest, read_release, verify_release
+from rldecoder.reporting import Note
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from rldecoder.lm.frozen import FrozenLM
 
 _log = logging.getLogger(__name__)
-Note = Callable[[str], None]
 
 
 def open_release(

@@ -204,7 +204,9 @@ def _settings(config: RunConfig) -> Settings:
 
 
 def _manifest(name: str, inputs: ReleaseInputs, manifests: dict[str, Manifest]) -> ReleaseManifest:
+    # Dated by the last artifact: a run that is released twice gives the same bytes.
     last = max(manifests.values(), key=lambda manifest: manifest.created_at)
+
     return ReleaseManifest(
         format=FORMAT,
         schema_version=SCHEMA_VERSION,

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from rldecoder.config.sae import TrainSaeConfig
 from rldecoder.precision import fast_dtype
-from rldecoder.sae.autoencode import Autoencoded, JumpGate, relu_gates
+from rldecoder.sae.autoencode import Autoencoded, Fires, JumpGate, relu_gates
 from rldecoder.sae.candidates import (
     FLOOR_MARGIN,
     Chosen,
@@ -65,7 +65,7 @@ class Thresholds(NamedTuple):
     """batchtopk, matryoshka: the running mean."""
 
 
-class Architecture(ABC):
+class Architecture(Fires, ABC):
     """An SAE architecture in training. Thresholds are its own; weights belong to the trainer.
 
     Inputs are scaled: their mean squared norm is d_model. The methods that do nothing here are
@@ -95,16 +95,10 @@ class Architecture(ABC):
         """Sizes of the nested dictionaries, ascending; the last one is L."""
         return (self.spec.num_latents,)
 
-    @abstractmethod
-    def choose(
-        self, x: Float[Tensor, "tokens d_model"], weights: SaeWeights, group: Group
-    ) -> Chosen | None:
-        """The pairs that may fire on scaled inputs [N, D]; None where they are too many."""
-
     def activate(
         self, pre_acts: Float[Tensor, " *cells"], latents: Int[Tensor, " *cells"] | None
     ) -> tuple[Float[Tensor, " *cells"], Float[Tensor, " *cells"]]:
-        """Activations and gates of pre-activations [M] of `latents` [M], or of all [N, L]."""
+        """See `Fires.activate`."""
         return relu_gates(pre_acts)
 
     @abstractmethod
@@ -116,16 +110,16 @@ class Architecture(ABC):
         """What Adam moves beside the weights."""
         return []
 
-    def begin(self, x: Float[Tensor, "tokens d_model"], weights: SaeWeights) -> None:  # noqa: B027
+    def begin(self, x: Float[Tensor, "tokens d_model"], weights: SaeWeights) -> None:
         """Start on the first batch [N, D] of a training from scratch."""
 
-    def take(self, sae: Sae) -> None:  # noqa: B027
+    def take(self, sae: Sae) -> None:
         """Start from a published SAE, brought to scaled inputs."""
 
-    def after_step(self, out: Autoencoded, index: int, group: Group) -> None:  # noqa: B027
+    def after_step(self, out: Autoencoded, index: int, group: Group) -> None:
         """Learn from the batch of a step."""
 
-    def restart(  # noqa: B027
+    def restart(
         self,
         x: Float[Tensor, "tokens d_model"],
         weights: SaeWeights,
@@ -142,7 +136,7 @@ class Architecture(ABC):
         """Its state for a checkpoint."""
         return Thresholds()
 
-    def unpack(self, kept: Thresholds) -> None:  # noqa: B027
+    def unpack(self, kept: Thresholds) -> None:
         """The inverse of `pack`, in place."""
 
 

@@ -5,6 +5,7 @@ Reconstruction and gradients are float32 and touch only the pairs that the archi
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -42,6 +43,7 @@ class Fires(Protocol):
         """Sizes of the nested dictionaries, ascending; the last one is L."""
         ...
 
+    @abstractmethod
     def choose(
         self, x: Float[Tensor, "tokens d_model"], weights: SaeWeights, group: Group
     ) -> Chosen | None:

@@ -102,6 +102,8 @@ def _none_here(folder: Path, several: list[str]) -> BadInputError:
         return BadInputError(
             what, f"There are several: {', '.join(several[:5])}.", "Put one of them into a folder."
         )
+
+    # Other projects' files, which are not read, and folders that the user may have meant.
     pickles = sorted(path.name for kind in _PICKLES for path in folder.glob(kind))
     if pickles:
         return BadInputError(
@@ -112,6 +114,7 @@ def _none_here(folder: Path, several: list[str]) -> BadInputError:
             "weights_only=True).items()}, 'FILE.safetensors')\", for Qwen Scope as "
             "layerN.sae.safetensors.",
         )
+
     known = (_LENS_WEIGHTS, _SPARSIFY_WEIGHTS, *_GEMMA_WEIGHTS)
     below = sorted(
         {str(path.parent.relative_to(folder)) for name in known for path in folder.rglob(name)}

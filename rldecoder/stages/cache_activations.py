@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,13 +24,13 @@ from rldecoder.data.activations import (
     write_activation_shard,
     write_meta,
 )
-from rldecoder.data.forward import ActivationPass, PassSettings, plan_shards
+from rldecoder.data.forward import PassSettings, PassWorker, plan_shards
 from rldecoder.data.shards import SPLITS, SplitSequences
 from rldecoder.errors import BadInputError, NoResourceError
-from rldecoder.executors.jobs import Measured, ShardWorker
-from rldecoder.lm.frozen import FrozenLM
+from rldecoder.executors.jobs import Measured
 from rldecoder.lm.proof import prove
 from rldecoder.lm.sinks import SKIP_FIRST
+from rldecoder.reporting import Note
 from rldecoder.schemas import count_rows
 from rldecoder.stages.context import Output, StageContext
 from rldecoder.stages.inputs import TextInputs
@@ -92,45 +92,30 @@ def run(inputs: TextInputs, config: CacheActivationsConfig, ctx: StageContext) -
     )
 
 
-class CacheWorker(ShardWorker[PassSettings, ActivationBatch]):
-    """The frozen model, which turns a shard's sequences into rows of the cache."""
+class CacheWorker(PassWorker):
+    """Its rows go into the cache."""
 
-    settings_type = PassSettings
-
-    def __init__(
-        self, settings: PassSettings, device: torch.device, note: Callable[[str], None]
-    ) -> None:
+    def __init__(self, settings: PassSettings, device: torch.device, note: Note) -> None:
         super().__init__(settings, device, note)
-        self._lm = FrozenLM.load(settings.model, device=device, record=settings.record)
-        if settings.hook_layer > self._lm.num_layers:
+        if settings.hook_layer > self.lm.num_layers:
             raise BadInputError(
                 f"`cache_activations.hook_layer` is {settings.hook_layer}.",
-                f"The model has {self._lm.num_layers} blocks.",
-                f"Choose a layer from 1 to {self._lm.num_layers}.",
+                f"The model has {self.lm.num_layers} blocks.",
+                f"Choose a layer from 1 to {self.lm.num_layers}.",
             )
         # Every later stage cuts the model here.
-        prove(self._lm, hook_layer=settings.hook_layer)
-        self._forward = ActivationPass(self._lm, settings.hook_layer, settings.micro_batch, note)
-        self._texts: dict[str, SplitSequences] = {}
+        prove(self.lm, hook_layer=settings.hook_layer)
 
     def facts(self) -> Mapping[str, int]:
         """What `ActivationMeta` says of the model."""
-        lm = self._lm
+        lm = self.lm
         return {
             "num_layers": lm.num_layers, "d_model": lm.d_model, "vocab_size": lm.vocab_size,
         }  # fmt: skip
 
     def measured(self) -> Measured:
         """Tokens through the model, and the seconds that they took."""
-        return {"tokens": self._forward.num_tokens, "seconds": self._forward.seconds}
-
-    def compute(self, number: int, advance: Callable[[float], None]) -> ActivationBatch:
-        """The rows of a shard, from its sequences and the size of the micro-batches alone."""
-        shard = self.settings.plan[number]
-        if shard.split not in self._texts:
-            self._texts[shard.split] = SplitSequences(self.settings.corpus, shard.split)
-        ids = self._texts[shard.split].read(shard.first_sequence, shard.num_sequences)
-        return self._forward.shard(torch.from_numpy(ids), shard.first_sequence, advance)
+        return {"tokens": self.forward.num_tokens, "seconds": self.forward.seconds}
 
     def write(self, path: Path, result: ActivationBatch) -> str:
         """See `write_activation_shard`."""

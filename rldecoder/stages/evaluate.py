@@ -22,12 +22,7 @@ from rldecoder.artifacts.catalogue import (
     TrainedExplainer,
 )
 from rldecoder.config.explain import EvaluateConfig, HarnessConfig
-from rldecoder.decoder.faithfulness import (
-    Faithfulness,
-    decoder_predictor,
-    evaluate_predictors,
-    summarise,
-)
+from rldecoder.decoder.faithfulness import Faithfulness, summarise
 from rldecoder.decoder.faithfulness_shards import (
     FaithfulnessSettings,
     FaithfulnessWorker,
@@ -93,12 +88,12 @@ def run(inputs: EvaluateInputs, config: EvaluateConfig, ctx: StageContext) -> Ou
     if harness is not None:
         harness.save(Evaluation.harness.path(ctx.out))
 
-    by_split = {}
-    with ctx.report.track("faithfulness", 2, "splits") as bar:
-        for split in ("test", "ood"):
-            by_split[split] = _faithfulness(split, lm, decoders, inputs, config, ctx)
-            bar.advance()
-    faithfulness = FaithfulnessTable(by_split)
+    faithfulness = FaithfulnessTable(
+        {
+            split: _faithfulness(split, lm, decoders, inputs, config, ctx)
+            for split in ("test", "ood")
+        }
+    )
     Evaluation.faithfulness.save(ctx.out, faithfulness)
 
     # Explanations are about the decoder that is published, whichever it is.
@@ -136,18 +131,6 @@ def _faithfulness(
     ctx: StageContext,
 ) -> dict[str, Faithfulness]:
     """Both decoders on the same tokens of a split."""
-    seed, reader = derive_seed(ctx.seed, "bootstrap"), inputs.cache.reader(split)
-    if ctx.executor.is_here:
-        return evaluate_predictors(
-            {name: decoder_predictor(decoder) for name, decoder in decoders.items()},
-            reader,
-            lm,
-            max_tokens=config.num_tokens,
-            seed=seed,
-            precision=config.matmul_precision,
-        )
-
-    # Elsewhere they are read from disk; the scores come back, and are summed up here.
     read = (inputs.model, inputs.sae, inputs.cache, inputs.supervised, inputs.policy)
     settings = FaithfulnessSettings(
         model=inputs.model.model.absolute(),
@@ -160,13 +143,14 @@ def _faithfulness(
         cache=inputs.cache.folder.absolute(),
         name=split,
         precision=config.matmul_precision,
-        ends=batch_ends(reader, config.num_tokens),
+        ends=batch_ends(inputs.cache.reader(split), config.num_tokens),
     )
     shards = ctx.shards.results(
         FaithfulnessWorker, settings, [artifact.folder for artifact in read], "faithfulness",
         f"faithfulness on {split}",
+        here=FaithfulnessWorker(settings, ctx.device, ctx.report.note, (lm, decoders)),
     )  # fmt: skip
-    return summarise(list(shards), seed)
+    return summarise(list(shards), derive_seed(ctx.seed, "bootstrap"))
 
 
 def _prompts(

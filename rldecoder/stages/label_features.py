@@ -232,6 +232,8 @@ class _Labelling:
         self.lm, self.sae = inputs.model.load(ctx.device), inputs.sae.load(ctx.device)
         self.vocabulary = Vocabulary.from_tokenizer(self.lm.tokenizer, self.lm.vocab_size)
         self.source = SplitSource(inputs.cache.folder, inputs.corpus.folder, config.batch_tokens)
+
+        # What is tried on each latent, others' labels included, and what a label must reach.
         self.acceptance = Acceptance(
             detection=config.accept_detection,
             precision=config.accept_precision,

@@ -7,40 +7,32 @@ prompts. Publishes the explainer, its pairs, how well its claims hold, and examp
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Literal
 
 import torch
 
-from rldecoder.artifacts.catalogue import ActivationCache, TrainedExplainer
+from rldecoder.artifacts.catalogue import ActivationCache, ModelFolder, TrainedExplainer
 from rldecoder.config.explain import TrainExplainerConfig
 from rldecoder.curves import Curves
-from rldecoder.data.shards import read_tokens
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
-from rldecoder.evals.prompts import TASKS, make_prompts
 from rldecoder.explain.evaluation import Settings, count_verdicts, evaluate_explainer
 from rldecoder.explain.explainer import Explainer, ExplainerSpec, make_slots
 from rldecoder.explain.explanation import ExampleExplanations, Explanation
 from rldecoder.explain.frozen_effects import PROBES, why_slow
-from rldecoder.explain.held_out_texts import MAX_TASK_TEXTS, PROSE, TOKENS_PER_BATCH
+from rldecoder.explain.held_out_texts import PROSE, TOKENS_PER_BATCH
 from rldecoder.explain.inputs import label_texts, mean_importance
+from rldecoder.explain.pair_shards import PLACES, Drawing, PairShardSettings, PairWorker
 from rldecoder.explain.pairs import (
     HeldOutFeatures,
     Pairs,
     PairSettings,
-    PairShards,
+    ends_of_texts,
     held_out_latents,
-    make_pairs,
+    join_pairs,
     pair_columns,
 )
 from rldecoder.explain.patching import Candidates
-from rldecoder.explain.positions import (
-    Positions,
-    join_positions,
-    positions_from_cache,
-    positions_from_prompts,
-)
 from rldecoder.explain.ranking import activation_scales
 from rldecoder.explain.reading import PromptReader
 from rldecoder.explain.renaming import count_unchanged, renamed_labels
@@ -51,12 +43,8 @@ from rldecoder.stages.context import Output, StageContext
 from rldecoder.stages.inputs import ExplainerInputs
 
 LOG_EVERY = 10
-TASK_SHARE = {"train": 0.02, "test": 0.1}
-"""Of the positions that end a task prompt: each costs a run of its own, a text gives dozens."""
 TRAIN_REMOVALS = 1
 """Joint removals of a training pair."""
-PER_TEXT = {"train": 64, "test": 4}
-"""Positions of one sequence, on average: training saves passes, a test wants many documents."""
 
 
 def run(inputs: ExplainerInputs, config: TrainExplainerConfig, ctx: StageContext) -> Output:
@@ -68,12 +56,11 @@ def run(inputs: ExplainerInputs, config: TrainExplainerConfig, ctx: StageContext
     held_out = held_out_latents(
         sae.num_latents, config.held_out_features, torch_generator(ctx.seed, "held out")
     ).to(ctx.device)
-    train = _make_pairs(inputs, decoder, config, ctx, "train", held_out)
-    test = _make_pairs(inputs, decoder, config, ctx, "test", None)
+    in_no_pair = HeldOutFeatures(tuple(held_out.nonzero()[:, 0].tolist()))
+    train = _make_pairs(inputs, decoder, config, ctx, "train", in_no_pair.root)
+    test = _make_pairs(inputs, decoder, config, ctx, "test", ())
     TrainedExplainer.pairs.save(ctx.out, pair_columns(train))
-    TrainedExplainer.held_out.save(
-        ctx.out, HeldOutFeatures(tuple(held_out.nonzero()[:, 0].tolist()))
-    )
+    TrainedExplainer.held_out.save(ctx.out, in_no_pair)
 
     explainer = _new_explainer(sae, train, config, ctx)
     explainer.scales.copy_(_scales(sae, inputs.cache, config))
@@ -116,46 +103,45 @@ def _make_pairs(
     config: TrainExplainerConfig,
     ctx: StageContext,
     split: Literal["train", "test"],
-    excluded: torch.Tensor | None,
+    excluded: tuple[int, ...],
 ) -> Pairs:
     """Positions of cached text and of task prompts, with their exact ablations."""
-    count = config.num_pairs if split == "train" else config.num_test_positions
-    text_split = "label" if split == "train" else "test"
-    num_prompts = math.ceil(count * TASK_SHARE[split] / len(TASKS))
-    if split == "test":
-        num_prompts = min(num_prompts, MAX_TASK_TEXTS)
-
-    seed = derive_seed(ctx.seed, "positions", split)
-    parts: list[Positions] = []
-    if count > num_prompts * len(TASKS):
-        parts.append(
-            positions_from_cache(
-                inputs.cache.reader(text_split),
-                decoder,
-                count - num_prompts * len(TASKS),
-                seed,
-                per_text=PER_TEXT[split],
-                tokens=read_tokens(inputs.corpus.folder, text_split),
-            )
-        )
-    for task in TASKS:
-        prompts = [prompt.prompt for prompt in make_prompts(task, split, num_prompts, seed)]
-        parts.append(positions_from_prompts(decoder, prompts, task))
-    positions = join_positions(parts)
-
+    drawing = Drawing(
+        split,
+        config.num_pairs if split == "train" else config.num_test_positions,
+        derive_seed(ctx.seed, "positions", split),
+    )
+    positions = drawing.draw(decoder, inputs.cache.folder, inputs.corpus.folder)
     slow = why_slow(decoder.frozen, positions.frozen_places)
     if slow is not None:
         ctx.report.note(f"Every ablation runs a whole text, which is slow: {slow}.")
-    settings = PairSettings(
-        candidates=config.max_candidates,
-        interventions=TRAIN_REMOVALS if split == "train" else config.interventions_per_position,
-        # Training pairs have the noise floor of the first order, which costs nothing more.
-        probes=0 if split == "train" else PROBES,
-        seed=derive_seed(ctx.seed, "removals", split),
+
+    settings = PairShardSettings(
+        name="pairs",
+        ends=ends_of_texts(positions, PLACES),
+        model=inputs.model.model.absolute(),
+        record=ModelFolder.record.path(inputs.model.folder).absolute(),
+        sae=inputs.sae.sae.absolute(),
+        decoder=inputs.final.decoder.absolute(),
+        cache=inputs.cache.folder.absolute(),
+        corpus=inputs.corpus.folder.absolute(),
+        drawing=drawing,
+        how=PairSettings(
+            candidates=config.max_candidates,
+            interventions=TRAIN_REMOVALS if split == "train" else config.interventions_per_position,
+            # Training pairs have the noise floor of the first order, which costs nothing more.
+            probes=0 if split == "train" else PROBES,
+            seed=derive_seed(ctx.seed, "removals", split),
+        ),
+        excluded=excluded,
     )
-    shards = PairShards(ctx.progress / f"pairs-{split}", ctx.owner, ctx.report.note)
-    with ctx.report.track(f"ablations ({split})", len(positions.source), "positions") as bar:
-        return make_pairs(decoder, positions, settings, excluded=excluded, shards=shards, bar=bar)
+    read = (inputs.model, inputs.sae, inputs.final, inputs.cache, inputs.corpus)
+    shards = ctx.shards.results(
+        PairWorker, settings, [artifact.folder for artifact in read], f"pairs-{split}",
+        f"ablations ({split})",
+        here=PairWorker(settings, ctx.device, ctx.report.note, (decoder, positions)),
+    )  # fmt: skip
+    return join_pairs(positions, shards)
 
 
 @torch.no_grad()

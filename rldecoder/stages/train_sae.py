@@ -25,17 +25,11 @@ from rldecoder.checkpoints import Checkpoints
 from rldecoder.config.sae import PretrainedSae, Retraining, TrainSaeConfig
 from rldecoder.curves import Curves
 from rldecoder.data.activation_reader import ShuffledActivations
-from rldecoder.data.forward import ActivationPass, plan_shards
+from rldecoder.data.forward import ActivationPass, PassSettings, plan_shards
 from rldecoder.data.shards import SplitSequences, read_tokens
-from rldecoder.data.stream_shards import (
-    ModelElsewhere,
-    ModelShared,
-    StreamSettings,
-    StreamWorker,
-)
+from rldecoder.data.stream_shards import ModelElsewhere, ModelShared, StreamWorker
 from rldecoder.data.streaming import ModelHere, ShardSource, StreamedActivations
 from rldecoder.errors import BadInputError, DamagedFileError, NumericalError
-from rldecoder.executors.jobs import make_job
 from rldecoder.executors.teams import Member, make_task
 from rldecoder.lm.user_cache import sha256_file
 from rldecoder.sae.drift import DriftState, DriftWatch
@@ -384,20 +378,17 @@ def open_train_split(
     if group.size == 1 and ctx.executor.is_here:
         source = _model_here(inputs, ctx, sequences)
     else:
-        settings = StreamSettings(
+        settings = PassSettings(
             model=inputs.model.model.absolute(),
             record=ModelFolder.record.path(inputs.model.folder).absolute(),
             corpus=inputs.corpus.folder.absolute(),
             hook_layer=meta.hook_layer,
             micro_batch=int(cache.config["micro_batch_sequences"]),
             plan=tuple(plan),
+            suffix=".safetensors",
         )
-        folder = ctx.progress / "stream"
-        folder.mkdir(exist_ok=True)
-        job = make_job(
-            StreamWorker, settings, settings.files(meta.context_length), folder=folder,
-            owner=ctx.owner, reads=[inputs.model.folder, inputs.corpus.folder],
-        )  # fmt: skip
+        read = [inputs.model.folder, inputs.corpus.folder]
+        job = ctx.shards.job(StreamWorker, settings, read, "stream")
         if group.size > 1:
             source = stack.enter_context(ModelShared.opened(job, group, ctx.device, ctx.report))
         else:

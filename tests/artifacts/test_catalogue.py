@@ -6,13 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from rldecoder import open_run
 from rldecoder.artifacts.base import Artifact, Maybe
 from rldecoder.artifacts.catalogue import PHASES, FinalDecoder, SaeGate, TrainedSae
 from rldecoder.artifacts.manifests import MANIFEST
 from rldecoder.run import Run
 from rldecoder.stages.table import STAGES
-from tests.conftest import ROOT
 
 KINDS = [stage.artifact for stage in STAGES]
 
@@ -29,11 +27,6 @@ def test_a_name_is_that_of_one_file() -> None:
         assert names
         assert len(set(names)) == len(names)
         assert MANIFEST not in names
-
-
-@pytest.fixture(scope="module")
-def run(debug_store: Path) -> Run:
-    return open_run(ROOT / "configs" / "debug.yaml", debug_store)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.stage)

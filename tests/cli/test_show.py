@@ -9,16 +9,10 @@ from rich.console import Console
 
 from rldecoder.artifacts.store import ArtifactStore
 from rldecoder.cli.show import show_devices, show_explanation, show_models, show_status
-from rldecoder.config.run import RunConfig, load_run_config
+from rldecoder.config.run import RunConfig
 from rldecoder.errors import BadInputError
 from rldecoder.run import Run
 from tests.artifacts.published import REF, manifest, publish
-from tests.conftest import ROOT
-
-
-@pytest.fixture(scope="module")
-def config() -> RunConfig:
-    return load_run_config(ROOT / "configs" / "debug.yaml")
 
 
 def shown(store: ArtifactStore, config: RunConfig, width: int = 200, verify: bool = False) -> str:

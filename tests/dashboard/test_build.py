@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-from rldecoder import open_run
+from rldecoder import Run
 from rldecoder.dashboard.build import build_report, summary
 from rldecoder.dashboard.report import ReportData
 from rldecoder.stages.inputs import ReportInputs
-from tests.conftest import ROOT
 
 
 @pytest.fixture(scope="module")
-def inputs(debug_store: Path) -> ReportInputs:
-    return open_run(ROOT / "configs" / "debug.yaml", debug_store).inputs(ReportInputs)
+def inputs(run: Run) -> ReportInputs:
+    return run.inputs(ReportInputs)
 
 
 @pytest.fixture(scope="module")

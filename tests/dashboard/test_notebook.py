@@ -41,11 +41,6 @@ class Tags(HTMLParser):
         self.attributes |= {name for name, _ in attrs}
 
 
-@pytest.fixture(scope="module")
-def run(debug_store: Path) -> Run:
-    return open_run(CONFIG, debug_store)
-
-
 def test_hostile_tokens_and_labels_are_inert(run: Run) -> None:
     texts = {
         latent: LabelText(HOSTILE, 0.5, latent % 2 == 0) for latent in range(run.sae().num_latents)

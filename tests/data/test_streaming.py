@@ -19,7 +19,6 @@ from rldecoder.config.data import CacheActivationsConfig
 from rldecoder.config.sae import TrainSaeConfig
 from rldecoder.data import forward
 from rldecoder.errors import DamagedFileError
-from rldecoder.executors.local import LocalExecutor
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.reporting import Bar, SilentReporter
 from rldecoder.sae.parallel import Group
@@ -27,6 +26,7 @@ from rldecoder.sae.training import SaeTrainer, StepResult
 from rldecoder.stages import cache_activations, train_sae
 from rldecoder.stages.context import StageContext
 from rldecoder.stages.inputs import SaeInputs
+from tests.executors.elsewhere import Elsewhere
 from tests.stages.published import published
 from tests.stages.token_inputs import token_inputs
 
@@ -119,12 +119,6 @@ def test_stream_and_cache_give_the_same_weights(inputs: SaeInputs, context: Make
         path.unlink()  # the stream must not need them
     train_sae.run(inputs, STREAM, streamed)
     assert weights(streamed.out) == weights(cached.out)
-
-
-class Elsewhere(LocalExecutor):
-    """As if the workers were on other machines: through files, a window ahead of the trainer."""
-
-    is_here = False
 
 
 @pytest.mark.parametrize("stops_at", [None, 12])

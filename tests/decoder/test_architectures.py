@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokeni
 from rldecoder.decoder.blocks import BlockDecoder
 from rldecoder.decoder.loading import load_decoder, save_decoder
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM, new_decoder
-from rldecoder.decoder.places import Places, hidden_in, past_of_rows
+from rldecoder.decoder.places import Places, past_of_rows
 from rldecoder.decoder.reader import proven_masks
 from rldecoder.errors import BadInputError
 from rldecoder.lm.cut import config_with_blocks
@@ -24,6 +24,7 @@ from rldecoder.lm.frozen import FrozenLM
 from rldecoder.sae.model import Sae, SaeSpec
 from rldecoder.sae.selection import SparseLatents
 from rldecoder.seeds import torch_generator
+from tests.decoder.test_places import hidden_in
 
 LENGTH, WINDOW, HOOK_LAYER = 30, 8, 2
 COMMON: dict[str, Any] = {

@@ -14,7 +14,6 @@ from rldecoder.decoder.places import (
     Past,
     Places,
     at_once,
-    hidden_in,
     join_pasts,
     past_of_prompts,
     past_of_rows,
@@ -27,6 +26,16 @@ from rldecoder.sae.selection import SparseLatents
 from rldecoder.seeds import torch_generator
 
 HOOK_LAYER, K, LENGTH = 2, 6, 11
+
+
+@torch.no_grad()
+def hidden_in(decoder: SaeDecoderForCausalLM, places: Places, size: int = 256) -> Tensor:
+    """Predicted final hidden states [N, D], nothing changed."""
+    resid = resid_of(decoder, places.latents)
+    out = torch.empty_like(resid)
+    for rows, predict in at_once(decoder, places, size):
+        out[rows] = predict(resid[rows, None])[:, 0]
+    return out
 
 
 @pytest.fixture(scope="module", params=["tiny_lm_dir", "tiny_llama_dir"])

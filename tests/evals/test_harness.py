@@ -24,7 +24,6 @@ from rldecoder.evals.harness_tasks import write_tasks
 from rldecoder.evals.prompts import TaskPrompt, score
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.run import Run
-from tests.conftest import ROOT
 
 PAIRS = [
     ("The import statement", " finds a module"),
@@ -32,11 +31,6 @@ PAIRS = [
     ("", "Nothing stands before it"),
     ("It ends in a space ", "and goes on, for longer than the others do"),
 ]
-
-
-@pytest.fixture(scope="module")
-def run(debug_store: Path) -> Run:
-    return open_run(load_run_config(ROOT / "configs" / "debug.yaml"), debug_store)
 
 
 def asked(kind: str, arguments: Sequence[Any]) -> list[Instance]:

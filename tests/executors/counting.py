@@ -78,7 +78,7 @@ def counting_job(
     monkeypatch.setattr(jobs, "OURS", ("rldecoder.", "tests."))
     folder.mkdir(exist_ok=True)
     factor = Factor.model_validate(settings | {"count": count})
-    return make_job(Multiplier, factor, factor.shards(), folder=folder, owner="test/0123")
+    return make_job(Multiplier, factor, folder=folder, owner="test/0123")
 
 
 def products(job: Job) -> list[int]:

@@ -7,26 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from rldecoder import provenance
 from rldecoder.devices import FAKE_DEVICES, LEASE_FOLDER, lease_device
 from rldecoder.errors import BadInputError
-from rldecoder.executors.far_worker import PROBE, Answer, FarWorker, Opening, write_probe
+from rldecoder.executors.far_worker import PROBE, Answer, FarWorker, Opening
+from rldecoder.executors.jobs import Job
 from tests.executors.counting import counting_job, products
 
 
-def opening(folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: object) -> Opening:
+def opening(folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: object) -> Opening[Job]:
     """A job as its driver tells it, the probe written."""
-    job = counting_job(folder, monkeypatch, **changes)
-    return Opening(
-        job=job,
-        code=provenance.source_digest(job.module),
-        probe=write_probe(folder),
-        threads=1,
-        task="test/0123",
-    )
+    return Opening[Job].of(counting_job(folder, monkeypatch, **changes), threads=1)
 
 
-def opened(worker: FarWorker, told: Opening) -> Answer:
+def opened(worker: FarWorker, told: Opening[Job]) -> Answer:
     return Answer.model_validate_json(worker.open(told.model_dump_json(), 0.0))
 
 

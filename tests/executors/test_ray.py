@@ -22,7 +22,7 @@ from rldecoder.devices import FAKE_DEVICES, LEASE_FOLDER, lease_device
 from rldecoder.errors import NoResourceError
 from rldecoder.executors import ray_session
 from rldecoder.executors.far_worker import Opening
-from rldecoder.executors.ray_cluster import IN_FLIGHT, RayExecutor
+from rldecoder.executors.ray_cluster import CALLS, RayExecutor
 from rldecoder.executors.ray_team import RayAttempt
 from rldecoder.executors.teams import TeamTask
 from rldecoder.interp import ablation_shards
@@ -40,7 +40,8 @@ pytest.importorskip("ray")
 pytestmark = pytest.mark.slow
 
 SHARDED = (
-    "ingest", "baselines", "cache_activations", "rank_features", "label_features", "evaluate",
+    "ingest", "baselines", "cache_activations", "rank_features", "label_features",
+    "train_explainer", "evaluate",
 )  # fmt: skip
 """Stages of the debug run whose shards go to the cluster."""
 
@@ -143,7 +144,7 @@ def test_a_killed_node_costs_the_shards_in_flight(
     assert len(losses) == len(report.kills) == len(passes)
     for lost, kill in zip(losses, report.kills, strict=True):
         named = set(re.findall(r"[\w-]+\.(?:parquet|safetensors)", lost))
-        assert len(named) <= IN_FLIGHT
+        assert len(named) <= CALLS + 1
         assert len(kill.finished) >= 3
         assert not named & set(kill.finished)
         # While the worker lived no run without Ray got its device.

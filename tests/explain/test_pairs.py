@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,12 +14,16 @@ from rldecoder.artifacts.catalogue import TrainedExplainer
 from rldecoder.data.activation_reader import ActivationReader
 from rldecoder.data.activations import ActivationWriter
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
-from rldecoder.explain import pairs as pairs_module
+from rldecoder.executors.local import LocalExecutor
+from rldecoder.executors.stage_shards import StageShards
+from rldecoder.explain.pair_shards import Drawing, PairShardSettings, PairWorker
 from rldecoder.explain.pairs import (
     PAIRS,
+    PairParts,
     Pairs,
-    PairShards,
+    ends_of_texts,
     held_out_latents,
+    join_pairs,
     make_pairs,
     pair_columns,
 )
@@ -28,11 +34,14 @@ from rldecoder.explain.positions import (
     positions_from_prompts,
 )
 from rldecoder.lm.frozen import FrozenLM
+from rldecoder.reporting import SilentReporter
 from rldecoder.sae.model import SparseLatents
 from rldecoder.seeds import torch_generator
 from tests.explain.conftest import HOOK_LAYER, SETTINGS, split_tokens, text_positions
 from tests.stages.published import published
 from tests.tiny_models import cache_meta
+
+CPU = torch.device("cpu")
 
 
 def test_cached_positions_are_distinct_and_repeatable(
@@ -147,39 +156,61 @@ def test_pairs_on_disk(decoder: SaeDecoderForCausalLM, cache: Path, tmp_path: Pa
         assert row["rationale"][0] == strongest
 
 
+class Dying(PairWorker):
+    """Remembers what it did, and may die at a shard."""
+
+    def __init__(self, *known: Any, dies_at: int | None) -> None:
+        super().__init__(*known)
+        self.dies_at, self.done = dies_at, list[int]()
+
+    def compute(self, number: int, advance: Callable[[float], None]) -> PairParts:
+        if number == self.dies_at:
+            raise KeyboardInterrupt
+        self.done.append(number)
+        return super().compute(number, advance)
+
+
 def test_an_interrupted_run_takes_its_pairs_up_to_the_last_bit(
-    decoder: SaeDecoderForCausalLM,
-    cache: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    decoder: SaeDecoderForCausalLM, cache: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(pairs_module, "PLACES_PER_SHARD", 10)
     positions = text_positions(decoder, cache, "label", 40)
     held_out = held_out_latents(160, 0.5, torch_generator(2))  # so that there is padding
-    notes: list[str] = []
+    nowhere = dict.fromkeys(("model", "record", "sae", "decoder", "cache", "corpus"), tmp_path)
+    settings = PairShardSettings(
+        **nowhere, name="pairs", ends=ends_of_texts(positions, 10), drawing=Drawing("train", 40, 0),
+        how=SETTINGS, excluded=tuple(held_out.nonzero()[:, 0].tolist()),
+    )  # fmt: skip
+    report = SilentReporter()
 
-    def make(owner: str = "me") -> Pairs:
-        shards = PairShards(tmp_path, owner, notes.append)
-        return make_pairs(decoder, positions, SETTINGS, excluded=held_out, shards=shards)
+    def make(folder: str, dies_at: int | None = None, owner: str = "me") -> tuple[Pairs, list[int]]:
+        here = Dying(settings, CPU, report.note, (decoder, positions), dies_at=dies_at)
+        shards = StageShards(LocalExecutor(), tmp_path / folder, owner, CPU, report)
+        parts = shards.results(PairWorker, settings, (), "pairs", "ablations", here=here)
+        return join_pairs(positions, parts), here.done
 
-    whole = make_pairs(decoder, positions, SETTINGS, excluded=held_out)
+    whole, done = make("whole")
+    everything = list(range(len(settings.ends)))
+    assert done == everything
+    assert len(everything) >= 3
     assert bool((whole.candidates.acts == 0).any())
-    first = make()
-    files = sorted(tmp_path.glob("*.parquet"))
-    assert len(files) >= 3
-    assert same(first, whole)
 
-    # Everything is there: nothing is measured again.
-    with monkeypatch.context() as patched:
-        patched.setattr(pairs_module, "measure", None)
-        assert same(make(), whole)
+    # What was finished before the kill is not measured again, and nothing is once all is there.
+    with pytest.raises(KeyboardInterrupt):
+        make("killed", dies_at=2)
+    for rest in ([2, *everything[3:]], []):
+        again, done = make("killed")
+        assert same(again, whole)
+        assert done == rest
 
     # One is missing, one is damaged, or all are another's: those are made again.
+    files = sorted((tmp_path / "killed").rglob("*.safetensors"))
     files[0].unlink()
     files[1].write_bytes(files[1].read_bytes()[:-7] + b"garbage")
-    assert same(make(), whole)
-    assert any("cannot be trusted" in note for note in notes)
-    assert same(make("another"), whole)
+    again, done = make("killed")
+    assert same(again, whole)
+    assert done == [0, 1]
+    assert any("cannot be trusted" in note for note in report.notes)
+    assert make("killed", owner="another")[1] == everything
 
 
 def test_held_out_latents_are_in_no_pair(

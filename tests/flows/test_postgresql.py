@@ -147,6 +147,7 @@ def test_a_run_whose_worker_fell_silent_is_ended(server: tuple[Api, Path, dict[s
 
     for run in (silent, ended):
         report(run, "heartbeat")
+    time.sleep(2)  # events of one moment are taken in any order; beats are 30 s apart
     report(ended, "Completed")
     deadline = time.monotonic() + 240
     while (state := api.send("GET", f"/flow_runs/{silent}", None)["state"])["type"] != "CRASHED":

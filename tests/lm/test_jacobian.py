@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +14,22 @@ from rldecoder.errors import NumericalError
 from rldecoder.lm import cut, jacobian
 from rldecoder.lm.cut import replaced_input
 from rldecoder.lm.frozen import FrozenLM
-from rldecoder.lm.jacobian import draw_contexts, fit_jacobians, obstacle
-from rldecoder.reporting import SilentBar
+from rldecoder.lm.jacobian import JacobianMap, JacobianSums, draw_contexts, jacobian_sums, obstacle
 from rldecoder.seeds import torch_generator
 from tests.tiny_models import ARCHITECTURES, WIDTH, tiny_frozen
 
 LAYERS = [0, 1, 3]
 CONTEXTS = torch.randint(1, 512, (3, 9), generator=torch.Generator().manual_seed(0))
+
+
+def fit_jacobians(lm: FrozenLM, layers: list[int]) -> dict[int, JacobianMap]:
+    """The Jacobian lens of each layer, added up as the stage does."""
+    runs = CONTEXTS.split(jacobian.POSITIONS_AT_ONCE)
+    parts = [jacobian_sums(lm, layers, ids, lambda rows: None) for ids in runs]
+    return {
+        layer: reduce(JacobianSums.plus, [part[layer] for part in parts]).mean(len(CONTEXTS))
+        for layer in layers
+    }
 
 
 class Linear(nn.Module):
@@ -40,7 +50,7 @@ def test_of_linear_blocks_it_is_the_product_of_their_maps(tiny_lm_dir: Path) -> 
     maps = 0.2 * torch.randn(len(blocks), WIDTH, WIDTH, generator=torch.Generator().manual_seed(1))
     for number, weights in enumerate(maps):
         parent.set_submodule(str(number), Linear(weights))
-    found = fit_jacobians(lm, LAYERS, CONTEXTS, SilentBar())
+    found = fit_jacobians(lm, LAYERS)
     first, second, third = maps + torch.eye(WIDTH)
     torch.testing.assert_close(found[0].J, third @ second @ first)
     torch.testing.assert_close(found[1].J, third @ second)
@@ -87,7 +97,7 @@ def test_the_mean_and_its_error_are_those_of_whole_texts(
     lm = tiny_frozen(architecture, tiny_lm_dir, 3)
     monkeypatch.setattr(jacobian, "POSITIONS_AT_ONCE", 2)
     monkeypatch.setattr(jacobian, "TOKENS_AT_ONCE", 10)  # five dimensions, then ten: 32 has rests
-    found = fit_jacobians(lm, [1, 2], CONTEXTS, SilentBar())
+    found = fit_jacobians(lm, [1, 2])
     for layer in (1, 2):
         single = np.stack([jacobian_through_the_text(lm, ids, layer) for ids in CONTEXTS])
         mean = single.mean(0)
@@ -129,4 +139,4 @@ def test_a_broken_model_has_no_lens(tiny_lm_dir: Path) -> None:
     lm = tiny_frozen("gpt2", tiny_lm_dir, 2)
     lm.base.get_submodule("h").set_submodule("1", Linear(torch.full((WIDTH, WIDTH), torch.nan)))
     with pytest.raises(NumericalError, match="Jacobian lens could not be computed"):
-        fit_jacobians(lm, [1], CONTEXTS, SilentBar())
+        fit_jacobians(lm, [1])

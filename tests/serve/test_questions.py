@@ -8,14 +8,13 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from fastapi.testclient import TestClient
 
-from rldecoder import Run, open_run
+from rldecoder import Run
 from rldecoder.explain.inputs import LabelText
 from rldecoder.explain.reading import Reading
 from rldecoder.explain.steering import Changes, Steering
@@ -23,15 +22,9 @@ from rldecoder.explain.target import Target
 from rldecoder.serve.served import Served
 from rldecoder.serve.workbench import Workbench
 from rldecoder.visible_text import visible_text
-from tests.conftest import ROOT
 from tests.serve.conftest import HOSTILE, PROMPT, Running, client_of
 
 OTHER = "The import of another"
-
-
-@pytest.fixture(scope="module")
-def run(debug_store: Path) -> Run:
-    return open_run(ROOT / "configs" / "debug.yaml", debug_store)
 
 
 def ask(client: TestClient, path: str, **body: Any) -> Any:

@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from rldecoder import Run
 from rldecoder.artifacts.catalogue import CATALOGUE, Evaluation
-from rldecoder.artifacts.store import ArtifactStore
 from rldecoder.config import explain
 from rldecoder.config.explain import EvaluateConfig, HarnessConfig
-from rldecoder.config.run import RunConfig, load_run_config
+from rldecoder.config.run import RunConfig
 from rldecoder.config.tasks import FileTask
 from rldecoder.dashboard.build import harness_table
 from rldecoder.errors import BadInputError
@@ -21,7 +21,6 @@ from rldecoder.evals.comparison import ANSWERS, TASK_SCORES
 from rldecoder.evals.harness_tasks import write_tasks
 from rldecoder.evals.prompts import TaskPrompt
 from rldecoder.evals.targets import TARGETS
-from rldecoder.runner import open_artifact, open_inputs, plan
 from rldecoder.seeds import derive_seed
 from rldecoder.stages.context import StageContext
 from rldecoder.stages.inputs import EvaluateInputs
@@ -30,24 +29,16 @@ from tests.stages.published import published
 
 STAGE = stage_named(Evaluation.stage)
 
-ROOT = Path(__file__).resolve().parents[2]
+
+@pytest.fixture(scope="module")
+def inputs(run: Run) -> EvaluateInputs:
+    return run.inputs(EvaluateInputs)
 
 
 @pytest.fixture(scope="module")
-def config() -> RunConfig:
-    return load_run_config(ROOT / "configs" / "debug.yaml")
-
-
-@pytest.fixture(scope="module")
-def inputs(debug_store: Path, config: RunConfig) -> EvaluateInputs:
-    inputs: EvaluateInputs = open_inputs(STAGE, plan(config), ArtifactStore(debug_store))
-    return inputs
-
-
-@pytest.fixture(scope="module")
-def evaluation(debug_store: Path, config: RunConfig) -> Evaluation:
+def evaluation(run: Run) -> Evaluation:
     """What the debug run published."""
-    return open_artifact(Evaluation, plan(config)[STAGE.name], ArtifactStore(debug_store))
+    return run.artifact(Evaluation)
 
 
 @pytest.mark.slow

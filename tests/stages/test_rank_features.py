@@ -20,6 +20,7 @@ from rldecoder.reporting import SilentReporter
 from rldecoder.schemas import read_json
 from rldecoder.stages.context import StageContext
 from rldecoder.stages.table import stage_named
+from tests.executors.elsewhere import Elsewhere
 from tests.stages.interp_inputs import (
     NUM_LATENTS,
     Folders,
@@ -140,12 +141,6 @@ class _Interrupted(SilentReporter):
         self.left -= 1
         if self.left < 0:
             raise KeyboardInterrupt
-
-
-class Elsewhere(LocalExecutor):
-    """Shards go through files, as to the workers of a cluster."""
-
-    is_here = False
 
 
 def test_shards_end_the_same(

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
-from rldecoder import schemas
+from rldecoder import Run, schemas
 from rldecoder.artifacts.catalogue import Report
-from rldecoder.artifacts.store import ArtifactStore
-from rldecoder.config.run import RunConfig, load_run_config
+from rldecoder.config.run import RunConfig
 from rldecoder.evals.targets import TARGETS
-from rldecoder.runner import open_artifact, open_inputs, plan
 from rldecoder.seeds import derive_seed
 from rldecoder.stages.context import StageContext
 from rldecoder.stages.inputs import ReportInputs
@@ -26,24 +23,17 @@ FIGURES = {
     "tasks", "arms", "coverage", "mass", "top10_mass", "calibration", "deletion", "precision",
 }  # fmt: skip
 """What a run with a sweep, a frontier and PPO must show, and the debug run has all of them."""
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
-def config() -> RunConfig:
-    return load_run_config(ROOT / "configs" / "debug.yaml")
+def inputs(run: Run) -> ReportInputs:
+    return run.inputs(ReportInputs)
 
 
 @pytest.fixture(scope="module")
-def inputs(debug_store: Path, config: RunConfig) -> ReportInputs:
-    inputs: ReportInputs = open_inputs(STAGE, plan(config), ArtifactStore(debug_store))
-    return inputs
-
-
-@pytest.fixture(scope="module")
-def report(debug_store: Path, config: RunConfig) -> Report:
+def report(run: Run) -> Report:
     """What the debug run published."""
-    return open_artifact(Report, plan(config)[STAGE.name], ArtifactStore(debug_store))
+    return run.artifact(Report)
 
 
 def test_every_other_stage_is_an_input() -> None:

@@ -4,46 +4,40 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
 import pytest
 
+from rldecoder import Run
 from rldecoder.artifacts.catalogue import TrainedExplainer
-from rldecoder.artifacts.store import ArtifactStore
-from rldecoder.config.run import RunConfig, load_run_config
+from rldecoder.config.run import RunConfig
 from rldecoder.curves import read_curves
 from rldecoder.explain.claims import Verdict
 from rldecoder.explain.explainer import FILES
 from rldecoder.explain.held_out_texts import PROSE
 from rldecoder.explain.methods import BASELINES
+from rldecoder.explain.pair_shards import PairWorker
 from rldecoder.explain.pairs import PAIRS
-from rldecoder.runner import open_artifact, open_inputs, plan
 from rldecoder.seeds import derive_seed, seed_everything
 from rldecoder.stages.context import StageContext
 from rldecoder.stages.inputs import ExplainerInputs
 from rldecoder.stages.table import stage_named
+from tests.executors.elsewhere import Elsewhere
 
 STAGE = stage_named(TrainedExplainer.stage)
 
-ROOT = Path(__file__).resolve().parents[2]
+
+@pytest.fixture(scope="module")
+def inputs(run: Run) -> ExplainerInputs:
+    return run.inputs(ExplainerInputs)
 
 
 @pytest.fixture(scope="module")
-def config() -> RunConfig:
-    return load_run_config(ROOT / "configs" / "debug.yaml")
-
-
-@pytest.fixture(scope="module")
-def inputs(debug_store: Path, config: RunConfig) -> ExplainerInputs:
-    inputs: ExplainerInputs = open_inputs(STAGE, plan(config), ArtifactStore(debug_store))
-    return inputs
-
-
-@pytest.fixture(scope="module")
-def trained(debug_store: Path, config: RunConfig) -> TrainedExplainer:
+def trained(run: Run) -> TrainedExplainer:
     """What the debug run published."""
-    return open_artifact(TrainedExplainer, plan(config)[STAGE.name], ArtifactStore(debug_store))
+    return run.artifact(TrainedExplainer)
 
 
 @pytest.fixture
@@ -112,13 +106,14 @@ def test_a_killed_run_takes_its_pairs_up_with_the_same_bytes(
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
+    # The pairs are a cluster's, whose workers load the models and draw the positions themselves.
     seed_everything(seed)
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr("rldecoder.stages.train_explainer._train", killed)
-        STAGE.run(inputs, config.train_explainer, ctx)
+        STAGE.run(inputs, config.train_explainer, replace(ctx, executor=Elsewhere()))
     seed_everything(seed)
     with monkeypatch.context() as patched:
-        patched.setattr("rldecoder.explain.pairs._measured", killed)
+        patched.setattr(PairWorker, "compute", killed)
         STAGE.run(inputs, config.train_explainer, ctx)
     for name in (*FILES, "pairs.parquet", "evaluation.json"):
         assert (ctx.out / name).read_bytes() == (trained.folder / name).read_bytes(), name

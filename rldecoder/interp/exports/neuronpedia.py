@@ -212,6 +212,8 @@ def _tables(material: ExportMaterial, names: Publication) -> dict[str, BaseModel
     """
     created = names.created_at.isoformat()
     made = {"creatorId": names.author_id, "createdAt": created}
+
+    # The source set names release and model; the source names model and set.
     return {
         "release": Release(
             **made,

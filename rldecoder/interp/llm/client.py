@@ -104,7 +104,7 @@ class ChatClient:
             return place, None if self.stopped.is_set() else self.ask(question)
         except _StoppedError:
             return place, None
-        except Exception as error:
+        except Exception as error:  # raised again by `ask_all`, in the thread of who asked
             with self._lock:
                 self._cause = self._cause or error  # of several, the first is the true one
             self.stopped.set()

@@ -42,7 +42,7 @@ class _CountedClient(openai.DefaultHttpxClient):
         attempts.begin()
         try:
             response = super().send(request, **settings)
-        except Exception as error:
+        except Exception as error:  # counted, whatever it is, and raised again
             late = isinstance(error, httpx2.TimeoutException)
             attempts.end("timeout" if late else "connection_error")
             raise

@@ -106,8 +106,7 @@ def choose_places(split: SplitFirings, least: NDArray[np.float64], count: int, s
 class Ablated(NamedTuple):
     """Log-probabilities of some places; n of them, at S positions of one sequence.
 
-    The next group overwrites them: vocabularies are large, and memory that is mapped anew for each
-    group costs more than what is computed in it.
+    The next group overwrites them: memory of a vocabulary's width is taken once.
     """
 
     places: IntArray

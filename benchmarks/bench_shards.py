@@ -5,7 +5,8 @@
 STORE is an artifact store in which a run has published `sync_tokenizer` and `ingest`. Unless one is
 named, a cluster is started on this machine alone. All take turns on the same shards, models loaded
 before; the ratios are of medians, so that a busy minute hits all of them. Turns go on until the
-time is up, two at least. Results: docs/results.md.
+time is up, two at least. CPU seconds, of this process and all below it, say how much of that is
+more work and how much is waiting for cores that others have. Results: docs/scale.md.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
+import psutil
 import torch
 import typer
 from rich.console import Console
@@ -86,19 +88,33 @@ def _ready(
     return _Entry(name, crew, job, threads)
 
 
+def _cpu_seconds() -> float:
+    """Of this process and those that it started, a cluster's among them."""
+    total = 0.0
+    this = psutil.Process()
+    for process in (this, *this.children(recursive=True)):
+        with suppress(psutil.NoSuchProcess):
+            total += sum(process.cpu_times()[:2])
+    return total
+
+
 def _take_turns(entries: Sequence[_Entry], seconds: float) -> dict[str, float]:
     """Median seconds of all shards, by name."""
     spent: dict[str, list[float]] = {entry.name: [] for entry in entries}
+    cpu: dict[str, list[float]] = {entry.name: [] for entry in entries}
     begun = time.perf_counter()
     while len(spent[entries[0].name]) < MIN_TURNS or time.perf_counter() - begun < seconds:
         for entry in entries:
             torch.set_num_threads(entry.threads)
-            started = time.perf_counter()
+            started, before = time.perf_counter(), _cpu_seconds()
             entry.crew.run(range(len(entry.job.files)), SilentBar())
             spent[entry.name].append(time.perf_counter() - started)
+            cpu[entry.name].append(_cpu_seconds() - before)
+    shards = len(entries[0].job.files)
     for name, found in spent.items():
-        per_shard = ", ".join(f"{turn / len(entries[0].job.files):.2f}" for turn in found)
+        per_shard = ", ".join(f"{turn / shards:.3f}" for turn in found)
         console.print(f"{name}: {per_shard} s a shard, turn by turn")
+        console.print(f"{name}: {statistics.median(cpu[name]) / shards:.3f} CPU s a shard")
     return {name: statistics.median(found) for name, found in spent.items()}
 
 

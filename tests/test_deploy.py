@@ -117,7 +117,10 @@ def test_the_work_pool_makes_jobs_that_kubernetes_takes() -> None:
 
 def test_the_ray_cluster_is_made_of_pods_that_kubernetes_takes() -> None:
     """Structure by hand, pods by Kubernetes' schema: KubeRay's own is a megabyte of the same."""
-    (cluster,) = manifests("raycluster.yaml")
+    cluster, policy = manifests("raycluster.yaml")
+    kubernetes_validate.validate(policy, KUBERNETES, strict=True)
+    labels = policy["spec"]["podSelector"]["matchLabels"]
+    assert labels == {"ray.io/cluster": cluster["metadata"]["name"]}
     assert (cluster["apiVersion"], cluster["kind"]) == ("ray.io/v1", "RayCluster")
     spec = cluster["spec"]
     assert spec.keys() <= {
@@ -135,6 +138,64 @@ def test_the_ray_cluster_is_made_of_pods_that_kubernetes_takes() -> None:
         assert all(isinstance(value, str) for value in part["rayStartParams"].values())
         assert [error.message for error in checker.iter_errors(part["template"])] == []
     assert list(checker.iter_errors({"spec": {"containers": [{"nam": "x"}]}}))
+
+
+def test_pods_that_write_to_the_shared_volume_may() -> None:
+    """They run as the image's user, and the volume is given to its group."""
+    user = int(dockerfile_lines("useradd")[0].partition("--uid ")[2].split()[0])
+    cluster = manifests("raycluster.yaml")[0]["spec"]
+    template = json.loads((DEPLOY / "kubernetes" / "work-pool.json").read_text())
+    job = template["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]
+    for spec in (job, cluster["workerGroupSpecs"][0]["template"]["spec"]):
+        assert spec["volumes"]
+        assert (spec["securityContext"]["runAsUser"], spec["securityContext"]["fsGroup"]) == (
+            user, user,
+        )  # fmt: skip
+
+
+def dockerfile_lines(word: str) -> list[str]:
+    """Instructions, whole, that hold a word; comments apart."""
+    text = (DEPLOY / "Dockerfile").read_text()
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    found = [one for one in "\n".join(lines).replace("\\\n", " ").splitlines() if word in one]
+    assert found, word
+    return found
+
+
+def test_the_image_has_what_its_users_ask_of_it() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    installed = re.findall(r"-e '\.\[([\w,]+)\]'", dockerfile_lines("pip install")[-1])
+    assert set(installed[0].split(",")) == {"ray", "s3"} <= extras.keys()
+    # What compose mounts there belongs to the worker, for an empty volume takes the folder's owner.
+    (mount,) = compose()["services"]["worker"]["volumes"]
+    folder = mount.partition(":")[2]
+    made = dockerfile_lines("useradd")[0]
+    assert f"mkdir {folder} " in made
+    assert re.search(rf"chown -R worker .*{folder}$", made)
+
+
+def test_no_password_gets_into_the_image() -> None:
+    """Nor into git; and the image holds nothing that git leaves out."""
+    left_out = [
+        line.removeprefix("**/")
+        for line in (ROOT / ".dockerignore").read_text().splitlines()
+        if not line.startswith("#")
+    ]
+    assert left_out[0] == "deploy/.env"
+    assert set((ROOT / ".gitignore").read_text().split()) == set(left_out)
+
+
+def test_settings_of_prefect_are_known_to_it() -> None:
+    from prefect import settings
+
+    texts = [path.read_text() for path in DEPLOY.rglob("*.*") if path.suffix in (".yaml", ".json")]
+    named = set(re.findall(r"\bPREFECT_[A-Z_]+\b", "".join(texts)))
+    assert len(named) >= 6
+    asked_of_people = set(re.findall(r"\$\{(\w+):", "".join(texts)))
+    assert [name for name in named - asked_of_people if not hasattr(settings, name)] == []
+    assert not hasattr(settings, "PREFECT_AUTH")
 
 
 def images() -> Iterator[tuple[Path, str]]:

@@ -184,18 +184,24 @@ gate_decoder:
   on_fail: warn
 
 train_ppo:
-  # Short: what PPO adds to a start that is faithful is little, and control_ppo says how much.
+  # The quickstart's: what the layer knows and a small model does not say. The reward alone teaches.
+  tasks: [kind]
   stages:
-    - {{steps: 3, faithfulness: 0.5, monosemanticity: 0.3, task: 0.2}}
+    - {{steps: 2, faithfulness: 0.5, monosemanticity: 0.3, task: 0.2}}
     - {{steps: 4, faithfulness: 0.4, monosemanticity: 0.3, task: 0.3}}
-    - {{steps: 3, faithfulness: 0.3, monosemanticity: 0.2, task: 0.5}}
+    - {{steps: 18, faithfulness: 0.3, monosemanticity: 0.2, task: 0.5}}
   ppo:
-    {{responses_per_prompt: 4, inner_epochs: 1, policy_coef: 3, lr: 3.0e-4, blocks_lr: 2.0e-5,
-      adam_eps: 1.0e-6, replay_tokens: 64}}
-  eval_every_steps: 5
+    {{inner_epochs: 1, policy_coef: 3, lr: 2.0e-4, blocks_lr: 2.0e-5, adam_eps: 1.0e-6,
+      replay_tokens: 64, response_kl_factors: {{kind: 0}},
+      interpolation: [1.0, 0.8, 0.6, 0.4], interpolation_max_kl: 0.02}}
+  eval_every_steps: 24
+  eval_prompts: 16
+  checkpoint_every_steps: 12
 
 control_ppo:
+  test_prompts: 56
   test_tokens: {min(1024, test)}
+  checkpoint_every_steps: 24
   on_fail: warn
 
 rank_features:
@@ -214,6 +220,7 @@ train_explainer:
   max_candidates: 10
 
 evaluate:
+  tasks: [addition, cloze, kind]
   num_prompts: 48  # of each task
   num_tokens: {min(6144, test)}  # of test and of ood
 """

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import re
+import sqlite3
 from functools import cache
 from typing import Any, Literal, NamedTuple
+from weakref import finalize
 
+import numpy as np
 from datasketch import MinHash, MinHashLSH
 from numpy.typing import NDArray
 
@@ -26,6 +29,16 @@ _LONGEST_WORD, _LONGEST_MEAN = 128, 14
 NUM_PERMUTATIONS = 64
 """Standard error of the Jaccard estimate is at most 0.5 / sqrt(64) = 0.06."""
 SHINGLE_WORDS = 5
+_TABLES = """
+    PRAGMA journal_mode = OFF; -- nobody needs what a killed process remembered
+    PRAGMA cache_size = -16384; -- KiB that stay in memory
+    CREATE TABLE texts (words BLOB PRIMARY KEY, split TEXT) WITHOUT ROWID;
+    CREATE TABLE documents (number INTEGER PRIMARY KEY, signature BLOB);
+    CREATE TABLE bands (
+        band BLOB, split TEXT, document INTEGER, PRIMARY KEY (band, split, document)
+    ) WITHOUT ROWID;
+    BEGIN;
+"""
 
 
 class Fingerprint(NamedTuple):
@@ -51,30 +64,58 @@ class CrossSplitDeduplicator:
     estimated by MinHash (Broder 1997) and looked up by locality-sensitive hashing; characters
     stand for words where there are no spaces. Duplicates within a split are let through: they
     leak nothing.
+
+    What is remembered (1.4 kB a document) lies in a temporary file of SQLite's, so that memory
+    does not grow with the text. SQLITE_TMPDIR says in which folder; the file has no name there and
+    goes with the process.
     """
 
     def __init__(self, jaccard: float) -> None:
         """`jaccard`: overlap from which on two documents count as duplicates, 0 to 1."""
         self._jaccard = jaccard
-        self._lsh = MinHashLSH(threshold=jaccard, num_perm=NUM_PERMUTATIONS)
-        self._signatures: list[tuple[str, MinHash]] = []
-        self._splits_of_text: dict[bytes, str] = {}
+        self._bands = _bands(jaccard)
+        self._num_documents = 0
+        self._database = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+        self._database.executescript(_TABLES)
+        finalize(self, self._database.close)
+        marks = ", ".join("?" * len(self._bands))
+        self._alike = (
+            "SELECT signature FROM documents WHERE number IN"
+            f" (SELECT document FROM bands WHERE band IN ({marks}) AND split != ?)"
+        )
 
     def admit(self, split: str, found: Fingerprint) -> Literal["exact", "near"] | None:
         """Return what kind of duplicate of another split a text is; remember it if it is none."""
-        owner = self._splits_of_text.get(found.words)
+        ask = self._database.execute
+        owner = ask("SELECT split FROM texts WHERE words = ?", (found.words,)).fetchone()
         if owner is not None:
-            return None if owner == split else "exact"
-        signature = _empty().copy()
-        signature.hashvalues = found.signature.astype(signature.hashvalues.dtype)
-        for index in self._lsh.query(signature):
-            other_split, other = self._signatures[index]
-            if other_split != split and signature.jaccard(other) >= self._jaccard:
+            return None if owner[0] == split else "exact"
+
+        # Whoever shares a band is looked at; the number in front keeps bands apart.
+        signature = found.signature.astype(np.int64)
+        bands = [
+            bytes([number]) + signature[band].tobytes() for number, band in enumerate(self._bands)
+        ]
+        for (content,) in ask(self._alike, (*bands, split)):
+            same = np.count_nonzero(np.frombuffer(content, np.int64) == signature)
+            if same / NUM_PERMUTATIONS >= self._jaccard:
                 return "near"
-        self._splits_of_text[found.words] = split
-        self._lsh.insert(len(self._signatures), signature)
-        self._signatures.append((split, signature))
+
+        number = self._num_documents
+        ask("INSERT INTO texts VALUES (?, ?)", (found.words, split))
+        ask("INSERT INTO documents VALUES (?, ?)", (number, signature.tobytes()))
+        self._database.executemany(
+            "INSERT INTO bands VALUES (?, ?, ?)", [(band, split, number) for band in bands]
+        )
+        self._num_documents += 1
         return None
+
+
+def _bands(jaccard: float) -> list[slice]:
+    """Parts of a signature, as many and as long as make the fewest errors at this overlap: alike
+    are those that have one in common."""
+    index = MinHashLSH(threshold=jaccard, num_perm=NUM_PERMUTATIONS)
+    return [slice(first, end) for first, end in index.hashranges]
 
 
 def _words(text: str) -> list[str]:

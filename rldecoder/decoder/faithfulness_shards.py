@@ -1,4 +1,4 @@
-"""Faithfulness of published decoders, scored in shards that any worker computes.
+"""Faithfulness of what is published, scored in shards that any worker computes.
 
 A shard is one batch of those that a pass over a split would score, and keeps the scores of each
 token: means and intervals are taken over all of them, as in one pass.
@@ -18,12 +18,13 @@ from rldecoder.data.activation_reader import ActivationReader
 from rldecoder.decoder.distill import NextTokens
 from rldecoder.decoder.faithfulness import (
     BATCH_ROWS,
+    Predictor,
     TokenScores,
     decoder_predictor,
     score_batch,
 )
-from rldecoder.decoder.loading import load_decoder
-from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
+from rldecoder.decoder.gate import lens_predictors
+from rldecoder.decoder.loading import AffineLens, load_decoder
 from rldecoder.decoder.sequences import whole_sequences
 from rldecoder.executors.jobs import Runs, TensorWorker
 from rldecoder.lm.frozen import FrozenLM
@@ -32,8 +33,8 @@ from rldecoder.sae.model import Sae
 
 _SCORES = "scores."
 
-Opened = tuple[FrozenLM, Mapping[str, SaeDecoderForCausalLM]]
-"""The frozen model, and decoders by name."""
+Opened = tuple[FrozenLM, Mapping[str, Predictor]]
+"""The frozen model, and what is scored, by name."""
 
 
 class FaithfulnessSettings(Runs):
@@ -44,6 +45,8 @@ class FaithfulnessSettings(Runs):
     sae: Path
     decoders: dict[str, Path]
     """Their folders, by name."""
+    lens: Path | None = None
+    """An affine lens to score beside them, alone and as the decoder that it starts."""
     cache: Path
     """Folder of the cached activations."""
     precision: MatmulPrecision
@@ -52,11 +55,17 @@ class FaithfulnessSettings(Runs):
         """Load the models."""
         lm = FrozenLM.load(self.model, device=device, record=self.record)
         sae = Sae.load(self.sae, device=device)
-        return lm, {name: load_decoder(folder, lm, sae) for name, folder in self.decoders.items()}
+        found = {
+            name: decoder_predictor(load_decoder(folder, lm, sae))
+            for name, folder in self.decoders.items()
+        }
+        if self.lens is not None:
+            found |= lens_predictors(lm, sae, AffineLens.load(self.lens, device))
+        return lm, found
 
 
 class FaithfulnessWorker(TensorWorker[FaithfulnessSettings, TokenScores]):
-    """Decoders beside the frozen model.
+    """Decoders, and a lens, beside the frozen model.
 
     Args:
         opened: what the settings open, where this process has it already.
@@ -72,8 +81,7 @@ class FaithfulnessWorker(TensorWorker[FaithfulnessSettings, TokenScores]):
         opened: Opened | None = None,
     ) -> None:
         super().__init__(settings, device, note)
-        self._lm, decoders = opened or settings.open(device)
-        self._predictors = {name: decoder_predictor(one) for name, one in decoders.items()}
+        self._lm, self._predictors = opened or settings.open(device)
         self._reader = ActivationReader(settings.cache, settings.name)
         self._next_tokens = NextTokens(self._reader)
 
@@ -91,13 +99,13 @@ class FaithfulnessWorker(TensorWorker[FaithfulnessSettings, TokenScores]):
 
     @classmethod
     def pack(cls, result: TokenScores) -> Mapping[str, Tensor]:
-        """The scores by decoder, and what they are of."""
+        """The scores by predictor, and what they are of."""
         tensors = {f"{_SCORES}{name}": found for name, found in result.by_predictor.items()}
         return tensors | {"has_label": result.has_label, "sequence": result.sequence}
 
     @classmethod
     def unpack(cls, tensors: Mapping[str, Tensor]) -> TokenScores:
-        """See `TensorWorker.unpack`; decoders by name."""
+        """See `TensorWorker.unpack`; predictors by name."""
         scores = {
             name.removeprefix(_SCORES): tensors[name]
             for name in sorted(tensors)

@@ -1,12 +1,23 @@
-"""The decoder gate's report: the decoder beside its start and a lens without an SAE."""
+"""The decoder gate: the decoder beside its start and a lens without an SAE, and the report."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from rldecoder.config.decoder import GateDecoderConfig
-from rldecoder.decoder.faithfulness import Faithfulness
+from rldecoder.decoder.faithfulness import (
+    Faithfulness,
+    Predictor,
+    decoder_predictor,
+    lens_predictor,
+)
+from rldecoder.decoder.loading import AffineLens, decoder_from_lens
 from rldecoder.gates import Band, GateEntry, GateReport, metric
+from rldecoder.lm.frozen import FrozenLM
+from rldecoder.sae.model import Sae
+
+DECODER, UNTRAINED, RESIDUAL_LENS = "decoder", "untrained", "residual_lens"
+"""What is measured."""
 
 TARGET_KL = 1.5
 TARGET_AGREEMENT = 0.75
@@ -40,6 +51,15 @@ _FORMULAS = {
 }
 
 
+def lens_predictors(lm: FrozenLM, sae: Sae, lens: AffineLens) -> dict[str, Predictor]:
+    """What a decoder is measured beside: itself before training, and the lens that it is made of
+    on the residual."""
+    return {
+        UNTRAINED: decoder_predictor(decoder_from_lens(lm, sae, lens)),
+        RESIDUAL_LENS: lens_predictor(lens.A, lens.c),
+    }
+
+
 def make_report(
     found: Mapping[str, Mapping[str, Faithfulness]], config: GateDecoderConfig
 ) -> GateReport:
@@ -52,13 +72,13 @@ def make_report(
     report: dict[str, GateEntry] = {}
     for split, by_predictor in found.items():
         for predictor, scores in by_predictor.items():
-            prefix = split if predictor == "decoder" else f"{split}_{predictor}"
+            prefix = split if predictor == DECODER else f"{split}_{predictor}"
             for name, (unit, formula) in _FORMULAS.items():
                 report[f"{prefix}_{name}"] = metric(
                     getattr(scores, name), unit, f"{formula}; {predictor} on {split}"
                 )
 
-    test, ood = found["test"]["decoder"], found["ood"]["decoder"]
+    test, ood = found["test"][DECODER], found["ood"][DECODER]
     report["test_kl"] = report["test_kl"].judged(Band(None, TARGET_KL), Band(None, config.max_kl))
     report["test_agreement"] = report["test_agreement"].judged(Band(TARGET_AGREEMENT, None))
 
@@ -72,7 +92,7 @@ def make_report(
             target=TARGET_OOD_RATIO,
             met=None if ratio is None else ratio > TARGET_OOD_RATIO,
         )
-    gained = found["test"]["untrained"].kl - test.kl
+    gained = found["test"][UNTRAINED].kl - test.kl
     report["test_kl_gained_by_training"] = metric(
         gained, "nats/token", "test_untrained_kl - test_kl"
     )

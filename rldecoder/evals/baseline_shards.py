@@ -25,7 +25,7 @@ from rldecoder import files
 from rldecoder.config.data import BaselinesConfig
 from rldecoder.data.shards import SplitSequences
 from rldecoder.errors import BadInputError
-from rldecoder.evals.generation import prefix_generate
+from rldecoder.evals.generation import newline_token_ids, prefix_generate
 from rldecoder.evals.prompts import TASKS, Task, TaskPrompt, make_prompts
 from rldecoder.evals.suite import check_lengths
 from rldecoder.evals.tasks import TaskRow, run_task
@@ -55,13 +55,17 @@ from rldecoder.seeds import torch_generator
 SHARD_TOKENS = 16_384
 """Tokens of text a shard, or one micro-batch of them. What fits one shard is added up as in one
 pass; of more, each shard is a term."""
+BATCH_PROMPTS = 16
+"""Prompts that are answered together, which decides how they are padded."""
+SHARD_PROMPTS = 2 * BATCH_PROMPTS
+"""Prompts of a task that a shard answers."""
 
 Kind = Literal["moments", "jacobian", "predictions", "task"]
 
 
 @dataclass(frozen=True)
 class Part:
-    """A shard: a run of sequences of a split, of positions, or a task."""
+    """A shard: a run of sequences of a split, of positions, or of a task's prompts."""
 
     kind: Kind
     name: str
@@ -69,7 +73,7 @@ class Part:
     first: int
     count: int
     size: int
-    """For the progress bar: tokens, positions, or one task."""
+    """For the progress bar: tokens, positions, or prompts."""
 
 
 class LensMaps(NamedTuple):
@@ -147,7 +151,11 @@ def plan_parts(
         parts += [
             Part(kind, split, first, count, count * length) for first, count in _runs(total, size)
         ]
-    return parts + [Part("task", task, 0, 1, 1) for task in TASKS if config.num_task_prompts]
+    return parts + [
+        Part("task", task, first, count, count)
+        for task in TASKS
+        for first, count in _runs(config.num_task_prompts, SHARD_PROMPTS)
+    ]
 
 
 def _runs(total: int, size: int) -> Iterable[tuple[int, int]]:
@@ -277,14 +285,17 @@ class BaselineWorker(TensorWorker[BaselineSettings, Tensors]):
         return {name: torch.tensor(one.terms, dtype=torch.float64) for name, one in sums.items()}
 
     def _task(self, part: Part, advance: Advance) -> Tensors:
-        """The answers to a task's prompts."""
-        prompts = task_prompts(cast("Task", part.name), self.settings.config, self.settings.seed)
+        """The answers to some of a task's prompts."""
+        asked = task_prompts(cast("Task", part.name), self.settings.config, self.settings.seed)
+        prompts = asked[part.first : part.first + part.count]
         check_lengths(self._lm, prompts)
         result = run_task(
             prefix_generate(self._lm.model),
             prompts,
             self._lm.tokenizer,
+            batch_size=BATCH_PROMPTS,
             device=self._lm.device,
+            stop_ids=self._stops,
             end_ids=self._lm.end_token_ids,
         )
         advance(part.size)
@@ -311,6 +322,10 @@ class BaselineWorker(TensorWorker[BaselineSettings, Tensors]):
         generator = torch_generator(settings.seed, "jacobian")
         positions = settings.config.jacobian_positions
         return draw_contexts(torch.from_numpy(train), positions, generator, self._lm.front)
+
+    @cached_property
+    def _stops(self) -> list[int]:
+        return newline_token_ids(self._lm.tokenizer)
 
     @cached_property
     def _lenses(self) -> dict[int, LensMaps]:
@@ -407,9 +422,9 @@ def read_predictions(shards: Iterable[Tensors]) -> dict[str, PredictionSums]:
     return found
 
 
-def read_answers(shard: Tensors) -> list[TaskRow]:
-    """The answers to a task."""
-    return [TaskRow(**row) for row in parse_json(as_text(shard["rows"]))]
+def read_answers(shards: Iterable[Tensors]) -> list[TaskRow]:
+    """The answers of some shards, in order."""
+    return [TaskRow(**row) for shard in shards for row in parse_json(as_text(shard["rows"]))]
 
 
 def _below(layer: int, tensors: Tensors) -> Tensors:

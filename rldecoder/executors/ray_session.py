@@ -246,10 +246,3 @@ def _ray() -> Any:
             "Install it: pip install 'rl-decoder[ray]'.",
         ) from error
     return ray
-
-
-def disconnect() -> None:
-    """Leave the cluster; one that was started here ends."""
-    ray = _ray()
-    if ray.is_initialized():
-        ray.shutdown()

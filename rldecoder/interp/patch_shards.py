@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from rldecoder.config.interp import Domain, RankFeaturesConfig
-from rldecoder.data.shards import read_tokens
+from rldecoder.data.shards import SplitSequences
 from rldecoder.decoder.loading import load_decoder
 from rldecoder.evals.prompts import make_prompts
 from rldecoder.executors.jobs import Runs, TensorWorker, even_ends
@@ -61,17 +61,22 @@ class PatchText:
     ) -> None:
         self.corpus, self.config, self.seed = corpus, config, seed
         self.subject, self.skip_first = subject, skip_first
+        self._texts: dict[Domain, SplitSequences] = {}
+        self._tokenised: dict[Domain, list[np.ndarray[Any, Any]]] = {}
 
     def num_sequences(self, domain: Domain) -> int:
         """How many sequences `batches` yields in all."""
-        return len(self._sequences(domain))
+        if domain in TASKS:
+            return len(self._prompts(domain))
+        text = self._text(domain)
+        return min(text.num_sequences, math.ceil(self.config.budget_tokens / text.length))
 
     def shard_sequences(self, domain: Domain) -> int:
         """Sequences of a shard: whole batches."""
         if domain in TASKS:
             return PROMPTS
         size = self.config.batch_sequences
-        return size * max(1, SHARD_TOKENS // (size * len(self._sequences(domain)[0])))
+        return size * max(1, SHARD_TOKENS // (size * self._text(domain).length))
 
     def batches(
         self,
@@ -85,14 +90,13 @@ class PatchText:
         `max_tokens` stops early, after at least one sequence.
         """
         task = domain in TASKS
-        sequences = self._sequences(domain)[:end]
+        stop = self.num_sequences(domain) if end is None else min(end, self.num_sequences(domain))
         if max_tokens is not None:
-            ends = np.cumsum([len(sequence) for sequence in sequences])
-            sequences = sequences[: max(1, int(np.searchsorted(ends, max_tokens, "right")))]
+            stop = min(stop, max(1, self._count_within(domain, max_tokens)))
         # Prompts differ in length and are run one by one, which spares padding.
         size = 1 if task else self.config.batch_sequences
-        for start in range(first, len(sequences), size):
-            rows = np.stack(sequences[start : start + size])
+        for start in range(first, stop, size):
+            rows = self._rows(domain, start, min(size, stop - start))
             ids = torch.as_tensor(rows, dtype=torch.long, device=self.subject.lm.device)
             yield make_batch(
                 self.subject,
@@ -130,22 +134,40 @@ class PatchText:
             mask[:, self.skip_first : -1 : self.config.metric_stride] = True
         return mask
 
-    def _sequences(self, domain: Domain) -> list[np.ndarray[Any, Any]]:
-        if domain in ("label", "test", "ood"):
-            length = read_tokens(self.corpus, domain, 1).shape[1]
-            count = math.ceil(self.config.budget_tokens / length)
-            return list(read_tokens(self.corpus, domain, count))
-        assert domain in TASKS
-        # Prompts of the training split: evaluation keeps the test split to itself.
-        prompts = make_prompts(
-            "addition" if domain == "addition" else "cloze",
-            "train",
-            self.config.num_prompts,
-            derive_seed(self.seed, "prompts", domain),
-        )
-        lm = self.subject.lm
-        texts = [prompt.prompt for prompt in prompts]
-        return [np.array(row) for row in encode_prompts(lm.tokenizer, texts, lm.context_length)]
+    def _rows(self, domain: Domain, first: int, count: int) -> np.ndarray[Any, Any]:
+        """Token ids [count, T] of sequences that exist; of prompts one at a time."""
+        if domain not in TASKS:
+            return self._text(domain).read(first, count)
+        return np.stack(self._prompts(domain)[first : first + count])
+
+    def _count_within(self, domain: Domain, max_tokens: int) -> int:
+        """How many sequences fit into so many tokens."""
+        if domain not in TASKS:
+            return max_tokens // self._text(domain).length
+        ends = np.cumsum([len(prompt) for prompt in self._prompts(domain)])
+        return int(np.searchsorted(ends, max_tokens, "right"))
+
+    def _text(self, domain: Domain) -> SplitSequences:
+        """Read a few sequences at a time, so that neither time nor memory of a shard hangs on how
+        much text there is."""
+        if domain not in self._texts:
+            self._texts[domain] = SplitSequences(self.corpus, domain)
+        return self._texts[domain]
+
+    def _prompts(self, domain: Domain) -> list[np.ndarray[Any, Any]]:
+        if domain not in self._tokenised:
+            # Of the training split: evaluation keeps the test split to itself.
+            prompts = make_prompts(
+                "addition" if domain == "addition" else "cloze",
+                "train",
+                self.config.num_prompts,
+                derive_seed(self.seed, "prompts", domain),
+            )
+            lm = self.subject.lm
+            texts = [prompt.prompt for prompt in prompts]
+            rows = encode_prompts(lm.tokenizer, texts, lm.context_length)
+            self._tokenised[domain] = [np.array(row) for row in rows]
+        return self._tokenised[domain]
 
 
 class PatchSettings(Runs):

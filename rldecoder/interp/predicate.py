@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, assert_never
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
 from rldecoder.interp.text_state import TEXT_STATES, state_mask
 from rldecoder.interp.vocabulary import TOKEN_CLASSES, Vocabulary, visible
@@ -125,21 +125,6 @@ Predicate = Annotated[
 ]
 for _model in (Not, And, Or):
     _model.model_rebuild()
-_ADAPTER: TypeAdapter[Any] = TypeAdapter(Predicate)
-
-
-def from_json(value: Any) -> Predicate:
-    """A predicate from its JSON form.
-
-    Raises:
-        pydantic.ValidationError: it is not a predicate.
-    """
-    return _ADAPTER.validate_python(value)
-
-
-def to_json(predicate: Predicate) -> dict[str, Any]:
-    """The JSON form; `from_json` is its inverse."""
-    return dict(predicate.model_dump(mode="json"))
 
 
 def evaluate(predicate: Predicate, tokens: NDArray[Any], vocabulary: Vocabulary) -> BoolArray:

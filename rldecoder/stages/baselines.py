@@ -171,8 +171,10 @@ def _run_tasks(shards: OpenShards[Tensors], settings: BaselineSettings) -> dict[
     if not numbers:
         return {}
     results: dict[str, TaskBaseline] = {}
-    for task, shard in zip(TASKS, shards.results(numbers, "tasks", "tasks"), strict=True):
-        rows, working = read_answers(shard), None
+    parts = shards.results(numbers, "tasks", "prompts")
+    for task in TASKS:
+        rows = read_answers(islice(parts, len(settings.of_kind("task", task))))
+        working = None
         if task == "addition":
             asked = task_prompts(task, settings.config, settings.seed)
             right = [

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 
@@ -22,13 +23,14 @@ from rldecoder.artifacts.catalogue import (
     TrainedExplainer,
 )
 from rldecoder.config.explain import EvaluateConfig, HarnessConfig
-from rldecoder.decoder.faithfulness import Faithfulness, summarise
+from rldecoder.decoder.faithfulness import Faithfulness, decoder_predictor, summarise
 from rldecoder.decoder.faithfulness_shards import (
     FaithfulnessSettings,
     FaithfulnessWorker,
     batch_ends,
 )
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
+from rldecoder.evals.answer_shards import AnswerSettings, AnswerWorker
 from rldecoder.evals.comparison import (
     FROZEN,
     RL,
@@ -38,13 +40,11 @@ from rldecoder.evals.comparison import (
     TaskScore,
     score_tasks,
 )
-from rldecoder.evals.generation import GenerateFunction, prefix_generate
 from rldecoder.evals.harness_scores import HarnessScores, beside_ours
 from rldecoder.evals.harness_systems import decoder_system, frozen_system, spliced_system
 from rldecoder.evals.prompts import TaskPrompt
 from rldecoder.evals.suite import TaskSuite, check_lengths
 from rldecoder.evals.targets import Measurement, Source, fill_targets
-from rldecoder.evals.tasks import run_task
 from rldecoder.explain import plan_values
 from rldecoder.explain.interpretability import (
     Interpretability,
@@ -80,7 +80,7 @@ def run(inputs: EvaluateInputs, config: EvaluateConfig, ctx: StageContext) -> Ou
     decoders = {SUPERVISED: inputs.supervised.load(lm, sae), RL: inputs.policy.load(lm, sae)}
 
     prompts, missing = _prompts(lm, config, ctx)
-    answers = _answer_tasks(lm, decoders, prompts, config, ctx)
+    answers = _answer_tasks(lm, decoders, prompts, inputs, config, ctx)
     scores = score_tasks(answers, config.bootstrap_resamples, ctx.seed)
     Evaluation.tasks.save_rows(ctx.out, [score.model_dump() for score in scores])
     Evaluation.answers.save_rows(ctx.out, [answer._asdict() for answer in answers])
@@ -117,6 +117,19 @@ def run(inputs: EvaluateInputs, config: EvaluateConfig, ctx: StageContext) -> Ou
     return Output(metrics, reasons=reasons)
 
 
+def _models(inputs: EvaluateInputs) -> dict[str, Any]:
+    """Where workers find what is compared."""
+    return {
+        "model": inputs.model.model.absolute(),
+        "record": ModelFolder.record.path(inputs.model.folder).absolute(),
+        "sae": inputs.sae.sae.absolute(),
+        "decoders": {
+            SUPERVISED: inputs.supervised.decoder.absolute(),
+            RL: inputs.policy.decoder.absolute(),
+        },
+    }
+
+
 def _final(inputs: EvaluateInputs) -> str:
     """Which of the decoders is the published one."""
     return SUPERVISED if inputs.final.freeze.which == "supervised" else RL
@@ -131,15 +144,10 @@ def _faithfulness(
     ctx: StageContext,
 ) -> dict[str, Faithfulness]:
     """Both decoders on the same tokens of a split."""
+    predictors = {name: decoder_predictor(decoder) for name, decoder in decoders.items()}
     read = (inputs.model, inputs.sae, inputs.cache, inputs.supervised, inputs.policy)
     settings = FaithfulnessSettings(
-        model=inputs.model.model.absolute(),
-        record=ModelFolder.record.path(inputs.model.folder).absolute(),
-        sae=inputs.sae.sae.absolute(),
-        decoders={
-            SUPERVISED: inputs.supervised.decoder.absolute(),
-            RL: inputs.policy.decoder.absolute(),
-        },
+        **_models(inputs),
         cache=inputs.cache.folder.absolute(),
         name=split,
         precision=config.matmul_precision,
@@ -148,7 +156,7 @@ def _faithfulness(
     shards = ctx.shards.results(
         FaithfulnessWorker, settings, [artifact.folder for artifact in read], "faithfulness",
         f"faithfulness on {split}",
-        here=FaithfulnessWorker(settings, ctx.device, ctx.report.note, (lm, decoders)),
+        here=FaithfulnessWorker(settings, ctx.device, ctx.report.note, (lm, predictors)),
     )  # fmt: skip
     return summarise(list(shards), derive_seed(ctx.seed, "bootstrap"))
 
@@ -180,32 +188,24 @@ def _answer_tasks(
     lm: FrozenLM,
     decoders: Mapping[str, SaeDecoderForCausalLM],
     asked: Mapping[str, Sequence[TaskPrompt]],
+    inputs: EvaluateInputs,
     config: EvaluateConfig,
     ctx: StageContext,
 ) -> list[Answer]:
     """Every model's answers to the tasks."""
-    prompts = [prompt for one in asked.values() for prompt in one]
-
     # All answer the same prompts in the same order: drops are paired.
-    generators: dict[str, GenerateFunction] = {FROZEN: prefix_generate(lm.model)}
-    generators |= {name: prefix_generate(decoder) for name, decoder in decoders.items()}
-    answers: list[Answer] = []
-    with ctx.report.track("tasks", len(generators) * len(prompts), "prompts") as bar:
-        for name, generate in generators.items():
-            result = run_task(
-                generate,
-                prompts,
-                lm.tokenizer,
-                batch_size=config.batch_size,
-                device=ctx.device,
-                end_ids=lm.end_token_ids,
-            )
-            answers += [
-                Answer(row.task, name, row.prompt_index, row.answer, row.completion, row.score)
-                for row in result.rows
-            ]
-            bar.advance(len(prompts), name)
-    return answers
+    prompts = tuple(prompt for one in asked.values() for prompt in one)
+    settings = AnswerSettings(**_models(inputs), prompts=prompts, batch_size=config.batch_size)
+    read = (inputs.model, inputs.sae, inputs.supervised, inputs.policy)
+    shards = ctx.shards.results(
+        AnswerWorker, settings, [artifact.folder for artifact in read], "answers", "tasks",
+        here=AnswerWorker(settings, ctx.device, ctx.report.note, (lm, decoders)),
+    )  # fmt: skip
+    return [
+        Answer(row.task, shard.system, row.prompt_index, row.answer, row.completion, row.score)
+        for shard, rows in zip(settings.asked(), shards, strict=True)
+        for row in rows
+    ]
 
 
 def _harness(

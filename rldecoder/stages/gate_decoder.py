@@ -7,11 +7,16 @@ SAE's reconstruction). The KL on the test split alone decides; everything is pub
 
 from __future__ import annotations
 
-from rldecoder.artifacts.catalogue import DecoderGate
+from rldecoder.artifacts.catalogue import DecoderGate, ModelFolder
 from rldecoder.config.decoder import GateDecoderConfig
-from rldecoder.decoder.faithfulness import decoder_predictor, evaluate_predictors, lens_predictor
-from rldecoder.decoder.gate import HEADLINES, make_report
-from rldecoder.decoder.loading import decoder_from_lens
+from rldecoder.decoder.faithfulness import Faithfulness, summarise
+from rldecoder.decoder.faithfulness_shards import (
+    FaithfulnessSettings,
+    FaithfulnessWorker,
+    Opened,
+    batch_ends,
+)
+from rldecoder.decoder.gate import DECODER, HEADLINES, make_report
 from rldecoder.seeds import derive_seed, seed_everything
 from rldecoder.stages.context import Output, StageContext
 from rldecoder.stages.inputs import DecoderGateInputs
@@ -20,27 +25,32 @@ from rldecoder.stages.inputs import DecoderGateInputs
 def run(inputs: DecoderGateInputs, config: GateDecoderConfig, ctx: StageContext) -> Output:
     """Measure, publish the report, and give the verdict."""
     seed_everything(ctx.seed)
-    sae = inputs.sae.load(ctx.device)
-    lm = inputs.model.load(ctx.device)
-    lens = inputs.supervised.load_lens(ctx.device)
-    predictors = {
-        "decoder": decoder_predictor(inputs.supervised.load(lm, sae)),
-        "untrained": decoder_predictor(decoder_from_lens(lm, sae, lens)),
-        "residual_lens": lens_predictor(lens.A, lens.c),
-    }
 
     # The out-of-domain split is shown beside the test split; only the latter decides.
-    found = {}
+    found: dict[str, dict[str, Faithfulness]] = {}
+    opened: Opened | None = None
     for split, max_tokens in (("test", config.test_tokens), ("ood", config.ood_tokens)):
-        found[split] = evaluate_predictors(
-            predictors,
-            inputs.cache.reader(split),
-            lm,
-            max_tokens=max_tokens,
-            seed=derive_seed(ctx.seed, "bootstrap"),
+        settings = FaithfulnessSettings(
+            model=inputs.model.model.absolute(),
+            record=ModelFolder.record.path(inputs.model.folder).absolute(),
+            sae=inputs.sae.sae.absolute(),
+            decoders={DECODER: inputs.supervised.decoder.absolute()},
+            lens=inputs.supervised.lens.absolute(),
+            cache=inputs.cache.folder.absolute(),
+            name=split,
             precision=config.matmul_precision,
+            ends=batch_ends(inputs.cache.reader(split), max_tokens),
         )
-        ctx.report.note(f"{split}: KL {found[split]['decoder'].kl:.3f} nats/token")
+        # One process loads the models once for both.
+        if ctx.executor.is_here:
+            opened = opened or settings.open(ctx.device)
+        scores = ctx.shards.results(
+            FaithfulnessWorker, settings, [artifact.folder for artifact in inputs], "faithfulness",
+            f"faithfulness on {split}",
+            here=opened and FaithfulnessWorker(settings, ctx.device, ctx.report.note, opened),
+        )  # fmt: skip
+        found[split] = summarise(list(scores), derive_seed(ctx.seed, "bootstrap"))
+        ctx.report.note(f"{split}: KL {found[split][DECODER].kl:.3f} nats/token")
 
     report = make_report(found, config)
     DecoderGate.report.save(ctx.out, report)

@@ -97,7 +97,9 @@ def run(inputs: IngestInputs, config: IngestConfig, ctx: StageContext) -> Output
                 f"Split {name} holds {split.tokens:,} of {split.budget_tokens:,} tokens: no more "
                 f"text.{_cut_off(admission, name)}"
             )
-    Corpus.documents.save_rows(ctx.out, [row._asdict() for row in rows])
+    # Not as one dict a row, which would take as much memory as the rows again.
+    columns = {name: [getattr(row, name) for row in rows] for name in DocumentRow._fields}
+    Corpus.documents.save(ctx.out, columns)
     Corpus.provenance.save(ctx.out, provenance)
     total = sum(split.tokens for split in provenance.splits.values())
     return Output(

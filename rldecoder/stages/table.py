@@ -23,7 +23,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(catalogue.TrainedSae, 4, inputs.SaeInputs, fingerprints.train_sae),
     Stage(catalogue.SaeGate, 2, inputs.SaeGateInputs, gate=True),
     Stage(catalogue.SupervisedDecoder, 2, inputs.DecoderInputs),
-    Stage(catalogue.DecoderGate, 1, inputs.DecoderGateInputs, gate=True),
+    Stage(catalogue.DecoderGate, 1, inputs.DecoderGateInputs, gate=True, in_shards=True),
     Stage(catalogue.Policy, 8, inputs.PpoInputs, fingerprints.train_ppo),
     Stage(catalogue.Controls, 10, inputs.ControlInputs, gate=True),
     Stage(catalogue.FinalDecoder, 2, inputs.FreezeInputs),

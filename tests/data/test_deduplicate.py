@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 
+import numpy as np
 import pytest
+from datasketch import MinHash, MinHashLSH
 
-from rldecoder.data.deduplicate import SHINGLE_WORDS, CrossSplitDeduplicator, fingerprint
+from rldecoder.data.deduplicate import (
+    NUM_PERMUTATIONS,
+    SHINGLE_WORDS,
+    CrossSplitDeduplicator,
+    Fingerprint,
+    fingerprint,
+)
 
 
 def words(count: int, seed: int) -> list[str]:
@@ -56,6 +65,58 @@ def test_texts_shorter_than_a_shingle() -> None:
     assert found.admit("test", fingerprint("other words")) is None
     assert found.admit("test", fingerprint("!!!")) is None
     assert found.admit("train", fingerprint("???")) == "exact"
+
+
+def test_decisions_are_those_of_an_index_in_memory() -> None:
+    """datasketch's own index over copies that share more and less, in three splits."""
+    rnd = random.Random(0)
+    originals = [words(60, seed) for seed in range(6)]
+    texts = []
+    for _ in range(150):
+        changed = list(rnd.choice(originals))
+        for place in rnd.sample(range(60), rnd.choice([0, 0, 1, 2, 4, 8, 16])):
+            changed[place] = f"new{rnd.randrange(3)}"
+        texts.append((rnd.choice(["train", "test", "ood"]), " ".join(changed)))
+
+    index = MinHashLSH(threshold=0.5, num_perm=NUM_PERMUTATIONS)
+    kept: list[tuple[str, MinHash]] = []
+    owners: dict[bytes, str] = {}
+    expected: list[str | None] = []
+    for split, text in texts:
+        mark = fingerprint(text)
+        known = MinHash(num_perm=NUM_PERMUTATIONS, seed=1)
+        known.hashvalues = mark.signature
+        owner = owners.get(mark.words)
+        alike = [kept[number] for number in index.query(known)]
+        if owner is not None:
+            expected.append(None if owner == split else "exact")
+        elif any(where != split and known.jaccard(one) >= 0.5 for where, one in alike):
+            expected.append("near")
+        else:
+            expected.append(None)
+            owners[mark.words] = split
+            index.insert(len(kept), known)
+            kept.append((split, known))
+
+    found = CrossSplitDeduplicator(0.5)
+    assert [found.admit(split, fingerprint(text)) for split, text in texts] == expected
+    assert min(expected.count(kind) for kind in (None, "exact", "near")) > 5
+
+
+def test_memory_does_not_grow_with_the_documents() -> None:
+    """Of Python; what SQLite holds has a limit of its own."""
+    found, rnd = CrossSplitDeduplicator(0.5), np.random.default_rng(0)
+
+    def admit(count: int) -> None:
+        for row in rnd.integers(0, 1 << 32, (count, NUM_PERMUTATIONS)):
+            assert found.admit("train", Fingerprint(row[:4].tobytes(), row)) is None
+
+    admit(100)
+    tracemalloc.start()
+    admit(1000)
+    grown, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert grown < 50_000
 
 
 def letters(first: int, count: int) -> list[str]:

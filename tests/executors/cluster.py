@@ -78,9 +78,9 @@ class LoopbackCluster:
 
     def close(self) -> None:
         """Leave and end it."""
-        from rldecoder.executors import ray_session
+        import ray
 
-        ray_session.disconnect()
+        ray.shutdown()
         self.cluster.shutdown()
 
 

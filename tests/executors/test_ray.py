@@ -40,7 +40,7 @@ pytest.importorskip("ray")
 pytestmark = pytest.mark.slow
 
 SHARDED = (
-    "ingest", "baselines", "cache_activations", "rank_features", "label_features",
+    "ingest", "baselines", "cache_activations", "gate_decoder", "rank_features", "label_features",
     "train_explainer", "evaluate",
 )  # fmt: skip
 """Stages of the debug run whose shards go to the cluster."""

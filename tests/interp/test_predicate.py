@@ -1,13 +1,12 @@
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from rldecoder.interp.predicate import (
     Affix,
@@ -24,9 +23,7 @@ from rldecoder.interp.predicate import (
     describe,
     disjunction,
     evaluate,
-    from_json,
     num_atoms,
-    to_json,
 )
 from rldecoder.interp.text_state import TEXT_STATES
 from rldecoder.interp.vocabulary import CODE_SYMBOLS, TOKEN_CLASSES, Vocabulary
@@ -34,6 +31,7 @@ from rldecoder.interp.vocabulary import CODE_SYMBOLS, TOKEN_CLASSES, Vocabulary
 TEXTS = [" the", " cat", "ing", "Ed", " RUN", "12", "\n", ".", "{", "é", " walking", "", "\u202e"]
 TEXTS += ["(", "])", " \n\n"]
 SPECIAL = 11
+JSON: TypeAdapter[Any] = TypeAdapter(Predicate)
 VOCABULARY = Vocabulary(TEXTS, special_ids=[SPECIAL])
 
 token = st.integers(0, len(TEXTS) - 1)
@@ -132,8 +130,7 @@ def naive(predicate: Predicate, row: list[int], at: int) -> bool:
 
 @given(predicates)
 def test_json_round_trip(predicate: Predicate) -> None:
-    text = json.dumps(to_json(predicate))
-    assert from_json(json.loads(text)) == predicate
+    assert JSON.validate_json(JSON.dump_json(predicate)) == predicate
 
 
 @given(predicates, grids)
@@ -201,4 +198,4 @@ def test_joining_flattens_one_level_and_counts_atoms() -> None:
 )
 def test_what_is_no_predicate_is_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
-        from_json(bad)
+        JSON.validate_python(bad)

@@ -117,7 +117,7 @@ def test_a_killed_run_takes_up_its_shards(
     inputs: TextInputs, context: MakeContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of many shards the predictions are those of one, and what was finished is not done again."""
-    config = settings(micro_batch_sequences=2, num_task_prompts=1, jacobian_positions=20)
+    config = settings(micro_batch_sequences=2, num_task_prompts=17, jacobian_positions=20)
     whole = context("whole")
     STAGE.run(inputs, config, whole)
     computed: list[str] = []
@@ -133,14 +133,15 @@ def test_a_killed_run_takes_up_its_shards(
 
     monkeypatch.setattr(BaselineWorker, "compute", counted)
     monkeypatch.setattr(baseline_shards, "SHARD_TOKENS", 1)
+    monkeypatch.setattr(baseline_shards, "SHARD_PROMPTS", 16)
     ctx = context("parts")
     with pytest.raises(KeyboardInterrupt):
         STAGE.run(inputs, config, ctx)
     before = computed.index("killed")
     STAGE.run(inputs, config, ctx)
-    # 2 of positions, 20 + 2 of sums, 2 + 1 of measurements, 2 tasks; the one on its way to the
-    # disk is kept, too.
-    assert len(computed) == 1 + 29
+    # 2 of positions, 20 + 2 of sums, 2 + 1 of measurements, 2 of each task; the one on its way to
+    # the disk is kept, too.
+    assert len(computed) == 1 + 31
     assert len(set(computed[:before]) & set(computed[before + 1 :])) == 0
 
     # The affine lens is a sum of 20 terms now, all else is added up as before.
@@ -148,6 +149,9 @@ def test_a_killed_run_takes_up_its_shards(
     for row, again in zip(one, other, strict=True):
         exact = row["lens"] != "affine"
         assert again == (row if exact else pytest.approx(row, rel=1e-5))
+    tasks, tasks_again = (published(Baselines, c.out).record.tasks for c in (whole, ctx))
+    assert tasks == tasks_again
+    assert tasks_again["cloze"].prompts == 17
     name = Baselines.jacobian_lens.name
     assert (whole.out / name).read_bytes() == (ctx.out / name).read_bytes()
 

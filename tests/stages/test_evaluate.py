@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,14 +18,17 @@ from rldecoder.config.run import RunConfig
 from rldecoder.config.tasks import FileTask
 from rldecoder.dashboard.build import harness_table
 from rldecoder.errors import BadInputError
+from rldecoder.evals import answer_shards
 from rldecoder.evals.comparison import ANSWERS, TASK_SCORES
 from rldecoder.evals.harness_tasks import write_tasks
 from rldecoder.evals.prompts import TaskPrompt
 from rldecoder.evals.targets import TARGETS
+from rldecoder.executors.local import LocalExecutor
 from rldecoder.seeds import derive_seed
 from rldecoder.stages.context import StageContext
 from rldecoder.stages.inputs import EvaluateInputs
 from rldecoder.stages.table import stage_named
+from tests.executors.elsewhere import Elsewhere
 from tests.stages.published import published
 
 STAGE = stage_named(Evaluation.stage)
@@ -70,13 +74,18 @@ def test_what_is_published(inputs: EvaluateInputs, evaluation: Evaluation) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("executor", [LocalExecutor(), Elsewhere()])
 def test_tasks_by_file_and_missing_files(
     inputs: EvaluateInputs,
     evaluation: Evaluation,
     config: RunConfig,
     context: Callable[..., StageContext],
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    executor: LocalExecutor,
 ) -> None:
+    """Also where others answer, who need not see the files."""
+    monkeypatch.setattr(answer_shards, "SHARD_PROMPTS", 1)
     path = tmp_path / "mine.parquet"
     pq.write_table(
         pa.table(
@@ -93,6 +102,7 @@ def test_tasks_by_file_and_missing_files(
         }
     )
     ctx = context("external", seed=derive_seed(config.seed, STAGE.name))
+    ctx = replace(ctx, executor=executor)
     output = STAGE.run(inputs, changed, ctx)
     assert output.reasons == ("task files not found: gone",)
     rows = published(Evaluation, ctx.out).tasks.to_pylist()
@@ -100,6 +110,8 @@ def test_tasks_by_file_and_missing_files(
     # The other tasks are untouched by the file.
     for row in evaluation.tasks.to_pylist():
         assert row in rows
+    answers = published(Evaluation, ctx.out).answers.to_pylist()
+    assert [row for row in answers if row["task"] != "mine"] == evaluation.answers.to_pylist()
     first = STAGE.fingerprint(changed)
     assert first["gone"] == "missing"
     path.write_bytes(path.read_bytes() + b" ")

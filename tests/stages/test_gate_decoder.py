@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from rldecoder.artifacts.catalogue import DecoderGate, SupervisedDecoder
 from rldecoder.config.decoder import GateDecoderConfig
+from rldecoder.decoder import faithfulness, faithfulness_shards
 from rldecoder.decoder.faithfulness import Faithfulness
 from rldecoder.decoder.gate import HEADLINES, make_report
 from rldecoder.decoder.loading import AffineLens, decoder_from_lens, save_decoder
@@ -17,6 +19,7 @@ from rldecoder.gates import GateReport
 from rldecoder.stages import gate_decoder
 from rldecoder.stages.context import StageContext
 from rldecoder.stages.inputs import DecoderGateInputs
+from tests.executors.elsewhere import Elsewhere
 from tests.stages.decoder_inputs import make_inputs
 from tests.stages.published import inputs_in
 
@@ -72,6 +75,27 @@ def test_report_compares_trained_untrained_and_lens(
         report["test_untrained_kl"].value - report["test_kl"].value
     )
     assert report["test_frozen_ce"].value == report["test_untrained_frozen_ce"].value
+
+
+def test_workers_elsewhere_measure_the_same(
+    inputs: DecoderGateInputs, context: Contexts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Byte for byte, of several batches."""
+    for module in (faithfulness, faithfulness_shards):
+        monkeypatch.setattr(module, "BATCH_ROWS", 20)
+    config = GateDecoderConfig(max_kl=1e6, test_tokens=70, ood_tokens=40)
+    here, there = context("here"), replace(context("there"), executor=Elsewhere())
+    expected = gate_decoder.run(inputs, config, here)
+    assert gate_decoder.run(inputs, config, there) == expected
+    bytes_here, bytes_there = (
+        DecoderGate.report.path(ctx.out).read_bytes() for ctx in (here, there)
+    )
+    assert bytes_there == bytes_here
+    shards = (there.progress / "faithfulness").glob("*.safetensors")
+    assert sorted(path.name for path in shards) == [
+        *(f"ood-{number:05d}.safetensors" for number in range(3)),
+        *(f"test-{number:05d}.safetensors" for number in range(5)),
+    ]
 
 
 def scores(**change: float) -> Faithfulness:

@@ -16,10 +16,7 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,6 +28,7 @@ from playwright.sync_api import sync_playwright
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.pages import QUIET, chromium, serving
 from benchmarks.timing import seconds
 from rldecoder.dashboard.report import script_json
 from rldecoder.provenance import device_name
@@ -117,18 +115,8 @@ def server(
     rounds: Annotated[int, typer.Option(min=1)] = 3,
 ) -> None:
     """Times of a first answer and of an ablation, each prompt `rounds` times."""
-    command = [
-        sys.executable,
-        "-m",
-        "rldecoder.cli",
-        "serve",
-        str(config),
-        "--store",
-        str(store),
-    ]
-    process = subprocess.Popen([*command, "--port", "0"], stdout=subprocess.PIPE, text=True)
-    try:
-        client = Client(_address(process))
+    with serving(config, store) as address:
+        client = Client(address)
         # The short prompts go between its rounds: the server keeps the last few prompts' residuals.
         long = client.longest(LONG_TEXT)
         times: dict[tuple[str, bool], list[float]] = {}
@@ -139,9 +127,6 @@ def server(
                 lengths[prompt == long].append(length)
                 for name, one in taken.items():
                     times.setdefault((name, prompt == long), []).append(one)
-    finally:
-        process.terminate()
-        process.wait()
 
     console.print(f"{_machine()}; frozen model in {client.dtype}; limit {client.max_tokens} tokens")
     table = Table("question", "tokens", "median, s", "worst, s", "answers")
@@ -158,14 +143,9 @@ def _machine() -> str:
     return f"{device_name(torch.device('cpu'))}, {len(os.sched_getaffinity(0))} cores"
 
 
-def _address(process: subprocess.Popen[str]) -> str:
-    assert process.stdout is not None
-    said = ""
-    for line in process.stdout:
-        said += line
-        if found := re.search(r"http://127\.0\.0\.1:\d+/", said.replace("\n", "")):
-            return found[0]
-    raise SystemExit(f"The server did not start:\n{said}")
+def taken_out(latent: int) -> dict[str, Any]:
+    """The change, as the page asks for it."""
+    return {"latent": latent, "how": "scale", "value": 0}
 
 
 def _one_prompt(client: Client, prompt: str) -> tuple[int, dict[str, float]]:
@@ -183,7 +163,7 @@ def _one_prompt(client: Client, prompt: str) -> tuple[int, dict[str, float]]:
     times = {
         "first answer": seconds(first_answer),
         "take a feature out": seconds(
-            lambda: client.ask("intervene", **place(latent=seen["latent"], factor=0))
+            lambda: client.ask("intervene", **place(changes=[taken_out(seen["latent"])]))
         ),
         "explanation, claims tested": seconds(lambda: client.ask("explain", **place())),
     }
@@ -199,15 +179,12 @@ def report(
     ] = 0,
 ) -> None:
     """Size of a report and the time until Chromium has loaded it."""
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None:
-        raise SystemExit("No Chromium was found. Install it (Debian: apt-get install chromium).")
     with tempfile.TemporaryDirectory() as folder:
         if features:
             html = with_features(page.read_text(encoding="utf-8"), features)
             page = Path(folder) / "report.html"
             page.write_text(html, encoding="utf-8")
-        loads = _load_times(page, rounds, chromium)
+        loads = _load_times(page, rounds)
         text = page.read_text(encoding="utf-8")
     found = SCRIPT.search(text)
     assert found is not None
@@ -231,12 +208,12 @@ def with_features(html: str, count: int) -> str:
     return html[: found.start(2)] + script_json(more) + html[found.end(2) :]
 
 
-def _load_times(page: Path, rounds: int, chromium: str) -> list[float]:
+def _load_times(page: Path, rounds: int) -> list[float]:
     """Seconds from the start of the navigation to the end of the load event."""
     took = "performance.getEntriesByType('navigation')[0].loadEventEnd"
     loads = []
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=chromium(), args=QUIET)
         for _ in range(rounds):
             tab = browser.new_page()
             tab.goto(page.resolve().as_uri(), wait_until="load")

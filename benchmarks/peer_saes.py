@@ -43,10 +43,13 @@ def main(
     k: int = 64,
     batch_tokens: int = 2048,
     threads: int = 1,
+    autocast: Annotated[bool, typer.Option(help="sae_lens's own setting: bfloat16.")] = False,
 ) -> None:
     """Train one SAE, save it, read it back as this project does, and compare the two."""
     if library not in (*RATES, "random"):
         raise typer.BadParameter(f"library is sae_lens, sparsify or random, not {library!r}")
+    if autocast and library != "sae_lens":
+        raise typer.BadParameter("autocast is a setting of sae_lens")
     torch.set_num_threads(threads)
     data = Cached(activations)
     meta = ActivationMeta.model_validate_json((activations / "meta.json").read_bytes())
@@ -67,7 +70,10 @@ def main(
     )  # fmt: skip
     torch.manual_seed(0)
     contender: SaeLens | Sparsify
-    contender = SaeLens(problem, "topk") if library == "sae_lens" else Sparsify(problem, "adam")
+    if library == "sae_lens":
+        contender = SaeLens(problem, "topk", autocast)
+    else:
+        contender = Sparsify(problem, "adam")
     started = time.perf_counter()
     for index, x in enumerate(itertools.islice(data.batches(batch_tokens), num_steps), 1):
         contender.step(x)
@@ -77,11 +83,12 @@ def main(
     # What it learned on scaled inputs must hold for raw ones, and after another program read it.
     x = data.held_out
     expected, _ = contender.reconstruct(x)
+    unexplained = fvu(contender, x)[0]  # before saving, which rescales the biases in place
     contender.save(out, data.scale, spec.hook_name)
     with torch.no_grad():
         recon = _read_back(out, spec)(x / data.scale).recon * data.scale
     gap = float((recon - expected).norm() / expected.norm())
-    print(f"test fvu {fvu(contender, x)[0]:.4f}; read back, it differs by {gap:.1e}")
+    print(f"test fvu {unexplained:.4f}; read back, it differs by {gap:.1e}")
 
 
 def _read_back(folder: Path, spec: SaeSpec) -> Sae:

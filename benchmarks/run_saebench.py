@@ -152,6 +152,10 @@ def probe(given: argparse.Namespace, model: Any, sae: Any) -> dict[str, list[flo
         model_name=model.cfg.model_name,
     )
     folder = given.activations or given.store / ".saebench"
+    # The first call also fits probes to the model's states. That moves the random numbers that draw
+    # each class's negatives, so only later calls draw the same ones for every SAE.
+    if not (folder / f"{name}_activations.pt").is_file():
+        probing.run_eval_single_sae(config, sae, model, "cpu", str(folder))
     _, by_class = probing.run_eval_single_sae(config, sae, model, "cpu", str(folder))
     (found,) = by_class.values()
     return {key: [float(value) for value in values.values()] for key, values in found.items()}

@@ -31,6 +31,7 @@ from tests import array_checks
 if TYPE_CHECKING:
     from rldecoder import Run
     from rldecoder.config.run import RunConfig
+    from rldecoder.lm.frozen import FrozenLM
     from tests.forked import ForkServer
 
 # Before the packages in question are imported.
@@ -89,6 +90,14 @@ def tiny_lm_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_random_model(tmp_path_factory.mktemp("gpt2") / "model", architecture="gpt2")
 
 
+@pytest.fixture(scope="module")
+def lm(tiny_lm_dir: Path) -> FrozenLM:
+    """The random GPT-2, loaded."""
+    from rldecoder.lm.frozen import FrozenLM
+
+    return FrozenLM.load(tiny_lm_dir)
+
+
 @pytest.fixture(scope="session")
 def tiny_llama_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Llama of the same size."""
@@ -103,6 +112,12 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip("../shared/data is not here")
     return SHARED_DATA
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache of this test alone in place of the user's."""
+    monkeypatch.setenv("RLDECODER_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture

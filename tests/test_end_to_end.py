@@ -20,9 +20,9 @@ from rldecoder.config.run import load_run_config
 from rldecoder.reporting import SilentReporter
 from rldecoder.runner import plan, run_pipeline
 from rldecoder.stages.table import STAGES
+from tests.conftest import ROOT
 from tests.forked import ForkServer
 
-ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs" / "debug.yaml"
 
 pytestmark = pytest.mark.slow

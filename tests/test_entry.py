@@ -19,8 +19,7 @@ from rldecoder.errors import (
     NoResourceError,
     UnexpectedError,
 )
-
-ROOT = Path(__file__).resolve().parents[1]
+from tests.conftest import ROOT
 
 
 @pytest.fixture(autouse=True)

@@ -21,9 +21,9 @@ from rldecoder.artifacts.store import ArtifactStore, Manifest
 from rldecoder.config.run import load_run_config
 from rldecoder.runner import plan
 from rldecoder.stages.table import STAGES
+from tests.conftest import ROOT
 from tests.forked import ForkServer
 
-ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs" / "debug.yaml"
 ROUNDS = int(os.environ.get("RLDECODER_SIGINT_ROUNDS", "8"))
 FULL = ROUNDS > 8

@@ -20,8 +20,7 @@ from rldecoder.reporting import SilentReporter, interruptible
 from rldecoder.stages.context import Output, Stage, StageContext
 from rldecoder.stages.inputs import Nothing
 from rldecoder.stages.table import STAGES
-
-ROOT = Path(__file__).resolve().parents[1]
+from tests.conftest import ROOT
 
 PROLOGUE = """
 import ctypes, gc, os, signal, sys, threading, time, weakref

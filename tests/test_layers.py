@@ -13,13 +13,12 @@ import re
 import tomllib
 from collections import defaultdict
 from functools import cache
-from pathlib import Path
 
 import pytest
 
 from rldecoder.artifacts.catalogue import CATALOGUE
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 SUBJECTS = ("lm", "data", "sae", "decoder", "rl", "interp", "explain", "evals")
 LAYERS: tuple[tuple[str, ...], ...] = (
     # Ground: what everything may use. Settings know the names of stages, for these are their keys.

@@ -20,12 +20,11 @@ from rldecoder.reporting import SilentReporter
 from rldecoder.runner import open_artifact, open_inputs, plan, run_pipeline
 from rldecoder.seeds import derive_seed
 from rldecoder.stages.table import STAGES, stage_named
-from tests.conftest import make_context
+from tests.conftest import ROOT, make_context
 from tests.forked import ForkServer
 from tests.sae.foreign_folders import Foreign, Weights, changed_config, write_foreign
 from tests.smallest import smallest
 
-ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs" / "debug.yaml"
 BEFORE = ("sync_tokenizer", "ingest", "baselines", "sweep_sae", "frontier", "cache_activations")
 AFTERWARDS = (

@@ -6,12 +6,10 @@ import ast
 import importlib
 import subprocess
 import sys
-from pathlib import Path
 
 from rldecoder.stages.overview import stage_table
 from rldecoder.stages.table import STAGES
-
-ROOT = Path(__file__).resolve().parents[1]
+from tests.conftest import ROOT
 
 # fmt: off
 GRAPH = {

@@ -31,11 +31,11 @@ from rldecoder.interp.shown import shown
 from rldecoder.sae.model import Sae
 from rldecoder.schemas import read_json
 from rldecoder.stages.table import stage_named
+from tests.conftest import ROOT
 from tests.forked import ForkServer
 from tests.stages.interp_inputs import HOOK_LAYER, LENGTH, NUM_LATENTS, make_inputs, run_stage
 from tests.stages.published import published
 
-ROOT = Path(__file__).parents[2]
 READERS = Path(os.environ.get("RLDECODER_EXPORT_READERS", ROOT / "build" / "export_readers"))
 NAMES = Names("tiny-model", "res-test", "Ann", "user-1")
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)

@@ -28,9 +28,7 @@ from tests.conftest import ROOT
 TOKENS = {"train": 95_000, "validation": 7_500, "label": 12_500, "test": 10_000}
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RLDECODER_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def asked(tmp_path: Path, model: Path, *text: Path, **changes: object) -> Asked:

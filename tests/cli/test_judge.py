@@ -12,9 +12,9 @@ from rldecoder import open_run
 from rldecoder.cli.judge import export_pairs, score_files
 from rldecoder.errors import BadInputError
 from rldecoder.schemas import read_json
+from tests.conftest import ROOT
 from tests.forked import Done, ForkServer
 
-ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "configs" / "debug.yaml"
 
 

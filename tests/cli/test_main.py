@@ -8,10 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import ROOT
 from tests.forked import ForkServer
-
-ROOT = Path(__file__).resolve().parents[2]
-
 
 LOOKING = """
 import contextlib, io, sys

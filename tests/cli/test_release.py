@@ -20,9 +20,7 @@ def rldecoder(*arguments: object) -> None:
     app([str(argument) for argument in arguments], standalone_mode=False)
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RLDECODER_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture(scope="module")

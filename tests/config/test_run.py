@@ -14,8 +14,8 @@ from rldecoder.config.run import RunConfig, load_run_config
 from rldecoder.errors import BadInputError
 from rldecoder.runner import plan
 from rldecoder.stages.table import STAGES
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
 EXPERIMENTS = ROOT / "docs" / "experiments"
 EVERY = sorted([*CONFIGS.glob("*.yaml"), *EXPERIMENTS.glob("*.yaml")])

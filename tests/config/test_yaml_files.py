@@ -12,8 +12,8 @@ import yaml
 
 from rldecoder.config.yaml_files import MAX_DEPTH, YamlFaultError, parse_yaml, read_yaml
 from rldecoder.errors import BadInputError
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 OWN = sorted([*ROOT.glob("configs/**/*.yaml"), *ROOT.glob("docs/experiments/*.yaml")])
 
 

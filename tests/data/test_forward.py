@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -12,11 +10,6 @@ from rldecoder.lm.frozen import FrozenLM
 from rldecoder.lm.sinks import SKIP_FIRST
 
 LENGTH = 8
-
-
-@pytest.fixture(scope="module")
-def lm(tiny_lm_dir: Path) -> FrozenLM:
-    return FrozenLM.load(tiny_lm_dir)
 
 
 @pytest.fixture(scope="module")

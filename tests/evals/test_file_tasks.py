@@ -18,11 +18,6 @@ from rldecoder.evals.prompts import SPLITS, score
 from rldecoder.lm.frozen import FrozenLM
 
 
-@pytest.fixture(scope="module")
-def lm(tiny_lm_dir: Path) -> FrozenLM:
-    return FrozenLM.load(tiny_lm_dir)
-
-
 def write(path: Path, **columns: list[Any]) -> Path:
     pq.write_table(pa.table(columns), path)
     return path

@@ -10,13 +10,7 @@ from rldecoder.evals.generation import prefix_generate
 from rldecoder.evals.prompts import make_prompts
 from rldecoder.evals.statistics import wilson_interval
 from rldecoder.evals.tasks import run_task, summarise
-from rldecoder.lm.frozen import FrozenLM
 from rldecoder.sae.model import Sae, SaeSpec
-
-
-@pytest.fixture(scope="module")
-def lm(tiny_lm_dir):
-    return FrozenLM.load(tiny_lm_dir)
 
 
 @pytest.fixture

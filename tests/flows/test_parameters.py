@@ -15,8 +15,7 @@ from flows.phases import decoder, explanations, features, interpretation, last_s
 from flows.review import ReviewParameters
 from rldecoder.errors import BadInputError
 from rldecoder.stages.table import STAGES
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.conftest import ROOT
 
 
 def test_a_config_is_found_by_name_and_by_path(tmp_path: Path) -> None:

@@ -18,10 +18,7 @@ from rldecoder.planning.throughput import MEASURED_FILE, PEAKS, measured, rate_f
 from rldecoder.run import Run
 from tests.conftest import ROOT
 
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RLDECODER_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def opened(store: Path, *overrides: str, name: str = "debug") -> Run:

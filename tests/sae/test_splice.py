@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor
@@ -14,11 +12,6 @@ from rldecoder.lm.frozen import FrozenLM
 from rldecoder.sae.splice import SpliceQuality, SpliceReport, splice_quality
 
 LAYER = 2
-
-
-@pytest.fixture(scope="module")
-def lm(tiny_lm_dir: Path) -> FrozenLM:
-    return FrozenLM.load(tiny_lm_dir)
 
 
 @pytest.fixture(scope="module")

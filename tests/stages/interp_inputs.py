@@ -94,11 +94,6 @@ def run_stage(stage: Stage, folders: Folders, config: Any, folder: Path) -> tupl
     return output, out
 
 
-def files_of(folder: Path) -> dict[str, bytes]:
-    """Every file of a folder with its bytes."""
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
-
-
 def write_tokens(
     folder: Path, split: str, tokens: np.ndarray, docs: np.ndarray, vocab_size: int
 ) -> None:

@@ -39,3 +39,12 @@ def inputs_in(inputs: type[Inputs], root: Path, **given: Artifact) -> Inputs:
         name: published(kind, root / kind.stage) for name, kind in get_type_hints(inputs).items()
     }
     return inputs(**(fields | given))  # type: ignore[call-arg]  # a NamedTuple's fields
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder with its bytes."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }

@@ -21,6 +21,7 @@ from rldecoder.lm.frozen import FrozenLM
 from rldecoder.stages.context import StageContext
 from rldecoder.stages.inputs import TextInputs
 from rldecoder.stages.table import stage_named
+from tests.stages.published import files_of
 from tests.stages.token_inputs import token_inputs
 
 STAGE = stage_named("cache_activations")
@@ -40,10 +41,6 @@ def inputs(tiny_lm_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> TextI
 def settings(**changes: object) -> CacheActivationsConfig:
     values = {"hook_layer": HOOK_LAYER, "shard_tokens": 3 * LENGTH, "micro_batch_sequences": 2}
     return CacheActivationsConfig.model_validate(values | changes)
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 def test_a_shard_is_written_while_the_next_one_is_computed(
@@ -140,16 +137,16 @@ def test_killed_run_goes_on_and_ends_the_same(
     with pytest.raises(KeyboardInterrupt):
         STAGE.run(inputs, settings(), killed)
     monkeypatch.undo()
-    kept = sorted(name for name in files(killed.progress) if name.endswith(".parquet"))
+    kept = sorted(name for name in files_of(killed.progress) if name.endswith(".parquet"))
     assert len(kept) >= max(1, killed_after - 1)
-    assert not any(name.endswith(".part") for name in files(killed.progress))
+    assert not any(name.endswith(".part") for name in files_of(killed.progress))
     (killed.progress / ".train-00009.parquet.1.part").write_bytes(b"half written")
     shard = killed.progress / kept.pop(0)
     shard.write_bytes(shard.read_bytes().replace(b"PAR1", b"PAR2", 1))
 
     calls = count_calls(monkeypatch)
     STAGE.run(inputs, settings(), killed)
-    assert files(killed.out) == files(whole.out)
+    assert files_of(killed.out) == files_of(whole.out)
     planned = plan_shards({"train": 11, "test": 4}, LENGTH, 3 * LENGTH)
     again = [planned[0], *planned[1 + len(kept) :]]
     assert len(calls) == sum((s.num_sequences + 1) // 2 for s in again)
@@ -199,7 +196,7 @@ def test_out_of_memory_halves_the_micro_batch(
     STAGE.run(inputs, settings(micro_batch_sequences=8, shard_tokens=3 * LENGTH), ctx)
     assert sizes[0] == 3
     assert max(sizes[2:]) <= 2
-    assert files(ctx.out) == files(plain.out)
+    assert files_of(ctx.out) == files_of(plain.out)
 
     def never(self: FrozenLM, ids: torch.Tensor, layer: int) -> Any:
         raise error
@@ -228,7 +225,7 @@ def test_too_little_disk_is_said_before_the_start(
     with pytest.raises(NoResourceError, match=r"needs 0\.00 GB on disk and 1,000,000\.00 GB"):
         STAGE.run(inputs, settings(disk_reserve_bytes=10**15), ctx)
     assert calls == []
-    assert files(ctx.progress) == {}
+    assert files_of(ctx.progress) == {}
 
 
 def test_nan_in_activations_is_an_error(
@@ -245,7 +242,7 @@ def test_nan_in_activations_is_an_error(
     ctx = context()
     with pytest.raises(NumericalError, match="`resid` hold NaN"):
         STAGE.run(inputs, settings(), ctx)
-    assert files(ctx.out) == {}
+    assert files_of(ctx.out) == {}
 
 
 @pytest.mark.parametrize(

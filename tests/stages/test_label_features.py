@@ -16,12 +16,11 @@ from rldecoder.interp.shown import ShownLatents
 from rldecoder.stages.table import stage_named
 from tests.stages.interp_inputs import (
     Folders,
-    files_of,
     make_inputs,
     run_stage,
     write_tokens,
 )
-from tests.stages.published import published
+from tests.stages.published import files_of, published
 
 STAGE = stage_named("label_features")
 

@@ -24,12 +24,11 @@ from tests.executors.elsewhere import Elsewhere
 from tests.stages.interp_inputs import (
     NUM_LATENTS,
     Folders,
-    files_of,
     inputs_of,
     make_inputs,
     run_stage,
 )
-from tests.stages.published import published
+from tests.stages.published import files_of, published
 
 STAGE = stage_named("rank_features")
 

@@ -27,21 +27,13 @@ from rldecoder.reporting import SilentReporter
 from rldecoder.stages.context import StageContext
 from rldecoder.stages.inputs import Nothing
 from rldecoder.stages.table import stage_named
-from tests.stages.published import published
+from tests.stages.published import files_of, published
 from tests.tiny_models import BOS, with_tokens_around
 
 STAGE = stage_named("sync_tokenizer")
 
 MakeContext = Callable[..., StageContext]
 TINY = RandomModelConfig(n_layer=2, d_model=32, n_head=2, vocab_size=300, n_positions=64)
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 def spec_for(model: Path, folder: Path, **changes: Any) -> Path:
@@ -69,11 +61,11 @@ def test_random_model_is_published_and_reproducible(context: MakeContext) -> Non
     output = STAGE.run(Nothing(), config, first)
     assert STAGE.run(Nothing(), config, again) == output
     STAGE.run(Nothing(), config, other)
-    assert files(first.out) == files(again.out)
+    assert files_of(first.out) == files_of(again.out)
     weights = "model/model.safetensors"
-    assert files(first.out)[weights] != files(other.out)[weights]
+    assert files_of(first.out)[weights] != files_of(other.out)[weights]
 
-    assert set(files(first.out)) >= {
+    assert set(files_of(first.out)) >= {
         "model/config.json", "model/model.safetensors", "model/tokenizer.json",
         "model/tokenizer_config.json", "model/generation_config.json",
         *(file.name for file in ModelFolder.files().values() if file is not ModelFolder.model),

@@ -21,7 +21,7 @@ from rldecoder.stages import train_decoder
 from rldecoder.stages.context import Output, StageContext
 from rldecoder.stages.inputs import DecoderInputs
 from tests.stages.decoder_inputs import make_inputs
-from tests.stages.published import published
+from tests.stages.published import files_of, published
 
 CONFIG = TrainDecoderConfig(
     budget_tokens=None, batch_tokens=32, lr=3e-3, checkpoint_every_steps=4, validation_tokens=80
@@ -56,14 +56,6 @@ class Killer(SilentReporter):
     def metrics(self, stage: str, step: int, values: Mapping[str, float]) -> None:
         if step == self.at and "lr" in values:
             raise KeyboardInterrupt
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 def test_training_lowers_held_out_kl(trained: tuple[Output, StageContext]) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -18,7 +16,7 @@ from rldecoder.lm.frozen import FrozenLM
 from rldecoder.rl import ppo_run
 from rldecoder.stages.table import stage_named
 from rldecoder.stages.train_ppo import run
-from tests.stages.published import published
+from tests.stages.published import files_of, published
 from tests.stages.rl_inputs import make_rl_inputs, small_config
 
 STAGE = stage_named("train_ppo")
@@ -27,14 +25,6 @@ STAGE = stage_named("train_ppo")
 @pytest.fixture(scope="module")
 def inputs(tiny_lm_dir, tmp_path_factory):
     return make_rl_inputs(tmp_path_factory.mktemp("rl"), tiny_lm_dir)
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 class Killed(BaseException):
@@ -62,7 +52,7 @@ def test_publishes_and_a_kill_changes_nothing(inputs, context, monkeypatch):
     config = small_config(ppo=small_config().ppo.model_copy(update=update))
     straight = context("straight")
     output = run(inputs, config, straight)
-    written = files(straight.out)
+    written = files_of(straight.out)
     assert {
         "curves.parquet", "rollouts.parquet", "evaluations.parquet", "training.json",
         "decoder/model.safetensors", "stage1/decoder/model.safetensors",
@@ -78,13 +68,13 @@ def test_publishes_and_a_kill_changes_nothing(inputs, context, monkeypatch):
         kill_after(patch, 1)
         with pytest.raises(Killed):
             run(inputs, config, killed)
-    assert not files(killed.out)
+    assert not files_of(killed.out)
     # What the checkpoint goes with was damaged: it all begins again, and ends the same.
     kept = killed.progress / "stage1" / "model.safetensors"
     kept.write_bytes(kept.read_bytes()[:-1] + b"?")
     torch.manual_seed(99)
     again = run(inputs, config, killed)
-    assert files(killed.out) == written
+    assert files_of(killed.out) == written
     assert again == output
 
     for folder in (straight.out, straight.progress, killed.progress):
@@ -106,7 +96,7 @@ def test_a_kill_changes_nothing_with_blocks(tiny_lm_dir, tmp_path, context, monk
             run(inputs, small_config(), killed)
     torch.manual_seed(99)
     assert run(inputs, small_config(), killed) == output
-    assert files(killed.out) == files(straight.out)
+    assert files_of(killed.out) == files_of(straight.out)
 
 
 def test_contents(inputs, context):
@@ -149,8 +139,8 @@ def test_seeds_share_the_start_and_nothing_else(inputs, context):
     single = run(inputs, small_config(), one)
     both = run(inputs, small_config(seeds=2), two)
     assert single.metrics == both.metrics
-    first = files(one.out)
-    assert {name: data for name, data in files(two.out).items() if name in first} | {
+    first = files_of(one.out)
+    assert {name: data for name, data in files_of(two.out).items() if name in first} | {
         name: first[name] for name in ("curves.parquet", "training.json")
     } == first
     seeds = published(Policy, two.out).training.seeds

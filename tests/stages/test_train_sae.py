@@ -23,7 +23,7 @@ from rldecoder.sae.training import SaeTrainer, StepResult
 from rldecoder.stages.context import StageContext
 from rldecoder.stages.inputs import SaeInputs
 from rldecoder.stages.table import stage_named
-from tests.stages.published import inputs_in
+from tests.stages.published import files_of, inputs_in
 
 STAGE = stage_named("train_sae")
 
@@ -72,14 +72,6 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> SaeInputs:
     inputs = inputs_in(SaeInputs, root)
     write_cache(inputs.cache.folder)
     return inputs
-
-
-def published(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 def test_publishes_an_sae_better_than_nothing(inputs: SaeInputs, context: Context) -> None:
@@ -133,7 +125,7 @@ def test_killed_and_resumed_publishes_the_same_bytes(
     assert isinstance(ctx.report, SilentReporter)
     resumed_from = (killed_at[-1] - 1) // 8 * 8
     assert ctx.report.notes == [f"train_sae goes on from step {resumed_from} of 50"]
-    assert published(ctx.out) == published(whole.out)
+    assert files_of(ctx.out) == files_of(whole.out)
     same = {k: v for k, v in got.metrics.items() if not k.endswith("_per_second")}
     assert same == {k: v for k, v in want.metrics.items() if not k.endswith("_per_second")}
 
@@ -142,7 +134,7 @@ def test_seed_changes_the_result(inputs: SaeInputs, context: Context) -> None:
     one, other = context("one"), context("other", seed=1)
     STAGE.run(inputs, CONFIG, one)
     STAGE.run(inputs, CONFIG, other)
-    assert published(one.out) != published(other.out)
+    assert files_of(one.out) != files_of(other.out)
 
 
 def test_relu_variant_runs_and_alerts(inputs: SaeInputs, context: Context) -> None:

@@ -22,8 +22,8 @@ from rldecoder.sae.model import Sae
 from rldecoder.stages.context import StageContext
 from rldecoder.stages.inputs import SaeInputs
 from rldecoder.stages.table import stage_named
-from tests.stages.published import inputs_in
-from tests.stages.test_train_sae import published, write_cache
+from tests.stages.published import files_of, inputs_in
+from tests.stages.test_train_sae import write_cache
 
 STAGE = stage_named("train_sae")
 Context = Callable[..., StageContext]
@@ -116,7 +116,7 @@ def test_killed_processes_are_replaced_and_the_bytes_are_the_same(
     STAGE.run(inputs, config, whole)
     report = KillingReporter([40, 100])
     STAGE.run(inputs, config, replace(killed, report=report, executor=LocalExecutor(retries=1)))
-    assert published(killed.out) == published(whole.out)
+    assert files_of(killed.out) == files_of(whole.out)
     assert report.steps == []
     losses = [note for note in report.notes if "was lost" in note]
     assert [loss.split(" of a training")[0] for loss in losses] == ["Process 1", "Process 0"]

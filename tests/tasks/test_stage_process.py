@@ -22,8 +22,8 @@ from rldecoder.reporting import Bar
 from rldecoder.runner import StageRun, plan
 from tasks import stage_process
 from tasks.stage_process import StageProcessError, run_in_process
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 CPU = DeviceLease("cpu", (), "CPU")
 Act = Callable[..., StageRun]
 

@@ -15,8 +15,7 @@ from rldecoder.errors import GateFailedError
 from rldecoder.far_reports import FarReporter
 from tasks import stage_worker
 from tasks.stage_worker import Request, work
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.conftest import ROOT
 
 
 @pytest.fixture

@@ -25,8 +25,7 @@ from rldecoder.runner import plan
 from rldecoder.stages.table import STAGES
 from tasks import stages
 from tasks.stages import STAGE_TASKS, RunContext, build, is_transient
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.conftest import ROOT
 
 
 @pytest.fixture(scope="module")

@@ -16,10 +16,9 @@ from rldecoder.config.llm import Budget
 from rldecoder.errors import BudgetExceededError
 from rldecoder.interp.llm.client import ChatClient, Parsed, Question
 from rldecoder.interp.llm.estimate import DryClient, Estimate
+from tests.conftest import ROOT
 from tests.interp.llm.conftest import OpenClient, outcomes, questions
 from tests.interp.llm.fake_server import label, said, serve
-
-ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_answers_come_in_order_and_never_more_at_once_than_allowed(

@@ -88,6 +88,8 @@ def loaded(store: Path, other: Path | None) -> tuple[Any, Any]:
     with contextlib.suppress(NotImplementedError):
         sae.fold_W_dec_norm()
     sae.cfg.metadata.prepend_bos = False
+    # It wants a name, which sae_lens writes only where it loaded the model itself.
+    sae.cfg.metadata.model_name = sae.cfg.metadata.model_name or model.cfg.model_name
     _, sae, _ = load_and_format_sae("rl-decoder", sae, "cpu")
     return model, sae
 

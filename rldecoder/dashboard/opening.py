@@ -7,12 +7,15 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from rldecoder.evals.comparison import RL, SUPERVISED
+from rldecoder.evals.statistics import wilson_interval
 from rldecoder.visible_text import visible_text
 
 if TYPE_CHECKING:
     from rldecoder.data.provenance import SourceProvenance
     from rldecoder.decoder.faithfulness import Faithfulness
     from rldecoder.evals.targets import TargetRow
+    from rldecoder.interp.kinds import Coverages
+    from rldecoder.interp.records import FeatureLabels
     from rldecoder.rl.controls import Comparison
     from rldecoder.stages.inputs import ReportInputs
 
@@ -42,20 +45,31 @@ def five_sentences(inputs: ReportInputs) -> list[Sentence]:
     control = next(
         (one for one in inputs.controls.record.comparisons if one.control == SUPERVISED), None
     )
-    coverage = inputs.evaluation.interpretability.label_coverage["all"]
-    sure = sum(feature.high_confidence for feature in inputs.labels.labels.features)
     return [
         Sentence("Decoded:", decoded),
         Sentence("Faithful:", faithful(splits["test"], splits["ood"])),
         Sentence("RL:", rl_changed(control, inputs.controls.record.verdict)),
         Sentence(
             "Meaning:",
-            f"{sure} of {coverage.features} examined features have a label that held on text it "
-            f"was not made from ({100 * coverage.low:.0f} to {100 * coverage.high:.0f} % of such "
-            "features would, 95 %); of all others only what they fire on and raise is known.",
+            meaning(inputs.labels.labels, inputs.labels.controls.coverage),
         ),
         Sentence("Do not believe:", not_to_believe(inputs.evaluation.targets.root, splits["ood"])),
     ]
+
+
+def meaning(labels: FeatureLabels, found: Coverages | None) -> str:
+    """How many features have a label that passed, beside the control, and how many a sure one."""
+    held = sum(feature.kind != "none" for feature in labels.features)
+    sure = sum(feature.high_confidence for feature in labels.features)
+    interval = wilson_interval(held, len(labels.features))
+    control = None if found is None else found.methods["random_sae"].coverage.value
+    beside = "" if control is None else f"; of an untrained SAE's {100 * control:.0f} %"
+    return (
+        f"{held} of {len(labels.features)} examined features have a label that held on text it was "
+        f"not made from ({100 * interval.low:.0f} to {100 * interval.high:.0f} % of such features "
+        f"would, 95 %{beside}), {sure} a sure one; of all others only what they fire on and raise "
+        "is known."
+    )
 
 
 def sources(found: Mapping[str, SourceProvenance]) -> str:

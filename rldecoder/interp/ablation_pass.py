@@ -33,6 +33,8 @@ ROWS_AT_ONCE = 4096
 """Rows of the cache that are read at a time."""
 HELD_BYTES = 1 << 29
 """Sequences that later passes find again."""
+ROWS_PER_STEP = 8
+"""Rows of the vocabulary's width that are worked on at a time."""
 STARTS_AT_ONCE = 256
 """Sequences whose first tokens are run at a time: always the same ones, whichever of them are asked
 for, because a product of matrices may round otherwise for another number of rows."""
@@ -102,17 +104,26 @@ def choose_places(split: SplitFirings, least: NDArray[np.float64], count: int, s
 
 
 class Ablated(NamedTuple):
-    """Log-probabilities of some places; n of them."""
+    """Log-probabilities of some places; n of them, at S positions of one sequence.
+
+    The next group overwrites them: memory of a vocabulary's width is taken once.
+    """
 
     places: IntArray
     """[n] their numbers."""
+    spot: Tensor
+    """[n] int64, the row of `before` that is a place's."""
     before: Tensor
-    """[n, V] with nothing taken out."""
+    """[S, V] with nothing taken out."""
     without: Tensor
     """[n, V] without the latent."""
     other: Tensor | None
     """[n, V] without another one that is active there, at the same length; as `without` where
     no other is."""
+    hidden: Tensor
+    """[n, 2 or 3, D] the final hidden states of all of these."""
+    total: Tensor
+    """[n, 2 or 3] what log-probabilities are less than logits."""
 
 
 class Texts:
@@ -214,6 +225,15 @@ class Texts:
             yield int(held[0][0][0]), held[0][1], held[0][2]
 
 
+def _normalise(logits: Tensor) -> Tensor:
+    """Make logits [m, V] log-probabilities, in place; returns what was taken off each row."""
+    first = logits[:, 0].clone()
+    # A few rows at a time stay in the processor's own memory.
+    for part in logits.split(ROWS_PER_STEP):
+        part.copy_(part.log_softmax(-1))
+    return first - logits[:, 0]
+
+
 class Ablations:
     """Takes latents of one SAE out of the frozen model."""
 
@@ -235,14 +255,17 @@ class Ablations:
         wanted = places.seq_id[first:end]
         if not wanted.size:
             return
-        each = 3 if others else 2
-        size = max(4, LOGITS_AT_ONCE // (each * self.texts.lm.vocab_size))
+        each, vocabulary = 3 if others else 2, self.texts.lm.vocab_size
+        size = max(4, LOGITS_AT_ONCE // (each * vocabulary))
+        room = torch.empty(each * size, vocabulary, device=self.texts.lm.device)
         for seq_id, text in self.texts.read(np.unique(wanted)):
             numbers = first + np.flatnonzero(wanted == seq_id)
             for group in np.split(numbers, range(size, numbers.size, size)):
-                yield self._group(text, places, group, others)
+                yield self._group(text, places, group, others, room)
 
-    def _group(self, text: ReadSequence, places: Places, group: IntArray, others: bool) -> Ablated:
+    def _group(
+        self, text: ReadSequence, places: Places, group: IntArray, others: bool, room: Tensor
+    ) -> Ablated:
         device = text.resid.device
         spots, which = np.unique(places.position[group], return_inverse=True)
         here = torch.from_numpy(places.position[group]).to(device)
@@ -256,10 +279,18 @@ class Ablations:
         if others:
             resid.append(text.without(self._other(text, places, group, own), here))
             where.append(here)
-        found = text.logprobs(torch.cat(resid), torch.cat(where))
-        before = found[: len(at)][torch.from_numpy(which).to(device)]
-        rest = found[len(at) :].unflatten(0, (-1, len(group)))
-        return Ablated(group, before, rest[0], rest[1] if others else None)
+        hidden = text.hidden(torch.cat(resid), torch.cat(where))
+        logits = self.texts.lm.unembed(hidden, out=room[: len(hidden)])
+        total = _normalise(logits)
+
+        spot = torch.from_numpy(which).to(device)
+        without, other = len(at), len(at) + len(group)
+        rows = torch.arange(len(group), device=device)
+        kept = torch.stack([spot, without + rows, *([other + rows] if others else [])], dim=1)
+        return Ablated(
+            group, spot, logits[:without], logits[without:other],
+            logits[other:] if others else None, hidden[kept], total[kept],
+        )  # fmt: skip
 
     def _other(self, text: ReadSequence, places: Places, group: IntArray, own: Tensor) -> Tensor:
         """[n, D] of another active latent each, as long as what is taken of the own one."""

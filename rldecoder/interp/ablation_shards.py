@@ -40,11 +40,13 @@ class Asked(NamedTuple):
     places: Places
     groups: Sequence[SetGroup] | None
     """Sets that are tried there; None asks for gains, which sets are fitted to."""
+    again: bool = False
+    """Whether gains come with what it takes to try sets at these places later."""
 
     @property
     def others(self) -> bool:
         """Whether other latents are taken out too."""
-        return self.groups is not None
+        return self.again or self.groups is not None
 
     def meter(self, device: torch.device) -> Callable[[Ablated], Gains | Tried]:
         """What turns places that were run into the answer."""
@@ -55,6 +57,7 @@ class Asked(NamedTuple):
     def save(self, path: Path) -> None:
         """Write it for workers, whole or not at all."""
         arrays = {f"place.{name}": column for name, column in self.places._asdict().items()}
+        arrays["again"] = np.array(self.again)
         for number, group in enumerate(self.groups or ()):
             sizes = [len(tokens) for tokens in group.tokens]
             flat = [token for tokens in group.tokens for token in tokens]
@@ -82,7 +85,7 @@ class Asked(NamedTuple):
                     arrays.get(f"rivals.{number}"),
                 )
             )
-        return cls(places, groups or None)
+        return cls(places, groups or None, bool(arrays["again"]))
 
 
 class AblationSettings(Runs):

@@ -44,6 +44,8 @@ class Material(NamedTuple):
     effects: Sequence[tuple[list[TokenEffect], list[TokenEffect]]]
     """Of each latent, what the decoder's row raises and lowers."""
     vocabulary: Vocabulary
+    phrases: Sequence[str | None]
+    """What MiniLM calls each output set, where it was asked."""
     strong_share: float
     output_share: float
     num_shown: int
@@ -138,7 +140,7 @@ def output_label(material: Material, row: int) -> OutputLabel:
     """What a latent raises in the frozen model."""
     m = material
     held = m.found.outputs.sets[row]
-    name, text = output_words(held, m.vocabulary)
+    name, text = output_words(held, m.vocabulary, m.phrases[row])
     return OutputLabel(
         text=text,
         failure=held.failure,
@@ -154,11 +156,15 @@ def output_label(material: Material, row: int) -> OutputLabel:
     )
 
 
-def output_words(held: OutputSet, vocabulary: Vocabulary) -> tuple[str | None, str | None]:
-    """Name and label of an output set."""
+def output_words(
+    held: OutputSet, vocabulary: Vocabulary, phrase: str | None
+) -> tuple[str | None, str | None]:
+    """Name and label of an output set; `phrase` names one that no class or affix covers."""
     if held.failure:
         return None, None
     name = name_set(held.tokens, held.gains, vocabulary)
+    if name is None and phrase is not None:
+        name = f"{phrase} (by MiniLM)"
     shown = show_set(held.tokens, vocabulary)
     return name, f"raises {shown}" if name is None else f"raises {name}: {shown}"
 

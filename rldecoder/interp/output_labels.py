@@ -24,7 +24,15 @@ from rldecoder.interp.calibration import NUM_ROTATIONS
 from rldecoder.interp.control_latents import SplitSource
 from rldecoder.interp.corpus import SplitFirings, document_folds
 from rldecoder.interp.output_scores import score_outputs
-from rldecoder.interp.output_sets import Gains, OutputSet, SetGroup, Trial, Tried, fit_sets
+from rldecoder.interp.output_sets import (
+    Gains,
+    OutputSet,
+    SetGroup,
+    Trial,
+    Tried,
+    Trier,
+    fit_sets,
+)
 from rldecoder.interp.records import OutputScores
 from rldecoder.interp.scores import derangement
 from rldecoder.interp.strong import usual_highs
@@ -34,6 +42,8 @@ from rldecoder.sae.model import Sae
 
 CHECKPOINT_SECONDS = 30.0
 """Between checkpoints; a killed run goes on from the last one."""
+PLACES_AT_ONCE = 512
+"""Places at which sets are tried again at a time."""
 
 
 class Rotation(NamedTuple):
@@ -102,13 +112,14 @@ class OutputLabeler:
         least = self._least(fit)
         # As many as the folds may hold together, with or without rotations: one procedure.
         places = choose_places(fit, least, NUM_ROTATIONS * self._count, self._seed)
-        gains = Gains.empty(len(places.row), self._lm.vocab_size)
-        self._run(f"{name}-fit", "label", sae, Asked(places, None), gains, gains.put)
+        gains = Gains.empty(len(places.row), self._lm.vocab_size, self._lm.d_model if rotate else 0)
+        asked = Asked(places, None, again=rotate)
+        self._run(f"{name}-fit", "label", sae, asked, gains, gains.put)
         sets = fit_sets(places, gains, number)
 
         rotations: list[Rotation] = []
         if rotate:
-            rotations = self._rotations(name, sae, fit, places, gains)
+            rotations = self._rotations(fit, places, gains)
 
         tokens = [found.tokens for found in sets]
         rng = np.random.default_rng(self._seed)
@@ -149,10 +160,9 @@ class OutputLabeler:
         """[K] least activation of each latent's places."""
         return self._share * usual_highs(fit.firings)
 
-    def _rotations(
-        self, name: str, sae: Sae, fit: SplitFirings, places: Places, gains: Gains
-    ) -> list[Rotation]:
-        """Sets of each fold, measured on the next one, judged on the one after that."""
+    def _rotations(self, fit: SplitFirings, places: Places, gains: Gains) -> list[Rotation]:
+        """Sets of each fold, measured on the next one, judged on the one after that; at the places
+        that were run to fit them."""
         dealt = document_folds(fit.grid, NUM_ROTATIONS)
         folds = dealt[np.searchsorted(fit.grid.seq_ids, places.seq_id), places.position]
         own = np.arange(len(fit.firings.latents))
@@ -162,7 +172,12 @@ class OutputLabeler:
             part = Gains(*(column[inside] for column in gains))
             sets.append(fit_sets(places.of(inside), part, len(own)))
             groups.append(SetGroup([held.tokens for held in sets[fold]], own))
-        trial = self._try(f"{name}-folds", "label", sae, places, folds, NUM_ROTATIONS, groups)
+        trial = _room(places, NUM_ROTATIONS, groups)
+        trier = Trier(groups, places.row, self._lm.device)
+        for start in range(0, len(folds), PLACES_AT_ONCE):
+            numbers = np.arange(start, min(start + PLACES_AT_ONCE, len(folds)))
+            found = trier.again(numbers, gains, self._lm)
+            trial.put(numbers, found, folds[numbers], places.row[numbers])
         out = []
         for fold in range(NUM_ROTATIONS):
             held_out, outcome = (
@@ -184,9 +199,7 @@ class OutputLabeler:
         parts: int,
         groups: Sequence[SetGroup],
     ) -> Trial:
-        # Of `parts`, whatever the places: a short text may leave the last fold without any.
-        shape = (len(groups[0].own), len(groups[0].tokens))
-        trial = Trial.empty(len(places.row), len(groups), parts, *shape)
+        trial = _room(places, parts, groups)
 
         def put(numbers: NDArray[np.int64], found: Tried) -> None:
             trial.put(numbers, found, part[numbers], places.row[numbers])
@@ -255,3 +268,10 @@ class OutputLabeler:
         texts = self._texts[split]
         assert texts.blocks.layer == layer
         return texts
+
+
+def _room(places: Places, parts: int, groups: Sequence[SetGroup]) -> Trial:
+    """A trial that has not begun: of `parts`, whatever the places, because a short text may leave
+    the last fold without any."""
+    shape = (len(groups[0].own), len(groups[0].tokens))
+    return Trial.empty(len(places.row), len(groups), parts, *shape)

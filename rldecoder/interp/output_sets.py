@@ -12,7 +12,7 @@ Try: on places of other documents, the *drop* of log P(set) when the latent is t
 the drops of other latents' sets there, and beside the drop when another active latent is taken
 out at the same length.
 
-Axes: P place, K latent, V vocabulary, M set, G group of sets.
+Axes: P place, K latent, V vocabulary, D model width, M set, G group of sets, T tokens of any set.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rldecoder.interp.ablation_pass import Ablated, Places
+from rldecoder.interp.ablation_pass import ROWS_PER_STEP, Ablated, Places
+from rldecoder.lm.frozen import FrozenLM
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -56,23 +57,46 @@ class Gains(NamedTuple):
     """[P, KEPT] ids of what is likelier without the latent."""
     lowered_by: NDArray[np.float32]
     """[P, KEPT] `p'(v) (log p'(v) - log p(v))`, nats."""
+    hidden: NDArray[np.float32]
+    """[P, 3, D] final hidden states before, without the latent, without the other one; for sets
+    that are not known yet. D is 0 where none will be tried at these places."""
+    total: NDArray[np.float32]
+    """[P, 3] what their log-probabilities are less than their logits."""
+    lost: NDArray[np.float32]
+    """[P] the probability that moves to other tokens without the latent."""
 
     @classmethod
-    def empty(cls, number: int, vocabulary: int) -> Gains:
-        """Of places not run yet."""
+    def empty(cls, number: int, vocabulary: int, width: int = 0) -> Gains:
+        """Of places not run yet; `width` is D."""
         shape = (number, min(KEPT, vocabulary))
         ids, values = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
-        return cls(ids, values, ids.copy(), values.copy())
+        hidden, total = np.zeros((number, 3, width), np.float32), np.zeros((number, 3), np.float32)
+        lost = np.zeros(number, np.float32)
+        return cls(ids, values, ids.copy(), values.copy(), hidden, total, lost)
 
     @classmethod
     def of(cls, found: Ablated) -> Gains:
-        """Of the places that were just run."""
-        change = found.before - found.without
+        """Of the places that were just run; with others, what it takes to try sets there later."""
+        raised: list[Tensor] = []
+        lowered: list[Tensor] = []
+        lost: list[Tensor] = []
+        for part in torch.arange(len(found.places)).split(ROWS_PER_STEP):
+            before, without = found.before[found.spot[part]], found.without[part]
+            change = before - without
+            before, without = before.exp(), without.exp()
+            lost.append(_lost(before, without))
+            for kept, gain in ((raised, before.mul_(change)), (lowered, without.mul_(-change))):
+                kept += gain.topk(min(KEPT, gain.shape[1]))
+
         columns = []
-        for gain in (found.before.exp() * change, found.without.exp() * -change):
-            best = gain.topk(min(KEPT, gain.shape[1]))
-            columns += [best.indices.cpu().numpy().astype(np.int32), best.values.cpu().numpy()]
-        return cls(*columns)
+        for kept in (raised, lowered):
+            values, ids = torch.cat(kept[::2]), torch.cat(kept[1::2])
+            columns += [ids.cpu().numpy().astype(np.int32), values.cpu().numpy()]
+        hidden, total = found.hidden, found.total
+        if found.other is None:
+            hidden, total = hidden.new_zeros(len(hidden), 3, 0), total.new_zeros(len(total), 3)
+        rest = (hidden.float(), total, torch.cat(lost))
+        return cls(*columns, *(column.cpu().numpy() for column in rest))
 
     def put(self, places: IntArray, found: Gains) -> None:
         """Take in the places of these numbers."""
@@ -248,8 +272,31 @@ class Trier:
         before, without, other = (
             part[:, self._tokens].exp() for part in (found.before, found.without, found.other)
         )
-        lost = (found.before.exp() - found.without.exp()).clamp_min(0).sum(-1)
-        rows = self._rows[found.places]
+        steps = torch.arange(len(found.places)).split(ROWS_PER_STEP)
+        lost = torch.cat(
+            [_lost(found.before[found.spot[i]].exp(), found.without[i].exp()) for i in steps]
+        )
+        return self._try(found.places, before[found.spot], without, other, lost)
+
+    def again(self, places: IntArray, gains: Gains, lm: FrozenLM) -> Tried:
+        """What places say that were run before, with others, when these sets were not known.
+
+        Args:
+            places: [n] their numbers.
+            lm: makes logits of the hidden states that were kept.
+        """
+        device = self._tokens.device
+        kept = (gains.hidden[places], gains.total[places], gains.lost[places])
+        hidden, total, lost = (torch.from_numpy(column).to(device) for column in kept)
+        logits = lm.unembed(hidden.to(lm.dtype), tokens=self._tokens)
+        before, without, other = (logits - total[..., None]).exp().unbind(1)
+        return self._try(places, before, without, other, lost)
+
+    def _try(
+        self, places: IntArray, before: Tensor, without: Tensor, other: Tensor, lost: Tensor
+    ) -> Tried:
+        """From probabilities [n, T] of all tokens of any set."""
+        rows = self._rows[places]
         by_group = []
         for group, member in zip(self.groups, self._members, strict=True):
             # Every set's drop at every place; the sums give each latent's mean over its places.
@@ -273,6 +320,11 @@ class Trier:
             own_values = [torch.where(has, value, torch.nan).cpu().numpy() for value in values]
             by_group.append((*own_values, drops.cpu().numpy()))
         return Tried(*(np.stack(column, axis=1) for column in zip(*by_group, strict=True)))
+
+
+def _lost(before: Tensor, without: Tensor) -> Tensor:
+    """[n] what tokens lose of their probabilities [n, V]."""
+    return (before - without).clamp_min_(0).sum(-1)
 
 
 def _log(probability: Tensor) -> Tensor:

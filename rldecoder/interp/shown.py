@@ -2,7 +2,8 @@
 
 A label is shown only if it passed on unseen text, or a person stands for it. Of any other latent
 stands what is known, marked as a description: the tokens on which it fires most strongly, and
-those that it raises.
+those that it raises. Of latents that were not to be labelled nobody took out any: there stand the
+tokens that their direction points to.
 """
 
 from __future__ import annotations
@@ -61,12 +62,13 @@ def description(feature: FeatureLabel) -> str:
     return described(fires_on, [effect.token for effect in feature.promoted])
 
 
-def described(fires_on: Sequence[str], raises: Sequence[str]) -> str:
+def described(fires_on: Sequence[str], raises: Sequence[str], points_to: Sequence[str] = ()) -> str:
     """A description in words.
 
     Args:
         fires_on: texts of tokens, raw.
-        raises: the same.
+        raises: the same; by ablation.
+        points_to: the same; what its direction alone would raise, which nobody tested.
 
     >>> described([" cat", "\\n"], [" sat"])
     'fires most strongly on "cat", "\\\\n"; raises "sat"'
@@ -76,6 +78,8 @@ def described(fires_on: Sequence[str], raises: Sequence[str]) -> str:
         parts.append(f"fires most strongly on {_listed(fires_on)}")
     if raises:
         parts.append(f"raises {_listed(raises)}")
+    if points_to:
+        parts.append(f"points to {_listed(points_to)}")
     return "; ".join(parts) or "fires on none of the text that was read"
 
 
@@ -110,7 +114,8 @@ class ShownLatents:
         row = self._others.get(latent)
         if row is None:
             return UNKNOWN
-        return Shown(MARK + described(row["fires_on"], row["raises"]), False, False, None)
+        text = described(row["fires_on"], (), row["raises"])
+        return Shown(MARK + text, False, False, None)
 
 
 def _accepted_by_person(feature: FeatureLabel) -> bool:

@@ -197,10 +197,8 @@ class FrozenLM:
 
     @property
     def unembedding(self) -> Tensor:
-        """What a final hidden state is multiplied with for its logits: [V, D], model's dtype.
-
-        The frozen weights of the output layer, times the scale that some models give their logits.
-        """
+        """What a final hidden state is multiplied with for its logits: [V, D], model's dtype. The
+        output layer's weights, times the scale that some models give their logits."""
         return self._unembedding.directions
 
     def choice_directions(self, token_ids: Tensor) -> Tensor:
@@ -374,17 +372,19 @@ class FrozenLM:
         with replaced_input(self.part_after(layer), put):
             return self._run(input_ids, attention_mask, position_ids)
 
-    def unembed(self, final_hidden: Tensor, *, out: Tensor | None = None) -> Tensor:
+    def unembed(
+        self, final_hidden: Tensor, *, out: Tensor | None = None, tokens: Tensor | None = None
+    ) -> Tensor:
         """Float32 logits [..., V] of final hidden states [..., D].
 
         Always summed in float32: bfloat16 logits near 16 lie 0.06 to 0.12 apart, so that the
         best two of a position often tie.
 
         Args:
-            final_hidden: [..., D]; [N, D] where `out` is given.
-            out: [N, V] float32, overwritten and returned; no gradient flows then.
+            out: [N, V] float32, overwritten and returned, for [N, D]; no gradient flows then.
+            tokens: [T] ids, for logits [..., T] of these alone; not with `out`.
         """
-        return self._unembedding.logits(final_hidden, out=out)
+        return self._unembedding.logits(final_hidden, out=out, tokens=tokens)
 
     def unembed_gradient(self, logits: Tensor, grad: Tensor) -> Tensor:
         """What `unembed` sends back: d loss / d final hidden state [N, D].

@@ -85,10 +85,16 @@ class Unembedding:
             self._scaled = (stored.float() * self.scale).to(stored.dtype)
         return self._scaled
 
-    def logits(self, final_hidden: Tensor, *, out: Tensor | None = None) -> Tensor:
+    def logits(
+        self, final_hidden: Tensor, *, out: Tensor | None = None, tokens: Tensor | None = None
+    ) -> Tensor:
         """See `FrozenLM.unembed`."""
         weight = self._weight()
         bias = getattr(self.head, "bias", None)
+        if tokens is not None:
+            assert out is None
+            weight = weight[tokens]
+            bias = None if bias is None else bias[tokens]
         # bfloat16 factors have exact float32 products, which the CPU's bfloat16 units add up in
         # float32: same logits to 1e-6, and half the time of a float32 product (measured).
         exact = final_hidden.dtype == self.stored.dtype == torch.bfloat16

@@ -50,6 +50,7 @@ from rldecoder.interp.recalibration import recalibrated
 from rldecoder.interp.records import SCHEMA_MINOR, FeatureLabel, FeatureLabels
 from rldecoder.interp.review import merge_reviews, read_reviews
 from rldecoder.interp.review_queue import draw_audit
+from rldecoder.interp.set_phrases import name_words
 from rldecoder.interp.strong import at_least, usual_highs
 from rldecoder.interp.vocabulary import Vocabulary
 from rldecoder.sae.model import Sae, SparseLatents
@@ -141,10 +142,14 @@ def run(inputs: LabelInputs, config: LabelFeaturesConfig, ctx: StageContext) -> 
         if draft.text is not None or not held.failure
     ]
     audit = draw_audit(named, config.review_audit_share, derive_seed(ctx.seed, "audit"))
+    sets = [held.tokens for held in found.outputs.sets]
+    phrases: list[str | None] = [None] * len(sets)
+    if config.set_phrases == "minilm":
+        phrases = name_words([[vocabulary.texts[token] for token in tokens] for tokens in sets])
     material = Material(
         found, passed["label"], inputs_sure, outputs_sure, picked, usual_highs(fit.firings),
-        task.importance, examples, effects, vocabulary, config.strong_share, config.output_share,
-        NUM_SHOWN,
+        task.importance, examples, effects, vocabulary, phrases, config.strong_share,
+        config.output_share, NUM_SHOWN,
     )  # fmt: skip
     drafted = records(material, tau, audit, others)
     features, tau, people = recalibrated(merge_reviews(drafted, reviews), drafted, tau)
@@ -180,7 +185,6 @@ def run(inputs: LabelInputs, config: LabelFeaturesConfig, ctx: StageContext) -> 
     if answered is not None:
         write_parquet(Labels.ledger.path(ctx.out), answered.ledger, LEDGER)
     untrained_sae, untrained, _ = drawn["random_sae"]
-    sets = [held.tokens for held in found.outputs.sets]
     imported = task.score_imported(
         OutputTrials(task.outputs, sae, fit, scored, sets, untrained_sae, untrained), features,
         None if answered is None else answered.others,
@@ -248,7 +252,7 @@ class _Labelling:
             count=config.output_places,
             seed=derive_seed(ctx.seed, "output-labels"),
             report=ctx.report,
-            progress=ctx.progress / "ablations",
+            progress=ctx.progress / "places",
             owner=ctx.owner,
             crew=self._crew(),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -77,6 +78,17 @@ def test_a_reading_shows_predictions_of_both_models(run: Run) -> None:
     assert shown.count("<tr>") == len(table) + 1
     assert f"{table[0].effect:+.3f}" in shown
     assert "frozen model predicts" in reading.explain()._repr_html_()
+
+
+def test_no_feature_of_a_reading_is_a_bare_number(run: Run) -> None:
+    reader = run.reader()
+    ids = reader.lm.encode_prompt("One and two")
+    texts = {latent: LabelText("a guess", 0.2) for latent in range(0, run.sae().num_latents, 2)}
+    html = ShownReading(replace(reader, labels=texts), ids, "One and two")._repr_html_()
+    said = re.findall(r"#(\d+)</span> (unsure: a guess|not labelled; )", html)
+    assert len(said) == len(re.findall(r"#\d+</span>", html)) > 6
+    assert {int(latent) % 2 == 0 for latent, _ in said} == {True, False}
+    assert all((int(latent) % 2 == 0) == (words == "unsure: a guess") for latent, words in said)
 
 
 def test_a_long_reading_is_cut(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

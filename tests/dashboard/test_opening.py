@@ -5,7 +5,11 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from rldecoder.dashboard.opening import faithful, not_to_believe, rl_changed, sources
+import numpy as np
+
+from rldecoder.dashboard.opening import faithful, meaning, not_to_believe, rl_changed, sources
+from rldecoder.interp.kinds import Accepted, coverages
+from tests.interp.test_records import feature, labels
 
 
 def faithfulness(**changes: float) -> Any:
@@ -41,6 +45,19 @@ def test_a_loss_is_no_gain_of_minus_something() -> None:
     gain = rl_changed(comparison(score_difference=0.1, score_low=0.02, beaten=True), "pass")
     assert "a clear gain; the controls were beaten." in gain
     assert rl_changed(None, "fail") == "what it changed was not measured."
+
+
+def test_labels_that_held_stand_beside_the_control_and_the_sure_ones() -> None:
+    found = labels(
+        [feature(kind="both", high_confidence=True), feature(kind="output"), feature(kind="none")]
+    )
+    said = meaning(found, None)
+    assert said.startswith("2 of 3 examined features have a label that held on text")
+    assert "(21 to 94 % of such features would, 95 %), 1 a sure one;" in said
+    none, all_four = np.zeros(4, bool), np.ones(4, bool)
+    accepted = {name: Accepted(none, all_four) for name in ("label", "shuffled", "drawn")}
+    beside = coverages(accepted | {"random_sae": Accepted(none, np.arange(4) < 1)})
+    assert "95 %; of an untrained SAE's 25 %), 1 a sure one" in meaning(found, beside)
 
 
 def test_what_not_to_believe_names_what_was_missed() -> None:

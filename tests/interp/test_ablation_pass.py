@@ -12,6 +12,7 @@ from rldecoder.data.activations import ActivationWriter
 from rldecoder.data.shards import read_token_table
 from rldecoder.interp.ablation_pass import Ablations, Texts, choose_places
 from rldecoder.interp.control_latents import SplitSource
+from rldecoder.interp.output_sets import Gains, SetGroup, Trier
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.sae.model import Sae, SaeSpec
 from tests.stages.interp_inputs import write_tokens
@@ -72,7 +73,7 @@ def test_places_are_those_of_the_whole_text(
 
             # The cache keeps bfloat16.
             near = {"atol": 0.05, "rtol": 0.02}
-            torch.testing.assert_close(part.before[row], spliced(0 * taken), **near)
+            torch.testing.assert_close(part.before[part.spot[row]], spliced(0 * taken), **near)
             torch.testing.assert_close(part.without[row], spliced(taken), **near)
             # Another latent that is active there, at the same length.
             acts, indices = sae.encode(lm.trunk(text, HOOK).resid[0, at].bfloat16().float())
@@ -83,3 +84,28 @@ def test_places_are_those_of_the_whole_text(
             assert min(errors) < 0.1
     assert seen == list(range(first, len(places.row)))
     assert ablations.texts.blocks.slow_because is None
+
+
+def test_sets_tried_again_say_what_they_say_in_the_pass(
+    world: tuple[FrozenLM, Sae, SplitSource, torch.Tensor],
+) -> None:
+    lm, sae, source, _ = world
+    split = source.firings(sae, "label", None, 10**6)
+    places = choose_places(split, np.zeros(40), 3, seed=0)
+    table = read_token_table(source.tokens, "label")
+    ablations = Ablations(Texts(lm, HOOK, source.reader("label"), table), sae)
+    sets = [(i, i + 100) for i in range(40)]
+    groups = [SetGroup(sets, np.arange(40)), SetGroup(sets[::-1], np.arange(40))]
+    trier = Trier(groups, places.row, lm.device)
+    gains = Gains.empty(len(places.row), lm.vocab_size, lm.d_model)
+    tried = []
+    for part in ablations.run(places, others=True):
+        tried.append(trier.of(part))
+        gains.put(part.places, Gains.of(part))
+        fallen = (part.before[part.spot].exp() - part.without.exp()).clamp_min(0).sum(-1)
+        np.testing.assert_allclose(gains.lost[part.places], fallen.numpy(), rtol=1e-5)
+    again = trier.again(np.arange(len(places.row)), gains, lm)
+    for name, column in again._asdict().items():
+        whole = np.concatenate([getattr(part, name) for part in tried])
+        np.testing.assert_allclose(column, whole, atol=1e-5, rtol=1e-4, err_msg=name)
+    assert np.abs(again.drop).max() > 1e-3

@@ -61,7 +61,7 @@ def test_every_latent_of_the_dictionary_has_words() -> None:
     assert said.latents == [5, 9]
     assert said.of(5).is_label
     assert said.of(9).text == (
-        'not labelled; fires most strongly on "cat", "\\u202e"; raises "sat", "\\n"'
+        'not labelled; fires most strongly on "cat", "\\u202e"; points to "sat", "\\n"'
     )
     assert said.of(1234) == UNKNOWN
     assert ShownLatents(labels(features)).of(9) == UNKNOWN  # files of older programs

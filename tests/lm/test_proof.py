@@ -118,6 +118,8 @@ def test_scaled_logits_have_scaled_directions_and_gradients(name: str, tiny_lm_d
     rows = final[0].clone().requires_grad_()
     logits = lm.unembed(rows)
     assert torch.equal(lm.unembed(rows, out=torch.empty_like(logits)), logits.detach())
+    some = torch.tensor([7, 0, 7, 3])
+    torch.testing.assert_close(lm.unembed(rows, tokens=some), logits[:, some])
     weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1))
     (expected,) = torch.autograd.grad((logits * weights).sum(), rows)
     sent = lm.unembed_gradient(logits.detach(), weights.clone())

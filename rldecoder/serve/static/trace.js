@@ -35,7 +35,7 @@ const Trace = (() => {
       node.title = (token.sink ? "an attention sink: left out of the colours"
         : shown[place] === null ? "before the change" : shown[place].toFixed(3) + " nats")
         + (token.features.length
-          ? "\nmost active: " + token.features.map((f) => "#" + f.latent + (f.label ? " " + f.label : "")).join(", ") : "");
+          ? "\nmost active: " + token.features.map((f) => "#" + f.latent + " " + Parts.labelText(f)).join(", ") : "");
     });
   };
   const paintDistance = () => paint(state.tokens.map((token) => token.kl), "colour: KL(frozen model || decoder)");

@@ -6,7 +6,6 @@ shares what it computes and is padded to its longest prompt, so none is cut in t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from functools import cached_property
 from itertools import groupby
@@ -21,9 +20,8 @@ from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
 from rldecoder.evals.comparison import FROZEN
 from rldecoder.evals.generation import GenerateFunction, newline_token_ids, prefix_generate
 from rldecoder.evals.prompts import TaskPrompt
-from rldecoder.evals.tasks import TaskRow, run_task
+from rldecoder.evals.tasks import TaskRow, rows_from_json, rows_to_json, run_task
 from rldecoder.executors.jobs import ShardFile, ShardSettings, TensorWorker, as_tensor, as_text
-from rldecoder.json_text import parse_json
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.reporting import Advance, Note
 from rldecoder.sae.model import Sae
@@ -126,12 +124,12 @@ class AnswerWorker(TensorWorker[AnswerSettings, list[TaskRow]]):
     @classmethod
     def pack(cls, result: list[TaskRow]) -> Mapping[str, Tensor]:
         """As the bytes of their JSON."""
-        return {"rows": as_tensor(json.dumps([row._asdict() for row in result]))}
+        return {"rows": as_tensor(rows_to_json(result))}
 
     @classmethod
     def unpack(cls, tensors: Mapping[str, Tensor]) -> list[TaskRow]:
         """See `TensorWorker.unpack`."""
-        return [TaskRow(**row) for row in parse_json(as_text(tensors["rows"]))]
+        return rows_from_json(as_text(tensors["rows"]))
 
     @cached_property
     def _stops(self) -> list[int]:

@@ -9,7 +9,6 @@ join adds in the order of one pass.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,9 +27,8 @@ from rldecoder.errors import BadInputError
 from rldecoder.evals.generation import newline_token_ids, prefix_generate
 from rldecoder.evals.prompts import TASKS, Task, TaskPrompt, make_prompts
 from rldecoder.evals.suite import check_lengths
-from rldecoder.evals.tasks import TaskRow, run_task
+from rldecoder.evals.tasks import TaskRow, rows_from_json, rows_to_json, run_task
 from rldecoder.executors.jobs import ShardFile, ShardSettings, TensorWorker, as_tensor, as_text
-from rldecoder.json_text import parse_json
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.lm.jacobian import (
     POSITIONS_AT_ONCE,
@@ -299,7 +297,7 @@ class BaselineWorker(TensorWorker[BaselineSettings, Tensors]):
             end_ids=self._lm.end_token_ids,
         )
         advance(part.size)
-        return {"rows": as_tensor(json.dumps([row._asdict() for row in result.rows]))}
+        return {"rows": as_tensor(rows_to_json(result.rows))}
 
     def _over(self, part: Part, advance: Advance) -> Iterable[_Residuals]:
         """Residuals of the layers, micro-batch by micro-batch, timed."""
@@ -424,7 +422,7 @@ def read_predictions(shards: Iterable[Tensors]) -> dict[str, PredictionSums]:
 
 def read_answers(shards: Iterable[Tensors]) -> list[TaskRow]:
     """The answers of some shards, in order."""
-    return [TaskRow(**row) for shard in shards for row in parse_json(as_text(shard["rows"]))]
+    return [row for shard in shards for row in rows_from_json(as_text(shard["rows"]))]
 
 
 def _below(layer: int, tensors: Tensors) -> Tensors:

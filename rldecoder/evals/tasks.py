@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from rldecoder.evals.generation import GenerateFunction, newline_token_ids
 from rldecoder.evals.prompts import TaskPrompt, score
 from rldecoder.evals.statistics import bootstrap_mean_ci, wilson_interval
+from rldecoder.json_text import parse_json
 from rldecoder.lm.text_tokens import answer_texts, encode_prompts
 
 
@@ -27,6 +29,16 @@ class TaskRow(NamedTuple):
     """0 to 1."""
     group: str = ""
     """`TaskPrompt.group`."""
+
+
+def rows_to_json(rows: Iterable[TaskRow]) -> str:
+    """Outcomes as text, for another process."""
+    return json.dumps([row._asdict() for row in rows])
+
+
+def rows_from_json(text: str) -> list[TaskRow]:
+    """What `rows_to_json` was given."""
+    return [TaskRow(**row) for row in parse_json(text)]
 
 
 class TaskResult(NamedTuple):

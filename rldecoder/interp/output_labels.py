@@ -172,12 +172,15 @@ class OutputLabeler:
             part = Gains(*(column[inside] for column in gains))
             sets.append(fit_sets(places.of(inside), part, len(own)))
             groups.append(SetGroup([held.tokens for held in sets[fold]], own))
+
+        # All of them at all places, some at a time: logits are made anew of what was kept.
         trial = _room(places, NUM_ROTATIONS, groups)
         trier = Trier(groups, places.row, self._lm.device)
         for start in range(0, len(folds), PLACES_AT_ONCE):
             numbers = np.arange(start, min(start + PLACES_AT_ONCE, len(folds)))
             found = trier.again(numbers, gains, self._lm)
             trial.put(numbers, found, folds[numbers], places.row[numbers])
+
         out = []
         for fold in range(NUM_ROTATIONS):
             held_out, outcome = (

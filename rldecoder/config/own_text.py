@@ -192,8 +192,8 @@ train_ppo:
     - {{steps: 18, faithfulness: 0.3, monosemanticity: 0.2, task: 0.5}}
   ppo:
     {{inner_epochs: 1, policy_coef: 3, lr: 2.0e-4, blocks_lr: 2.0e-5, adam_eps: 1.0e-6,
-      replay_tokens: 64, response_kl_factors: {{kind: 0}},
-      interpolation: [1.0, 0.8, 0.6, 0.4], interpolation_max_kl: 0.02}}
+      replay_tokens: 256, response_kl_factors: {{kind: 0}},
+      interpolation: [1.0, 0.8, 0.6, 0.4], interpolation_max_kl: 0.01}}
   eval_every_steps: 24
   eval_prompts: 16
   checkpoint_every_steps: 12

@@ -201,7 +201,7 @@ def faithfulness(bed: Bed, tokens: int, folder: Path) -> None:
         precision="highest",
     )
     shards = bed.context(folder).shards
-    summarise(list(shards.results(FaithfulnessWorker, settings, [], "scored", "score")), 0)
+    summarise(shards.results(FaithfulnessWorker, settings, [], "scored", "score"), 0)
 
 
 STAGES: dict[str, Callable[[Bed, int, Path], None]] = {
@@ -212,8 +212,8 @@ STAGES: dict[str, Callable[[Bed, int, Path], None]] = {
     "rank_features: attribution": attribution,
     "evaluate: faithfulness": faithfulness,
 }
-LARGEST = {"ingest": 10**7}
-"""Tokens; of the others 10^6."""
+LARGEST = {"ingest": 10**7, "label_features: encoding": 10**7}
+"""Tokens; of the others, which run the frozen model, 10^6."""
 
 
 def make_bed(folder: Path, sizes: Sequence[int], only: Sequence[str]) -> Bed:
@@ -224,7 +224,8 @@ def make_bed(folder: Path, sizes: Sequence[int], only: Sequence[str]) -> Bed:
     model = _opened(ModelFolder, store.path(refs["sync_tokenizer"]))
 
     # Tokens: as many as the largest size of the stages that read them.
-    most = max([s for s in sizes if s <= 10**6], default=0)
+    read = [size for stage in only if stage != "ingest" for size in _sizes_of(stage, sizes)]
+    most = max(read, default=0)
     (folder / "corpus").mkdir()
     generator = np.random.default_rng(0)
     for split, tokens in {"train": most, "validation": 1024, "test": most}.items():
@@ -254,6 +255,10 @@ def make_bed(folder: Path, sizes: Sequence[int], only: Sequence[str]) -> Bed:
         decoder.W.copy_(sae.W_dec)
     save_decoder(decoder, folder / "decoder")
     return bed
+
+
+def _sizes_of(stage: str, sizes: Sequence[int]) -> list[int]:
+    return [size for size in sizes if size <= LARGEST.get(stage, 10**6)]
 
 
 def _opened(kind: type[Kind], folder: Path) -> Kind:
@@ -348,7 +353,7 @@ def main(
     with tempfile.TemporaryDirectory() as name:
         bed = make_bed(Path(name), asked, names)
         for stage in names:
-            for tokens in (size for size in asked if size <= LARGEST.get(stage, 10**6)):
+            for tokens in _sizes_of(stage, asked):
                 tries = []
                 for _ in range(repeats):
                     with tempfile.TemporaryDirectory(dir=name) as work:

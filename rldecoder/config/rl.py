@@ -73,7 +73,8 @@ class PpoSettings(Config):
     times the monosemanticity weight. 0.1 does not move it."""
     replay_tokens: int = Field(default=256, ge=0)
     """Training-text tokens on which both losses are also taken in each optimiser step, other ones
-    in each; 0: rollouts only. Decoders with blocks take whole sequences: rounded down, at least one.
+    in each; 0: rollouts only. Decoders with blocks take whole sequences: rounded down, at least
+    one.
     Without them the decoder drifts away on text that is no task prompt."""
     lr: float = Field(default=2e-5, gt=0)
     """Peak learning rate of the map from latents (Adam)."""

@@ -6,7 +6,7 @@ logits are computed once for all of them. Formulas: docs/metrics.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -154,7 +154,7 @@ def evaluate_predictors(
         reader, BATCH_ROWS, columns=("resid", "final_hidden"), max_tokens=max_tokens
     )
     return summarise(
-        [score_batch(predictors, batch, next_tokens, lm, precision) for batch in batches], seed
+        (score_batch(predictors, batch, next_tokens, lm, precision) for batch in batches), seed
     )
 
 
@@ -197,19 +197,20 @@ def score_batch(
     return TokenScores(joined, labels != NO_LABEL, batch.seq_id)
 
 
-def summarise(parts: Sequence[TokenScores], seed: int) -> dict[str, Faithfulness]:
-    """Means, and intervals by a bootstrap, over the tokens of all parts, in order.
+def summarise(parts: Iterable[TokenScores], seed: int) -> dict[str, Faithfulness]:
+    """Means, and intervals by a bootstrap, over the tokens of all parts.
+
+    Of a part that is done two sums a sequence are held, whatever its number of tokens.
 
     Raises:
         NumericalError: a predictor gives NaN or infinity.
     """
-    has_label = torch.cat([part.has_label for part in parts]).numpy()
-    sequence = torch.cat([part.sequence for part in parts]).numpy()
-    found = {}
-    for name in parts[0].by_predictor:
-        scores = torch.cat([part.by_predictor[name] for part in parts]).double().numpy()
-        found[name] = _summarise(name, scores, has_label, sequence, seed)
-    return found
+    tallies: dict[str, _Tally] = {}
+    for part in parts:
+        for name, scores in part.by_predictor.items():
+            tally = tallies.setdefault(name, _Tally(name))
+            tally.add(scores.double().numpy(), part.has_label.numpy(), part.sequence.numpy())
+    return {name: tally.summary(seed) for name, tally in tallies.items()}
 
 
 def _score_rows(logits: Tensor, frozen_logits: Tensor, labels: Tensor) -> Tensor:
@@ -232,50 +233,72 @@ def _score_rows(logits: Tensor, frozen_logits: Tensor, labels: Tensor) -> Tensor
     return torch.stack([columns[name] for name in _COLUMNS], dim=-1)
 
 
-def _summarise(
-    name: str,
-    scores: NDArray[np.float64],
-    has_label: NDArray[np.bool_],
-    sequence: NDArray[np.int64],
-    seed: int,
-) -> Faithfulness:
-    if not np.isfinite(scores).all():
-        raise NumericalError(
-            f"The predictor `{name}` gives NaN or infinity on held-out text.",
-            "Its weights diverged, or the cached activations are damaged.",
-            "Lower `train_decoder.lr`, or rebuild the activation cache.",
+class _Tally:
+    """Sums over a predictor's tokens, from which all that is reported follows."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._labelled = dict.fromkeys(_COLUMNS, 0.0)
+        self._agree, self._num_labels = 0.0, 0
+        self._gaps = np.zeros(NUM_ECE_BINS)
+        self._by_sequence: list[tuple[NDArray[np.int64], NDArray[np.float64]]] = []
+
+    def add(
+        self, scores: NDArray[np.float64], has_label: NDArray[np.bool_], sequence: NDArray[np.int64]
+    ) -> None:
+        """The tokens of a part, as in `TokenScores`."""
+        if not np.isfinite(scores).all():
+            raise NumericalError(
+                f"The predictor `{self.name}` gives NaN or infinity on held-out text.",
+                "Its weights diverged, or the cached activations are damaged.",
+                "Lower `train_decoder.lr`, or rebuild the activation cache.",
+            )
+        column = dict(zip(_COLUMNS, scores.T, strict=True))
+        self._agree += float(column["agree"].sum())
+
+        # What a label is needed for.
+        labelled = {key: values[has_label] for key, values in column.items()}
+        self._num_labels += int(has_label.sum())
+        self._gaps += calibration_gaps(labelled["confidence"], labelled["correct"])
+        for key, values in labelled.items():
+            self._labelled[key] += float(values.sum())
+
+        # The bootstrap draws whole sequences: of each its number, its KL and how many tokens.
+        numbers, where = np.unique(sequence, return_inverse=True)
+        sums = np.stack([np.bincount(where, column["kl"]), np.bincount(where)])
+        self._by_sequence.append((numbers, sums))
+
+    def summary(self, seed: int) -> Faithfulness:
+        """Means over the tokens, and the interval of the KL."""
+        # A sequence may go on in the next part.
+        numbers = np.concatenate([part for part, _ in self._by_sequence])
+        _, where = np.unique(numbers, return_inverse=True)
+        parts = np.concatenate([sums for _, sums in self._by_sequence], axis=1)
+        kl_sums, counts = (np.bincount(where, weights=values) for values in parts)
+
+        kl, num_tokens = float(kl_sums.sum() / counts.sum()), int(counts.sum())
+        low, high = (kl, kl) if len(counts) == 1 else _sequence_bootstrap(kl_sums, counts, seed)
+        mean = {key: total / max(1, self._num_labels) for key, total in self._labelled.items()}
+        return Faithfulness(
+            kl=kl,
+            kl_low=low,
+            kl_high=high,
+            ce=mean["ce"],
+            frozen_ce=mean["frozen_ce"],
+            accuracy=mean["correct"],
+            frozen_accuracy=mean["frozen_correct"],
+            agreement=self._agree / num_tokens,
+            ece=expected_calibration_error(self._gaps, self._num_labels),
+            num_tokens=num_tokens,
+            num_labels=self._num_labels,
+            num_sequences=len(counts),
         )
-    column = dict(zip(_COLUMNS, scores.T, strict=True))
-    labelled = {key: values[has_label] for key, values in column.items()}
-    low, high = _sequence_bootstrap(column["kl"], sequence, seed)
-    return Faithfulness(
-        kl=float(column["kl"].mean()),
-        kl_low=low,
-        kl_high=high,
-        ce=_mean(labelled["ce"]),
-        frozen_ce=_mean(labelled["frozen_ce"]),
-        accuracy=_mean(labelled["correct"]),
-        frozen_accuracy=_mean(labelled["frozen_correct"]),
-        agreement=float(column["agree"].mean()),
-        ece=expected_calibration_error(labelled["confidence"], labelled["correct"]),
-        num_tokens=len(scores),
-        num_labels=int(has_label.sum()),
-        num_sequences=len(np.unique(sequence)),
-    )
-
-
-def _mean(values: NDArray[np.float64]) -> float:
-    return float(values.mean()) if len(values) else 0.0
 
 
 def _sequence_bootstrap(
-    values: NDArray[np.float64], sequence: NDArray[np.int64], seed: int
+    sums: NDArray[np.float64], counts: NDArray[np.float64], seed: int
 ) -> tuple[float, float]:
     """95 % interval of the token mean, resampling sequences (tokens of one are not independent)."""
-    _, where = np.unique(sequence, return_inverse=True)
-    sums, counts = np.bincount(where, weights=values), np.bincount(where).astype(float)
-    if len(sums) == 1:
-        return float(values.mean()), float(values.mean())
     found = stats.bootstrap(
         (sums, counts),
         lambda total, count, axis: total.sum(axis) / count.sum(axis),
@@ -289,12 +312,15 @@ def _sequence_bootstrap(
     return float(found.low), float(found.high)
 
 
-def expected_calibration_error(
+def calibration_gaps(
     confidence: Float[np.ndarray, " tokens"], correct: Float[np.ndarray, " tokens"]
-) -> float:
-    """Mean |accuracy - confidence| over equal-width bins, weighted by their size (1706.04599)."""
-    if not len(confidence):
-        return 0.0
+) -> Float[np.ndarray, " bins"]:
+    """Sum of correct - confidence over the tokens of each equal-width bin of confidence."""
     bins = np.minimum((confidence * NUM_ECE_BINS).astype(int), NUM_ECE_BINS - 1)
-    gaps = np.bincount(bins, weights=correct - confidence, minlength=NUM_ECE_BINS)
-    return float(np.abs(gaps).sum() / len(confidence))
+    # Without tokens numpy counts in integers.
+    return np.bincount(bins, weights=correct - confidence, minlength=NUM_ECE_BINS).astype(float)
+
+
+def expected_calibration_error(gaps: Float[np.ndarray, " bins"], num_tokens: int) -> float:
+    """Mean |accuracy - confidence| over the bins, weighted by their size (1706.04599)."""
+    return float(np.abs(gaps).sum() / max(1, num_tokens))

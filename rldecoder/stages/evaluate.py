@@ -158,7 +158,7 @@ def _faithfulness(
         f"faithfulness on {split}",
         here=FaithfulnessWorker(settings, ctx.device, ctx.report.note, (lm, predictors)),
     )  # fmt: skip
-    return summarise(list(shards), derive_seed(ctx.seed, "bootstrap"))
+    return summarise(shards, derive_seed(ctx.seed, "bootstrap"))
 
 
 def _prompts(

@@ -49,7 +49,7 @@ def run(inputs: DecoderGateInputs, config: GateDecoderConfig, ctx: StageContext)
             f"faithfulness on {split}",
             here=opened and FaithfulnessWorker(settings, ctx.device, ctx.report.note, opened),
         )  # fmt: skip
-        found[split] = summarise(list(scores), derive_seed(ctx.seed, "bootstrap"))
+        found[split] = summarise(scores, derive_seed(ctx.seed, "bootstrap"))
         ctx.report.note(f"{split}: KL {found[split][DECODER].kl:.3f} nats/token")
 
     report = make_report(found, config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from rldecoder.data.activation_reader import ActivationReader
 from rldecoder.data.activations import ActivationBatch
 from rldecoder.decoder import faithfulness, faithfulness_shards
 from rldecoder.decoder.faithfulness import (
+    TokenScores,
+    calibration_gaps,
     decoder_predictor,
     evaluate_faithfulness,
     evaluate_predictors,
@@ -155,7 +158,43 @@ def test_one_sequence_has_no_interval(
 
 
 def test_calibration_error_of_known_cases() -> None:
-    always_sure = np.ones(4)
-    assert expected_calibration_error(always_sure, np.array([1.0, 1.0, 0.0, 0.0])) == 0.5
-    assert expected_calibration_error(np.full(4, 0.5), np.array([1.0, 0.0, 1.0, 0.0])) == 0
-    assert expected_calibration_error(np.empty(0), np.empty(0)) == 0
+    def error(confidence: list[float], correct: list[float]) -> float:
+        gaps = calibration_gaps(np.array(confidence), np.array(correct))
+        return expected_calibration_error(gaps, len(correct))
+
+    assert error([1.0] * 4, [1.0, 1.0, 0.0, 0.0]) == 0.5
+    assert error([0.5] * 4, [1.0, 0.0, 1.0, 0.0]) == 0
+    assert error([], []) == 0
+
+
+def scored(sequence: list[int], seed: int) -> TokenScores:
+    """Tokens of some sequences with random scores."""
+    rng = np.random.default_rng(seed)
+    scores = torch.from_numpy(rng.random((len(sequence), 7), dtype=np.float32))
+    has_label = torch.from_numpy(rng.random(len(sequence)) < 0.8)
+    return TokenScores({"one": scores}, has_label, torch.tensor(sequence))
+
+
+def test_parts_may_end_within_a_sequence() -> None:
+    whole = scored([3] * 10 + [5] * 30 + [9] * 20, 0)
+    halves = [
+        TokenScores({"one": whole.by_predictor["one"][part]}, whole.has_label[part],
+                    whole.sequence[part])
+        for part in (slice(0, 25), slice(25, 60))
+    ]  # fmt: skip
+    found, expected = summarise(halves, 1)["one"], summarise([whole], 1)["one"]
+    assert found.num_sequences == expected.num_sequences == 3
+    for name, value in expected.model_dump().items():
+        assert getattr(found, name) == pytest.approx(value, rel=1e-12), name
+
+
+def test_memory_is_that_of_a_part() -> None:
+    def peak(parts: int) -> int:
+        tracemalloc.start()
+        summarise((scored([n] * 2000, n) for n in range(parts)), 0)
+        (_, found) = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return found
+
+    peak(2)
+    assert peak(60) < 1.5 * peak(4)

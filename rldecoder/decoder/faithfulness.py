@@ -265,7 +265,7 @@ class _Tally:
 
         # The bootstrap draws whole sequences: of each its number, its KL and how many tokens.
         numbers, where = np.unique(sequence, return_inverse=True)
-        sums = np.stack([np.bincount(where, column["kl"]), np.bincount(where)])
+        sums = np.stack([np.bincount(where, column["kl"]), np.bincount(where)]).astype(float)
         self._by_sequence.append((numbers, sums))
 
     def summary(self, seed: int) -> Faithfulness:
@@ -274,7 +274,8 @@ class _Tally:
         numbers = np.concatenate([part for part, _ in self._by_sequence])
         _, where = np.unique(numbers, return_inverse=True)
         parts = np.concatenate([sums for _, sums in self._by_sequence], axis=1)
-        kl_sums, counts = (np.bincount(where, weights=values) for values in parts)
+        kl_sums = np.bincount(where, weights=parts[0]).astype(float)
+        counts = np.bincount(where, weights=parts[1]).astype(float)
 
         kl, num_tokens = float(kl_sums.sum() / counts.sum()), int(counts.sum())
         low, high = (kl, kl) if len(counts) == 1 else _sequence_bootstrap(kl_sums, counts, seed)

@@ -73,12 +73,12 @@ def passages(texts: list[str], tokens: int, rng: random.Random) -> Iterator[str]
 
 
 def kinds(path: Path, tokens: int, rng: random.Random) -> dict[str, Iterator[str]]:
-    """Every kind's passages, and the dialogues among the novels'."""
+    """Every kind's passages, and the dialogues of files of novels."""
     found: dict[str, Iterator[str]] = {}
     for file in sorted(path.glob("*.parquet")) if path.is_dir() else [path]:
         for kind, texts in read_texts(file).items():
             found[kind] = passages(texts, tokens, rng)
-            if kind.startswith("novels"):
+            if "novels" in kind or "novels" in file.stem:
                 found["dialogue in novels"] = (
                     text
                     for text in passages(texts, tokens, rng)

@@ -1,8 +1,9 @@
 """The reader: original prose that comes with the project, so that a default corpus holds some.
 
-About 210 short pieces (stories, dialogues, letters, explanations, instructions, reports, plays,
-essays, lives, journeys, fables, verses, sums in words, rules, abstracts, questions), written for
-this project. No two are alike, and each is a document: what is held out is whole pieces.
+About 260 short pieces (stories, dialogues, letters, explanations, instructions, reports, plays,
+essays, lives, journeys, fables, verses, sums in words, rules, abstracts, questions, encyclopedia
+and textbook articles, fact sheets, news, statutes), written for this project. No two are alike,
+and each is a document: what is held out is whole pieces.
 """
 
 from __future__ import annotations

@@ -26,10 +26,15 @@ AVX2 = {
     "rank_features": 35, "cluster_features": 35,
 }  # fmt: skip
 AVX2_TOTAL = 1519.0
+THEN = [
+    "ingest.budget_tokens.train=122880", "cache_activations.budget_tokens.train=122880",
+    "train_sae.budget_tokens=900000", "train_decoder.budget_tokens=30000",
+]  # fmt: skip
+"""The budgets of both runs."""
 
 
 def expected(cache_seconds: float) -> dict[str, float]:
-    run = load_run_config(ROOT / "configs" / "quickstart.yaml")
+    run = load_run_config(ROOT / "configs" / "quickstart.yaml", THEN)
     sizes = model_sizes(run.sync_tokenizer)
     rate = stage_cost("cache_activations", Sizing(run, sizes)).flops / cache_seconds
     return expected_seconds(run, sizes.constants, rate)

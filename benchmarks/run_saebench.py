@@ -6,7 +6,7 @@ imports nothing of it, and is run by the Python of that environment:
     python -m venv saebench
     saebench/bin/pip install torch==2.13.0 sae-bench==0.6.0
     saebench/bin/pip uninstall torchvision    # where torch is a build for CPUs: PyPI's is not
-    export HF_HUB_OFFLINE=1
+    export HF_HUB_OFFLINE=1 JAXTYPING_DISABLE=1    # else probing fails at a call of SAEBench's own
     saebench/bin/python benchmarks/run_saebench.py core --store artifacts --out ours.json
     saebench/bin/python benchmarks/run_saebench.py probing --store artifacts --texts TEXTS.parquet
     saebench/bin/python benchmarks/run_saebench.py table ours.json peer.json

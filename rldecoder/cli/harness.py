@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich import box
 from rich.markup import escape
 from rich.table import Table
 
@@ -151,15 +152,20 @@ def _beside_ours(run: Run, scores: Sequence[Score], limit: int | None) -> list[S
 
 
 def _show(scores: Sequence[Score], path: Path) -> None:
-    table = Table(title="lm-evaluation-harness", title_justify="left")
-    for column in ("task", "metric", "system", "n", "value", "+-", "to frozen", "+-", "ours"):
-        table.add_column(
-            column, justify="left" if column in ("task", "metric", "system") else "right"
-        )
+    # Lines between columns would take the room that whole words need on 80 characters.
+    table = Table(
+        title="lm-evaluation-harness", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False,
+        collapse_padding=True, caption="±: standard error", caption_justify="left",
+    )  # fmt: skip
+    for column in ("task", "metric", "system"):
+        table.add_column(column, overflow="fold")
+    for column in ("n", "value", "to frozen", "ours"):
+        table.add_column(column, justify="right", no_wrap=True)
     for one in scores:
         table.add_row(
-            escape(one.task), escape(one.counted), one.system, str(one.n), f"{one.value:.3f}",
-            _number(one.stderr), _number(one.delta, "+"), _number(one.delta_stderr),
+            escape(one.task), escape(one.counted), one.system, str(one.n),
+            f"{one.value:.3f}{_number(one.stderr, ' ± ')}",
+            "" if one.delta is None else f"{one.delta:+.3f}{_number(one.delta_stderr, ' ± ')}",
             _number(one.ours),
         )  # fmt: skip
     terminal = Terminal()
@@ -167,5 +173,5 @@ def _show(scores: Sequence[Score], path: Path) -> None:
     terminal.print(f"results: {escape(str(path))}")
 
 
-def _number(value: float | None, sign: str = "") -> str:
-    return "" if value is None else f"{value:{sign}.3f}"
+def _number(value: float | None, before: str = "") -> str:
+    return "" if value is None else f"{before}{value:.3f}"

@@ -29,6 +29,7 @@ AXES = {
     "sizes": "of the sets that a deletion takes away",
     "some": "a choice of the things that the argument is named after",
     "tokens": "N: rows of text, from any sequences",
+    "bins": "equal ranges of confidence",
     "variants": "m: versions of one place",
     "vocab": "V: tokens of the vocabulary",
 }

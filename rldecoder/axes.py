@@ -12,6 +12,7 @@ AXES = {
     "axes": "any shape at all",
     "bags": "B of `Bags`: sums of pairs",
     "batch": "B: sequences, prompts or responses that are run together",
+    "bins": "equal ranges of confidence",
     "candidates": "C: latents of a place that a claim may name",
     "cells": "[M], the pairs that were chosen, or [N, L], all of them",
     "claims": "n: features that a method names at a place",
@@ -29,7 +30,6 @@ AXES = {
     "sizes": "of the sets that a deletion takes away",
     "some": "a choice of the things that the argument is named after",
     "tokens": "N: rows of text, from any sequences",
-    "bins": "equal ranges of confidence",
     "variants": "m: versions of one place",
     "vocab": "V: tokens of the vocabulary",
 }

@@ -209,15 +209,21 @@ def chunked_kl_ce(
 
 
 class NextTokens:
-    """The next token of every cached position of a split.
+    """The next token of cached positions of a split.
 
     The token after (seq_id, pos) is the cached one at (seq_id, pos + 1); the last position of a
     sequence has none.
+
+    Args:
+        first: number of the row to begin at, in (seq_id, pos) order.
+        end: number of the row after the last one; None: all. The table holds these rows alone.
     """
 
-    def __init__(self, reader: ActivationReader) -> None:
+    def __init__(self, reader: ActivationReader, first: int = 0, end: int | None = None) -> None:
         self._length = reader.meta.context_length
-        ids = list(reader.ordered(1 << 20, columns=()))
+        # The token after the last row is in the row behind it.
+        most = None if end is None else end + 1
+        ids = list(reader.ordered(1 << 20, columns=(), first=first, max_tokens=most))
         seq_id = torch.cat([batch.seq_id for batch in ids])
         pos = torch.cat([batch.pos for batch in ids])
         token_id = torch.cat([batch.token_id for batch in ids])

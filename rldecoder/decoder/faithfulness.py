@@ -149,7 +149,7 @@ def evaluate_predictors(
     Raises:
         NumericalError: a predictor gives NaN or infinity.
     """
-    next_tokens = NextTokens(reader)
+    next_tokens = NextTokens(reader, end=max_tokens)
     batches = whole_sequences(
         reader, BATCH_ROWS, columns=("resid", "final_hidden"), max_tokens=max_tokens
     )

@@ -83,7 +83,6 @@ class FaithfulnessWorker(TensorWorker[FaithfulnessSettings, TokenScores]):
         super().__init__(settings, device, note)
         self._lm, self._predictors = opened or settings.open(device)
         self._reader = ActivationReader(settings.cache, settings.name)
-        self._next_tokens = NextTokens(self._reader)
 
     def compute(self, number: int, advance: Advance) -> TokenScores:
         """The scores of a shard's tokens."""
@@ -91,9 +90,8 @@ class FaithfulnessWorker(TensorWorker[FaithfulnessSettings, TokenScores]):
         (batch,) = self._reader.ordered(
             end - first, columns=("resid", "final_hidden"), max_tokens=end, first=first
         )
-        found = score_batch(
-            self._predictors, batch, self._next_tokens, self._lm, self.settings.precision
-        )
+        next_tokens = NextTokens(self._reader, first, end)
+        found = score_batch(self._predictors, batch, next_tokens, self._lm, self.settings.precision)
         advance(end - first)
         return found
 

@@ -169,3 +169,8 @@ def test_next_tokens_equal_a_naive_search(reader: ActivationReader) -> None:
     pos = torch.tensor([row[1] for row in rows])
     assert next_tokens.labels(seq_id, pos).tolist() == expected
     assert expected.count(NO_LABEL) == 6
+
+    # A table of some rows knows what comes after the last of them.
+    for first, end in ((0, 10), (9, 33), (14, 28), (70, len(rows))):
+        some = NextTokens(reader, first, end)
+        assert some.labels(seq_id[first:end], pos[first:end]).tolist() == expected[first:end]

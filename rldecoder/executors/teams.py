@@ -152,13 +152,14 @@ def _follow(attempt: Attempt, replay: Replay) -> str:
     gone: NoResourceError | None = None
     refused: NoResourceError | None = None
     kept, until = False, 0.0
-    done: set[int] = set()
+    excused: set[int] = set()
     while True:
         interrupts.check()
         for heard in attempt.heard():
             if heard.line is None:
-                # Who has done its part may go while the first one still measures and saves.
-                if heard.rank not in done:
+                # Who has done its part may go while the first one still measures and saves, and
+                # who has told its error goes because of that: neither is the one that was lost.
+                if heard.rank not in excused:
                     gone = gone or lost(heard.rank, heard.why)
                 continue
             word = replay.take(heard.line)
@@ -168,10 +169,11 @@ def _follow(attempt: Attempt, replay: Replay) -> str:
                 case "result" if word and heard.rank == 0:
                     return str(word["text"])
                 case "result":
-                    done.add(heard.rank)
+                    excused.add(heard.rank)
                 case "error":
                     told = no_resource(Failure.model_validate(word))
                     refused = refused or told
+                    excused.add(heard.rank)
 
         # A member's own error explains why others lost it, and is heard after theirs now and then.
         error = gone or refused

@@ -79,6 +79,19 @@ def test_a_lost_team_begins_again(supervised: Callable[..., tuple[str, list[str]
     ]
 
 
+def test_who_is_named_is_who_fell_silent(
+    supervised: Callable[..., tuple[str, list[str]]],
+) -> None:
+    """Its peer, which says that it lost it and ends, may be noticed first."""
+    left = [fails(1, NoResourceError("I lost the others.")), Heard(1, None, "it ended")]
+    _, notes = supervised(Played([*left, Heard(0, None, "killed")]), Played([DONE]), retries=1)
+    assert notes == [
+        "Process 0 of a training was lost: killed. All begin again where the last checkpoint is."
+    ]
+    with pytest.raises(NoResourceError, match="I lost the others"):
+        supervised(Played(left))
+
+
 def test_teams_that_save_something_may_be_lost_more_often(
     supervised: Callable[..., tuple[str, list[str]]],
 ) -> None:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from prefect.runtime import flow_run
 from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic.json_schema import JsonSchemaValue
 
 from flows.places import CONFIGS, allowed_here, check_config, check_overrides, check_place
 from rldecoder.artifacts.opening import store_place
@@ -24,7 +25,7 @@ from rldecoder.runner import store_for
 from rldecoder.stages.table import STAGES, stage_named
 
 
-def _config_menu(schema: dict[str, Any]) -> None:
+def _config_menu(schema: JsonSchemaValue) -> None:
     """The known configs as a menu of the form, beside a path of one's own."""
     text = {key: schema.pop(key) for key in ("type", "minLength", "maxLength")}
     known = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
@@ -34,10 +35,10 @@ def _config_menu(schema: dict[str, Any]) -> None:
     ]
 
 
-def or_empty(given: str) -> Callable[[dict[str, Any]], None]:
+def or_empty(given: str) -> Callable[[JsonSchemaValue], None]:
     """What the form calls the two ways to answer: Prefect's own words are `str` and `None`."""
 
-    def name_both(schema: dict[str, Any]) -> None:
+    def name_both(schema: JsonSchemaValue) -> None:
         for way in schema["anyOf"]:
             way["title"] = "empty" if way.get("type") == "null" else given
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -18,7 +19,13 @@ from rldecoder.planning.throughput import MEASURED_FILE, PEAKS, measured, rate_f
 from rldecoder.run import Run
 from tests.conftest import ROOT
 
-pytestmark = pytest.mark.usefixtures("own_cache")
+pytestmark = pytest.mark.usefixtures("own_cache", "large_disk")
+
+
+@pytest.fixture()
+def large_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terabyte is free: what is refused here does not depend on the machine of the test."""
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=10**12))
 
 
 def opened(store: Path, *overrides: str, name: str = "debug") -> Run:

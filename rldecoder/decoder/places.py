@@ -52,11 +52,10 @@ class Places(NamedTuple):
 
     def of(self, chosen: Shaped[Tensor, " some"] | slice) -> Places:
         """Only some places: an index or a mask over N."""
-        acts, indices = self.latents
         past = self.past
         if past is not None:
             past = past._replace(sequence=past.sequence[chosen], position=past.position[chosen])
-        return Places(SparseLatents(acts[chosen], indices[chosen]), past)
+        return Places(self.latents.of(chosen), past)
 
 
 def at_once(
@@ -121,13 +120,11 @@ def past_of_prompts(latents: SparseLatents, mask: Shaped[Tensor, "sequences leng
 
 def last_of_text(latents: SparseLatents) -> Places:
     """The last position of one text whose latents are [T, K]."""
-    acts, indices = latents
-    visible = torch.ones(len(acts), dtype=torch.bool, device=acts.device)
-    first = torch.zeros(1, dtype=torch.long, device=acts.device)
-    past = Past(
-        SparseLatents(acts[None], indices[None]), visible[None], first, first + len(acts) - 1
-    )
-    return Places(SparseLatents(acts[-1:], indices[-1:]), past)
+    length, device = len(latents.acts), latents.acts.device
+    visible = torch.ones(1, length, dtype=torch.bool, device=device)
+    first = torch.zeros(1, dtype=torch.long, device=device)
+    past = Past(latents.of(None), visible, first, first + length - 1)
+    return Places(latents.of(slice(-1, None)), past)
 
 
 def past_of_rows(

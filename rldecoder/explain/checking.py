@@ -42,12 +42,8 @@ class TextStates(NamedTuple):
 
     def until(self, end: int) -> TextStates:
         """The first `end` tokens: what comes later, no earlier position has seen."""
-        acts, indices = self.latents
         return TextStates(
-            self.tokens[:end],
-            self.resid[:end],
-            self.final[:end],
-            SparseLatents(acts[:end], indices[:end]),
+            self.tokens[:end], self.resid[:end], self.final[:end], self.latents.of(slice(end))
         )
 
 
@@ -65,10 +61,10 @@ def explain_last(
         prompt: what to show as the text.
     """
     lm = decoder.frozen.lm
-    acts, indices = text.latents
+    acts, indices = text.latents.of(-1)
     frozen = lm.unembed(text.final[-1]).log_softmax(-1)
-    mine = decoder.logits(SparseLatents(acts[None], indices[None]))[0, -1].log_softmax(-1)
-    ranked = rank_active(acts[-1], indices[-1], explainer.scales, labels)
+    mine = decoder.logits(text.latents.of(None))[0, -1].log_softmax(-1)
+    ranked = rank_active(acts, indices, explainer.scales, labels)
     claims, sanity = _checked_claims(decoder, explainer, labels, text)
     expected = _prediction(lm, frozen)
     return Explanation(
@@ -103,8 +99,7 @@ def _checked_claims(
     text: TextStates,
 ) -> tuple[tuple[CheckedClaim, ...], Sanity | None]:
     """Method B at the last position, its claims tested in the frozen model."""
-    last = SparseLatents(text.latents.acts[-1:], text.latents.indices[-1:])
-    here = FrozenPlaces(last, last_of(text.resid))
+    here = FrozenPlaces(text.latents.of(slice(-1, None)), last_of(text.resid))
     reader = TextReader(decoder.frozen)
     candidates = find_candidates(decoder, here, explainer.spec.max_candidates, reader=reader)
     pointers = explainer(make_slots(explainer, decoder.frozen.sae, candidates))

@@ -14,7 +14,6 @@ from torch import Tensor
 from rldecoder.explain.prompts import token_text
 from rldecoder.explain.ranking import RankedFeature, rank_active
 from rldecoder.explain.read_records import Shift
-from rldecoder.sae.selection import SparseLatents
 
 if TYPE_CHECKING:
     from rldecoder.explain.reading import Reading
@@ -78,8 +77,7 @@ def compare(first: Reading, second: Reading, at: int, other_at: int) -> Comparis
 def _logprobs(reading: Reading, at: int) -> tuple[Tensor, Tensor]:
     """[V] each: the frozen model's and the decoder's."""
     text = reading.states.until(at + 1)
-    acts, indices = text.latents
-    mine = reading.reader.decoder.logits(SparseLatents(acts[None], indices[None]))[0, -1]
+    mine = reading.reader.decoder.logits(text.latents.of(None))[0, -1]
     return reading.reader.lm.unembed(text.final[-1]).log_softmax(-1), mine.log_softmax(-1)
 
 

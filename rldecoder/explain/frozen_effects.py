@@ -42,8 +42,7 @@ class FrozenPlaces(NamedTuple):
 
     def of(self, chosen: Tensor | slice) -> FrozenPlaces:
         """Only some places: an index or a mask over N."""
-        acts, indices = self.latents
-        return FrozenPlaces(SparseLatents(acts[chosen], indices[chosen]), self.texts.of(chosen))
+        return FrozenPlaces(self.latents.of(chosen), self.texts.of(chosen))
 
 
 class TextReader:

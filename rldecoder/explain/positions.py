@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -16,7 +15,7 @@ from rldecoder.decoder.places import Past, Places, join_pasts, past_of_prompts, 
 from rldecoder.explain.frozen_effects import FrozenPlaces
 from rldecoder.explain.texts import Texts, join_texts, texts_of_rows
 from rldecoder.lm.text_tokens import encode_prompts
-from rldecoder.sae.model import SparseLatents
+from rldecoder.sae.selection import SparseLatents, join_latents
 
 PROMPTS_PER_BATCH = 16
 
@@ -154,17 +153,6 @@ def positions_from_prompts(
         [source] * len(prompts), nowhere, nowhere, torch.cat(last_tokens), join_latents(parts),
         join_pasts(pasts) if pasts else None, join_texts(texts),
     )  # fmt: skip
-
-
-def join_latents(parts: Sequence[SparseLatents]) -> SparseLatents:
-    """Concatenate along N; a ReLU SAE's batches differ in K and are padded with act 0."""
-    widest = max(part.acts.shape[-1] for part in parts)
-    return SparseLatents(
-        *(
-            torch.cat([F.pad(column, (0, widest - column.shape[-1])) for column in columns])
-            for columns in zip(*parts, strict=True)
-        )
-    )
 
 
 def join_positions(parts: Sequence[Positions]) -> Positions:

@@ -108,9 +108,7 @@ class Reading:
             resid, final = reader.lm.resid_and_final(batch, reader.sae.spec.hook_layer)
             latents = reader.sae.encode(resid.float())
         tokens = tuple(token_text(reader.lm, token) for token in self.ids)
-        self.states = TextStates(
-            tokens, resid[0], final[0], SparseLatents(latents.acts[0], latents.indices[0])
-        )
+        self.states = TextStates(tokens, resid[0], final[0], latents.of(0))
         """What the one pass of the frozen model gave."""
 
     @property
@@ -163,14 +161,12 @@ class Reading:
             BadInputError: there is no such position, or it is the attention sink.
         """
         at = self.place(at)
-        decoder, text = self.reader.decoder, self.states.until(at + 1)
-        acts, indices = text.latents
-        logits = decoder.logits(SparseLatents(acts[None], indices[None]))[0, -1]
-        logprobs = logits.log_softmax(-1)
+        lm, decoder, text = self.reader.lm, self.reader.decoder, self.states.until(at + 1)
+        logprobs = decoder.logits(text.latents.of(None))[0, -1].log_softmax(-1)
         about = Target(int(logprobs.argmax())) if target is None else target
 
-        ranked = self._ranked(at, acts.shape[1])
-        named = torch.tensor([[one.latent for one in ranked]], dtype=torch.long, device=acts.device)
+        ranked = self._ranked(at, text.latents.acts.shape[1])
+        named = torch.tensor([[one.latent for one in ranked]], dtype=torch.long, device=lm.device)
         effects = self._effects(text.latents, about.token_id, named)
         if about.minus_id is not None:
             effects = effects - self._effects(text.latents, about.minus_id, named)
@@ -297,10 +293,8 @@ class Reading:
     @torch.no_grad()
     def _trace(self) -> list[TokenTrace]:
         lm, states = self.reader.lm, self.states
-        acts, indices = states.latents
         frozen = lm.unembed(states.final).log_softmax(-1)
-        decoder = self.reader.decoder.logits(SparseLatents(acts[None], indices[None]))[0]
-        decoder = decoder.log_softmax(-1)
+        decoder = self.reader.decoder.logits(states.latents.of(None))[0].log_softmax(-1)
         kl = (frozen.exp() * (frozen - decoder)).sum(-1).tolist()
         ids = torch.tensor(self.ids, device=frozen.device)
         sinks = is_sink(states.resid, ids, lm.front).tolist()
@@ -318,7 +312,7 @@ class Reading:
                     if following is None
                     else (float(frozen[t, following].exp()), float(decoder[t, following].exp())),
                     features=self._ranked(t, TOP_FEATURES) if t else [],
-                    num_active=int((acts[t] > 0).sum()),
+                    num_active=int((states.latents.acts[t] > 0).sum()),
                     sink=t < SKIP_FIRST or sinks[t],
                 )
             )

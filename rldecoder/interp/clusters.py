@@ -173,9 +173,7 @@ class HeldOutRows(NamedTuple):
 
     def some(self, chosen: Tensor) -> HeldOutRows:
         """Only the tokens that the ascending index `chosen` names."""
-        acts, indices = self.latents
-        latents = SparseLatents(acts[chosen], indices[chosen])
-        return HeldOutRows(latents, self.seq_id[chosen], self.pos[chosen])
+        return HeldOutRows(self.latents.of(chosen), self.seq_id[chosen], self.pos[chosen])
 
 
 @torch.no_grad()

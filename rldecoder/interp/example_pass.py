@@ -23,7 +23,7 @@ from rldecoder.data.activations import ActivationBatch
 from rldecoder.interp.corpus import Firings, TokenGrid
 from rldecoder.interp.examples import EXAMPLES, ExampleSettings
 from rldecoder.json_records import Columns
-from rldecoder.sae.model import SparseLatents
+from rldecoder.sae.selection import SparseLatents, join_latents
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -137,10 +137,7 @@ class ExamplePass:
         """Work on all sequences that are complete."""
         seq = torch.cat([rows[0] for rows in self._waiting])
         pos = torch.cat([rows[1] for rows in self._waiting])
-        width = max((rows[2].acts.shape[1] for rows in self._waiting), default=0)
-        padded = [_padded(rows[2], width) for rows in self._waiting]
-        acts = torch.cat([part.acts for part in padded])
-        indices = torch.cat([part.indices for part in padded])
+        latents = join_latents([rows[2] for rows in self._waiting])
         edges = torch.nonzero(torch.diff(seq, prepend=seq[:1] - 1)).reshape(-1).tolist()
         if last:
             edges.append(len(seq))
@@ -149,10 +146,10 @@ class ExamplePass:
             # As many whole sequences as fit.
             if after is None or after - first > self._rows:
                 span = slice(first, here)
-                self._work(seq[span], pos[span], SparseLatents(acts[span], indices[span]))
+                self._work(seq[span], pos[span], latents.of(span))
                 first = here
         rest = slice(first, None)
-        self._waiting = [(seq[rest], pos[rest], SparseLatents(acts[rest], indices[rest]))]
+        self._waiting = [(seq[rest], pos[rest], latents.of(rest))]
 
     def _work(self, seq: Tensor, pos: Tensor, latents: SparseLatents) -> None:
         """Some whole sequences."""
@@ -416,12 +413,3 @@ def _near(
     )
     held.data[:] = 1
     return np.asarray((counts @ held).toarray()) / np.maximum(kept.sum(1), 1)[:, None]
-
-
-def _padded(latents: SparseLatents, width: int) -> SparseLatents:
-    """More slots a token, all of them silent."""
-    missing = width - latents.acts.shape[1]
-    return SparseLatents(
-        torch.nn.functional.pad(latents.acts, (0, missing)),
-        torch.nn.functional.pad(latents.indices, (0, missing)),
-    )

@@ -47,13 +47,10 @@ class PatchBatch(NamedTuple):
 
     def rows(self, keep: Tensor) -> PatchBatch:
         """Only the sequences that the index or mask `keep` [B] selects."""
-        acts, indices = self.latents
         return PatchBatch(
-            SparseLatents(acts[keep], indices[keep]),
-            self.error[keep],
-            self.metric_tokens[keep],
+            self.latents.of(keep), self.error[keep], self.metric_tokens[keep],
             self.metric_mask[keep],
-        )
+        )  # fmt: skip
 
 
 MetricFunction = Callable[[PatchBatch, Tensor, Tensor], Tensor]

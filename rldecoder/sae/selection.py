@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 _Part = TypeVar("_Part")
 _Found = TypeVar("_Found")
@@ -34,6 +35,21 @@ class SparseLatents(NamedTuple):
     """[..., K] float32, >= 0."""
     indices: Tensor
     """[..., K] int64 in [0, num_latents)."""
+
+    def of(self, chosen: Tensor | slice | int | None) -> SparseLatents:
+        """Only some tokens: an index or a mask over the first axis; None puts an axis before it."""
+        return SparseLatents(self.acts[chosen], self.indices[chosen])
+
+
+def join_latents(parts: Sequence[SparseLatents]) -> SparseLatents:
+    """Concatenate along N; a ReLU SAE's batches [N, K] differ in K and are padded with act 0."""
+    widest = max(part.acts.shape[-1] for part in parts)
+    return SparseLatents(
+        *(
+            torch.cat([F.pad(column, (0, widest - column.shape[-1])) for column in columns])
+            for columns in zip(*parts, strict=True)
+        )
+    )
 
 
 def top_k(pre_acts: Float[Tensor, "*places latents"], k: int) -> SparseLatents:

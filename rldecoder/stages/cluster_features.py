@@ -33,7 +33,8 @@ from rldecoder.interp.records import FeatureLabel, FeatureLabels
 from rldecoder.interp.review_queue import make_queue
 from rldecoder.interp.vocabulary import Vocabulary
 from rldecoder.json_records import Row
-from rldecoder.sae.model import Sae, SparseLatents
+from rldecoder.sae.model import Sae
+from rldecoder.sae.selection import join_latents
 from rldecoder.seeds import derive_seed, seed_everything
 from rldecoder.stages.context import Output, StageContext
 from rldecoder.stages.inputs import ClusterInputs
@@ -261,16 +262,7 @@ def _encode(reader: ActivationReader, sae: Sae, config: ClusterFeaturesConfig) -
         parts.append(sae.encode(batch.resid.to(device).float()))
         sequences.append(batch.seq_id.to(device))
         places.append(batch.pos.to(device))
-    width = max(part.acts.shape[1] for part in parts)
-
-    def padded(tensor: Tensor) -> Tensor:
-        return torch.nn.functional.pad(tensor, (0, width - tensor.shape[1]))
-
-    latents = SparseLatents(
-        torch.cat([padded(part.acts) for part in parts]),
-        torch.cat([padded(part.indices) for part in parts]),
-    )
-    return HeldOutRows(latents, torch.cat(sequences), torch.cat(places))
+    return HeldOutRows(join_latents(parts), torch.cat(sequences), torch.cat(places))
 
 
 def _probes(split: SplitFirings, vocab_size: int, count: int, seed: int) -> Tensor:

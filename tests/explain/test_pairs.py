@@ -28,14 +28,12 @@ from rldecoder.explain.pairs import (
     pair_columns,
 )
 from rldecoder.explain.positions import (
-    join_latents,
     join_positions,
     positions_from_cache,
     positions_from_prompts,
 )
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.reporting import SilentReporter
-from rldecoder.sae.model import SparseLatents
 from rldecoder.seeds import torch_generator
 from tests.explain.conftest import HOOK_LAYER, SETTINGS, split_tokens, text_positions
 from tests.stages.published import published
@@ -116,14 +114,6 @@ def test_prompts_in_a_batch_equal_prompts_alone(decoder: SaeDecoderForCausalLM) 
         torch.testing.assert_close(
             alone.texts.resid[0], together.texts.resid[row], atol=1e-4, rtol=1e-3
         )
-
-
-def test_batches_of_different_width_are_padded_with_inactive_latents() -> None:
-    narrow = SparseLatents(torch.ones(2, 1), torch.full((2, 1), 5))
-    wide = SparseLatents(torch.full((1, 3), 2.0), torch.full((1, 3), 6))
-    joined = join_latents([narrow, wide])
-    assert joined.acts.tolist() == [[1, 0, 0], [1, 0, 0], [2, 2, 2]]
-    assert joined.indices.shape == (3, 3)
 
 
 def same(first: Pairs, second: Pairs) -> bool:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rldecoder.sae import selection
-from rldecoder.sae.selection import cells_of, top_k
+from rldecoder.sae.selection import SparseLatents, cells_of, join_latents, top_k
 
 
 @pytest.fixture(params=["numpy", "torch"])
@@ -71,3 +71,11 @@ def test_cells_are_the_masks(rows: int, columns: int, share: float) -> None:
     latents, counts = cells_of(mask)
     assert torch.equal(latents, mask.nonzero(as_tuple=True)[1])
     assert torch.equal(counts, mask.sum(1))
+
+
+def test_batches_of_different_width_are_padded_with_inactive_latents() -> None:
+    narrow = SparseLatents(torch.ones(2, 1), torch.full((2, 1), 5))
+    wide = SparseLatents(torch.full((1, 3), 2.0), torch.full((1, 3), 6))
+    joined = join_latents([narrow, wide])
+    assert joined.acts.tolist() == [[1, 0, 0], [1, 0, 0], [2, 2, 2]]
+    assert joined.indices.shape == (3, 3)

@@ -9,11 +9,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from rldecoder.explain.prompts import token_text
-from rldecoder.explain.ranking import RankedFeature, rank_active
+from rldecoder.explain.ranking import RankedFeature
 from rldecoder.explain.read_records import Shift
+from rldecoder.lm.frozen import FrozenLM
 
 if TYPE_CHECKING:
     from rldecoder.explain.reading import Reading
@@ -70,7 +72,7 @@ def compare(first: Reading, second: Reading, at: int, other_at: int) -> Comparis
         for both in zip(_logprobs(first, at), _logprobs(second, other_at), strict=True)
     )
     scales = first.reader.explainer.scales
-    features = _differences(_active(first, at), _active(second, other_at), scales)
+    features = _differences(first.ranked(at), second.ranked(other_at), scales)
     return Comparison((at, other_at), features, _both(first, frozen), _both(first, decoder))
 
 
@@ -79,12 +81,6 @@ def _logprobs(reading: Reading, at: int) -> tuple[Tensor, Tensor]:
     text = reading.states.until(at + 1)
     mine = reading.reader.decoder.logits(text.latents.of(None))[0, -1]
     return reading.reader.lm.unembed(text.final[-1]).log_softmax(-1), mine.log_softmax(-1)
-
-
-def _active(reading: Reading, at: int) -> list[RankedFeature]:
-    acts, indices = reading.states.latents
-    scales, labels = reading.reader.explainer.scales, reading.reader.labels
-    return rank_active(acts[at], indices[at], scales, labels, top=acts.shape[1])
 
 
 def _differences(
@@ -110,14 +106,23 @@ def _differences(
 def _both(reading: Reading, logprobs: Tensor) -> Predictions:
     """From log probabilities [2, V]."""
     before, after = logprobs
-    best = [row.topk(TOP_TOKENS).indices.tolist() for row in logprobs]
-    shifts = [
-        Shift(
-            token_text(reading.reader.lm, token),
-            token,
-            float(before[token].exp()),
-            float(after[token].exp()),
-        )
-        for token in dict.fromkeys(best[0] + best[1])
+    kl = float((before.exp() * (before - after)).sum().clamp_min(0))
+    return Predictions(shifts(reading.reader.lm, before, after), kl)
+
+
+def shifts(
+    lm: FrozenLM,
+    before: Float[Tensor, " vocab"],
+    after: Float[Tensor, " vocab"],
+    more: Sequence[int] = (),
+) -> list[Shift]:
+    """The most likely tokens before, those that came to be among them after, and some more.
+
+    Args:
+        before, after: [V] log probabilities.
+    """
+    best = [row.topk(TOP_TOKENS).indices.tolist() for row in (before, after)]
+    return [
+        Shift(token_text(lm, token), token, float(before[token].exp()), float(after[token].exp()))
+        for token in dict.fromkeys([*best[0], *best[1], *more])
     ]
-    return Predictions(shifts, float((before.exp() * (before - after)).sum().clamp_min(0)))

@@ -21,7 +21,7 @@ from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
 from rldecoder.decoder.places import last_of_text
 from rldecoder.errors import BadInputError
 from rldecoder.explain.checking import TextStates, explain_last
-from rldecoder.explain.compared import Comparison, compare
+from rldecoder.explain.compared import TOP_TOKENS, Comparison, compare, shifts
 from rldecoder.explain.explainer import Explainer
 from rldecoder.explain.explanation import Explanation
 from rldecoder.explain.inputs import LabelText
@@ -34,7 +34,6 @@ from rldecoder.explain.read_records import (
     Feature,
     FeatureTable,
     Intervention,
-    Shift,
     TokenTrace,
 )
 from rldecoder.explain.steering import Changes
@@ -44,7 +43,6 @@ from rldecoder.lm.sinks import SKIP_FIRST, is_sink
 from rldecoder.sae.model import Sae
 from rldecoder.sae.selection import SparseLatents
 
-TOP_TOKENS = 5
 TOP_FEATURES = 5
 
 
@@ -165,7 +163,7 @@ class Reading:
         logprobs = decoder.logits(text.latents.of(None))[0, -1].log_softmax(-1)
         about = Target(int(logprobs.argmax())) if target is None else target
 
-        ranked = self._ranked(at, text.latents.acts.shape[1])
+        ranked = self.ranked(at)
         named = torch.tensor([[one.latent for one in ranked]], dtype=torch.long, device=lm.device)
         effects = self._effects(text.latents, about.token_id, named)
         if about.minus_id is not None:
@@ -290,6 +288,12 @@ class Reading:
             )
         return place
 
+    def ranked(self, at: int, top: int | None = None) -> list[RankedFeature]:
+        """The active features of a position, strongest first; all of them, or the first `top`."""
+        acts, indices = self.states.latents.of(at)
+        scales, labels = self.reader.explainer.scales, self.reader.labels
+        return rank_active(acts, indices, scales, labels, top=len(acts) if top is None else top)
+
     @torch.no_grad()
     def _trace(self) -> list[TokenTrace]:
         lm, states = self.reader.lm, self.states
@@ -311,7 +315,7 @@ class Reading:
                     actual=None
                     if following is None
                     else (float(frozen[t, following].exp()), float(decoder[t, following].exp())),
-                    features=self._ranked(t, TOP_FEATURES) if t else [],
+                    features=self.ranked(t, TOP_FEATURES) if t else [],
                     num_active=int((states.latents.acts[t] > 0).sum()),
                     sink=t < SKIP_FIRST or sinks[t],
                 )
@@ -338,26 +342,14 @@ class Reading:
     def _change(self, logits: Tensor, seen: int, target: Target | None) -> Change:
         """From logits [2, n, V], before and after, of which the position `seen` is looked at."""
         before, after = logits.log_softmax(-1)
-        best = [row[seen].topk(TOP_TOKENS).indices.tolist() for row in (before, after)]
-        about = Target(best[0][0]) if target is None else target
+        about = Target(int(before[seen].argmax())) if target is None else target
         wanted = [about.token_id, *([] if about.minus_id is None else [about.minus_id])]
-        shifts = [
-            Shift(
-                token_text(self.reader.lm, token),
-                token,
-                float(before[seen, token].exp()),
-                float(after[seen, token].exp()),
-            )
-            for token in dict.fromkeys(best[0] + best[1] + wanted)
-        ]
         kl = (before.exp() * (before - after)).sum(-1).clamp_min(0)
         old, new = (about.of(row[seen]) for row in (before, after))
-        return Change(shifts, float(old - new), kl.tolist(), (float(old), float(new)))
-
-    def _ranked(self, at: int, top: int) -> list[RankedFeature]:
-        acts, indices = self.states.latents
-        scales, labels = self.reader.explainer.scales, self.reader.labels
-        return rank_active(acts[at], indices[at], scales, labels, top=top)
+        return Change(
+            shifts(self.reader.lm, before[seen], after[seen], wanted), float(old - new),
+            kl.tolist(), (float(old), float(new)),
+        )  # fmt: skip
 
     def _choices(self, logprobs: Tensor) -> list[Choice]:
         return [self._choice(logprobs, one) for one in logprobs.topk(TOP_TOKENS).indices.tolist()]

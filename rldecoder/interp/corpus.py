@@ -94,10 +94,12 @@ class Firings(NamedTuple):
 
     def within(self, valid: BoolArray) -> Firings:
         """Only the firings on cells where `valid` [cells] holds."""
+        keep = valid[self.matrix.indices]
+        return self if keep.all() else self.of(keep)
+
+    def of(self, keep: BoolArray) -> Firings:
+        """Only the firings that `keep` names, one flag for each entry of `matrix.data`."""
         matrix = self.matrix
-        keep = valid[matrix.indices]
-        if keep.all():
-            return self
         # By hand, because conversions between formats hold several copies of all firings.
         counts = [int(np.count_nonzero(keep[start:end])) for start, end in pairwise(matrix.indptr)]
         starts = np.concatenate([[0], np.cumsum(counts)]).astype(matrix.indptr.dtype)
@@ -128,16 +130,13 @@ class SplitFirings(NamedTuple):
         )
         new = np.full(grid.seq_ids.size, UNKNOWN, np.int64)
         new[rows] = np.arange(rows.size)
-        row, position = np.divmod(matrix.indices, grid.num_positions)
-        keep = new[row] >= 0
-        cells = (new[row[keep]] * grid.num_positions + position[keep]).astype(np.int32)
+        kept = self.firings.of(new[matrix.indices // grid.num_positions] >= 0).matrix
+        row, position = np.divmod(kept.indices, grid.num_positions)
         # Cells keep their order, so each row's stay sorted.
-        counts = [int(np.count_nonzero(keep[start:end])) for start, end in pairwise(matrix.indptr)]
-        starts = np.concatenate([[0], np.cumsum(counts)])
-        kept = sparse.csr_array(
-            (matrix.data[keep], cells, starts), shape=(matrix.shape[0], part.num_cells)
-        )
-        return SplitFirings(part, Firings(self.firings.latents, kept))
+        cells = (new[row] * grid.num_positions + position).astype(np.int32)
+        shape = (matrix.shape[0], part.num_cells)
+        moved = sparse.csr_array((kept.data, cells, kept.indptr), shape=shape)
+        return SplitFirings(part, Firings(self.firings.latents, moved))
 
 
 @torch.no_grad()

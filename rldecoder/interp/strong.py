@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import sparse
 
 from rldecoder.interp.corpus import Firings
 
@@ -32,10 +31,4 @@ def usual_highs(firings: Firings) -> NDArray[np.float64]:
 
 def at_least(firings: Firings, least: NDArray[np.float64]) -> Firings:
     """Only activations of at least `least` [K]."""
-    matrix = firings.matrix
-    row = np.repeat(np.arange(len(least)), firings.counts)
-    keep = matrix.data >= least[row]
-    counts = np.bincount(row[keep], minlength=len(least))
-    starts = np.concatenate([[0], counts.cumsum()]).astype(matrix.indptr.dtype)
-    kept = (matrix.data[keep], matrix.indices[keep], starts)
-    return Firings(firings.latents, sparse.csr_array(kept, shape=matrix.shape))
+    return firings.of(firings.matrix.data >= np.repeat(least, firings.counts))

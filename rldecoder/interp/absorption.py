@@ -21,6 +21,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from scipy import sparse
 
+from rldecoder.config.interp import ClusterFeaturesConfig
+
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 
@@ -40,20 +42,8 @@ LINKS = pa.schema(
 )
 """One row a link, as in `Link`. `fingerprint_cosine`: whether ablating either moves the decoder's
 logits alike; null if one of the two has no effect on the probe tokens."""
-
-
-class Limits(NamedTuple):
-    """What counts as absorption."""
-
-    strength: float
-    cosine: float
-    """Of the two decoder rows, at least."""
-    cells: int
-    """Misses on which s stands in, at least."""
-    share: float
-    """Of all misses, at least."""
-    inside: float = 0.5
-    """Share of s's firings where g's predicate holds, at least."""
+INSIDE = 0.5
+"""Share of s's firings where g's predicate holds, at least."""
 
 
 class Link(NamedTuple):
@@ -82,7 +72,7 @@ def absorption_links(
     labelled: Sequence[tuple[int, BoolArray]],
     acts: sparse.csr_array,
     directions: FloatArray,
-    limits: Limits,
+    config: ClusterFeaturesConfig,
 ) -> list[Link]:
     """Links of the labelled latents to any latent, most absorbed cells first.
 
@@ -90,6 +80,7 @@ def absorption_links(
         labelled: latents with a predicate, and where it holds [cells] (only on cells read).
         acts: [L, cells] activations of all latents; row = latent.
         directions: [L, D] rows of the SAE's decoder.
+        config: its `absorption_` limits.
     """
     norms = np.maximum(np.linalg.norm(directions, axis=1), 1e-12)
     by_cell = sparse.csc_array(acts)
@@ -100,7 +91,7 @@ def absorption_links(
         start, end = acts.indptr[general], acts.indptr[general + 1]
         fires[acts.indices[start:end]] = True
         hits, misses = np.flatnonzero(holds & fires), np.flatnonzero(holds & ~fires)
-        if hits.size == 0 or misses.size < limits.cells:
+        if hits.size == 0 or misses.size < config.absorption_cells:
             continue
 
         # What each latent writes along the general one's direction, on a miss of it.
@@ -108,7 +99,8 @@ def absorption_links(
         usual = float(np.median(acts.data[start:end][holds[acts.indices[start:end]]]))
         best, written = _largest(by_cell, misses, along / (usual * norms[general]))
         cosine = along / norms
-        stands_in = (best >= 0) & (written >= limits.strength) & (cosine[best] >= limits.cosine)
+        stands_in = (best >= 0) & (written >= config.absorption_strength)
+        stands_in &= cosine[best] >= config.absorption_cosine
 
         for special, absorbed in zip(*np.unique(best[stands_in], return_counts=True), strict=True):
             cells = acts.indices[acts.indptr[special] : acts.indptr[special + 1]]
@@ -126,9 +118,9 @@ def absorption_links(
                 together=on_hits / hits.size,
             )
             if (
-                link.absorbed >= limits.cells
-                and link.share >= limits.share
-                and link.inside >= limits.inside
+                link.absorbed >= config.absorption_cells
+                and link.share >= config.absorption_share
+                and link.inside >= INSIDE
                 and link.together < on_misses / misses.size
             ):
                 links.append(link)

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
 
+from rldecoder.config.interp import ClusterFeaturesConfig
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
 from rldecoder.decoder.sequences import hidden_of_rows
 from rldecoder.sae.model import SparseLatents
@@ -57,19 +58,6 @@ predicate, `label_cosine` if one has no label or embeddings were not asked for;
 effect on the probe tokens. `merged`: b became an alias of a or both of a third."""
 
 
-class Thresholds(NamedTuple):
-    """What counts as alike."""
-
-    decoder_cosine: float
-    jaccard: float
-    pearson: float
-    label_jaccard: float
-    fingerprint_cosine: float
-    min_votes: int
-    label_cosine: float = 1.0
-    output_jaccard: float = 1.0
-
-
 class Likeness(NamedTuple):
     """Symmetric matrices [K, K]; the diagonal is not used."""
 
@@ -83,7 +71,7 @@ class Likeness(NamedTuple):
     output_jaccard: FloatArray
     """Of output sets, tokens weighted by gain; NaN where one has none."""
 
-    def votes(self, limits: Thresholds) -> NDArray[np.int64]:
+    def votes(self, limits: ClusterFeaturesConfig) -> NDArray[np.int64]:
         """[K, K] in how many of the three kinds two latents are alike."""
         together = (self.jaccard >= limits.jaccard) | (self.pearson >= limits.pearson)
         # Three ways to see that labels say the same, and still one vote.

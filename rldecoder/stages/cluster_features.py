@@ -15,12 +15,11 @@ from rldecoder.artifacts.catalogue import Clusters
 from rldecoder.config.interp import ClusterFeaturesConfig
 from rldecoder.data.activation_reader import ActivationReader
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
-from rldecoder.interp.absorption import Limits, Link, absorption_links
+from rldecoder.interp.absorption import Link, absorption_links
 from rldecoder.interp.cluster_record import cluster_record
 from rldecoder.interp.clusters import (
     HeldOutRows,
     Likeness,
-    Thresholds,
     fingerprint_cosine,
     fingerprints,
     likeness,
@@ -137,19 +136,13 @@ def _absorption(
     config: ClusterFeaturesConfig,
 ) -> list[Link]:
     """Which latents absorb what the labelled ones mean, on the valid cells."""
-    limits = Limits(
-        config.absorption_strength,
-        config.absorption_cosine,
-        config.absorption_cells,
-        config.absorption_share,
-    )
     labelled = [
         (feature.latent, cells)
         for feature, cells in zip(labels.features, held, strict=True)
         if cells is not None
     ]
     directions = sae.W_dec.detach().double().cpu().numpy()
-    return absorption_links(labelled, split.firings.matrix, directions, limits)
+    return absorption_links(labelled, split.firings.matrix, directions, config)
 
 
 def _compare(
@@ -204,13 +197,9 @@ def _test_pairs(
     seed: int,
 ) -> Tested:
     """Ablate the latents of pairs with enough votes, and of links, and compare what happens."""
-    limits = Thresholds(
-        config.decoder_cosine, config.jaccard, config.pearson, config.label_jaccard,
-        config.fingerprint_cosine, config.min_votes, config.label_cosine, config.output_jaccard,
-    )  # fmt: skip
-    votes = np.triu(alike.votes(limits), k=1)
+    votes = np.triu(alike.votes(config), k=1)
     first, second = np.nonzero(votes)
-    enough = votes[first, second] >= limits.min_votes
+    enough = votes[first, second] >= config.min_votes
     wanted = set(latents[np.concatenate([first[enough], second[enough]])].tolist())
     wanted |= {latent for link in links for latent in (link.general, link.special)}
 
@@ -229,7 +218,7 @@ def _test_pairs(
     for i, j, ready in zip(first.tolist(), second.tolist(), enough.tolist(), strict=True):
         a, b = int(latents[i]), int(latents[j])
         cosine = fingerprint_cosine(found.get(a), found.get(b)) if ready else None
-        agree = cosine is not None and cosine >= limits.fingerprint_cosine
+        agree = cosine is not None and cosine >= config.fingerprint_cosine
         if agree:
             agreeing.add(frozenset((a, b)))
         label, words = float(alike.label_jaccard[i, j]), float(alike.label_cosine[i, j])

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from rldecoder.interp.absorption import Limits, absorption_links
+from rldecoder.config.interp import ClusterFeaturesConfig
+from rldecoder.interp import absorption
+from rldecoder.interp.absorption import absorption_links
 
-LIMITS = Limits(strength=0.4, cosine=0.1, cells=5, share=0.05)
+LIMITS = ClusterFeaturesConfig()
 GENERAL, SPECIAL, COMPANION, ELSEWHERE, WEAK = range(5)
 CELLS = 400
 
@@ -52,7 +54,7 @@ def test_the_planted_link_is_found_and_nothing_else(planted) -> None:
 )
 def test_each_limit_can_refuse_it(planted, changes: dict[str, float]) -> None:
     holds, acts, directions = planted
-    limits = LIMITS._replace(**changes)
+    limits = LIMITS.model_copy(update={f"absorption_{key}": new for key, new in changes.items()})
     assert absorption_links([(GENERAL, holds)], sparse.csr_array(acts), directions, limits) == []
 
 
@@ -64,12 +66,15 @@ def test_a_latent_that_never_misses_or_never_fires_has_no_link(planted) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_naive_loop_agrees(seed: int) -> None:
+def test_a_naive_loop_agrees(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(absorption, "INSIDE", 0.3)
     rng = np.random.default_rng(seed)
     acts = rng.uniform(0.2, 2, (12, 300)) * (rng.random((12, 300)) < 0.25)
     directions = rng.normal(size=(12, 4))
     labelled = [(latent, rng.random(300) < 0.4) for latent in range(6)]
-    limits = Limits(strength=0.3, cosine=0.05, cells=2, share=0.01, inside=0.3)
+    limits = ClusterFeaturesConfig(
+        absorption_strength=0.3, absorption_cosine=0.05, absorption_cells=2, absorption_share=0.01
+    )
     found = absorption_links(labelled, sparse.csr_array(acts), directions, limits)
     expected = set()
     for general, holds in labelled:
@@ -84,8 +89,8 @@ def test_a_naive_loop_agrees(seed: int) -> None:
                 continue
             best = max(firing, key=lambda s: acts[s, c] * (directions[s] @ unit))
             cosine = directions[best] @ unit / np.linalg.norm(directions[best])
-            strong = acts[best, c] * (directions[best] @ unit) >= limits.strength * usual
-            if strong and cosine >= limits.cosine:
+            strong = acts[best, c] * (directions[best] @ unit) >= limits.absorption_strength * usual
+            if strong and cosine >= limits.absorption_cosine:
                 stands_in[best] = stands_in.get(best, 0) + 1
         for special, count in stands_in.items():
             cells = np.flatnonzero(acts[special] > 0)

@@ -7,10 +7,10 @@ import pytest
 import torch
 from scipy import sparse
 
+from rldecoder.config.interp import ClusterFeaturesConfig
 from rldecoder.interp import clusters
 from rldecoder.interp.clusters import (
     HeldOutRows,
-    Thresholds,
     fingerprint_cosine,
     fingerprints,
     likeness,
@@ -22,7 +22,7 @@ from rldecoder.sae.model import SparseLatents
 if TYPE_CHECKING:
     from rldecoder.interp.importance import PatchBatch, Subject
 
-LIMITS = Thresholds(0.7, 0.5, 0.7, 0.7, 0.9, 2)
+LIMITS = ClusterFeaturesConfig(label_cosine=1.0, output_jaccard=1.0)
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_likeness_equals_naive_formulas(rows: np.ndarray) -> None:
 
 
 def test_label_embeddings_share_the_label_vote(rows: np.ndarray) -> None:
-    limits = LIMITS._replace(label_cosine=0.95)
+    limits = LIMITS.model_copy(update={"label_cosine": 0.95})
     vectors = np.array([[1.0, 0], [0.96, 0.28], [0.6, 0.8], [1, 0], [np.nan, np.nan]])
     mask = np.arange(400) < 50
     labels: list[np.ndarray | None] = [mask, ~mask, None, mask, None]
@@ -159,5 +159,5 @@ def test_output_sets_are_a_label_vote() -> None:
     assert np.isnan(found[3]).all()
     acts = sparse.csr_array(np.eye(4, 8))
     alike = likeness(np.eye(4), acts, 8, [None] * 4, None, sets)
-    votes = alike.votes(LIMITS._replace(output_jaccard=0.5))
+    votes = alike.votes(LIMITS.model_copy(update={"output_jaccard": 0.5}))
     assert (votes[0, 1], votes[0, 2], votes[0, 3]) == (1, 0, 0)

@@ -80,6 +80,12 @@ def wilson_interval(successes: float, trials: int) -> Interval:
     return Interval(float(found.low), float(found.high))
 
 
+def proportion(part: int, whole: int) -> Measured:
+    """A share with its Wilson interval; None of nothing."""
+    low, high = wilson_interval(part, whole)
+    return Measured(value=part / whole if whole else None, low=low, high=high)
+
+
 def bootstrap_mean_ci(
     values: Sequence[float] | FloatArray, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> MeanInterval:
@@ -197,6 +203,15 @@ def percentiles(means: FloatArray) -> tuple[float, float]:
     """The ends of the 95 % interval of resampled means."""
     low, high = np.quantile(means, TAILS)
     return float(low), float(high)
+
+
+def with_interval(values: FloatArray) -> Measured:
+    """The first value with the 95 % interval of the defined ones of the others, its resamples."""
+    resampled = values[1:][~np.isnan(values[1:])]
+    if np.isnan(values[0]) or resampled.size == 0:
+        return Measured(value=None, low=None, high=None)
+    low, high = percentiles(resampled)
+    return Measured(value=float(values[0]), low=low, high=high)
 
 
 def _drawn(

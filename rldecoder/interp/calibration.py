@@ -24,7 +24,7 @@ from sklearn.model_selection import BaseCrossValidator, GroupKFold, cross_val_pr
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from rldecoder.evals.statistics import Measured, wilson_interval
+from rldecoder.evals.statistics import Measured, proportion, wilson_interval
 from rldecoder.interp.records import OutputScores
 from rldecoder.interp.scores import LabelScores
 from rldecoder.schemas import JsonRecord
@@ -266,16 +266,10 @@ def coverage(p: FloatArray, outcome: NDArray[np.bool_], tau: float | None) -> Co
     return Coverage(
         threshold=tau,
         labels=size,
-        coverage=_proportion(size, p.size),
+        coverage=proportion(size, p.size),
         accepted=right,
-        precision=_proportion(right, size),
+        precision=proportion(right, size),
     )
-
-
-def _proportion(part: int, whole: int) -> Measured:
-    interval = wilson_interval(part, whole)
-    value = part / whole if whole else None
-    return Measured(value=value, low=interval.low, high=interval.high)
 
 
 class ReliabilityBin(JsonRecord):

@@ -89,7 +89,10 @@ class ScoreSummary(JsonRecord):
             failed=len(found[0]) - len(good),
             means=means(found[1], names),
             means_labelled=means(good, names),
-            intervals={name: _interval(v) if v else None for name, v in values.items()},
+            intervals={
+                name: Interval(*bootstrap_mean_ci(found)[1:]) if found else None
+                for name, found in values.items()
+            },
             **more,
         )
 
@@ -146,11 +149,6 @@ def control_gaps(methods: Mapping[str, Scored], names: Sequence[str] = GAP_SCORE
     return ControlGaps(
         label_shuffled=shuffled, label_random_sae=above["label"], drawn_random_sae=above["drawn"]
     )
-
-
-def _interval(values: list[float]) -> Interval:
-    found = bootstrap_mean_ci(values)
-    return Interval(found.low, found.high)
 
 
 def _paired(label: Scored, control: Scored, score: str) -> Gap | None:

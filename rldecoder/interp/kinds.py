@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from rldecoder.evals.statistics import Measured, two_sample_bootstrap, wilson_interval
+from rldecoder.evals.statistics import Measured, proportion, two_sample_bootstrap
 from rldecoder.interp.calibration import Acceptance
 from rldecoder.interp.labelling import Labelled
 from rldecoder.interp.output_labels import OutputLabelled
@@ -187,6 +187,4 @@ def output_rows(methods: Mapping[str, BothKinds], passed: Mapping[str, Accepted]
 
 
 def _share(passed: BoolArray) -> Measured:
-    interval = wilson_interval(int(passed.sum()), passed.size)
-    value = float(passed.mean()) if passed.size else None
-    return Measured(value=value, low=interval.low, high=interval.high)
+    return proportion(int(passed.sum()), passed.size)

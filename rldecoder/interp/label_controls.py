@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from pydantic import Field
 
 from rldecoder.interp.calibration import (
     PRECISION_BAR,
@@ -25,7 +24,7 @@ from rldecoder.interp.labelling import Confidences, Labelled
 from rldecoder.interp.llm.results import LlmSummary
 from rldecoder.interp.recalibration import PeopleReliability
 from rldecoder.interp.scores import SUMMARISED
-from rldecoder.schemas import JsonRecord, Scalar
+from rldecoder.schemas import JsonRecord, Scalar, optional
 
 
 class MethodSummary(ScoreSummary):
@@ -78,7 +77,7 @@ class LabelControls(JsonRecord):
     """Of the scores of input labels."""
     calibration: CalibrationReport
     acceptance: Acceptance
-    llm: LlmSummary | None = Field(None, exclude_if=lambda found: found is None)
+    llm: LlmSummary | None = optional()
     """Labels in words; absent where there are none."""
 
     @property

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import RootModel
 from torch import Tensor
 
-from rldecoder.evals.statistics import Measured
+from rldecoder.evals.statistics import Measured, with_interval
 from rldecoder.interp.importance import Attribution, PatchBatch
 from rldecoder.schemas import JsonFile, JsonRecord, Scalar
 
@@ -177,7 +177,7 @@ class Tally:
             latent, absolute[latent] / scale, self.signed.numpy()[latent] / scale, count[latent]
         )
 
-    def mass(self, *, confidence: float = 0.95, resamples: int = 500, seed: int = 0) -> TargetMass:
+    def mass(self, *, resamples: int = 500, seed: int = 0) -> TargetMass:
         """Share of importance held by the top k latents, for k in MASS_KS, with intervals."""
         rng = np.random.default_rng(seed)
         used = np.flatnonzero(self.positions)
@@ -205,12 +205,11 @@ class Tally:
             num_positions=self.num_positions,
             top_k={
                 k: TopShare(
-                    per_position=_interval(local[:, i], confidence),
-                    overall=_interval(overall[:, i], confidence),
+                    per_position=with_interval(local[:, i]), overall=with_interval(overall[:, i])
                 )
                 for i, k in enumerate(MASS_KS)
             },
-            error_share=_interval(error, confidence),
+            error_share=with_interval(error),
         )
 
 
@@ -221,11 +220,3 @@ def _top_shares(absolute: Tensor, error: Tensor) -> FloatArray:
     width = ordered.shape[1]
     shares = [float((ordered[:, min(k, width) - 1] / total).sum()) for k in MASS_KS]
     return np.array(shares)
-
-
-def _interval(values: FloatArray, confidence: float) -> Measured:
-    """The estimate (first value) with the percentile interval of the resamples after it."""
-    tail = (1 - confidence) / 2
-    resampled = values[1:] if values.size > 1 else values
-    low, high = np.quantile(resampled, [tail, 1 - tail])
-    return Measured(value=float(values[0]), low=float(low), high=float(high))

@@ -9,11 +9,10 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
 from scipy import stats
 from torch import Tensor
 
-from rldecoder.evals.statistics import Measured
+from rldecoder.evals.statistics import Measured, with_interval
 from rldecoder.interp.importance import (
     MetricFunction,
     PatchBatch,
@@ -21,7 +20,7 @@ from rldecoder.interp.importance import (
     exact_effect,
     sequence_metrics,
 )
-from rldecoder.schemas import JsonRecord, Scalar
+from rldecoder.schemas import JsonRecord, Scalar, optional
 
 FloatArray = NDArray[np.float64]
 Estimator = Literal["attribution_patching", "integrated_gradients"]
@@ -85,9 +84,9 @@ class EstimatorValidation(JsonRecord):
 
     domain: str
     """Whose text it was tried on."""
-    decoder: TargetValidation | None = Field(None, exclude_if=lambda found: found is None)
+    decoder: TargetValidation | None = optional()
     """Of the decoder's predictions."""
-    frozen: TargetValidation | None = Field(None, exclude_if=lambda found: found is None)
+    frozen: TargetValidation | None = optional()
     """Of the frozen model's."""
 
     @property
@@ -262,12 +261,7 @@ def _show(value: float | None) -> str:
 
 
 def agreement(
-    estimate: FloatArray,
-    exact: FloatArray,
-    *,
-    confidence: float = 0.95,
-    resamples: int = 1000,
-    seed: int = 0,
+    estimate: FloatArray, exact: FloatArray, *, resamples: int = 1000, seed: int = 0
 ) -> Agreement:
     """How well estimated effects [n] agree with exact ones."""
     rng = np.random.default_rng(seed)
@@ -278,20 +272,10 @@ def agreement(
     )
     first, second = estimate[draws], exact[draws]
     return Agreement(
-        spearman=_interval(_spearman(first, second), confidence),
-        recall_at_10=_interval(_recall(first, second, TOP), confidence),
-        sign_agreement=_interval(_sign_agreement(first, second), confidence),
+        spearman=with_interval(_spearman(first, second)),
+        recall_at_10=with_interval(_recall(first, second, TOP)),
+        sign_agreement=with_interval(_sign_agreement(first, second)),
     )
-
-
-def _interval(values: FloatArray, confidence: float) -> Measured:
-    """First value, with the percentile interval of the defined ones among the others."""
-    kept = values[1:][~np.isnan(values[1:])]
-    if np.isnan(values[0]) or kept.size == 0:
-        return Measured(value=None, low=None, high=None)
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(kept, [tail, 1 - tail])
-    return Measured(value=float(values[0]), low=float(low), high=float(high))
 
 
 def _spearman(a: FloatArray, b: FloatArray) -> FloatArray:

@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 from sklearn.model_selection import StratifiedKFold
 
 from rldecoder.interp.calibration import (
@@ -28,7 +27,7 @@ from rldecoder.interp.calibration import (
 )
 from rldecoder.interp.labelers import LabelDraft
 from rldecoder.interp.records import JudgedScores, JudgeTrust, LabelConfidence
-from rldecoder.schemas import JsonRecord
+from rldecoder.schemas import JsonRecord, optional
 
 FloatArray = NDArray[np.float64]
 MIN_SCORED = 30
@@ -47,13 +46,13 @@ class WordCalibration(JsonRecord):
     """As in `Reliability`, like `brier`, `n` and `bins`; the last two are absent without
     confidences."""
     brier: float | None
-    n: int | None = Field(None, exclude_if=lambda value: value is None)
-    bins: tuple[ReliabilityBin, ...] | None = Field(None, exclude_if=lambda value: value is None)
-    scored: int | None = Field(None, exclude_if=lambda value: value is None)
+    n: int | None = optional()
+    bins: tuple[ReliabilityBin, ...] | None = optional()
+    scored: int | None = optional()
     """Labels with features and outcome; absent, as the next two, where it was not asked for."""
-    accepted: int | None = Field(None, exclude_if=lambda value: value is None)
+    accepted: int | None = optional()
     """Of these, those that passed."""
-    min_scored: int | None = Field(None, exclude_if=lambda value: value is None)
+    min_scored: int | None = optional()
     """With fewer there are no confidences."""
 
 

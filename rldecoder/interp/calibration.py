@@ -25,7 +25,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from rldecoder.evals.statistics import Measured, proportion, wilson_interval
-from rldecoder.interp.records import OutputScores
+from rldecoder.interp.records import OutputScores, Scores
 from rldecoder.interp.scores import LabelScores
 from rldecoder.schemas import JsonRecord
 
@@ -51,7 +51,7 @@ class Acceptance(JsonRecord):
     auroc_places: float = 0.85
     """Least AUROC place by place."""
 
-    def accepts(self, scores: LabelScores | None) -> bool:
+    def accepts(self, scores: Scores | None) -> bool:
         """Whether the scores reach both bars; undefined or missing scores do not."""
         if scores is None or scores.detection is None or scores.precision is None:
             return False

@@ -24,6 +24,7 @@ from rldecoder.interp.predicate import (
     TextState,
     TokenClass,
     TokenIn,
+    shifted,
 )
 from rldecoder.interp.text_state import TEXT_STATES
 from rldecoder.interp.vocabulary import TOKEN_CLASSES, Side, Vocabulary
@@ -93,7 +94,7 @@ def find_candidates(
     num_cells = float(grid.cells.size)
     found: list[list[Atom]] = [[] for _ in firing]
     for offset in settings.offsets:
-        tokens = grid.shifted(offset).reshape(-1)[grid.cells]
+        tokens = shifted(grid.tokens, offset).reshape(-1)[grid.cells]
         counts, totals = _counts(binary, tokens, vocabulary.size)
         for row, ids in enumerate(_best_sets(counts, totals, firing, num_cells, settings)):
             if ids.size:
@@ -235,7 +236,7 @@ def _add_bigrams(
 ) -> None:
     """Append to each latent its best set of (previous, current) token pairs."""
     current = grid.tokens.reshape(-1)[grid.cells]
-    previous = grid.shifted(-1).reshape(-1)[grid.cells]
+    previous = shifted(grid.tokens, -1).reshape(-1)[grid.cells]
     known = (current >= 0) & (previous >= 0)
     pairs, codes = np.unique(previous[known] * vocab_size + current[known], return_inverse=True)
     all_codes = np.full(current.size, -1, np.int64)

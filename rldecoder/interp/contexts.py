@@ -12,7 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from rldecoder.errors import BadInputError
-from rldecoder.interp.corpus import UNKNOWN, SplitFirings
+from rldecoder.interp.corpus import SplitFirings
+from rldecoder.interp.predicate import UNKNOWN
 
 BEFORE, AFTER = 14, 6
 """Tokens shown around a firing."""

@@ -23,13 +23,12 @@ from scipy import sparse
 from rldecoder.data.activation_reader import ActivationReader
 from rldecoder.data.activations import ActivationBatch, VectorColumn
 from rldecoder.errors import BadInputError
+from rldecoder.interp.predicate import UNKNOWN
 from rldecoder.sae.model import Sae, SparseLatents
 
 BoolArray = NDArray[np.bool_]
 IntArray = NDArray[Any]
 FloatArray = NDArray[np.float64]
-UNKNOWN = -1
-"""Stands for a token or document that is not known (before a sequence's start, or not cached)."""
 
 
 @dataclass(frozen=True)
@@ -60,14 +59,6 @@ class TokenGrid:
     def cells(self) -> IntArray:
         """Numbers of the valid cells, increasing."""
         return np.flatnonzero(self.valid.reshape(-1))
-
-    def shifted(self, offset: int) -> IntArray:
-        """[S, T] the token `-offset` positions earlier in the sequence (offset <= 0)."""
-        if offset == 0:
-            return self.tokens
-        out = np.full_like(self.tokens, UNKNOWN)
-        out[:, -offset:] = self.tokens[:, :offset]
-        return out
 
     def restricted(self, keep: BoolArray) -> TokenGrid:
         """The same grid with only the cells of `keep` [S, T] valid."""

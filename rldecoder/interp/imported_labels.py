@@ -11,8 +11,8 @@ kept as not judged, and have neither failed nor passed.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -263,22 +263,8 @@ def score_imported(
         read_as_input=sum(reading.kind == "input" for reading in readings),
         read_as_output=sum(reading.kind == "output" for reading in readings),
         unscored=dict(Counter(why for why in why_not if why is not None)),
-        methods={
-            name: OthersSummary(
-                latents=len(values),
-                accepted=sum(_passes(scores, acceptance) for scores in values),
-                means=means(values, SCORES),
-            )
-            for name, values in methods.items()
-        },
-        outputs={
-            name: OthersSummary(
-                latents=len(values),
-                accepted=sum(acceptance.accepts_output(scores) for scores in values),
-                means=means(values, OUTPUT_SCORES),
-            )
-            for name, values in outputs.items()
-        },
+        methods=_summaries(methods, acceptance.accepts, SCORES),
+        outputs=_summaries(outputs, acceptance.accepts_output, OUTPUT_SCORES),
         words=_words(judged, [covered[number].latent for number in by_judge], acceptance),
         judge=None if judged is None else judged.trust,
     )
@@ -293,11 +279,23 @@ def _words(
         return {}
     ours = [judged.ours[latent] for latent in dict.fromkeys(latents) if latent in judged.ours]
     methods = {"imported": judged.imported, **judged.controls, "ours": ours}
+
     return {
         name: OthersSummary(
             latents=sum(scores.detection is not None for scores in values),
             accepted=sum(bool(judged.accepts(scores, acceptance)) for scores in values),
             means=means(values, JUDGED),
+        )
+        for name, values in methods.items()
+    }
+
+
+def _summaries(
+    methods: Mapping[str, Sequence[Any]], accepts: Callable[[Any], bool], names: Sequence[str]
+) -> dict[str, OthersSummary]:
+    return {
+        name: OthersSummary(
+            latents=len(values), accepted=sum(map(accepts, values)), means=means(values, names)
         )
         for name, values in methods.items()
     }
@@ -334,13 +332,6 @@ def _score_inputs(
     return methods
 
 
-def _passes(scores: Scores, acceptance: Acceptance) -> bool:
-    """The bars that labels read as predicates must reach."""
-    if scores.detection is None or scores.precision is None:
-        return False
-    return scores.detection >= acceptance.detection and scores.precision >= acceptance.precision
-
-
 def _table_row(
     row: Explanation,
     reading: Reading,
@@ -353,7 +344,7 @@ def _table_row(
     acceptance: Acceptance,
 ) -> Row:
     # By what it says: of the text before, of what the latent raises, or in words for a judge.
-    accepted = None if scores is None else _passes(scores, acceptance)
+    accepted = None if scores is None else acceptance.accepts(scores)
     if says is not None:
         accepted = acceptance.accepts_output(says)
     trust = None

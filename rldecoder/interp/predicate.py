@@ -22,6 +22,7 @@ BoolArray = NDArray[np.bool_]
 Offset = Annotated[int, Field(ge=-8, le=0)]
 TokenId = Annotated[int, Field(ge=0)]
 UNKNOWN = -1
+"""Stands for a token or document that is not known (before a sequence's start, or not cached)."""
 
 
 def _known(what: str, names: Mapping[str, str], value: str) -> str:
@@ -134,12 +135,12 @@ def evaluate(predicate: Predicate, tokens: NDArray[Any], vocabulary: Vocabulary)
     """
     match predicate:
         case TokenIn():
-            return vocabulary.token_table(predicate.tokens)[_shift(tokens, predicate.offset)]
+            return vocabulary.token_table(predicate.tokens)[shifted(tokens, predicate.offset)]
         case Affix():
             table = vocabulary.affix_table(predicate.side, predicate.text)
-            return table[_shift(tokens, predicate.offset)]
+            return table[shifted(tokens, predicate.offset)]
         case TokenClass():
-            return vocabulary.class_table(predicate.name)[_shift(tokens, predicate.offset)]
+            return vocabulary.class_table(predicate.name)[shifted(tokens, predicate.offset)]
         case NgramIn():
             return _matches_ngram(predicate, tokens, vocabulary)
 
@@ -209,7 +210,8 @@ def describe(predicate: Predicate, vocabulary: Vocabulary, max_tokens: int = 8) 
             assert_never(predicate)
 
 
-def _shift(tokens: NDArray[Any], offset: int) -> NDArray[Any]:
+def shifted(tokens: NDArray[Any], offset: int) -> NDArray[Any]:
+    """[S, T] the token `-offset` positions earlier in the sequence (offset <= 0)."""
     if offset == 0:
         return tokens
     out = np.full_like(tokens, UNKNOWN)

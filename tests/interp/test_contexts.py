@@ -12,7 +12,8 @@ from rldecoder import open_run
 from rldecoder.artifacts.catalogue import ActivationCache
 from rldecoder.errors import BadInputError
 from rldecoder.interp.contexts import AFTER, BEFORE, HeldOutText
-from rldecoder.interp.corpus import UNKNOWN, Firings, SplitFirings, TokenGrid
+from rldecoder.interp.corpus import Firings, SplitFirings, TokenGrid
+from rldecoder.interp.predicate import UNKNOWN
 from tests.conftest import ROOT
 
 

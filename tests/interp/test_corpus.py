@@ -9,14 +9,13 @@ import torch
 
 from rldecoder.data.activation_reader import ActivationReader
 from rldecoder.interp.corpus import (
-    UNKNOWN,
     TokenGrid,
     document_folds,
     read_firings,
     sample_sequences,
     with_documents,
 )
-from rldecoder.interp.predicate import evaluate
+from rldecoder.interp.predicate import UNKNOWN, evaluate, shifted
 from rldecoder.sae.model import Sae, SaeSpec
 
 if TYPE_CHECKING:
@@ -119,8 +118,8 @@ def test_within_and_select(planted: Planted) -> None:
 def test_shift_and_restriction() -> None:
     tokens = np.arange(8).reshape(2, 4)
     grid = TokenGrid("test", np.arange(2), tokens, np.ones((2, 4), bool), tokens * 0)
-    assert grid.shifted(-1).tolist() == [[UNKNOWN, 0, 1, 2], [UNKNOWN, 4, 5, 6]]
-    assert grid.shifted(-4).tolist() == [[UNKNOWN] * 4] * 2
+    assert shifted(grid.tokens, -1).tolist() == [[UNKNOWN, 0, 1, 2], [UNKNOWN, 4, 5, 6]]
+    assert shifted(grid.tokens, -4).tolist() == [[UNKNOWN] * 4] * 2
     assert grid.restricted(tokens > 5).cells.tolist() == [6, 7]
 
 

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from scipy import sparse
 from torch import Tensor
 
 from rldecoder.explain.inputs import LabelText
+from rldecoder.interp.corpus import Firings
 from rldecoder.interp.shown import UNKNOWN
+from rldecoder.interp.strong import usual_highs
 from rldecoder.visible_text import visible_text
-
-MIN_COUNT_FOR_P99 = 100
-HIGH_QUANTILE = 0.99
 
 
 @dataclass(frozen=True)
@@ -46,28 +46,20 @@ class RankedFeature:
 def activation_scales(
     indices: Int[Tensor, " *axes"], acts: Float[Tensor, " *axes"], num_latents: int
 ) -> Float[Tensor, " latents"]:
-    """Each latent's usual high: the 99th percentile of its non-zero activations.
+    """Each latent's usual high (`usual_highs`).
 
     Args:
         indices, acts: any equal shape; entries with act 0 are padding.
 
-    Returns: float32 [L]. With fewer than 100 activations the maximum is used, since a p99 of
-        few values is their maximum in all but name; 0 for latents that never fired.
+    Returns: float32 [L]; 0 for latents that never fired.
     """
     fired = (acts > 0).flatten()
     latent = indices.flatten()[fired].cpu().numpy()
     value = acts.flatten()[fired].float().cpu().numpy()
-    order = np.lexsort((value, latent))
-    latent, value = latent[order], value[order]
-    counts = np.bincount(latent, minlength=num_latents)
-    ends = np.cumsum(counts)
-    quantile = np.where(counts >= MIN_COUNT_FOR_P99, HIGH_QUANTILE, 1.0)
-    rank = np.ceil(quantile * counts).astype(np.int64) - 1
-    position = np.clip(ends - counts + rank, 0, max(len(value) - 1, 0))
-    scales = np.zeros(num_latents, dtype=np.float32)
-    seen = counts > 0
-    scales[seen] = value[position[seen]]
-    return torch.from_numpy(scales)
+    shape = (num_latents, len(value))
+    matrix = sparse.csr_array((value, (latent, np.arange(len(value)))), shape=shape)
+    highs = usual_highs(Firings(np.arange(num_latents), matrix))
+    return torch.from_numpy(np.where(np.isfinite(highs), highs, 0.0).astype(np.float32))
 
 
 def rank_active(

@@ -46,7 +46,6 @@ class LocalChatModel:
         self.name, self._weights = f"{name} (local)", weights
         self.temperature, self._dtype = temperature or 0.0, dtype
         self._lock = threading.Lock()
-        self._longest = self._lm.context_length
 
     def identity(self) -> dict[str, Any]:
         """See `ChatModel`."""
@@ -88,20 +87,19 @@ class LocalChatModel:
         """
         attempts.begin()
         ids = self.encode(request.messages)
-        if len(ids) + request.max_tokens > self._longest:
+        if len(ids) + request.max_tokens > self._lm.context_length:
             attempts.end("rejected", free=True)
             raise backends.NoAnswerError("rejected")
         with self._lock:
             out = self._generate(ids, request.max_tokens)
-        ends = self._end_ids()
-        finished = bool(out) and out[-1] in ends
+        finished = bool(out) and out[-1] in self._lm.end_token_ids
         text = str(self._lm.tokenizer.decode(out, skip_special_tokens=True))
         return backends.Reply(text, "stop" if finished else "length", len(ids), len(out))
 
     @torch.no_grad()
     def _generate(self, ids: list[int], max_tokens: int) -> list[int]:
         sampling = {"do_sample": True, "temperature": self.temperature, "top_k": 0}
-        ends = self._end_ids()
+        ends = self._lm.end_token_ids  # a chat's end of turn and the end of text
         settings = GenerationConfig(
             max_new_tokens=max_tokens,
             eos_token_id=ends or None,
@@ -118,10 +116,6 @@ class LocalChatModel:
                 prompt, attention_mask=torch.ones_like(prompt), generation_config=settings
             )
         return [int(token) for token in found[0, len(ids) :]]
-
-    def _end_ids(self) -> list[int]:
-        """What ends an answer: a chat's end of turn and the end of text."""
-        return self._lm.end_token_ids
 
     def _tokens(self, text: str, *, control: bool) -> list[int]:
         found = self._lm.tokenizer(

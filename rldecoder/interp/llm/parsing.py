@@ -72,31 +72,20 @@ class AnswerSchema(TypedDict):
     additionalProperties: bool
 
 
-LABEL_SCHEMA: AnswerSchema = {
-    "type": "object",
-    "properties": {"label": {"type": ["string", "null"]}},
-    "required": ["label"],
-    "additionalProperties": False,
-}
-ANSWERS_SCHEMA: AnswerSchema = {
-    "type": "object",
-    "properties": {"answers": {"type": "array", "items": {"type": "boolean"}}},
-    "required": ["answers"],
-    "additionalProperties": False,
-}
+def _schema(name: str, field: FieldSchema) -> AnswerSchema:
+    return {
+        "type": "object",
+        "properties": {name: field},
+        "required": [name],
+        "additionalProperties": False,
+    }
+
+
+LABEL_SCHEMA = _schema("label", {"type": ["string", "null"]})
+ANSWERS_SCHEMA = _schema("answers", {"type": "array", "items": {"type": "boolean"}})
 # Bounds are checked here alone: not every server knows them in a schema.
-CHOICE_SCHEMA: AnswerSchema = {
-    "type": "object",
-    "properties": {"answer": {"type": "integer"}},
-    "required": ["answer"],
-    "additionalProperties": False,
-}
-ACTIVATIONS_SCHEMA: AnswerSchema = {
-    "type": "object",
-    "properties": {"answers": {"type": "array", "items": {"type": "integer"}}},
-    "required": ["answers"],
-    "additionalProperties": False,
-}
+CHOICE_SCHEMA = _schema("answer", {"type": "integer"})
+ACTIVATIONS_SCHEMA = _schema("answers", {"type": "array", "items": {"type": "integer"}})
 
 
 def parse_label(text: str) -> str | None:

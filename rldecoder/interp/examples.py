@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -37,16 +39,13 @@ NUM_NEAR_MISSES = 2
 """Near misses that a record shows."""
 
 
-class ExampleSettings:
+class ExampleSettings(NamedTuple):
     """Window width and how many examples of each kind."""
 
-    def __init__(
-        self, window_tokens: int, num_top: int, num_quantile: int, num_negative: int
-    ) -> None:
-        self.window_tokens = window_tokens
-        self.num_top = num_top
-        self.num_quantile = num_quantile
-        self.num_negative = num_negative
+    window_tokens: int
+    num_top: int
+    num_quantile: int
+    num_negative: int
 
 
 def top_examples(table: pa.Table, vocabulary: Vocabulary, count: int) -> dict[int, list[Example]]:

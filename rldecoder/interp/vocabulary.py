@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from rldecoder.visible_text import HIDDEN_CATEGORIES
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -146,7 +148,7 @@ def visible(text: str) -> str:
             out.append("\\n")
         elif char == "\t":
             out.append("\\t")
-        elif unicodedata.category(char) in ("Cc", "Cf", "Zl", "Zp", "Cs", "Co", "Cn"):
+        elif unicodedata.category(char) in HIDDEN_CATEGORIES:
             out.append(f"\\u{ord(char):04x}")
         else:
             out.append(char)

@@ -16,6 +16,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from rldecoder.visible_text import HIDDEN_CATEGORIES
+
 if TYPE_CHECKING:
     import jinja2
 
@@ -30,7 +32,6 @@ _CONTROL = re.compile(
     r"|<(?:start|end)_of_turn>|\[/?(?:SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS)\]|<｜|｜>",
     re.IGNORECASE,
 )
-_INVISIBLE = frozenset(("Cc", "Cf", "Zl", "Zp", "Cs", "Co", "Cn"))
 
 
 class Message(NamedTuple):
@@ -99,7 +100,7 @@ def inert_json(value: Any) -> str:
     """
     text = json.dumps(value, ensure_ascii=False)
     text = "".join(
-        _escape(char) if unicodedata.category(char) in _INVISIBLE else char for char in text
+        _escape(char) if unicodedata.category(char) in HIDDEN_CATEGORIES else char for char in text
     )
     # Control tokens begin with none of JSON's own signs but [, and there stands only in strings.
     return _CONTROL.sub(lambda found: "".join(map(_escape, found[0])), text)

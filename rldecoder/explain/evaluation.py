@@ -232,19 +232,23 @@ def per_position(
 
 def _apart(scores: ClaimScores, mask: Tensor, settings: Settings) -> claim_scores.PartScores | None:
     """Precision of some of the claims, over the positions that have any; None if none has."""
-    said = mask.any(-1).cpu().numpy()
-    if not said.any():
+    if not bool(mask.any()):
         return None
+    return claim_scores.PartScores(
+        **_precision(scores, mask, settings),
+        num_claims=int(mask.sum()),
+        num_positions=int(mask.any(-1).sum()),
+    )
+
+
+def _precision(scores: ClaimScores, mask: Tensor, settings: Settings) -> dict[str, Any]:
+    """Share of a position's claims that hold, with its interval, where there are any."""
+    said = mask.any(-1).cpu().numpy()
     interval = bootstrap_mean_ci(
         per_position(scores.supported, mask)[said], resamples=settings.resamples, seed=settings.seed
     )
-    return claim_scores.PartScores(
-        precision=interval.mean,
-        precision_low=interval.low,
-        precision_high=interval.high,
-        num_claims=int(mask.sum()),
-        num_positions=int(np.sum(said)),
-    )
+    keys = ("precision", "precision_low", "precision_high")
+    return dict(zip(keys, interval, strict=True))
 
 
 def _summary(
@@ -252,17 +256,9 @@ def _summary(
 ) -> dict[str, Any]:
     """Precision with its interval, sign accuracy, contradictions, error of the strengths."""
     said = claims.mask.any(-1).cpu().numpy()
-    interval = bootstrap_mean_ci(
-        per_position(scores.supported, claims.mask)[said],
-        resamples=settings.resamples,
-        seed=settings.seed,
-    )
     wrong = ~scores.right_sign & scores.above_noise
     off = (claims.signs - scores.effects).abs()[claims.mask].mean()
-    return {
-        "precision": interval.mean,
-        "precision_low": interval.low,
-        "precision_high": interval.high,
+    return _precision(scores, claims.mask, settings) | {
         "sign_accuracy": float(per_position(scores.right_sign, claims.mask)[said].mean()),
         "contradicted": float(per_position(wrong, claims.mask)[said].mean()),
         "decoder_agrees": float(per_position(scores.decoder_agrees, claims.mask)[said].mean()),

@@ -9,11 +9,12 @@ Axes: N position, n claim (at most max_claims), C candidate.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
 from torch import Tensor
 
 from rldecoder.explain.explainer import Explainer, Pointers, Slots, make_slots
@@ -151,47 +152,31 @@ def _fixed_claims(rows: list[list[_Average]], mask: Tensor) -> ClaimSet:
 
 def _mean_effects(train: Pairs, count: int) -> tuple[list[_Average], dict[int, list[_Average]]]:
     """Latents with the largest summed effects: over all pairs, and after each token."""
-    everywhere = _Sums()
-    by_token: dict[int, _Sums] = defaultdict(_Sums)
-    tokens = train.positions.context_token.tolist()
-    indices, effects = train.candidates.indices.tolist(), train.measured.single.tolist()
-    acts = train.candidates.acts.tolist()
-    for token, row, values, active in zip(tokens, indices, effects, acts, strict=True):
-        for latent, effect, act in zip(row, values, active, strict=True):
-            if act > 0:
-                everywhere.add(latent, effect)
-                by_token[token].add(latent, effect)
-    largest = everywhere.largest(count)
-    # Tokens with few known latents are filled up with those that matter everywhere.
-    return largest, {
-        token: _distinct(found.largest(count) + largest)[:count]
-        for token, found in by_token.items()
-    }
+    real = train.candidates.acts > 0
+    tokens = train.positions.context_token.to(real.device)[:, None].expand_as(real)
+    token, latent, effect = (
+        column[real].cpu().numpy()
+        for column in (tokens, train.candidates.indices, train.measured.single)
+    )
+    largest = _largest(latent, effect, count)
+    by_token = {}
+    order = np.argsort(token, kind="stable")
+    names, first = np.unique(token[order], return_index=True)
+    for name, part in zip(names.tolist(), np.split(order, first[1:]), strict=False):
+        found = _largest(latent[part], effect[part], count)
+        # Tokens with few known latents are filled up with those that matter everywhere; naming a
+        # latent twice would be a claim less.
+        known = {one.latent for one in found}
+        by_token[name] = (found + [one for one in largest if one.latent not in known])[:count]
+    return largest, by_token
 
 
-class _Sums:
-    def __init__(self) -> None:
-        self.total: dict[int, float] = defaultdict(float)
-        self.number: dict[int, int] = defaultdict(int)
-
-    def add(self, latent: int, effect: float) -> None:
-        self.total[latent] += effect
-        self.number[latent] += 1
-
-    def largest(self, count: int) -> list[_Average]:
-        order = sorted(self.total, key=lambda latent: (-abs(self.total[latent]), latent))
-        return [
-            _Average(latent, self.total[latent], self.total[latent] / self.number[latent])
-            for latent in order[:count]
-        ]
-
-
-def _distinct(rows: list[_Average]) -> list[_Average]:
-    """The first entry of each latent: naming a latent twice would be a claim less."""
-    first: dict[int, _Average] = {}
-    for row in rows:
-        first.setdefault(row.latent, row)
-    return list(first.values())
+def _largest(latent: NDArray[Any], effect: NDArray[Any], count: int) -> list[_Average]:
+    kinds, at, number = np.unique(latent, return_inverse=True, return_counts=True)
+    total = np.bincount(at, effect, minlength=kinds.size)
+    order = np.lexsort((kinds, -np.abs(total)))[:count]
+    columns = (column[order].tolist() for column in (kinds, total, total / number))
+    return [_Average(*row) for row in zip(*columns, strict=True)]
 
 
 def acts_of(

@@ -124,12 +124,7 @@ def evaluate_simulatability(
         if found is None:
             return {}
         return {
-            name: ReaderScore(
-                auroc=interval.auroc,
-                low=interval.low,
-                high=interval.high,
-                method_b_ahead=found.ahead.get(name),
-            )
+            name: ReaderScore(**interval._asdict(), method_b_ahead=found.ahead.get(name))
             for name, interval in found.scores.items()
         }
 

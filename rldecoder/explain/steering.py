@@ -160,7 +160,7 @@ def changed_frozen(lm: FrozenLM, sae: Sae, changes: Changes, start: int = 1) -> 
         return (resid.float() + changed.added(sae)).to(resid.dtype)
 
     door = lm.part_after(sae.spec.hook_layer)
-    with _first_position(lm.model) as first, replaced_input(door, change):
+    with _told(lm.model, _first_position) as first, replaced_input(door, change):
         yield
 
 
@@ -177,7 +177,7 @@ def changed_decoder(
         positions = first() + length() - num + torch.arange(num, device=latents.acts.device)
         return (changes.apply(latents, positions >= start).after, *args[1:])
 
-    with _first_position(decoder) as first, _length(decoder) as length:
+    with _told(decoder, _first_position) as first, _told(decoder, _length) as length:
         handle = decoder.model.register_forward_pre_hook(change)
         try:
             yield
@@ -298,34 +298,29 @@ class _Teller(BaseStreamer):
 
 
 @contextmanager
-def _first_position(model: nn.Module) -> Iterator[Callable[[], int]]:
-    """While open, tells where the tokens of the model's present call begin: its cache's length."""
-    cached = 0
-
-    def look(_model: nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        nonlocal cached
-        past = kwargs.get("past_key_values")
-        cached = 0 if past is None else int(past.get_seq_length())
-
-    handle = model.register_forward_pre_hook(look, with_kwargs=True)
-    try:
-        yield lambda: cached
-    finally:
-        handle.remove()
-
-
-@contextmanager
-def _length(model: nn.Module) -> Iterator[Callable[[], int]]:
-    """While open, tells how many tokens the model's present call has."""
-    length = 0
+def _told(
+    model: nn.Module, read: Callable[[tuple[Any, ...], dict[str, Any]], int]
+) -> Iterator[Callable[[], int]]:
+    """While open, tells what `read` makes of the arguments of the model's present call."""
+    found = 0
 
     def look(_model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        nonlocal length
-        ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
-        length = int(ids.shape[1])
+        nonlocal found
+        found = read(args, kwargs)
 
     handle = model.register_forward_pre_hook(look, with_kwargs=True)
     try:
-        yield lambda: length
+        yield lambda: found
     finally:
         handle.remove()
+
+
+def _first_position(_args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    """Where the tokens of a call begin: its cache's length."""
+    past = kwargs.get("past_key_values")
+    return 0 if past is None else int(past.get_seq_length())
+
+
+def _length(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    """How many tokens a call has."""
+    return int((kwargs["input_ids"] if "input_ids" in kwargs else args[0]).shape[1])

@@ -22,26 +22,11 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from rldecoder.config.interp import ClusterFeaturesConfig
+from rldecoder.schemas import table_schema
 
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 
-LINKS = pa.schema(
-    [
-        ("general", pa.int32()),
-        ("special", pa.int32()),
-        ("misses", pa.int32()),
-        ("absorbed", pa.int32()),
-        ("share", pa.float64()),
-        ("cosine", pa.float64()),
-        ("strength", pa.float64()),
-        ("inside", pa.float64()),
-        ("together", pa.float64()),
-        ("fingerprint_cosine", pa.float64()),
-    ]
-)
-"""One row a link, as in `Link`. `fingerprint_cosine`: whether ablating either moves the decoder's
-logits alike; null if one of the two has no effect on the probe tokens."""
 INSIDE = 0.5
 """Share of s's firings where g's predicate holds, at least."""
 
@@ -66,6 +51,11 @@ class Link(NamedTuple):
     """Share of the firings of `special` where the predicate holds."""
     together: float
     """Share of the hits on which `special` fires too."""
+
+
+LINKS = table_schema(Link).append(pa.field("fingerprint_cosine", pa.float64()))
+"""One row a link, as in `Link`. `fingerprint_cosine`: whether ablating either moves the decoder's
+logits alike; null if one of the two has no effect on the probe tokens."""
 
 
 def absorption_links(

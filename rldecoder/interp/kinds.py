@@ -16,7 +16,7 @@ from rldecoder.interp.output_labels import OutputLabelled
 from rldecoder.interp.records import Kind, OutputScores
 from rldecoder.interp.scores import LabelScores
 from rldecoder.json_records import Row
-from rldecoder.schemas import JsonRecord, Scalar
+from rldecoder.schemas import JsonRecord, Scalar, table_schema
 
 BoolArray = NDArray[np.bool_]
 OUTPUT_SCORES = pa.schema(
@@ -25,10 +25,7 @@ OUTPUT_SCORES = pa.schema(
         ("method", pa.string()),
         ("labelled", pa.bool_()),
         ("accepted", pa.bool_()),
-        *(
-            (name, pa.int64() if field.annotation is int else pa.float64())
-            for name, field in OutputScores.model_fields.items()
-        ),
+        *table_schema(OutputScores, places=pa.int64(), documents=pa.int64()),
     ]
 )
 """One row a latent and method ("label", "shuffled", "random_sae", "drawn"): output labels."""

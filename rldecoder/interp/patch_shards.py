@@ -21,7 +21,7 @@ from rldecoder.config.interp import Domain, RankFeaturesConfig
 from rldecoder.data.shards import SplitSequences
 from rldecoder.decoder.loading import load_decoder
 from rldecoder.evals.prompts import make_prompts
-from rldecoder.executors.jobs import Runs, TensorWorker, even_ends
+from rldecoder.executors.jobs import Runs, TensorWorker
 from rldecoder.interp.importance import (
     PatchBatch,
     Subject,
@@ -39,8 +39,6 @@ from rldecoder.sae.model import Sae
 from rldecoder.seeds import derive_seed
 
 TASKS = ("addition", "cloze")
-LATENTS = 8
-"""Latents that a shard ablates."""
 SHARD_TOKENS = 4096
 """Tokens of text that a shard attributes, or one batch of them."""
 PROMPTS = 64
@@ -205,11 +203,6 @@ class _PatchWorker(TensorWorker[Settings, Result]):
             settings.corpus, settings.config, settings.seed, Subject(lm, sae, decoder),
             settings.skip_first,
         )  # fmt: skip
-
-
-def latent_ends(count: int) -> tuple[int, ...]:
-    """Where the shards of so many latents end."""
-    return even_ends(count, LATENTS)
 
 
 class ExactSettings(PatchSettings):

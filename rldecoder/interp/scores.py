@@ -110,12 +110,6 @@ class ScoringText:
         """[cells] where the predicate holds; False on cells that are not valid."""
         return evaluate(predicate, self.grid.tokens, self.vocabulary).reshape(-1) & self.valid
 
-    def levels(
-        self, held: BoolArray, fires: NDArray[np.int64], acts: NDArray[np.float32]
-    ) -> Levels:
-        """Mean activation where a predicate holds and where not; arguments as in `score`."""
-        return fit_levels(held, fires, acts, int(self.valid.sum()))
-
     def score(
         self,
         held: BoolArray | None,
@@ -296,7 +290,8 @@ def fit_all_levels(
         fires, acts = inside.row(row)
         found = None
         if predicate is not None:
-            found = text.levels(text.holds(predicate), fires.astype(np.int64), acts)
+            held, cells = text.holds(predicate), int(text.valid.sum())
+            found = fit_levels(held, fires.astype(np.int64), acts, cells)
         out.append(found)
     return out
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import string
 import unicodedata
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -155,28 +155,19 @@ def visible(text: str) -> str:
     return "".join(out)
 
 
-def _is_capitalised(text: str) -> bool:
-    word = text.strip()
-    return len(word) > 0 and word[0].isupper()
-
-
-def _is_word_piece(text: str) -> bool:
-    return text[0].isalpha() and text.isalpha()
-
-
-_CHECKS = {
+_CHECKS: dict[str, Callable[[str], bool]] = {
     "number": lambda text: text.strip().isdigit(),
     "lowercase": lambda text: text.strip().islower(),
     "uppercase": lambda text: text.strip().isupper(),
-    "capitalised": _is_capitalised,
+    "capitalised": lambda text: text.strip()[:1].isupper(),
     "letters": lambda text: text.strip().isalpha(),
     "punctuation": lambda text: (
         all(c in string.punctuation for c in text.strip()) and bool(text.strip())
     ),
-    "whitespace": lambda text: text.isspace(),
+    "whitespace": str.isspace,
     "newline": lambda text: "\n" in text,
     "code_symbol": lambda text: any(c in CODE_SYMBOLS for c in text),
     "non_ascii": lambda text: not text.isascii(),
     "word_start": lambda text: text[0] == " " and text.strip().isalpha(),
-    "word_piece": _is_word_piece,
+    "word_piece": str.isalpha,
 }

@@ -20,7 +20,6 @@ from rldecoder.interp.patch_shards import (
     ExactSettings,
     ExactWorker,
     PatchText,
-    latent_ends,
 )
 from rldecoder.interp.tally import ImportanceMass, Tally, TargetMass
 from rldecoder.interp.validation import Ablation, EstimatorValidation, effects_of, validate
@@ -29,6 +28,9 @@ from rldecoder.schemas import Scalar
 from rldecoder.seeds import derive_seed, seed_everything
 from rldecoder.stages.context import Output, StageContext
 from rldecoder.stages.inputs import RankInputs
+
+LATENTS = 8
+"""Latents that a shard ablates."""
 
 
 def run(inputs: RankInputs, config: RankFeaturesConfig, ctx: StageContext) -> Output:
@@ -229,7 +231,7 @@ class _Crew:
         settings = ExactSettings(
             **self._common,
             name=target,
-            ends=latent_ends(len(latents)),
+            ends=even_ends(len(latents), LATENTS),
             target=target,
             latents=tuple(latents),
         )

@@ -18,6 +18,7 @@ from rldecoder.interp.scores import (
     intruder_score,
     means,
 )
+from rldecoder.interp.simulation import fit_levels
 from rldecoder.interp.vocabulary import Vocabulary
 
 ROWS, WIDTH, WINDOW = 30, 22, 8
@@ -238,7 +239,7 @@ def test_simulation_equals_numpy(text: ScoringText) -> None:
     held = _random(text, 0.1, 5)
     held[fires[::2]] = True
     other = np.flatnonzero(_random(text, 0.2, 9))
-    levels = text.levels(held, other, np.ones(other.size, np.float32))
+    levels = fit_levels(held, other, np.ones(other.size, np.float32), int(text.valid.sum()))
     real = np.zeros(text.grid.num_cells)
     real[fires] = acts
     fitted = np.zeros(text.grid.num_cells)

@@ -18,6 +18,7 @@ from rldecoder.interp import patch_shards
 from rldecoder.interp.patch_shards import AttributionWorker, ExactWorker
 from rldecoder.reporting import SilentReporter
 from rldecoder.schemas import read_json
+from rldecoder.stages import rank_features
 from rldecoder.stages.context import StageContext
 from rldecoder.stages.table import stage_named
 from tests.executors.elsewhere import Elsewhere
@@ -146,7 +147,7 @@ def test_shards_end_the_same(
     tmp_path: Path, inputs: Folders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bit for bit; a run that was killed between two shards does the others alone."""
-    monkeypatch.setattr(patch_shards, "LATENTS", 3)
+    monkeypatch.setattr(rank_features, "LATENTS", 3)
     monkeypatch.setattr(patch_shards, "SHARD_TOKENS", 96)
     monkeypatch.setattr(patch_shards, "PROMPTS", 1)
     config = CONFIG.model_copy(update={"batch_sequences": 2, "domains": ("label", "cloze")})

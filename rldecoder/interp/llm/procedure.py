@@ -165,8 +165,8 @@ class LlmRun:
             }
         labels = {name: [draft.text for draft in found] for name, found in drafts.items()}
         cases = {
-            condition.name: self._cases(condition, labels[condition.name])
-            for condition in conditions
+            name: self._cases(sampler, firings, labels[name])
+            for name, _, firings, sampler in conditions
         }
 
         # One bar for all that the judge is asked.
@@ -236,26 +236,22 @@ class LlmRun:
             condition.purpose,
         )  # fmt: skip
 
-    def _cases(self, condition: Condition, labels: Sequence[str | None]) -> list[Case]:
-        """All that is asked about a condition's labels."""
-        return make_cases(
-            condition.sampler,
-            condition.firings,
-            labels,
-            derive_seed(self._seed, "windows"),
-            task_counts(self.config),
-        )
+    def _cases(
+        self, sampler: ItemSampler, firings: Firings, labels: Sequence[str | None]
+    ) -> list[Case]:
+        """All that is asked about labels, one a row of the firings."""
+        seed = derive_seed(self._seed, "windows")
+        return make_cases(sampler, firings, labels, seed, task_counts(self.config))
 
     def _cases_of_others(self) -> CasesOfOthers | None:
         """What is asked about labels of others in words; None where there are none."""
         if self._others is None or not self._others.texts:
             return None
-        seed, counts = derive_seed(self._seed, "windows"), task_counts(self.config)
         return CasesOfOthers.of(
             self._others,
             self._own.sampler,
             self._own.firings,
-            lambda sampler, firings, labels: make_cases(sampler, firings, labels, seed, counts),
+            self._cases,
             count=self.config.control_features,
             vocabulary=self._vocabulary,
             window_tokens=self._window_tokens,
@@ -277,7 +273,7 @@ class LlmRun:
             return []
         order = derangement(rows.size, np.random.default_rng(derive_seed(self._seed, "control")))
         swapped = [labels[int(rows[other])] for other in order]
-        return self._cases(self._own._replace(firings=self._own.firings.select(rows)), swapped)
+        return self._cases(self._own.sampler, self._own.firings.select(rows), swapped)
 
 
 def _swapped(drafts: Sequence[LabelDraft], cases: Sequence[Case]) -> list[LabelDraft]:

@@ -88,9 +88,10 @@ def open_run(planted: Planted, tmp_path: Path, model: Clever) -> Open:
         labels = [describe(p, planted.vocabulary) for p in planted.predicates]
         held = meanings(run._own.sampler.text, planted.predicates)
         named = labels[: changes.get("max_features", 24)]
-        cases = [*run._planted.cases, *run._cases(run._own, named)]
+        cases = [*run._planted.cases, *run._cases(run._own.sampler, run._own.firings, named)]
         for condition in run._controls:
-            cases += run._cases(condition, ["x"] * len(condition.firings.latents))
+            labelled = ["x"] * len(condition.firings.latents)
+            cases += run._cases(condition.sampler, condition.firings, labelled)
         if (theirs := run._cases_of_others()) is not None:
             cases += [case for _, found in theirs for case in found]
         reads = perfect(run._own.sampler, held, cases)

@@ -157,13 +157,8 @@ def _paired(label: Scored, control: Scored, score: str) -> Gap | None:
     if not both:
         return None
     found = paired_bootstrap_pvalue([own[i] for i in both], [other[i] for i in both])
-    return Gap(
-        difference=found.difference,
-        low=found.low,
-        high=found.high,
-        latents=len(both),
-        control_latents=len(both),
-    )
+    gap = found.model_dump(exclude={"pvalue"})
+    return Gap(**gap, latents=len(both), control_latents=len(both))
 
 
 def _unpaired(label: Scored, control: Scored, score: str, labelled_only: bool) -> Gap | None:

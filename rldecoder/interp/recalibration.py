@@ -12,6 +12,7 @@ from sklearn.preprocessing import FunctionTransformer
 
 from rldecoder.interp.calibration import (
     AcceptanceRegression,
+    Calibration,
     Reliability,
     high_confidence_threshold,
     out_of_fold,
@@ -54,15 +55,6 @@ class Recalibrated(NamedTuple):
     """None with too few verdicts, and nothing changed."""
 
 
-class _Audit(NamedTuple):
-    """Verdicts of the audit, one a latent."""
-
-    p: FloatArray
-    """What the labeler's confidence was."""
-    accepted: NDArray[np.bool_]
-    latents: NDArray[np.int64]
-
-
 def recalibrated(
     features: list[FeatureLabel], drafted: list[FeatureLabel], tau: float | None
 ) -> Recalibrated:
@@ -85,16 +77,13 @@ def recalibrated(
     if audit.accepted.size < MIN_AUDIT_VERDICTS or audit.accepted.all() or not audit.accepted.any():
         return Recalibrated(features, tau, None)
     platt = make_pipeline(FunctionTransformer(_logit), AcceptanceRegression())
-    model = platt.fit(audit.p[:, None], audit.accepted)
+    model = platt.fit(audit.features, audit.accepted)
     folds = KFold(NUM_FOLDS, shuffle=True, random_state=0)
-    held_out = out_of_fold(platt, audit.p[:, None], audit.accepted, folds)
+    held_out = out_of_fold(platt, audit.features, audit.accepted, folds)
     tau = high_confidence_threshold(thresholds(held_out, audit.accepted, audit.latents))
-    now, before = (reliability(p, audit.accepted) for p in (held_out, audit.p))
+    now, before = (reliability(p, audit.accepted) for p in (held_out, audit.features[:, 0]))
     people = PeopleReliability(
-        n=now.n,
-        ece=now.ece,
-        brier=now.brier,
-        bins=now.bins,
+        **dict(now),
         accepted=int(audit.accepted.sum()),
         before=Before(ece=before.ece, brier=before.brier),
         high_confidence_threshold=tau,
@@ -113,15 +102,16 @@ def _moved(feature: FeatureLabel, model: Pipeline, tau: float | None) -> Feature
     return feature.model_copy(update=changes)
 
 
-def _audit(features: list[FeatureLabel], drafted: list[FeatureLabel]) -> _Audit:
+def _audit(features: list[FeatureLabel], drafted: list[FeatureLabel]) -> Calibration:
+    """Verdicts of the audit, one a latent; the feature is the labeler's confidence."""
     own = {feature.latent: feature for feature in drafted}
     rows = [
         (own[f.latent].confidence, verdict, f.latent)
         for f in features
         if (verdict := _audit_verdict(f, own[f.latent].label)) is not None
     ]
-    return _Audit(
-        np.array([p for p, _, _ in rows], np.float64),
+    return Calibration(
+        np.array([p for p, _, _ in rows], np.float64)[:, None],
         np.array([verdict for _, verdict, _ in rows], bool),
         np.array([latent for _, _, latent in rows], np.int64),
     )

@@ -6,12 +6,13 @@ who shows them must escape them.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
+from pydantic import AfterValidator, BaseModel
 
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
 from rldecoder.errors import DamagedFileError
@@ -26,49 +27,61 @@ NUM_INTERVALS = 10
 NUM_NEURONS = 3
 
 
-class ExportExample(NamedTuple):
-    """A window of text in which the latent fires."""
+Short = Annotated[float, AfterValidator(lambda value: float(f"{value:.4g}"))]
+"""Four significant digits: activations of some SAEs are far below 1."""
 
-    kind: str
-    """`top` or `quantile`."""
-    tokens: list[str]
-    acts: list[float]
-    """Activations of the tokens, in the SAE's units."""
-    focus: int
-    """Index of the token that the example was chosen for."""
-    low: float
-    """The interval of activations that the example stands for; a top example's is [-1, max]."""
-    high: float
-    contains: float
+
+class Activation(BaseModel):
+    """A window of text in which the latent fires, in SAEDashboard's words."""
+
+    bin_min: float
+    """The interval of activations that the window stands for; a top example's is [-1, max]."""
+    bin_max: float
+    bin_contains: float
     """Share of all tokens whose activation lies in it; -1 for a top example."""
+    tokens: list[str]
+    values: list[Short]
+    """Activations of the tokens, in the SAE's units."""
+    qualifying_token_index: int
+    """The token that the window was chosen for."""
 
 
-class Histogram(NamedTuple):
-    """Bars of equal width."""
+class Profile(BaseModel):
+    """A feature without its text, in SAEDashboard's words.
 
-    centers: list[float]
-    counts: list[int]
+    Neurons are the dimensions of the residual stream where the latent's decoder row is largest
+    (`l1`: |value| over the row's L1 norm). Histograms are of the activations above 0, and of what a
+    unit of activation does to each token's logit.
+    """
 
-
-class Neurons(NamedTuple):
-    """Dimensions of the residual stream where the latent's decoder row is largest."""
-
-    indices: list[int]
-    values: list[float]
-    shares: list[float]
-    """|value| over the row's L1 norm."""
+    neuron_alignment_indices: list[int]
+    neuron_alignment_values: list[Short]
+    neuron_alignment_l1: list[Short]
+    correlated_neurons_indices: list[int] = []
+    correlated_neurons_l1: list[float] = []
+    correlated_neurons_pearson: list[float] = []
+    correlated_features_indices: list[int] = []
+    correlated_features_l1: list[float] = []
+    correlated_features_pearson: list[float] = []
+    neg_str: list[str]
+    neg_values: list[Short]
+    pos_str: list[str]
+    pos_values: list[Short]
+    frac_nonzero: float
+    freq_hist_data_bar_values: list[Short]
+    freq_hist_data_bar_heights: list[int]
+    logits_hist_data_bar_heights: list[int]
+    logits_hist_data_bar_values: list[Short]
+    decoder_weights_dist: list[float] = []
+    vector: list[float] = []
 
 
 class ExportFeature(NamedTuple):
     """One labelled latent."""
 
     record: FeatureLabel
-    examples: list[ExportExample]
-    acts: Histogram
-    """Of the activations above 0."""
-    logits: Histogram
-    """Of what a unit of activation does to each token's logit."""
-    neurons: Neurons
+    profile: Profile
+    activations: list[Activation]
 
 
 class ExportMaterial(NamedTuple):
@@ -123,10 +136,13 @@ def gather(
     features = [
         ExportFeature(
             record,
-            _examples(rows[record.latent], split, index, vocabulary),
-            _histogram(split.firings.row(index)[1]),
-            _histogram((directions[index] @ unembedding.T).cpu().numpy()),
-            _neurons(sae.W_dec[record.latent]),
+            _profile(
+                record,
+                split.firings.row(index)[1],
+                (directions[index] @ unembedding.T).cpu().numpy(),
+                sae.W_dec[record.latent].detach().float().cpu(),
+            ),
+            _activations(rows[record.latent], split, index, vocabulary),
         )
         for index, record in enumerate(labels.features)
     ]
@@ -137,9 +153,9 @@ def gather(
     )  # fmt: skip
 
 
-def _examples(
+def _activations(
     rows: list[Row], split: SplitFirings, index: int, vocabulary: Vocabulary
-) -> list[ExportExample]:
+) -> list[Activation]:
     """A latent's examples; each of the quantile ones with the interval its activation lies in."""
     acts = split.firings.row(index)[1]
     top = float(acts.max()) if acts.size else 0.0
@@ -152,27 +168,46 @@ def _examples(
         interval = (float(bounds[place]), float(bounds[place + 1]), float(share[place]))
         low, high, contains = (-1.0, top, -1.0) if row["kind"] == "top" else interval
         out.append(
-            ExportExample(
-                row["kind"],
-                [vocabulary.texts[token] if token >= 0 else "" for token in row["tokens"]],
-                [float(act) for act in row["acts"]],
-                row["pos"] - row["start"],
-                low,
-                high,
-                contains,
+            Activation(
+                bin_min=low,
+                bin_max=high,
+                bin_contains=contains,
+                tokens=[vocabulary.texts[token] if token >= 0 else "" for token in row["tokens"]],
+                values=row["acts"],
+                qualifying_token_index=row["pos"] - row["start"],
             )
         )
     return out
 
 
-def _histogram(values: NDArray[np.float32]) -> Histogram:
+def _profile(
+    record: FeatureLabel,
+    acts: NDArray[np.float32],
+    effects: NDArray[np.float32],
+    direction: torch.Tensor,
+) -> Profile:
+    values, indices = direction.topk(min(NUM_NEURONS, direction.numel()))
+    norm = max(float(direction.abs().sum()), 1e-12)
+    (act_values, act_heights), (logit_values, logit_heights) = map(_histogram, (acts, effects))
+    return Profile(
+        neuron_alignment_indices=indices.tolist(),
+        neuron_alignment_values=values.tolist(),
+        neuron_alignment_l1=(values.abs() / norm).tolist(),
+        neg_str=[effect.token for effect in record.suppressed],
+        neg_values=[effect.effect for effect in record.suppressed],
+        pos_str=[effect.token for effect in record.promoted],
+        pos_values=[effect.effect for effect in record.promoted],
+        frac_nonzero=record.density,
+        freq_hist_data_bar_values=act_values,
+        freq_hist_data_bar_heights=act_heights,
+        logits_hist_data_bar_heights=logit_heights,
+        logits_hist_data_bar_values=logit_values,
+    )
+
+
+def _histogram(values: NDArray[np.float32]) -> tuple[list[float], list[int]]:
+    """Centers and heights of bars of equal width."""
     if not values.size:
-        return Histogram([], [])
+        return [], []
     counts, edges = np.histogram(values, NUM_BARS)
-    return Histogram(((edges[1:] + edges[:-1]) / 2).tolist(), counts.tolist())
-
-
-def _neurons(row: torch.Tensor) -> Neurons:
-    values, indices = row.detach().float().cpu().topk(min(NUM_NEURONS, row.numel()))
-    norm = max(float(row.detach().float().abs().sum()), 1e-12)
-    return Neurons(indices.tolist(), values.tolist(), (values.abs() / norm).tolist())
+    return ((edges[1:] + edges[:-1]) / 2).tolist(), counts.tolist()

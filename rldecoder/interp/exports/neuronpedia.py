@@ -25,7 +25,7 @@ from pydantic import BaseModel
 from rldecoder.errors import BadInputError
 from rldecoder.files import write_bytes
 from rldecoder.interp.exports import saedashboard
-from rldecoder.interp.exports.material import ExportExample, ExportFeature, ExportMaterial
+from rldecoder.interp.exports.material import Activation, ExportFeature, ExportMaterial, Profile
 from rldecoder.interp.records import FeatureLabel
 from rldecoder.interp.shown import shown
 
@@ -119,7 +119,7 @@ class _Measured(_OfSource):
     creatorId: str
 
 
-class FeatureRow(saedashboard.Profile, _Measured):
+class FeatureRow(Profile, _Measured):
     """A line of `features/`."""
 
     index: str
@@ -191,9 +191,9 @@ def write(folder: Path, material: ExportMaterial, names: Publication) -> Path:
         rows: dict[str, Iterable[BaseModel]] = {
             "features": (_feature(feature, material.hook_name, made) for feature in features),
             "activations": (
-                _activation(example, feature.record.latent, rank, made)
+                _activation(row, feature.record.latent, rank, made)
                 for feature in features
-                for rank, example in enumerate(feature.examples)
+                for rank, row in enumerate(feature.activations)
             ),
             "explanations": (
                 _explanation(feature.record, common | {"authorId": names.author_id})
@@ -254,9 +254,9 @@ def _tables(material: ExportMaterial, names: Publication) -> dict[str, BaseModel
 
 
 def _feature(feature: ExportFeature, hook_name: str, made: dict[str, str]) -> FeatureRow:
-    windows = [saedashboard.activation(example).values for example in feature.examples]
+    windows = [row.values for row in feature.activations]
     return FeatureRow(
-        **dict(saedashboard.profile(feature)),
+        **dict(feature.profile),
         **made,
         index=str(feature.record.latent),
         maxActApprox=max(map(max, windows), default=0.0),
@@ -264,10 +264,7 @@ def _feature(feature: ExportFeature, hook_name: str, made: dict[str, str]) -> Fe
     )
 
 
-def _activation(
-    example: ExportExample, latent: int, rank: int, made: dict[str, str]
-) -> ActivationRow:
-    row = saedashboard.activation(example)
+def _activation(row: Activation, latent: int, rank: int, made: dict[str, str]) -> ActivationRow:
     return ActivationRow(
         **made,
         id=_id(made["modelId"], made["layer"], latent, "activation", rank),

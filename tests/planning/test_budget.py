@@ -22,7 +22,7 @@ from tests.conftest import ROOT
 pytestmark = pytest.mark.usefixtures("own_cache", "large_disk")
 
 
-@pytest.fixture()
+@pytest.fixture
 def large_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """A terabyte is free: what is refused here does not depend on the machine of the test."""
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=10**12))

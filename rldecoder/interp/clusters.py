@@ -71,6 +71,11 @@ class Likeness(NamedTuple):
     output_jaccard: FloatArray
     """Of output sets, tokens weighted by gain; NaN where one has none."""
 
+    def of(self, first: int, second: int) -> dict[str, float | None]:
+        """Two latents' columns of PAIRS; None for NaN."""
+        found = {name: float(values[first, second]) for name, values in self._asdict().items()}
+        return {name: None if np.isnan(value) else value for name, value in found.items()}
+
     def votes(self, limits: ClusterFeaturesConfig) -> NDArray[np.int64]:
         """[K, K] in how many of the three kinds two latents are alike."""
         together = (self.jaccard >= limits.jaccard) | (self.pearson >= limits.pearson)

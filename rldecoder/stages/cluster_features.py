@@ -221,17 +221,10 @@ def _test_pairs(
         agree = cosine is not None and cosine >= config.fingerprint_cosine
         if agree:
             agreeing.add(frozenset((a, b)))
-        label, words = float(alike.label_jaccard[i, j]), float(alike.label_cosine[i, j])
-        raised = float(alike.output_jaccard[i, j])
         rows.append({
             "latent_a": a,
             "latent_b": b,
-            "decoder_cosine": float(alike.decoder_cosine[i, j]),
-            "jaccard": float(alike.jaccard[i, j]),
-            "pearson": float(alike.pearson[i, j]),
-            "label_jaccard": None if np.isnan(label) else label,
-            "label_cosine": None if np.isnan(words) else words,
-            "output_jaccard": None if np.isnan(raised) else raised,
+            **alike.of(i, j),
             "votes": int(votes[i, j]),
             "fingerprint_cosine": cosine,
             "agree": agree,

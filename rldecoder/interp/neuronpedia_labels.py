@@ -142,7 +142,13 @@ def explanations_of(path: Path, hook_layer: int, num_latents: int) -> Explanatio
     """
     found = read_explanations(path)
     check_source(found.source, hook_layer)
-    check_latents(found, num_latents)
+    largest = found.rows[-1].latent
+    if largest >= num_latents:
+        raise BadInputError(
+            f"The explanations go up to latent {largest}, and the run's SAE has {num_latents}.",
+            f"They are of {found.source}.",
+            "Set `label_features.import` to the explanations of the run's SAE.",
+        )
     return found
 
 
@@ -187,21 +193,6 @@ def check_first(path: Path, hook_layer: int) -> None:
             raise _damaged(place, "it is no object")
         check_source(_text(value, "layer", place), hook_layer)
         return
-
-
-def check_latents(found: Explanations, num_latents: int) -> None:
-    """Refuse explanations of a larger SAE.
-
-    Raises:
-        BadInputError: a latent does not exist.
-    """
-    largest = found.rows[-1].latent
-    if largest >= num_latents:
-        raise BadInputError(
-            f"The explanations go up to latent {largest}, and the run's SAE has {num_latents}.",
-            f"They are of {found.source}.",
-            "Set `label_features.import` to the explanations of the run's SAE.",
-        )
 
 
 def _values(file: Path) -> Iterator[tuple[str, Any]]:

@@ -13,8 +13,8 @@ from rldecoder.errors import BadInputError, DamagedFileError
 from rldecoder.interp.neuronpedia_labels import (
     Explanation,
     check_first,
-    check_latents,
     explanations_digest,
+    explanations_of,
     read_explanations,
 )
 
@@ -129,7 +129,7 @@ def test_explanations_of_another_sae_are_refused(
 
     def check() -> None:
         check_first(path, hook_layer)
-        check_latents(read_explanations(path), num_latents)
+        explanations_of(path, hook_layer, num_latents)
 
     if said is None:
         check()

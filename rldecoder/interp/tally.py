@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -71,16 +70,6 @@ class ImportanceMass(JsonFile, RootModel[dict[str, dict[str, TargetMass]]]):
             for domain, targets in self.root.items()
             for target, mass in targets.items()
         }
-
-
-@dataclass(frozen=True)
-class ImportanceColumns:
-    """Columns of IMPORTANCE for one domain and target."""
-
-    latent: NDArray[np.int64]
-    importance: FloatArray
-    signed: FloatArray
-    count: NDArray[np.int64]
 
 
 class SequenceImportance(NamedTuple):
@@ -167,15 +156,14 @@ class Tally:
         """Positions added so far."""
         return int(self.positions.sum())
 
-    def columns(self) -> ImportanceColumns:
-        """The latents that fired, with their means over all positions."""
+    def columns(self) -> dict[str, list[Any]]:
+        """Of IMPORTANCE: the latents that fired, with their means over all positions."""
         count = self.count.numpy()
         latent = np.flatnonzero(count)
         scale = max(self.num_positions, 1)
-        absolute = self.absolute.sum(0).numpy()
-        return ImportanceColumns(
-            latent, absolute[latent] / scale, self.signed.numpy()[latent] / scale, count[latent]
-        )
+        sums = {"importance": self.absolute.sum(0).numpy(), "signed": self.signed.numpy()}
+        means = {name: (total[latent] / scale).tolist() for name, total in sums.items()}
+        return {"latent": latent.tolist(), **means, "count": count[latent].tolist()}
 
     def mass(self, *, resamples: int = 500, seed: int = 0) -> TargetMass:
         """Share of importance held by the top k latents, for k in MASS_KS, with intervals."""

@@ -64,12 +64,11 @@ def run(inputs: RankInputs, config: RankFeaturesConfig, ctx: StageContext) -> Ou
     masses: dict[str, dict[str, TargetMass]] = {}
     for (domain, name), tally in progress.tallies.items():
         part = tally.columns()
-        rows["latent"] += part.latent.tolist()
-        rows["domain"] += [domain] * part.latent.size
-        rows["target"] += [name] * part.latent.size
-        rows["importance"] += part.importance.tolist()
-        rows["signed"] += part.signed.tolist()
-        rows["count"] += part.count.tolist()
+        number = len(part["latent"])
+        for column, values in (
+            part | {"domain": [domain] * number, "target": [name] * number}
+        ).items():
+            rows[column] += values
         seed = derive_seed(ctx.seed, "mass", domain, name)
         masses.setdefault(domain, {})[name] = tally.mass(seed=seed)
     mass = ImportanceMass(masses)

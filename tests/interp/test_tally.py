@@ -44,10 +44,11 @@ def test_columns_equal_a_naive_sum() -> None:
             signed[latent] += float(found.latents[b, t, k])
             count[latent] += float(batch.latents.acts[b, t, k]) > 0
     columns, positions = tally.columns(), int(considered.sum())
-    assert columns.latent.tolist() == np.flatnonzero(count).tolist()
-    np.testing.assert_allclose(columns.importance, absolute[columns.latent] / positions)
-    np.testing.assert_allclose(columns.signed, signed[columns.latent] / positions)
-    assert columns.count.tolist() == count[columns.latent].tolist()
+    latent = columns["latent"]
+    assert latent == np.flatnonzero(count).tolist()
+    np.testing.assert_allclose(columns["importance"], absolute[latent] / positions)
+    np.testing.assert_allclose(columns["signed"], signed[latent] / positions)
+    assert columns["count"] == count[latent].tolist()
 
 
 def test_mass_has_the_error_term_in_its_denominator() -> None:

@@ -19,7 +19,8 @@ in half of which the latent fires.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,84 +38,52 @@ ACTIVATION_TOKENS = 2
 Acts = NDArray[np.float32]
 
 
-class LabelTask(Protocol):
+@dataclass(frozen=True)
+class LabelTask:
     """One kind of question about a label."""
 
     schema: parsing.AnswerSchema
     """JSON schema of an answer."""
-
-    def draw(
-        self, sampler: ItemSampler, fires: Cells, acts: Acts, count: int, rng: np.random.Generator
-    ) -> list[Any]:
-        """Questions about a latent; none if the text has too few windows.
-
-        Args:
-            count: how much is asked; see `task_counts`.
-        """
-        ...
-
-    def show(self, sampler: ItemSampler, question: Any) -> list[str]:
-        """The texts of a question: of windows, or of tokens."""
-        ...
-
-    def parse(self, answer: str, count: int) -> Any:
-        """The answer to `count` texts; raises MalformedAnswerError."""
-        ...
+    draw: Callable[[ItemSampler, Cells, Acts, int, np.random.Generator], list[Any]]
+    """Questions about a latent, from where it fires, its activations there, and how much is asked
+    (see `task_counts`); none if the text has too few windows."""
+    show: Callable[[ItemSampler, Any], list[str]]
+    """The texts of a question: of windows, or of tokens."""
+    parse: Callable[..., Any]
+    """The answer to `count` texts; raises MalformedAnswerError."""
+    read: Callable[[Any, BoolArray], Any]
+    """The answer of a reader without error; `held` [cells]: where the predicate holds."""
+    score: Callable[[Sequence[Any], Sequence[Any]], float | None]
+    """The label's score; an answer of None is wrong. None without questions."""
+    answer_tokens: int | None = None
+    """What an answer takes for each text, usually; None: nothing better is known than for all."""
 
     def expected_tokens(self, count: int) -> int | None:
-        """How long an answer is, usually; None: nothing better is known than for all."""
-        ...
-
-    def read(self, question: Any, held: BoolArray) -> Any:
-        """The answer of a reader without error; `held` [cells]: where the predicate holds."""
-        ...
-
-    def score(self, questions: Sequence[Any], answers: Sequence[Any]) -> float | None:
-        """The label's score; an answer of None is wrong. None without questions."""
-        ...
+        """How long an answer to `count` texts is, usually."""
+        return None if self.answer_tokens is None else self.answer_tokens * count
 
 
-class WindowTask:
-    """Yes or no about each of some windows: balanced accuracy.
+def _window_task(draw: Callable[..., list[Item]]) -> LabelTask:
+    """Yes or no about each of some windows, in one question: balanced accuracy.
 
     Args:
         draw: items of both kinds; a method of ItemSampler.
     """
 
-    schema = parsing.ANSWERS_SCHEMA
-
-    def __init__(self, draw: Callable[..., list[Item]]) -> None:
-        self._draw = draw
-
-    def draw(
-        self, sampler: ItemSampler, fires: Cells, acts: Acts, count: int, rng: np.random.Generator
-    ) -> list[list[Item]]:
-        """See `LabelTask`: one question about all windows."""
-        items = self._draw(sampler, fires, acts, count, rng)
-        return [items] if items else []
-
-    def show(self, sampler: ItemSampler, question: list[Item]) -> list[str]:
-        """See `LabelTask`."""
-        return [sampler.show(item) for item in question]
-
-    def parse(self, answer: str, count: int) -> list[bool]:
-        """See `LabelTask`."""
-        return parsing.parse_answers(answer, count)
-
-    def expected_tokens(self, count: int) -> int | None:
-        """See `LabelTask`."""
-        return None
-
-    def read(self, question: list[Item], held: BoolArray) -> list[bool]:
-        """See `LabelTask`."""
-        return [read_exactly(item, held) for item in question]
-
     def score(
-        self, questions: Sequence[list[Item]], answers: Sequence[list[bool] | None]
+        questions: Sequence[list[Item]], answers: Sequence[list[bool] | None]
     ) -> float | None:
-        """See `LabelTask`."""
         items = [item for question in questions for item in question]
         return balanced(items, said(questions, answers))
+
+    return LabelTask(
+        parsing.ANSWERS_SCHEMA,
+        draw=lambda *drawn: [items] if (items := draw(*drawn)) else [],
+        show=lambda sampler, question: [sampler.show(item) for item in question],
+        parse=parsing.parse_answers,
+        read=lambda question, held: [read_exactly(item, held) for item in question],
+        score=score,
+    )
 
 
 def said(
@@ -135,56 +104,41 @@ class Group(NamedTuple):
     """Index of the silent one."""
 
 
-class IntruderTask:
+def _draw_groups(
+    sampler: ItemSampler, fires: Cells, acts: Acts, count: int, rng: np.random.Generator
+) -> list[Group]:
+    """`count` groups, each drawn anew."""
+    strong, silent = sampler.strong_and_silent(fires, acts)
+    if strong.size < INTRUDER_WINDOWS - 1 or not silent.size:
+        return []
+    groups = []
+    for _ in range(count):
+        windows = rng.choice(strong, INTRUDER_WINDOWS - 1, replace=False).tolist()
+        odd = int(rng.integers(INTRUDER_WINDOWS))
+        windows.insert(odd, int(rng.choice(silent)))
+        nothing = np.zeros(0, np.int64)
+        items = [Item(sampler.cells(w), nothing, n != odd) for n, w in enumerate(windows)]
+        groups.append(Group(items, odd))
+    return groups
+
+
+def _read_group(question: Group, held: BoolArray) -> int:
+    """The first window in which the predicate does not hold, or the first."""
+    holds = [read_exactly(item, held) for item in question.windows]
+    return holds.index(False) if False in holds else 0
+
+
+def _score_groups(questions: Sequence[Group], answers: Sequence[int | None]) -> float | None:
     """Which window is the one without the latent? Accuracy corrected for chance.
 
     (a - 1 / k) / (1 - 1 / k), with a the share of groups whose silent window was named and k the
     windows of a group: 1 always right, 0 no better than guessing, -1 / (k - 1) never right.
     """
-
-    schema = parsing.CHOICE_SCHEMA
-
-    def draw(
-        self, sampler: ItemSampler, fires: Cells, acts: Acts, count: int, rng: np.random.Generator
-    ) -> list[Group]:
-        """See `LabelTask`: `count` groups, each drawn anew."""
-        strong, silent = sampler.strong_and_silent(fires, acts)
-        if strong.size < INTRUDER_WINDOWS - 1 or not silent.size:
-            return []
-        groups = []
-        for _ in range(count):
-            windows = rng.choice(strong, INTRUDER_WINDOWS - 1, replace=False).tolist()
-            odd = int(rng.integers(INTRUDER_WINDOWS))
-            windows.insert(odd, int(rng.choice(silent)))
-            nothing = np.zeros(0, np.int64)
-            items = [Item(sampler.cells(w), nothing, n != odd) for n, w in enumerate(windows)]
-            groups.append(Group(items, odd))
-        return groups
-
-    def show(self, sampler: ItemSampler, question: Group) -> list[str]:
-        """See `LabelTask`."""
-        return [sampler.show(item) for item in question.windows]
-
-    def parse(self, answer: str, count: int) -> int:
-        """See `LabelTask`: the index of a window."""
-        return parsing.parse_choice(answer, count)
-
-    def expected_tokens(self, count: int) -> int | None:
-        """See `LabelTask`."""
+    if not questions:
         return None
-
-    def read(self, question: Group, held: BoolArray) -> int:
-        """See `LabelTask`: the first window in which the predicate does not hold, or the first."""
-        holds = [read_exactly(item, held) for item in question.windows]
-        return holds.index(False) if False in holds else 0
-
-    def score(self, questions: Sequence[Group], answers: Sequence[int | None]) -> float | None:
-        """See `LabelTask`."""
-        if not questions:
-            return None
-        right = np.mean([group.odd == a for group, a in zip(questions, answers, strict=True)])
-        chance = 1 / INTRUDER_WINDOWS
-        return float((right - chance) / (1 - chance))
+    right = np.mean([group.odd == a for group, a in zip(questions, answers, strict=True)])
+    chance = 1 / INTRUDER_WINDOWS
+    return float((right - chance) / (1 - chance))
 
 
 class Window(NamedTuple):
@@ -196,65 +150,65 @@ class Window(NamedTuple):
     """[cells] the latent's activations, 0 where it is silent."""
 
 
-class SimulationTask:
+def _draw_windows(
+    sampler: ItemSampler, fires: Cells, acts: Acts, count: int, rng: np.random.Generator
+) -> list[Window]:
+    """`count` active windows and as many silent ones, a question each."""
+    windows = []
+    for number, _ in sampler.both_kinds(fires, acts, count, rng) if count else ():
+        cells = sampler.cells(number)
+        real = np.zeros(cells.size)
+        inside = np.isin(fires, cells)
+        real[np.searchsorted(cells, fires[inside])] = acts[inside]
+        windows.append(Window(cells, real))
+    return windows
+
+
+def _read_strengths(question: Window, held: BoolArray) -> list[int]:
+    """A guess a token; such a reader cannot know the strengths."""
+    return [parsing.MAX_ACTIVATION * int(holds) for holds in held[question.cells]]
+
+
+def _score_guesses(
+    questions: Sequence[Window], answers: Sequence[list[int] | None]
+) -> float | None:
     """How active is each token, from 0 to MAX_ACTIVATION? Correlation with the real activations.
 
     Over all tokens of the windows with an answer, times the share of those windows: so a window
     without a usable answer counts as one whose correlation is 0, as much as a guess that is the
     same everywhere.
     """
-
-    schema = parsing.ACTIVATIONS_SCHEMA
-
-    def draw(
-        self, sampler: ItemSampler, fires: Cells, acts: Acts, count: int, rng: np.random.Generator
-    ) -> list[Window]:
-        """See `LabelTask`: `count` active windows and as many silent ones, a question each."""
-        windows = []
-        for number, _ in sampler.both_kinds(fires, acts, count, rng) if count else ():
-            cells = sampler.cells(number)
-            real = np.zeros(cells.size)
-            inside = np.isin(fires, cells)
-            real[np.searchsorted(cells, fires[inside])] = acts[inside]
-            windows.append(Window(cells, real))
-        return windows
-
-    def show(self, sampler: ItemSampler, question: Window) -> list[str]:
-        """See `LabelTask`."""
-        return sampler.tokens(question.cells)
-
-    def parse(self, answer: str, count: int) -> list[int]:
-        """See `LabelTask`: a guess a token."""
-        return parsing.parse_activations(answer, count)
-
-    def expected_tokens(self, count: int) -> int | None:
-        """See `LabelTask`."""
-        return ACTIVATION_TOKENS * count
-
-    def read(self, question: Window, held: BoolArray) -> list[int]:
-        """See `LabelTask`: it cannot know the strengths."""
-        return [parsing.MAX_ACTIVATION * int(holds) for holds in held[question.cells]]
-
-    def score(
-        self, questions: Sequence[Window], answers: Sequence[list[int] | None]
-    ) -> float | None:
-        """See `LabelTask`."""
-        if not questions:
-            return None
-        known = [(w.acts, a) for w, a in zip(questions, answers, strict=True) if a is not None]
-        if not known:
-            return 0.0
-        real = np.concatenate([acts for acts, _ in known])
-        guesses = np.concatenate([np.asarray(guess, np.float64) for _, guess in known])
-        # Without an answer on any active window there is nothing that could be told apart.
-        return (correlate(guesses, real) or 0.0) * len(known) / len(questions)
+    if not questions:
+        return None
+    known = [(w.acts, a) for w, a in zip(questions, answers, strict=True) if a is not None]
+    if not known:
+        return 0.0
+    real = np.concatenate([acts for acts, _ in known])
+    guesses = np.concatenate([np.asarray(guess, np.float64) for _, guess in known])
+    # Without an answer on any active window there is nothing that could be told apart.
+    return (correlate(guesses, real) or 0.0) * len(known) / len(questions)
 
 
 TASKS: Mapping[str, LabelTask] = {
-    "detection": WindowTask(ItemSampler.detection),
-    "fuzzing": WindowTask(ItemSampler.fuzzing),
-    "intruder": IntruderTask(),
-    "simulation": SimulationTask(),
+    "detection": _window_task(ItemSampler.detection),
+    "fuzzing": _window_task(ItemSampler.fuzzing),
+    "intruder": LabelTask(
+        parsing.CHOICE_SCHEMA,
+        draw=_draw_groups,
+        show=lambda sampler, question: [sampler.show(item) for item in question.windows],
+        parse=parsing.parse_choice,
+        read=_read_group,
+        score=_score_groups,
+    ),
+    "simulation": LabelTask(
+        parsing.ACTIVATIONS_SCHEMA,
+        draw=_draw_windows,
+        show=lambda sampler, question: sampler.tokens(question.cells),
+        parse=parsing.parse_activations,
+        read=_read_strengths,
+        score=_score_guesses,
+        answer_tokens=ACTIVATION_TOKENS,
+    ),
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -63,40 +63,26 @@ class Accepted(NamedTuple):
         return [names[pair] for pair in pairs]
 
 
-def passing(found: BothKinds, bars: Acceptance) -> Accepted:
-    """Which labels pass; a failure never does."""
-    return Accepted(
-        _inputs_pass(found, found.inputs, bars),
-        _outputs_pass(found.outputs, found.outputs.scores, bars),
-    )
-
-
-def passing_shuffled(found: BothKinds, inputs: Labelled, bars: Acceptance) -> Accepted:
-    """Which latents would pass with another latent's labels.
+def passing(found: BothKinds, bars: Acceptance, shuffled: Labelled | None = None) -> Accepted:
+    """Which labels pass; a failure never does.
 
     Args:
-        inputs: of the shuffled control; failures are left out of it.
+        shuffled: input labels of the shuffled control, which leaves failures out; then which
+            latents would pass with another latent's labels.
     """
-    return Accepted(
-        _inputs_pass(found, inputs, bars),
-        _outputs_pass(found.outputs, found.outputs.shuffled, bars),
-    )
-
-
-def _inputs_pass(found: BothKinds, labelled: Labelled, bars: Acceptance) -> BoolArray:
+    inputs, scores = found.inputs, found.outputs.scores
+    if shuffled is not None:
+        inputs, scores = shuffled, found.outputs.shuffled
     passed = {
         draft.latent
-        for draft, scores in zip(*labelled, strict=True)
-        if draft.text is not None and bars.accepts(scores)
+        for draft, got in zip(*inputs, strict=True)
+        if draft.text is not None and bars.accepts(got)
     }
-    return np.array([latent in passed for latent in found.latents.tolist()], bool)
-
-
-def _outputs_pass(
-    found: OutputLabelled, scores: Sequence[OutputScores], bars: Acceptance
-) -> BoolArray:
-    pairs = zip(found.sets, scores, strict=True)
-    return np.array([not held.failure and bars.accepts_output(got) for held, got in pairs], bool)
+    sets = zip(found.outputs.sets, scores, strict=True)
+    return Accepted(
+        np.array([latent in passed for latent in found.latents.tolist()], bool),
+        np.array([not held.failure and bars.accepts_output(got) for held, got in sets], bool),
+    )
 
 
 class KindCoverage(JsonRecord):

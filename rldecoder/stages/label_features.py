@@ -26,7 +26,7 @@ from rldecoder.interp.imported_labels import Ours, score_imported, words_of_othe
 from rldecoder.interp.imported_outputs import OutputTrials
 from rldecoder.interp.imported_reader import TokenReader
 from rldecoder.interp.kind_confidence import output_confidences, pick
-from rldecoder.interp.kinds import BothKinds, output_rows, passing, passing_shuffled
+from rldecoder.interp.kinds import BothKinds, output_rows, passing
 from rldecoder.interp.label_controls import label_controls
 from rldecoder.interp.labelers import PredicateLabeler
 from rldecoder.interp.labelling import (
@@ -131,7 +131,7 @@ def run(inputs: LabelInputs, config: LabelFeaturesConfig, ctx: StageContext) -> 
     others = {} if answered is None else as_records(answered)
 
     passed = {name: passing(method, acceptance) for name, method in methods.items()}
-    passed["shuffled"] = passing_shuffled(found, shuffled, acceptance)
+    passed["shuffled"] = passing(found, acceptance, shuffled)
     tau = high_confidence_threshold(picked.levels)
     # Drawn before people's labels count: reviews must not change who is in the sample.
     named = [

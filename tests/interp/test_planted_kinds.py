@@ -28,7 +28,7 @@ from rldecoder.interp.control_latents import SplitSource, draw_latents
 from rldecoder.interp.corpus import SplitFirings, document_folds
 from rldecoder.interp.imported_outputs import OutputTrials, Said
 from rldecoder.interp.kind_confidence import output_confidences, pick
-from rldecoder.interp.kinds import BothKinds, coverages, passing, passing_shuffled
+from rldecoder.interp.kinds import BothKinds, coverages, passing
 from rldecoder.interp.labelers import PredicateLabeler
 from rldecoder.interp.labelling import (
     calibrate,
@@ -184,9 +184,7 @@ def test_controls_are_at_chance(world: World, found: BothKinds) -> None:
     rng = np.random.default_rng(1)
     vocabulary = Vocabulary([f" w{i}" for i in range(VOCABULARY)])
     scored = world.scored._replace(firings=strong_of(world, world.scored))
-    shuffled = passing_shuffled(
-        found, shuffled_control(found.inputs, scored, vocabulary, 16, rng), BARS
-    )
+    shuffled = passing(found, BARS, shuffled_control(found.inputs, scored, vocabulary, 16, rng))
     assert shuffled.either.mean() <= 0.05
     both = coverages({"label": passing(found, BARS), "shuffled": shuffled,
                       "random_sae": shuffled, "drawn": passing(found, BARS)})  # fmt: skip

@@ -160,7 +160,7 @@ cache_activations:
 train_sae:
   architecture: topk
   expansion: {budgets.expansion}  # latents per residual dimension; 10 wants 100,000 tokens or more
-  k: 64  # active latents a token
+  k: 96  # active latents a token
   # Token visits: each training token is read {times} times. More text helps more than more visits.
   budget_tokens: {budgets.sae_visits}
 

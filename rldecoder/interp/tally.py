@@ -131,25 +131,15 @@ class Tally:
 
     def state(self) -> dict[str, Tensor]:
         """All sums, for a checkpoint."""
-        return {
-            "absolute": self.absolute,
-            "signed": self.signed,
-            "count": self.count,
-            "error": torch.from_numpy(self.error),
-            "share": torch.from_numpy(self.share),
-            "positions": torch.from_numpy(self.positions),
-            "sequences": torch.tensor(self.sequences),
-        }
+        return {name: torch.as_tensor(value) for name, value in vars(self).items()}
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Take over the sums of a checkpoint; the inverse of `state`."""
-        self.absolute, self.signed, self.count = (
-            state[name] for name in ("absolute", "signed", "count")
-        )
-        self.error, self.share, self.positions = (
-            state[name].numpy() for name in ("error", "share", "positions")
-        )
-        self.sequences = int(state["sequences"])
+        for name, value in vars(self).items():
+            new = state[name]
+            if not isinstance(value, Tensor):
+                new = new.numpy() if isinstance(value, np.ndarray) else int(new)
+            setattr(self, name, new)
 
     @property
     def num_positions(self) -> int:

@@ -150,7 +150,12 @@ class OutputLabeler:
         asked = np.array([len(first.tokens[own]) > 0 for own in first.own.tolist()], bool)
         tried = tried.of(asked[tried.row])
         whole = np.zeros(len(tried.row), np.int64)
-        trial = self._try(f"{name}-test", "test", sae, tried, whole, 1, groups)
+        trial = _room(tried, 1, groups)
+
+        def put(numbers: NDArray[np.int64], found: Tried) -> None:
+            trial.put(numbers, found, whole[numbers], tried.row[numbers])
+
+        self._run(f"{name}-test", "test", sae, Asked(tried, groups), trial, put)
         return [
             score_outputs(tried, trial, group, number, whole, 0)
             for number, group in enumerate(groups)
@@ -191,24 +196,6 @@ class OutputLabeler:
             )
             out.append(Rotation(sets[fold], held_out, outcome))
         return out
-
-    def _try(
-        self,
-        name: str,
-        split: str,
-        sae: Sae,
-        places: Places,
-        part: NDArray[np.int64],
-        parts: int,
-        groups: Sequence[SetGroup],
-    ) -> Trial:
-        trial = _room(places, parts, groups)
-
-        def put(numbers: NDArray[np.int64], found: Tried) -> None:
-            trial.put(numbers, found, part[numbers], places.row[numbers])
-
-        self._run(name, split, sae, Asked(places, groups), trial, put)
-        return trial
 
     def _run(
         self,

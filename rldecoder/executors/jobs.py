@@ -94,6 +94,15 @@ def even_ends(total: int, size: int) -> tuple[int, ...]:
     return tuple(min(first + size, total) for first in range(0, total, size))
 
 
+def whole_ends(names: Sequence[int], size: int) -> tuple[int, ...]:
+    """The ends of runs of at least `size` items (the last may be less) that part no equal names."""
+    ends = [0]
+    for end in range(1, len(names) + 1):
+        if end == len(names) or (end - ends[-1] >= size and names[end] != names[end - 1]):
+            ends.append(end)
+    return tuple(ends[1:])
+
+
 Settings = TypeVar("Settings", bound=ShardSettings)
 
 

@@ -19,6 +19,7 @@ from pydantic import RootModel
 from torch import Tensor
 
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
+from rldecoder.executors.jobs import whole_ends
 from rldecoder.explain.frozen_effects import TextReader, find_candidates, measure
 from rldecoder.explain.patching import Candidates, Measured, random_removals
 from rldecoder.explain.positions import Positions
@@ -150,12 +151,7 @@ def join_pairs(positions: Positions, parts: Iterable[PairParts]) -> Pairs:
 def ends_of_texts(positions: Positions, size: int) -> tuple[int, ...]:
     """The ends of runs of at least `size` positions, but for the last, that cut no text in two."""
     assert positions.texts is not None
-    text = positions.texts.text.tolist()
-    ends = [0]
-    for end in range(1, len(text) + 1):
-        if end == len(text) or (end - ends[-1] >= size and text[end] != text[end - 1]):
-            ends.append(end)
-    return tuple(ends[1:])
+    return whole_ends(positions.texts.text.tolist(), size)
 
 
 def pair_columns(pairs: Pairs) -> Columns:

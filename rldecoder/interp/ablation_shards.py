@@ -21,7 +21,7 @@ from torch import Tensor
 from rldecoder import files
 from rldecoder.data.activation_reader import ActivationReader
 from rldecoder.data.shards import read_token_table
-from rldecoder.executors.jobs import Measured, Runs, TensorWorker, as_tensor, as_text
+from rldecoder.executors.jobs import Measured, Runs, TensorWorker, as_tensor, as_text, whole_ends
 from rldecoder.executors.stage_shards import StageShards
 from rldecoder.interp.ablation_pass import Ablated, Ablations, IntArray, Places, Texts
 from rldecoder.interp.output_sets import Gains, SetGroup, Tried, Trier
@@ -195,7 +195,7 @@ class AblationCrew:
         asked.save(folder / "asked.safetensors")
         settings = AblationSettings(
             name="places",
-            ends=shard_ends(asked.places.seq_id),
+            ends=whole_ends(asked.places.seq_id.tolist(), PLACES),
             model=self.model.absolute(),
             record=self.record.absolute(),
             sae=(folder / "sae").absolute(),
@@ -216,17 +216,3 @@ class AblationCrew:
 
     def _folder(self, name: str) -> Path:
         return self.shards.folder / _FOLDER / name
-
-
-def shard_ends(seq_ids: IntArray) -> tuple[int, ...]:
-    """Where shards of PLACES places or a few more end: with a sequence's last place.
-
-    Args:
-        seq_ids: [P] the sequence of each place, in order.
-    """
-    last = np.flatnonzero(np.append(seq_ids[1:] != seq_ids[:-1], True)) + 1
-    ends: list[int] = []
-    for end in last.tolist():
-        if end == last[-1] or end - (ends[-1] if ends else 0) >= PLACES:
-            ends.append(end)
-    return tuple(ends)

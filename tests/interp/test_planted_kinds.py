@@ -18,11 +18,12 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from rldecoder.config.interp import PredicateSettings
 from rldecoder.data.activations import ActivationMeta, ActivationWriter
+from rldecoder.executors.jobs import whole_ends
 from rldecoder.executors.local import LocalExecutor
 from rldecoder.executors.stage_shards import StageShards
 from rldecoder.interp import ablation_shards
 from rldecoder.interp.ablation_pass import Ablations, choose_places
-from rldecoder.interp.ablation_shards import AblationCrew, AblationWorker, shard_ends
+from rldecoder.interp.ablation_shards import AblationCrew, AblationWorker
 from rldecoder.interp.calibration import NUM_ROTATIONS, Acceptance
 from rldecoder.interp.control_latents import SplitSource, draw_latents
 from rldecoder.interp.corpus import SplitFirings, document_folds
@@ -345,10 +346,10 @@ def test_shards_take_sets_of_others(world: World, found: BothKinds, crew: Ablati
     assert scores[0][1] != scores[0][0]
 
 
-def test_shards_end_with_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ablation_shards, "PLACES", 3)
-    assert shard_ends(np.array([0, 0, 1, 1, 1, 1, 4, 5, 5, 9])) == (6, 9, 10)
-    assert shard_ends(np.array([7] * 9)) == (9,)
+def test_shards_end_with_sequences() -> None:
+    assert whole_ends([0, 0, 1, 1, 1, 1, 4, 5, 5, 9], 3) == (6, 9, 10)
+    assert whole_ends([7] * 9, 3) == (9,)
+    assert whole_ends([], 3) == ()
 
 
 def test_a_text_so_short_that_folds_hold_no_place_fails_no_run(

@@ -136,9 +136,9 @@ class Tally:
     def restore(self, state: dict[str, Tensor]) -> None:
         """Take over the sums of a checkpoint; the inverse of `state`."""
         for name, value in vars(self).items():
-            new = state[name]
+            new: Tensor | FloatArray | int = state[name]
             if not isinstance(value, Tensor):
-                new = new.numpy() if isinstance(value, np.ndarray) else int(new)
+                new = state[name].numpy() if isinstance(value, np.ndarray) else int(state[name])
             setattr(self, name, new)
 
     @property

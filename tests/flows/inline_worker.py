@@ -1,7 +1,7 @@
 """A Prefect worker that runs flows of a few seconds itself: it asks, claims and reports as
 every worker does, and starts no process.
 
-Arguments: the work pool, and the file that gets a line a run.
+Arguments: the work pool, the file that gets a line a run, and how many it does at once.
 """
 
 from __future__ import annotations
@@ -46,5 +46,7 @@ class InlineWorker(BaseWorker[BaseJobConfiguration, Any, InlineResult]):
 
 
 if __name__ == "__main__":
-    worker = InlineWorker(work_pool_name=sys.argv[1], create_pool_if_not_found=False)
+    worker = InlineWorker(
+        work_pool_name=sys.argv[1], create_pool_if_not_found=False, limit=int(sys.argv[3])
+    )
     asyncio.run(worker.start())

@@ -91,14 +91,20 @@ def test_fifty_runs_through_two_workers(
     )["id"]
     log = tmp_path / "runs"
     log.touch()
+    deadline = time.monotonic() + 300
     with ExitStack() as stack:
         for _ in range(2):
+            # Neither can take all of them.
             worker = tied.start(
-                [sys.executable, "-m", "tests.flows.inline_worker", "inline", str(log)],
+                [sys.executable, "-m", "tests.flows.inline_worker", "inline", str(log), "30"],
                 env={**env, "PREFECT_WORKER_QUERY_SECONDS": "1"}, cwd=ROOT,
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             )  # fmt: skip
             stack.callback(tied.stop, worker)
+        while len(api.send("POST", "/work_pools/inline/workers/filter", {})) < 2:
+            assert time.monotonic() < deadline, "a worker did not come"
+            time.sleep(0.5)
+
         runs = {
             api.send(
                 "POST", f"/deployments/{deployment}/create_flow_run",
@@ -106,7 +112,6 @@ def test_fifty_runs_through_two_workers(
             )["id"]
             for _ in range(RUNS)
         }  # fmt: skip
-        deadline = time.monotonic() + 300
         wanted = {"flow_runs": {"state": {"type": {"any_": ["COMPLETED"]}}}, "limit": 200}
         while len(done := api.send("POST", "/flow_runs/filter", wanted)) < RUNS:
             assert time.monotonic() < deadline, f"{len(done)} of {RUNS} runs ended"

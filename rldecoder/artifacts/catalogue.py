@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rldecoder.data.activations import ActivationMeta
     from rldecoder.data.provenance import Provenance
     from rldecoder.decoder.frontier import FrontierVerdict
-    from rldecoder.decoder.loading import AffineLens, DecoderOrigin
+    from rldecoder.decoder.loading import DecoderOrigin
     from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
     from rldecoder.evals.comparison import FaithfulnessTable
     from rldecoder.evals.harness_scores import HarnessScores
@@ -195,12 +195,6 @@ class SupervisedDecoder(Artifact):
     def load(self, lm: FrozenLM, sae: Sae) -> SaeDecoderForCausalLM:
         """The decoder, attached to the frozen model and the SAE."""
         return _decoder(self.decoder, lm, sae)
-
-    def load_lens(self, device: torch.device | str = "cpu") -> AffineLens:
-        """The affine lens at the hook layer."""
-        from rldecoder.decoder.loading import AffineLens
-
-        return AffineLens.load(self.lens, device)
 
 
 class DecoderGate(Artifact):

@@ -1,6 +1,6 @@
 """Child processes that never outlive their parent.
 
-Each of these measures alone left orphans when tried (FINDINGS.md): a session of its own, so that
+Each of these measures alone left orphans when tried: a session of its own, so that
 the whole group can be killed; the kernel's parent-death signal, for a parent that dies by
 kill -9; and a group kill on every exception. This module does the first two, and `stop` the third.
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from rldecoder.config.rl import CollapseRule
 
 STUCK_CLIP_FRACTION = 0.4
-"""Of the first step: a peaked start, from which clipped updates hardly get away (RL.md)."""
+"""Of the first step: a peaked start, from which clipped updates hardly get away."""
 
 
 class CollapseState(BaseModel):

@@ -2,7 +2,7 @@
 
 What the reward adds to distillation is measured by the same comparison, and does not decide.
 
-A random reward is not inert: whitened noise sharpens the policy (entropy 2.46 -> 1.30 in RL.md)
+A random reward is not inert: whitened noise sharpens the policy (entropy 2.46 -> 1.30)
 while nothing is learned. So controls are compared on task score and held-out KL only, on the same
 test prompts and the same test text, by paired bootstrap.
 """

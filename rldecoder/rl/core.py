@@ -290,7 +290,7 @@ def adapt_weights(
 class ReturnNormaliser:
     """Running mean and standard deviation of returns, so that the critic learns unit targets.
 
-    Without it the value loss reached 4 to 6 and its gradient drowned all else (RL.md).
+    Without it the value loss reached 4 to 6 and its gradient drowned all else.
     """
 
     def __init__(self) -> None:

@@ -28,6 +28,13 @@ def test_ours_pass() -> None:
     assert faults(ROOT) == []
 
 
+def test_every_record_is_in_the_index_of_records() -> None:
+    folder = ROOT / "docs" / "experiments"
+    index = (folder / "README.md").read_text(encoding="utf-8")
+    records = {path.name for path in folder.iterdir()} - {"README.md"}
+    assert [name for name in sorted(records) if f"]({name})" not in index] == []
+
+
 def test_a_good_tree_has_no_fault(tree: Path) -> None:
     assert faults(tree) == []
 

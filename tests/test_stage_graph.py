@@ -27,11 +27,12 @@ GRAPH = {
     ),
     "gate_decoder": ("sync_tokenizer", "cache_activations", "train_sae", "train_decoder"),
     "train_ppo": (
-        "sync_tokenizer", "cache_activations", "train_sae", "train_decoder", "gate_decoder",
+        "sync_tokenizer", "ingest", "cache_activations", "train_sae", "train_decoder",
+        "gate_decoder",
     ),
     "control_ppo": (
-        "sync_tokenizer", "cache_activations", "train_sae", "train_decoder", "gate_decoder",
-        "train_ppo",
+        "sync_tokenizer", "ingest", "cache_activations", "train_sae", "train_decoder",
+        "gate_decoder", "train_ppo",
     ),
     "freeze_decoder": (
         "sync_tokenizer", "cache_activations", "train_sae", "train_decoder", "train_ppo",

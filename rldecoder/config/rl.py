@@ -76,6 +76,9 @@ class PpoSettings(Config):
     in each; 0: rollouts only. Decoders with blocks take whole sequences: rounded down, at least
     one.
     Without them the decoder drifts away on text that is no task prompt."""
+    replay_source: Literal["cache", "stream"] = late("cache")
+    """`cache` reads that text from the train split of `cache_activations`; `stream` runs the frozen
+    model over `ingest`'s train split as training goes on, for a buffer that no disk holds."""
     lr: float = Field(default=2e-5, gt=0)
     """Peak learning rate of the map from latents (Adam)."""
     blocks_lr: float = Field(default=1e-5, gt=0)

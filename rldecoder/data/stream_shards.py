@@ -32,14 +32,20 @@ class StreamWorker(PassWorker, TensorWorker[PassSettings, ActivationBatch]):
 
     @classmethod
     def pack(cls, result: ActivationBatch) -> Mapping[str, Tensor]:
-        """Ids and bfloat16 residuals."""
+        """Ids and bfloat16 vectors."""
         return {name: column for name, column in result._asdict().items() if column is not None}
 
     @classmethod
     def unpack(cls, tensors: Mapping[str, Tensor]) -> ActivationBatch:
         """See `TensorWorker.unpack`."""
         ids = tensors["seq_id"], tensors["pos"], tensors["token_id"]
-        return ActivationBatch(*ids, tensors["resid"], None)
+        return ActivationBatch(*ids, tensors["resid"], tensors.get("final_hidden"))
+
+
+class TextStreamWorker(StreamWorker):
+    """The whole frozen model: final hidden states, too."""
+
+    with_final = True
 
 
 class ModelElsewhere(ShardSource):

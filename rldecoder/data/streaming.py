@@ -13,11 +13,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from rldecoder.data.activation_reader import ShuffledActivations
 from rldecoder.data.activations import ActivationBatch, ActivationMeta, VectorColumn, concatenate
 from rldecoder.data.forward import ActivationPass, Shard
+from rldecoder.data.shards import SplitSequences
 from rldecoder.reporting import Advance
 
 Progress = Callable[[int], AbstractContextManager[Advance]]
@@ -47,27 +49,28 @@ class ModelHere(ShardSource):
     """The model in this process.
 
     Args:
-        forward: computes a shard; `with_final` may be off.
-        input_ids: [S, T] int64, the split's sequences.
+        forward: computes a shard; `with_final` is on where final hidden states are asked for.
+        sequences: of the split, read a shard at a time.
     """
 
-    def __init__(self, forward: ActivationPass, input_ids: Tensor) -> None:
-        self._forward, self._input_ids = forward, input_ids
+    def __init__(self, forward: ActivationPass, sequences: SplitSequences) -> None:
+        self._forward, self._sequences = forward, sequences
 
     def compute(self, shards: Sequence[Shard], advance: Advance) -> Iterator[ActivationBatch]:
         """See `ShardSource.compute`."""
         for shard in shards:
-            rows = slice(shard.first_sequence, shard.first_sequence + shard.num_sequences)
-            yield self._forward.shard(self._input_ids[rows], shard.first_sequence, advance)
+            ids = self._sequences.read(shard.first_sequence, shard.num_sequences)
+            yield self._forward.shard(torch.from_numpy(ids), shard.first_sequence, advance)
 
 
 class StreamedActivations(ShuffledActivations):
-    """A split's residuals, straight from the frozen model.
+    """A split's activations, straight from the frozen model.
 
     Args:
         meta: of the cache that is not there.
         plan: the split's shards, as in that cache.
         source: who computes them. One that works ahead holds a second window in memory.
+        columns: what it computes; readers ask for the same.
         window_bytes: rows that are shuffled together occupy at most this much memory.
         progress: shown while a window is waited for, which can take minutes.
     """
@@ -78,11 +81,13 @@ class StreamedActivations(ShuffledActivations):
         plan: Sequence[Shard],
         source: ShardSource,
         *,
+        columns: Sequence[VectorColumn] = ("resid",),
         window_bytes: int,
         progress: Progress = _unseen,
     ) -> None:
         super().__init__(meta, window_bytes)
         self._plan, self._source, self._progress = plan, source, progress
+        self._columns = tuple(columns)
         self.rows_found: dict[int, int] = {}
         """Rows of the shards computed so far. Kept with a checkpoint and put back, it spares a
         resumed run the shards that it only has to skip."""
@@ -109,8 +114,8 @@ class StreamedActivations(ShuffledActivations):
         return sum(self._plan[n].num_sequences for n in shards) * self.meta.context_length
 
     def _load(self, shards: tuple[int, ...], columns: Sequence[VectorColumn]) -> dict[str, Tensor]:
-        if tuple(columns) != ("resid",):
-            raise ValueError("a stream holds residuals only")
+        if tuple(columns) != self._columns:
+            raise ValueError(f"a stream of {self._columns} was asked for {tuple(columns)}")
         if self._held is None or self._held[0] != shards:
             self._held = None  # freed before the next window is computed
             self._held = (shards, self._window(shards))
@@ -130,9 +135,7 @@ class StreamedActivations(ShuffledActivations):
                 advance(self._tokens(shards))
             else:
                 rows = self._compute_in_turn(shards, advance)
-        assert rows.resid is not None
-        ids = {"seq_id": rows.seq_id, "pos": rows.pos, "token_id": rows.token_id}
-        return ids | {"resid": rows.resid}
+        return {name: column for name, column in rows._asdict().items() if column is not None}
 
     def _compute_in_turn(self, shards: tuple[int, ...], advance: Advance) -> ActivationBatch:
         """After what was begun ahead: the source does one thing at a time."""

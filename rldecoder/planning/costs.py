@@ -225,7 +225,8 @@ def _ppo_training(s: Sizing) -> tuple[int, float]:
     # Sampling, scoring by the frozen model and the reference; then the inner epochs.
     roll = s.forward + 2 * (s.encode + s.decode)
     learn = 3 * s.decode + s.model.unembed_flops
-    flops = steps * (sampled * (roll + ppo.inner_epochs * learn) + replayed * (learn + s.encode))
+    read = s.encode + (s.forward if ppo.replay_source == "stream" else 0)
+    flops = steps * (sampled * (roll + ppo.inner_epochs * learn) + replayed * (learn + read))
     rounds = 4 + steps // config.eval_every_steps
     tasks = len(config.tasks) + len(config.file_tasks)
     measured = rounds * (config.eval_tokens + config.eval_prompts * tasks * ROLLOUT_TOKENS)

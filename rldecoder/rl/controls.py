@@ -24,7 +24,12 @@ from rldecoder.decoder.distill import chunk_rows
 from rldecoder.decoder.faithfulness import Predictor
 from rldecoder.decoder.sequences import whole_sequences
 from rldecoder.evals.prompts import TaskPrompt
-from rldecoder.evals.statistics import MeanInterval, crossed_bootstrap, wilson_interval
+from rldecoder.evals.statistics import (
+    MeanInterval,
+    Measured,
+    crossed_bootstrap,
+    wilson_interval,
+)
 from rldecoder.evals.tasks import TaskResult, summarise, task_row
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.rl.policy import token_stats
@@ -189,6 +194,8 @@ class TrainingScore(JsonRecord):
     """KL(frozen || decoder) on test text, nats per token."""
     not_beaten: tuple[str, ...] | None = None
     """Gating controls that it does not clearly beat by itself; None where no one asked."""
+    drop: Measured | None = None
+    """Task score of the frozen model minus its own, on the same prompts; None in older records."""
 
 
 class ControlVerdict(JsonRecord):
@@ -206,6 +213,8 @@ class ControlVerdict(JsonRecord):
     """Every system over all tasks, by name."""
     trainings: tuple[TrainingScore, ...]
     """The trained decoders, in the order of their seeds."""
+    supervised_drop: Measured | None = None
+    """`TrainingScore.drop` of the decoder that they started from."""
     response_entropy: dict[str, float]
     """Contribution entropy on own sampled responses by system, and how far it fell from the
     supervised decoder's (`fall`) with its 95 % interval (`fall_low`, `fall_high`)."""
@@ -257,8 +266,15 @@ def compare(trained: System, control: System, seed: int) -> Comparison:
     )
 
 
+def task_drop(system: System, frozen: System, seed: int) -> Measured:
+    """How far a system's task score lies below the frozen model's, with its 95 % interval."""
+    ahead = compare(system, frozen, seed)
+    value, low, high = ahead.score_difference, ahead.score_low, ahead.score_high
+    return Measured(value=0 - value, low=0 - high, high=0 - low)  # zero without a sign
+
+
 def each_training(
-    trained: System, controls: Sequence[System], seed: int
+    trained: System, controls: Sequence[System], frozen: System, seed: int
 ) -> tuple[TrainingScore, ...]:
     """Every training against the gating controls of its own number, for `TrainingScore`.
 
@@ -275,6 +291,7 @@ def each_training(
                 for control in gating
                 if not compare(trained.training(number), control.training(number), seed).beaten
             ),
+            drop=task_drop(trained.training(number), frozen, seed),
         )
         for number, result in enumerate(trained.tasks)
     )

@@ -5,16 +5,19 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 from rldecoder.config.rl import FreezeDecoderConfig
+from rldecoder.evals.statistics import Measured
 from rldecoder.schemas import JsonRecord, Scalar
 
 
-class Measured(NamedTuple):
+class OnTest(NamedTuple):
     """A decoder on the test split."""
 
     kl: float
     """KL(frozen || decoder), nats per token."""
     task_score: float
     """0 to 1."""
+    drop: Measured | None = None
+    """Task score of the frozen model minus its own; None in older records."""
 
 
 class Freeze(JsonRecord):
@@ -30,6 +33,9 @@ class Freeze(JsonRecord):
     """KL(frozen model || published decoder) on test text, nats per token."""
     task_drop: float
     """Frozen model's task score minus that of the published decoder."""
+    task_drop_low: float | None = None
+    """Of its 95 % interval, over prompts; it decides nothing. None in older records."""
+    task_drop_high: float | None = None
     reasons: tuple[str, ...]
     """Why it is not frozen; empty when it is."""
     num_trainings: int | None = None
@@ -42,10 +48,16 @@ class Freeze(JsonRecord):
         """What goes into the manifest."""
         return self.model_dump(include={"frozen", "which", "kl", "task_drop"})
 
+    def drop_in_words(self) -> str:
+        """The drop with its interval, as the end of a sentence about a task score."""
+        low, high = self.task_drop_low, self.task_drop_high
+        interval = "" if low is None or high is None else f" [{0 - high:+.2f}, {0 - low:+.2f}]"
+        return f"{0 - self.task_drop:+.2f}{interval} beside the frozen model's"
+
 
 def decide(
-    ppo: Measured,
-    supervised: Measured,
+    ppo: OnTest,
+    supervised: OnTest,
     frozen_task_score: float,
     *,
     control_verdict: str | None,
@@ -88,5 +100,7 @@ def decide(
         frozen=not reasons,
         kl=chosen.kl,
         task_drop=drop,
+        task_drop_low=chosen.drop and chosen.drop.low,
+        task_drop_high=chosen.drop and chosen.drop.high,
         reasons=tuple(reasons),
     )

@@ -16,6 +16,7 @@ from torch import Tensor
 from rldecoder.checkpoints import Checkpoints
 from rldecoder.config.rl import TrainPpoConfig
 from rldecoder.curves import Curves
+from rldecoder.data.activation_reader import ActivationReader, ShuffledActivations
 from rldecoder.decoder.distill import matmul_precision
 from rldecoder.decoder.loading import save_decoder
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
@@ -31,7 +32,7 @@ from rldecoder.rl.collapse import CollapseState, CollapseWatch
 from rldecoder.rl.evaluation import EVALUATIONS, EvaluationRow, Evaluator
 from rldecoder.rl.kinds import ANSWERS, RESPONSE_LOSSES, Kind, asks_the_teacher, settings_of
 from rldecoder.rl.learner import Plan, PpoStep, choose_share, make_learner
-from rldecoder.rl.replay import Replay
+from rldecoder.rl.replay import WINDOW_BYTES, Replay
 from rldecoder.rl.rewards import FaithfulnessReward, RandomReward, WeightedReward, decoder_rewards
 from rldecoder.rl.rollout import DecoderSampler
 from rldecoder.rl.rollout_log import RolloutLog, rollout_rows
@@ -59,6 +60,7 @@ class PpoRun:
         progress: folder for checkpoints.
         owner: whose they are; another's are not taken up.
         seed: everything random derives from it and the PPO step.
+        text: what is replayed; None: the cache's training split.
         report: where live metrics and alerts go.
         advance: called after each PPO step with a short note (the progress bar).
         checkpoint_every_steps: PPO steps.
@@ -76,6 +78,7 @@ class PpoRun:
         seed: int,
         report: Reporter,
         checkpoint_every_steps: int,
+        text: ShuffledActivations | None = None,
         owner: str = "",
     ) -> None:
         self.name, self.kind, self.config, self.seed = name, kind, config, seed
@@ -84,7 +87,7 @@ class PpoRun:
         self.settings = settings_of(config.ppo, kind)
         self.learner = make_learner(decoder, self.settings, seed)
         self.total_steps = sum(stage.steps for stage in config.stages)
-        self.activations = activations
+        self.activations, self.text = activations, text
         self.checkpoints = Checkpoints(progress / "checkpoints", owner=owner, note=report.note)
         self.curves = Curves()
         self.evaluations: list[EvaluationRow] = []
@@ -323,8 +326,11 @@ class PpoRun:
         settings = self.settings
         if settings.replay_tokens == 0 or settings.kl_loss_coef == settings.sparsity_loss_coef == 0:
             return None
+        text = self.text
+        if text is None:
+            text = ActivationReader(self.activations, "train", window_bytes=WINDOW_BYTES)
         return Replay(
-            self.activations,
+            text,
             self.decoder.frozen.sae,
             self.settings.replay_tokens,
             derive_seed(self.seed, "replay"),

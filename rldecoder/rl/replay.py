@@ -1,17 +1,16 @@
-"""Cached training text on which the KL and sparsity losses are taken beside the rollouts."""
+"""The RL buffer: text on which the KL and sparsity losses are taken beside the rollouts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rldecoder.data.activation_reader import ActivationReader
-from rldecoder.data.activations import ActivationBatch
+from rldecoder.data.activation_reader import ActivationReader, ShuffledActivations
+from rldecoder.data.activations import ActivationBatch, VectorColumn
 from rldecoder.decoder.distill import LogitBuffers, chunked_kl_ce
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM
 from rldecoder.decoder.sequences import hidden_of_resid, slopes_along
@@ -20,9 +19,13 @@ from rldecoder.sae.model import Sae
 from rldecoder.sae.selection import SparseLatents
 from rldecoder.sae.sparse_ops import decode_sparse
 
+COLUMNS: tuple[VectorColumn, ...] = ("resid", "final_hidden")
+WINDOW_BYTES = 1 << 28
+"""Rows that are shuffled together occupy at most this much memory."""
+
 
 class ReplayBatch(NamedTuple):
-    """Cached text tokens on which the KL loss is taken too."""
+    """Text tokens on which the KL loss is taken too."""
 
     latents: SparseLatents
     """[N, K]"""
@@ -54,28 +57,37 @@ def text_losses(
 class Replay:
     """Training text for these losses: one batch an optimiser step, the same for the same step.
 
+    The text is read in shuffled windows, and again when it ends; the number of the step is the
+    cursor. A stream gives whole sequences to every decoder: how many rows its shards have, and so
+    where a row would be, is only known once they are computed.
+
     Args:
-        activations: folder of the activation cache.
-        sae: encodes it.
+        text: the activations of its tokens, from the cache or a stream.
+        sae: encodes them.
         num_tokens: a batch.
         seed: of the order.
         sequences: whole sequences, for decoders that look back; else rows from anywhere.
     """
 
     def __init__(
-        self, activations: Path, sae: Sae, num_tokens: int, seed: int, *, sequences: bool = False
+        self,
+        text: ShuffledActivations,
+        sae: Sae,
+        num_tokens: int,
+        seed: int,
+        *,
+        sequences: bool = False,
     ) -> None:
         self.sae, self.seed = sae, seed
-        reader = self.reader = ActivationReader(activations, "train", window_bytes=1 << 28)
-        self.num_tokens = min(num_tokens, reader.num_tokens)
+        self.num_tokens = min(num_tokens, text.num_tokens)
         self._shuffled: Callable[..., Iterator[ActivationBatch]]
-        if sequences:
-            size = max(1, self.num_tokens // reader.meta.context_length)
-            self._shuffled, self._size = reader.shuffled_sequences, size
-            self._batches_per_epoch = reader.sequence_batches(size)
+        if isinstance(text, ActivationReader) and not sequences:
+            self._shuffled, self._size = text.shuffled, self.num_tokens
+            self._batches_per_epoch = text.batches_per_epoch(self.num_tokens)
         else:
-            self._shuffled, self._size = reader.shuffled, self.num_tokens
-            self._batches_per_epoch = reader.batches_per_epoch(self.num_tokens)
+            size = max(1, self.num_tokens // text.meta.context_length)
+            self._shuffled, self._size = text.shuffled_sequences, size
+            self._batches_per_epoch = text.sequence_batches(size)
         self._next_update = -1
         self._batches: Iterator[ActivationBatch] = iter(())
 
@@ -89,7 +101,7 @@ class Replay:
                 seed=self.seed,
                 epoch=epoch,
                 start_batch=place,
-                columns=("resid", "final_hidden"),
+                columns=COLUMNS,
             )
         self._next_update = update + 1
         batch = next(self._batches).to(self.sae.W_dec.device)

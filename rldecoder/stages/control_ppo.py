@@ -16,6 +16,7 @@ clearly above a control's, or where held-out KL rose above the supervised decode
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 from rldecoder.artifacts.catalogue import Controls
 from rldecoder.config.rl import ControlPpoConfig, TrainPpoConfig
 from rldecoder.curves import Curves
+from rldecoder.data.activation_reader import ShuffledActivations
 from rldecoder.decoder.faithfulness import Predictor, decoder_predictor
 from rldecoder.decoder.modeling_sae_decoder import SaeDecoderForCausalLM, new_decoder
 from rldecoder.evals.prompts import TaskPrompt
@@ -42,6 +44,7 @@ from rldecoder.rl.controls import (
     control_rows,
     each_training,
     sequence_kl,
+    task_drop,
     uniform_policy,
     uniform_predictor,
 )
@@ -53,6 +56,7 @@ from rldecoder.rl.text_training import require_text
 from rldecoder.seeds import derive_seed, seed_everything
 from rldecoder.stages.context import Output, StageContext
 from rldecoder.stages.inputs import ControlInputs
+from rldecoder.stages.replay_text import open_replay
 
 UNIFORM = "uniform_policy"
 RANDOM_INIT = "random_decoder"
@@ -100,21 +104,24 @@ def run(inputs: ControlInputs, config: ControlPpoConfig, ctx: StageContext) -> O
     kinds += [DISTILLATION, MORE_SUPERVISED] if config.supervised_continuation else []
     kinds += dict.fromkeys(config.further_arms)
     curves = Curves()
-    for kind in kinds:
-        decoders[kind] = [
-            _train(
-                kind,
-                i,
-                seed,
-                inputs.supervised.load(lm, sae),
-                inputs,
-                training,
-                config,
-                ctx,
-                curves,
-            )
-            for i, seed in enumerate(seeds)
-        ]
+    with ExitStack() as stack:
+        text = open_replay(inputs, training.ppo, ctx, stack, lm)
+        for kind in kinds:
+            decoders[kind] = [
+                _train(
+                    kind,
+                    i,
+                    seed,
+                    inputs.supervised.load(lm, sae),
+                    text,
+                    inputs,
+                    training,
+                    config,
+                    ctx,
+                    curves,
+                )
+                for i, seed in enumerate(seeds)
+            ]
 
     systems = _measure(decoders, evaluator, config, ctx)
     trained = systems[TRAINED]
@@ -146,7 +153,8 @@ def run(inputs: ControlInputs, config: ControlPpoConfig, ctx: StageContext) -> O
         beside=beside,
         comparisons=tuple(comparisons),
         systems={row.system: row for row in rows if row.task == "all"},
-        trainings=each_training(trained, list(systems.values()), seed),
+        trainings=each_training(trained, list(systems.values()), systems[FROZEN], seed),
+        supervised_drop=task_drop(systems[SUPERVISED], systems[FROZEN], seed),
         response_entropy=responses.entropy,
         response_effective_latents=responses.effective,
     )
@@ -161,6 +169,7 @@ def _train(
     number: int,
     seed: int,
     decoder: SaeDecoderForCausalLM,
+    text: ShuffledActivations | None,
     inputs: ControlInputs,
     training: TrainPpoConfig,
     config: ControlPpoConfig,
@@ -178,6 +187,7 @@ def _train(
         progress=ctx.progress / name,
         owner=f"{ctx.owner} {name}",
         seed=seed,
+        text=text,
         report=ctx.report,
         checkpoint_every_steps=config.checkpoint_every_steps,
     )

@@ -11,7 +11,7 @@ import shutil
 from rldecoder.artifacts.catalogue import FinalDecoder
 from rldecoder.config.rl import FreezeDecoderConfig
 from rldecoder.rl.controls import FROZEN, SUPERVISED, TrainingScore
-from rldecoder.rl.freeze import Freeze, Measured, decide
+from rldecoder.rl.freeze import Freeze, OnTest, decide
 from rldecoder.stages.context import Output, StageContext
 from rldecoder.stages.inputs import FreezeInputs
 
@@ -26,8 +26,8 @@ def run(inputs: FreezeInputs, config: FreezeDecoderConfig, ctx: StageContext) ->
 
     def decided(training: TrainingScore, verdict: str | None) -> Freeze:
         return decide(
-            Measured(training.kl, training.score),
-            Measured(supervised.kl, supervised.score),
+            OnTest(training.kl, training.score, training.drop),
+            OnTest(supervised.kl, supervised.score, controls.supervised_drop),
             controls.systems[FROZEN].score,
             control_verdict=verdict,
             judged_by=inputs.controls.stage,

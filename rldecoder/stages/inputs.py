@@ -97,9 +97,10 @@ class DecoderGateInputs(NamedTuple):
 
 
 class PpoInputs(NamedTuple):
-    """The gated supervised decoder."""
+    """The gated supervised decoder; the text where it is streamed."""
 
     model: ModelFolder
+    corpus: Corpus
     cache: ActivationCache
     sae: TrainedSae
     supervised: SupervisedDecoder
@@ -110,6 +111,7 @@ class ControlInputs(NamedTuple):
     """The trained policy beside the decoder that it started from."""
 
     model: ModelFolder
+    corpus: Corpus
     cache: ActivationCache
     sae: TrainedSae
     supervised: SupervisedDecoder

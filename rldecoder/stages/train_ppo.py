@@ -12,6 +12,7 @@ same, so that differences of pairs hold no differences of prompts and starts.
 from __future__ import annotations
 
 import shutil
+from contextlib import ExitStack
 
 from rldecoder.artifacts.catalogue import Policy
 from rldecoder.config.rl import TrainPpoConfig
@@ -22,6 +23,7 @@ from rldecoder.schemas import Scalar
 from rldecoder.seeds import derive_seed, seed_everything
 from rldecoder.stages.context import Output, StageContext
 from rldecoder.stages.inputs import PpoInputs
+from rldecoder.stages.replay_text import open_replay
 
 
 def run(inputs: PpoInputs, config: TrainPpoConfig, ctx: StageContext) -> Output:
@@ -36,7 +38,8 @@ def run(inputs: PpoInputs, config: TrainPpoConfig, ctx: StageContext) -> Output:
     curves = Curves()
     reasons: list[str] = []
     headline: dict[str, Scalar] = {}
-    with ctx.report.track("PPO", total, unit="rollout") as bar:
+    with ExitStack() as stack, ctx.report.track("PPO", total, unit="rollout") as bar:
+        text = open_replay(inputs, config.ppo, ctx, stack, lm)
         for number, seed in enumerate(seeds):
             name = "" if number == 0 else f"seed{number}"
             decoder = inputs.supervised.load(lm, sae)
@@ -49,6 +52,7 @@ def run(inputs: PpoInputs, config: TrainPpoConfig, ctx: StageContext) -> Output:
                 progress=ctx.progress / name,
                 owner=f"{ctx.owner} {name}",
                 seed=seed,
+                text=text,
                 report=ctx.report,
                 checkpoint_every_steps=config.checkpoint_every_steps,
             )

@@ -19,16 +19,13 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from rldecoder.artifacts.catalogue import ModelFolder, TrainedSae
+from rldecoder.artifacts.catalogue import TrainedSae
 from rldecoder.artifacts.store import MANIFEST
 from rldecoder.checkpoints import Checkpoints
 from rldecoder.config.sae import PretrainedSae, Retraining, TrainSaeConfig
 from rldecoder.curves import Curves
 from rldecoder.data.activation_reader import ShuffledActivations
-from rldecoder.data.forward import ActivationPass, PassSettings, plan_shards
-from rldecoder.data.shards import SplitSequences, read_tokens
-from rldecoder.data.stream_shards import ModelElsewhere, ModelShared, StreamWorker
-from rldecoder.data.streaming import ModelHere, ShardSource, StreamedActivations
+from rldecoder.data.streaming import StreamedActivations
 from rldecoder.errors import BadInputError, DamagedFileError, NumericalError
 from rldecoder.executors.teams import Member, make_task
 from rldecoder.lm.user_cache import sha256_file
@@ -52,6 +49,7 @@ from rldecoder.seeds import derive_seed, seed_everything
 from rldecoder.stages import preflight
 from rldecoder.stages.context import Output, StageContext
 from rldecoder.stages.inputs import Placed, SaeInputs, opened, placed
+from rldecoder.stages.streams import open_stream
 
 MEASURED_TOKENS = 2048
 """Rows that a pretrained SAE encodes at once."""
@@ -363,61 +361,20 @@ def open_train_split(
         stack: closed when they are no longer read.
         group: processes that share the model's work.
     """
-    cache = inputs.cache
     if config.source == "cache":
-        return cache.reader("train", config.window_bytes)
+        return inputs.cache.reader("train", config.window_bytes)
 
-    # The same shards in the same micro-batches as in the cache, so that the numbers are the same.
-    meta = cache.meta
-    most = config.stream_tokens
-    sequences = SplitSequences(inputs.corpus.folder, "train").num_sequences
-    if most is not None:
-        sequences = min(sequences, max(1, most // meta.context_length))
-    plan = plan_shards({"train": sequences}, meta.context_length, int(cache.config["shard_tokens"]))
-    source: ShardSource
-    if group.size == 1 and ctx.executor.is_here:
-        source = _model_here(inputs, ctx, sequences)
-    else:
-        settings = PassSettings(
-            model=inputs.model.model.absolute(),
-            record=ModelFolder.record.path(inputs.model.folder).absolute(),
-            corpus=inputs.corpus.folder.absolute(),
-            hook_layer=meta.hook_layer,
-            micro_batch=int(cache.config["micro_batch_sequences"]),
-            plan=tuple(plan),
-            suffix=".safetensors",
+    # Of several processes, each computes its part.
+    return stack.enter_context(
+        open_stream(
+            *inputs,
+            ctx,
+            columns=("resid",),
+            window_bytes=config.window_bytes,
+            max_tokens=config.stream_tokens,
+            peers=group if group.size > 1 else None,
         )
-        read = [inputs.model.folder, inputs.corpus.folder]
-        job = ctx.shards.job(StreamWorker, settings, read, "stream")
-        if group.size > 1:
-            source = stack.enter_context(ModelShared.opened(job, group, ctx.device, ctx.report))
-        else:
-            crew = stack.enter_context(ctx.executor.open(job, device=ctx.device, report=ctx.report))
-            source = ModelElsewhere(crew, job, ctx.report.note)
-
-    @contextmanager
-    def progress(num_tokens: int) -> Iterator[Callable[[float], None]]:
-        with ctx.report.track("frozen model", num_tokens, "tokens") as bar:
-            yield bar.advance
-
-    reader = StreamedActivations(
-        meta, plan, source, window_bytes=config.window_bytes, progress=progress
     )
-    stack.callback(reader.close)
-    return reader
-
-
-def _model_here(inputs: SaeInputs, ctx: StageContext, sequences: int) -> ModelHere:
-    """The frozen model on this process's device."""
-    forward = ActivationPass(
-        inputs.model.load(ctx.device),
-        inputs.cache.meta.hook_layer,
-        int(inputs.cache.config["micro_batch_sequences"]),
-        ctx.report.note,
-        with_final=False,
-    )
-    ids = read_tokens(inputs.corpus.folder, "train", sequences)
-    return ModelHere(forward, torch.from_numpy(ids))
 
 
 def _sample(reader: ShuffledActivations, num_tokens: int, seed: int) -> Tensor:

@@ -79,11 +79,19 @@ def test_every_training_is_judged_against_the_controls_of_its_own_seed():
     noise = system("random", [[0.0] * 20, [1.0] * 20, [0.0] * 20], [LOW] * 3, gates=True)
     uniform = system("uniform", [[0.0] * 20], [LOW], gates=True)
     beside = system("losses_only", [[1.0] * 20] * 3, [LOW] * 3)
-    found = each_training(trained, [noise, uniform, beside, trained], seed=0)
+    frozen = system("frozen", [[1.0] * 15 + [0.0] * 5], [LOW])
+    found = each_training(trained, [noise, uniform, beside, trained], frozen, seed=0)
     assert [one.not_beaten for one in found] == [(), ("random",), ("random", "uniform")]
     assert [one.score for one in found] == [1.0, 1.0, 0.0]
     assert found[0].kl == pytest.approx(np.mean(LOW))
     assert found[1].kl == pytest.approx(np.mean(HIGH))
+    # The frozen model answers 15 of 20: ahead of it where all are right, and far behind at none.
+    ahead, _, behind = (one.drop for one in found)
+    assert ahead is not None
+    assert behind is not None
+    assert (ahead.value, behind.value) == (-0.25, 0.75)
+    assert ahead.low < -0.25 < ahead.high <= 0
+    assert behind.low < 0.75 < behind.high <= 1
 
 
 def grouped(name: str, scores: list[float], size: int) -> System:

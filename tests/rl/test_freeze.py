@@ -5,20 +5,21 @@ from __future__ import annotations
 import pytest
 
 from rldecoder.config.rl import FreezeDecoderConfig
-from rldecoder.rl.freeze import Measured, decide
+from rldecoder.evals.statistics import Measured
+from rldecoder.rl.freeze import OnTest, decide
 
 CONFIG = FreezeDecoderConfig()
-SUPERVISED = Measured(kl=0.6, task_score=0.7)
+SUPERVISED = OnTest(kl=0.6, task_score=0.7)
 
 
-def found(ppo: Measured, control: str | None = "pass"):
+def found(ppo: OnTest, control: str | None = "pass"):
     return decide(
         ppo, SUPERVISED, 0.8, control_verdict=control, judged_by="controls", config=CONFIG
     )
 
 
 def test_frozen_when_everything_holds():
-    decision = found(Measured(0.49, 0.79))
+    decision = found(OnTest(0.49, 0.79))
     assert decision.frozen
     assert decision.which == "ppo"
     assert decision.reasons == ()
@@ -28,10 +29,10 @@ def test_frozen_when_everything_holds():
 @pytest.mark.parametrize(
     ("ppo", "control", "word"),
     [
-        (Measured(0.5, 0.8), "pass", "held-out KL"),
-        (Measured(0.4, 0.76), "pass", "task score"),
-        (Measured(0.4, 0.8), "fail", "controls"),
-        (Measured(0.4, 0.8), None, "controls"),
+        (OnTest(0.5, 0.8), "pass", "held-out KL"),
+        (OnTest(0.4, 0.76), "pass", "task score"),
+        (OnTest(0.4, 0.8), "fail", "controls"),
+        (OnTest(0.4, 0.8), None, "controls"),
     ],
 )
 def test_one_reason_each(ppo, control, word):
@@ -43,14 +44,26 @@ def test_one_reason_each(ppo, control, word):
 
 
 def test_a_ppo_decoder_that_lost_faithfulness_is_passed_over():
-    decision = found(Measured(0.66, 0.9))
+    decision = found(OnTest(0.66, 0.9))
     assert decision.which == "supervised"
     assert not decision.frozen
     assert decision.kl == SUPERVISED.kl
     assert decision.task_drop == pytest.approx(0.1)
     assert "supervised decoder is published instead" in decision.reasons[0]
-    assert found(Measured(0.64, 0.9)).which == "ppo"
+    assert found(OnTest(0.64, 0.9)).which == "ppo"
 
 
 def test_a_better_task_score_than_the_frozen_model_is_no_drop():
-    assert found(Measured(0.4, 0.95)).frozen
+    assert found(OnTest(0.4, 0.95)).frozen
+
+
+def test_the_drop_has_its_interval_which_decides_nothing():
+    """Of the decoder that is published."""
+    wide = Measured(value=0.01, low=-0.08, high=0.1)
+    decision = found(OnTest(0.4, 0.79, wide))
+    assert decision.frozen
+    assert (decision.task_drop_low, decision.task_drop_high) == (-0.08, 0.1)
+    assert decision.drop_in_words() == "-0.01 [-0.10, +0.08] beside the frozen model's"
+    passed_over = found(OnTest(0.66, 0.9, wide))
+    assert passed_over.task_drop_low is None
+    assert passed_over.drop_in_words() == "-0.10 beside the frozen model's"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from rldecoder.data.activation_reader import ActivationReader
 from rldecoder.decoder.distill import LogitBuffers, chunked_kl_ce
 from rldecoder.decoder.sequences import hidden_of_rows, slopes_of_choices
 from rldecoder.rl import core
@@ -15,11 +16,12 @@ from rldecoder.seeds import torch_generator
 
 def test_any_step_gives_the_same_batch_as_an_undisturbed_run(tiny_cache):
     sae = Sae.random_init(SaeSpec(d_model=64, num_latents=96, k=16, hook_layer=2), seed=1)
-    straight = Replay(tiny_cache, sae, num_tokens=50, seed=3)
-    assert straight.reader.batches_per_epoch(50) == 3  # so that steps 3 and 6 begin new epochs
+    text = ActivationReader(tiny_cache, "train")
+    straight = Replay(text, sae, num_tokens=50, seed=3)
+    assert text.batches_per_epoch(50) == 3  # so that steps 3 and 6 begin new epochs
     batches = [straight(step) for step in range(8)]
     for start in (0, 2, 3, 7):
-        resumed = Replay(tiny_cache, sae, num_tokens=50, seed=3)
+        resumed = Replay(ActivationReader(tiny_cache, "train"), sae, num_tokens=50, seed=3)
         for step in range(start, 8):
             again = resumed(step)
             assert torch.equal(again.frozen_hidden, batches[step].frozen_hidden)
@@ -29,8 +31,9 @@ def test_any_step_gives_the_same_batch_as_an_undisturbed_run(tiny_cache):
 
 def test_a_small_split_gives_what_it_has(tiny_cache):
     sae = Sae.random_init(SaeSpec(d_model=64, num_latents=96, k=16, hook_layer=2), seed=1)
-    replay = Replay(tiny_cache, sae, num_tokens=10_000, seed=0)
-    assert len(replay(0).frozen_hidden) == replay.reader.num_tokens == 180
+    text = ActivationReader(tiny_cache, "train")
+    replay = Replay(text, sae, num_tokens=10_000, seed=0)
+    assert len(replay(0).frozen_hidden) == text.num_tokens == 180
     replay(1)
 
 

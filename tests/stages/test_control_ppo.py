@@ -102,6 +102,11 @@ def test_the_verdict_has_each_training_by_itself(published):
     (only,) = record.trainings
     trained = record.systems["trained"]
     assert (only.score, only.kl) == (trained.score, trained.kl)
+    frozen = record.systems["frozen"]
+    for drop, of in ((only.drop, trained), (record.supervised_drop, record.systems["supervised"])):
+        assert drop is not None
+        assert drop.low <= drop.value <= drop.high
+        assert drop.value == pytest.approx(frozen.score - of.score)
     judged = {c.control for c in record.comparisons if c.control in control_ppo.GATING}
     assert set(only.not_beaten or ()) == judged - {
         c.control for c in record.comparisons if c.beaten

@@ -12,6 +12,7 @@ import pytest
 from rldecoder.artifacts.catalogue import Controls, FinalDecoder, Policy, SupervisedDecoder
 from rldecoder.config.rl import FreezeDecoderConfig
 from rldecoder.dashboard.build import freeze_note
+from rldecoder.evals.statistics import Measured
 from rldecoder.rl.controls import ControlVerdict, SystemRow, TrainingScore
 from rldecoder.stages.context import Output
 from rldecoder.stages.freeze_decoder import run
@@ -50,9 +51,15 @@ def make_inputs(
             "frozen": system("frozen", 0.0, 0.81),
         },
         trainings=tuple(
-            TrainingScore(kl=kl, score=score, not_beaten=which)
+            TrainingScore(
+                kl=kl,
+                score=score,
+                not_beaten=which,
+                drop=Measured(value=0.81 - score, low=0.76 - score, high=0.86 - score),
+            )
             for (kl, score), which in zip_longest(trainings, not_beaten)
         ),
+        supervised_drop=Measured(value=0.11, low=0.03, high=0.2),
         response_entropy={},
         response_effective_latents={},
     )
@@ -88,6 +95,10 @@ def test_publishes_one_of_the_two(tmp_path, context, ppo_kl, verdict, which, fro
     assert len(output.reasons) == len(freeze.reasons)
     assert output.verdict is None
     assert freeze.kl == {"ppo": ppo_kl, "supervised": 0.45}[which]
+    interval = {"ppo": (-0.04, 0.06), "supervised": (0.03, 0.2)}[which]
+    assert (freeze.task_drop_low, freeze.task_drop_high) == pytest.approx(interval)
+    if frozen:
+        assert "Its task score is -0.01 [-0.06, +0.04] beside the" in freeze_note(freeze)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,8 @@
-"""The table of all stages for docs/pipeline.md: `python -m rldecoder.stages.overview` prints it."""
+"""The table of all stages for docs/pipeline.md: `python -m rldecoder.stages.overview` prints it.
+
+What all but the first stage read, the model, is not said nineteen times; `?` marks a file that is
+there where it was asked for.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +14,11 @@ def stage_table() -> str:
     """Markdown: every stage, what it reads, what it publishes, and under which file names."""
     lines = ["| stage | reads | publishes | files |", "|---|---|---|---|"]
     for stage in STAGES:
-        reads = ", ".join(f"`{name}`" for name in stage.upstream) or "-"
+        reads = ", ".join(f"`{name}`" for name in stage.upstream if name != STAGES[0].name) or "-"
         if len(stage.upstream) == len(STAGES) - 1:
             reads = "all others"
         files = ", ".join(
-            f"`{file.name}`" + (" (where asked for)" if isinstance(file, Maybe) else "")
+            f"`{file.name}`" + ("?" if isinstance(file, Maybe) else "")
             for file in stage.artifact.files().values()
         )
         what = " ".join((stage.artifact.__doc__ or "").split()).removesuffix(".")

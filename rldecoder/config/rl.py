@@ -79,6 +79,9 @@ class PpoSettings(Config):
     replay_source: Literal["cache", "stream"] = late("cache")
     """`cache` reads that text from the train split of `cache_activations`; `stream` runs the frozen
     model over `ingest`'s train split as training goes on, for a buffer that no disk holds."""
+    replay_window_bytes: int = late(1 << 28, gt=0)
+    """Text that is shuffled together occupies at most this much memory. A stream computes a window
+    at a time, the last one whole: a short training on a slow device wants a small one."""
     lr: float = Field(default=2e-5, gt=0)
     """Peak learning rate of the map from latents (Adam)."""
     blocks_lr: float = Field(default=1e-5, gt=0)

@@ -7,6 +7,7 @@ beside it. Disk is what the artifact keeps; scratch is what the stage holds besi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from rldecoder.config.data import SplitTokens
@@ -222,15 +223,30 @@ def _ppo_training(s: Sizing) -> tuple[int, float]:
     steps = sum(stage.steps for stage in config.stages)
     sampled = ppo.batch_size * ROLLOUT_TOKENS
     replayed = ppo.inner_epochs * ppo.minibatches * ppo.replay_tokens
+    streamed = replay_stream_tokens(s, steps * replayed)
     # Sampling, scoring by the frozen model and the reference; then the inner epochs.
     roll = s.forward + 2 * (s.encode + s.decode)
     learn = 3 * s.decode + s.model.unembed_flops
-    read = s.encode + (s.forward if ppo.replay_source == "stream" else 0)
-    flops = steps * (sampled * (roll + ppo.inner_epochs * learn) + replayed * (learn + read))
+    flops = steps * (sampled * (roll + ppo.inner_epochs * learn) + replayed * (learn + s.encode))
+    flops += streamed * (s.forward - s.model.unembed_flops)
     rounds = 4 + steps // config.eval_every_steps
     tasks = len(config.tasks) + len(config.file_tasks)
     measured = rounds * (config.eval_tokens + config.eval_prompts * tasks * ROLLOUT_TOKENS)
     return steps * (sampled + replayed) + measured, flops + measured * (s.forward + s.decode)
+
+
+def replay_stream_tokens(s: Sizing, visits: int) -> int:
+    """Tokens that the frozen model is run over while a PPO training replays `visits` of a stream.
+
+    Whole windows, a shard at least; a split that fits one is computed once.
+    """
+    ppo = s.run.train_ppo.ppo
+    if ppo.replay_source == "cache" or visits == 0:
+        return 0
+    rows = ppo.replay_window_bytes // row_bytes(s.d_model)
+    window = max(rows, s.run.cache_activations.shard_tokens)
+    text = s.run.ingest.budget_tokens.train // s.length * s.length
+    return text if text <= window else math.ceil(visits / window) * window
 
 
 def _train_ppo(s: Sizing) -> Cost:

@@ -32,7 +32,7 @@ from rldecoder.rl.collapse import CollapseState, CollapseWatch
 from rldecoder.rl.evaluation import EVALUATIONS, EvaluationRow, Evaluator
 from rldecoder.rl.kinds import ANSWERS, RESPONSE_LOSSES, Kind, asks_the_teacher, settings_of
 from rldecoder.rl.learner import Plan, PpoStep, choose_share, make_learner
-from rldecoder.rl.replay import WINDOW_BYTES, Replay
+from rldecoder.rl.replay import Replay
 from rldecoder.rl.rewards import FaithfulnessReward, RandomReward, WeightedReward, decoder_rewards
 from rldecoder.rl.rollout import DecoderSampler
 from rldecoder.rl.rollout_log import RolloutLog, rollout_rows
@@ -328,7 +328,8 @@ class PpoRun:
             return None
         text = self.text
         if text is None:
-            text = ActivationReader(self.activations, "train", window_bytes=WINDOW_BYTES)
+            window = settings.replay_window_bytes
+            text = ActivationReader(self.activations, "train", window_bytes=window)
         return Replay(
             text,
             self.decoder.frozen.sae,

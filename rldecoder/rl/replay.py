@@ -20,8 +20,6 @@ from rldecoder.sae.selection import SparseLatents
 from rldecoder.sae.sparse_ops import decode_sparse
 
 COLUMNS: tuple[VectorColumn, ...] = ("resid", "final_hidden")
-WINDOW_BYTES = 1 << 28
-"""Rows that are shuffled together occupy at most this much memory."""
 
 
 class ReplayBatch(NamedTuple):

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from rldecoder.config.rl import PpoSettings
 from rldecoder.data.streaming import StreamedActivations
 from rldecoder.lm.frozen import FrozenLM
-from rldecoder.rl.replay import COLUMNS, WINDOW_BYTES
+from rldecoder.rl.replay import COLUMNS
 from rldecoder.stages.context import StageContext
 from rldecoder.stages.inputs import ControlInputs, PpoInputs
 from rldecoder.stages.streams import open_stream
@@ -34,7 +34,7 @@ def open_replay(
             inputs.cache,
             ctx,
             columns=COLUMNS,
-            window_bytes=WINDOW_BYTES,
+            window_bytes=settings.replay_window_bytes,
             lm=lm,
         )
     )

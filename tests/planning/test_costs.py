@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from rldecoder.config.model import SyncTokenizerConfig
 from rldecoder.config.run import RunConfig, load_run_config
 from rldecoder.lm.frozen import FrozenLM
-from rldecoder.planning.costs import stage_cost, streamed_tokens
+from rldecoder.planning.costs import replay_stream_tokens, stage_cost, streamed_tokens
 from rldecoder.planning.sizes import ModelSizes, model_sizes
 from rldecoder.planning.sizing import Cost, Sizing
 from rldecoder.sae.model import Sae
@@ -139,3 +139,22 @@ def test_a_stream_runs_the_model_once_an_epoch() -> None:
     sizing = Sizing(run, model_sizes(run.sync_tokenizer))
     more = stage_cost("train_sae", sizing).flops - cost("train_sae").flops
     assert more == pytest.approx(16384 * sizing.trunk)
+
+
+def test_a_streamed_buffer_is_computed_in_whole_windows() -> None:
+    def streamed(visits: int, *overrides: str) -> int:
+        run = debug("train_ppo.ppo.replay_source=stream", *overrides)
+        return replay_stream_tokens(Sizing(run, model_sizes(run.sync_tokenizer)), visits)
+
+    run = debug()
+    text, shard = run.ingest.budget_tokens.train, run.cache_activations.shard_tokens
+    assert streamed(100) == streamed(10 * text) == text  # one window, read from memory again
+    small = "train_ppo.ppo.replay_window_bytes=1"
+    more = f"ingest.budget_tokens.train={100 * shard}"
+    assert streamed(1, small, more) == shard
+    assert streamed(3 * shard + 1, small, more) == 4 * shard
+    assert streamed(0) == replay_stream_tokens(Sizing(run, model_sizes(run.sync_tokenizer)), 9) == 0
+    sizing = Sizing(run, model_sizes(run.sync_tokenizer))
+    stream = cost("train_ppo", "train_ppo.ppo.replay_source=stream").flops
+    blocks = sizing.forward - sizing.model.unembed_flops
+    assert stream - cost("train_ppo").flops == pytest.approx(text * blocks)

@@ -19,8 +19,6 @@ from rldecoder.data import forward, streaming
 from rldecoder.data.activation_reader import ActivationReader
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.reporting import SilentReporter
-from rldecoder.rl import ppo_run
-from rldecoder.rl import replay as replay_module
 from rldecoder.rl.replay import Replay, ReplayBatch
 from rldecoder.sae.model import Sae
 from rldecoder.stages import cache_activations, control_ppo, replay_text, train_ppo
@@ -38,6 +36,7 @@ SEQUENCES = 22
 CACHE = CacheActivationsConfig(
     hook_layer=HOOK_LAYER, shard_tokens=6 * LENGTH, micro_batch_sequences=4
 )
+WINDOW = 12 * LENGTH * (10 + 2 * 2 * 64)
 STEPS = 27
 """Of two sequences each: two epochs and a half."""
 
@@ -56,7 +55,7 @@ def inputs(
     context: MakeContext,
     monkeypatch: pytest.MonkeyPatch,
 ) -> PpoInputs:
-    """A real cache of a real corpus; windows of two shards."""
+    """A real cache of a real corpus."""
     monkeypatch.setattr(forward, "is_sink", few_are_sinks)
     made = make_rl_inputs(tmp_path / "rl", tiny_lm_dir, request.param)
     splits = {"train": SEQUENCES, "validation": 6, "test": 6}
@@ -65,14 +64,13 @@ def inputs(
     output = cache_activations.run(TextInputs(model, corpus), CACHE, ctx)
     assert output.metrics["sink_tokens"]
     cache = published(ActivationCache, ctx.out, output, CACHE.model_dump(mode="json"))
-    width = 10 + 2 * 2 * cache.meta.d_model
-    for module in (replay_module, replay_text, ppo_run):
-        monkeypatch.setattr(module, "WINDOW_BYTES", 12 * LENGTH * width)
     return made._replace(model=model, corpus=corpus, cache=cache)
 
 
 def settings(source: str) -> PpoSettings:
-    return small_config().ppo.model_copy(update={"replay_source": source, "replay_tokens": 32})
+    """Two sequences a batch; windows of two shards."""
+    update = {"replay_source": source, "replay_tokens": 32, "replay_window_bytes": WINDOW}
+    return small_config().ppo.model_copy(update=update)
 
 
 class Opened(NamedTuple):
@@ -89,8 +87,7 @@ class Opened(NamedTuple):
         return Replay(text, self.sae, 32, seed=5)
 
     def cached(self) -> Replay:
-        window = replay_module.WINDOW_BYTES
-        text = ActivationReader(self.inputs.cache.folder, "train", window_bytes=window)
+        text = ActivationReader(self.inputs.cache.folder, "train", window_bytes=WINDOW)
         return Replay(text, self.sae, 32, seed=5, sequences=True)
 
 

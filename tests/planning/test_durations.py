@@ -30,6 +30,7 @@ THEN = [
     "ingest.budget_tokens.train=122880", "cache_activations.budget_tokens.train=122880",
     "ingest.budget_tokens.label=16384", "cache_activations.budget_tokens.label=16384",
     "train_sae.budget_tokens=900000", "train_decoder.budget_tokens=30000", "train_sae.k=64",
+    "ingest.sources=[{type: pydocs}, {type: reader}, {type: tasks}]",
 ]  # fmt: skip
 """The settings of both runs where today's differ."""
 

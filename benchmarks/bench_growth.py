@@ -55,10 +55,12 @@ from rldecoder.interp.patch_shards import SHARD_TOKENS, AttributionSettings, Att
 from rldecoder.interp.tally import Tally
 from rldecoder.lm.frozen import FrozenLM
 from rldecoder.reporting import SilentReporter
+from rldecoder.rl.replay import COLUMNS, Replay
 from rldecoder.runner import plan, run_stage, store_for
 from rldecoder.sae.model import Sae, SaeSpec
 from rldecoder.stages.context import StageContext
 from rldecoder.stages.inputs import IngestInputs, TextInputs
+from rldecoder.stages.streams import open_stream
 from rldecoder.stages.table import stage_named
 
 app = typer.Typer(help=__doc__, add_completion=False)
@@ -204,6 +206,19 @@ def faithfulness(bed: Bed, tokens: int, folder: Path) -> None:
     summarise(shards.results(FaithfulnessWorker, settings, [], "scored", "score"), 0)
 
 
+def streamed_text(bed: Bed, tokens: int, folder: Path) -> None:
+    """What PPO replays, from a stream in windows of 8 MB: the frozen model, then the SAE."""
+    config = {"shard_tokens": 16_384, "micro_batch_sequences": 8}
+    cache = ActivationCache(bed.cache.folder, "0" * 16, {}, config)
+    stream = open_stream(
+        bed.model, bed.corpus, cache, bed.context(folder), columns=COLUMNS, window_bytes=1 << 23
+    )
+    with stream as text:
+        replay = Replay(text, Sae.load(bed.folder / "sae"), 2048, seed=0)
+        for step in range(tokens // 2048):
+            replay(step)
+
+
 STAGES: dict[str, Callable[[Bed, int, Path], None]] = {
     "ingest": ingest,
     "baselines": baselines,
@@ -211,6 +226,7 @@ STAGES: dict[str, Callable[[Bed, int, Path], None]] = {
     "label_features: encoding": encoding,
     "rank_features: attribution": attribution,
     "evaluate: faithfulness": faithfulness,
+    "train_ppo: streamed text": streamed_text,
 }
 LARGEST = {"ingest": 10**7, "label_features: encoding": 10**7}
 """Tokens; of the others, which run the frozen model, 10^6."""

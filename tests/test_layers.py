@@ -55,6 +55,8 @@ FURNITURE = (
     "preflight",
     "inputs",
     "overview",
+    "streams",
+    "replay_text",
 )  # what the rooms are furnished with
 
 

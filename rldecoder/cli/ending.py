@@ -83,8 +83,8 @@ def built(run: Run) -> list[str]:
         f"confidence: {_number(labelled.value, '.0%')}; claims that hold: "
         f"{_number(precision.value, '.0%')}.",
         f"PPO added {gain.score_difference:+.2f} [{gain.score_low:+.2f}, {gain.score_high:+.2f}] "
-        "of task score to the supervised decoder it started from. The published one's is "
-        f"{freeze.drop_in_words()}.",
+        "of task score to the supervised decoder it started from; on the same prompts the "
+        f"published decoder scores {freeze.drop_in_words()}.",
         *tasks_behind(run, freeze.which),
     ]
 

@@ -201,7 +201,9 @@ def freeze_note(freeze: Freeze) -> str:
     if freeze.num_trainings is not None:
         seeds = f" Of {freeze.num_trainings} trainings {freeze.num_frozen} would be by themselves."
     if freeze.frozen:
-        return f"Frozen: {which} is final. Its task score is {freeze.drop_in_words()}.{seeds}"
+        return (
+            f"Frozen: {which} is final. On PPO's tasks it scores {freeze.drop_in_words()}.{seeds}"
+        )
     reasons = "; ".join(visible_text(reason, 300) for reason in freeze.reasons)
     return (
         f"Not frozen. {which[0].upper()}{which[1:]} is published as final, because {reasons}."

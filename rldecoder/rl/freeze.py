@@ -49,10 +49,10 @@ class Freeze(JsonRecord):
         return self.model_dump(include={"frozen", "which", "kl", "task_drop"})
 
     def drop_in_words(self) -> str:
-        """The drop with its interval, as the end of a sentence about a task score."""
+        """The drop with its interval, of a decoder that "scores ..." on PPO's tasks."""
         low, high = self.task_drop_low, self.task_drop_high
         interval = "" if low is None or high is None else f" [{0 - high:+.2f}, {0 - low:+.2f}]"
-        return f"{0 - self.task_drop:+.2f}{interval} beside the frozen model's"
+        return f"{0 - self.task_drop:+.2f}{interval} more than the frozen model"
 
 
 def decide(

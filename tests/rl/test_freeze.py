@@ -63,7 +63,7 @@ def test_the_drop_has_its_interval_which_decides_nothing():
     decision = found(OnTest(0.4, 0.79, wide))
     assert decision.frozen
     assert (decision.task_drop_low, decision.task_drop_high) == (-0.08, 0.1)
-    assert decision.drop_in_words() == "-0.01 [-0.10, +0.08] beside the frozen model's"
+    assert decision.drop_in_words() == "-0.01 [-0.10, +0.08] more than the frozen model"
     passed_over = found(OnTest(0.66, 0.9, wide))
     assert passed_over.task_drop_low is None
-    assert passed_over.drop_in_words() == "-0.10 beside the frozen model's"
+    assert passed_over.drop_in_words() == "-0.10 more than the frozen model"

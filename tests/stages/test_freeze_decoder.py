@@ -98,7 +98,7 @@ def test_publishes_one_of_the_two(tmp_path, context, ppo_kl, verdict, which, fro
     interval = {"ppo": (-0.04, 0.06), "supervised": (0.03, 0.2)}[which]
     assert (freeze.task_drop_low, freeze.task_drop_high) == pytest.approx(interval)
     if frozen:
-        assert "Its task score is -0.01 [-0.06, +0.04] beside the" in freeze_note(freeze)
+        assert "scores -0.01 [-0.06, +0.04] more than the frozen model." in freeze_note(freeze)
 
 
 @pytest.mark.parametrize(

@@ -158,7 +158,8 @@ def load_run_config(path: Path | str, overrides: list[str] | None = None) -> Run
             problem is named at once.
     """
     path = config_path(path)
-    values = read_yaml(path, what="config")
+    # What two sections share by an alias is one object, which an override would change in both.
+    values = _unshared(read_yaml(path, what="config"))
     if not isinstance(values, dict):
         raise BadInputError(f"{path} holds no settings.", "A mapping of keys was expected.")
     for override in overrides or []:
@@ -178,6 +179,13 @@ def load_run_config(path: Path | str, overrides: list[str] | None = None) -> Run
         "",
         "`rldecoder settings STAGE` lists the settings of a stage with their meaning.",
     )
+
+
+def _unshared(value: Any) -> Any:
+    """A copy in which no part stands twice."""
+    if isinstance(value, dict):
+        return {key: _unshared(part) for key, part in value.items()}
+    return [_unshared(part) for part in value] if isinstance(value, list) else value
 
 
 def _apply(values: dict[str, Any], override: str) -> None:

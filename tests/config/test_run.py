@@ -95,6 +95,18 @@ def test_overrides_are_yaml_values() -> None:
     assert (run.seed, run.train_sae.k, run.mirror) == (7, 3, None)
 
 
+def test_an_override_changes_one_setting_where_yaml_shares_a_value(tmp_path: Path) -> None:
+    path = tmp_path / "shared.yaml"
+    path.write_text(
+        "name: shared\nsync_tokenizer: {model: random}\ningest: {budget_tokens: &budget {train: 5000, test: 900}}\n"
+        "cache_activations: {budget_tokens: *budget}\n"
+    )
+    run = load_run_config(path, ["ingest.budget_tokens.train=70000"])
+    assert run.ingest.budget_tokens.train == 70_000
+    assert run.cache_activations.budget_tokens.train == 5_000
+    assert run.cache_activations.budget_tokens.test == run.ingest.budget_tokens.test == 900
+
+
 @pytest.mark.parametrize("override", ["seed", "=3", "name.deeper=1"])
 def test_malformed_overrides(override: str) -> None:
     with pytest.raises(BadInputError):

@@ -98,7 +98,8 @@ def test_overrides_are_yaml_values() -> None:
 def test_an_override_changes_one_setting_where_yaml_shares_a_value(tmp_path: Path) -> None:
     path = tmp_path / "shared.yaml"
     path.write_text(
-        "name: shared\nsync_tokenizer: {model: random}\ningest: {budget_tokens: &budget {train: 5000, test: 900}}\n"
+        "name: shared\nsync_tokenizer: {model: random}\n"
+        "ingest: {budget_tokens: &budget {train: 5000, test: 900}}\n"
         "cache_activations: {budget_tokens: *budget}\n"
     )
     run = load_run_config(path, ["ingest.budget_tokens.train=70000"])

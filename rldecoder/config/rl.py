@@ -110,6 +110,11 @@ class PpoSettings(Config):
     """Of the products in scoring and in the inner epochs; `medium` multiplies in bfloat16 where
     the hardware can. Sampling and evaluation are always in float32."""
 
+    @property
+    def replays(self) -> bool:
+        """Whether any loss is taken on text beside the rollouts."""
+        return self.replay_tokens > 0 and max(self.kl_loss_coef, self.sparsity_loss_coef) > 0
+
     @model_validator(mode="after")
     def _check(self) -> PpoSettings:
         if self.batch_size % self.minibatches:

@@ -324,7 +324,7 @@ class PpoRun:
 
     def _replay(self) -> Replay | None:
         settings = self.settings
-        if settings.replay_tokens == 0 or settings.kl_loss_coef == settings.sparsity_loss_coef == 0:
+        if not settings.replays:
             return None
         text = self.text
         if text is None:

@@ -25,7 +25,7 @@ def open_replay(
     Args:
         stack: closed when it is no longer read.
     """
-    if settings.replay_source == "cache" or settings.replay_tokens == 0:
+    if settings.replay_source == "cache" or not settings.replays:
         return None
     return stack.enter_context(
         open_stream(
